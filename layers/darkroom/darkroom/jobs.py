@@ -1,0 +1,153 @@
+"""A job: one CSV, its options, its runs (one per upload) and where its results lie."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import PurePosixPath
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from darkroom.rows import AspectRatio, Resolution
+
+
+def job_id(key: str) -> str:
+    """`jobs/products.csv` -> `jobs/products` (also for `.csv.gz`)."""
+    return key.removesuffix(".gz").removesuffix(".csv")
+
+
+class JobOptions(BaseModel):
+    """User metadata of the uploaded CSV, names as in S3 with dashes as underscores."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    filter_rows: str | None = None
+    resume: bool = True
+    retry_failed: bool = False
+    instruction_column: str | None = None
+    output_name_column: str | None = None
+    budget_usd: float | None = Field(default=None, ge=0)
+    model: str | None = None
+    aspect_ratio: AspectRatio | None = None
+    resolution: Resolution | None = None
+    quality: str | None = None
+    max_attempts: int = Field(default=5, ge=1, le=50)
+
+    @property
+    def budget_micro_usd(self) -> int | None:
+        return None if self.budget_usd is None else round(self.budget_usd * 1_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The uploaded CSV, pinned to one version of the object."""
+
+    bucket: str
+    key: str
+    version_id: str | None
+    size: int = 0
+
+    @property
+    def base(self) -> str:
+        """Where relative image paths start from: `s3://bucket/folder/`."""
+        parent = PurePosixPath(self.key).parent.as_posix()
+        return f"s3://{self.bucket}/" + ("" if parent == "." else f"{parent}/")
+
+
+class RunState(StrEnum):
+    SPLITTING = "splitting"
+    RUNNING = "running"
+    REPORTING = "reporting"
+    DONE = "done"
+    FAILED = "failed"  # the file could not be used; `reason` says why
+    STOPPED = "stopped"  # by the user; rows left over end as `failed: stopped`
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What the splitter made of the CSV's data rows; they add up to `rows`."""
+
+    rows: int = 0
+    queued: int = 0
+    resumed: int = 0  # succeeded in an earlier upload, unchanged
+    kept_failed: int = 0  # failed in an earlier upload, unchanged, and retry-failed is off
+    invalid: int = 0  # `failed: bad_input` without being queued
+    skipped: int = 0  # outside filter-rows
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where the splitter goes on: byte offset in the decompressed text, next data row."""
+
+    offset: int = 0
+    row: int = 0
+    hops: int = 0
+    totals: Totals = Totals()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One upload of a job's CSV, as the ledger knows it. Times in Unix seconds."""
+
+    job: str
+    run: str
+    state: RunState
+    source: Source
+    options: JobOptions
+    started_at: float
+    sequencer: str = ""  # S3's order of events for one key, as a hex string
+    split_done: bool = False
+    totals: Totals = Totals()
+    checkpoint: Checkpoint = Checkpoint()
+    reason: str | None = None  # why it FAILED
+    finished_at: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Sums over a run's counter shards: rows settled in this run, and what they cost."""
+
+    succeeded: int = 0
+    failed: int = 0
+    dead: int = 0
+    fallback: int = 0
+    attempts: int = 0
+    cost_micro_usd: int = 0
+    possible_duplicate_charges: int = 0
+    unpriced: int = 0  # answers of models whose price is not known
+
+    @property
+    def settled(self) -> int:
+        return self.succeeded + self.failed + self.dead
+
+
+@dataclass(frozen=True, slots=True)
+class ResultPaths:
+    """Keys in the results bucket for one job."""
+
+    job: str
+
+    @property
+    def manifest(self) -> str:
+        return f"{self.job}/manifest.csv"
+
+    @property
+    def report(self) -> str:
+        return f"{self.job}/report.html"
+
+    @property
+    def summary(self) -> str:
+        return f"{self.job}/job.json"
+
+    def report_page(self, page: int) -> str:
+        """Page 1 is `report.html` itself, the others lie beside it."""
+        return self.report if page == 1 else f"{self.job}/report-{page:03d}.html"
+
+    def image(self, name: str, copy: int = 0) -> str:
+        """`name` is relative to images/, with its extension; `copy` > 0 for further images of n."""
+        path = PurePosixPath(name)
+        stem = path.with_suffix("").as_posix()
+        return f"{self.job}/images/{stem}{f'-{copy}' if copy else ''}{path.suffix}"
+
+    def thumb(self, key: str, side: str) -> str:
+        """`side` is "before" or "after"."""
+        return f"{self.job}/thumbs/{key}-{side}.webp"

@@ -1,0 +1,41 @@
+"""A function's environment as a typed value, parsed once before any work."""
+
+import os
+from collections.abc import Mapping
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from darkroom.errors import ConfigurationError
+
+
+class Settings(BaseModel):
+    """What template.yaml sets on every function, names in upper case."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    stack_name: str
+    input_bucket: str
+    results_bucket: str
+    ledger_table: str
+    endpoints_table: str
+    endpoints_secret_arn: str
+    rows_queue_url: str
+    dead_letter_queue_url: str
+    jobs_topic_arn: str
+    reporter_function: str
+    rows_per_worker: int = Field(default=4, ge=1, le=10)
+    allowed_image_hosts: str = ""  # comma list; empty: any public host
+    trusted_image_hosts: str = ""  # comma list; also over http and at private addresses
+    on_unknown_outcome: Literal["retry", "fail"] = "retry"
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Raises ConfigurationError that names the variable."""
+        values = {k.lower(): v for k, v in environment.items() if k.lower() in cls.model_fields}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            name = str(first["loc"][0]).upper() if first["loc"] else "environment"
+            raise ConfigurationError(f"{name}: {first['msg']}") from error
