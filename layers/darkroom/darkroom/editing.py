@@ -1,15 +1,13 @@
 """A row's way through the editor: claim, load, call, store, settle."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from darkroom.calls import CallFailed, CallPlan, EditAnswer, SourceImage
-from darkroom.dispatch import Delivery, Dispatcher, LeaseLost
+from darkroom.dispatch import Dispatcher, LeaseLost
 from darkroom.endpoints import Endpoint
-from darkroom.errors import DeferRow, Reason, RetryRow, RowRejected
-from darkroom.jobs import ResultPaths, Run, RunState
-from darkroom.ledger import Claim, NotClaimed, RowResult, RowState
-from darkroom.pictures import open_source, render, thumbnail
+from darkroom.errors import Reason, RowRejected
+from darkroom.jobs import Run
+from darkroom.ledger import Claim, NotClaimed
 from darkroom.planning import plan_call
 from darkroom.ports import Budget, Clock, ImageFetcher, ObjectStore, RowLedger, RowQueue, Telemetry
 from darkroom.rows import RowMessage, RowRequest
@@ -34,7 +32,7 @@ class _RowErrand:
     unpriced: bool = False
 
     def plan(self, endpoint: Endpoint) -> CallPlan:
-        model = self.request.model if self.request.model else endpoint.model
+        model = self.request.model or endpoint.model
         return plan_call(self.request, self.images, self.mask, endpoint.provider, model)
 
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
