@@ -49,7 +49,7 @@ class SourceImage:
 
 @dataclass(frozen=True, slots=True)
 class CallPlan:
-    """A row's request fitted to one model. Built by `planning.plan_call`, sent by an ImageEditor."""
+    """A row's request fitted to one model: made by `planning.plan_call`, sent by an ImageEditor."""
 
     provider: Provider
     model: str

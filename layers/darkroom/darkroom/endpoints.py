@@ -25,7 +25,7 @@ def key_fingerprint(key: SecretStr) -> str:
 class Endpoint(BaseModel):
     """One quota at one provider: a base URL, a model, keys that share its limits.
 
-    `requests_per_minute`, `requests_per_day` and `max_in_flight`: 0 means no limit. Times in seconds.
+    `requests_per_minute`, `requests_per_day`, `max_in_flight`: 0 means no limit. Times in seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)

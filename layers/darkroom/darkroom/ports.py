@@ -1,6 +1,7 @@
 """The outside services, as small Protocols in our own words. Adapters implement them."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import IO, Protocol
 
 from pydantic import SecretStr
@@ -55,6 +56,9 @@ class SecretSource(Protocol):
 class Telemetry(Protocol):
     """Metrics of the contract (namespace Darkroom) and one structured log line per event."""
 
+    def bound(self, **fields: object) -> AbstractContextManager[None]:
+        """Adds fields (job, row, ...) to every line logged inside, in this thread only."""
+
     def metric(
         self, name: str, value: float = 1, *, endpoint: str | None = None, unit: str = "Count"
     ) -> None: ...
@@ -72,9 +76,8 @@ class RunLedger(Protocol):
     def start(self, run: Run, lease_seconds: float) -> Run | None:
         """Make `run` the job's current run, or take over one whose splitter died.
 
-        Returns the run to split (its checkpoint tells from where), or None when there is nothing to do:
-        the event came twice, or a newer upload (by sequencer) is current. Raises RetryLater-like
-        errors only from the service itself.
+        Returns the run to split (its checkpoint tells from where), or None when there is nothing
+        to do: the event came twice, or a newer upload (by sequencer) is current.
         """
 
     def checkpoint(self, run: Run, checkpoint: Checkpoint, lease_seconds: float) -> bool:
