@@ -69,6 +69,9 @@ class Telemetry(Protocol):
 
     def error(self, event: str, **fields: object) -> None: ...
 
+    def exception(self, event: str, **fields: object) -> None:
+        """Like error, with the traceback of the exception being handled."""
+
 
 class RunLedger(Protocol):
     """Jobs and their runs."""

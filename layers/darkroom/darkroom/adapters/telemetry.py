@@ -12,6 +12,7 @@ from aws_lambda_powertools.metrics.provider.cloudwatch_emf.cloudwatch import (
 )
 
 NAMESPACE = "Darkroom"
+_RESERVED = {*vars(logging.makeLogRecord({})), "message", "asctime"}
 
 _bound: ContextVar[dict[str, object] | None] = ContextVar("darkroom_log_fields", default=None)
 
@@ -51,13 +52,16 @@ class PowertoolsTelemetry:
             self._pending.append((endpoint, name, unit, value))
 
     def info(self, event: str, **fields: object) -> None:
-        self._logger.info(event, extra=self._fields(fields))
+        self._logger.info(event, extra=self._fields(fields), stacklevel=3)
 
     def warning(self, event: str, **fields: object) -> None:
-        self._logger.warning(event, extra=self._fields(fields))
+        self._logger.warning(event, extra=self._fields(fields), stacklevel=3)
 
     def error(self, event: str, **fields: object) -> None:
-        self._logger.error(event, extra=self._fields(fields))
+        self._logger.error(event, extra=self._fields(fields), stacklevel=3)
+
+    def exception(self, event: str, **fields: object) -> None:
+        self._logger.exception(event, extra=self._fields(fields), stacklevel=3)
 
     def flush(self) -> None:
         """Print the pending metrics, one EMF line per set of dimensions."""
@@ -82,4 +86,6 @@ class PowertoolsTelemetry:
 
     @staticmethod
     def _fields(fields: dict[str, object]) -> dict[str, object]:
-        return {**(_bound.get() or {}), **fields}
+        both = {**(_bound.get() or {}), **fields}
+        # logging refuses its own attribute names ("name", "args", ...) as extra fields.
+        return {f"{k}_" if k in _RESERVED else k: v for k, v in both.items()}
