@@ -1,6 +1,5 @@
 import json
 import uuid
-from collections.abc import Iterator
 
 import pytest
 from darkroom.adapters.telemetry import PowertoolsTelemetry
@@ -10,11 +9,10 @@ def _lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.fixture
-def telemetry(capsys: pytest.CaptureFixture[str]) -> Iterator[PowertoolsTelemetry]:
-    # A fresh service name: Powertools keeps one logger per service, with the stream it began with.
-    yield PowertoolsTelemetry("shop", uuid.uuid4().hex)
-    capsys.readouterr()
+def _telemetry() -> PowertoolsTelemetry:
+    # A new service name each time: Powertools keeps one logger, with its stream, per service. Made in
+    # the test itself, since capsys has another stream during the set-up of fixtures.
+    return PowertoolsTelemetry("shop", uuid.uuid4().hex)
 
 
 def _emf(line: dict[str, object]) -> dict[str, object]:
@@ -28,8 +26,9 @@ def _emf(line: dict[str, object]) -> dict[str, object]:
 
 
 def test_stack_metrics_have_the_stack_as_their_only_dimension(
-    telemetry: PowertoolsTelemetry, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    telemetry = _telemetry()
     telemetry.metric("RowsSucceeded")
     telemetry.flush()
     (line,) = _lines(capsys)
@@ -40,8 +39,9 @@ def test_stack_metrics_have_the_stack_as_their_only_dimension(
 
 
 def test_endpoint_metrics_count_for_the_stack_and_for_the_endpoint(
-    telemetry: PowertoolsTelemetry, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    telemetry = _telemetry()
     telemetry.metric("ProviderCalls", endpoint="gemini-main")
     telemetry.metric("ProviderLatency", 120.0, endpoint="gemini-main", unit="Milliseconds")
     telemetry.metric("ProviderCalls", endpoint="openai-main")
@@ -53,8 +53,9 @@ def test_endpoint_metrics_count_for_the_stack_and_for_the_endpoint(
 
 
 def test_no_value_is_lost_when_one_metric_has_more_than_100(
-    telemetry: PowertoolsTelemetry, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    telemetry = _telemetry()
     for value in range(250):
         telemetry.metric("SlotWait", value, unit="Milliseconds")
     telemetry.flush()
@@ -63,8 +64,9 @@ def test_no_value_is_lost_when_one_metric_has_more_than_100(
 
 
 def test_flush_prints_each_metric_once(
-    telemetry: PowertoolsTelemetry, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    telemetry = _telemetry()
     telemetry.metric("RowsFailed")
     telemetry.flush()
     capsys.readouterr()
@@ -73,8 +75,9 @@ def test_flush_prints_each_metric_once(
 
 
 def test_bound_fields_are_on_every_line_inside_and_on_none_after(
-    telemetry: PowertoolsTelemetry, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    telemetry = _telemetry()
     with telemetry.bound(job="jobs/a", row=7):
         telemetry.info("attempt", outcome="succeeded")
     telemetry.info("after")
@@ -84,8 +87,9 @@ def test_bound_fields_are_on_every_line_inside_and_on_none_after(
 
 
 def test_fields_named_like_logging_attributes_are_kept(
-    telemetry: PowertoolsTelemetry, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    telemetry = _telemetry()
     telemetry.warning("odd", name="picture.png", args=3)
     (line,) = _lines(capsys)
     assert (line["name_"], line["args_"]) == ("picture.png", 3)
