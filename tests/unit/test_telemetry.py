@@ -10,8 +10,8 @@ def _lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
 
 
 def _telemetry() -> PowertoolsTelemetry:
-    # A new service name each time: Powertools keeps one logger, with its stream, per service. Made in
-    # the test itself, since capsys has another stream during the set-up of fixtures.
+    # A new service name each time: Powertools keeps one logger, with its stream, per service.
+    # Made in the test itself: during the set-up of fixtures capsys has another stream.
     return PowertoolsTelemetry("shop", uuid.uuid4().hex)
 
 
