@@ -1,0 +1,128 @@
+"""A deployed stack on AWS, or on an endpoint that speaks its API."""
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from darkroom.ports import RowLedger, RunLedger
+from darkroom_cli.buckets import S3Bucket
+from darkroom_cli.letters import SqsDeadLetters
+from darkroom_cli.ports import Outputs
+from darkroom_cli.sentences import CommandFailed
+from darkroom_cli.session import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PARALLEL = 16  # uploads and downloads at a time
+
+
+class AwsStack:
+    """Satisfies ports.Stack. One DescribeStacks per process, then only what a verb asks for."""
+
+    def __init__(self, target: Target) -> None:
+        self.name = target.stack
+        self._target = target
+
+    @cached_property
+    def _session(self) -> boto3.Session:
+        if self._target.local:
+            state = _local_state()
+            return boto3.Session(
+                aws_access_key_id=state["access_key"],
+                aws_secret_access_key=state["secret_key"],
+                region_name=self._target.region or state["region"],
+            )
+        return boto3.Session(region_name=self._target.region)
+
+    def _client(self, service: str) -> Any:
+        url = self._target.endpoint_url
+        if url is None and self._target.local:
+            url = _local_state()["url"]
+        config = Config(
+            retries={"mode": "standard", "max_attempts": 5},
+            max_pool_connections=PARALLEL * 2,
+            # Bucket names as host names do not resolve on a loopback address.
+            s3={"addressing_style": "path"} if url else None,
+        )
+        return self._session.client(service, endpoint_url=url, config=config)  # type: ignore[call-overload]
+
+    @cached_property
+    def outputs(self) -> Outputs:
+        try:
+            answer = self._client("cloudformation").describe_stacks(StackName=self.name)
+        except ClientError as error:
+            if "does not exist" in str(error):
+                raise CommandFailed(self._not_found()) from error
+            raise
+        found = answer["Stacks"][0]
+        values = {o["OutputKey"]: o["OutputValue"] for o in found.get("Outputs", [])}
+        wanted = Outputs.__dataclass_fields__
+        missing = sorted(set(wanted) - set(values))
+        if missing:
+            raise CommandFailed(
+                f"Stack {self.name} is {found['StackStatus']} and lacks the outputs "
+                f"{', '.join(missing)}: is it a Darkroom stack, and did its deployment finish?"
+            )
+        return Outputs(**{name: values[name] for name in wanted})
+
+    def _not_found(self) -> str:
+        region = self._session.region_name
+        return (
+            f"There is no stack named {self.name} in {region}: deploy it (`make deploy`), "
+            "choose another with --stack or --region, or use --local after `darkroom local up`."
+        )
+
+    @cached_property
+    def _ledger_table(self) -> Any:
+        return self._client("dynamodb")
+
+    @cached_property
+    def runs(self) -> RunLedger:
+        raise NotImplementedError
+
+    @cached_property
+    def rows(self) -> RowLedger:
+        raise NotImplementedError
+
+    @cached_property
+    def _s3(self) -> Any:
+        return self._client("s3")
+
+    @cached_property
+    def inputs(self) -> S3Bucket:
+        return S3Bucket(self._s3, self.outputs.InputBucketName)
+
+    @cached_property
+    def results(self) -> S3Bucket:
+        return S3Bucket(self._s3, self.outputs.ResultsBucketName)
+
+    @cached_property
+    def secret(self) -> AwsSecret:
+        return AwsSecret(self._client("secretsmanager"), self.outputs.EndpointsSecretArn)
+
+    @cached_property
+    def dead_letters(self) -> SqsDeadLetters:
+        return SqsDeadLetters(
+            self._client("sqs"), self.outputs.DeadLetterQueueUrl, self.outputs.RowsQueueUrl
+        )
+
+
+class AwsSecret:
+    """ports.SecretStore on Secrets Manager."""
+
+    def __init__(self, client: Any, arn: str) -> None:
+        self._client, self._arn = client, arn
+
+    def read(self) -> str | None:
+        try:
+            answer = self._client.get_secret_value(SecretId=self._arn)
+        except self._client.exceptions.ResourceNotFoundException:
+            return None
+        return str(answer["SecretString"])
+
+    def write(self, text: str) -> None:
+        self._client.put_secret_value(SecretId=self._arn, SecretString=text)

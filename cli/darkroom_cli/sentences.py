@@ -1,0 +1,111 @@
+"""Exceptions turned into one sentence for a person. Imports no SDK that is not loaded already."""
+
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from darkroom.errors import DarkroomError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+
+class UsageMistake(DarkroomError):
+    """The command line itself is wrong: exit code 2."""
+
+
+class CommandFailed(DarkroomError):
+    """The command could not do its work: exit code 1."""
+
+
+_DENIED = {"AccessDenied", "AccessDeniedException", "AuthorizationError", "403", "Forbidden"}
+_STALE = {"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
+_UNKNOWN_KEY = {
+    "InvalidClientTokenId",
+    "UnrecognizedClientException",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "AuthFailure",
+}
+
+
+def sentence_for(error: BaseException) -> str | None:
+    """What to tell the user, or None for an error that is a bug of ours."""
+    if isinstance(error, DarkroomError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {(error.strerror or 'cannot be used').lower()}."
+    if "botocore" in sys.modules:
+        sentence = _aws_sentence(error)
+        if sentence:
+            return sentence
+    if "pydantic" in sys.modules:
+        from pydantic import ValidationError  # noqa: PLC0415 - loaded already
+
+        if isinstance(error, ValidationError):
+            return describe_validation(error)
+    return None
+
+
+def describe_validation(error: ValidationError, what: str = "") -> str:
+    """Every problem by its field, never with the value (it may be a key)."""
+    problems = [
+        f"{_field(problem['loc'])}: {_lower_first(problem['msg'])}"
+        if problem["loc"]
+        else _lower_first(problem["msg"])
+        for problem in error.errors(include_input=False, include_url=False, include_context=False)
+    ]
+    return (f"{what}: " if what else "") + "; ".join(problems) + "."
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    """`("endpoints", 0, "api_keys")` -> `endpoints[0].api_keys`."""
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).removeprefix(".")
+
+
+def _lower_first(message: str) -> str:
+    message = message.removeprefix("Value error, ").rstrip(".")
+    message = message.replace("Extra inputs are not permitted", "no such field, remove it")
+    message = message.replace("Field required", "is missing")
+    return message[:1].lower() + message[1:]
+
+
+def _aws_sentence(error: BaseException) -> str | None:
+    from botocore import exceptions as aws  # noqa: PLC0415 - loaded already
+
+    match error:
+        case aws.NoCredentialsError() | aws.PartialCredentialsError():
+            return (
+                "No AWS credentials found: set AWS_PROFILE, run `aws configure`, or add --local "
+                "for the stack on this machine."
+            )
+        case aws.ProfileNotFound() | aws.TokenRetrievalError() | aws.SSOTokenLoadError():
+            return f"{str(error).rstrip('.')}: check AWS_PROFILE, or run `aws sso login`."
+        case aws.NoRegionError():
+            return "No AWS region given: use --region, or set AWS_REGION."
+        case aws.EndpointConnectionError() | aws.ConnectTimeoutError() | aws.ReadTimeoutError():
+            return (
+                f"{str(error).rstrip('.').rstrip(':')}: check --endpoint-url and the network "
+                "(for the stack on this machine: `darkroom local up`)."
+            )
+        case aws.ClientError():
+            return _client_error(error)
+        case aws.BotoCoreError():
+            return f"AWS: {str(error).rstrip('.')}."
+    return None
+
+
+def _client_error(error: BaseException) -> str:
+    response = getattr(error, "response", {}).get("Error", {})
+    code, message = response.get("Code", "unknown"), str(response.get("Message", "")).rstrip(".")
+    operation = getattr(error, "operation_name", "the call")
+    if code in _DENIED:
+        named = re.search(r"perform: (\S+)(?: on resource: (\S+))?", message)
+        action = named[1] if named else operation
+        where = f" on {named[2]}" if named and named[2] else ""
+        return f"Access denied: these credentials may not do {action}{where}; allow it in IAM."
+    if code in _STALE:
+        return "The AWS session has expired: sign in again (`aws sso login`, or fresh keys)."
+    if code in _UNKNOWN_KEY:
+        return "AWS does not know these credentials: check AWS_PROFILE or AWS_ACCESS_KEY_ID."
+    return f"AWS refused {operation}: {message or 'no reason given'} ({code})."
