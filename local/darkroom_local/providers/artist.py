@@ -1,0 +1,143 @@
+"""A visible edit, so that a person sees in the gallery that something was done, and what was asked."""
+
+import hashlib
+import io
+import textwrap
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
+
+LONGEST_SIDE = 2048  # larger answers are painted at this size and scaled up
+
+
+def _tint(image: Image.Image, dark: str, light: str) -> Image.Image:
+    return ImageOps.colorize(ImageOps.grayscale(image), dark, light)
+
+
+def _sketch(image: Image.Image) -> Image.Image:
+    edges = ImageOps.grayscale(image).filter(ImageFilter.FIND_EDGES)
+    return ImageOps.autocontrast(ImageOps.invert(edges)).convert("RGB")
+
+
+def _cartoon(image: Image.Image) -> Image.Image:
+    flat = ImageOps.posterize(image.filter(ImageFilter.MedianFilter(5)), 3)
+    return ImageEnhance.Color(flat).enhance(1.6)
+
+
+Effect = Callable[[Image.Image], Image.Image]
+_BY_WORD: tuple[tuple[tuple[str, ...], Effect], ...] = (
+    (("black and white", "grey", "gray", "monochrome"), lambda i: _tint(i, "black", "white")),
+    (("sepia", "vintage", "old photo"), lambda i: _tint(i, "#2b1a08", "#f5e3c0")),
+    (("night", "moon", "dark"), lambda i: _tint(i, "#020414", "#8fb0e8")),
+    (("sunset", "golden", "warm", "autumn"), lambda i: _tint(i, "#2a0a2e", "#ffd27a")),
+    (("winter", "snow", "cold", "ice"), lambda i: _tint(i, "#0b2038", "#f4fbff")),
+    (("sketch", "pencil", "drawing", "line art"), _sketch),
+    (("cartoon", "comic", "poster", "illustration"), _cartoon),
+    (("blur", "soft", "dream"), lambda i: i.filter(ImageFilter.GaussianBlur(i.width / 80))),
+    (("bright", "white background", "studio"), lambda i: ImageEnhance.Brightness(i).enhance(1.35)),
+    (("sharp", "detail", "restore"), lambda i: i.filter(ImageFilter.UnsharpMask(4, 220, 2))),
+    (("vivid", "colour", "color", "saturat"), lambda i: ImageEnhance.Color(i).enhance(2.2)),
+    (("mirror", "flip"), ImageOps.mirror),
+    (("invert", "negative"), ImageOps.invert),
+)
+
+
+def _effect(prompt: str) -> Effect:
+    lowered = prompt.lower()
+    for words, effect in _BY_WORD:
+        if any(word in lowered for word in words):
+            return effect
+    dark, light = _colours(prompt)
+    return lambda image: Image.blend(image, _tint(image, dark, light), 0.65)
+
+
+def _colours(prompt: str) -> tuple[str, str]:
+    digest = hashlib.sha256(prompt.encode()).digest()
+    hue = digest[0] * 360 // 256
+    return f"hsl({hue},70%,15%)", f"hsl({(hue + 40) % 360},85%,85%)"
+
+
+def _collage(images: Sequence[Image.Image], size: tuple[int, int]) -> Image.Image:
+    """The pictures side by side, each cropped to its share of the canvas."""
+    canvas = Image.new("RGB", size)
+    columns = min(len(images), 4)
+    rows = -(-len(images) // columns)
+    width, height = -(-size[0] // columns), -(-size[1] // rows)
+    for position, image in enumerate(images):
+        tile = ImageOps.fit(image.convert("RGB"), (width, height))
+        canvas.paste(tile, (position % columns * width, position // columns * height))
+    return canvas
+
+
+def _imagined(prompt: str, size: tuple[int, int]) -> Image.Image:
+    """A picture for an instruction without one: a sky, hills, a sun, in colours of its own."""
+    dark, light = _colours(prompt)
+    canvas = ImageOps.colorize(Image.linear_gradient("L").resize(size), dark, light)
+    draw = ImageDraw.Draw(canvas)
+    digest = hashlib.sha256(prompt.encode()).digest()
+    width, height = size
+    radius = min(size) // 8
+    x = width * (40 + digest[1] % 176) // 256
+    draw.ellipse((x - radius, height // 4 - radius, x + radius, height // 4 + radius), fill=light)
+    for layer in range(3):
+        top = height * (5 + layer) // 8
+        peaks = [
+            (width * i // 6, top - digest[2 + layer * 7 + i] * height // 1600) for i in range(7)
+        ]
+        shade = Image.new("RGB", (1, 1), dark).getpixel((0, 0))
+        assert isinstance(shade, tuple)
+        fill = tuple(min(255, c + 30 * (2 - layer)) for c in shade)
+        draw.polygon([(0, height), *peaks, (width, height)], fill=fill)
+    return canvas
+
+
+@lru_cache(maxsize=32)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _caption(image: Image.Image, text: str) -> None:
+    """A strip at the foot with the first words of what was asked, and who did it."""
+    strip = max(24, image.height // 14)
+    font = _font(max(11, strip * 2 // 5))
+    draw = ImageDraw.Draw(image, "RGBA")
+    draw.rectangle((0, image.height - strip, image.width, image.height), fill=(0, 0, 0, 170))
+    room = max(12, int(image.width / (strip * 0.24)))
+    words = textwrap.shorten(text, width=room, placeholder=" …")
+    draw.text((strip // 3, image.height - strip // 2), words, "white", font, anchor="lm")
+
+
+def paint(
+    prompt: str,
+    images: Sequence[Image.Image],
+    size: tuple[int, int],
+    *,
+    mask: Image.Image | None = None,
+    label: str = "",
+) -> Image.Image:
+    """An RGB picture of `size`. With `mask`, only where it is transparent is anything changed."""
+    scale = min(1.0, LONGEST_SIDE / max(size))
+    work = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+    before = _collage(images, work) if images else _imagined(prompt, work)
+    after = _effect(prompt)(before) if images else before
+    if mask is not None:
+        change = ImageChops.invert(ImageOps.fit(mask.getchannel("A"), work))
+        after = Image.composite(after, before, change)
+    words = " ".join(prompt.split())
+    _caption(after, f"{label}: {words}" if label else words)
+    return after if work == size else after.resize(size)
+
+
+def encode(image: Image.Image, kind: str) -> bytes:
+    """`kind`: png, jpeg or webp; fast rather than small."""
+    out = io.BytesIO()
+    options = {"png": {"compress_level": 1}, "jpeg": {"quality": 88}, "webp": {"method": 0}}[kind]
+    image.save(out, kind.upper(), **options)
+    return out.getvalue()
+
+
+@lru_cache(maxsize=8)
+def canned(kind: str) -> bytes:
+    """The picture of the fast mode: 16 x 16, the same each time."""
+    return encode(Image.radial_gradient("L").resize((16, 16)).convert("RGB"), kind)
