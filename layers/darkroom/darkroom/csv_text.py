@@ -1,0 +1,228 @@
+"""From an uploaded object's bytes to lines of text: gzip, encodings, files that are no CSV."""
+
+import codecs
+import csv
+import io
+import zlib
+from collections.abc import Buffer, Callable, Iterator
+from dataclasses import dataclass
+
+from darkroom.errors import JobRejected
+
+# Gives the object's bytes from an offset to its end; every call starts a new read.
+OpenBytes = Callable[[int], Iterator[bytes]]
+
+HEAD_BYTES = 65_536  # where the header row must end
+MAX_RECORD_CHARS = 1_000_000
+MAX_TEXT_BYTES = 16 * 1024**3  # after decompression; stops a gzip bomb of blank lines
+_PIECE = 1 << 20
+_GZIP = b"\x1f\x8b"
+# An instruction of 32,000 characters is the longest any model takes; carried columns may be longer.
+MAX_FIELD_CHARS = 131_072
+csv.field_size_limit(MAX_FIELD_CHARS)  # the module's own default, made certain
+
+_NOT_CSV = (
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"RIFF", "a WebP image or another RIFF file"),
+    (b"%PDF", "a PDF"),
+    (b"PK\x03\x04", "an Excel workbook or another zip file"),
+    (b"\xd0\xcf\x11\xe0", "an Excel workbook of the old kind (.xls)"),
+    (b"PAR1", "a Parquet file"),
+    (b"BZh", "a bzip2 file"),
+    (b"\xfd7zXZ", "an xz file"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file"),
+    (b"SQLite format 3", "an SQLite database"),
+    (b"{\\rtf", "an RTF document"),
+)
+_NOT_CSV_TEXT = (
+    (b"<!doctype", "a web page"),
+    (b"<html", "a web page"),
+    (b"<?xml", "an XML file"),
+    (b"{", "JSON"),
+    (b"[", "JSON"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TextFormat:
+    """How the bytes become text. `start`: where the text begins, after a byte order mark."""
+
+    gzipped: bool
+    encoding: str
+    start: int
+
+
+def gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Decompress as a stream, one piece in memory at a time; several members in a row are one file.
+
+    Raises JobRejected when the file is cut off or damaged.
+    """
+    engine = zlib.decompressobj(wbits=31)
+    fresh = True  # at the start of a member
+    for chunk in chunks:
+        data = chunk
+        while data:
+            if fresh and not data.strip(b"\0"):
+                break  # zero padding between or after members
+            try:
+                piece = engine.decompress(data, _PIECE)
+            except zlib.error as error:
+                raise JobRejected(
+                    "The file's gzip compression is damaged: compress it again and upload it again."
+                ) from error
+            fresh = False
+            if piece:
+                yield piece
+            data = engine.unconsumed_tail
+            if engine.eof:
+                data = engine.unused_data
+                engine = zlib.decompressobj(wbits=31)
+                fresh = True
+    if not fresh:
+        raise JobRejected(
+            "The gzip file ends too early: it was probably cut off on its way, upload it again."
+        )
+
+
+def read_format(open_bytes: OpenBytes) -> tuple[TextFormat, bytes]:
+    """The file's format and the first bytes of its decompressed text, at most HEAD_BYTES + 1.
+
+    Raises JobRejected for an empty file and for what is plainly no text.
+    """
+    raw = open_bytes(0)
+    first = b""
+    for chunk in raw:
+        first += chunk
+        if len(first) >= len(_GZIP):
+            break
+    gzipped = first.startswith(_GZIP)
+    chunks = _chain(first, raw)
+    head = bytearray()
+    for chunk in gunzip(chunks) if gzipped else chunks:
+        head += chunk
+        if len(head) > HEAD_BYTES:
+            break
+    text = bytes(head[: HEAD_BYTES + 1])
+    encoding, start = _encoding(text)
+    return TextFormat(gzipped, encoding, start), text
+
+
+def read_text(open_bytes: OpenBytes, text_format: TextFormat, offset: int) -> Iterator[bytes]:
+    """The decompressed bytes from `offset` on. A gzip file is read from its start, always."""
+    if not text_format.gzipped:
+        yield from open_bytes(offset)
+        return
+    position = 0
+    for piece in gunzip(open_bytes(0)):
+        position += len(piece)
+        if position > offset:
+            yield piece[max(0, offset - (position - len(piece))) :]
+
+
+def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest
+
+
+def _encoding(head: bytes) -> tuple[str, int]:
+    if not head.strip(b" \t\r\n\xef\xbb\xbf"):
+        raise JobRejected("The file is empty: it needs a header row and at least one row.")
+    for magic, kind in _NOT_CSV:
+        if head.startswith(magic):
+            raise JobRejected(f"The file is {kind}, not a CSV: save or export it as CSV (UTF-8).")
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        raise JobRejected("The file is UTF-32 text: save it as CSV (UTF-8).")
+    for mark, encoding in (
+        (codecs.BOM_UTF8, "utf-8"),
+        (codecs.BOM_UTF16_LE, "utf-16-le"),
+        (codecs.BOM_UTF16_BE, "utf-16-be"),
+    ):
+        if head.startswith(mark):
+            return encoding, len(mark)
+    beginning = head[:64].lstrip().lower()
+    for magic, kind in _NOT_CSV_TEXT:
+        if beginning.startswith(magic):
+            raise JobRejected(f"The file is {kind}, not a CSV: save or export it as CSV (UTF-8).")
+    return "utf-8", 0
+
+
+class _Raw(io.RawIOBase):
+    """An iterator of bytes as a raw stream."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._left = memoryview(b"")
+        self._total = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer) -> int:
+        while not self._left:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._total += len(chunk)
+            if self._total > MAX_TEXT_BYTES:
+                raise JobRejected("The file is larger than 16 GiB of text: split it into several.")
+            self._left = memoryview(chunk)
+        target = memoryview(buffer)
+        count = min(len(target), len(self._left))
+        target[:count] = self._left[:count]
+        self._left = self._left[count:]
+        return count
+
+
+class Lines:
+    """Lines with their ends as written; `offset` is the byte after the last one given out.
+
+    Raises JobRejected on bytes that are no text in the encoding, NULs, and records that never end.
+    """
+
+    def __init__(self, chunks: Iterator[bytes], encoding: str, offset: int) -> None:
+        buffered = io.BufferedReader(_Raw(chunks), buffer_size=_PIECE)
+        # newline="": nothing is translated, quoted newlines stay what they are.
+        self._text = io.TextIOWrapper(buffered, encoding=encoding, errors="strict", newline="")
+        self._encoding = encoding
+        self.offset = offset
+        self.line = 0
+        self.record_chars = 0  # set to 0 by the reader at each record's end
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            line = self._text.readline(MAX_RECORD_CHARS + 1)
+        except UnicodeDecodeError as error:
+            raise JobRejected(self._undecodable(error)) from error
+        if not line:
+            raise StopIteration
+        self.line += 1
+        if "\0" in line:
+            raise JobRejected(
+                f"Line {self.line} holds NUL characters, so the file is not plain text (or UTF-16 "
+                "without its byte order mark): save it as CSV (UTF-8)."
+            )
+        self.record_chars += len(line)
+        if self.record_chars > MAX_RECORD_CHARS:
+            raise JobRejected(
+                f"The row that ends after line {self.line} is longer than {MAX_RECORD_CHARS:,} "
+                "characters: probably a quote before it is never closed."
+            )
+        self.offset += len(line) if self._single_byte(line) else len(line.encode(self._encoding))
+        return line
+
+    def _single_byte(self, line: str) -> bool:
+        return self._encoding == "utf-8" and line.isascii()
+
+    def _undecodable(self, error: UnicodeDecodeError) -> str:
+        if self._encoding != "utf-8":
+            return "The file's UTF-16 text is cut off or damaged: save it as CSV (UTF-8)."
+        line = self.line + error.object[: error.start].count(b"\n") + 1
+        return (
+            f"Line {line} is not UTF-8 text (byte 0x{error.object[error.start]:02X}): "
+            "save the file as CSV (UTF-8)."
+        )
