@@ -1,0 +1,234 @@
+"""Makes the report of a job: manifest, gallery, job.json, then one message.
+
+In this order, so that a job.json with the run's id means that everything else is there.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from pydantic import ValidationError
+
+from darkroom.csv_rows import JobRows
+from darkroom.jobs import ResultPaths, Run, RunState
+from darkroom.ports import Clock, ObjectStore, RowLedger, RunLedger, Telemetry
+from darkroom.report.cards import Thumbs
+from darkroom.report.gallery import Gallery, failure_page, pages_for, stale_page
+from darkroom.report.lines import ReportLine, report_lines
+from darkroom.report.manifest import ManifestFormat
+from darkroom.report.message import message
+from darkroom.report.sampling import GallerySelection
+from darkroom.report.summary import (
+    JobSummary,
+    Results,
+    WarningSummary,
+    source_of,
+    utc,
+)
+from darkroom.report.tally import Tally
+
+# The reporter's time-out (900 s) and a little: the lease of one that was killed ends before
+# Lambda's second retry.
+LEASE_SECONDS = 915.0
+THUMB_THREADS = 16
+_MOST_REBUILDS = 3
+_HTML = "text/html; charset=utf-8"
+
+
+class Sink(Protocol):
+    def write(self, data: bytes, /) -> object: ...
+
+
+class Uploads(Protocol):
+    """Objects of any size, written as they come."""
+
+    def open(self, key: str, content_type: str) -> AbstractContextManager[Sink]:
+        """The object appears when the block ends without an error, and not at all otherwise."""
+
+
+class ReportOutcome(StrEnum):
+    MADE = "made"
+    NOT_READY = "not_ready"  # rows are still at work, or another reporter is
+    ALREADY_MADE = "already_made"
+    NO_SUCH_JOB = "no_such_job"
+
+
+@dataclass(frozen=True, slots=True)
+class Reporter:
+    """`job_rows` reads a run's pinned CSV again; `notify` takes a subject and a body."""
+
+    runs: RunLedger
+    rows: RowLedger
+    store: ObjectStore
+    uploads: Uploads
+    job_rows: Callable[[Run], JobRows]
+    notify: Callable[[str, str], None]
+    clock: Clock
+    telemetry: Telemetry
+
+    def report(self, job: str) -> ReportOutcome:
+        """Make the report if the job is complete and nobody else makes it.
+
+        Rows that were redriven while it was made render it stale: it is made again once they are
+        settled, here or by the reporter their last editor starts.
+        """
+        for _ in range(_MOST_REBUILDS):
+            run = self.runs.current(job)
+            if run is None:
+                return ReportOutcome.NO_SUCH_JOB
+            if run.state is RunState.FAILED:
+                return self._report_failure(run)
+            if run.state is RunState.DONE:
+                return ReportOutcome.ALREADY_MADE
+            if not self.runs.begin_report(run, LEASE_SECONDS):
+                return ReportOutcome.NOT_READY
+            summary = self._make(run)
+            if self.runs.finish_report(run, summary.finished_at.timestamp()):
+                self._tell(summary)
+                return ReportOutcome.MADE
+        return ReportOutcome.NOT_READY
+
+    def _report_failure(self, run: Run) -> ReportOutcome:
+        before = self._last_summary(run.job)
+        if before is not None and before.run == run.run and before.state == "failed":
+            return ReportOutcome.ALREADY_MADE
+        paths = ResultPaths(run.job)
+        ended = run.finished_at or self.clock.now()
+        summary = JobSummary(
+            job=run.job,
+            run=run.run,
+            state="failed",
+            reason=run.reason,
+            source=source_of(run),
+            options=run.options,
+            started_at=utc(run.started_at),
+            finished_at=utc(ended),
+            duration_seconds=round(ended - run.started_at, 3),
+            warnings=tuple(WarningSummary(text=w) for w in run.warnings),
+            results=Results(
+                report=paths.report, pages=(paths.report,), images=f"{run.job}/images/"
+            ),
+        )
+        self.store.put(paths.report, failure_page(summary), _HTML)
+        self.store.put(paths.summary, summary.to_json(), "application/json")
+        self._tell(summary)
+        return ReportOutcome.MADE
+
+    def _make(self, run: Run) -> JobSummary:
+        before = self._last_summary(run.job)
+        tally, selection = Tally(), GallerySelection(run.job)
+        self._write_manifest(run, tally, selection)
+        shown = selection.rows()
+        summary = self._summary(run, tally, pages_for(len(shown)), before)
+        self._write_gallery(Gallery(summary, shown, selection.note()), before)
+        paths = ResultPaths(run.job)
+        self.store.put(paths.summary, summary.to_json(), "application/json")
+        self._check(run, tally)
+        return summary
+
+    def _write_manifest(self, run: Run, tally: Tally, selection: GallerySelection) -> None:
+        sources = self.job_rows(run)
+        manifest = ManifestFormat(sources.header)
+        with self.uploads.open(ResultPaths(run.job).manifest, "text/csv; charset=utf-8") as out:
+            out.write(manifest.header())
+            for line in report_lines(sources, self.rows, run):
+                out.write(manifest.line(line))
+                tally.add(line)
+                selection.add(line)
+
+    def _summary(self, run: Run, tally: Tally, pages: int, before: JobSummary | None) -> JobSummary:
+        paths, ended = ResultPaths(run.job), self.clock.now()
+        again = before is not None and before.run == run.run
+        stopped = run.state is RunState.STOPPED or "stopped" in tally.reasons
+        return JobSummary(
+            job=run.job,
+            run=run.run,
+            revision=before.revision + 1 if before is not None and again else 1,
+            state="stopped" if stopped else "done",
+            source=source_of(run),
+            options=run.options,
+            started_at=utc(run.started_at),
+            finished_at=utc(ended),
+            duration_seconds=round(ended - run.started_at, 3),
+            counts=tally.counts(),
+            by_reason=dict(tally.reasons.most_common()),
+            cost=tally.cost(),
+            fallback=tally.fallback(),
+            attempts=tally.attempts,
+            possible_duplicate_charges=tally.possible_duplicate_charges,
+            endpoints=tally.endpoints(),
+            models=dict(tally.models.most_common()),
+            errors=tally.errors(),
+            warnings=(*(WarningSummary(text=w) for w in run.warnings), *tally.warnings()),
+            timeline=tally.timeline_summary(),
+            results=Results(
+                manifest=paths.manifest,
+                report=paths.report,
+                pages=tuple(paths.report_page(n) for n in range(1, pages + 1)),
+                images=f"{run.job}/images/",
+            ),
+        )
+
+    def _write_gallery(self, gallery: Gallery, before: JobSummary | None) -> None:
+        job = gallery.summary.job
+        paths = ResultPaths(job)
+        with ThreadPoolExecutor(THUMB_THREADS, "report-thumbs") as pool:
+
+            def load(lines: Sequence[ReportLine]) -> list[Thumbs]:
+                return list(pool.map(lambda line: self._thumbs(paths, line), lines))
+
+            for number, html in enumerate(gallery.pages(load), 1):
+                self.store.put(paths.report_page(number), html, _HTML)
+        for left_over in before.results.pages[gallery.page_count :] if before else ():
+            self.store.put(left_over, stale_page(job), _HTML)
+
+    def _thumbs(self, paths: ResultPaths, line: ReportLine) -> Thumbs:
+        worked_on = bool(line.outputs or line.attempts)
+        return Thumbs(
+            before=self._thumb(paths, line, "before") if line.images and worked_on else None,
+            after=self._thumb(paths, line, "after") if line.outputs else None,
+        )
+
+    def _thumb(self, paths: ResultPaths, line: ReportLine, side: str) -> bytes | None:
+        return self.store.get(paths.thumb(line.key, side))
+
+    def _last_summary(self, job: str) -> JobSummary | None:
+        found = self.store.get(ResultPaths(job).summary)
+        if found is None:
+            return None
+        try:
+            return JobSummary.model_validate_json(found)
+        except ValidationError:
+            # Written by another version: only its revision and page count are lost.
+            self.telemetry.warning("summary_not_readable", job=job)
+            return None
+
+    def _check(self, run: Run, tally: Tally) -> None:
+        """Counters and manifest count the same rows in two ways: say so if they ever differ."""
+        counters = self.runs.counters(run.job, run.run)
+        settled = tally.settled_this_run()
+        if tally.unaccounted or (counters.succeeded, counters.failed, counters.dead) != settled:
+            self.telemetry.error(
+                "manifest_disagrees_with_counters",
+                job=run.job,
+                run=run.run,
+                counters=[counters.succeeded, counters.failed, counters.dead],
+                manifest=list(settled),
+                unaccounted=tally.unaccounted,
+            )
+
+    def _tell(self, summary: JobSummary) -> None:
+        self.telemetry.info(
+            "job_reported",
+            job=summary.job,
+            run=summary.run,
+            state=summary.state,
+            **summary.counts.model_dump(),
+        )
+        try:
+            self.notify(*message(summary))
+        except Exception as error:  # noqa: BLE001 - the report is made; a message is a courtesy
+            self.telemetry.error("job_message_not_sent", job=summary.job, error=str(error))
