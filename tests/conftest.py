@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import boto3
 import pytest
 from botocore.config import Config
+
 from darkroom_local import ministack
 
 

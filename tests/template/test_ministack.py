@@ -7,6 +7,7 @@ import time
 
 import boto3
 import pytest
+
 from darkroom_local import ministack
 from darkroom_local.processes import LocalStackError, free_port, wait_until
 

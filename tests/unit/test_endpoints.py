@@ -1,8 +1,9 @@
 import json
 
 import pytest
-from darkroom.endpoints import Endpoint, EndpointsSecret, key_fingerprint
 from pydantic import SecretStr, ValidationError
+
+from darkroom.endpoints import Endpoint, EndpointsSecret, key_fingerprint
 
 KEY = "sk-very-secret-1234"
 

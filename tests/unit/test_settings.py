@@ -1,4 +1,5 @@
 import pytest
+
 from darkroom.errors import ConfigurationError
 from darkroom.settings import Settings
 

@@ -2,6 +2,7 @@ import json
 import uuid
 
 import pytest
+
 from darkroom.adapters.telemetry import PowertoolsTelemetry
 
 
