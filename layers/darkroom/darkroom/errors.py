@@ -73,3 +73,7 @@ class DeferRow(DarkroomError):
         super().__init__(detail)
         self.detail = detail
         self.delay_seconds = delay_seconds
+
+
+class ServiceUnavailable(DarkroomError):
+    """An AWS service failed even after the SDK's own retries: come back later."""

@@ -1,6 +1,6 @@
 """A job: one CSV, its options, its runs (one per upload) and where its results lie."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import PurePosixPath
 
@@ -98,8 +98,10 @@ class Run:
     totals: Totals = Totals()
     checkpoint: Checkpoint = Checkpoint()
     reason: str | None = None  # why it FAILED
-    finished_at: float | None = None
+    finished_at: float | None = None  # set: nothing more happens unless rows are redriven
     warnings: tuple[str, ...] = ()
+    number: int = 0  # 1 for the job's first run; given by the ledger, orders the runs
+    spent_before: int = 0  # micro-USD spent by earlier runs that kept no budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +115,19 @@ class Counters:
     attempts: int = 0
     cost_micro_usd: int = 0
     possible_duplicate_charges: int = 0
-    unpriced: int = 0  # answers of models whose price is not known
+    unpriced: int = 0  # rows whose cost is not known
+    extra: int = 0  # rows of an earlier upload, redriven into this run: settled beyond `queued`
+    moves: int = 0  # changes ever made to these sums: tells whether a report is still true
 
     @property
     def settled(self) -> int:
         return self.succeeded + self.failed + self.dead
+
+    def __add__(self, other: "Counters") -> "Counters":
+        return Counters(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __neg__(self) -> "Counters":
+        return Counters(*(-getattr(self, f.name) for f in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from darkroom.errors import Reason
 class RowState(StrEnum):
     CLAIMED = "claimed"
     SENT = "sent"
-    STORED = "stored"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     DEAD = "dead"
@@ -38,35 +37,55 @@ class RowResult:
 
 @dataclass(frozen=True, slots=True)
 class RowRecord:
-    """A row as the ledger holds it."""
+    """A row as the ledger holds it. Times in Unix seconds, money in millionths of a US dollar."""
 
     key: str
     row: int
     state: RowState
     fingerprint: str
     run: str
-    generation: int = 0
-    attempts: int = 0
+    run_number: int = 0
+    generation: int = 0  # the redrive it was last brought back by; 0: none
+    attempts: int = 0  # of this run, and of this generation
     possible_duplicate_charges: int = 0
     lease_owner: str | None = None
     lease_until: float = 0.0
     updated_at: float = 0.0
     result: RowResult | None = None  # set when the state is terminal
+    endpoint: str | None = None  # where it was last sent
+    sent_run: str | None = None  # SENT: the run it was sent in
+    reserved: int = 0  # SENT: held in the job's budget for this call
+    spent: int = 0  # known cost of earlier calls that gave no image
+    extra: bool = False  # redriven from an earlier upload: this run's splitter did not queue it
+    version: int = 0  # one more with every change except the lease's renewal
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to work on a row until the lease ends; shown to the ledger with every move."""
+    """The right to work on a row until the lease ends, with the row as this worker knows it."""
 
     job: str
-    run: str
-    key: str
-    row: int
-    fingerprint: str
     owner: str
-    attempt: int  # 1 for the first
-    sent_before: bool = False  # an earlier attempt was sent and its outcome is not known
-    possible_duplicate_charges: int = 0
+    record: RowRecord
+    attempts_spent: bool = False  # its workers keep dying: settle it, do not call again
+
+    @property
+    def key(self) -> str:
+        return self.record.key
+
+    @property
+    def run(self) -> str:
+        return self.record.run
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first."""
+        return self.record.attempts
+
+    @property
+    def sent_before(self) -> bool:
+        """An earlier call was sent and what came of it is not known."""
+        return self.record.state is RowState.SENT
 
 
 class NotClaimed(StrEnum):
@@ -75,4 +94,10 @@ class NotClaimed(StrEnum):
     SETTLED = "settled"  # done already: delete the message
     SUPERSEDED = "superseded"  # a later upload replaced this run: delete the message
     HELD = "held"  # another worker holds the lease: come back later
-    ATTEMPTS_SPENT = "attempts_spent"  # its workers keep dying: dead-letter it
+
+
+class NotSent(StrEnum):
+    """Why a call may not be made."""
+
+    LEASE_LOST = "lease_lost"
+    NO_BUDGET = "no_budget"

@@ -7,9 +7,10 @@ from typing import IO, Protocol
 from pydantic import SecretStr
 
 from darkroom.calls import CallPlan, EditAnswer
+from darkroom.endpoint_state import Ask, Booking, EndpointState, KeyRest, Report
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.jobs import Checkpoint, Counters, Run, Totals
-from darkroom.ledger import Claim, NotClaimed, RowRecord, RowResult
+from darkroom.ledger import Claim, NotClaimed, NotSent, RowRecord, RowResult
 from darkroom.rows import RowMessage
 
 
@@ -51,6 +52,35 @@ class SecretSource(Protocol):
 
     def refresh(self) -> None:
         """Read again at the next use: a key was rejected."""
+
+
+class EndpointStates(Protocol):
+    """Limits and health of the endpoints, shared by all workers; a write is one conditional update.
+
+    Every method raises StatesUnavailable when the table does not answer.
+    """
+
+    def read(self, endpoint: str) -> EndpointState: ...
+
+    def book(self, endpoint: str, ask: Ask, guess: EndpointState | None = None) -> Booking:
+        """Book the earliest slot as `limiter.decide` says; a `guess` (the state seen last) saves a try."""
+
+    def settle(self, endpoint: str, report: Report) -> EndpointState:
+        """Give the booking's lease back and tell how its call went, as `health.settled` says."""
+
+    def pause(self, endpoint: str, until: int) -> EndpointState:
+        """No slot before `until` (a 429), nor for bookings made earlier."""
+
+    def slow(self, endpoint: str, gap: int, now: int, sent_at: int) -> EndpointState:
+        """Learn the interval `gap`, unless the endpoint was slowed after `sent_at` already."""
+
+    def trip(self, endpoint: str, until: int) -> tuple[bool, EndpointState]:
+        """Open the breaker; True for the one worker that did."""
+
+    def rest(self, endpoint: str, until: int) -> EndpointState:
+        """Close the endpoint until then, as the provider asked, unless it is closed for longer."""
+
+    def rest_key(self, endpoint: str, fingerprint: str, rest: KeyRest) -> EndpointState: ...
 
 
 class Telemetry(Protocol):
@@ -100,15 +130,28 @@ class RunLedger(Protocol):
     def counters(self, job: str, run: str) -> Counters:
         """Sum of the run's shards, read consistently."""
 
-    def begin_report(self, run: Run, lease_seconds: float) -> bool:
-        """True for exactly one caller once all rows are settled and the report is not yet made."""
+    def begin_report(self, run: Run, lease_seconds: float, owner: str = "") -> bool:
+        """True for exactly one caller once all rows are settled and the report is not yet made.
+
+        The lease must outlast the caller's own time limit. `owner` names an invocation:
+        retried after a crash under the same name, it gets its own lease again.
+        """
 
     def finish_report(self, run: Run, finished_at: float) -> bool:
-        """Mark DONE; False if rows were redriven meanwhile and the report is stale."""
+        """Mark DONE; False if rows were redriven meanwhile and the report is stale.
+
+        After False, ask `begin_report` again: True means that all rows are settled anew.
+        """
+
+    def report_due(self, job: str) -> bool:
+        """All rows of the current run are settled, and no report tells so yet."""
 
 
 class RowLedger(Protocol):
-    """Rows: claims, moves and outcomes. Every write is one conditional update or transaction."""
+    """Rows: claims, moves and outcomes. Every write is one conditional put or transaction.
+
+    All methods may raise ServiceUnavailable: nothing has changed then, or a repeat finds it done.
+    """
 
     def get_many(self, job: str, keys: Sequence[str]) -> Mapping[str, RowRecord]:
         """Records of up to 100 rows; rows never claimed are missing."""
@@ -117,35 +160,46 @@ class RowLedger(Protocol):
         """All records of a job in key order, streamed."""
 
     def claim(
-        self, message: RowMessage, owner: str, max_attempts: int, lease_seconds: float
-    ) -> Claim | NotClaimed: ...
+        self, message: RowMessage, run: Run, owner: str, lease_seconds: float
+    ) -> Claim | NotClaimed:
+        """`run` is the job's current run; `owner` is unique to this delivery of the message."""
 
     def renew(self, claims: Sequence[Claim], lease_seconds: float) -> None:
         """Extend the leases while the work goes on; a lost lease is not an error here."""
 
-    def mark_sent(self, claim: Claim, endpoint: str) -> bool:
-        """Written before the paid call; False when the lease was lost: do not call."""
+    def mark_sent(
+        self, claim: Claim, endpoint: str, *, reserve: int = 0, limit: int | None = None
+    ) -> Claim | NotSent:
+        """Written before the paid call, in one transaction with what is reserved for it.
 
-    def mark_failed_call(self, claim: Claim) -> None:
-        """The provider answered and it was not an image: `sent` is known to be over."""
+        `reserve` and `limit`, the job's hard budget, in micro-USD; no limit, no reservation.
+        NotSent: do not call.
+        """
+
+    def mark_failed_call(
+        self, claim: Claim, *, cost_micro_usd: int = 0, maybe_charged: bool = False
+    ) -> Claim | None:
+        """The call is over without an image; None when the lease was lost.
+
+        `cost_micro_usd` is what it is known to have cost. `maybe_charged` counts a possible
+        duplicate charge, and what was reserved for the call stays committed.
+        """
 
     def release(self, claim: Claim, *, refund_attempt: bool) -> None:
         """Give the row back for another attempt. A deferral refunds its attempt."""
 
     def settle(self, claim: Claim, result: RowResult) -> bool:
-        """Outcome and counter shard in one transaction; False when the lease was lost."""
+        """Outcome, counter shard and budget in one transaction; False when the lease was lost.
+
+        `result.cost_micro_usd` is the row's whole cost, earlier attempts included.
+        """
 
 
 class Budget(Protocol):
-    """A job's hard budget over all its runs, in millionths of a US dollar."""
+    """What a job has spent or holds reserved under a hard budget, over all its runs."""
 
-    def reserve(self, job: str, amount: int, limit: int) -> bool:
-        """Add `amount` unless the total would pass `limit`; atomic over all workers."""
-
-    def adjust(self, job: str, difference: int) -> None:
-        """Settle a reservation: actual cost minus what was reserved."""
-
-    def committed(self, job: str) -> int: ...
+    def committed(self, job: str) -> int:
+        """Micro-USD. Written only by RowLedger, together with the row it belongs to."""
 
 
 class RowQueue(Protocol):
@@ -170,10 +224,11 @@ class ObjectStore(Protocol):
         metadata: Mapping[str, str] | None = None,
         *,
         only_if_new: bool = False,
+        replaces: str | None = None,
     ) -> bool:
-        """False when `only_if_new` and the key exists."""
+        """False when `only_if_new` and the key exists, or when its etag is not `replaces`."""
 
     def metadata(self, key: str) -> Mapping[str, str] | None:
-        """User metadata, or None when there is no such object."""
+        """User metadata and, as `etag`, the object's own; None when there is no such object."""
 
     def get(self, key: str) -> bytes | None: ...

@@ -1,0 +1,153 @@
+"""The moves of a job's runs, as pure functions: start, split, report. Times in Unix seconds.
+
+A report is true for one sum of `moves`, the number of changes ever made to the run's counters. It
+is due whenever all rows are settled and the last report tells of another sum; no order of crashes,
+redrives and late deliveries can leave an old one standing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from darkroom.jobs import Checkpoint, Counters, Run, RunState, Totals
+
+_SEQUENCER_DIGITS = 64
+_OVER = (RunState.FAILED, RunState.STOPPED)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """Which run is the job's current one."""
+
+    job: str
+    run: str
+    number: int
+    sequencer: str = ""
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run with what only the ledger needs to know of it."""
+
+    run: Run
+    split_until: float = 0.0  # a splitter is at work until then
+    report_until: float = 0.0  # a reporter is at work until then
+    report_owner: str = ""
+    reporting: int = -1  # the `moves` it reports
+    reported: int = -1  # the `moves` of the last finished report
+    again: bool = False  # asked for while the reporter was at work
+    version: int = 0
+
+
+def is_newer(sequencer: str, current: JobRecord) -> bool:
+    """S3's rule: pad the shorter one with zeros on the right, compare as text. No number: newer."""
+    if not sequencer or not current.sequencer:
+        return True
+    padded = sequencer.lower().ljust(_SEQUENCER_DIGITS, "0")
+    return padded > current.sequencer.lower().ljust(_SEQUENCER_DIGITS, "0")
+
+
+def start(run: Run, current: JobRecord | None, spent_before: int, until: float) -> RunRecord:
+    """The job's next run. `spent_before`: what its unbudgeted runs have cost, micro-USD."""
+    number = current.number + 1 if current else 1
+    fresh = replace(run, number=number, spent_before=spent_before, state=RunState.SPLITTING)
+    return RunRecord(fresh, split_until=until)
+
+
+def take_over_split(record: RunRecord, now: float, lease_seconds: float) -> RunRecord | None:
+    """The same upload again: only if its splitter died before it was through."""
+    if record.run.split_done or record.run.state is RunState.FAILED or record.split_until > now:
+        return None
+    return _next(record, split_until=now + lease_seconds)
+
+
+def checkpoint(record: RunRecord, checkpoint: Checkpoint, until: float) -> RunRecord:
+    run = replace(record.run, checkpoint=checkpoint, totals=checkpoint.totals)
+    return _next(record, run=run, split_until=until)
+
+
+def finish_split(record: RunRecord, totals: Totals, warnings: Sequence[str]) -> RunRecord:
+    state = record.run.state
+    run = replace(
+        record.run,
+        split_done=True,
+        totals=totals,
+        warnings=tuple(warnings),
+        state=RunState.RUNNING if state is RunState.SPLITTING else state,
+    )
+    return _next(record, run=run, split_until=0.0)
+
+
+def fail(record: RunRecord, reason: str, now: float) -> RunRecord:
+    run = replace(record.run, state=RunState.FAILED, reason=reason, finished_at=now)
+    return _next(record, run=run, split_until=0.0)
+
+
+def stop(record: RunRecord) -> RunRecord | None:
+    """None when there is nothing left to stop."""
+    if record.run.finished_at is not None or record.run.state is RunState.STOPPED:
+        return None
+    return _next(record, run=replace(record.run, state=RunState.STOPPED))
+
+
+def reopen(record: RunRecord) -> RunRecord | None:
+    """Rows were redriven: show that the run goes on. What makes the report due are the moves."""
+    if record.run.finished_at is None or record.run.state is RunState.FAILED:
+        return None
+    state = RunState.RUNNING if record.run.state is RunState.DONE else record.run.state
+    return _next(record, run=replace(record.run, state=state, finished_at=None))
+
+
+def all_settled(run: Run, counters: Counters) -> bool:
+    expected = run.totals.queued + counters.extra
+    return run.split_done and run.state is not RunState.FAILED and counters.settled == expected
+
+
+def report_due(record: RunRecord, counters: Counters) -> bool:
+    return all_settled(record.run, counters) and record.reported != counters.moves
+
+
+def begin_report(
+    record: RunRecord, counters: Counters, owner: str, now: float, lease_seconds: float
+) -> tuple[bool, RunRecord | None]:
+    """Whether the caller makes the report, and what to write (None: nothing).
+
+    The owner of the lease may begin again: it is the same invocation, retried after a crash.
+    A caller refused for another's lease leaves a mark, so that the other one's report counts
+    as stale if it was begun too early.
+    """
+    if not report_due(record, counters):
+        return False, None
+    if record.report_until > now and not (owner and owner == record.report_owner):
+        if record.reporting == counters.moves or record.again:
+            return False, None
+        return False, _next(record, again=True)
+    state = record.run.state
+    run = replace(record.run, state=state if state in _OVER else RunState.REPORTING)
+    begun = _next(
+        record,
+        run=run,
+        report_until=now + lease_seconds,
+        report_owner=owner,
+        reporting=counters.moves,
+        again=False,
+    )
+    return True, begun
+
+
+def finish_report(
+    record: RunRecord, counters: Counters, finished_at: float
+) -> tuple[bool, RunRecord]:
+    """Whether the report is still true, and what to write."""
+    state = record.run.state
+    if record.again or record.reporting != counters.moves:
+        run = replace(record.run, state=state if state in _OVER else RunState.RUNNING)
+        return False, _next(record, run=run, report_until=0.0, again=False)
+    run = replace(
+        record.run, state=state if state in _OVER else RunState.DONE, finished_at=finished_at
+    )
+    return True, _next(record, run=run, report_until=0.0, reported=record.reporting)
+
+
+def _next(record: RunRecord, **changes: object) -> RunRecord:
+    return replace(record, version=record.version + 1, **changes)  # type: ignore[arg-type]

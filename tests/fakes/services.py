@@ -1,0 +1,107 @@
+"""Small fakes of the other ports: time, telemetry, the queue, the results bucket."""
+
+import hashlib
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO
+
+from darkroom.rows import RowMessage
+
+
+@dataclass
+class FakeClock:
+    """Time that passes only when somebody sleeps or a test says so."""
+
+    time: float = 1_000_000.0
+    slept: list[float] = field(default_factory=list)
+
+    def now(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.time += seconds
+
+
+@dataclass
+class FakeTelemetry:
+    """Keeps what was told. `metrics` sums the values by name."""
+
+    metrics: Counter[str] = field(default_factory=Counter)
+    by_endpoint: Counter[tuple[str, str | None]] = field(default_factory=Counter)
+    events: list[tuple[str, str, dict[str, object]]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def metric(
+        self, name: str, value: float = 1, *, endpoint: str | None = None, unit: str = "Count"
+    ) -> None:
+        with self.lock:
+            self.metrics[name] += value  # type: ignore[assignment]
+            self.by_endpoint[name, endpoint] += value  # type: ignore[assignment]
+
+    def info(self, event: str, **fields: object) -> None:
+        self.events.append(("info", event, fields))
+
+    def warning(self, event: str, **fields: object) -> None:
+        self.events.append(("warning", event, fields))
+
+    def error(self, event: str, **fields: object) -> None:
+        self.events.append(("error", event, fields))
+
+    def told(self, level: str) -> list[str]:
+        return [event for at, event, _ in self.events if at == level]
+
+
+@dataclass
+class FakeQueue:
+    """RowQueue that keeps what it was given, in order."""
+
+    sent: list[RowMessage] = field(default_factory=list)
+    dead: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    visibility: dict[str, int] = field(default_factory=dict)  # seconds, by receipt
+
+    def send(self, messages: Sequence[RowMessage]) -> None:
+        self.sent.extend(messages)
+
+    def dead_letter(self, body: str, attributes: Mapping[str, str]) -> None:
+        self.dead.append((body, dict(attributes)))
+
+    def extend(self, receipts: Sequence[str], seconds: int) -> None:
+        self.visibility.update(dict.fromkeys(receipts, seconds))
+
+
+@dataclass
+class FakeStore:
+    """ObjectStore in a dict: `objects` holds body, content type and metadata by key."""
+
+    objects: dict[str, tuple[bytes, str, dict[str, str]]] = field(default_factory=dict)
+
+    def put(
+        self,
+        key: str,
+        body: bytes | IO[bytes],
+        content_type: str,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        only_if_new: bool = False,
+        replaces: str | None = None,
+    ) -> bool:
+        held = self.metadata(key)
+        if only_if_new and held is not None:
+            return False
+        if replaces is not None and (held is None or held["etag"] != replaces):
+            return False
+        data = body if isinstance(body, bytes) else body.read()
+        self.objects[key] = (data, content_type, dict(metadata or {}))
+        return True
+
+    def metadata(self, key: str) -> Mapping[str, str] | None:
+        if key not in self.objects:
+            return None
+        data, _, metadata = self.objects[key]
+        return {**metadata, "etag": f'"{hashlib.md5(data).hexdigest()}"'}
+
+    def get(self, key: str) -> bytes | None:
+        return self.objects[key][0] if key in self.objects else None
