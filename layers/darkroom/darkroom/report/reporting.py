@@ -69,9 +69,10 @@ class Reporter:
     clock: Clock
     telemetry: Telemetry
 
-    def report(self, job: str) -> ReportOutcome:
+    def report(self, job: str, owner: str = "") -> ReportOutcome:
         """Make the report if the job is complete and nobody else makes it.
 
+        `owner` names the invocation: Lambda retries one that crashed under the same request id.
         Rows that were redriven while it was made render it stale: it is made again once they are
         settled, here or by the reporter their last editor starts.
         """
@@ -81,10 +82,8 @@ class Reporter:
                 return ReportOutcome.NO_SUCH_JOB
             if run.state is RunState.FAILED:
                 return self._report_failure(run)
-            if run.state is RunState.DONE:
-                return ReportOutcome.ALREADY_MADE
-            if not self.runs.begin_report(run, LEASE_SECONDS):
-                return ReportOutcome.NOT_READY
+            if not self.runs.begin_report(run, LEASE_SECONDS, owner):
+                return _not_begun(run)
             summary = self._make(run)
             if self.runs.finish_report(run, summary.finished_at.timestamp()):
                 self._tell(summary)
@@ -232,3 +231,8 @@ class Reporter:
             self.notify(*message(summary))
         except Exception as error:  # noqa: BLE001 - the report is made; a message is a courtesy
             self.telemetry.error("job_message_not_sent", job=summary.job, error=str(error))
+
+
+def _not_begun(run: Run) -> ReportOutcome:
+    made = run.finished_at is not None
+    return ReportOutcome.ALREADY_MADE if made else ReportOutcome.NOT_READY
