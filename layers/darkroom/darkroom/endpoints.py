@@ -4,9 +4,10 @@ import hashlib
 from collections.abc import Iterator
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from darkroom.calls import Provider
+from darkroom.errors import ConfigurationError
 
 DEFAULT_MODELS = {Provider.GEMINI: "gemini-3-pro-image", Provider.OPENAI: "gpt-image-1.5"}
 # Source B (the fallback guide): time-outs, retries and base delays per provider.
@@ -82,3 +83,19 @@ class EndpointsSecret(BaseModel):
         """Endpoints grouped by tier, the first to be tried first."""
         for tier in sorted({e.tier for e in self.endpoints}):
             yield tuple(e for e in self.endpoints if e.tier == tier)
+
+
+def parse_endpoints(text: str) -> EndpointsSecret:
+    """The secret's JSON, checked. Raises ConfigurationError that names the fields, never a value."""
+    try:
+        return EndpointsSecret.model_validate_json(text)
+    except ValidationError as error:
+        faults = error.errors(include_input=False, include_url=False, include_context=False)
+        told = "; ".join(f"{_field(f['loc'])}: {f['msg']}" for f in faults[:5])
+        more = f" (and {len(faults) - 5} more)" if len(faults) > 5 else ""  # noqa: PLR2004
+        # The original error is left behind on purpose: it may carry what was typed.
+        raise ConfigurationError(f"the endpoints are not usable: {told}{more}") from None
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "secret"
