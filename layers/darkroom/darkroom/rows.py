@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 AspectRatio = Literal["1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9"]
 Resolution = Literal["1K", "2K", "4K"]
+Background = Literal["transparent", "opaque", "auto"]
 
 
 class RowRequest(BaseModel):
@@ -21,6 +22,7 @@ class RowRequest(BaseModel):
     resolution: Resolution | None = None
     size: str | None = None
     quality: str | None = None
+    background: Background | None = None  # OpenAI's newer models
     n: int = Field(default=1, ge=1, le=10)
     output_name: str | None = None
     model: str | None = None
