@@ -1,0 +1,80 @@
+# The two commands to know are `make demo` and `make test`; both set up what they need.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+PYTHON := $(BIN)/python
+# SAM CLI finds Python 3.13 first on this PATH, and tells the layers' Makefiles where it and uv are.
+SAM = PATH="$(CURDIR)/.venv-sam/bin:$$PATH" UV="$$(scripts/uv)" DARKROOM_PYTHON="$(CURDIR)/$(PYTHON)" \
+	SAM_CLI_TELEMETRY=0 $(if $(ARCHITECTURE),DARKROOM_ARCHITECTURE=$(ARCHITECTURE)) sam
+LOCKED := uv.lock scripts/sync scripts/uv scripts/python313
+LINT_TRANSFORMED := build/transformed.json
+
+.PHONY: help setup demo test check build deploy bench bench-limits soak fuzz test-sam-local checkov lock clean
+
+help: ## show this
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-16s %s\n", $$1, $$2 }'
+
+# ---------------------------------------------------------------- set-up
+
+.venv/.synced: pyproject.toml $(LOCKED)
+	@echo "setting up .venv"
+	@scripts/sync .venv
+.venv-ministack/.synced: $(LOCKED)
+	@echo "setting up .venv-ministack"
+	@scripts/sync .venv-ministack --only-group ministack
+.venv-sam/.synced: $(LOCKED)
+	@echo "setting up .venv-sam"
+	@scripts/sync .venv-sam --only-group sam
+.venv-checkov/.synced: $(LOCKED)
+	@echo "setting up .venv-checkov"
+	@scripts/sync .venv-checkov --only-group checkov
+
+setup: .venv/.synced .venv-ministack/.synced .venv-sam/.synced ## uv, Python 3.13, SAM CLI, MiniStack, all as locked
+
+# ---------------------------------------------------------------- the main job
+
+demo: setup ## edit a dozen photos on the one-machine stack (PROVIDERS=real: with the keys in your environment)
+	@$(PYTHON) -m darkroom_local.demo
+
+# ---------------------------------------------------------------- checks
+
+test: setup ## all tests, the real template on the one-machine stack included
+	$(BIN)/pytest -m "not soak" $(ARGS)
+
+check: .venv/.synced .venv-sam/.synced ## format, lint, types, template
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/cfn-lint template.yaml
+	$(SAM) validate --lint
+	@mkdir -p build
+	$(PYTHON) -m darkroom_local.transform template.yaml > $(LINT_TRANSFORMED)
+	$(BIN)/cfn-lint $(LINT_TRANSFORMED)
+	$(SAM) validate --lint --template $(LINT_TRANSFORMED)
+
+checkov: .venv-checkov/.synced ## security findings of the template
+	.venv-checkov/bin/checkov --quiet --compact --framework cloudformation -f template.yaml
+
+test-sam-local: setup ## `sam local invoke` of the three functions in containers, where that can be done
+	$(PYTHON) -m darkroom_local.sam_local $(ARGS)
+
+# ---------------------------------------------------------------- AWS
+
+build: .venv/.synced .venv-sam/.synced ## sam build (ARCHITECTURE=arm64 for Graviton)
+	$(SAM) build
+
+deploy: build ## sam deploy to your AWS account (ARGS="--parameter-overrides WorkerProcesses=8")
+	$(SAM) deploy $(if $(ARCHITECTURE),--parameter-overrides Architecture=$(ARCHITECTURE)) $(ARGS)
+
+# ---------------------------------------------------------------- upkeep
+
+lock: ## update uv.lock from pyproject.toml, and what is exported from it
+	env -u UV_PYTHON "$$(scripts/uv)" lock
+	env -u UV_PYTHON "$$(scripts/uv)" export --quiet --frozen --only-group lambda --no-emit-project \
+		--no-header --no-annotate -o layers/dependencies/requirements.txt
+
+clean: ## remove everything that was set up or built here
+	rm -rf .venv .venv-* .tools .aws-sam .local build .mypy_cache .ruff_cache .pytest_cache .hypothesis

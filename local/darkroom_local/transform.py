@@ -1,0 +1,39 @@
+"""Prints a SAM template as CloudFormation gets it: `python -m darkroom_local.transform FILE`.
+
+Some mistakes (a circle of references, say) show only there.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import boto3
+from cfnlint.decode.cfn_yaml import load
+from samtranslator.parser.parser import Parser
+from samtranslator.translator.translator import Translator
+
+from darkroom_local.processes import ROOT
+
+REGION = "us-east-1"
+
+
+def transformed(template: Path = ROOT / "template.yaml") -> dict[str, Any]:
+    """The template after SAM's transform, local code paths standing in for uploaded ones."""
+    source = json.loads(json.dumps(load(str(template))))
+    for resource in source["Resources"].values():
+        properties = resource.get("Properties", {})
+        for name in ("CodeUri", "ContentUri"):
+            if name in properties:
+                properties[name] = f"s3://code/{properties[name]}"
+    # Roles are our own, so no names of AWS's managed policies need looking up.
+    translator = Translator({}, Parser(), boto_session=boto3.Session(region_name=REGION))
+    return dict(translator.translate(source, {}))
+
+
+def main() -> None:
+    sys.stdout.write(json.dumps(transformed(Path(sys.argv[1])), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
