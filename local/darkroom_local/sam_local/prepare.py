@@ -1,0 +1,89 @@
+"""Fits events/ to a deployed stack: `python -m darkroom_local.sam_local.prepare --stack darkroom`.
+
+The files in events/ hold the names of an example. This writes them with the names of the stack that
+the AWS variables of the shell lead to, on AWS or on this machine, to .local/sam-local/.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_plus
+
+import boto3
+
+from darkroom.splitting import CsvUploaded
+from darkroom_local.processes import ROOT
+from darkroom_local.sam_local.environment import ENDPOINT, Environments, of_stack, reached_at
+
+EVENTS = ROOT / "events"
+VARIABLES = "env.json"
+UPLOAD = "splitter-s3-put.json"
+PREPARED = ROOT / ".local" / "sam-local"
+
+
+def prepared(deployed: Environments, events: Path = EVENTS) -> dict[str, str]:
+    """Contents by file name: each event with the stack's names and run, and its env.json."""
+    example: Environments = json.loads((events / VARIABLES).read_text())
+    names = {
+        value: deployed[function][variable]
+        for function, variables in example.items()
+        for variable, value in variables.items()
+        if value and variable in deployed.get(function, {}) and variable != "STACK_NAME"
+    }
+    upload = (events / UPLOAD).read_text()
+    runs = {_run(upload): _run(_renamed(upload, names))}
+    files = {
+        path.name: _renamed(path.read_text(), names | runs)
+        for path in sorted(events.glob("*.json"))
+        if path.name != VARIABLES
+    }
+    return files | {VARIABLES: json.dumps(deployed, indent=2) + "\n"}
+
+
+def write(files: dict[str, str], folder: Path = PREPARED) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def _renamed(text: str, names: dict[str, str]) -> str:
+    for old in sorted(names, key=len, reverse=True):
+        text = text.replace(old, names[old])
+    return text
+
+
+def _run(event: str) -> str:
+    """The run that this upload starts: it depends on the bucket's name."""
+    told: dict[str, Any] = json.loads(event)["Records"][0]["s3"]
+    csv = told["object"]
+    return CsvUploaded(
+        bucket=told["bucket"]["name"],
+        key=unquote_plus(csv["key"]),
+        version_id=csv.get("versionId"),
+        sequencer=csv["sequencer"],
+        size=csv["size"],
+        etag=csv.get("eTag", ""),
+    ).run
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Fit events/ to a deployed stack.")
+    parser.add_argument("--stack", default="darkroom")
+    parser.add_argument(
+        "--reached-at", metavar="URL", help="of this machine's stack, for containers"
+    )
+    chosen = parser.parse_args()
+    here = os.environ.get(ENDPOINT) or None
+    deployed = of_stack(boto3.Session(), here, chosen.stack)
+    if here and chosen.reached_at:
+        deployed = reached_at(deployed, here, chosen.reached_at)
+    sys.stdout.write(f"{write(prepared(deployed))}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
