@@ -1,7 +1,7 @@
 """A deployed stack on AWS, or on an endpoint that speaks its API."""
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import boto3
 from botocore.config import Config
@@ -10,12 +10,9 @@ from botocore.exceptions import ClientError
 from darkroom.ports import RowLedger, RunLedger
 from darkroom_cli.buckets import S3Bucket
 from darkroom_cli.letters import SqsDeadLetters
-from darkroom_cli.ports import Outputs
+from darkroom_cli.ports import EndpointStates, Outputs
 from darkroom_cli.sentences import CommandFailed
 from darkroom_cli.session import Target
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 PARALLEL = 16  # uploads and downloads at a time
 
@@ -77,8 +74,14 @@ class AwsStack:
         )
 
     @cached_property
-    def _ledger_table(self) -> Any:
+    def _dynamodb(self) -> Any:
         return self._client("dynamodb")
+
+    @cached_property
+    def endpoint_states(self) -> EndpointStates:
+        from darkroom.adapters.endpoint_states import DynamoDBEndpointStates  # noqa: PLC0415
+
+        return DynamoDBEndpointStates(self._dynamodb, self.outputs.EndpointsTableName)
 
     @cached_property
     def runs(self) -> RunLedger:
@@ -101,7 +104,7 @@ class AwsStack:
         return S3Bucket(self._s3, self.outputs.ResultsBucketName)
 
     @cached_property
-    def secret(self) -> AwsSecret:
+    def secret(self) -> "AwsSecret":
         return AwsSecret(self._client("secretsmanager"), self.outputs.EndpointsSecretArn)
 
     @cached_property

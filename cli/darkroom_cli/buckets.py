@@ -49,7 +49,8 @@ class S3Bucket:
                 ContentType=content_type,
                 Metadata=dict(metadata),
             )
-        return answer.get("VersionId")
+        version = answer.get("VersionId")
+        return None if version is None else str(version)
 
     def _put_in_parts(
         self, key: str, path: Path, content_type: str, metadata: Mapping[str, str]
@@ -69,11 +70,3 @@ class S3Bucket:
             )
             body.flush()
             os.fsync(body.fileno())
-
-    def read(self, key: str) -> bytes | None:
-        try:
-            answer = self._client.get_object(Bucket=self.name, Key=key)
-        except self._client.exceptions.NoSuchKey:
-            return None
-        with answer["Body"] as body:
-            return bytes(body.read())

@@ -53,12 +53,12 @@ class SqsDeadLetters:
             for m in answer.get("Messages", ())
         ]
 
-    def send_back(self, letters: Sequence[DeadLetter], group: str) -> Sequence[DeadLetter]:
+    def send_back(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
         entries = [
             {
                 "Id": str(i),
                 "MessageBody": letter.body,
-                **({"MessageGroupId": group} if group else {}),
+                **({"MessageGroupId": letter.job} if letter.job else {}),
             }
             for i, letter in enumerate(letters)
         ]

@@ -1,11 +1,13 @@
 """What the command needs of a deployed stack, as small Protocols; aws.py implements them."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from darkroom.endpoint_state import EndpointState
 from darkroom.ports import RowLedger, RunLedger
 
 
@@ -55,9 +57,6 @@ class Bucket(Protocol):
     def fetch(self, key: str, target: Path) -> None:
         """Write the object's body to `target`, overwriting it."""
 
-    def read(self, key: str) -> bytes | None:
-        """A small object's body, or None when there is no such object."""
-
 
 class SecretStore(Protocol):
     def read(self) -> str | None:
@@ -75,6 +74,20 @@ class DeadLetter:
     body: str
     attributes: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def job(self) -> str:
+        """The row's job, "" where the body is no row message."""
+        try:
+            body = json.loads(self.body)
+        except ValueError:
+            return ""
+        return str(body.get("job", "")) if isinstance(body, dict) else ""
+
+    @property
+    def reason(self) -> str:
+        """Why it died, "" where SQS itself moved it here."""
+        return self.attributes.get("reason", "")
+
 
 class DeadLetters(Protocol):
     """The dead-letter queue, and the way back to the rows queue."""
@@ -85,7 +98,7 @@ class DeadLetters(Protocol):
     def receive(self) -> Sequence[DeadLetter]:
         """Up to 10 messages; none when the queue is (for now) empty."""
 
-    def send_back(self, letters: Sequence[DeadLetter], group: str) -> Sequence[DeadLetter]:
+    def send_back(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
         """Up to 10 copies into the rows queue; returns those the queue accepted."""
 
     def delete(self, letters: Sequence[DeadLetter]) -> None: ...
@@ -98,8 +111,8 @@ class DeadLetters(Protocol):
 
 
 class EndpointStates(Protocol):
-    def all(self) -> Mapping[str, Mapping[str, object]]:
-        """The raw item of each endpoint that was used already, by name."""
+    def read(self, endpoint: str) -> EndpointState:
+        """Its default for an endpoint never used."""
 
 
 class Stack(Protocol):

@@ -47,7 +47,7 @@ def sentence_for(error: BaseException) -> str | None:
     return None
 
 
-def describe_validation(error: ValidationError, what: str = "") -> str:
+def describe_validation(error: "ValidationError", what: str = "") -> str:
     """Every problem by its field, never with the value (it may be a key)."""
     problems = [
         f"{_field(problem['loc'])}: {_lower_first(problem['msg'])}"
@@ -73,26 +73,29 @@ def _lower_first(message: str) -> str:
 def _aws_sentence(error: BaseException) -> str | None:
     from botocore import exceptions as aws  # noqa: PLC0415 - loaded already
 
+    said = str(error).rstrip(".: ")
     match error:
         case aws.NoCredentialsError() | aws.PartialCredentialsError():
-            return (
+            said = (
                 "No AWS credentials found: set AWS_PROFILE, run `aws configure`, or add --local "
                 "for the stack on this machine."
             )
         case aws.ProfileNotFound() | aws.TokenRetrievalError() | aws.SSOTokenLoadError():
-            return f"{str(error).rstrip('.')}: check AWS_PROFILE, or run `aws sso login`."
+            said += ": check AWS_PROFILE, or run `aws sso login`."
         case aws.NoRegionError():
-            return "No AWS region given: use --region, or set AWS_REGION."
-        case aws.EndpointConnectionError() | aws.ConnectTimeoutError() | aws.ReadTimeoutError():
-            return (
-                f"{str(error).rstrip('.').rstrip(':')}: check --endpoint-url and the network "
-                "(for the stack on this machine: `darkroom local up`)."
+            said = "No AWS region given: use --region, or set AWS_REGION."
+        case aws.HTTPClientError():
+            said += (
+                ": check --endpoint-url and the network (for the stack on this machine: "
+                "`darkroom local up`)."
             )
         case aws.ClientError():
-            return _client_error(error)
+            said = _client_error(error)
         case aws.BotoCoreError():
-            return f"AWS: {str(error).rstrip('.')}."
-    return None
+            said = f"AWS: {said}."
+        case _:
+            return None
+    return said
 
 
 def _client_error(error: BaseException) -> str:

@@ -6,18 +6,19 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from darkroom_cli.ports import Stack
 from darkroom_cli.sentences import UsageMistake, sentence_for
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from darkroom_cli.ports import Stack
 
 DEFAULT_STACK = "darkroom"
 
@@ -32,7 +33,7 @@ class Target:
     local: bool = False
 
 
-def _connect(target: Target) -> Stack:
+def _connect(target: Target) -> "Stack":
     from darkroom_cli.aws import AwsStack  # noqa: PLC0415 - boto3 takes 0.2 s to import
 
     return AwsStack(target)
@@ -52,7 +53,7 @@ class SystemClock:
 class Wiring:
     """The outside world; tests give another one as typer's `obj`."""
 
-    connect: Callable[[Target], Stack] = _connect
+    connect: "Callable[[Target], Stack]" = _connect
     clock: Any = field(default_factory=SystemClock)
 
 
@@ -65,18 +66,18 @@ class Session:
     wiring: Wiring
 
     @cached_property
-    def stack(self) -> Stack:
+    def stack(self) -> "Stack":
         return self.wiring.connect(self.target)
 
     @cached_property
-    def out(self) -> Console:
+    def out(self) -> "Console":
         """Where answers go."""
         from rich.console import Console  # noqa: PLC0415 - keeps --help fast
 
         return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
 
     @cached_property
-    def err(self) -> Console:
+    def err(self) -> "Console":
         """Where notes, warnings and progress go: never in the way of a pipe."""
         from rich.console import Console  # noqa: PLC0415
 
@@ -91,6 +92,29 @@ class Session:
 
     def print_json(self, value: object) -> None:
         typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+    def plain(self, *cells: object) -> None:
+        """A line for `cut` and `awk`."""
+        typer.echo("\t".join(str(cell) for cell in cells))
+
+    def heading(self, text: str) -> None:
+        self.out.print(text, style="bold", markup=False)
+
+    def facts(self, facts: Iterable[tuple[str, str]]) -> None:
+        """Names and values: aligned on a terminal, one per line in a pipe."""
+        if not self.out.is_terminal:
+            for name, value in facts:
+                typer.echo(f"{name}: {value}")
+            return
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in facts:
+            table.add_row(name, Text(value))
+        self.out.print(table)
 
     def note(self, text: str) -> None:
         if not self.json:

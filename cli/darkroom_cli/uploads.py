@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from mimetypes import guess_type
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from darkroom_cli.ports import Bucket, StoredObject
 from darkroom_cli.sentences import CommandFailed
@@ -72,11 +71,7 @@ def plan_images(references: Iterable[str], csv: Path, key: str) -> ImagePlan:
 
 def _local_path(reference: str) -> Path | None:
     """The path a reference means, or None for one that lies elsewhere (https://, s3://, ...)."""
-    if reference.startswith("file://"):
-        return Path(unquote(urlsplit(reference).path))
-    if "://" in reference or reference.startswith("data:"):
-        return None
-    return Path(reference)
+    return None if "://" in reference else Path(reference)
 
 
 def _short_digest(path: Path) -> str:
@@ -89,12 +84,12 @@ def compare(plan: ImagePlan, bucket: Bucket, job: str) -> ToSend:
     Raises CommandFailed when an upload would overwrite another job's image by a different one.
     """
     stored = _stored(bucket, [*plan.found, *plan.absent])
-    new, doubtful = [], []
+    new, doubtful = list[LocalImage](), list[LocalImage]()
     for key, image in plan.found.items():
         (doubtful if key in stored else new).append(image)
     with ThreadPoolExecutor(PARALLEL) as pool:
-        verdicts = pool.map(lambda image: _changed(image, stored[image.key], bucket, job), doubtful)
-        changed = [image for image, is_changed in zip(doubtful, verdicts, strict=True) if is_changed]
+        verdicts = list(pool.map(lambda i: _changed(i, stored[i.key], bucket, job), doubtful))
+    changed = [image for image, verdict in zip(doubtful, verdicts, strict=True) if verdict]
     missing = tuple(ref for key, ref in plan.absent.items() if key not in stored)
     return ToSend(tuple(new), tuple(changed), len(doubtful) - len(changed), missing)
 
@@ -130,9 +125,7 @@ def _md5(path: Path) -> str:
         return hashlib.file_digest(body, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def send(
-    images: Iterable[LocalImage], bucket: Bucket, job: str, sent: Callable[[], None]
-) -> None:
+def send(images: Iterable[LocalImage], bucket: Bucket, job: str, sent: Callable[[], None]) -> None:
     """Upload in parallel; `sent` is called after each, in this thread."""
 
     def put(image: LocalImage) -> None:

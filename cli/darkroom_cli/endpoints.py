@@ -1,0 +1,175 @@
+"""`endpoints`: who may be called, with which keys, inside which limits."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from darkroom import health
+from darkroom.endpoint_state import SECOND, EndpointState
+from darkroom.endpoints import Endpoint, EndpointsSecret, key_fingerprint
+from darkroom_cli.sentences import CommandFailed, UsageMistake, describe_validation
+from darkroom_cli.session import Session
+from darkroom_cli.words import duration, plural
+
+
+def push(session: Session, file: Path | None, *, from_env: bool, dry_run: bool) -> None:
+    if (file is None) != from_env:
+        raise UsageMistake("Name a file with the endpoints (- for standard input), or --from-env.")
+    secret = _from_environment(session) if file is None else _from_file(file)
+    if not dry_run:
+        session.stack.secret.write(_revealed(secret))
+    count = plural(len(secret.endpoints), "endpoint")
+    if dry_run:
+        session.note(f"These {count} would be pushed:")
+    else:
+        session.note(f"Pushed {count} to {session.stack.name}; workers use it within 5 minutes.")
+    _show(session, secret, {})
+
+
+def _from_file(file: Path) -> EndpointsSecret:
+    text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
+    return parse(text, str(file))
+
+
+def parse(text: str, name: str) -> EndpointsSecret:
+    """Raises CommandFailed that names the field, or the place in the JSON; never a value."""
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CommandFailed(
+            f"{name} is not JSON: {error.msg[:1].lower()}{error.msg[1:]} at line {error.lineno}, "
+            f"column {error.colno}."
+        ) from None
+    try:
+        return EndpointsSecret.model_validate(data)
+    except ValidationError as error:
+        raise CommandFailed(describe_validation(error, name)) from None
+
+
+def _from_environment(session: Session) -> EndpointsSecret:
+    raise NotImplementedError
+
+
+def _revealed(secret: EndpointsSecret) -> str:
+    """The secret's text, keys in the clear: for Secrets Manager only."""
+    document: dict[str, Any] = secret.model_dump(mode="json", exclude_none=True)
+    for dumped, endpoint in zip(document["endpoints"], secret.endpoints, strict=True):
+        dumped["api_keys"] = [key.get_secret_value() for key in endpoint.api_keys]
+    return json.dumps(document, indent=1)
+
+
+def show(session: Session) -> None:
+    text = session.stack.secret.read()
+    if not text:
+        raise CommandFailed(
+            "The stack has no endpoints yet: `darkroom endpoints push FILE`, or --from-env."
+        )
+    secret = parse(text, "The endpoints secret")
+    states = {e.name: session.stack.endpoint_states.read(e.name) for e in secret.endpoints}
+    _show(session, secret, states)
+
+
+def _show(session: Session, secret: EndpointsSecret, states: Mapping[str, EndpointState]) -> None:
+    now = int(session.wiring.clock.now() * SECOND)
+    ordered = [endpoint for tier in secret.tiers() for endpoint in tier]
+    if session.json:
+        session.print_json([_as_json(e, states.get(e.name), now) for e in ordered])
+        return
+    for endpoint in ordered:
+        session.heading(endpoint.name)
+        session.facts(_facts(endpoint, states.get(endpoint.name), now))
+
+
+def _facts(endpoint: Endpoint, state: EndpointState | None, now: int) -> Iterator[tuple[str, str]]:
+    yield "tier", f"{endpoint.tier}, {endpoint.provider.value}, weight {endpoint.weight:g}"
+    yield "model", endpoint.model
+    if endpoint.base_url:
+        yield "base URL", endpoint.base_url
+    yield "limits", _limits(endpoint)
+    yield (
+        "timing",
+        (
+            f"{endpoint.timeout_seconds:g} s per call, "
+            f"{endpoint.max_retries} {'retry' if endpoint.max_retries == 1 else 'retries'}"
+        ),
+    )
+    yield "keys", ", ".join(_key(k, state, now) for k in _fingerprints(endpoint))
+    if state is not None:
+        yield "state", describe_state(state, now)
+
+
+def _fingerprints(endpoint: Endpoint) -> list[str]:
+    return [key_fingerprint(key) for key in endpoint.api_keys]
+
+
+def _limits(endpoint: Endpoint) -> str:
+    parts = [f"{endpoint.requests_per_minute:,} a minute"] if endpoint.requests_per_minute else []
+    if endpoint.requests_per_day:
+        parts.append(f"{endpoint.requests_per_day:,} a day")
+    if endpoint.max_in_flight:
+        parts.append(f"{endpoint.max_in_flight:,} at a time")
+    return ", ".join(parts) or "none"
+
+
+def _key(fingerprint: str, state: EndpointState | None, now: int) -> str:
+    rest = state.keys.get(fingerprint) if state else None
+    if rest is None or rest.until <= now:
+        return fingerprint
+    why = rest.why.value.replace("_", " ")
+    return f"{fingerprint} (resting for {duration((rest.until - now) / SECOND)}: {why})"
+
+
+def describe_state(state: EndpointState, now: int) -> str:
+    """What keeps the endpoint from being called now, in words."""
+    if not state.rev:
+        return "never used"
+    parts = [breaker(state, now)]
+    in_flight = sum(until > now for until in state.leases.values())
+    if in_flight:
+        parts.append(f"{plural(in_flight, 'call')} in flight")
+    ahead = max(state.next, state.paused_until) - now
+    if ahead > SECOND:
+        parts.append(f"next slot in {duration(ahead / SECOND)}")
+    failures = health.recent_failures(state, now)
+    if failures >= 1:
+        parts.append(f"{plural(round(failures), 'recent failure')}")
+    parts.append(f"{plural(state.calls, 'call')} so far")
+    return ", ".join(parts)
+
+
+def breaker(state: EndpointState, now: int) -> str:
+    """The breaker: "ready", "open for 20 s more" or "half open"."""
+    if not state.tripped:
+        return "ready"
+    if state.breaker_until > now:
+        return f"breaker open for {duration((state.breaker_until - now) / SECOND)}"
+    return "breaker half open (the next call is a probe)"
+
+
+def _as_json(endpoint: Endpoint, state: EndpointState | None, now: int) -> dict[str, Any]:
+    dumped = endpoint.model_dump(mode="json", exclude={"api_keys"})
+    dumped["keys"] = _fingerprints(endpoint)
+    if state is not None:
+        resting = {f: r for f, r in state.keys.items() if r.until > now}
+        dumped["state"] = {
+            "used": bool(state.rev),
+            "breaker": breaker(state, now).split(" for ")[0].split(" (")[0],
+            "breaker_until": _moment(state.breaker_until) if state.tripped else None,
+            "in_flight": sum(until > now for until in state.leases.values()),
+            "next_slot": _moment(state.next) if state.next > now else None,
+            "recent_failures": round(health.recent_failures(state, now), 2),
+            "calls": state.calls,
+            "resting_keys": {
+                f: {"until": _moment(r.until), "why": r.why.value} for f, r in resting.items()
+            },
+        }
+    return dumped
+
+
+def _moment(microseconds: int) -> str:
+    return datetime.fromtimestamp(microseconds / SECOND, UTC).isoformat(timespec="seconds")
