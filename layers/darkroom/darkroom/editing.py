@@ -1,83 +1,26 @@
 """A row's way through the editor: claim, load, call, store, settle."""
 
-from dataclasses import dataclass, field
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from darkroom.calls import CallFailed, CallPlan, EditAnswer, SourceImage
 from darkroom.dispatch import Dispatcher, LeaseLost
-from darkroom.endpoints import Endpoint
-from darkroom.errors import Reason, RowRejected
-from darkroom.jobs import Run
-from darkroom.ledger import Claim, NotClaimed
-from darkroom.planning import plan_call
-from darkroom.ports import Budget, Clock, ImageFetcher, ObjectStore, RowLedger, RowQueue, Telemetry
-from darkroom.rows import RowMessage, RowRequest
+from darkroom.errand import RowErrand, refuse_if_stopped
+from darkroom.errors import DeferRow, Reason, RetryRow, RowRejected, ServiceUnavailable
+from darkroom.heartbeat import Leases
+from darkroom.jobs import Run, RunState
+from darkroom.ledger import Claim, NotClaimed, RowResult, RowState
+from darkroom.loading import load
+from darkroom.ports import Clock, ImageFetcher, RowLedger, RowQueue, Telemetry
+from darkroom.rows import RowMessage
+from darkroom.storing import ImageStorage
 
 LEASE_SECONDS = 90.0
-HELD_DELAY_SECONDS = 30.0
-
-
-@dataclass(slots=True)
-class _RowErrand:
-    """What the dispatcher is told about one claimed row; books the money around each call."""
-
-    claim: Claim
-    run: Run
-    request: RowRequest
-    images: tuple[SourceImage, ...]
-    mask: SourceImage | None
-    rows: RowLedger
-    budget: Budget
-    reserved: int = 0
-    spent: int = 0
-    unpriced: bool = False
-
-    def plan(self, endpoint: Endpoint) -> CallPlan:
-        model = self.request.model or endpoint.model
-        return plan_call(self.request, self.images, self.mask, endpoint.provider, model)
-
-    def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
-        limit = self.run.options.budget_micro_usd
-        if limit is not None:
-            self._reserve(plan, limit)
-        if not self.rows.mark_sent(self.claim, endpoint.name):
-            self._settle_reservation(0)
-            raise LeaseLost(f"row {self.claim.key} is another worker's now")
-
-    def after_call(
-        self, endpoint: Endpoint, plan: CallPlan, outcome: EditAnswer | CallFailed
-    ) -> None:
-        cost = outcome.cost_micro_usd
-        if isinstance(outcome, CallFailed):
-            self.rows.mark_failed_call(self.claim)
-            if cost is None and not outcome.maybe_charged:
-                cost = 0
-        elif cost is None:
-            self.unpriced = True
-        # An unknown cost keeps what was reserved: a hard budget errs on the safe side.
-        actual = self.reserved if cost is None else cost
-        self.spent += actual
-        self._settle_reservation(actual)
-
-    def _reserve(self, plan: CallPlan, limit: int) -> None:
-        worst = plan.worst_cost_micro_usd
-        if worst is None:
-            raise RowRejected(
-                Reason.BUDGET,
-                f"the price of model {plan.model} is not known, so a budget cannot be kept: "
-                "name a model with a known price, or upload without budget-usd",
-            )
-        if not self.budget.reserve(self.claim.job, worst, limit):
-            raise RowRejected(
-                Reason.BUDGET,
-                f"the job's budget of ${limit / 1e6:.2f} has no room for this row (up to "
-                f"${worst / 1e6:.4f}): upload again with a larger budget-usd to go on",
-            )
-        self.reserved = worst
-
-    def _settle_reservation(self, actual: int) -> None:
-        if self.reserved and actual != self.reserved:
-            self.budget.adjust(self.claim.job, actual - self.reserved)
-        self.reserved = 0
+HELD_SECONDS = 30.0  # until a row in another worker's hands is looked at again
+TROUBLE_SECONDS = 15.0  # until a row that AWS itself failed is tried again
+BACKOFF_SECONDS = 10.0  # before a second attempt; doubles with each
+LONGEST_BACKOFF_SECONDS = 900.0
+JITTER = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,29 +28,187 @@ class RowEditor:
     """Takes one row from its message to its outcome. Thread-safe."""
 
     rows: RowLedger
-    budget: Budget
-    store: ObjectStore
+    images: ImageStorage
     queue: RowQueue
     fetcher: ImageFetcher
     dispatcher: Dispatcher
     clock: Clock
     telemetry: Telemetry
     on_unknown_outcome: str = "retry"
-    held_delay_seconds: float = field(default=HELD_DELAY_SECONDS)
+    rng: Callable[[], float] = random.random
 
-    def handle(self, message: RowMessage, run: Run, owner: str, deadline: float) -> float | None:
-        """Work on one row until `deadline` (Unix seconds).
+    def handle(
+        self, message: RowMessage, run: Run, owner: str, deadline: float, leases: Leases
+    ) -> float | None:
+        """Work on one row until `deadline` (Unix seconds); `run` is its job's current run.
 
-        Returns None when the message is settled and can go, else the seconds after which it should
-        come back.
+        `owner` is unique to this delivery; `leases` keeps the claim alive. Returns None when the
+        message can go, else the seconds after which it should come back.
         """
-        claim = self.rows.claim(message, owner, run.options.max_attempts, LEASE_SECONDS)
+        if run.state is RunState.FAILED:
+            return None
+        try:
+            claim = self.rows.claim(message, run, owner, LEASE_SECONDS)
+        except ServiceUnavailable as error:
+            self.telemetry.warning("ledger_unavailable", row=message.key, error=str(error))
+            return TROUBLE_SECONDS
         match claim:
             case NotClaimed.SETTLED | NotClaimed.SUPERSEDED:
                 self.telemetry.metric("DuplicateSuppressed")
                 return None
             case NotClaimed.HELD:
-                return self.held_delay_seconds
-            case NotClaimed.ATTEMPTS_SPENT:
-                return None
-        raise NotImplementedError
+                return HELD_SECONDS
+        errand = RowErrand(claim, run, message.request, self.rows, self.telemetry)
+        with leases.held(claim):
+            return self._carry_out(errand, message, deadline)
+
+    def _carry_out(self, errand: RowErrand, message: RowMessage, deadline: float) -> float | None:
+        try:
+            return self._attempt(errand, message, deadline)
+        except LeaseLost as lost:
+            self.telemetry.warning("lease_lost", job=message.job, row=message.key, why=str(lost))
+            return HELD_SECONDS
+        except ServiceUnavailable as error:
+            self.telemetry.warning("service_unavailable", row=message.key, error=str(error))
+            self._give_back(errand, refund_attempt=errand.calls == 0)
+            return TROUBLE_SECONDS
+
+    def _attempt(self, errand: RowErrand, message: RowMessage, deadline: float) -> float | None:
+        """One attempt. Raises LeaseLost, ServiceUnavailable."""
+        try:
+            result = self._edit(errand, message, deadline)
+        except RowRejected as error:
+            result = _unsuccessful(RowState.FAILED, error.reason, error.detail, errand.claim)
+        except RetryRow as error:
+            return self._again(errand, message, error)
+        except DeferRow as error:
+            self._give_back(errand, refund_attempt=errand.calls == 0)
+            return error.delay_seconds
+        except (LeaseLost, ServiceUnavailable):
+            raise
+        except Exception as error:  # noqa: BLE001  # a bug must not lose a row, nor repeat for ever
+            self.telemetry.error("row_crashed", job=message.job, row=message.key, error=repr(error))
+            detail = f"an unexpected error stopped the work: {type(error).__name__}"
+            return self._again(errand, message, RetryRow(Reason.WORKER_LOST, detail))
+        return self._settle(errand, result)
+
+    def _edit(self, errand: RowErrand, message: RowMessage, deadline: float) -> RowResult:
+        if errand.claim.sent_before:
+            found = self._solve_unknown(errand)
+            if found is not None:
+                return found
+        if errand.claim.attempts_spent:
+            raise RetryRow(Reason.WORKER_LOST, "its worker died in every attempt")
+        refuse_if_stopped(errand.run)
+        loaded = load(
+            message.request, message.base, self.fetcher, last_attempt=self._is_last(errand)
+        )
+        errand.images, errand.mask = loaded.images, loaded.mask
+        delivery = self.dispatcher.dispatch(errand, deadline)
+        warnings = (*loaded.warnings, *delivery.plan.warnings, *delivery.warnings)
+        return self.images.keep(errand, delivery, tuple(dict.fromkeys(warnings)), deadline)
+
+    def _solve_unknown(self, errand: RowErrand) -> RowResult | None:
+        """An earlier call was sent, and its worker died before it could tell what came of it."""
+        found = self.images.find(errand)
+        if found is not None:
+            self.telemetry.info("image_found", job=errand.claim.job, row=errand.claim.key)
+            return found
+        errand.call_over(0, maybe_charged=True)
+        if self.on_unknown_outcome == "fail":
+            raise RowRejected(
+                Reason.OUTCOME_UNKNOWN,
+                "a call was sent and its worker died before the answer: it may have been billed; "
+                "upload again with retry-failed=true to edit the row",
+            )
+        return None
+
+    def _is_last(self, errand: RowErrand) -> bool:
+        return errand.claim.attempt >= errand.run.options.max_attempts
+
+    def _again(self, errand: RowErrand, message: RowMessage, error: RetryRow) -> float | None:
+        attempt = errand.claim.attempt
+        if self._is_last(errand):
+            return self._bury(errand, message, error)
+        self._give_back(errand, refund_attempt=False)
+        backoff = min(BACKOFF_SECONDS * 2.0 ** (attempt - 1), LONGEST_BACKOFF_SECONDS)
+        backoff *= 1 + JITTER * (2 * self.rng() - 1)
+        self.telemetry.info(
+            "row_retries", job=message.job, row=message.key, attempt=attempt, reason=error.reason
+        )
+        return max(backoff, error.delay_seconds)
+
+    def _bury(self, errand: RowErrand, message: RowMessage, error: RetryRow) -> float | None:
+        """To the dead-letter queue first: a crash in between makes a second copy, which does no
+        harm, because only one of equal copies can ever bring the row back.
+        """
+        record = errand.claim.record
+        copy = message.model_copy(
+            update={"run": errand.claim.run, "generation": record.generation + 1}
+        )
+        attributes = {
+            "reason": error.reason.value,
+            "detail": error.detail,
+            "endpoint": error.endpoint or record.endpoint or "",
+            "attempts": str(record.attempts),
+            "job": message.job,
+            "row": message.key,
+        }
+        self.queue.dead_letter(copy.model_dump_json(), attributes)
+        result = _unsuccessful(
+            RowState.DEAD,
+            error.reason,
+            error.detail,
+            errand.claim,
+            provider=error.provider,
+            endpoint=error.endpoint or record.endpoint,
+        )
+        return self._settle(errand, result)
+
+    def _settle(self, errand: RowErrand, result: RowResult) -> float | None:
+        if not self.rows.settle(errand.claim, result):
+            raise LeaseLost("it was settled by another worker, or is being worked on")
+        self._tell(errand.claim, result)
+        return None
+
+    def _tell(self, claim: Claim, result: RowResult) -> None:
+        names = {RowState.SUCCEEDED: "RowsSucceeded", RowState.FAILED: "RowsFailed"}
+        self.telemetry.metric(names.get(result.status, "RowsDead"))
+        if result.fallback:
+            self.telemetry.metric("FallbackUsed")
+        if result.cost_micro_usd:
+            self.telemetry.metric("CostUSD", result.cost_micro_usd / 1e6, unit="None")
+        self.telemetry.info(
+            "row_settled",
+            job=claim.job,
+            row=claim.key,
+            status=result.status.value,
+            reason=result.reason.value if result.reason else None,
+            endpoint=result.endpoint,
+            attempts=claim.attempt,
+        )
+
+    def _give_back(self, errand: RowErrand, *, refund_attempt: bool) -> None:
+        try:
+            self.rows.release(errand.claim, refund_attempt=refund_attempt)
+        except ServiceUnavailable as error:  # the lease will end by itself
+            self.telemetry.warning("release_failed", row=errand.claim.key, error=str(error))
+
+
+def _unsuccessful(
+    status: RowState,
+    reason: Reason,
+    detail: str,
+    claim: Claim,
+    *,
+    provider: str | None = None,
+    endpoint: str | None = None,
+) -> RowResult:
+    return RowResult(
+        status=status,
+        reason=reason,
+        detail=detail,
+        provider=provider,
+        endpoint=endpoint,
+        cost_micro_usd=claim.record.spent,
+    )
