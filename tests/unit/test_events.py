@@ -1,0 +1,74 @@
+"""The files in events/ hold together, and hold what the functions really get."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from darkroom.csv_rows import read_job_rows
+from darkroom.jobs import JobOptions, job_id
+from darkroom.rows import RowMessage, RowRequest
+from darkroom.settings import Settings
+from darkroom.splitting import CsvUploaded
+from darkroom_local.sam_local.prepare import EVENTS, prepared
+
+EXAMPLE = json.loads((EVENTS / "env.json").read_text())
+
+
+def event(name: str) -> Any:
+    return json.loads((EVENTS / name).read_text())
+
+
+def uploaded() -> CsvUploaded:
+    told = event("splitter-s3-put.json")["Records"][0]["s3"]
+    csv = told["object"]
+    return CsvUploaded(
+        bucket=told["bucket"]["name"],
+        key=csv["key"].replace("+", " "),
+        version_id=None,
+        sequencer=csv["sequencer"],
+        size=csv["size"],
+        etag=csv["eTag"],
+    )
+
+
+def test_the_batch_is_what_the_splitter_makes_of_the_csv() -> None:
+    upload, csv = uploaded(), (EVENTS / "sam-local.csv").read_bytes()
+    assert upload.size == len(csv)
+    rows = list(read_job_rows(lambda offset: iter([csv[offset:]]), JobOptions()).from_row(0, None))
+    sent = [
+        RowMessage(
+            job=job_id(upload.key),
+            run=upload.run,
+            row=row.row,
+            key=row.key,
+            base=upload.source.base,
+            request=row.asked,
+        )
+        for row in rows
+        if isinstance(row.asked, RowRequest)
+    ]
+    records = event("editor-sqs-batch.json")["Records"]
+    assert [RowMessage.model_validate_json(r["body"]) for r in records] == sent
+
+
+@pytest.mark.parametrize("function", sorted(EXAMPLE))
+def test_the_environment_is_one_the_functions_accept(function: str) -> None:
+    Settings.from_environment(EXAMPLE[function])
+
+
+def test_prepared_events_hold_the_names_of_the_stack_and_none_of_the_example() -> None:
+    deployed = {
+        function: {name: f"{name.lower()}-of-mine" for name in variables}
+        for function, variables in EXAMPLE.items()
+    }
+    files = prepared(deployed)
+    assert set(files) == {path.name for path in Path(EVENTS).glob("*.json")}
+    assert '"input_bucket-of-mine"' in files["splitter-s3-put.json"]
+    assert not re.search("0a1b2c3d4e5f", "".join(files.values()))
+    batch = json.loads(files["editor-sqs-batch.json"])
+    message = RowMessage.model_validate_json(batch["Records"][0]["body"])
+    assert message.base == "s3://input_bucket-of-mine/jobs/"
+    assert message.run != uploaded().run
