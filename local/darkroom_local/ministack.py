@@ -135,6 +135,8 @@ def _environment(state: Path, port: int, *, auth: bool) -> dict[str, str]:
         "STATE_DIR": str(state / "state"),
         "S3_DATA_DIR": str(state / "s3"),
         "LAMBDA_EXECUTOR": "local",
+        "IOT_MTLS_ENABLED": "false",  # it would take a fixed port
+        "SFTP_ENABLED": "false",
         "DOCKER_HOST": f"unix://{state}/no-docker.sock",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
