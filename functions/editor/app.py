@@ -1,0 +1,32 @@
+"""Given a batch of rows by the queue; answers which of its messages are to come back."""
+
+import time
+from typing import Any
+
+from aws_lambda_powertools.utilities.batch.types import PartialItemFailureResponse
+from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSEvent, SQSRecord
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from darkroom import bootstrap
+from darkroom.batch import Received
+
+# Kept back from the time limit for storing and settling what is under way.
+RESERVE_SECONDS = 20
+
+
+def handler(event: dict[str, Any], context: LambdaContext) -> PartialItemFailureResponse:
+    batch = [_received(record) for record in SQSEvent(event).records]
+    deadline = time.time() + context.get_remaining_time_in_millis() / 1000 - RESERVE_SECONDS
+    with bootstrap.invocation(context.aws_request_id):
+        kept = bootstrap.editor().handle(batch, deadline, context.aws_request_id)
+    return {"batchItemFailures": [{"itemIdentifier": message_id} for message_id in kept]}
+
+
+def _received(record: SQSRecord) -> Received:
+    return Received(
+        message_id=record.message_id,
+        receipt=record.receipt_handle,
+        body=record.body,
+        receive_count=int(record.attributes.approximate_receive_count),
+        sent_at=int(record.attributes.sent_timestamp) / 1000,
+    )

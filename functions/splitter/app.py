@@ -1,0 +1,16 @@
+"""Told of an uploaded CSV by S3, or by itself to go on with a long one."""
+
+from typing import Any
+
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from darkroom import bootstrap
+from darkroom.adapters.upload_events import uploads_in
+
+
+def handler(event: dict[str, Any], context: LambdaContext) -> None:
+    with bootstrap.invocation(context.aws_request_id):
+        for upload in uploads_in(event):
+            bootstrap.splitter().split(
+                upload, lambda: context.get_remaining_time_in_millis() / 1000
+            )
