@@ -1,7 +1,7 @@
 """Fits events/ to a deployed stack: `python -m darkroom_local.sam_local.prepare --stack darkroom`.
 
 The files in events/ hold the names of an example. This writes them with the names of the stack that
-the AWS variables of the shell lead to, on AWS or on this machine, to .local/sam-local/.
+the AWS variables of the shell lead to, and the environment of its functions, to .local/sam-local/.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import boto3
 
 from darkroom.splitting import CsvUploaded
 from darkroom_local.processes import ROOT
-from darkroom_local.sam_local.environment import ENDPOINT, Environments, of_stack, reached_at
+from darkroom_local.sam_local.environment import ENDPOINT, Environments, of_stack
 
 EVENTS = ROOT / "events"
 VARIABLES = "env.json"
@@ -73,14 +73,8 @@ def _run(event: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Fit events/ to a deployed stack.")
     parser.add_argument("--stack", default="darkroom")
-    parser.add_argument(
-        "--reached-at", metavar="URL", help="of this machine's stack, for containers"
-    )
     chosen = parser.parse_args()
-    here = os.environ.get(ENDPOINT) or None
-    deployed = of_stack(boto3.Session(), here, chosen.stack)
-    if here and chosen.reached_at:
-        deployed = reached_at(deployed, here, chosen.reached_at)
+    deployed = of_stack(boto3.Session(), os.environ.get(ENDPOINT) or None, chosen.stack)
     sys.stdout.write(f"{write(prepared(deployed))}\n")
     return 0
 
