@@ -99,6 +99,7 @@ class CallFailed(DarkroomError):
         maybe_charged: bool = False,
         status_code: int | None = None,
         cost_micro_usd: int | None = None,
+        unknown: bool = False,
     ) -> None:
         super().__init__(f"{outcome}: {detail}")
         self.outcome = outcome
@@ -108,6 +109,7 @@ class CallFailed(DarkroomError):
         self.maybe_charged = maybe_charged  # the provider may have done and billed the work
         self.status_code = status_code
         self.cost_micro_usd = cost_micro_usd  # a refusal or a text answer may be billed
+        self.unknown = unknown  # UNAVAILABLE because no table has it: worth one more try, not many
 
     @property
     def reason(self) -> Reason:
