@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from darkroom.adapters.upload_events import as_event, uploads_in
 from darkroom.csv_rows import read_job_rows
 from darkroom.jobs import JobOptions, job_id
 from darkroom.rows import RowMessage, RowRequest
@@ -22,16 +23,12 @@ def event(name: str) -> Any:
 
 
 def uploaded() -> CsvUploaded:
-    told = event("splitter-s3-put.json")["Records"][0]["s3"]
-    csv = told["object"]
-    return CsvUploaded(
-        bucket=told["bucket"]["name"],
-        key=csv["key"].replace("+", " "),
-        version_id=None,
-        sequencer=csv["sequencer"],
-        size=csv["size"],
-        etag=csv["eTag"],
-    )
+    (upload,) = uploads_in(event("splitter-s3-put.json"))
+    return upload
+
+
+def test_the_splitter_goes_on_with_the_event_it_sends_itself() -> None:
+    assert event("splitter-continue.json") == as_event(uploaded())
 
 
 def test_the_batch_is_what_the_splitter_makes_of_the_csv() -> None:

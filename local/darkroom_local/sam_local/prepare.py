@@ -9,12 +9,10 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote_plus
 
 import boto3
 
-from darkroom.splitting import CsvUploaded
+from darkroom.adapters.upload_events import uploads_in
 from darkroom_local.processes import ROOT
 from darkroom_local.sam_local.environment import ENDPOINT, Environments, of_stack
 
@@ -58,16 +56,8 @@ def _renamed(text: str, names: dict[str, str]) -> str:
 
 def _run(event: str) -> str:
     """The run that this upload starts: it depends on the bucket's name."""
-    told: dict[str, Any] = json.loads(event)["Records"][0]["s3"]
-    csv = told["object"]
-    return CsvUploaded(
-        bucket=told["bucket"]["name"],
-        key=unquote_plus(csv["key"]),
-        version_id=csv.get("versionId"),
-        sequencer=csv["sequencer"],
-        size=csv["size"],
-        etag=csv.get("eTag", ""),
-    ).run
+    (upload,) = uploads_in(json.loads(event))
+    return upload.run
 
 
 def main() -> int:
