@@ -1,7 +1,7 @@
 """A deployed stack on AWS, or on an endpoint that speaks its API."""
 
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
@@ -13,6 +13,9 @@ from darkroom_cli.letters import SqsDeadLetters
 from darkroom_cli.ports import EndpointStates, Outputs
 from darkroom_cli.sentences import CommandFailed
 from darkroom_cli.session import Target
+
+if TYPE_CHECKING:
+    from darkroom.adapters.ledger_table import LedgerTable
 
 PARALLEL = 16  # uploads and downloads at a time
 
@@ -84,12 +87,18 @@ class AwsStack:
         return DynamoDBEndpointStates(self._dynamodb, self.outputs.EndpointsTableName)
 
     @cached_property
-    def runs(self) -> RunLedger:
-        raise NotImplementedError
+    def _ledger(self) -> "LedgerTable":
+        from darkroom.adapters.ledger_table import LedgerTable  # noqa: PLC0415
 
-    @cached_property
+        return LedgerTable(self._dynamodb, self.outputs.LedgerTableName)
+
+    @property
+    def runs(self) -> RunLedger:
+        return self._ledger
+
+    @property
     def rows(self) -> RowLedger:
-        raise NotImplementedError
+        return self._ledger
 
     @cached_property
     def _s3(self) -> Any:

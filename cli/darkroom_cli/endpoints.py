@@ -128,7 +128,14 @@ def describe_state(state: EndpointState, now: int) -> str:
     """What keeps the endpoint from being called now, in words."""
     if not state.rev:
         return "never used"
-    parts = [breaker(state, now)]
+    match _breaker(state, now):
+        case "open":
+            rest = duration((state.breaker_until - now) / SECOND)
+            parts = [f"breaker open for {rest}"]
+        case "half open":
+            parts = ["breaker half open, the next call is a probe"]
+        case _:
+            parts = ["ready"]
     in_flight = sum(until > now for until in state.leases.values())
     if in_flight:
         parts.append(f"{plural(in_flight, 'call')} in flight")
@@ -142,13 +149,10 @@ def describe_state(state: EndpointState, now: int) -> str:
     return ", ".join(parts)
 
 
-def breaker(state: EndpointState, now: int) -> str:
-    """The breaker: "ready", "open for 20 s more" or "half open"."""
+def _breaker(state: EndpointState, now: int) -> str:
     if not state.tripped:
-        return "ready"
-    if state.breaker_until > now:
-        return f"breaker open for {duration((state.breaker_until - now) / SECOND)}"
-    return "breaker half open (the next call is a probe)"
+        return "closed"
+    return "open" if state.breaker_until > now else "half open"
 
 
 def _as_json(endpoint: Endpoint, state: EndpointState | None, now: int) -> dict[str, Any]:
@@ -158,7 +162,7 @@ def _as_json(endpoint: Endpoint, state: EndpointState | None, now: int) -> dict[
         resting = {f: r for f, r in state.keys.items() if r.until > now}
         dumped["state"] = {
             "used": bool(state.rev),
-            "breaker": breaker(state, now).split(" for ")[0].split(" (")[0],
+            "breaker": _breaker(state, now),
             "breaker_until": _moment(state.breaker_until) if state.tripped else None,
             "in_flight": sum(until > now for until in state.leases.values()),
             "next_slot": _moment(state.next) if state.next > now else None,

@@ -49,9 +49,11 @@ def measure(run: Run, counters: Counters, now: float, rate: float | None = None)
     elapsed = max((run.finished_at or now) - run.started_at, 0.0)
     if rate is None and counters.settled and elapsed > 0:
         rate = counters.settled * 60 / elapsed
-    left = max(totals.queued - counters.settled, 0)
+    # Rows redriven from an earlier upload were counted as `kept_failed` by the splitter.
+    kept_failed = max(totals.kept_failed - counters.extra, 0)
+    left = max(totals.queued + counters.extra - counters.settled, 0)
     eta = left * 60 / rate if rate and run.split_done and run.state not in ENDED else None
-    set_aside = totals.resumed + totals.kept_failed + totals.invalid + totals.skipped
+    set_aside = totals.resumed + kept_failed + totals.invalid + totals.skipped
     return Progress(
         job=run.job,
         run=run.run,
@@ -60,7 +62,7 @@ def measure(run: Run, counters: Counters, now: float, rate: float | None = None)
         split_done=run.split_done,
         done=counters.settled + set_aside,
         succeeded=counters.succeeded + totals.resumed,
-        failed=counters.failed + totals.invalid + totals.kept_failed,
+        failed=counters.failed + totals.invalid + kept_failed,
         dead=counters.dead,
         skipped=totals.skipped,
         resumed=totals.resumed,

@@ -76,39 +76,34 @@ def move_matching(
     A message is sent before it is deleted: an interruption leaves it in both queues at worst, and
     the ledger lets a row be edited once only.
     """
-    done, others, seen = Redriven(), list[DeadLetter](), set[str]()
+    done, seen, held = Redriven(), set[str](), dict[str, DeadLetter]()
     try:
         while batch := letters.receive():
             fresh = [letter for letter in batch if letter.id not in seen]
             if not fresh:
                 break  # what we hold comes round again: all others were seen
             seen.update(letter.id for letter in fresh)
-            others += [letter for letter in fresh if not wanted(letter)]
+            held |= {letter.id: letter for letter in fresh}
             for part in _parts([letter for letter in fresh if wanted(letter)]):
-                _move(letters, part, done, moved)
+                for letter in _move(letters, part):
+                    del held[letter.id]
+                    done.moved[letter.reason] += 1
+                    moved()
     finally:
-        letters.release(others)
-    done.kept.update(letter.reason for letter in others)
+        letters.release(list(held.values()))
+    done.kept.update(letter.reason for letter in held.values())
     return done
 
 
-def _move(
-    letters: DeadLetters,
-    part: Sequence[DeadLetter],
-    done: Redriven,
-    moved: Callable[[], None],
-) -> None:
+def _move(letters: DeadLetters, part: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
     accepted = letters.send_back(part)
     letters.delete(accepted)
-    for letter in accepted:
-        done.moved[letter.reason] += 1
-        moved()
     if len(accepted) < len(part):
-        letters.release([letter for letter in part if letter not in accepted])
         raise CommandFailed(
             f"The rows queue did not take {plural(len(part) - len(accepted), 'message')}: they "
             "stay in the dead-letter queue, run the command again."
         )
+    return accepted
 
 
 def _parts(letters: Sequence[DeadLetter]) -> Iterator[list[DeadLetter]]:

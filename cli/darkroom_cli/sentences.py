@@ -32,10 +32,12 @@ _UNKNOWN_KEY = {
 def sentence_for(error: BaseException) -> str | None:
     """What to tell the user, or None for an error that is a bug of ours."""
     if isinstance(error, DarkroomError):
-        return str(error)
+        # An adapter's "does not answer" says less than what AWS said to it.
+        said = _aws_sentence(error.__cause__) if error.__cause__ and _has_botocore() else None
+        return said or _sentence(str(error))
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {(error.strerror or 'cannot be used').lower()}."
-    if "botocore" in sys.modules:
+    if _has_botocore():
         sentence = _aws_sentence(error)
         if sentence:
             return sentence
@@ -45,6 +47,14 @@ def sentence_for(error: BaseException) -> str | None:
         if isinstance(error, ValidationError):
             return describe_validation(error)
     return None
+
+
+def _has_botocore() -> bool:
+    return "botocore" in sys.modules
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith((".", "?", "!")) else ".")
 
 
 def describe_validation(error: "ValidationError", what: str = "") -> str:

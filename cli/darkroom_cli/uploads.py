@@ -57,11 +57,10 @@ def plan_images(references: Iterable[str], csv: Path, key: str) -> ImagePlan:
             continue
         path = (csv.parent / given).resolve()
         relative = posixpath.normpath(given.as_posix())
-        if given.is_absolute() or relative.startswith(".."):
+        if (given.is_absolute() or relative.startswith("..")) and path.is_file():
             relative = f"{stem}.images/{_short_digest(path)}-{path.name}"
-            if path.is_file():
-                plan.renamed[reference] = relative
-        target = posixpath.join(folder, relative)
+            plan.renamed[reference] = relative
+        target = posixpath.normpath(posixpath.join(folder, relative))
         if path.is_file():
             plan.found[target] = LocalImage(path, target)
         else:

@@ -6,8 +6,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from typer.testing import CliRunner, Result
+
 from darkroom.endpoint_state import EndpointState
+from darkroom_cli.main import app
 from darkroom_cli.ports import DeadLetter, Outputs, StoredObject
+from darkroom_cli.session import Wiring
 from tests.fakes.ledger import FakeLedger
 from tests.fakes.services import FakeClock
 
@@ -143,3 +147,9 @@ class FakeStack:
     @property
     def rows(self) -> FakeLedger:
         return self.ledger
+
+
+def run(stack: FakeStack, *arguments: object, typed: str | None = None) -> Result:
+    """The command as a user in a pipe sees it."""
+    wiring = Wiring(connect=lambda _: stack, clock=stack.clock)
+    return CliRunner().invoke(app, [str(a) for a in arguments], input=typed, obj=wiring)

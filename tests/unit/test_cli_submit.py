@@ -8,13 +8,11 @@ from email.header import decode_header, make_header
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from darkroom.job_options import parse_options
 from darkroom.jobs import Source
-from darkroom_cli.main import app
-from darkroom_cli.session import Wiring
-from tests.fakes.command import FakeStack, Held
+from tests.fakes.command import FakeStack, Held, run
 from tests.fakes.ledger import running
 from tests.fakes.services import FakeClock
 
@@ -29,8 +27,7 @@ def stack() -> FakeStack:
 @pytest.fixture
 def darkroom(stack: FakeStack) -> Invoke:
     def invoke(*arguments: object) -> Result:
-        wiring = Wiring(connect=lambda _: stack, clock=stack.clock)
-        return CliRunner().invoke(app, [str(a) for a in arguments], obj=wiring)
+        return run(stack, *arguments)
 
     return invoke
 

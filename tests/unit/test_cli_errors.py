@@ -1,0 +1,116 @@
+"""What goes wrong is one sentence on standard error and an exit code, never a traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from botocore.exceptions import (
+    ClientError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    NoRegionError,
+    ProfileNotFound,
+)
+from typer.testing import CliRunner
+
+from darkroom.errors import ServiceUnavailable
+from darkroom_cli.main import app
+from darkroom_cli.session import Target, Wiring
+from tests.fakes.command import FakeStack
+
+
+def refused(code: str, message: str, operation: str = "DescribeStacks") -> ClientError:
+    return ClientError({"Error": {"Code": code, "Message": message}}, operation)
+
+
+def wrapped(error: Exception) -> ServiceUnavailable:
+    outer = ServiceUnavailable("the ledger does not answer")
+    outer.__cause__ = error
+    return outer
+
+
+DENIED = refused(
+    "AccessDeniedException",
+    "User: arn:me is not authorized to perform: dynamodb:GetItem on resource: arn:t",
+    "GetItem",
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (NoCredentialsError(), "No AWS credentials found"),
+        (NoRegionError(), "--region"),
+        (ProfileNotFound(profile="work"), "(work) could not be found: check AWS_PROFILE"),
+        (EndpointConnectionError(endpoint_url="http://x:1"), "http://x:1"),
+        (DENIED, "may not do dynamodb:GetItem on arn:t"),
+        (wrapped(DENIED), "may not do dynamodb:GetItem on arn:t"),
+        (refused("AccessDenied", "Access Denied", "PutObject"), "may not do PutObject"),
+        (refused("ExpiredToken", "expired"), "has expired"),
+        (refused("UnrecognizedClientException", "no"), "does not know these credentials"),
+        (refused("Weird", "The moon is full."), "The moon is full (Weird)."),
+        (ServiceUnavailable("the ledger does not answer"), "The ledger does not answer."),
+        (ZeroDivisionError("x"), "bug in darkroom"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_an_error_is_one_sentence_on_standard_error(error: Exception, says: str) -> None:
+    def connect(target: Target) -> FakeStack:
+        raise error
+
+    result = CliRunner().invoke(app, ["status", "jobs/p"], obj=Wiring(connect=connect))
+    assert result.exit_code == 1
+    assert says in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "target"),
+    [
+        ([], {}, Target()),
+        (["--stack", "s", "--region", "eu-west-1"], {}, Target("s", None, "eu-west-1")),
+        ([], {"DARKROOM_STACK": "s", "DARKROOM_LOCAL": "1"}, Target("s", local=True)),
+        (["--local"], {}, Target(local=True)),
+        ([], {"AWS_ENDPOINT_URL": "http://x"}, Target(endpoint_url="http://x")),
+        (["--endpoint-url", "http://y"], {"AWS_REGION": "r"}, Target("darkroom", "http://y", "r")),
+    ],
+)
+def test_options_and_environment_choose_the_stack(
+    arguments: list[str], environment: dict[str, str], target: Target
+) -> None:
+    seen: list[Target] = []
+
+    def connect(chosen: Target) -> FakeStack:
+        seen.append(chosen)
+        raise NoCredentialsError
+
+    names = ("DARKROOM_STACK", "DARKROOM_LOCAL", "AWS_ENDPOINT_URL", "AWS_REGION")
+    clean: dict[str, str | None] = dict.fromkeys((*names, "AWS_DEFAULT_REGION"))
+    CliRunner(env=clean | environment).invoke(
+        app, ["list", *arguments], obj=Wiring(connect=connect)
+    )
+    assert seen == [target]
+
+
+def test_a_missing_csv_is_a_usage_mistake(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["submit", str(tmp_path / "none.csv")])
+    assert result.exit_code == 2
+    assert "none.csv" in result.stderr
+
+
+def test_help_loads_neither_boto3_nor_pydantic() -> None:
+    script = (
+        "import sys\n"
+        "from darkroom_cli.main import app\n"
+        "try:\n    app(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'boto3', 'botocore', 'pydantic', 'PIL'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "submit" in done.stdout
+    assert done.stderr.strip() == "[]"
