@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -93,10 +94,10 @@ def test_job_json_is_written_last() -> None:
 
 
 class BrokenStore(FakeStore):
-    def put(self, key: str, *args: object, **options: object) -> bool:  # type: ignore[override]
+    def put(self, key: str, *args: Any, **options: Any) -> bool:
         if key.endswith(".html"):
             raise OSError("the bucket is away")
-        return super().put(key, *args, **options)  # type: ignore[arg-type]
+        return super().put(key, *args, **options)
 
 
 def test_a_reporter_that_crashed_leaves_no_job_json_and_its_retry_makes_it() -> None:
@@ -111,22 +112,26 @@ def test_a_reporter_that_crashed_leaves_no_job_json_and_its_retry_makes_it() -> 
     assert len(world.messages) == 1
 
 
-def test_rows_redriven_meanwhile_make_the_report_again() -> None:
-    world = finished()
+def redrive_and_succeed(world: World) -> None:
+    """The failed row comes back and succeeds: its old outcome leaves the counters, as a move."""
     run = world.ledger.current(JOB)
     assert run is not None
-    row = world.sources[1]
+    held = world.ledger.sums[JOB, run.run]
+    world.ledger.sums[JOB, run.run] = replace(held, failed=0, moves=held.moves + 1)
+    world.settle(run, world.sources[1])
+
+
+def test_rows_redriven_meanwhile_make_the_report_again() -> None:
+    world = finished()
 
     class Redriving(FakeStore):
         redriven = False
 
-        def put(self, key: str, *args: object, **options: object) -> bool:  # type: ignore[override]
+        def put(self, key: str, *args: Any, **options: Any) -> bool:
             if key.endswith("job.json") and not self.redriven:
                 self.redriven = True
-                held = world.ledger.sums[JOB, run.run]
-                world.ledger.sums[JOB, run.run] = replace(held, failed=0, moves=held.moves + 1)
-                world.settle(run, row)  # the redriven row succeeds this time
-            return super().put(key, *args, **options)  # type: ignore[arg-type]
+                redrive_and_succeed(world)
+            return super().put(key, *args, **options)
 
     world.store = Redriving()
     assert world.reporter().report(JOB) is ReportOutcome.MADE
@@ -137,11 +142,7 @@ def test_rows_redriven_meanwhile_make_the_report_again() -> None:
 def test_a_report_made_again_after_a_redrive_says_so() -> None:
     world = finished()
     world.reporter().report(JOB)
-    run = world.ledger.current(JOB)
-    assert run is not None
-    held = world.ledger.sums[JOB, run.run]
-    world.ledger.sums[JOB, run.run] = replace(held, failed=0, moves=held.moves + 1)
-    world.settle(run, world.sources[1])
+    redrive_and_succeed(world)
     assert world.reporter().report(JOB) is ReportOutcome.MADE
     assert summary(world)["revision"] == 2
     assert "made again" in world.messages[1][0]

@@ -30,7 +30,15 @@ def card(line: ReportLine, thumbs: Thumbs, job: str) -> Safe:
     return tag(
         "article",
         _pair(line, thumbs, job),
-        tag("div", _chips(line), _instruction(line), _boxes(line), _facts(line), class_="body"),
+        tag(
+            "div",
+            _chips(line),
+            _instruction(line),
+            _boxes(line),
+            _copies(line, job),
+            _facts(line),
+            class_="body",
+        ),
         id=f"r-{line.row}",
         class_=f"card s-{line.status.value} p-{provider_class(line)}",
         aria_label=f"Row {line.row}, {line.status.value}",
@@ -132,13 +140,25 @@ def _instruction(line: ReportLine) -> Safe | None:
         return None
     if len(text) <= _LONG_INSTRUCTION:
         return tag("p", text, class_="say", dir="auto")
-    return tag(
-        "details",
-        tag("summary", text[:_LONG_INSTRUCTION].rstrip() + " …"),
-        tag("p", text),
-        class_="say",
-        dir="auto",
+    start = text[:_LONG_INSTRUCTION].rsplit(None, 1)[0]
+    fold = tag(
+        "summary",
+        tag("span", start, " … ", class_="cut"),
+        _fold("all", "show all"),
+        _fold("less", "show less"),
     )
+    return tag("details", fold, tag("p", text), class_="say", dir="auto")
+
+
+def _fold(kind: str, words: str) -> Safe:
+    return tag("b", words, class_=f"fold-{kind}")
+
+
+def _copies(line: ReportLine, job: str) -> Safe | None:
+    """Links to the further pictures of a row with n > 1."""
+    further = line.outputs[1:]
+    links = ([tag("a", str(n), href=relative(o, job)), " "] for n, o in enumerate(further, 2))
+    return tag("p", "More pictures: ", links, class_="more") if further else None
 
 
 def _boxes(line: ReportLine) -> list[Safe]:

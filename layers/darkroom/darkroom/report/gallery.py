@@ -61,7 +61,10 @@ class Gallery:
     def _notes(self) -> list[Safe]:
         notes = [self.note] if self.note else []
         notes += [w.text + (f" ({w.rows:,} rows)" if w.rows else "") for w in self.summary.warnings]
-        return [tag("div", (tag("p", n) for n in notes), class_="panel notice")] if notes else []
+        if not notes:
+            return []
+        title = tag("h2", "Worth knowing")
+        return [tag("section", title, (tag("p", n) for n in notes), class_="panel notice")]
 
     def _trouble(self) -> Safe | None:
         if not self.summary.errors:
@@ -114,7 +117,7 @@ def failure_page(summary: JobSummary) -> bytes:
         "div",
         tag("h2", "The file could not be used, and no row of it was done"),
         tag("p", summary.reason or "The reason was not recorded."),
-        class_="panel notice",
+        class_="panel notice bad",
     )
     return page(f"{summary.job} · Darkroom", heading(summary, 1, 1), why)
 
@@ -178,7 +181,7 @@ def _foot(pager: Safe | None, *, linked: bool) -> Safe:
             f"Previews are part of this page. Links to {pages}full-size pictures work in a "
             "downloaded folder: ",
             tag("code", "darkroom download JOB DIR"),
-            ". Every row is in manifest.csv, the figures are in job.json.",
+            ". Rows count from 0. Every row is in manifest.csv, the figures are in job.json.",
         ),
         pager,
         class_="foot",

@@ -1,0 +1,165 @@
+"""How long and in how much memory a job of a million ledger rows is reported.
+
+    .venv/bin/python -m benchmarks.report_million [rows]
+
+Everything of the report is the real thing: reading the CSV, joining, manifest, sums, gallery. The
+ledger gives made-up records after a delay like DynamoDB's, the manifest goes to a file, the
+pictures are small fixed ones. Prints one JSON object; ends with an error above 300 MB.
+"""
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from darkroom.csv_rows import JobRows, read_job_rows
+from darkroom.errors import Reason
+from darkroom.jobs import Counters, JobOptions, ResultPaths, Run, RunState, Source
+from darkroom.ledger import RowRecord, RowResult, RowState
+from darkroom.report.reporting import Reporter, ReportOutcome
+from tests.fakes.services import FakeClock, FakeTelemetry
+
+JOB = "jobs/million"
+LOOKUP_SECONDS = 0.015  # one BatchGetItem of 100 items
+PICTURE = b"RIFF\x00\x00\x00\x00WEBP" + os.urandom(9_000)
+MOST_MEGABYTES = 300
+
+
+@dataclass
+class GeneratedLedger:
+    """Every row has a record; 1 % failed, 0.1 % dead. Also the runs: one, settled."""
+
+    rows: int
+    done: bool = False
+
+    def get_many(self, _job: str, keys: Sequence[str]) -> Mapping[str, RowRecord]:
+        time.sleep(LOOKUP_SECONDS)
+        return {key: self._record(key) for key in keys}
+
+    def _record(self, key: str) -> RowRecord:
+        row = int(key)
+        result = RowResult(
+            RowState.SUCCEEDED,
+            outputs=(f"{JOB}/images/{key}.png",),
+            provider="gemini",
+            endpoint=f"gemini-{row % 3}",
+            model="gemini-3-pro-image",
+            latency_ms=5_000 + row % 9_000,
+            cost_micro_usd=134_000,
+        )
+        if row % 100 == 7:
+            detail = "the picture was blocked by a safety filter"
+            result = RowResult(RowState.FAILED, reason=Reason.REFUSED, detail=detail)
+        elif row % 1_000 == 11:
+            result = RowResult(RowState.DEAD, reason=Reason.UNAVAILABLE, detail="HTTP 503")
+        at = row * 0.3
+        return RowRecord(
+            key, row, result.status, "", "run-1", attempts=1, updated_at=at, result=result
+        )
+
+    def current(self, job: str) -> Run:
+        source = Source("in", f"{job}.csv", "v1")
+        return Run(job, "run-1", RunState.RUNNING, source, JobOptions(), 0.0, split_done=True)
+
+    def begin_report(self, _run: Run, _lease_seconds: float, _owner: str = "") -> bool:
+        return not self.done
+
+    def finish_report(self, _run: Run, _finished_at: float) -> bool:
+        self.done = True
+        return True
+
+    def counters(self, _job: str, _run: str) -> Counters:
+        dead = sum(1 for r in range(11, self.rows, 1_000))
+        failed = sum(1 for r in range(7, self.rows, 100))
+        return Counters(succeeded=self.rows - failed - dead, failed=failed, dead=dead)
+
+
+@dataclass
+class Disk:
+    """Results bucket and uploads in a folder."""
+
+    folder: Path
+    written: dict[str, int] = field(default_factory=dict)
+
+    def put(self, key: str, body: bytes, _content_type: str) -> bool:
+        self.written[key] = len(body)
+        return True
+
+    def get(self, key: str) -> bytes | None:
+        return PICTURE if "/thumbs/" in key else None
+
+    @contextmanager
+    def open(self, key: str, _content_type: str) -> Iterator[IO[bytes]]:
+        path = self.folder / "manifest.csv"
+        with path.open("wb") as out:
+            yield out
+        self.written[key] = path.stat().st_size
+
+
+def rows_of(count: int) -> JobRows:
+    def pieces() -> Iterator[bytes]:
+        yield b"image_url,instruction,sku,price\n"
+        for row in range(0, count, 1_000):
+            lines = (
+                f"https://cdn.example.com/catalogue/item-{n:07d}.jpg,"
+                '"Replace the background with light grey, keep the shadow",'
+                f"SKU-{n:07d},-{n % 90}.5\n"
+                for n in range(row, min(count, row + 1_000))
+            )
+            yield "".join(lines).encode()
+
+    def from_offset(left: int) -> Iterator[bytes]:
+        for piece in pieces():
+            if left < len(piece):
+                yield piece[left:]
+            left = max(0, left - len(piece))
+
+    return read_job_rows(from_offset, JobOptions())
+
+
+def main(count: int) -> int:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    with tempfile.TemporaryDirectory() as folder:
+        ledger, disk, telemetry = GeneratedLedger(count), Disk(Path(folder)), FakeTelemetry()
+        reporter = Reporter(
+            runs=ledger,  # type: ignore[arg-type]
+            rows=ledger,  # type: ignore[arg-type]
+            store=disk,  # type: ignore[arg-type]
+            uploads=disk,  # type: ignore[arg-type]
+            job_rows=lambda _: rows_of(count),
+            notify=lambda *_: None,
+            clock=FakeClock(),
+            telemetry=telemetry,
+        )
+        started, cpu = time.monotonic(), time.process_time()
+        outcome = reporter.report(JOB)
+        seconds, cpu = time.monotonic() - started, time.process_time() - cpu
+        with (Path(folder) / "manifest.csv").open("rb") as manifest:
+            lines = sum(1 for _ in manifest) - 1
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    pages = [size for key, size in disk.written.items() if key.endswith(".html")]
+    told = {
+        "rows": count,
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu, 1),
+        "rows_per_second": round(count / seconds),
+        "peak_rss_mb": peak,
+        "rss_mb_before": before,
+        "manifest_lines": lines,
+        "manifest_mb": round(disk.written[ResultPaths(JOB).manifest] / 1e6, 1),
+        "pages": len(pages),
+    }
+    print(json.dumps(told))
+    good = outcome is ReportOutcome.MADE and lines == count and not telemetry.told("error")
+    return 0 if good and peak < MOST_MEGABYTES else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000))

@@ -1,0 +1,154 @@
+"""Debian's Chromium, headless, spoken to over its own DevTools protocol."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from websockets.sync.client import ClientConnection, connect
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+_FLAGS = (
+    "--headless=new",
+    "--no-sandbox",  # CI runs as root
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--hide-scrollbars",
+    "--no-first-run",
+    "--remote-debugging-address=127.0.0.1",
+    "--remote-debugging-port=0",
+)
+_TIMEOUT_SECONDS = 60.0
+
+
+def installed() -> str | None:
+    """The browser's path, or None."""
+    return next((path for name in _NAMES if (path := shutil.which(name))), None)
+
+
+@dataclass
+class Tab:
+    """One page. `complaints` collects what would stand in its console."""
+
+    socket: ClientConnection
+    session: str
+    complaints: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+    _last: int = 0
+    _events: list[dict[str, Any]] = field(default_factory=list)
+
+    def call(self, method: str, **params: object) -> dict[str, Any]:
+        self._last += 1
+        message = {"id": self._last, "method": method, "params": params}
+        if self.session:
+            message["sessionId"] = self.session
+        self.socket.send(json.dumps(message))
+        while True:
+            answer = self._receive()
+            if answer.get("id") == self._last:
+                if "error" in answer:
+                    raise RuntimeError(f"{method}: {answer['error']['message']}")
+                found: dict[str, Any] = answer["result"]
+                return found
+
+    def _receive(self) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self.socket.recv(_TIMEOUT_SECONDS))
+        method, params = answer.get("method"), answer.get("params", {})
+        if method:
+            self._events.append(answer)
+        if method == "Log.entryAdded":
+            self.complaints.append(f"{params['entry']['level']}: {params['entry']['text']}")
+        elif method == "Runtime.consoleAPICalled":
+            self.complaints.append(f"console.{params['type']}")
+        elif method == "Runtime.exceptionThrown":
+            self.complaints.append(params["exceptionDetails"]["text"])
+        elif method == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
+        return answer
+
+    def open(self, url: str) -> None:
+        """Load a page to its end."""
+        self.complaints.clear()
+        self.requests.clear()
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+        self._events.clear()
+        self.call("Page.navigate", url=url)
+        while not any(e["method"] == "Page.loadEventFired" for e in self._events):
+            self._receive()
+
+    def look(self, *, width: int, height: int = 900, scheme: str = "light", zoom: int = 1) -> None:
+        """The window's size in CSS pixels and the colour scheme the user prefers."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=zoom,
+            mobile=width < 600,
+        )
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.call("Emulation.setEmulatedMedia", features=features)
+
+    def evaluate(self, expression: str) -> Any:
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        if "exceptionDetails" in answer:
+            raise RuntimeError(answer["exceptionDetails"]["exception"]["description"])
+        return answer["result"].get("value")
+
+    def press(self, key: str) -> None:
+        codes = {"Tab": 9, "ArrowRight": 39, "Enter": 13, " ": 32}
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=codes[key]
+            )
+
+    def screenshot(self, path: Path, *, whole: bool = False) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+    def pdf(self, path: Path) -> None:
+        printed = self.call("Page.printToPDF", printBackground=False)
+        path.write_bytes(base64.b64decode(printed["data"]))
+
+
+@contextmanager
+def browser(program: str) -> Iterator[Tab]:
+    """Start it, give one tab, stop it."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+        process = subprocess.Popen(
+            (program, *_FLAGS, f"--user-data-dir={home}", "about:blank"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            with connect(_address(process), max_size=None) as socket:
+                whole = Tab(socket, "")
+                target = whole.call("Target.createTarget", url="about:blank")["targetId"]
+                attached = whole.call("Target.attachToTarget", targetId=target, flatten=True)
+                tab = Tab(socket, attached["sessionId"])
+                yield tab
+        finally:
+            process.terminate()
+            process.wait(20)
+            assert process.stderr is not None
+            process.stderr.close()
+
+
+def _address(process: "subprocess.Popen[str]") -> str:
+    assert process.stderr is not None
+    for line in process.stderr:
+        found = re.search(r"DevTools listening on (ws://\S+)", line)
+        if found:
+            return found[1]
+    raise RuntimeError("chromium ended without a word about its DevTools")

@@ -1,0 +1,211 @@
+"""A job of 500 rows as a user might have it, with drawn pictures, to look at the gallery with."""
+
+import colorsys
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+
+from PIL import Image, ImageDraw, ImageFilter
+
+from darkroom.csv_rows import JobRow
+from darkroom.errors import Reason
+from darkroom.jobs import ResultPaths
+from darkroom.ledger import RowResult, RowState
+from darkroom.rows import RowRequest
+from tests.report_world import JOB, START, World
+
+ROWS = 500
+SIDE = 320
+INSTRUCTIONS = (
+    "Replace the background with a seamless light grey studio sweep and keep the soft shadow.",
+    "Put it on a rustic oak table by a window, morning light from the left.",
+    "Remove the price tag and the fingerprints.",
+    "Same object in matte black.",
+    "Give it a warm, late-summer look with shallow depth of field.",
+    "Make it look like a watercolour illustration on cold-pressed paper.",
+)
+LONG = (
+    "Place the object on a polished concrete plinth in an empty gallery room. One large soft light "
+    "from the upper left, a weak fill from the right, no visible lamps. Keep proportions, label "
+    "text and every scratch of the original as they are. The wall behind is off-white with a faint "
+    "plaster texture. Leave a third of the frame free above the object for a headline."
+)
+HOSTILE = '<script>document.title="owned"</script><img src=x onerror=alert(1)> & "quotes"'
+
+GEMINI = RowResult(
+    RowState.SUCCEEDED,
+    provider="gemini",
+    endpoint="gemini-main",
+    model="gemini-3-pro-image",
+    cost_micro_usd=134_000,
+)
+OPENAI = RowResult(
+    RowState.SUCCEEDED,
+    provider="openai",
+    endpoint="openai-main",
+    model="gpt-image-1.5",
+    fallback=True,
+    cost_micro_usd=63_000,
+    warnings=("aspect_ratio 4:5 is not a size of gpt-image-1.5: 1024x1536 was asked for",),
+)
+REFUSED = replace(
+    GEMINI,
+    status=RowState.FAILED,
+    reason=Reason.REFUSED,
+    detail="Gemini: IMAGE_SAFETY, the picture was blocked by a safety filter",
+    cost_micro_usd=0,
+)
+NOT_THERE = RowResult(
+    RowState.FAILED,
+    reason=Reason.BAD_IMAGE,
+    detail="https://cdn.example.com answers 404 Not Found for this picture",
+)
+DOWN = replace(
+    OPENAI,
+    status=RowState.DEAD,
+    reason=Reason.UNAVAILABLE,
+    detail="openai-main: HTTP 503 five times, the last after 2 min",
+    cost_micro_usd=0,
+    warnings=(),
+)
+
+
+def sample_world() -> World:
+    """500 rows: most succeeded, some by fallback, every common kind of failure, warnings."""
+    world = World(_csv())
+    run = world.start(warnings=("Column alt_text is not one of Darkroom's: carried along.",))
+    paths, random = ResultPaths(JOB), Random(7)
+    for source in world.sources:
+        if not isinstance(source.asked, RowRequest):
+            continue
+        result = outcome(source, random)
+        seconds = source.row * 1.9 + random.uniform(0, 25)
+        attempts = 5 if result.status is RowState.DEAD else random.choice((1, 1, 1, 1, 2, 3))
+        doubled = 1 if source.row == 44 else 0
+        world.settle(
+            run,
+            source,
+            result,
+            updated_at=START + 20 + seconds,
+            attempts=attempts,
+            possible_duplicate_charges=doubled,
+        )
+        _store_thumbs(world, paths, source, result)
+    world.clock.time = START + 1_020
+    return world
+
+
+def _csv() -> str:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(("image_url", "instruction", "sku"))
+    for row in range(ROWS):
+        image = f"https://cdn.example.com/catalogue/item-{row:04d}.jpg"
+        instruction = INSTRUCTIONS[row % len(INSTRUCTIONS)]
+        if row % 17 == 5:
+            instruction = LONG
+        if row % 29 == 3:
+            image, instruction = "", "A single ripe pear on a blue plate, hard side light."
+        if row == 8:
+            instruction = HOSTILE
+        if row == 9:
+            instruction = "اجعل الخلفية بيضاء بالكامل مع ظل ناعم"
+        if row % 125 == 60:
+            instruction = ""
+        if row == 12:
+            image = f"{image}|products/side.png|products/top.png"
+        writer.writerow((image, instruction, f"SKU-{row:05d}"))
+    return text.getvalue()
+
+
+def outcome(source: JobRow, random: Random) -> RowResult:
+    picked = source.row % 25
+    if picked == 4:
+        return REFUSED
+    if picked == 10:
+        return NOT_THERE
+    if source.row % 83 == 20:
+        return DOWN
+    by_fallback = 180 <= source.row < 240 or picked == 7
+    made = replace(
+        OPENAI if by_fallback else GEMINI,
+        outputs=(f"{JOB}/images/{source.key}.png",),
+        latency_ms=int(random.lognormvariate(9.1, 0.35)),
+    )
+    if picked == 13:
+        return replace(made, cost_micro_usd=None, model="gemini-next-image")
+    return made
+
+
+def _store_thumbs(world: World, paths: ResultPaths, source: JobRow, result: RowResult) -> None:
+    assert isinstance(source.asked, RowRequest)
+    if source.asked.images and result.reason is not Reason.BAD_IMAGE:
+        before = picture(source.row, _plain)
+        world.store.put(paths.thumb(source.key, "before"), before, "image/webp")
+    if result.outputs:
+        after = picture(source.row, _styled)
+        world.store.put(paths.thumb(source.key, "after"), after, "image/webp")
+
+
+def picture(seed: int, background: Callable[[Random, float], Image.Image]) -> bytes:
+    """A drawn still life: the same object for the same seed, on the given background."""
+    random = Random(seed % 40)
+    hue = random.random()
+    image = background(Random(seed), hue)
+    _draw_object(image, random, hue)
+    if seed % 3:
+        image = image.crop((0, 30, SIDE, SIDE - 30)) if seed % 3 == 1 else image
+    out = io.BytesIO()
+    image.save(out, "WEBP", quality=80)
+    return out.getvalue()
+
+
+def _plain(random: Random, hue: float) -> Image.Image:
+    """A cluttered desk: brownish with stripes."""
+    image = Image.new("RGB", (SIDE, SIDE), _rgb(0.08, 0.25, 0.62))
+    draw = ImageDraw.Draw(image)
+    for _ in range(9):
+        left = random.randrange(-40, SIDE)
+        top = random.randrange(-40, SIDE)
+        colour = _rgb(random.random(), 0.25, random.uniform(0.45, 0.75))
+        draw.rectangle((left, top, left + random.randrange(30, 130), top + 90), fill=colour)
+    return image.filter(ImageFilter.GaussianBlur(3))
+
+
+def _styled(random: Random, hue: float) -> Image.Image:
+    """A studio: a smooth gradient in the complementary colour."""
+    top, bottom = _rgb(hue + 0.5, 0.22, 0.96), _rgb(hue + 0.5, 0.42, 0.7)
+    ramp = Image.linear_gradient("L").resize((SIDE, SIDE))
+    return Image.composite(
+        Image.new("RGB", (SIDE, SIDE), bottom), Image.new("RGB", (SIDE, SIDE), top), ramp
+    )
+
+
+def _draw_object(image: Image.Image, random: Random, hue: float) -> None:
+    shadow = Image.new("L", image.size, 0)
+    ImageDraw.Draw(shadow).ellipse((80, 238, 256, 282), fill=120)
+    image.paste((20, 16, 14), mask=shadow.filter(ImageFilter.GaussianBlur(10)))
+    draw = ImageDraw.Draw(image)
+    body, light = _rgb(hue, 0.62, 0.75), _rgb(hue, 0.4, 0.93)
+    kind = random.randrange(3)
+    if kind == 0:  # a mug
+        draw.ellipse((205, 130, 275, 220), outline=body, width=16)
+        draw.rounded_rectangle((88, 96, 228, 262), 22, fill=body)
+        draw.ellipse((88, 80, 228, 118), fill=light)
+        draw.rounded_rectangle((104, 126, 120, 240), 8, fill=light)
+    elif kind == 1:  # a vase
+        draw.ellipse((86, 116, 234, 268), fill=body)
+        draw.rectangle((136, 56, 184, 150), fill=body)
+        draw.ellipse((126, 44, 194, 70), fill=light)
+        draw.ellipse((112, 150, 138, 216), fill=light)
+    else:  # a lamp
+        draw.polygon(((112, 60), (208, 60), (248, 156), (72, 156)), fill=light)
+        draw.rectangle((152, 156, 168, 246), fill=body)
+        draw.ellipse((106, 236, 214, 272), fill=body)
+
+
+def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1, saturation, value)
+    return int(red * 255), int(green * 255), int(blue * 255)

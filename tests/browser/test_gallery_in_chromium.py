@@ -1,0 +1,213 @@
+"""The gallery of 500 rows in a real Chromium; screenshots go to build/screenshots."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.browser.chromium import Tab, browser, installed
+from tests.browser.sample import HOSTILE, LONG, ROWS, sample_world
+from tests.report_world import JOB
+
+SHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+PHONE, DESKTOP = 390, 1360
+VISIBLE = "[...document.querySelectorAll('.card')].filter(c => c.checkVisibility())"
+
+pytestmark = pytest.mark.skipif(
+    installed() is None, reason="no chromium here: apt-get install chromium"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The job as `darkroom download` leaves it."""
+    world = sample_world()
+    world.reporter().report(JOB)
+    root = tmp_path_factory.mktemp("job")
+    for key, (body, _, _) in world.store.objects.items():
+        path = root / key.removeprefix(f"{JOB}/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(body)
+    return root
+
+
+@pytest.fixture(scope="module")
+def tab() -> Iterator[Tab]:
+    program = installed()
+    assert program is not None
+    with browser(program) as opened:
+        yield opened
+
+
+@pytest.fixture
+def page(tab: Tab, folder: Path) -> Tab:
+    tab.look(width=DESKTOP)
+    tab.open((folder / "report.html").as_uri())
+    return tab
+
+
+def test_500_rows_open_without_a_word_in_the_console(tab: Tab, folder: Path) -> None:
+    tab.look(width=DESKTOP)
+    rows = 0
+    for path in sorted(folder.glob("report*.html")):
+        tab.open(path.as_uri())
+        assert tab.complaints == []
+        rows += tab.evaluate("document.querySelectorAll('.card').length")
+    assert rows == ROWS
+
+
+def test_a_page_asks_for_nothing_but_itself(page: Tab) -> None:
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    assert {url.split(":")[0] for url in page.requests[1:]} <= {"data"}
+    assert page.requests[0].endswith("report.html")
+
+
+def test_every_picture_on_the_page_decodes(page: Tab) -> None:
+    page.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
+    answer = page.call(
+        "Runtime.evaluate",
+        expression="Promise.all([...document.images].map(i => i.decode())).then(a => a.length)",
+        awaitPromise=True,
+        returnByValue=True,
+    )
+    assert answer["result"]["value"] > 150
+    assert page.evaluate("[...document.images].every(i => i.naturalWidth > 0 && i.alt)")
+
+
+def test_before_and_after_stand_side_by_side(page: Tab) -> None:
+    left, right = page.evaluate(
+        "[...document.querySelectorAll('#r-0 figure')].map(f => f.getBoundingClientRect().toJSON())"
+    )
+    assert left["top"] == right["top"]
+    assert left["right"] <= right["left"] + 1
+    assert page.evaluate("document.querySelector('#r-0').innerText").startswith("Before\nAfter")
+
+
+def choose(tab: Tab, identity: str) -> None:
+    """A click where a person clicks: on the label."""
+    spot = tab.evaluate(
+        f"(l => {{ l.scrollIntoView(); const r = l.getBoundingClientRect();"
+        f" return [r.x + r.width / 2, r.y + r.height / 2] }})"
+        f"(document.querySelector('label[for={identity}]'))"
+    )
+    for kind in ("mousePressed", "mouseReleased"):
+        tab.call(
+            "Input.dispatchMouseEvent",
+            type=kind,
+            x=spot[0],
+            y=spot[1],
+            button="left",
+            clickCount=1,
+        )
+
+
+def test_filters_work_with_scripts_off(tab: Tab, folder: Path) -> None:
+    tab.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        tab.look(width=DESKTOP)
+        tab.open((folder / "report.html").as_uri())
+        choose(tab, "s-failed")
+        assert tab.evaluate(f"{VISIBLE}.length") == 8
+        assert tab.evaluate(f"{VISIBLE}.every(c => c.innerText.includes('failed'))")
+        tab.screenshot(SHOTS / "desktop-light-failed.png")
+        choose(tab, "p-openai")
+        assert tab.evaluate(f"{VISIBLE}.length") == 0
+        assert "No row on this page" in tab.evaluate("document.querySelector('main').innerText")
+        choose(tab, "s-all")
+        assert tab.evaluate(f"{VISIBLE}.length") == 5
+    finally:
+        tab.call("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_filters_and_links_are_reached_by_keyboard(page: Tab) -> None:
+    page.press("Tab")
+    assert page.evaluate("document.activeElement.innerText") == "Skip to the rows"
+    page.evaluate("document.querySelector('#s-all').focus()")
+    page.press("ArrowRight")
+    assert page.evaluate("document.querySelector('#s-succeeded').checked")
+    outline = "getComputedStyle(document.querySelector('label[for=s-succeeded]')).outlineStyle"
+    assert page.evaluate(outline) == "solid"
+
+
+def test_what_a_row_says_is_shown_and_not_run(page: Tab) -> None:
+    assert HOSTILE in page.evaluate("document.querySelector('#r-8').innerText")
+    assert page.evaluate("document.title") == f"{JOB} · Darkroom"
+
+
+def test_a_long_instruction_folds_and_opens(page: Tab) -> None:
+    told = "document.querySelector('#r-5 .say').innerText"
+    assert LONG not in page.evaluate(told)
+    page.evaluate("document.querySelector('#r-5 summary').click()")
+    assert LONG in page.evaluate(told)
+
+
+def test_links_from_what_failed_lead_to_the_row(page: Tab, folder: Path) -> None:
+    far = page.evaluate(
+        "document.querySelector('.trouble a[href^=report-003]').getAttribute('href')"
+    )
+    page.open((folder / far.split("#")[0]).as_uri() + "#" + far.split("#")[1])
+    assert "failed" in page.evaluate("document.querySelector('.card:target').innerText")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("device", "width"), [("desktop", DESKTOP), ("phone", PHONE)])
+def test_it_fits_and_is_legible(
+    tab: Tab, folder: Path, scheme: str, device: str, width: int
+) -> None:
+    tab.look(width=width, height=1000, scheme=scheme, zoom=2 if width == PHONE else 1)
+    tab.open((folder / "report.html").as_uri())
+    tab.screenshot(SHOTS / f"{device}-{scheme}-top.png")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    contrast, where = tab.evaluate(LOWEST_CONTRAST)
+    assert contrast >= 4.5, where
+    tab.evaluate("document.querySelector('.bar').scrollIntoView()")
+    tab.screenshot(SHOTS / f"{device}-{scheme}-rows.png")
+    background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    red = int(background.split("(")[1].split(",")[0])
+    assert (red < 60) is (scheme == "dark")
+
+
+def test_it_prints_without_filters_and_with_every_row(page: Tab) -> None:
+    page.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        assert not page.evaluate("document.querySelector('.bar').checkVisibility()")
+        assert page.evaluate(f"{VISIBLE}.length") == 100
+        page.pdf(SHOTS / "print.pdf")
+    finally:
+        page.call("Emulation.setEmulatedMedia", media="")
+    assert (SHOTS / "print.pdf").stat().st_size > 50_000
+
+
+# WCAG contrast of every piece of text that has a plain background of its own or above it.
+LOWEST_CONTRAST = """
+(() => {
+  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const rgba = colour => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return canvas.getImageData(0, 0, 1, 1).data;
+  };
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const under = element => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = rgba(getComputedStyle(e).backgroundColor);
+      if (colour[3] > 200) return colour;
+    }
+    return [255, 255, 255, 255];
+  };
+  let lowest = [21, ''];
+  const texts = 'p, dt, dd, small, span, b, td, th, h1, h2, label, a, code, summary';
+  for (const e of document.querySelectorAll(texts)) {
+    if (!e.innerText || !e.checkVisibility() || e.closest('figcaption, figure, .away')) continue;
+    const style = getComputedStyle(e);
+    const ink = rgba(style.color), ground = under(e);
+    const alpha = parseFloat(style.opacity);
+    const mixed = [0, 1, 2].map(i => ink[i] * alpha + ground[i] * (1 - alpha));
+    const [a, b] = [light(mixed), light(ground)].sort((x, y) => y - x);
+    const contrast = (a + .05) / (b + .05);
+    if (contrast < lowest[0]) lowest = [contrast, e.innerText];
+  }
+  return lowest;
+})()
+"""
