@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from darkroom_local.processes import (
     LOOPBACK,
@@ -98,7 +99,8 @@ def start(
     stack = MiniStack(f"http://{LOOPBACK}:{port}", state, process, owns_state=state_dir is None)
 
     def answered() -> bool:
-        return process.poll() is not None or _ready(stack.url, token)
+        health = _health(stack.url)
+        return process.poll() is not None or (health is not None and health["edition"] == token)
 
     if not wait_until(answered, START_SECONDS):
         _give_up(stack, f"did not answer within {START_SECONDS:.0f} s")
@@ -142,13 +144,18 @@ def _environment(state: Path, port: int, *, auth: bool) -> dict[str, str]:
     }
 
 
-def _ready(url: str, token: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether a MiniStack is at `url` and ready."""
+    return _health(url) is not None
+
+
+def _health(url: str) -> dict[str, Any] | None:
     try:
         with urllib.request.urlopen(f"{url}/_ministack/health", timeout=2) as answer:  # noqa: S310
-            health = json.load(answer)
+            health: dict[str, Any] = json.load(answer)
     except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError):
-        return False
-    return bool(health["edition"] == token and health["ready_scripts"]["status"] == "completed")
+        return None
+    return health if health["ready_scripts"]["status"] == "completed" else None
 
 
 def _give_up(stack: MiniStack, what: str) -> None:
