@@ -5,33 +5,22 @@ editing as such) makes it ineligible.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from math import ceil
 
 from darkroom import pictures, sizes
 from darkroom.calls import CallPlan, Provider, SourceImage
 from darkroom.capabilities import find, picture_price, worst_cost
 from darkroom.dispatch import Ineligible
-from darkroom.model_types import MIB, Model
+from darkroom.model_types import Model
+from darkroom.plan_draft import Draft
+from darkroom.plan_images import fit_images, fit_mask
+from darkroom.plan_shape import shape
 from darkroom.rows import RowRequest
 
-MASK_BYTES = 4 * MIB - 1
 # For a quality the model does not have: the nearest of those it has, in this order.
 _LADDER = ("low", "medium", "high", "xhigh", "max")
 _SAME_QUALITY = {"standard": "medium", "hd": "high"}
 _SHAPES = ((0.95, "portrait"), (1.05, "square"), (float("inf"), "landscape"))
-
-
-@dataclass(slots=True)
-class _Draft:
-    """One plan in the making."""
-
-    request: RowRequest
-    model: Model
-    warnings: list[str] = field(default_factory=list)
-
-    def warn(self, sentence: str) -> None:
-        self.warnings.append(sentence)
 
 
 def plan_call(
@@ -47,12 +36,12 @@ def plan_call(
     (bad_image) when a picture cannot be brought into a form that it takes.
     """
     entry = find(provider, model)
-    draft = _Draft(request, entry)
+    draft = Draft(request, entry)
     _warn_of_the_model(draft)
     _check_eligible(draft, images, mask)
-    sent = _fit_images(draft, images)
-    sent_mask = _fit_mask(draft, sent, mask)
-    size, aspect_ratio, resolution = _shape(draft, sent)
+    sent = fit_images(draft, images)
+    sent_mask = fit_mask(draft, sent, mask)
+    size, aspect_ratio, resolution = shape(draft, sent)
     quality = _quality(draft)
     background, output_format = _output(draft)
     prompt = _prompt(draft)
@@ -77,7 +66,7 @@ def plan_call(
     )
 
 
-def _warn_of_the_model(draft: _Draft) -> None:
+def _warn_of_the_model(draft: Draft) -> None:
     entry = draft.model
     if not entry.known:
         draft.warn(
@@ -91,7 +80,7 @@ def _warn_of_the_model(draft: _Draft) -> None:
         )
 
 
-def _check_eligible(draft: _Draft, images: Sequence[SourceImage], mask: SourceImage | None) -> None:
+def _check_eligible(draft: Draft, images: Sequence[SourceImage], mask: SourceImage | None) -> None:
     entry = draft.model
     if images and not entry.edits:
         raise Ineligible(f"{entry.name} makes new pictures only, it cannot edit one")
@@ -110,147 +99,7 @@ def _check_eligible(draft: _Draft, images: Sequence[SourceImage], mask: SourceIm
         raise Ineligible(f"{entry.name} edits only where a mask is transparent, and there is none")
 
 
-def _fit_images(draft: _Draft, images: Sequence[SourceImage]) -> tuple[SourceImage, ...]:
-    entry = draft.model
-    kept, dropped = images[: entry.max_images], images[entry.max_images :]
-    if dropped:
-        names = ", ".join(image.name for image in dropped)
-        draft.warn(
-            f"{entry.name} takes {entry.max_images} input image{'s' * (entry.max_images > 1)}: "
-            f"left out {names}"
-        )
-    share = entry.max_image_bytes
-    if entry.max_request_bytes and kept:
-        share = min(share, _share(entry.max_request_bytes, kept))
-    return tuple(_fit_image(draft, image, share) for image in kept)
-
-
-def _share(total: int, images: Sequence[SourceImage]) -> int:
-    """The most bytes for one image, so that all fit together; small ones leave room for others."""
-    left = total
-    waiting = sorted(len(image.data) for image in images)
-    while waiting:
-        fair = left // len(waiting)
-        if waiting[0] > fair:
-            return fair
-        left -= waiting.pop(0)
-    return total
-
-
-def _fit_image(draft: _Draft, image: SourceImage, max_bytes: int) -> SourceImage:
-    entry = draft.model
-    fitted = pictures.square(image) if entry.square_input else image
-    if fitted is not image:
-        draft.warn(f"{image.name} got transparent bars: {entry.name} takes square pictures only")
-    fitted = pictures.fit(fitted, entry.input_formats, max_bytes)
-    if fitted.width < image.width:
-        draft.warn(
-            f"{image.name} was scaled from {image.width}x{image.height} to "
-            f"{fitted.width}x{fitted.height} to fit what {entry.name} takes"
-        )
-    return fitted
-
-
-def _fit_mask(
-    draft: _Draft, images: Sequence[SourceImage], mask: SourceImage | None
-) -> SourceImage | None:
-    if mask is None:
-        return None
-    if draft.model.square_input:
-        mask = pictures.square(mask)
-    first = images[0]
-    if (mask.width, mask.height) != (first.width, first.height):
-        draft.warn(
-            f"the mask was scaled from {mask.width}x{mask.height} to {first.width}x{first.height}, "
-            f"the size of {first.name}"
-        )
-        mask = pictures.resize_mask(mask, first.width, first.height)
-    if len(mask.data) > MASK_BYTES:
-        raise Ineligible(
-            f"the mask has {len(mask.data) / MIB:.1f} MiB, {draft.model.name} takes less than 4: "
-            "a mask of plain areas is far smaller"
-        )
-    return mask
-
-
-def _shape(
-    draft: _Draft, images: Sequence[SourceImage]
-) -> tuple[str | None, str | None, str | None]:
-    """size, aspect_ratio, resolution: as the provider takes them."""
-    if draft.model.provider is Provider.GEMINI:
-        return None, *_gemini_shape(draft)
-    return _openai_size(draft, images), None, None
-
-
-def _gemini_shape(draft: _Draft) -> tuple[str | None, str | None]:
-    request, entry = draft.request, draft.model
-    aspect_ratio: str | None = request.aspect_ratio
-    resolution: str | None = request.resolution
-    wanted = sizes.parse_size(request.size or "")
-    if wanted is not None:
-        width, height = wanted
-        if aspect_ratio is None and entry.aspect_ratios:
-            aspect_ratio = sizes.nearest_ratio(width / height, entry.aspect_ratios)
-        if resolution is None and entry.resolutions:
-            resolution = sizes.nearest_resolution(width * height, entry.resolutions)
-        if request.aspect_ratio is None or request.resolution is None:
-            asked = " ".join(x for x in (aspect_ratio, resolution) if x)
-            draft.warn(f"{entry.name} takes no size in pixels: {request.size} became {asked}")
-    if aspect_ratio not in (None, *entry.aspect_ratios):
-        aspect_ratio = None  # the prompt says it
-    if resolution is not None and resolution not in entry.resolutions:
-        if resolution != "1K":
-            draft.warn(f"{entry.name} has no resolution {resolution}: its own is used")
-        resolution = None
-    return aspect_ratio, resolution
-
-
-def _openai_size(draft: _Draft, images: Sequence[SourceImage]) -> str | None:
-    request, entry = draft.request, draft.model
-    if request.size is not None:
-        parsed = sizes.parse_size(request.size)
-        if parsed is not None:
-            return _nearest(draft, parsed[0] / parsed[1], parsed[0] * parsed[1], request.size)
-        if request.size.strip().lower() != "auto":
-            draft.warn(f"size {request.size!r} is not like 1024x1536: the model chooses")
-    if request.aspect_ratio is None and request.resolution is None:
-        return "auto" if entry.max_images > 1 else None
-    if request.aspect_ratio is None and not entry.free_sizes:
-        return _resolution_alone(draft)
-    own = images[0].width / images[0].height if images else 1.0
-    ratio = sizes.ratio_of(request.aspect_ratio) if request.aspect_ratio else own
-    pixels = sizes.PIXELS[request.resolution or "1K"]
-    asked = " ".join(x for x in (request.aspect_ratio, request.resolution) if x)
-    return _nearest(draft, ratio, pixels, asked)
-
-
-def _resolution_alone(draft: _Draft) -> str | None:
-    """A resolution without a shape: fixed sizes leave nothing to choose."""
-    if draft.request.resolution != "1K":
-        draft.warn(
-            f"{draft.model.name} has no resolution {draft.request.resolution}: its own is used"
-        )
-    return "auto" if draft.model.max_images > 1 else None
-
-
-def _nearest(draft: _Draft, ratio: float, pixels: int, asked: str) -> str:
-    entry = draft.model
-    if entry.free_sizes:
-        parsed = sizes.parse_size(asked)
-        if parsed is not None and sizes.is_free_size(*parsed):
-            return f"{parsed[0]}x{parsed[1]}"
-        size = sizes.free_size(ratio, pixels)
-    else:
-        size = sizes.nearest_size(ratio, pixels, entry.sizes)
-    width, height = sizes.parse_size(size) or (1, 1)
-    off_shape = abs(width / height / ratio - 1) > 0.02  # noqa: PLR2004 - seen by nobody
-    off_area = not 0.5 < width * height / pixels < 2  # noqa: PLR2004 - half or twice
-    if off_shape or off_area or (sizes.parse_size(asked) and size != asked.strip().lower()):
-        draft.warn(f"{entry.name} has no {asked}: {size} is the nearest")
-    return size
-
-
-def _quality(draft: _Draft) -> str | None:
+def _quality(draft: Draft) -> str | None:
     asked, entry = draft.request.quality, draft.model
     if asked is None or asked.strip().lower() == "auto":
         return None
@@ -276,7 +125,7 @@ def _nearest_quality(wanted: str, offered: Sequence[str]) -> str | None:
     return min(offered, key=lambda quality: abs((rung(quality) or 0) - place))
 
 
-def _output(draft: _Draft) -> tuple[str | None, str | None]:
+def _output(draft: Draft) -> tuple[str | None, str | None]:
     """background and output_format, which only OpenAI's newer models take."""
     request, entry = draft.request, draft.model
     _, dot, extension = (request.output_name or "").rpartition(".")
@@ -294,7 +143,7 @@ def _output(draft: _Draft) -> tuple[str | None, str | None]:
     return background, output_format
 
 
-def _prompt(draft: _Draft) -> str:
+def _prompt(draft: Draft) -> str:
     """The instruction; with the shape in words where the model takes none as a parameter."""
     request, entry = draft.request, draft.model
     wanted = request.aspect_ratio or request.size
@@ -304,11 +153,11 @@ def _prompt(draft: _Draft) -> str:
     if request.aspect_ratio is None and sizes.parse_size(wanted) is None:
         return request.instruction
     ratio = sizes.ratio_of(wanted)
-    shape = next(name for most, name in _SHAPES if ratio < most)
-    return f"{request.instruction}\n\nMake the picture {shape}, with an aspect ratio of {wanted}."
+    words = next(name for most, name in _SHAPES if ratio < most)
+    return f"{request.instruction}\n\nMake the picture {words}, with an aspect ratio of {wanted}."
 
 
-def _count(draft: _Draft) -> int:
+def _count(draft: Draft) -> int:
     entry, n = draft.model, draft.request.n
     if n <= entry.max_n:
         return n

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from math import log
 
 PIXELS = {"1K": 1024 * 1024, "2K": 2048 * 2048, "4K": 4096 * 4096}
@@ -19,7 +20,9 @@ _SIZE = re.compile(r"\s*(\d{2,5})\s*[xX×]\s*(\d{2,5})\s*")  # noqa: RUF001 - pe
 def parse_size(size: str) -> tuple[int, int] | None:
     """ "1024x1536" -> (1024, 1536); None for anything else, "auto" included."""
     found = _SIZE.fullmatch(size)
-    return (int(found[1]), int(found[2])) if found else None
+    if found is None or not int(found[1]) or not int(found[2]):
+        return None
+    return int(found[1]), int(found[2])
 
 
 def ratio_of(aspect_ratio: str) -> float:
@@ -55,6 +58,7 @@ def area(size: str) -> int:
     return parsed[0] * parsed[1]
 
 
+@lru_cache(maxsize=256)
 def free_size(ratio: float, pixels: int) -> str:
     """The allowed free size of that shape nearest to that area.
 

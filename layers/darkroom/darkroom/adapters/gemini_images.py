@@ -172,6 +172,8 @@ def _parts(answer: Any) -> Iterator[Any]:
 def _without_image(answer: Any, text: str, cost: int | None) -> CallFailed:
     """Refused, or words instead of a picture."""
     feedback = answer.prompt_feedback
+    if not answer.candidates and feedback is None and answer.usage_metadata is None:
+        return _misshapen(ValueError("neither candidates nor feedback"), "")
     if feedback is not None and feedback.block_reason is not None:
         reason = _name(feedback.block_reason)
         said = feedback.block_reason_message or text

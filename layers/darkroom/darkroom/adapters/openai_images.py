@@ -134,10 +134,12 @@ class OpenAIImageEditor:
                 f"a page instead of an answer: {safe_text(answer, '')}",
                 maybe_charged=True,
             )
+        if not hasattr(answer, "data") or not isinstance(answer.data, list | None):
+            raise TypeError("no list of images")
         model = find(Provider.OPENAI, plan.model)
         usage = getattr(answer, "usage", None)
-        cost = _cost(model, plan, usage)
-        data: Sequence[Any] = getattr(answer, "data", None) or ()
+        data: Sequence[Any] = answer.data or ()
+        cost = _cost(model, plan, usage, len(data))
         if not data:
             raise CallFailed(Outcome.NO_IMAGE, "an answer without an image", cost_micro_usd=cost)
         images = tuple(self._image(item, cost) for item in data)
@@ -189,8 +191,8 @@ def _status_failure(error: Any, plan: CallPlan, endpoint: Endpoint, key: str) ->
     body = error.body if isinstance(error.body, dict) else {}
     inner = body.get("innererror")
     inner_code = inner.get("code") if isinstance(inner, dict) else None
-    text = str(body.get("message") or error.message or "")
     is_json = isinstance(error.body, dict)
+    text = str(body.get("message") or error.message if is_json else error.response.text)
     failure = Failure(
         status=error.status_code,
         names=names(error.code, error.type, inner_code),
@@ -206,14 +208,16 @@ def _status_failure(error: Any, plan: CallPlan, endpoint: Endpoint, key: str) ->
     )
 
 
-def _cost(model: Model, plan: CallPlan, usage: Any) -> int | None:
+def _cost(model: Model, plan: CallPlan, usage: Any, pictured: int) -> int | None:
     """By the tokens counted; by the picture where the answer counts none."""
     counted = getattr(usage, "output_tokens", None)
     if not isinstance(counted, int) or model.prices is None:
+        if not pictured:
+            return None
         size = sizes.parse_size(plan.size or "")
         megapixels = size[0] * size[1] / sizes.PIXELS["1K"] if size else 1.0
         one = picture_price(model, quality=plan.quality, size=plan.size, megapixels=megapixels)
-        return None if one is None else one * plan.n
+        return None if one is None else one * pictured
     read = getattr(usage, "input_tokens_details", None)
     made = getattr(usage, "output_tokens_details", None)
     text_in = getattr(read, "text_tokens", None) or 0
