@@ -122,14 +122,14 @@ def _row_editor() -> "RowEditor":
 
 
 def _dispatcher() -> "Dispatcher":
-    from darkroom.adapters.endpoint_states import EndpointTable
+    from darkroom.adapters.endpoint_states import DynamoDBEndpointStates
     from darkroom.adapters.secret import SecretsManagerSource
     from darkroom.dispatch import Dispatcher
 
     secret = SecretsManagerSource(
         _client("secretsmanager"), _settings().endpoints_secret_arn, _clock(), telemetry()
     )
-    states = EndpointTable(_client("dynamodb"), _settings().endpoints_table)
+    states = DynamoDBEndpointStates(_client("dynamodb"), _settings().endpoints_table)
     return Dispatcher(secret, states, _image_editor, _clock(), random.Random(), telemetry())  # noqa: S311
 
 
