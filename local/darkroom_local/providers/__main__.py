@@ -1,4 +1,4 @@
-"""`python -m darkroom_local.providers --port 0 --config FILE`: prints one JSON line, then serves."""
+"""`python -m darkroom_local.providers --port 0 --config FILE`: prints a JSON line, then serves."""
 
 import argparse
 import asyncio

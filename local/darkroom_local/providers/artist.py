@@ -1,4 +1,4 @@
-"""A visible edit, so that a person sees in the gallery that something was done, and what was asked."""
+"""A visible edit: a person sees in the gallery that something was done, and what was asked."""
 
 import hashlib
 import io
@@ -6,7 +6,16 @@ import textwrap
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
+from PIL import (
+    Image,
+    ImageChops,
+    ImageColor,
+    ImageDraw,
+    ImageEnhance,
+    ImageFilter,
+    ImageFont,
+    ImageOps,
+)
 
 LONGEST_SIDE = 2048  # larger answers are painted at this size and scaled up
 
@@ -82,12 +91,9 @@ def _imagined(prompt: str, size: tuple[int, int]) -> Image.Image:
     draw.ellipse((x - radius, height // 4 - radius, x + radius, height // 4 + radius), fill=light)
     for layer in range(3):
         top = height * (5 + layer) // 8
-        peaks = [
-            (width * i // 6, top - digest[2 + layer * 7 + i] * height // 1600) for i in range(7)
-        ]
-        shade = Image.new("RGB", (1, 1), dark).getpixel((0, 0))
-        assert isinstance(shade, tuple)
-        fill = tuple(min(255, c + 30 * (2 - layer)) for c in shade)
+        rises = [digest[2 + layer * 7 + i] * height // 1600 for i in range(7)]
+        peaks = [(width * i // 6, top - rise) for i, rise in enumerate(rises)]
+        fill = tuple(min(255, c + 30 * (2 - layer)) for c in ImageColor.getrgb(dark))
         draw.polygon([(0, height), *peaks, (width, height)], fill=fill)
     return canvas
 

@@ -1,4 +1,4 @@
-"""What a simulated endpoint is, and when it fails: the JSON that `--config` and `/_sim/configure` take."""
+"""What a simulated endpoint is and when it fails: the JSON of `--config` and `/_sim/configure`."""
 
 from enum import StrEnum
 from typing import Annotated, Literal

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from http import HTTPStatus
 from typing import Any
 
 from darkroom_local.providers import rules
@@ -19,6 +20,21 @@ from darkroom_local.providers.wire import (
 
 PATH = re.compile(r"/v1(?:beta|alpha)?/models/([^/:]+):generateContent")
 _RPC = "type.googleapis.com/google.rpc."
+_ERRORS = {
+    FaultKind.QUOTA_SPENT: (
+        429,
+        "RESOURCE_EXHAUSTED",
+        "Your project has exceeded its monthly spending cap. Please go to AI Studio to manage it.",
+    ),
+    FaultKind.SERVER_ERROR: (500, "INTERNAL", "An internal error has occurred. Please retry."),
+    FaultKind.OVERLOADED: (
+        503,
+        "UNAVAILABLE",
+        "The model is overloaded. Please try again later.",
+    ),
+    FaultKind.BAD_REQUEST: (400, "INVALID_ARGUMENT", "Request contains an invalid argument."),
+    FaultKind.TEAPOT: (418, "TEAPOT", "I am a teapot."),
+}
 _EDGE = {"512": 512, "1K": 1024, "2K": 2048, "4K": 4096}
 
 
@@ -83,10 +99,11 @@ class GeminiWire:
 
     def answer(self, ask: EditAsk, pictures: list[bytes], *, thoughts: bool) -> Response:
         mime = f"image/{ask.output}"
-        parts = []
+        parts: list[dict[str, Any]] = []
         if thoughts:
             interim = {"inlineData": {"mimeType": mime, "data": _b64(pictures[0])}}
-            parts += [{"text": "Let me draft this.", "thought": True}, interim | {"thought": True}]
+            parts.append({"text": "Let me draft this.", "thought": True})
+            parts.append({**interim, "thought": True})
         parts += [{"inlineData": {"mimeType": mime, "data": _b64(p)}} for p in pictures]
         return _candidate(ask, parts, "STOP", images=len(pictures), thinking=412 * thoughts)
 
@@ -94,42 +111,14 @@ class GeminiWire:
         match fault.kind:
             case FaultKind.RATE_LIMITED:
                 return self.limited(fault.hint, fault.retry_after, fault.per)
-            case FaultKind.QUOTA_SPENT:
-                message = (
-                    "Your project has exceeded its monthly spending cap. Please go to AI Studio "
-                    "to manage your project spend cap."
-                )
-                return error(429, "RESOURCE_EXHAUSTED", fault.message or message)
             case FaultKind.KEY_REJECTED:
                 return self.bad_key(fault.status or 403)
-            case FaultKind.SERVER_ERROR:
-                message = fault.message or "An internal error has occurred. Please retry."
-                return error(fault.status or 500, "INTERNAL", message)
-            case FaultKind.OVERLOADED:
-                message = "The model is overloaded. Please try again later."
-                return error(503, "UNAVAILABLE", message)
-            case FaultKind.BAD_REQUEST:
-                message = fault.message or "Request contains an invalid argument."
-                return error(400, "INVALID_ARGUMENT", message)
             case FaultKind.MODEL_RETIRED:
                 return self.not_found(ask.model)
-            case FaultKind.TEAPOT:
-                return error(418, "TEAPOT", fault.message or "I am a teapot.")
-            case FaultKind.REFUSED if fault.blocked == "prompt":
-                feedback = {"blockReason": fault.category}
-                usage = {"promptTokenCount": text_tokens(ask.prompt), "totalTokenCount": 9}
-                return Response.of({"promptFeedback": feedback, "usageMetadata": usage})
-            case FaultKind.REFUSED:
-                return _candidate(ask, None, fault.category, images=0)
-            case FaultKind.TEXT_ONLY:
-                message = fault.message or "I can see a product photo. What should I change?"
-                return _candidate(ask, [{"text": message}], "STOP", images=0)
-            case FaultKind.EMPTY:
-                return Response.of({"usageMetadata": {}, "modelVersion": ask.model})
-            case FaultKind.BROKEN_IMAGE:
-                broken = {"inlineData": {"mimeType": "image/png", "data": _b64(b"\x89PNG no")}}
-                return _candidate(ask, [broken], "STOP", images=1)
-        raise AssertionError(f"{fault.kind} has no form in Gemini's format")
+            case kind if kind in _ERRORS:
+                status, name, message = _ERRORS[kind]
+                return error(fault.status or status, name, fault.message or message)
+        return _hollow(fault, ask)
 
     def limited(self, hint: str, retry_after: float, per: str) -> Response:
         periods = {"minute": ("Minute",), "day": ("Day",), "both": ("Minute", "Day")}[per]
@@ -157,15 +146,35 @@ class GeminiWire:
         return error(404, "NOT_FOUND", message)
 
     def bad_key(self, status: int) -> Response:
-        if status == 400:
+        if status == HTTPStatus.BAD_REQUEST:
             info = {"@type": f"{_RPC}ErrorInfo", "reason": "API_KEY_INVALID"}
             message = "API key not valid. Please pass a valid API key."
             return error(400, "INVALID_ARGUMENT", message, [info])
-        if status == 401:
+        if status == HTTPStatus.UNAUTHORIZED:
             message = "Request had invalid authentication credentials."
             return error(401, "UNAUTHENTICATED", message)
         message = "Method doesn't allow unregistered callers. Please use API Key."
         return error(403, "PERMISSION_DENIED", message)
+
+
+def _hollow(fault: Fault, ask: EditAsk) -> Response:
+    """A 200 that has no usable picture."""
+    match fault.kind:
+        case FaultKind.REFUSED if fault.blocked == "prompt":
+            feedback = {"blockReason": fault.category}
+            usage = {"promptTokenCount": text_tokens(ask.prompt), "totalTokenCount": 9}
+            return Response.of({"promptFeedback": feedback, "usageMetadata": usage})
+        case FaultKind.REFUSED:
+            return _candidate(ask, None, fault.category, images=0)
+        case FaultKind.TEXT_ONLY:
+            message = fault.message or "I can see a product photo. What should I change?"
+            return _candidate(ask, [{"text": message}], "STOP", images=0)
+        case FaultKind.BROKEN_IMAGE:
+            broken = {"inlineData": {"mimeType": "image/png", "data": _b64(b"\x89PNG no")}}
+            return _candidate(ask, [broken], "STOP", images=1)
+        case FaultKind.EMPTY:
+            return Response.of({"usageMetadata": {}, "modelVersion": ask.model})
+    raise ValueError(f"{fault.kind} has no form in Gemini's format")
 
 
 def _b64(data: bytes) -> str:

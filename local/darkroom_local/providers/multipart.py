@@ -21,10 +21,10 @@ def parse(body: bytes, content_type: str) -> list[Part]:
     if kind.strip().lower() != "multipart/form-data" or not found:
         raise ValueError("not multipart/form-data")
     delimiter = b"--" + found.group(1).encode()
-    pieces = body.split(delimiter)
-    if len(pieces) < 2 or not pieces[-1].startswith(b"--"):
+    _, *pieces = body.split(delimiter)
+    if not pieces or not pieces[-1].startswith(b"--"):
         raise ValueError("the multipart body is not closed")
-    return [_part(piece) for piece in pieces[1:-1]]
+    return [_part(piece) for piece in pieces[:-1]]
 
 
 def _part(piece: bytes) -> Part:

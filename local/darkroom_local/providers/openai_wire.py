@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from http import HTTPStatus
 from typing import Any
 
 from darkroom_local.providers import multipart, rules
@@ -18,6 +19,29 @@ _COMMON = {"model", "prompt", "n", "size", "quality", "user", "safety_identifier
 _GPT = _COMMON | {"background", "output_format", "output_compression", "moderation"}
 _OLD = _COMMON | {"response_format", "style"}
 _MIMES = ("image/jpeg", "image/png", "image/webp")
+_ERRORS = {
+    FaultKind.QUOTA_SPENT: (
+        429,
+        "insufficient_quota",
+        "insufficient_quota",
+        "You exceeded your current quota, please check your plan and billing.",
+    ),
+    FaultKind.SERVER_ERROR: (
+        500,
+        "server_error",
+        None,
+        "The server had an error. Sorry about that!",
+    ),
+    FaultKind.OVERLOADED: (503, "server_error", None, "The engine is currently overloaded."),
+    FaultKind.BAD_REQUEST: (
+        400,
+        "invalid_request_error",
+        "invalid_value",
+        "Invalid value: 'size'.",
+    ),
+    FaultKind.TEAPOT: (418, "teapot", None, "I am a teapot."),
+}
+_NEARLY_SQUARE = (0.9, 1.1)
 _TOKENS = {"low": 272, "medium": 1056, "high": 4160, "xhigh": 6240, "max": 8320}
 
 
@@ -82,7 +106,7 @@ class OpenAIWire:
         if not ask.images:
             return 1024, 1024
         width, height = open_picture(ask.images[0]).size
-        if 0.9 < width / height < 1.1:
+        if _NEARLY_SQUARE[0] < width / height < _NEARLY_SQUARE[1]:
             return 1024, 1024
         return (1536, 1024) if width > height else (1024, 1536)
 
@@ -101,34 +125,17 @@ class OpenAIWire:
         match fault.kind:
             case FaultKind.RATE_LIMITED:
                 return self.limited(fault.hint, fault.retry_after, fault.per)
-            case FaultKind.QUOTA_SPENT:
-                message = "You exceeded your current quota, please check your plan and billing."
-                code = "insufficient_quota"
-                return error(429, fault.message or message, kind=code, code=code)
             case FaultKind.KEY_REJECTED:
                 return self.bad_key(fault.status or 401)
-            case FaultKind.SERVER_ERROR | FaultKind.OVERLOADED:
-                message = "The server had an error while processing your request. Sorry about that!"
-                status = fault.status or (503 if fault.kind is FaultKind.OVERLOADED else 500)
-                return error(status, fault.message or message, kind="server_error")
-            case FaultKind.BAD_REQUEST:
-                message = fault.message or "Invalid value: 'size'."
-                return error(400, message, code="invalid_value", param="size")
             case FaultKind.MODEL_RETIRED:
                 return self.not_found(ask.model)
-            case FaultKind.TEAPOT:
-                return error(418, fault.message or "I am a teapot.", kind="teapot")
             case FaultKind.REFUSED:
                 return _refusal(fault)
-            case FaultKind.TEXT_ONLY:
-                return Response.of({"created": 1_790_000_000, "data": []})
-            case FaultKind.EMPTY:
-                return Response.of({"created": 1_790_000_000, "data": None})
-            case FaultKind.BROKEN_IMAGE:
-                data = [{"b64_json": base64.b64encode(b"\x89PNG no").decode()}]
-                body = {"created": 1_790_000_000, "data": data, "usage": _usage(ask, 1)}
-                return Response.of(body)
-        raise AssertionError(f"{fault.kind} has no form in OpenAI's format")
+            case kind if kind in _ERRORS:
+                status, name, code, message = _ERRORS[kind]
+                said = fault.message or message
+                return error(fault.status or status, said, kind=name, code=code)
+        return _hollow(fault, ask)
 
     def limited(self, hint: str, retry_after: float, per: str) -> Response:
         unit = {"minute": "images per min", "day": "requests per day"}.get(per, "requests per day")
@@ -144,11 +151,24 @@ class OpenAIWire:
         return error(404, message, code="model_not_found")
 
     def bad_key(self, status: int) -> Response:
-        if status == 403:
+        if status == HTTPStatus.FORBIDDEN:
             message = "You do not have access to the project tied to the API key."
             return error(403, message, code="invalid_project")
         message = "Incorrect API key provided. You can find your API key in your account settings."
         return error(status, message, code="invalid_api_key")
+
+
+def _hollow(fault: Fault, ask: EditAsk) -> Response:
+    """A 200 that has no usable picture."""
+    match fault.kind:
+        case FaultKind.TEXT_ONLY:
+            return Response.of({"created": 1_790_000_000, "data": []})
+        case FaultKind.EMPTY:
+            return Response.of({"created": 1_790_000_000, "data": None})
+        case FaultKind.BROKEN_IMAGE:
+            data = [{"b64_json": base64.b64encode(b"\x89PNG no").decode()}]
+            return Response.of({"created": 1_790_000_000, "data": data, "usage": _usage(ask, 1)})
+    raise ValueError(f"{fault.kind} has no form in OpenAI's format")
 
 
 def _refusal(fault: Fault) -> Response:

@@ -1,6 +1,6 @@
 """What the real APIs take and reject, as far as the simulator is strict about it.
 
-Written down apart from Darkroom's own table of models, so that a mistake there shows in a test here.
+Written down apart from Darkroom's own table of models, so that a mistake there shows in a test.
 Sources: the OpenAI Images API reference as shipped in the openai package 3.52 (image_edit_params,
 image_generate_params); the Gemini API's image generation guide. Read on 2026-11-21.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 MIB = 1024 * 1024
 GPT_SIZES = frozenset({"auto", "1024x1024", "1536x1024", "1024x1536"})
 GPT_QUALITIES = frozenset({"auto", "low", "medium", "high"})
+LONGEST_EDGE, LEAST_PIXELS, MOST_PIXELS = 3840, 655_360, 8_294_400
 _SIZE = re.compile(r"(\d{2,5})x(\d{2,5})")
 
 
@@ -39,9 +40,9 @@ class OpenAIRules:
         return (
             width % 16 == 0
             and height % 16 == 0
-            and max(width, height) <= 3840
+            and max(width, height) <= LONGEST_EDGE
             and max(width, height) <= 3 * min(width, height)
-            and 655_360 <= width * height <= 8_294_400
+            and LEAST_PIXELS <= width * height <= MOST_PIXELS
         )
 
 

@@ -48,20 +48,13 @@ class Simulator:
         return found
 
 
-async def serve(
-    config: Config,
-    port: int,
-    started: "threading.Event | None" = None,
-    ports: list[int] | None = None,
-) -> None:
+async def _serve(config: Config, port: int, started: threading.Event, ports: list[int]) -> None:
     """Serve until cancelled."""
     providers = SimulatedProviders(config)
     server = await providers.start(port)
     try:
-        if ports is not None:
-            ports.append(server.sockets[0].getsockname()[1])
-        if started is not None:
-            started.set()
+        ports.append(server.sockets[0].getsockname()[1])
+        started.set()
         await asyncio.Event().wait()
     finally:
         server.close()
@@ -74,7 +67,7 @@ def running(config: Config | Mapping[str, Any] | None = None, port: int = 0) -> 
     checked = config if isinstance(config, Config) else Config.model_validate(config or {})
     loop = asyncio.new_event_loop()
     started, ports = threading.Event(), list[int]()
-    main = loop.create_task(serve(checked, port, started, ports))
+    main = loop.create_task(_serve(checked, port, started, ports))
 
     def run() -> None:
         try:
