@@ -118,10 +118,10 @@ class FakeLedger:
             self.money[job] = self.money.get(job, 0) + change.budget
 
     def _reopen(self, job: str, change: rowmoves.Change) -> None:
-        for run in change.counters:
-            record = runmoves.reopen(self.runs[job, run])
+        if change.counters:
+            record = runmoves.reopen(self.runs[job, change.record.run])
             if record is not None:
-                self.runs[job, run] = record
+                self._put(record)
 
     # -- runs
 

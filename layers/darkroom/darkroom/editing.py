@@ -4,14 +4,15 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from darkroom.dispatch import Dispatcher, LeaseLost
-from darkroom.errand import RowErrand, refuse_if_stopped
+from darkroom.dispatch import Dispatcher
+from darkroom.errand import LeaseLost
 from darkroom.errors import DeferRow, Reason, RetryRow, RowRejected, ServiceUnavailable
 from darkroom.heartbeat import Leases
 from darkroom.jobs import Run, RunState
 from darkroom.ledger import Claim, NotClaimed, RowResult, RowState
 from darkroom.loading import load
 from darkroom.ports import Clock, ImageFetcher, RowLedger, RowQueue, Telemetry
+from darkroom.row_errand import RowErrand, refuse_if_stopped
 from darkroom.rows import RowMessage
 from darkroom.storing import ImageStorage
 

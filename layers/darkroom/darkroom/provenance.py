@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from darkroom.dispatch import Delivery
+from darkroom.errand import Delivery
 from darkroom.jobs import ResultPaths
 from darkroom.ledger import Claim, RowRecord, RowResult, RowState
 from darkroom.rows import RowRequest

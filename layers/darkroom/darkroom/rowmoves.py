@@ -275,6 +275,7 @@ def release(claim: Claim, now: float, *, refund_attempt: bool) -> Change:
 def settle(claim: Claim, result: RowResult, now: float) -> Change:
     """The end. Of a reservation only what the call cost stays; all of it if that is not known."""
     before = claim.record
+    unknown = before.state is RowState.SENT and result.status is not RowState.SUCCEEDED
     record = replace(
         before,
         state=result.status,
@@ -283,9 +284,10 @@ def settle(claim: Claim, result: RowResult, now: float) -> Change:
         lease_until=0.0,
         sent_run=None,
         reserved=0,
+        possible_duplicate_charges=before.possible_duplicate_charges + int(unknown),
         version=before.version + 1,
     )
     over = 0
-    if before.reserved and result.cost_micro_usd is not None:
+    if before.reserved and not unknown and result.cost_micro_usd is not None:
         over = result.cost_micro_usd - before.spent - before.reserved
     return Change(record, {before.run: contribution(record) + _MOVE}, budget=over)

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 
-from darkroom.dispatch import Delivery, LeaseLost
-from darkroom.errand import RowErrand
+from darkroom.errand import Delivery, LeaseLost
 from darkroom.errors import ServiceUnavailable
 from darkroom.jobs import ResultPaths
 from darkroom.ledger import Claim, RowResult
 from darkroom.pictures import render, thumbnail
 from darkroom.ports import Clock, ObjectStore, Telemetry
 from darkroom.provenance import Stored, image_name, result_of, to_metadata
+from darkroom.row_errand import RowErrand
 
 _THUMB_TYPE = "image/webp"
 # A paid image is worth waiting for: lost, its row is called and paid for again.
@@ -44,11 +45,10 @@ class ImageStorage:
         extension = PurePosixPath(name).suffix
         for key, image in zip(outputs[1:], images[1:], strict=True):
             body, kind = render(image, extension)
-            self._insist(lambda k=key, b=body, t=kind: self.store.put(k, b, t, metadata), deadline)
+            self._insist(partial(self.store.put, key, body, kind, metadata), deadline)
         body, kind = render(images[0], extension)
-        theirs = self._insist(
-            lambda: self._put_first(outputs[0], body, kind, metadata, claim), deadline
-        )
+        put_first = partial(self._put_first, outputs[0], body, kind, metadata, claim)
+        theirs = self._insist(put_first, deadline)
         return result if theirs is None else theirs.result(paths, name)
 
     def find(self, errand: RowErrand) -> RowResult | None:
