@@ -10,6 +10,7 @@ from botocore.exceptions import ClientError
 from darkroom.ports import RowLedger, RunLedger
 from darkroom_cli.buckets import S3Bucket
 from darkroom_cli.letters import SqsDeadLetters
+from darkroom_cli.local import running, stack_name
 from darkroom_cli.ports import EndpointStates, Outputs
 from darkroom_cli.sentences import CommandFailed
 from darkroom_cli.session import Target
@@ -24,26 +25,22 @@ class AwsStack:
     """Satisfies ports.Stack. One DescribeStacks per process, then only what a verb asks for."""
 
     def __init__(self, target: Target) -> None:
-        self.name = target.stack
         self._target = target
+        self._local = running() if target.local else None
+        self.name = stack_name(target.stack, self._local) if self._local else target.stack
 
     @cached_property
     def _session(self) -> boto3.Session:
-        if self._target.local:
-            state = _local_state()
-            return boto3.Session(
-                aws_access_key_id=state["access_key"],
-                aws_secret_access_key=state["secret_key"],
-                region_name=self._target.region or state["region"],
-            )
-        return boto3.Session(region_name=self._target.region)
+        info = self._local
+        if info is None:
+            return boto3.Session(region_name=self._target.region)
+        return boto3.Session(info.access_key, info.secret_key, region_name=info.region)
 
     def _client(self, service: str) -> Any:
-        url = self._target.endpoint_url
-        if url is None and self._target.local:
-            url = _local_state()["url"]
+        url = self._local.url if self._local else self._target.endpoint_url
         config = Config(
-            retries={"mode": "standard", "max_attempts": 5},
+            retries={"mode": "standard", "total_max_attempts": 5},
+            connect_timeout=10,
             max_pool_connections=PARALLEL * 2,
             # Bucket names as host names do not resolve on a loopback address.
             s3={"addressing_style": "path"} if url else None,

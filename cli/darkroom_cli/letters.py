@@ -6,6 +6,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from darkroom.adapters.row_queue import _group as message_group
 from darkroom_cli.ports import DeadLetter
 
 HOLD_SECONDS = 300  # how long a message stays ours; also what an interrupted run leaves hidden
@@ -13,9 +14,6 @@ _UNSUPPORTED = {
     "InvalidAction",
     "UnsupportedOperation",
     "AWS.SimpleQueueService.UnsupportedOperation",
-    "UnknownOperationException",
-    "InvalidOperation",
-    "NotImplemented",
 }
 
 
@@ -58,7 +56,7 @@ class SqsDeadLetters:
             {
                 "Id": str(i),
                 "MessageBody": letter.body,
-                **({"MessageGroupId": letter.job} if letter.job else {}),
+                **({"MessageGroupId": message_group(letter.job)} if letter.job else {}),
             }
             for i, letter in enumerate(letters)
         ]

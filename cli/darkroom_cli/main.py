@@ -310,6 +310,36 @@ def endpoints_show(session: Session) -> None:
     verbs.show(session)
 
 
+@local.command("up")
+@verb
+def local_up(session: Session) -> None:
+    """Deploy the real template to this machine, with simulated providers. Needs no AWS account.
+
+    It stays until `darkroom local down`.
+    """
+    from darkroom_cli import local as verbs
+
+    verbs.up(session)
+
+
+@local.command("down")
+@verb
+def local_down(session: Session) -> None:
+    """Stop the stack on this machine and remove its state: jobs, images, everything."""
+    from darkroom_cli import local as verbs
+
+    verbs.down(session)
+
+
+@local.command("env")
+@verb
+def local_env(session: Session) -> None:
+    """Print what to export for the aws command: eval "$(darkroom local env)"."""
+    from darkroom_cli import local as verbs
+
+    verbs.env(session)
+
+
 app.add_typer(endpoints, name="endpoints")
 app.add_typer(local, name="local")
 

@@ -31,6 +31,8 @@ _UNKNOWN_KEY = {
 
 def sentence_for(error: BaseException) -> str | None:
     """What to tell the user, or None for an error that is a bug of ours."""
+    if isinstance(error, (UsageMistake, CommandFailed)):
+        return str(error)
     if isinstance(error, DarkroomError):
         # An adapter's "does not answer" says less than what AWS said to it.
         said = _aws_sentence(error.__cause__) if error.__cause__ and _has_botocore() else None
