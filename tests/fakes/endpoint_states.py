@@ -43,10 +43,10 @@ class InMemoryEndpointStates:
             after = replace(state, next=until, paused_until=until, rev=state.rev + 1)
             return self._keep(endpoint, after)
 
-    def slow(self, endpoint: str, gap: int, now: int, sent_at: int) -> EndpointState:
+    def slow(self, endpoint: str, gap: int, now: int, before: int) -> EndpointState:
         with self._lock:
             state = self.items[endpoint]
-            if state.slowed_at >= sent_at:
+            if state.slowed_at >= before:
                 return state
             return self._keep(endpoint, replace(state, gap=gap, slowed_at=now, rev=state.rev + 1))
 

@@ -86,7 +86,7 @@ class EndpointsSecret(BaseModel):
 
 
 def parse_endpoints(text: str) -> EndpointsSecret:
-    """The secret's JSON, checked. Raises ConfigurationError that names the fields, never a value."""
+    """The secret's JSON, checked. Raises ConfigurationError that names fields, never a value."""
     try:
         return EndpointsSecret.model_validate_json(text)
     except ValidationError as error:

@@ -63,7 +63,7 @@ class EndpointStates(Protocol):
     def read(self, endpoint: str) -> EndpointState: ...
 
     def book(self, endpoint: str, ask: Ask, guess: EndpointState | None = None) -> Booking:
-        """Book the earliest slot as `limiter.decide` says; a `guess` (the state seen last) saves a try."""
+        """Book the earliest slot by `limiter.decide`; a `guess`, the last state, saves a try."""
 
     def settle(self, endpoint: str, report: Report) -> EndpointState:
         """Give the booking's lease back and tell how its call went, as `health.settled` says."""
@@ -71,8 +71,8 @@ class EndpointStates(Protocol):
     def pause(self, endpoint: str, until: int) -> EndpointState:
         """No slot before `until` (a 429), nor for bookings made earlier."""
 
-    def slow(self, endpoint: str, gap: int, now: int, sent_at: int) -> EndpointState:
-        """Learn the interval `gap`, unless the endpoint was slowed after `sent_at` already."""
+    def slow(self, endpoint: str, gap: int, now: int, before: int) -> EndpointState:
+        """Learn the interval `gap`, unless the endpoint was slowed after `before` already."""
 
     def trip(self, endpoint: str, until: int) -> tuple[bool, EndpointState]:
         """Open the breaker; True for the one worker that did."""

@@ -7,6 +7,7 @@ does not hold, the refusal carries the true state, and the choice is made again.
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -29,13 +30,7 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 TRIES = 25  # of one booking, against other workers' updates in between
-_NUMBERS = ("next", "paused_until", "gap", "slowed_at", "calls", "day", "day_calls") + (
-    "breaker_until",
-    "opens",
-    "failures",
-    "failed_at",
-    "rev",
-)
+_NUMBERS = [field.name for field in fields(EndpointState) if field.type is int]
 _NEW_ITEM: dict[str, Any] = {name: {"N": "0"} for name in (*_NUMBERS, "tripped")} | {
     "leases": {"M": {}},
     "keys": {"M": {}},
@@ -99,9 +94,9 @@ class DynamoDBEndpointStates:
         update = _Update().set("#next = :until, #paused_until = :until", until=until)
         return self._write(endpoint, update.when("#next < :until"))
 
-    def slow(self, endpoint: str, gap: int, now: int, sent_at: int) -> EndpointState:
+    def slow(self, endpoint: str, gap: int, now: int, before: int) -> EndpointState:
         update = _Update().set("#gap = :gap, #slowed_at = :now", gap=gap, now=now)
-        return self._write(endpoint, update.when("#slowed_at < :sent", sent=sent_at))
+        return self._write(endpoint, update.when("#slowed_at < :before", before=before))
 
     def trip(self, endpoint: str, until: int) -> tuple[bool, EndpointState]:
         update = _Update().set("#tripped = :one, #breaker_until = :until", until=until)
@@ -154,8 +149,9 @@ class DynamoDBEndpointStates:
                 )
                 return True, _parse(answer["Attributes"])
             except self._client.exceptions.ConditionalCheckFailedException as refusal:
-                if "Item" in refusal.response:
-                    return False, _parse(cast("dict[str, Any]", refusal.response["Item"]))
+                response = cast("dict[str, Any]", refusal.response)
+                if "Item" in response:
+                    return False, _parse(response["Item"])
                 self._seed(endpoint)
             except (BotoCoreError, ClientError) as error:
                 raise _unavailable(error) from error
