@@ -58,12 +58,10 @@ class World:
     def go(self, errand: PlainErrand | None = None, seconds: float = 900.0) -> Delivery:
         return self.dispatcher.dispatch(errand or PlainErrand(), self.clock.now() + seconds)
 
-    def failing(
-        self, error: type[Exception], seconds: float = 900.0
-    ) -> pytest.ExceptionInfo[Exception]:
+    def failing[E: Exception](self, error: type[E], seconds: float = 900.0) -> E:
         with pytest.raises(error) as caught:
             self.go(seconds=seconds)
-        return caught
+        return caught.value
 
     def state(self, endpoint: str) -> EndpointState:
         return self.states.items[endpoint]
@@ -515,7 +513,7 @@ def test_a_table_that_does_not_answer_defers_the_row_and_calls_nobody() -> None:
         raise StatesUnavailable("the endpoints table did not answer")
 
     world.states.book = down  # type: ignore[method-assign,assignment]
-    error = world.failing(DeferRow)
+    world.failing(DeferRow)
     assert world.editor.calls == []
 
 
