@@ -141,12 +141,13 @@ def outcome(source: JobRow, random: Random) -> RowResult:
 
 def _store_thumbs(world: World, paths: ResultPaths, source: JobRow, result: RowResult) -> None:
     assert isinstance(source.asked, RowRequest)
-    if source.asked.images and result.reason is not Reason.BAD_IMAGE:
+    if not result.outputs:
+        return
+    if source.asked.images:
         before = picture(source.row, _plain)
         world.store.put(paths.thumb(source.key, "before"), before, "image/webp")
-    if result.outputs:
-        after = picture(source.row, _styled)
-        world.store.put(paths.thumb(source.key, "after"), after, "image/webp")
+    after = picture(source.row, _styled)
+    world.store.put(paths.thumb(source.key, "after"), after, "image/webp")
 
 
 def picture(seed: int, background: Callable[[Random, float], Image.Image]) -> bytes:

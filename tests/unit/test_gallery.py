@@ -137,6 +137,14 @@ def test_a_failed_row_tells_why_and_what_to_do_next() -> None:
         assert told in text
 
 
+def test_a_row_without_a_picture_names_its_sources() -> None:
+    line = replace(FAILED, images=("https://x.test/a.jpg", "s3://b/k.png", "c.png", "d.png"))
+    text = card(line, Thumbs(), JOB)
+    assert '<a href="https://x.test/a.jpg" rel="noreferrer">https://x.test/a.jpg</a>' in text
+    assert "<code>s3://b/k.png</code>" in text
+    assert "and 1 more" in text
+
+
 def test_fallback_warnings_and_possible_double_charges_show() -> None:
     line = replace(LINE, fallback=True, warnings=("size changed",), possible_duplicate_charges=1)
     text = card(line, Thumbs(WEBP, WEBP), JOB)
@@ -163,8 +171,9 @@ def test_links_to_full_pictures_are_relative_and_quoted() -> None:
     ],
 )
 def test_only_https_sources_are_linked(reference: str, linked: bool) -> None:
-    text = card(replace(LINE, images=(reference,)), Thumbs(WEBP, WEBP), JOB)
-    assert (f'href="{reference}"' in text) is linked
+    for line in (LINE, FAILED):
+        text = card(replace(line, images=(reference,)), Thumbs(WEBP, WEBP), JOB)
+        assert (f'href="{reference}"' in text) is linked
 
 
 def test_every_further_picture_of_a_row_is_linked() -> None:

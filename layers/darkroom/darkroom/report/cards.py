@@ -10,6 +10,8 @@ from darkroom.report.lines import ReportLine, RowStatus
 from darkroom.report.page import PROVIDERS
 
 MOST_THUMB_BYTES = 400_000
+_MOST_SOURCES = 3
+_LONG_SOURCE = 120
 _LONG_INSTRUCTION = 260  # characters shown before the rest folds away
 
 
@@ -36,6 +38,7 @@ def card(line: ReportLine, thumbs: Thumbs, job: str) -> Safe:
             _instruction(line),
             _boxes(line),
             _copies(line, job),
+            _sources(line),
             _facts(line),
             class_="body",
         ),
@@ -51,10 +54,9 @@ def relative(output: str, job: str) -> str:
 
 
 def _pair(line: ReportLine, thumbs: Thumbs, job: str) -> Safe | None:
-    before = _before(line, thumbs.before)
-    after = _after(line, thumbs.after, job)
-    if thumbs.before is None and thumbs.after is None and not line.outputs:
+    if not line.outputs:
         return None  # nothing to look at: the words are the card
+    before, after = _before(line, thumbs.before), _after(line, thumbs.after, job)
     return tag("div", before, after, class_="pair")
 
 
@@ -71,8 +73,6 @@ def _before(line: ReportLine, thumb: bytes | None) -> Safe:
 
 
 def _after(line: ReportLine, thumb: bytes | None, job: str) -> Safe:
-    if not line.outputs:
-        return _blank("No picture came back")
     source = data_uri(thumb)
     if source is None:
         picture: Safe = tag("figcaption", "No preview")
@@ -159,6 +159,23 @@ def _copies(line: ReportLine, job: str) -> Safe | None:
     further = line.outputs[1:]
     links = ([tag("a", str(n), href=relative(o, job)), " "] for n, o in enumerate(further, 2))
     return tag("p", "More pictures: ", links, class_="more") if further else None
+
+
+def _sources(line: ReportLine) -> Safe | None:
+    """What went in, for a row without pictures to show."""
+    if line.outputs or not line.images:
+        return None
+    shown = line.images[:_MOST_SOURCES]
+    links = ([_source(reference), " "] for reference in shown)
+    more = f"and {len(line.images) - len(shown)} more" if len(line.images) > len(shown) else None
+    return tag("p", "Source: ", links, more, class_="more")
+
+
+def _source(reference: str) -> Safe:
+    text = reference if len(reference) <= _LONG_SOURCE else f"{reference[:_LONG_SOURCE]}…"
+    if not reference.startswith("https://"):
+        return tag("code", text)
+    return tag("a", text, href=reference, rel="noreferrer")
 
 
 def _boxes(line: ReportLine) -> list[Safe]:

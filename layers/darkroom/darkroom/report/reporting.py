@@ -141,12 +141,11 @@ class Reporter:
     def _summary(self, run: Run, tally: Tally, pages: int, before: JobSummary | None) -> JobSummary:
         paths, ended = ResultPaths(run.job), self.clock.now()
         again = before is not None and before.run == run.run
-        stopped = run.state is RunState.STOPPED or "stopped" in tally.reasons
         return JobSummary(
             job=run.job,
             run=run.run,
             revision=before.revision + 1 if before is not None and again else 1,
-            state="stopped" if stopped else "done",
+            state="stopped" if run.state is RunState.STOPPED else "done",
             source=source_of(run),
             options=run.options,
             started_at=utc(run.started_at),
@@ -185,11 +184,10 @@ class Reporter:
             self.store.put(left_over, stale_page(job), _HTML)
 
     def _thumbs(self, paths: ResultPaths, line: ReportLine) -> Thumbs:
-        worked_on = bool(line.outputs or line.attempts)
-        return Thumbs(
-            before=self._thumb(paths, line, "before") if line.images and worked_on else None,
-            after=self._thumb(paths, line, "after") if line.outputs else None,
-        )
+        if not line.outputs:
+            return Thumbs()  # pictures there, if any, are of an earlier upload's row
+        before = self._thumb(paths, line, "before") if line.images else None
+        return Thumbs(before, self._thumb(paths, line, "after"))
 
     def _thumb(self, paths: ResultPaths, line: ReportLine, side: str) -> bytes | None:
         return self.store.get(paths.thumb(line.key, side))
