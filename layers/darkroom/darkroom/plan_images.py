@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from darkroom import pictures
 from darkroom.calls import SourceImage
-from darkroom.dispatch import Ineligible
+from darkroom.errand import Ineligible
 from darkroom.model_types import MIB
 from darkroom.plan_draft import Draft
 

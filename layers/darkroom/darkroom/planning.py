@@ -10,7 +10,7 @@ from math import ceil
 from darkroom import pictures, sizes
 from darkroom.calls import CallPlan, Provider, SourceImage
 from darkroom.capabilities import find, picture_price, worst_cost
-from darkroom.dispatch import Ineligible
+from darkroom.errand import Ineligible
 from darkroom.model_types import Model
 from darkroom.plan_draft import Draft
 from darkroom.plan_images import fit_images, fit_mask
