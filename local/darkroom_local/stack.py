@@ -72,17 +72,20 @@ def running(
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     parameters: Mapping[str, str] | None = None,
     auth: bool = True,
+    simulate: bool = True,
     say: Say = lambda _: None,
 ) -> Iterator[StackInfo]:
     """A stack of its own, gone with everything it made at the end of the block.
 
     `config` scripts the simulated providers, `overrides` are fields of their endpoints in the
-    secret; a `secret` of your own takes their place. Raises LocalStackError.
+    secret; a `secret` of your own takes the place of theirs. Without `simulate` none of them is
+    there, and without a `secret` none is pushed. Raises LocalStackError.
     """
     work = Path(tempfile.mkdtemp(prefix="darkroom-stack-"))
     with ExitStack() as cleanup:
         cleanup.callback(shutil.rmtree, work, ignore_errors=True)
-        plan = _Plan(stack, work, config, secret, overrides or {}, parameters or {}, auth=auth)
+        simulated = config if simulate else None
+        plan = _Plan(stack, work, simulated, secret, overrides or {}, parameters or {}, auth=auth)
         yield _start(plan, say, cleanup, detached=False)
 
 
@@ -139,7 +142,7 @@ def _read() -> StackInfo:
 class _Plan:
     stack: str
     work: Path
-    config: Config
+    config: Config | None  # None: no simulated providers
     secret: Mapping[str, Any] | None
     overrides: Mapping[str, Mapping[str, Any]]
     parameters: Mapping[str, str]
@@ -152,7 +155,7 @@ def _start(plan: _Plan, say: Say, cleanup: ExitStack, *, detached: bool) -> Stac
     aws = ministack.start(auth=plan.auth, state_dir=state, detached=detached)
     cleanup.callback(aws.stop)
     providers = None
-    if plan.secret is None:
+    if plan.config is not None:
         say("starting the simulated providers")
         providers = simulation.start(plan.work, plan.config, detached=detached)
         cleanup.callback(providers.stop)
@@ -174,11 +177,12 @@ def _start(plan: _Plan, say: Say, cleanup: ExitStack, *, detached: bool) -> Stac
         groups,
     )
     _number_the_concurrency(info)
-    say("pushing the endpoints secret")
-    if providers is not None:
-        info.push_secret(simulation.secret_for(providers.url, plan.config, plan.overrides))
-    elif plan.secret is not None:
-        info.push_secret(plan.secret)
+    secret = plan.secret
+    if secret is None and providers is not None and plan.config is not None:
+        secret = simulation.secret_for(providers.url, plan.config, plan.overrides)
+    if secret is not None:
+        say("pushing the endpoints secret")
+        info.push_secret(secret)
     return info
 
 
