@@ -3,10 +3,12 @@
     .venv/bin/python -m benchmarks.report_million [rows]
 
 Everything of the report is the real thing: reading the CSV, joining, manifest, sums, gallery. The
-ledger gives made-up records after a delay like DynamoDB's, the manifest goes to a file, the
-pictures are small fixed ones. Prints one JSON object; ends with an error above 300 MB.
+records are made up, but each lookup of 100 waits as long as DynamoDB takes and has the real ledger
+adapter ask for and parse a canned answer of 100 items, so that its CPU counts. The manifest goes to
+a file; the pictures are 9 KB of noise. Prints one JSON object; ends with an error above 300 MB.
 """
 
+import io
 import json
 import os
 import resource
@@ -19,10 +21,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+import boto3
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.compat import HTTPHeaders
+
+from darkroom.adapters.ledger_table import LedgerTable
+from darkroom.adapters.ledger_writes import ROWS
 from darkroom.csv_rows import JobRows, read_job_rows
 from darkroom.errors import Reason
 from darkroom.jobs import Counters, JobOptions, ResultPaths, Run, RunState, Source
 from darkroom.ledger import RowRecord, RowResult, RowState
+from darkroom.report.lines import CHUNK_ROWS
 from darkroom.report.reporting import Reporter, ReportOutcome
 from tests.fakes.services import FakeClock, FakeTelemetry
 
@@ -37,13 +46,16 @@ class GeneratedLedger:
     """Every row has a record; 1 % failed, 0.1 % dead. Also the runs: one, settled."""
 
     rows: int
+    canned: LedgerTable | None = None
     done: bool = False
 
-    def get_many(self, _job: str, keys: Sequence[str]) -> Mapping[str, RowRecord]:
+    def get_many(self, job: str, keys: Sequence[str]) -> Mapping[str, RowRecord]:
         time.sleep(LOOKUP_SECONDS)
-        return {key: self._record(key) for key in keys}
+        if self.canned is not None:
+            self.canned.get_many(job, keys)
+        return {key: self.record(key) for key in keys}
 
-    def _record(self, key: str) -> RowRecord:
+    def record(self, key: str) -> RowRecord:
         row = int(key)
         result = RowResult(
             RowState.SUCCEEDED,
@@ -61,7 +73,7 @@ class GeneratedLedger:
             result = RowResult(RowState.DEAD, reason=Reason.UNAVAILABLE, detail="HTTP 503")
         at = row * 0.3
         return RowRecord(
-            key, row, result.status, "", "run-1", attempts=1, updated_at=at, result=result
+            key, row, result.status, "a" * 24, "run-1", attempts=1, updated_at=at, result=result
         )
 
     def current(self, job: str) -> Run:
@@ -79,6 +91,29 @@ class GeneratedLedger:
         dead = sum(1 for r in range(11, self.rows, 1_000))
         failed = sum(1 for r in range(7, self.rows, 100))
         return Counters(succeeded=self.rows - failed - dead, failed=failed, dead=dead)
+
+
+def canned_ledger() -> LedgerTable:
+    """The real adapter on a real client that answers every lookup with the same 100 items."""
+    made = GeneratedLedger(CHUNK_ROWS)
+    records = [made.record(f"{row:06d}") for row in range(CHUNK_ROWS)]
+    names = ({"job": {"S": JOB}, "item": {"S": f"row#{r.key}"}} for r in records)
+    items = [ROWS.to_item(r) | name for r, name in zip(records, names, strict=True)]
+    body = json.dumps({"Responses": {"ledger": items}, "UnprocessedKeys": {}}).encode()
+    client = boto3.client(
+        "dynamodb", region_name="eu-west-1", aws_access_key_id="x", aws_secret_access_key="x"
+    )
+
+    def answer(request: AWSPreparedRequest, **_: object) -> AWSResponse:
+        return AWSResponse(request.url, 200, HTTPHeaders(), _Body(body))
+
+    client.meta.events.register("before-send.dynamodb.BatchGetItem", answer)  # type: ignore[arg-type]
+    return LedgerTable(client, "ledger")
+
+
+class _Body(io.BytesIO):
+    def stream(self) -> Iterator[bytes]:
+        yield self.read()
 
 
 @dataclass
@@ -127,12 +162,16 @@ def rows_of(count: int) -> JobRows:
 def main(count: int) -> int:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     with tempfile.TemporaryDirectory() as folder:
-        ledger, disk, telemetry = GeneratedLedger(count), Disk(Path(folder)), FakeTelemetry()
+        ledger, disk, telemetry = (
+            GeneratedLedger(count, canned_ledger()),
+            Disk(Path(folder)),
+            FakeTelemetry(),
+        )
         reporter = Reporter(
             runs=ledger,  # type: ignore[arg-type]
             rows=ledger,  # type: ignore[arg-type]
             store=disk,  # type: ignore[arg-type]
-            uploads=disk,  # type: ignore[arg-type]
+            uploads=disk,
             job_rows=lambda _: rows_of(count),
             notify=lambda *_: None,
             clock=FakeClock(),

@@ -1,0 +1,82 @@
+"""Streams of any size into the results bucket: the fake of the unit tests and S3 alike."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from uuid import uuid4
+
+import pytest
+
+from darkroom.adapters.multipart import S3Uploads
+from darkroom.adapters.object_store import S3ObjectStore
+from darkroom.ports import ObjectStore
+from darkroom.report.reporting import Uploads
+from tests.conftest import ClientFactory
+from tests.fakes.services import FakeStore
+from tests.report_world import FakeUploads
+
+MEBI = 1024 * 1024
+
+
+@dataclass
+class Bucket:
+    uploads: Uploads
+    store: ObjectStore
+    unfinished: Callable[[], int]
+
+
+@pytest.fixture(params=["fake", "s3"])
+def bucket(request: pytest.FixtureRequest) -> Bucket:
+    if request.param == "fake":
+        store = FakeStore()
+        return Bucket(FakeUploads(store), store, lambda: 0)
+    client = request.getfixturevalue("aws_client")
+    assert callable(client)
+    return on_s3(client)
+
+
+def on_s3(client: ClientFactory) -> Bucket:
+    s3, name = client("s3"), f"uploads-{uuid4().hex[:12]}"
+    s3.create_bucket(Bucket=name)
+
+    def unfinished() -> int:
+        return len(s3.list_multipart_uploads(Bucket=name).get("Uploads", []))
+
+    # The smallest part S3 takes, so that the test needs no more data than it must.
+    return Bucket(S3Uploads(s3, name, 5 * MEBI), S3ObjectStore(s3, name), unfinished)
+
+
+def test_an_object_larger_than_a_part_arrives_whole(bucket: Bucket) -> None:
+    pieces = [bytes([n]) * (MEBI // 2) for n in range(25)]  # 12.5 MiB: three parts
+    with bucket.uploads.open("a/manifest.csv", "text/csv") as out:
+        for piece in pieces:
+            out.write(piece)
+    assert bucket.store.get("a/manifest.csv") == b"".join(pieces)
+    assert bucket.unfinished() == 0
+
+
+@pytest.mark.parametrize("size", [0, 1, 5 * MEBI])
+def test_an_object_of_any_size_arrives(bucket: Bucket, size: int) -> None:
+    with bucket.uploads.open("k", "text/csv") as out:
+        out.write(b"x" * size)
+    assert bucket.store.get("k") == b"x" * size
+
+
+@pytest.mark.parametrize("size", [1, 6 * MEBI])
+def test_an_error_on_the_way_leaves_what_was_there_before(bucket: Bucket, size: int) -> None:
+    bucket.store.put("k", b"the last report", "text/csv")
+    with suppress(ZeroDivisionError), bucket.uploads.open("k", "text/csv") as out:
+        out.write(b"x" * size)
+        raise ZeroDivisionError
+    assert bucket.store.get("k") == b"the last report"
+    assert bucket.unfinished() == 0
+
+
+def test_the_content_type_is_kept(aws_client: ClientFactory) -> None:
+    s3 = on_s3(aws_client)
+    assert isinstance(s3.store, S3ObjectStore)
+    for size in (1, 6 * MEBI):
+        with s3.uploads.open("k", "text/csv; charset=utf-8") as out:
+            out.write(b"x" * size)
+        head = aws_client("s3").head_object(Bucket=s3.store._bucket, Key="k")
+        assert head["ContentType"] == "text/csv; charset=utf-8"
