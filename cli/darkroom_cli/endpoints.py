@@ -1,6 +1,7 @@
 """`endpoints`: who may be called, with which keys, inside which limits."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from darkroom import health
 from darkroom.endpoint_state import SECOND, EndpointState
 from darkroom.endpoints import Endpoint, EndpointsSecret, key_fingerprint
+from darkroom.endpoints_from_env import endpoints_from_environment
 from darkroom_cli.sentences import CommandFailed, UsageMistake, describe_validation
 from darkroom_cli.session import Session
 from darkroom_cli.words import duration, plural
@@ -20,7 +22,7 @@ from darkroom_cli.words import duration, plural
 def push(session: Session, file: Path | None, *, from_env: bool, dry_run: bool) -> None:
     if (file is None) != from_env:
         raise UsageMistake("Name a file with the endpoints (- for standard input), or --from-env.")
-    secret = _from_environment(session) if file is None else _from_file(file)
+    secret = endpoints_from_environment(os.environ) if file is None else _from_file(file)
     if not dry_run:
         session.stack.secret.write(_revealed(secret))
     count = plural(len(secret.endpoints), "endpoint")
@@ -51,10 +53,6 @@ def parse(text: str, name: str) -> EndpointsSecret:
         raise CommandFailed(describe_validation(error, name)) from None
 
 
-def _from_environment(session: Session) -> EndpointsSecret:
-    raise NotImplementedError
-
-
 def _revealed(secret: EndpointsSecret) -> str:
     """The secret's text, keys in the clear: for Secrets Manager only."""
     document: dict[str, Any] = secret.model_dump(mode="json", exclude_none=True)
@@ -80,12 +78,14 @@ def _show(session: Session, secret: EndpointsSecret, states: Mapping[str, Endpoi
     if session.json:
         session.print_json([_as_json(e, states.get(e.name), now) for e in ordered])
         return
-    for endpoint in ordered:
-        session.heading(endpoint.name)
+    for position, endpoint in enumerate(ordered):
+        if position:
+            session.out.print()
         session.facts(_facts(endpoint, states.get(endpoint.name), now))
 
 
 def _facts(endpoint: Endpoint, state: EndpointState | None, now: int) -> Iterator[tuple[str, str]]:
+    yield "endpoint", endpoint.name
     yield "tier", f"{endpoint.tier}, {endpoint.provider.value}, weight {endpoint.weight:g}"
     yield "model", endpoint.model
     if endpoint.base_url:

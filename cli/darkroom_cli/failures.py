@@ -37,7 +37,9 @@ def failures(session: Session, job: str, reason: str | None) -> None:
     if session.json:
         session.print_json([asdict(failure) for failure in wanted])
         return
-    if not final:
+    if run.state is RunState.FAILED:
+        session.note(f"The job failed as a whole: {run.reason}")
+    elif not final:
         session.note(
             f"The job is {run.state.value}: this is what failed so far, rows with bad input not "
             "included."

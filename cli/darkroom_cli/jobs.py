@@ -51,7 +51,7 @@ def _show(session: Session, found: list[tuple[dict[str, Any], Progress | None]])
         return
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table("job", "state", "rows", "not done", "uploaded (UTC)", box=None, pad_edge=False)
+    table = Table("job", "state", "rows", "failed", "uploaded (UTC)", box=None, pad_edge=False)
     table.columns[0].overflow = "fold"
     for column in table.columns[2:4]:
         column.justify = "right"

@@ -15,21 +15,52 @@ app = typer.Typer(
     name="darkroom",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help is three times as fast, and reads better in 80 columns
     context_settings=_HELP,
     help="""Edit images in bulk: a CSV in, edited images, a manifest and a gallery out.
 
-A first job: `darkroom endpoints push --from-env`, `darkroom quote products.csv`,
-`darkroom submit products.csv --wait`, `darkroom download jobs/products out`.
+A first job, after `darkroom local up` or a deployment to AWS:
+
+\b
+  darkroom endpoints push --from-env
+  darkroom quote products.csv
+  darkroom submit products.csv --wait
+  darkroom download jobs/products out
 """,
 )
 endpoints = typer.Typer(
+    rich_markup_mode=None,
     no_args_is_help=True,
     context_settings=_HELP,
     help="Who may be called, with which keys, inside which limits.",
 )
 local = typer.Typer(
-    no_args_is_help=True, context_settings=_HELP, help="The whole stack on this machine."
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings=_HELP,
+    help="The whole stack on this machine.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"darkroom {version('darkroom')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    pass
+
 
 CsvFile = Annotated[
     Path,
@@ -46,11 +77,10 @@ Job = Annotated[
 Every = Annotated[
     float, typer.Option("--every", min=0.2, help="Seconds between two looks.", metavar="SECONDS")
 ]
-_OPTIONS = "Job options"
 
 
 def _job_option(name: str, text: str, metavar: str) -> object:
-    return typer.Option(name, help=text, metavar=metavar, rich_help_panel=_OPTIONS)
+    return typer.Option(name, help=text, metavar=metavar)
 
 
 FilterRows = Annotated[
@@ -64,7 +94,6 @@ Resume = Annotated[
     typer.Option(
         "--resume/--no-resume",
         help="Keep rows that succeeded in an earlier upload (the default), or edit them again.",
-        rich_help_panel=_OPTIONS,
         show_default=False,
     ),
 ]
@@ -73,7 +102,6 @@ RetryFailed = Annotated[
     typer.Option(
         "--retry-failed",
         help="Also do rows again that failed in an earlier upload.",
-        rich_help_panel=_OPTIONS,
     ),
 ]
 Budget = Annotated[
@@ -200,9 +228,9 @@ def quote(
     instruction_column: InstructionColumn = None,
     output_name_column: OutputNameColumn = None,
 ) -> None:
-    """Tell what a job would cost and how long it would take, without starting it.
+    """Tell what a job would cost and how long it would take.
 
-    Reads the stack's endpoints for their models and limits; sends nothing to any provider.
+    Starts nothing, calls no provider. Models and limits are those of the stack's endpoints.
     """
     from darkroom_cli import quote as verbs
 
@@ -248,9 +276,9 @@ def redrive(
         typer.Option("--reason", help="Only rows dead for this, such as unavailable.", metavar="R"),
     ] = None,
 ) -> None:
-    """Bring dead rows back: messages from the dead-letter queue into the rows queue.
+    """Bring dead rows back from the dead-letter queue.
 
-    Nothing is lost when it is interrupted: run it again.
+    Without JOB and --reason, all of them. Nothing is lost when it is interrupted: run it again.
     """
     from darkroom_cli import redrive as verbs
 
@@ -260,7 +288,10 @@ def redrive(
 @app.command()
 @verb
 def stop(session: Session, job: Job) -> None:
-    """Stop a job: calls under way end, rows not yet sent fail as `stopped`."""
+    """Stop a job.
+
+    Calls under way end, rows not yet sent fail as `stopped`. Submit the CSV again to go on.
+    """
     from darkroom_cli import jobs as verbs
 
     verbs.stop(session, job)

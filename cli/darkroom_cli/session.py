@@ -97,9 +97,6 @@ class Session:
         """A line for `cut` and `awk`."""
         typer.echo("\t".join(str(cell) for cell in cells))
 
-    def heading(self, text: str) -> None:
-        self.out.print(text, style="bold", markup=False)
-
     def facts(self, facts: Iterable[tuple[str, str]]) -> None:
         """Names and values: aligned on a terminal, one per line in a pipe."""
         if not self.out.is_terminal:
@@ -124,12 +121,9 @@ class Session:
         self.err.print(f"Warning: {text}", markup=False, style="yellow")
 
 
-_PANEL = "Which stack"
 StackOption = Annotated[
     str,
-    typer.Option(
-        "--stack", envvar="DARKROOM_STACK", help="Name of the stack.", rich_help_panel=_PANEL
-    ),
+    typer.Option("--stack", envvar="DARKROOM_STACK", help="Name of the stack."),
 ]
 LocalOption = Annotated[
     bool,
@@ -137,7 +131,6 @@ LocalOption = Annotated[
         "--local",
         envvar="DARKROOM_LOCAL",
         help="The stack on this machine (`darkroom local up`).",
-        rich_help_panel=_PANEL,
     ),
 ]
 EndpointOption = Annotated[
@@ -146,7 +139,6 @@ EndpointOption = Annotated[
         "--endpoint-url",
         envvar="AWS_ENDPOINT_URL",
         help="Another AWS API than Amazon's.",
-        rich_help_panel=_PANEL,
         metavar="URL",
     ),
 ]
@@ -156,7 +148,6 @@ RegionOption = Annotated[
         "--region",
         envvar=["AWS_REGION", "AWS_DEFAULT_REGION"],
         help="AWS region.",
-        rich_help_panel=_PANEL,
         metavar="NAME",
     ),
 ]

@@ -1,6 +1,7 @@
 """`darkroom endpoints`: a checked secret goes in, and no key ever comes out."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,29 @@ def test_json_cut_short_is_told_by_its_place(stack: FakeStack, tmp_path: Path) -
 def test_push_wants_a_file_or_the_environment_not_both(stack: FakeStack, file: Path) -> None:
     assert run(stack, "endpoints", "push").exit_code == 2
     assert run(stack, "endpoints", "push", file, "--from-env").exit_code == 2
+
+
+def test_push_from_the_environment_needs_no_file(
+    stack: FakeStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DG_GEMINI_API_KEYS", ",".join(KEYS))
+    result = run(stack, "endpoints", "push", "--from-env")
+    assert result.exit_code == 0, result.stderr
+    secret = EndpointsSecret.model_validate_json(stack.secret.text or "")
+    assert [k.get_secret_value() for k in secret.endpoints[0].api_keys] == list(KEYS)
+    assert no_key_in(result.output)
+
+
+def test_an_environment_without_keys_says_which_variables_to_set(
+    stack: FakeStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(os.environ):
+        if any(part in name for part in ("OPENAI", "GEMINI", "GOOGLE")):
+            monkeypatch.delenv(name)
+    result = run(stack, "endpoints", "push", "--from-env")
+    assert result.exit_code == 1
+    assert "GEMINI_API_KEY" in result.stderr
+    assert stack.secret.text is None
 
 
 def test_show_without_a_secret_says_how_to_make_one(stack: FakeStack) -> None:
