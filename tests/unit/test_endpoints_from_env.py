@@ -1,0 +1,122 @@
+"""Variables people already have become the secret, or one sentence says why not."""
+
+import pytest
+
+from darkroom.calls import Provider
+from darkroom.endpoints import Endpoint
+from darkroom.endpoints_from_env import endpoints_from_environment
+from darkroom.errors import ConfigurationError
+
+
+def endpoints(**variables: str) -> tuple[Endpoint, ...]:
+    return endpoints_from_environment(variables).endpoints
+
+
+def keys(endpoint: Endpoint) -> list[str]:
+    return [key.get_secret_value() for key in endpoint.api_keys]
+
+
+def test_one_key_of_each_provider_gives_gemini_first_and_openai_as_fallback() -> None:
+    first, second = endpoints(OPENAI_API_KEY="sk-1", GEMINI_API_KEY="g-1")
+    assert (first.name, first.provider, first.tier, keys(first)) == (
+        "gemini",
+        Provider.GEMINI,
+        1,
+        ["g-1"],
+    )
+    assert (second.name, second.tier, keys(second)) == ("openai", 2, ["sk-1"])
+    assert (first.requests_per_minute, first.max_in_flight, first.timeout_seconds) == (10, 4, 60)
+
+
+@pytest.mark.parametrize("name", ["GOOGLE_GENAI_API_KEY", "GEMINI_API_KEY", "DG_GEMINI_API_KEY"])
+def test_every_name_of_the_gemini_key_is_known(name: str) -> None:
+    (only,) = endpoints(**{name: "g"})
+    assert (only.provider, keys(only)) == (Provider.GEMINI, ["g"])
+
+
+def test_one_base_url_is_used() -> None:
+    (only,) = endpoints(OPENAI_API_KEY="k", OPENAI_API_BASE="https://proxy.example/v1")
+    assert only.base_url == "https://proxy.example/v1"
+
+
+def test_lists_make_several_endpoints_that_share_all_keys() -> None:
+    made = endpoints(
+        DG_OPENAI_ENDPOINTS="https://a.example/v1, ,https://b.example/v1",
+        DG_OPENAI_API_KEYS="k1,k2",
+        DG_OPENAI_RATE_LIMITS="60,30,0",
+        DG_OPENAI_WEIGHTS="3,1,2",
+    )
+    assert [e.name for e in made] == ["openai-1", "openai-2", "openai-3"]
+    assert [e.base_url for e in made] == ["https://a.example/v1", None, "https://b.example/v1"]
+    assert [keys(e) for e in made] == [["k1", "k2"]] * 3
+    assert [e.requests_per_minute for e in made] == [60, 30, 0]
+    assert [e.weight for e in made] == [3, 1, 2]
+
+
+@pytest.mark.parametrize("separator", [";", "|"])
+def test_groups_of_keys_belong_to_one_endpoint_each(separator: str) -> None:
+    made = endpoints(
+        DG_GEMINI_ENDPOINTS="https://a.example,https://b.example",
+        DG_GEMINI_API_KEYS=f"k1,k2{separator}k3",
+    )
+    assert [keys(e) for e in made] == [["k1", "k2"], ["k3"]]
+
+
+def test_one_rate_limit_holds_for_every_endpoint_and_a_list_wins_over_it() -> None:
+    both = {"DG_OPENAI_ENDPOINTS": "https://a.example,https://b.example", "OPENAI_API_KEY": "k"}
+    assert [e.requests_per_minute for e in endpoints(**both, DG_OPENAI_RATE_LIMIT="7")] == [7, 7]
+    made = endpoints(**both, DG_OPENAI_RATE_LIMIT="7", DG_OPENAI_RATE_LIMITS="1,2")
+    assert [e.requests_per_minute for e in made] == [1, 2]
+
+
+def test_time_outs_and_retries_are_taken_over() -> None:
+    (only,) = endpoints(
+        OPENAI_API_KEY="k",
+        DG_OPENAI_TIMEOUT="120",
+        DG_OPENAI_MAX_RETRIES="3",
+        DG_OPENAI_RETRY_DELAY="2.5",
+        DG_OPENAI_MODEL="gpt-image-2",
+    )
+    assert (only.timeout_seconds, only.max_retries, only.retry_delay_seconds, only.model) == (
+        120,
+        3,
+        2.5,
+        "gpt-image-2",
+    )
+
+
+def test_the_longer_name_wins_and_empty_means_not_set() -> None:
+    (only,) = endpoints(DG_OPENAI_API_KEY="long", OPENAI_API_KEY="short", GEMINI_API_KEY=" ")
+    assert keys(only) == ["long"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({}, "no provider is set"),
+        ({"DG_OPENAI_ENDPOINTS": "https://a.example"}, "DG_OPENAI_ENDPOINTS is set but no key"),
+        ({"OPENAI_API_KEY": "k", "OPENAI_API_BASE": "a.example"}, "OPENAI_API_BASE: item 1"),
+        ({"OPENAI_API_KEY": "k", "DG_OPENAI_RATE_LIMIT": "many"}, "DG_OPENAI_RATE_LIMIT holds"),
+        ({"OPENAI_API_KEY": "k", "DG_OPENAI_WEIGHTS": "1,2"}, "DG_OPENAI_WEIGHTS has 2 number"),
+        ({"OPENAI_API_KEY": "k", "DG_OPENAI_WEIGHTS": "-1"}, "openai.weight: Input should be gr"),
+        ({"OPENAI_API_KEY": "k", "DG_OPENAI_RATE_LIMIT": "1.5"}, "openai.requests_per_minute"),
+        ({"OPENAI_API_KEY": "k", "DG_OPENAI_TIMEOUT": "0"}, "openai.timeout_seconds"),
+        ({"DG_OPENAI_API_KEYS": "a;b"}, "DG_OPENAI_API_KEYS has 2 groups of keys for 1"),
+        (
+            {"DG_OPENAI_API_KEYS": "a;", "DG_OPENAI_ENDPOINTS": "https://a.b,https://c.d"},
+            "group 2 has no key",
+        ),
+    ],
+)
+def test_a_mistake_is_told_by_the_variables_name(variables: dict[str, str], told: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        endpoints(**variables)
+    assert told in str(caught.value)
+
+
+def test_no_error_shows_a_key() -> None:
+    for faulty in ({"DG_OPENAI_WEIGHTS": "-1"}, {"DG_OPENAI_TIMEOUT": "never"}):
+        with pytest.raises(ConfigurationError) as caught:
+            endpoints(OPENAI_API_KEY="sk-very-secret", **faulty)
+        assert "sk-very-secret" not in str(caught.value)
+        assert caught.value.__cause__ is None
