@@ -79,7 +79,8 @@ def _nearest(draft: Draft, ratio: float, pixels: int, asked: str) -> str:
         size = sizes.nearest_size(ratio, pixels, entry.sizes)
     width, height = sizes.parse_size(size) or (1, 1)
     off_shape = abs(width / height / ratio - 1) > SAME_SHAPE
-    off_area = not 1 / SAME_AREA < width * height / pixels < SAME_AREA
+    # A free size is as large as the model can make it: 3840 pixels across is what it calls 4K.
+    off_area = not entry.free_sizes and not 1 / SAME_AREA < width * height / pixels < SAME_AREA
     if off_shape or off_area or (sizes.parse_size(asked) and size != asked.strip().lower()):
         draft.warn(f"{entry.name} has no {asked}: {size} is the nearest")
     return size

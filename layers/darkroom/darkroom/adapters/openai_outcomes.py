@@ -47,7 +47,6 @@ OPENAI_TABLE: tuple[Rule, ...] = (
     ),
     Rule(Outcome.RATE_LIMITED, statuses=(429,)),
     Rule(Outcome.RATE_LIMITED, names=frozenset({"rate_limit_exceeded"})),
-    Rule(Outcome.UNAVAILABLE, statuses=(503,), text=r"slow down|overloaded"),
     Rule(Outcome.KEY_REJECTED, statuses=(401,)),
     Rule(Outcome.KEY_REJECTED, names=frozenset({"invalid_api_key", "account_deactivated"})),
     Rule(Outcome.KEY_REJECTED, statuses=(403,), is_json=True),

@@ -1,0 +1,247 @@
+"""The tables that turn a provider's failure into an outcome, walked through rule by rule."""
+
+from datetime import UTC, datetime
+
+import httpx2
+import pytest
+from google.genai import types
+
+from darkroom.adapters.gemini_outcomes import FINISH_TABLE, GEMINI_TABLE
+from darkroom.adapters.openai_outcomes import OPENAI_TABLE
+from darkroom.adapters.outcomes import (
+    TRANSPORT_TABLE,
+    Failure,
+    Rule,
+    broken_off,
+    cause_without_key,
+    classify,
+    delay_in_text,
+    delay_of,
+    names,
+    safe_text,
+)
+from darkroom.calls import CallFailed, Outcome
+
+KEY = "sk-proj-abcdefgh12345678"
+
+
+def told(
+    table: tuple[Rule, ...],
+    status: int,
+    *found: str,
+    text: str = "",
+    is_json: bool = True,
+    model_is_the_rows: bool = False,
+) -> CallFailed:
+    return classify(
+        table,
+        Failure(status, names(*found), text, is_json),
+        model_is_the_rows=model_is_the_rows,
+        retry_after_seconds=None,
+        key=KEY,
+    )
+
+
+BILLING = "You exceeded your current quota, please check your plan and billing details."
+OPENAI_CASES = [
+    (400, ["moderation_blocked", "image_generation_user_error"], "", Outcome.REFUSED),
+    (400, ["content_policy_violation"], "", Outcome.REFUSED),
+    (400, ["content_filter"], "", Outcome.REFUSED),
+    (400, ["400", "ResponsibleAIPolicyViolation"], "", Outcome.REFUSED),
+    (400, [], "Your request was rejected as a result of our safety system.", Outcome.REFUSED),
+    (400, ["invalid_value"], "Invalid value: 'size'", Outcome.BAD_REQUEST),
+    (400, ["billing_hard_limit_reached"], "", Outcome.QUOTA_SPENT),
+    (401, ["invalid_api_key"], "", Outcome.KEY_REJECTED),
+    (402, [], "", Outcome.QUOTA_SPENT),
+    (403, ["unsupported_country_region_territory"], "", Outcome.KEY_REJECTED),
+    (404, ["model_not_found"], "", Outcome.KEY_REJECTED),
+    (408, [], "", Outcome.UNAVAILABLE),
+    (409, [], "", Outcome.BAD_REQUEST),
+    (413, [], "", Outcome.BAD_REQUEST),
+    (415, [], "", Outcome.BAD_REQUEST),
+    (422, [], "", Outcome.BAD_REQUEST),
+    (429, ["insufficient_quota"], BILLING, Outcome.QUOTA_SPENT),
+    (429, [], BILLING, Outcome.QUOTA_SPENT),
+    (429, ["rate_limit_exceeded"], "Rate limit reached on images per min", Outcome.RATE_LIMITED),
+    (429, [], "Rate limit reached on requests per day (RPD)", Outcome.RATE_LIMITED),
+    (429, ["429"], "Please retry after 10 seconds.", Outcome.RATE_LIMITED),
+    (500, ["server_error"], "", Outcome.UNAVAILABLE),
+    (502, [], "", Outcome.UNAVAILABLE),
+    (503, [], "Slow down", Outcome.UNAVAILABLE),
+    (504, [], "", Outcome.UNAVAILABLE),
+    (524, [], "", Outcome.UNAVAILABLE),
+]
+GEMINI_CASES = [
+    (400, ["invalid_argument", "api_key_invalid"], "", Outcome.KEY_REJECTED),
+    (400, ["invalid_argument"], "API key expired. Please renew it.", Outcome.KEY_REJECTED),
+    (400, ["invalid_argument"], "image_size 8K is not supported", Outcome.BAD_REQUEST),
+    (400, ["failed_precondition"], "User location is not supported", Outcome.KEY_REJECTED),
+    (400, ["failed_precondition"], "Please enable billing on your project", Outcome.QUOTA_SPENT),
+    (400, ["invalid_argument"], "The prompt violates Google's policies", Outcome.REFUSED),
+    (401, ["unauthenticated"], "", Outcome.KEY_REJECTED),
+    (402, [], "", Outcome.QUOTA_SPENT),
+    (403, ["permission_denied"], "", Outcome.KEY_REJECTED),
+    (403, ["permission_denied", "consumer_suspended"], "", Outcome.KEY_REJECTED),
+    (403, ["permission_denied", "billing_disabled"], "", Outcome.QUOTA_SPENT),
+    (404, ["not_found"], "", Outcome.KEY_REJECTED),
+    (413, [], "", Outcome.BAD_REQUEST),
+    (429, ["resource_exhausted", "quota:minute"], BILLING, Outcome.RATE_LIMITED),
+    (429, ["resource_exhausted", "quota:day"], BILLING, Outcome.RATE_LIMITED),
+    (429, ["resource_exhausted"], "Resource has been exhausted", Outcome.RATE_LIMITED),
+    (429, ["resource_exhausted"], "exceeded its monthly spending cap", Outcome.QUOTA_SPENT),
+    (429, ["resource_exhausted"], "Your prepayment credits are depleted", Outcome.QUOTA_SPENT),
+    (429, ["resource_exhausted"], "Quota exceeded, limit: 0, model: x", Outcome.QUOTA_SPENT),
+    (499, ["cancelled"], "", Outcome.UNAVAILABLE),
+    (500, ["internal"], "", Outcome.UNAVAILABLE),
+    (503, ["unavailable"], "The model is overloaded", Outcome.UNAVAILABLE),
+    (504, ["deadline_exceeded"], "", Outcome.UNAVAILABLE),
+]
+
+
+@pytest.mark.parametrize(("status", "found", "text", "outcome"), OPENAI_CASES)
+def test_openai_failures_by_the_table(
+    status: int, found: list[str], text: str, outcome: Outcome
+) -> None:
+    assert told(OPENAI_TABLE, status, *found, text=text).outcome is outcome
+
+
+@pytest.mark.parametrize(("status", "found", "text", "outcome"), GEMINI_CASES)
+def test_gemini_failures_by_the_table(
+    status: int, found: list[str], text: str, outcome: Outcome
+) -> None:
+    assert told(GEMINI_TABLE, status, *found, text=text).outcome is outcome
+
+
+@pytest.mark.parametrize("table", [OPENAI_TABLE, GEMINI_TABLE], ids=["openai", "gemini"])
+def test_each_rule_decides_something(table: tuple[Rule, ...]) -> None:
+    """For each rule there is a failure that it, and no rule before it, holds for."""
+    cases = OPENAI_CASES if table is OPENAI_TABLE else GEMINI_CASES
+    failures = [Failure(s, names(*n), t) for s, n, t, _ in cases]
+    failures += [Failure(status, frozenset(), "page", is_json=False) for status in (404, 403)]
+    # Named without the status they come with:
+    bare = ("rate_limit_exceeded", "resource_exhausted", "invalid_api_key", "quota:day")
+    failures += [Failure(299, frozenset({name}), "") for name in bare]
+    failures.append(Failure(429, frozenset(), "10 requests per day"))
+    deciding = {
+        next((i for i, rule in enumerate(table) if rule.holds(failure)), None)
+        for failure in failures
+    }
+    assert set(range(len(table))) <= deciding
+
+
+def test_a_day_is_told_from_a_minute() -> None:
+    assert told(OPENAI_TABLE, 429, text="requests per day (RPD)").daily
+    assert not told(OPENAI_TABLE, 429, text="images per min (IPM)").daily
+    assert told(GEMINI_TABLE, 429, "quota:minute", "quota:day", text=BILLING).daily
+    assert not told(GEMINI_TABLE, 429, "quota:minute", text=BILLING).daily
+
+
+@pytest.mark.parametrize("table", [OPENAI_TABLE, GEMINI_TABLE], ids=["openai", "gemini"])
+@pytest.mark.parametrize("status", [400, 403, 404, 422, 502, 503])
+def test_a_proxys_page_blames_neither_key_nor_row(table: tuple[Rule, ...], status: int) -> None:
+    page = "<html><head><title>403 Forbidden</title></head><body>cloudflare</body></html>"
+    failed = told(table, status, text=page, is_json=False)
+    assert failed.outcome is Outcome.UNAVAILABLE
+    assert failed.detail == "403 Forbidden"
+
+
+@pytest.mark.parametrize("table", [OPENAI_TABLE, GEMINI_TABLE], ids=["openai", "gemini"])
+def test_a_model_that_is_not_there_blames_who_named_it(table: tuple[Rule, ...]) -> None:
+    of_the_endpoint = told(table, 404, "model_not_found", text="no such model")
+    of_the_row = told(table, 404, "model_not_found", text="no such model", model_is_the_rows=True)
+    assert of_the_endpoint.outcome is Outcome.KEY_REJECTED
+    assert of_the_row.outcome is Outcome.BAD_REQUEST
+
+
+@pytest.mark.parametrize("table", [OPENAI_TABLE, GEMINI_TABLE], ids=["openai", "gemini"])
+@pytest.mark.parametrize("status", [302, 418, 451, 299])
+def test_what_no_rule_knows_is_unavailable_marked_unknown_with_its_text(
+    table: tuple[Rule, ...], status: int
+) -> None:
+    failed = told(table, status, text="something new")
+    assert failed.outcome is Outcome.UNAVAILABLE
+    assert failed.unknown
+    assert "something new" in failed.detail
+    assert str(status) in failed.detail
+
+
+def test_every_finish_reason_of_the_sdk_has_an_outcome() -> None:
+    assert set(FINISH_TABLE) == {reason.value for reason in types.FinishReason}
+
+
+def test_only_the_providers_own_words_for_policy_are_refusals() -> None:
+    refusals = {reason for reason, outcome in FINISH_TABLE.items() if outcome is Outcome.REFUSED}
+    assert {"SAFETY", "IMAGE_SAFETY", "PROHIBITED_CONTENT", "IMAGE_PROHIBITED_CONTENT"} <= refusals
+    assert {"BLOCKLIST", "SPII", "RECITATION", "IMAGE_RECITATION"} <= refusals
+    assert not refusals & {"STOP", "NO_IMAGE", "MAX_TOKENS", "OTHER", "IMAGE_OTHER"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "broken"), TRANSPORT_TABLE, ids=lambda x: getattr(x, "__name__", "")
+)
+def test_every_way_a_connection_breaks_is_unavailable(
+    kind: type[Exception], broken: object
+) -> None:
+    failed = broken_off(kind("x"), 60)
+    assert failed.outcome is Outcome.UNAVAILABLE
+    assert failed.outcome.transient
+
+
+def test_every_transport_error_of_httpx_is_in_the_table() -> None:
+    listed = tuple(kind for kind, _ in TRANSPORT_TABLE)
+    for name in httpx2.__all__:
+        kind = getattr(httpx2, name, None)
+        if isinstance(kind, type) and issubclass(kind, httpx2.RequestError):
+            assert issubclass(kind, listed), name
+
+
+def test_what_was_not_sent_was_not_charged() -> None:
+    for kind in (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.WriteError, httpx2.PoolTimeout):
+        assert not broken_off(kind("x"), 1).maybe_charged
+    for lost in (httpx2.ReadTimeout, httpx2.ReadError, httpx2.RemoteProtocolError):
+        assert broken_off(lost("x"), 1).maybe_charged
+    assert broken_off(None, 1).maybe_charged
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("Please try again in 1.5s.", 1.5),
+        ("Please try again in 20ms.", 0.02),
+        ("Please try again in 6m1.5s.", 361.5),
+        ("Please try again in 1h2m.", 3720),
+        ("Please retry after 10 seconds.", 10),
+        ("Please retry in 57.83s.", 57.83),
+        ("Please try again later.", None),
+        ("", None),
+    ],
+)
+def test_a_delay_is_read_from_the_text(text: str, seconds: float | None) -> None:
+    assert delay_in_text(text) == seconds
+
+
+def test_a_delay_is_read_from_the_headers_first() -> None:
+    now = datetime(2026, 11, 21, 12, tzinfo=UTC)
+    assert delay_of({"retry-after": "7"}, "try again in 3s") == 7
+    assert delay_of({"retry-after-ms": "250", "retry-after": "7"}, "") == 0.25
+    assert delay_of({"retry-after": "Sat, 21 Nov 2026 12:00:30 GMT"}, "", now) == 30
+    assert delay_of({"retry-after": "Sat, 21 Nov 2026 11:00:00 GMT"}, "", now) == 0
+    assert delay_of({"retry-after": "soon"}, "") is None
+    assert delay_of({}, "") is None
+
+
+def test_a_detail_has_no_key_no_image_and_no_markup() -> None:
+    text = f"<b>Bad</b> key {KEY}, also sk-ab***********yz and AIzaSyA-1234567890abc: {'QUJD' * 60}"
+    safe = safe_text(text, KEY)
+    assert KEY not in safe
+    assert safe == "Bad key [key], also [key] and [key]: [data]"
+    assert len(safe_text("word " * 1000, "")) <= 500
+
+
+def test_an_error_is_not_chained_to_one_that_shows_the_key() -> None:
+    assert cause_without_key(ValueError(f"key {KEY} is bad"), KEY) is None
+    outer = ValueError("harmless")
+    outer.__cause__ = RuntimeError(KEY)
+    assert cause_without_key(outer, KEY) is None
+    harmless = ValueError("harmless")
+    assert cause_without_key(harmless, KEY) is harmless

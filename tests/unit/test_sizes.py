@@ -1,0 +1,86 @@
+"""Shapes and sizes, both ways."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from darkroom import sizes
+from darkroom.model_table import MODELS
+
+GPT = ("1024x1024", "1024x1536", "1536x1024")
+RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "size"),
+    [
+        ("1:1", "1024x1024"),
+        ("2:3", "1024x1536"),
+        ("3:4", "1024x1536"),
+        ("4:5", "1024x1536"),
+        ("9:16", "1024x1536"),
+        ("3:2", "1536x1024"),
+        ("4:3", "1536x1024"),
+        ("5:4", "1536x1024"),
+        ("16:9", "1536x1024"),
+        ("21:9", "1536x1024"),
+    ],
+)
+def test_each_aspect_ratio_has_its_nearest_fixed_size(ratio: str, size: str) -> None:
+    assert sizes.nearest_size(sizes.ratio_of(ratio), None, GPT) == size
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("resolution", ["1K", "2K", "4K"])
+def test_a_free_size_is_allowed_and_nearly_of_the_shape(ratio: str, resolution: str) -> None:
+    size = sizes.free_size(sizes.ratio_of(ratio), sizes.PIXELS[resolution])
+    width, height = sizes.parse_size(size) or (0, 0)
+    assert sizes.is_free_size(width, height)
+    assert width / height == pytest.approx(sizes.ratio_of(ratio), rel=0.02)
+
+
+def test_free_sizes_grow_with_the_resolution() -> None:
+    for ratio in RATIOS:
+        areas = [
+            sizes.area(sizes.free_size(sizes.ratio_of(ratio), sizes.PIXELS[r]))
+            for r in ("1K", "2K", "4K")
+        ]
+        assert areas == sorted(set(areas))
+
+
+@given(st.floats(min_value=0.01, max_value=100), st.integers(min_value=1, max_value=200_000_000))
+def test_whatever_is_asked_for_the_free_size_is_one_the_model_takes(
+    ratio: float, pixels: int
+) -> None:
+    width, height = sizes.parse_size(sizes.free_size(ratio, pixels)) or (0, 0)
+    assert sizes.is_free_size(width, height)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_a_size_made_from_an_aspect_ratio_leads_back_to_it(ratio: str) -> None:
+    size = sizes.free_size(sizes.ratio_of(ratio), sizes.PIXELS["2K"])
+    assert sizes.nearest_ratio(sizes.ratio_of(size), RATIOS) == ratio
+    assert sizes.nearest_resolution(sizes.area(size), ("1K", "2K", "4K")) == "2K"
+
+
+@pytest.mark.parametrize("text", ["auto", "", "1024", "1024x", "0000x1024", "12x34x56", "axb"])
+def test_what_is_no_size_is_none(text: str) -> None:
+    assert sizes.parse_size(text) is None
+
+
+def test_a_size_may_be_written_as_people_write_it() -> None:
+    assert sizes.parse_size(" 1024 X 1536 ") == (1024, 1536)
+    assert sizes.parse_size("1024\u00d71536") == (1024, 1536)
+
+
+def test_of_sizes_of_one_shape_the_nearest_in_area_wins() -> None:
+    squares = ("256x256", "512x512", "1024x1024")
+    assert sizes.nearest_size(1.0, 500 * 500, squares) == "512x512"
+    assert sizes.nearest_size(1.0, None, squares) == "1024x1024"
+
+
+def test_every_size_and_ratio_in_the_table_can_be_read() -> None:
+    for model in MODELS:
+        assert all(sizes.parse_size(size) for size in model.sizes), model.name
+        assert all(sizes.ratio_of(ratio) > 0 for ratio in model.aspect_ratios), model.name
+        assert set(model.resolutions) <= set(sizes.PIXELS), model.name
