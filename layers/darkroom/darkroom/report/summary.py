@@ -53,7 +53,7 @@ class EndpointSummary(_Value):
     succeeded: int = 0
     failed: int = 0
     dead: int = 0
-    fallback: int = 0
+    fallback: int = Field(default=0, description="of `succeeded`")
     cost_usd: float = 0.0
     latency_ms_p50: int | None = Field(default=None, description="within 5 %")
     latency_ms_p95: int | None = Field(default=None, description="within 5 %")

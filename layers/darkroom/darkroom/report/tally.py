@@ -53,7 +53,7 @@ class _EndpointTally:
 
     def add(self, line: ReportLine) -> None:
         self.statuses[line.status] += 1
-        self.fallback += line.fallback
+        self.fallback += line.fallback and line.status is RowStatus.SUCCEEDED
         self.cost += line.cost_micro_usd or 0
         self.latencies.add(line.latency_ms)
 
