@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +11,13 @@ from typing import Any
 import boto3
 import pytest
 
-from darkroom_local import simulation, stack
+from darkroom_local import sam, simulation, stack
 from darkroom_local.processes import ROOT
 from darkroom_local.providers import Simulator
 from darkroom_local.sam_local import __main__ as make
 from darkroom_local.sam_local import bridge, environment, prepare
 from darkroom_local.sam_local.engine import Engine
 from darkroom_local.sam_local.invoke import Answer, SamLocal
-
-BUILT = ROOT / ".aws-sam" / "build" / "template.yaml"
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,8 @@ def bench(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         files = prepare.prepared(environment.reached_at(deployed, info.url, reached))
         events = prepare.write(files, tmp_path_factory.mktemp("events"))
         image = os.environ.get(make.IMAGE) or None
-        yield Bench(SamLocal(engine, _template(), info.environment(), image), info, events)
+        template = _built(tmp_path_factory.mktemp("sam") / "build")
+        yield Bench(SamLocal(engine, template, info.environment(), image), info, events)
 
 
 def _hold_still(info: stack.StackInfo) -> None:
@@ -85,11 +85,15 @@ def _hold_still(info: stack.StackInfo) -> None:
     )
 
 
-def _template() -> Path:
-    text = BUILT.read_text()
-    if environment.ENDPOINT in text:
-        return BUILT
-    named = BUILT.with_name("sam-local.yaml")
-    anchor = "        STACK_NAME:"
-    named.write_text(text.replace(anchor, f"        {environment.ENDPOINT}: ''\n{anchor}", 1))
-    return named
+def _built(folder: Path) -> Path:
+    """The template as built, in a folder that no other build changes meanwhile."""
+    with sam.alone():
+        shutil.copytree(ROOT / ".aws-sam" / "build", folder)
+    template = folder / "template.yaml"
+    text = template.read_text()
+    if environment.ENDPOINT not in text:
+        anchor = "        STACK_NAME:"
+        template.write_text(
+            text.replace(anchor, f"        {environment.ENDPOINT}: ''\n{anchor}", 1)
+        )
+    return template
