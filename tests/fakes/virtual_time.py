@@ -77,16 +77,21 @@ class VirtualTime:
 
 @dataclass
 class SkewedClock:
-    """A worker's own clock. Implements ports.Clock; `kill_at` ends the worker at that true time."""
+    """A worker's own clock. Implements ports.Clock; `kill_at` ends the worker at that true time.
+
+    `oversleep` tells how much too long a sleep lasts, in seconds.
+    """
 
     time: VirtualTime
     skew: float = 0.0
     kill_at: float = float("inf")
+    oversleep: Callable[[], float] = lambda: 0.0
 
     def now(self) -> float:
         return self.time.at + self.skew
 
     def sleep(self, seconds: float) -> None:
-        self.time.sleep(min(seconds, max(0.0, self.kill_at - self.time.at)))
+        lasts = seconds + self.oversleep()
+        self.time.sleep(min(lasts, max(0.0, self.kill_at - self.time.at)))
         if self.time.at >= self.kill_at:
             raise WorkerKilled

@@ -30,7 +30,7 @@ from darkroom.ports import Clock, EndpointStates, Telemetry
 from darkroom.view import View
 
 SLICE_SECONDS = 0.5  # how often a waiting thread looks at what the others saw
-POLL = 5 * SECOND  # between looks at the table for a free place in flight, per process
+POLL = 10 * SECOND  # between looks at the table for a free place in flight, per process
 RECHECK = 10 * SECOND  # between looks at the table for an endpoint that is out of service
 STALE = 30 * SECOND  # a booking this long unseen is checked against the table before it is used
 NEAR = SECOND // 2  # slots this close to each other count as equally early
