@@ -1,0 +1,101 @@
+"""The real editors against the simulated providers, for the contract tests of both."""
+
+import io
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pytest
+from PIL import Image
+from pydantic import SecretStr
+
+from darkroom import pictures
+from darkroom.adapters.gemini_images import GeminiImageEditor
+from darkroom.adapters.openai_images import OpenAIImageEditor
+from darkroom.calls import CallFailed, EditAnswer, Provider, SourceImage
+from darkroom.endpoints import Endpoint
+from darkroom.planning import plan_call
+from darkroom.rows import RowRequest
+from darkroom_local.providers import Simulator
+
+GEMINI, OPENAI = Provider.GEMINI, Provider.OPENAI
+BOTH = [GEMINI, OPENAI]
+KEY = "sk-test-abcdefghijklmnop-0123456789"
+NAME = "endpoint"
+
+
+@cache
+def photo(width: int = 96, height: int = 64, kind: str = "JPEG", name: str = "a") -> SourceImage:
+    out = io.BytesIO()
+    Image.linear_gradient("L").resize((width, height)).convert("RGB").save(out, kind)
+    return pictures.open_source(out.getvalue(), name)
+
+
+@cache
+def left_half_mask(width: int = 96, height: int = 64) -> SourceImage:
+    """Transparent, so edited, in its left half."""
+    mask = Image.new("RGBA", (width, height), (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), (0, 0, width // 2, height))
+    out = io.BytesIO()
+    mask.save(out, "PNG")
+    return pictures.open_mask(out.getvalue(), "mask.png")
+
+
+def opened(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+@dataclass
+class World:
+    simulator: Simulator
+    gemini: GeminiImageEditor = field(default_factory=GeminiImageEditor)
+    openai: OpenAIImageEditor = field(default_factory=OpenAIImageEditor)
+
+    def close(self) -> None:
+        self.gemini.close()
+        self.openai.close()
+
+    def set_up(self, **endpoint: Any) -> None:
+        """Start the endpoint afresh; pictures are canned unless `mode="paint"`."""
+        self.simulator.configure({"endpoints": {NAME: {"mode": "fast", **endpoint}}})
+
+    def fault(self, **fault: Any) -> None:
+        self.set_up(faults=[fault])
+
+    def stats(self, **options: bool) -> dict[str, Any]:
+        found: dict[str, Any] = self.simulator.stats(**options)[NAME]
+        return found
+
+    def endpoint(self, provider: Provider, **fields: Any) -> Endpoint:
+        given = {
+            "name": "e",
+            "provider": provider,
+            "api_keys": (KEY,),
+            "base_url": self.simulator.base_url(NAME),
+            **fields,
+        }
+        return Endpoint.model_validate(given)
+
+    def call(
+        self,
+        provider: Provider,
+        *images: SourceImage,
+        mask: SourceImage | None = None,
+        model: str | None = None,
+        key: str = KEY,
+        timeout: float = 30,
+        endpoint: Endpoint | None = None,
+        **wishes: Any,
+    ) -> EditAnswer:
+        at = endpoint or self.endpoint(provider)
+        request = RowRequest.model_validate({"instruction": "make it warm", **wishes})
+        plan = plan_call(request, images, mask, provider, model or at.model)
+        editor = self.gemini if provider is GEMINI else self.openai
+        return editor.edit(plan, at, SecretStr(key), timeout)
+
+    def failure(self, provider: Provider, *images: SourceImage, **options: Any) -> CallFailed:
+        with pytest.raises(CallFailed) as caught:
+            self.call(provider, *images, **options)
+        return caught.value
