@@ -167,9 +167,12 @@ def test_it_fits_and_is_legible(
     assert (red < 60) is (scheme == "dark")
 
 
-def test_it_prints_without_filters_and_with_every_row(page: Tab) -> None:
-    page.call("Emulation.setEmulatedMedia", media="print")
+def test_it_prints_light_without_filters_and_with_every_row(page: Tab) -> None:
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    page.call("Emulation.setEmulatedMedia", media="print", features=dark)
     try:
+        assert page.evaluate(LOWEST_CONTRAST)[0] >= 4.5
+        assert "255, 255, 255" in page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert not page.evaluate("document.querySelector('.bar').checkVisibility()")
         assert page.evaluate(f"{VISIBLE}.length") == 100
         page.pdf(SHOTS / "print.pdf")

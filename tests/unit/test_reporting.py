@@ -267,7 +267,7 @@ def test_a_message_that_cannot_be_sent_does_not_undo_the_report() -> None:
 
     reporter = replace(world.reporter(), notify=broken)
     assert reporter.report(JOB) is ReportOutcome.MADE
-    assert world.telemetry.told("error") == ["job_message_not_sent"]
+    assert world.telemetry.told("exception") == ["job_message_not_sent"]
 
 
 def test_an_unreadable_old_job_json_is_no_obstacle() -> None:

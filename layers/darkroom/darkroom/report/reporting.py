@@ -227,8 +227,8 @@ class Reporter:
         )
         try:
             self.notify(*message(summary))
-        except Exception as error:  # noqa: BLE001 - the report is made; a message is a courtesy
-            self.telemetry.error("job_message_not_sent", job=summary.job, error=str(error))
+        except Exception:  # noqa: BLE001 - the report is made; a message is a courtesy
+            self.telemetry.exception("job_message_not_sent", job=summary.job)
 
 
 def _not_begun(run: Run) -> ReportOutcome:
