@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from darkroom import pictures
 from darkroom.adapters.gemini_images import GeminiImageEditor
 from darkroom.adapters.openai_images import OpenAIImageEditor
-from darkroom.calls import CallFailed, EditAnswer, Provider, SourceImage
+from darkroom.calls import CallFailed, CallPlan, EditAnswer, Provider, SourceImage
 from darkroom.endpoints import Endpoint
 from darkroom.planning import plan_call
 from darkroom.rows import RowRequest
@@ -90,10 +90,20 @@ class World:
         **wishes: Any,
     ) -> EditAnswer:
         at = endpoint or self.endpoint(provider)
-        request = RowRequest.model_validate({"instruction": "make it warm", **wishes})
-        plan = plan_call(request, images, mask, provider, model or at.model)
+        plan = self.plan(provider, *images, mask=mask, model=model or at.model, **wishes)
         editor = self.gemini if provider is GEMINI else self.openai
         return editor.edit(plan, at, SecretStr(key), timeout)
+
+    def plan(
+        self,
+        provider: Provider,
+        *images: SourceImage,
+        model: str,
+        mask: SourceImage | None = None,
+        **wishes: Any,
+    ) -> CallPlan:
+        request = RowRequest.model_validate({"instruction": "make it warm", **wishes})
+        return plan_call(request, images, mask, provider, model)
 
     def failure(self, provider: Provider, *images: SourceImage, **options: Any) -> CallFailed:
         with pytest.raises(CallFailed) as caught:

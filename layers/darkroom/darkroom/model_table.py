@@ -70,6 +70,7 @@ GEMINI_MODELS = (
         name="gemini-2.5-flash-image",
         max_images=3,
         resolutions=(),
+        thinking_tokens=512,
         prices=TokenPrices(0.3, 0.3, 30, text_out=2.5, input_image_tokens=4128),
         picture_prices={"1K": 38_700},
         note="always about one megapixel",

@@ -45,7 +45,7 @@ class Model:
     asks_for_base64: bool = False  # `response_format` is taken, and needed
     max_n: int = 1
     max_prompt_characters: int = 32_000
-    thinking_tokens: int = 0  # allowed for in an estimate
+    thinking_tokens: int = 0  # thoughts and words beside a picture, allowed for in an estimate
     prices: TokenPrices | None = None
     # Micro-USD for one picture by "quality/size", "quality" or resolution, as the provider's own
     # table says: for quotes and budgets, and where an answer does not count its tokens.

@@ -100,6 +100,7 @@ class GeminiWire:
     def answer(self, ask: EditAsk, pictures: list[bytes], *, thoughts: bool) -> Response:
         mime = f"image/{ask.output}"
         parts: list[dict[str, Any]] = []
+        thoughts = thoughts and rules.GEMINI[rules.base_model(ask.model)].thinks
         if thoughts:
             interim = {"inlineData": {"mimeType": mime, "data": _b64(pictures[0])}}
             parts.append({"text": "Let me draft this.", "thought": True})

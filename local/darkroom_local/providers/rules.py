@@ -90,6 +90,7 @@ class GeminiRules:
         {"1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9"}
     )
     input_tokens_per_image: int = 560
+    thinks: bool = True
 
 
 _PRO = GeminiRules(
@@ -97,7 +98,7 @@ _PRO = GeminiRules(
 )
 GEMINI: dict[str, GeminiRules] = {
     "gemini-2.5-flash-image": GeminiRules(
-        3, frozenset(), {"1K": 1290}, "image/png", input_tokens_per_image=1290
+        3, frozenset(), {"1K": 1290}, "image/png", input_tokens_per_image=1290, thinks=False
     ),
     "gemini-3-pro-image": _PRO,
     "gemini-3-pro-image-preview": _PRO,
