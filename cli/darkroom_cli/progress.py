@@ -44,15 +44,16 @@ class Progress:
 
 
 def measure(run: Run, counters: Counters, now: float, rate: float | None = None) -> Progress:
-    """`rate` (rows per minute of late) makes the ETA; without it the run's average does."""
+    """`rate`: rows per minute of late. Without it, or at the end, the average stands in."""
     totals = run.totals if run.split_done else run.checkpoint.totals
     elapsed = max((run.finished_at or now) - run.started_at, 0.0)
-    if rate is None and counters.settled and elapsed > 0:
+    ended = run.state in ENDED
+    if (rate is None or ended) and counters.settled and elapsed > 0:
         rate = counters.settled * 60 / elapsed
     # Rows redriven from an earlier upload were counted as `kept_failed` by the splitter.
     kept_failed = max(totals.kept_failed - counters.extra, 0)
     left = max(totals.queued + counters.extra - counters.settled, 0)
-    eta = left * 60 / rate if rate and run.split_done and run.state not in ENDED else None
+    eta = left * 60 / rate if rate and left and run.split_done and not ended else None
     set_aside = totals.resumed + kept_failed + totals.invalid + totals.skipped
     return Progress(
         job=run.job,

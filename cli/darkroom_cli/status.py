@@ -15,6 +15,7 @@ from darkroom_cli.words import duration, money, plural
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
+QUIET_SECONDS = 10.0  # between two lines of a watch that nobody sees
 APPEARS_SECONDS = 120.0  # from upload to the splitter's first sign of life
 
 
@@ -59,7 +60,7 @@ def watch_job(session: Session, job: str, *, every: float, version: str | None =
     elif session.err.is_terminal:
         last = _watch_bar(session, looks)
     else:
-        last = _watch_lines(looks)
+        last = _watch_lines(session, looks)
     if last is None:
         raise no_such_job(session, job)
     if not session.json:
@@ -101,24 +102,25 @@ def _watch_bar(session: Session, looks: Iterator[Progress]) -> Progress | None:
         task = bar.add_task("", total=None)
         for last in looks:
             total = last.rows if last.split_done else None
-            bar.update(task, total=total, completed=last.done, description=_headline(last))
+            bar.update(task, total=total, completed=last.done, description=_line(last))
     return last
 
 
 def _bar(session: Session) -> "Bar":
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415
+    from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415
 
     return Progress(
         BarColumn(bar_width=20),
-        MofNCompleteColumn(),
         TextColumn("{task.description}", markup=False),
         console=session.err,
         transient=True,
     )
 
 
-def _headline(p: Progress) -> str:
-    parts = [p.state.value] if p.state is not RunState.RUNNING else []
+def _line(p: Progress) -> str:
+    """`600/1,240 rows · 15 failed · 39/min · $22.19 · 16 min 25 s left`."""
+    parts = [f"{p.done:,}/{p.rows:,}{'' if p.split_done else '+'} rows"]
+    parts += [p.state.value] if p.state is not RunState.RUNNING else []
     parts += [f"{n:,} {what}" for n, what in ((p.failed, "failed"), (p.dead, "dead")) if n]
     if p.rows_per_minute:
         parts.append(f"{p.rows_per_minute:,.0f}/min")
@@ -129,15 +131,17 @@ def _headline(p: Progress) -> str:
     return " · ".join(parts)
 
 
-def _watch_lines(looks: Iterator[Progress]) -> Progress | None:
-    """A line whenever something changed: for logs and pipes."""
-    last, shown = None, None
+def _watch_lines(session: Session, looks: Iterator[Progress]) -> Progress | None:
+    """For logs and pipes: a line when something changed, at most one per QUIET_SECONDS."""
+    last, shown, told_at = None, None, float("-inf")
     for last in looks:
-        now = (last.state, last.done, last.rows)
-        if now != shown and not last.ended:
-            total = f"{last.rows:,}" if last.split_done else f"{last.rows:,}+"
-            typer.echo(f"{last.done:,}/{total} rows · {_headline(last)}".rstrip(" ·"), err=True)
-        shown = now
+        seen = (last.state, last.done, last.rows)
+        now = session.wiring.clock.now()
+        new_state = shown is None or last.state is not shown[0]
+        due = seen != shown and now - told_at >= QUIET_SECONDS
+        if (due or new_state) and not last.ended:
+            typer.echo(_line(last), err=True)
+            shown, told_at = seen, now
     return last
 
 
