@@ -14,6 +14,7 @@ from darkroom.ledger import RowResult, RowState
 from darkroom.report.message import message
 from darkroom.report.reporting import ReportOutcome
 from darkroom.report.summary import JobSummary
+from tests.fakes.ledger import FakeLedger
 from tests.fakes.services import FakeStore
 from tests.report_world import JOB, MADE, World, a_run
 
@@ -226,6 +227,72 @@ def test_a_rejected_file_gets_its_sentence_and_nothing_else() -> None:
     assert "no instruction column" in world.text("report.html")
     assert world.reporter().report(JOB) is ReportOutcome.ALREADY_MADE
     assert len(world.messages) == 1
+
+
+def test_only_one_of_two_reporters_tells_of_a_rejected_file() -> None:
+    world = World(CSV)
+    run = world.ledger.start(a_run(split_done=False), 60)
+    assert run is not None
+    world.ledger.fail(run, "no header")
+
+    class Racing(FakeStore):
+        other = ReportOutcome.NOT_READY
+
+        def metadata(self, key: str) -> Any:
+            held = super().metadata(key)
+            if self.other is ReportOutcome.NOT_READY:
+                self.other = ReportOutcome.NO_SUCH_JOB  # not again within the other's own call
+                self.other = world.reporter().report(JOB)
+            return held
+
+    world.store = racing = Racing()
+    first = world.reporter().report(JOB)
+    assert {first, racing.other} == {ReportOutcome.MADE, ReportOutcome.ALREADY_MADE}
+    assert len(world.messages) == 1
+
+
+def test_a_rejected_file_leaves_the_earlier_manifest_and_further_pages() -> None:
+    world = World("instruction\n" + "draw a cat\n" * 150)
+    run = world.start()
+    for row in world.sources:
+        world.settle(run, row)
+    world.reporter().report(JOB)
+    bad = world.ledger.start(a_run(run="run-2", sequencer="2", split_done=False), 60)
+    assert bad is not None
+    world.ledger.fail(bad, "The file is empty.")
+    assert world.reporter().report(JOB) is ReportOutcome.MADE
+    assert "The file is empty." in world.text("report.html")
+    assert len(manifest(world)) == 150
+    assert 'id="r-149"' in world.text("report-002.html")
+
+
+def test_an_upload_in_the_middle_of_a_report_leaves_the_report_to_its_own_run() -> None:
+    world = finished()
+
+    class Uploading(FakeLedger):
+        uploaded = False
+
+        def get_many(self, job: str, keys: Any) -> Any:
+            if not self.uploaded:
+                self.uploaded = True
+                self.start(a_run(run="run-2", sequencer="2", split_done=False), 60)
+            return super().get_many(job, keys)
+
+    old = world.ledger
+    world.ledger = Uploading(world.clock, old.rows, old.runs, old.jobs, old.sums)
+    assert world.reporter().report(JOB) is ReportOutcome.NOT_READY
+    assert world.store.objects == {}
+    assert world.messages == []
+
+
+def test_rows_redriven_that_this_csv_no_longer_has_raise_no_alarm() -> None:
+    world = finished()
+    run = world.ledger.current(JOB)
+    assert run is not None
+    held = world.ledger.sums[JOB, run.run]
+    world.ledger.sums[JOB, run.run] = replace(held, succeeded=held.succeeded + 1, extra=1)
+    world.reporter().report(JOB)
+    assert world.telemetry.told("error") == []
 
 
 def test_a_stopped_job_says_stopped() -> None:

@@ -13,6 +13,7 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from darkroom.csv_rows import JobRows
+from darkroom.errors import DarkroomError
 from darkroom.jobs import ResultPaths, Run, RunState
 from darkroom.ports import Clock, ObjectStore, RowLedger, RunLedger, Telemetry
 from darkroom.report.cards import Thumbs
@@ -21,13 +22,8 @@ from darkroom.report.lines import ReportLine, report_lines
 from darkroom.report.manifest import ManifestFormat
 from darkroom.report.message import message
 from darkroom.report.sampling import GallerySelection
-from darkroom.report.summary import (
-    JobSummary,
-    Results,
-    WarningSummary,
-    source_of,
-    utc,
-)
+from darkroom.report.summarize import failure_of, summary_of
+from darkroom.report.summary import JobSummary
 from darkroom.report.tally import Tally
 
 # The reporter's time-out (900 s) and a little: the lease of one that was killed ends before
@@ -36,6 +32,7 @@ LEASE_SECONDS = 915.0
 THUMB_THREADS = 16
 _MOST_REBUILDS = 3
 _HTML = "text/html; charset=utf-8"
+_JSON = "application/json"
 
 
 class Sink(Protocol):
@@ -54,6 +51,10 @@ class ReportOutcome(StrEnum):
     NOT_READY = "not_ready"  # rows are still at work, or another reporter is
     ALREADY_MADE = "already_made"
     NO_SUCH_JOB = "no_such_job"
+
+
+class _Superseded(DarkroomError):
+    """A newer upload has taken the ledger's rows: this run's report would tell of neither."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,35 +85,32 @@ class Reporter:
                 return self._report_failure(run)
             if not self.runs.begin_report(run, LEASE_SECONDS, owner):
                 return _not_begun(run)
-            summary = self._make(run)
+            try:
+                summary = self._make(run)
+            except _Superseded:
+                continue
             if self.runs.finish_report(run, summary.finished_at.timestamp()):
                 self._tell(summary)
                 return ReportOutcome.MADE
         return ReportOutcome.NOT_READY
 
     def _report_failure(self, run: Run) -> ReportOutcome:
+        paths = ResultPaths(run.job)
+        # Two reporters may be here at once: the one whose job.json gets in tells the user.
+        held = self.store.metadata(paths.summary)
         before = self._last_summary(run.job)
         if before is not None and before.run == run.run and before.state == "failed":
             return ReportOutcome.ALREADY_MADE
-        paths = ResultPaths(run.job)
-        ended = run.finished_at or self.clock.now()
-        summary = JobSummary(
-            job=run.job,
-            run=run.run,
-            state="failed",
-            reason=run.reason,
-            source=source_of(run),
-            options=run.options,
-            started_at=utc(run.started_at),
-            finished_at=utc(ended),
-            duration_seconds=round(ended - run.started_at, 3),
-            warnings=tuple(WarningSummary(text=w) for w in run.warnings),
-            results=Results(
-                report=paths.report, pages=(paths.report,), images=f"{run.job}/images/"
-            ),
-        )
+        summary = failure_of(run, run.finished_at or self.clock.now(), before)
         self.store.put(paths.report, failure_page(summary), _HTML)
-        self.store.put(paths.summary, summary.to_json(), "application/json")
+        if not self.store.put(
+            paths.summary,
+            summary.to_json(),
+            _JSON,
+            only_if_new=held is None,
+            replaces=held["etag"] if held else None,
+        ):
+            return ReportOutcome.ALREADY_MADE
         self._tell(summary)
         return ReportOutcome.MADE
 
@@ -121,11 +119,11 @@ class Reporter:
         tally, selection = Tally(), GallerySelection(run.job)
         self._write_manifest(run, tally, selection)
         shown = selection.rows()
-        summary = self._summary(run, tally, pages_for(len(shown)), before)
+        summary = summary_of(run, tally, pages_for(len(shown)), self.clock.now(), before)
         self._write_gallery(Gallery(summary, shown, selection.note()), before)
-        paths = ResultPaths(run.job)
-        self.store.put(paths.summary, summary.to_json(), "application/json")
-        self._check(run, tally)
+        self._check_current(run)
+        self.store.put(ResultPaths(run.job).summary, summary.to_json(), _JSON)
+        self._check_sums(run, tally)
         return summary
 
     def _write_manifest(self, run: Run, tally: Tally, selection: GallerySelection) -> None:
@@ -137,38 +135,7 @@ class Reporter:
                 out.write(manifest.line(line))
                 tally.add(line)
                 selection.add(line)
-
-    def _summary(self, run: Run, tally: Tally, pages: int, before: JobSummary | None) -> JobSummary:
-        paths, ended = ResultPaths(run.job), self.clock.now()
-        again = before is not None and before.run == run.run
-        return JobSummary(
-            job=run.job,
-            run=run.run,
-            revision=before.revision + 1 if before is not None and again else 1,
-            state="stopped" if run.state is RunState.STOPPED else "done",
-            source=source_of(run),
-            options=run.options,
-            started_at=utc(run.started_at),
-            finished_at=utc(ended),
-            duration_seconds=round(ended - run.started_at, 3),
-            counts=tally.counts(),
-            by_reason=dict(tally.reasons.most_common()),
-            cost=tally.cost(),
-            fallback=tally.fallback(),
-            attempts=tally.attempts,
-            possible_duplicate_charges=tally.possible_duplicate_charges,
-            endpoints=tally.endpoints(),
-            models=dict(tally.models.most_common()),
-            errors=tally.errors(),
-            warnings=(*(WarningSummary(text=w) for w in run.warnings), *tally.warnings()),
-            timeline=tally.timeline_summary(),
-            results=Results(
-                manifest=paths.manifest,
-                report=paths.report,
-                pages=tuple(paths.report_page(n) for n in range(1, pages + 1)),
-                images=f"{run.job}/images/",
-            ),
-        )
+            self._check_current(run)
 
     def _write_gallery(self, gallery: Gallery, before: JobSummary | None) -> None:
         job = gallery.summary.job
@@ -203,17 +170,26 @@ class Reporter:
             self.telemetry.warning("summary_not_readable", job=job)
             return None
 
-    def _check(self, run: Run, tally: Tally) -> None:
-        """Counters and manifest count the same rows in two ways: say so if they ever differ."""
-        counters = self.runs.counters(run.job, run.run)
-        settled = tally.settled_this_run()
-        if tally.unaccounted or (counters.succeeded, counters.failed, counters.dead) != settled:
+    def _check_current(self, run: Run) -> None:
+        current = self.runs.current(run.job)
+        if current is None or current.run != run.run:
+            raise _Superseded(f"run {run.run} of job {run.job} is not the current one any more")
+
+    def _check_sums(self, run: Run, tally: Tally) -> None:
+        """Counters and manifest count the same rows in two ways: say so if they ever differ.
+
+        Rows redriven from an earlier upload may be missing from this one's CSV, as far as `extra`.
+        """
+        counters, found = self.runs.counters(run.job, run.run), tally.settled_this_run()
+        counted = (counters.succeeded, counters.failed, counters.dead)
+        missing = [c - f for c, f in zip(counted, found, strict=True)]
+        if tally.unaccounted or min(missing) < 0 or sum(missing) > counters.extra:
             self.telemetry.error(
                 "manifest_disagrees_with_counters",
                 job=run.job,
                 run=run.run,
-                counters=[counters.succeeded, counters.failed, counters.dead],
-                manifest=list(settled),
+                counters=list(counted),
+                manifest=list(found),
                 unaccounted=tally.unaccounted,
             )
 
