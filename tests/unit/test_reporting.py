@@ -3,12 +3,14 @@
 import csv
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from darkroom.errors import Reason
+from darkroom.csv_rows import JobRow
+from darkroom.errors import JobRejected, Reason
 from darkroom.jobs import JobOptions
 from darkroom.ledger import RowResult, RowState
 from darkroom.report.message import message
@@ -203,6 +205,43 @@ def test_a_row_the_ledger_lost_is_failed_and_told_not_left_out() -> None:
     line = manifest(world)[0]
     assert (line["status"], line["reason"]) == ("failed", "worker_lost")
     assert "manifest_disagrees_with_counters" in world.telemetry.told("error")
+
+
+def test_a_csv_that_is_gone_still_gets_a_report_of_what_the_ledger_knows() -> None:
+    world = finished(CSV + "c.jpg,,C3\n")
+
+    def gone(run: Any) -> Any:
+        raise JobRejected("The file jobs/products.csv is not in the bucket any more.")
+
+    assert replace(world.reporter(), job_rows=gone).report(JOB) is ReportOutcome.MADE
+    lines = manifest(world)
+    assert [(x["row"], x["status"], x["reason"]) for x in lines] == [
+        ("0", "succeeded", ""),
+        ("1", "failed", "refused"),
+    ]
+    assert "sku" not in lines[0]
+    assert "not in the bucket any more" in str(summary(world)["warnings"])
+    assert "not in the bucket any more" in world.text("report.html")
+
+
+def test_a_csv_that_breaks_off_in_the_middle_leaves_no_half_manifest() -> None:
+    world = finished("instruction\n" + "draw a cat\n" * 250)
+    run = world.ledger.current(JOB)
+    assert run is not None
+    for row in world.sources[2:]:
+        world.settle(run, row)
+
+    class Broken:
+        header = ("instruction",)
+
+        def __iter__(self) -> Iterator[JobRow]:
+            yield from world.sources[:200]
+            raise JobRejected("The file was replaced while it was read.")
+
+    reporter = replace(world.reporter(), job_rows=lambda run: Broken())  # type: ignore[arg-type,return-value]
+    assert reporter.report(JOB) is ReportOutcome.MADE
+    assert [x["row"] for x in manifest(world)] == [str(n) for n in range(250)]
+    assert summary(world)["counts"]["rows"] == 250  # type: ignore[index]
 
 
 def test_counters_that_agree_raise_no_alarm() -> None:

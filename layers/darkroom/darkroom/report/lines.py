@@ -74,7 +74,8 @@ def join(source: JobRow, record: RowRecord | None, run: Run) -> ReportLine:
         lost = _bare(source, RowStatus.FAILED)
         return replace(lost, reason=Reason.WORKER_LOST.value, detail=_LOST, unaccounted=True)
     status = RowStatus(record.state.value)
-    return _told(source, status, record, record.result, earlier=record.run != run.run)
+    told = _bare(source, status)
+    return _told(told, record, record.result, earlier=record.run != run.run)
 
 
 def _skipped(source: JobRow, record: RowRecord | None) -> ReportLine:
@@ -86,7 +87,7 @@ def _skipped(source: JobRow, record: RowRecord | None) -> ReportLine:
         and record.fingerprint == source.asked.fingerprint()
     )
     if same and record is not None and record.result is not None:
-        line = _told(source, RowStatus.SKIPPED, record, record.result, earlier=True)
+        line = _told(_bare(source, RowStatus.SKIPPED), record, record.result, earlier=True)
         return replace(line, detail=_KEPT)
     return replace(_bare(source, RowStatus.SKIPPED), detail=OUTSIDE_FILTER)
 
@@ -104,11 +105,9 @@ def _bare(source: JobRow, status: RowStatus) -> ReportLine:
     )
 
 
-def _told(
-    source: JobRow, status: RowStatus, record: RowRecord, result: RowResult, *, earlier: bool
-) -> ReportLine:
+def _told(line: ReportLine, record: RowRecord, result: RowResult, *, earlier: bool) -> ReportLine:
     return replace(
-        _bare(source, status),
+        line,
         reason=result.reason.value if result.reason else "",
         detail=result.detail,
         outputs=tuple(result.outputs),
@@ -136,6 +135,14 @@ def report_lines(sources: Iterable[JobRow], rows: RowLedger, run: Run) -> Iterat
                 yield from _joined(*waiting.popleft(), run)
         while waiting:
             yield from _joined(*waiting.popleft(), run)
+
+
+def ledger_lines(rows: RowLedger, run: Run) -> Iterator[ReportLine]:
+    """What the ledger alone knows, for a CSV that is gone: no cells, no rows never queued."""
+    for record in rows.all(run.job):
+        if record.result is not None:
+            line = ReportLine(record.row, record.key, RowStatus(record.state.value))
+            yield _told(line, record, record.result, earlier=record.run != run.run)
 
 
 def _keys(chunk: tuple[JobRow, ...]) -> list[str]:

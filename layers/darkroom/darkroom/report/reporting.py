@@ -3,7 +3,7 @@
 In this order, so that a job.json with the run's id means that everything else is there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from darkroom.csv_rows import JobRows
-from darkroom.errors import DarkroomError
+from darkroom.errors import DarkroomError, JobRejected
 from darkroom.jobs import ResultPaths, Run, RunState
 from darkroom.ports import Clock, ObjectStore, RowLedger, RunLedger, Telemetry
 from darkroom.report.cards import Thumbs
 from darkroom.report.gallery import Gallery, failure_page, pages_for, stale_page
-from darkroom.report.lines import ReportLine, report_lines
+from darkroom.report.lines import ReportLine, ledger_lines, report_lines
 from darkroom.report.manifest import ManifestFormat
 from darkroom.report.message import message
 from darkroom.report.sampling import GallerySelection
@@ -33,6 +33,10 @@ THUMB_THREADS = 16
 _MOST_REBUILDS = 3
 _HTML = "text/html; charset=utf-8"
 _JSON = "application/json"
+_WITHOUT_CSV = (
+    "This report lists the rows that the ledger knows, without the columns of the CSV; rows that "
+    "were never queued (bad input, outside filter-rows) are missing."
+)
 
 
 class Sink(Protocol):
@@ -116,8 +120,7 @@ class Reporter:
 
     def _make(self, run: Run) -> JobSummary:
         before = self._last_summary(run.job)
-        tally, selection = Tally(), GallerySelection(run.job)
-        self._write_manifest(run, tally, selection)
+        tally, selection = self._write_manifest(run)
         shown = selection.rows()
         summary = summary_of(run, tally, pages_for(len(shown)), self.clock.now(), before)
         self._write_gallery(Gallery(summary, shown, selection.note()), before)
@@ -126,16 +129,30 @@ class Reporter:
         self._check_sums(run, tally)
         return summary
 
-    def _write_manifest(self, run: Run, tally: Tally, selection: GallerySelection) -> None:
-        sources = self.job_rows(run)
-        manifest = ManifestFormat(sources.header)
+    def _write_manifest(self, run: Run) -> tuple[Tally, GallerySelection]:
+        try:
+            sources = self.job_rows(run)
+            lines = report_lines(sources, self.rows, run)
+            return self._stream(run, sources.header, lines, Tally())
+        except JobRejected as gone:
+            # It could be read when the job began: since then it was deleted, or its key was.
+            self.telemetry.warning("csv_gone_before_report", job=run.job, why=str(gone))
+            tally = Tally(notes=[f"{gone} {_WITHOUT_CSV}"])
+            return self._stream(run, (), ledger_lines(self.rows, run), tally)
+
+    def _stream(
+        self, run: Run, columns: Sequence[str], lines: Iterator[ReportLine], tally: Tally
+    ) -> tuple[Tally, GallerySelection]:
+        """One pass: every line goes into the manifest, the sums and the gallery's choice."""
+        manifest, selection = ManifestFormat(columns), GallerySelection(run.job)
         with self.uploads.open(ResultPaths(run.job).manifest, "text/csv; charset=utf-8") as out:
             out.write(manifest.header())
-            for line in report_lines(sources, self.rows, run):
+            for line in lines:
                 out.write(manifest.line(line))
                 tally.add(line)
                 selection.add(line)
             self._check_current(run)
+        return tally, selection
 
     def _write_gallery(self, gallery: Gallery, before: JobSummary | None) -> None:
         job = gallery.summary.job

@@ -92,6 +92,7 @@ class Tally:
     possible_duplicate_charges: int = 0
     unpriced: int = 0
     unaccounted: int = 0
+    notes: list[str] = field(default_factory=list)  # warnings that concern no row
     cost_this_run: int = 0
     cost_earlier: int = 0
     _settled: Counter[RowStatus] = field(default_factory=Counter)
@@ -193,7 +194,10 @@ class Tally:
         )
 
     def warnings(self) -> tuple[WarningSummary, ...]:
-        told = tuple(WarningSummary(text=t, rows=n) for t, n in self._warnings.most_common())
+        told = (
+            *(WarningSummary(text=note) for note in self.notes),
+            *(WarningSummary(text=t, rows=n) for t, n in self._warnings.most_common()),
+        )
         if not self._more_warnings:
             return told
         more = f"{self._more_warnings:,} more warnings: each row's are shown with it in the gallery"
