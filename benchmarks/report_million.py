@@ -71,7 +71,7 @@ class GeneratedLedger:
             result = RowResult(RowState.FAILED, reason=Reason.REFUSED, detail=detail)
         elif row % 1_000 == 11:
             result = RowResult(RowState.DEAD, reason=Reason.UNAVAILABLE, detail="HTTP 503")
-        at = row * 0.3
+        at = 1_790_000_000 + row * 0.3
         return RowRecord(
             key, row, result.status, "a" * 24, "run-1", attempts=1, updated_at=at, result=result
         )
@@ -194,6 +194,7 @@ def main(count: int) -> int:
         "manifest_lines": lines,
         "manifest_mb": round(disk.written[ResultPaths(JOB).manifest] / 1e6, 1),
         "pages": len(pages),
+        "complaints": telemetry.told("error"),
     }
     print(json.dumps(told))
     good = outcome is ReportOutcome.MADE and lines == count and not telemetry.told("error")

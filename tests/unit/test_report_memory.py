@@ -1,0 +1,34 @@
+"""A report's memory does not grow with the job; the full million is `make soak`'s."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAMBDA_SECONDS = 900
+
+
+def report(rows: int) -> dict[str, float]:
+    """In a process of its own, whose peak memory is the report's."""
+    command = (sys.executable, "-m", "benchmarks.report_million", str(rows))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    told: dict[str, float] = json.loads(done.stdout)
+    return told
+
+
+def test_four_times_the_rows_take_no_more_memory() -> None:
+    """Beyond 5,000 rows, up to which the gallery keeps all."""
+    small, large = report(6_000), report(24_000)
+    assert large["manifest_lines"] == 24_000
+    assert large["peak_rss_mb"] <= small["peak_rss_mb"] + 15
+
+
+@pytest.mark.soak
+def test_a_million_rows_are_reported_within_300_mb_and_a_lambdas_time() -> None:
+    told = report(1_000_000)
+    assert told["manifest_lines"] == 1_000_000
+    assert told["peak_rss_mb"] < 300
+    assert told["seconds"] < LAMBDA_SECONDS
