@@ -46,7 +46,8 @@ def _sentence(total: int, done: Redriven, job: str | None, reason: str | None) -
         held = f" ({plural(left, 'other message')} stayed)" if left else ""
         return f"The dead-letter queue holds no messages{what}{held}."
     by = ", ".join(f"{n:,} {r or 'without a reason'}" for r, n in done.moved.most_common())
-    return f"Redrove {plural(total, 'row')}{what}: {by}. They are in the rows queue again."
+    named = "" if reason else f": {by}"
+    return f"Redrove {plural(total, 'row')}{what}{named}. They are in the rows queue again."
 
 
 def _moved_by_sqs(session: Session, letters: DeadLetters) -> bool:

@@ -151,6 +151,19 @@ def show(session: Session, progress: Progress) -> None:
         session.print_json(progress.as_json())
         return
     session.facts(_facts(progress))
+    for hint in _hints(progress):
+        session.note(hint)
+
+
+def _hints(p: Progress) -> Iterator[str]:
+    """What to do next."""
+    if p.state is not RunState.DONE:
+        return
+    if p.failed or p.dead:
+        yield f"Which rows and why: darkroom failures {p.job}"
+    if p.dead:
+        yield f"To try the dead ones again: darkroom redrive {p.job}"
+    yield f"For images, manifest and gallery: darkroom download {p.job} DIR"
 
 
 def _facts(p: Progress) -> Iterator[tuple[str, str]]:

@@ -127,10 +127,9 @@ def _send_csv(session: Session, upload: _Upload, renamed: Mapping[str, str]) -> 
     kind = "application/gzip" if key.endswith(".gz") else "text/csv"
     if not renamed:
         return bucket.put_file(key, upload.csv, kind, upload.metadata)
-    folder = f"{posixpath.basename(job_id(key))}.images/"
     session.note(
-        f"{plural(len(renamed), 'image')} outside the CSV's folder: uploaded to {folder}, and the "
-        "uploaded CSV names them there."
+        f"{plural(len(renamed), 'path')} of this machine: the uploaded CSV names "
+        f"{'them' if len(renamed) > 1 else 'it'} as in the bucket."
     )
     with tempfile.TemporaryDirectory(prefix="darkroom-") as scratch:
         copy = Path(scratch) / posixpath.basename(key)

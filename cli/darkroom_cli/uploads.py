@@ -43,12 +43,12 @@ class ToSend:
 
 
 def plan_images(references: Iterable[str], csv: Path, key: str) -> ImagePlan:
-    """Sort references by where they lie. Relative ones keep their place beside the CSV's key.
+    """Sort references by where they lie. Files in the CSV's folder keep their place beside its key.
 
-    Absolute ones, and relative ones that leave the CSV's folder, cannot: they go to a folder named
-    after the CSV, and `renamed` says what to write instead.
+    Others go to a folder named after the CSV. What no longer says where the file is (an absolute
+    path, or one that leaves the folder) is in `renamed`, with what to write instead.
     """
-    plan = ImagePlan()
+    plan, home = ImagePlan(), csv.parent.resolve()
     folder = posixpath.dirname(key)
     stem = posixpath.basename(key).removesuffix(".gz").removesuffix(".csv")
     for reference in references:
@@ -58,7 +58,10 @@ def plan_images(references: Iterable[str], csv: Path, key: str) -> ImagePlan:
         path = (csv.parent / given).resolve()
         relative = posixpath.normpath(given.as_posix())
         if (given.is_absolute() or relative.startswith("..")) and path.is_file():
-            relative = f"{stem}.images/{_short_digest(path)}-{path.name}"
+            if path.is_relative_to(home):
+                relative = path.relative_to(home).as_posix()
+            else:
+                relative = f"{stem}.images/{_short_digest(path)}-{path.name}"
             plan.renamed[reference] = relative
         target = posixpath.normpath(posixpath.join(folder, relative))
         if path.is_file():

@@ -122,7 +122,7 @@ def test_images_outside_the_folder_are_uploaded_and_named_anew(
     )
     result = darkroom("submit", file)
     assert result.exit_code == 0, result.stderr
-    assert "2 images outside the CSV's folder" in result.stderr
+    assert "2 paths of this machine" in result.stderr
     body = stack.inputs.objects["jobs/p.csv"].body.decode()
     first, second = csv.DictReader(io.StringIO(body, newline=""))
     away, near = json.loads(first["image_url"])
@@ -135,6 +135,18 @@ def test_images_outside_the_folder_are_uploaded_and_named_anew(
         "instruction": 'say "hi"',
         "mask_url": "",
     }
+
+
+def test_an_absolute_path_into_the_folder_is_not_uploaded_twice(
+    darkroom: Invoke, stack: FakeStack, tmp_path: Path
+) -> None:
+    near = picture(tmp_path / "photos/near.png")
+    file = write_csv(tmp_path / "p.csv", [str(near), "warm"], ["photos/near.png", "cold"])
+    assert darkroom("submit", file).exit_code == 0
+    assert stack.inputs.puts == ["jobs/photos/near.png", "jobs/p.csv"]
+    body = stack.inputs.objects["jobs/p.csv"].body.decode()
+    first, _ = csv.DictReader(io.StringIO(body, newline=""))
+    assert json.loads(first["image_url"]) == ["photos/near.png"]
 
 
 def test_submitting_twice_names_an_outside_image_the_same(
