@@ -151,8 +151,9 @@ def show(session: Session, progress: Progress) -> None:
         session.print_json(progress.as_json())
         return
     session.facts(_facts(progress))
-    for hint in _hints(progress):
-        session.note(hint)
+    if session.err.is_terminal:
+        for hint in _hints(progress):
+            session.note(hint)
 
 
 def _hints(p: Progress) -> Iterator[str]:
