@@ -1,4 +1,4 @@
-"""A progress bar over things counted; silent where nobody watches."""
+"""Progress bars and spinners; silent where nobody watches."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,3 +18,13 @@ def counting(session: Session, what: str, total: int | None) -> Iterator[Callabl
     with Progress(*columns, console=session.err, transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda: bar.advance(task)
+
+
+@contextmanager
+def working(session: Session, what: str) -> Iterator[None]:
+    """A spinner for work of unknown length."""
+    if session.json or not session.err.is_terminal:
+        yield
+        return
+    with session.err.status(what):
+        yield

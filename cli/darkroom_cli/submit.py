@@ -12,7 +12,7 @@ from darkroom.errors import JobRejected
 from darkroom.job_options import parse_options
 from darkroom.jobs import JobOptions, job_id
 from darkroom_cli import uploads
-from darkroom_cli.bars import counting
+from darkroom_cli.bars import counting, working
 from darkroom_cli.local_csv import Survey, object_name, open_rows, survey, write_renamed
 from darkroom_cli.sentences import UsageMistake
 from darkroom_cli.session import Session
@@ -52,9 +52,10 @@ def submit(
     key = posixpath.join(to.strip("/"), object_name(csv))
     job = job_id(key)
     rows = open_rows(csv, options)
-    found = survey(rows)
+    with working(session, f"Reading {csv.name}"):
+        found = survey(rows)
+        plan = uploads.plan_images(found.references, csv, key)
     warn_of_invalid(session, found)
-    plan = uploads.plan_images(found.references, csv, key)
     sent = _send_images(session, plan, job, options)
     version = _send_csv(session, _Upload(csv, key, rows, metadata), plan.renamed)
     session.note(f"Uploaded {csv} to s3://{session.stack.inputs.name}/{key}.")
@@ -92,7 +93,8 @@ def _few(shown: Sequence[str], count: int) -> str:
 
 def _send_images(session: Session, plan: ImagePlan, job: str, options: JobOptions) -> ToSend:
     bucket = session.stack.inputs
-    to_send = uploads.compare(plan, bucket, job)
+    with working(session, "Comparing images with the bucket's"):
+        to_send = uploads.compare(plan, bucket, job)
     if to_send.missing:
         session.warn(
             f"{plural(len(to_send.missing), 'image')} found neither here nor in the bucket, their "
