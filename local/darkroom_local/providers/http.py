@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ class Request:
     headers: dict[str, str]  # lower-case names
     body: bytes = field(repr=False)
     arrived: float  # event loop time when the request's head was complete
+    connection: int  # counted from the start of the process
 
 
 @dataclass(slots=True)
@@ -53,10 +55,11 @@ class Response:
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
+_connections = itertools.count(1)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-async def _read_request(reader: asyncio.StreamReader) -> Request | None:
+async def _read_request(reader: asyncio.StreamReader, connection: int) -> Request | None:
     """None at the end of the connection. Raises ValueError for what is no request."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -81,6 +84,7 @@ async def _read_request(reader: asyncio.StreamReader) -> Request | None:
         headers=headers,
         body=body,
         arrived=arrived,
+        connection=connection,
     )
 
 
@@ -118,8 +122,9 @@ async def _write_response(writer: asyncio.StreamWriter, response: Response) -> b
 async def serve_connection(
     handler: Handler, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
+    number = next(_connections)
     try:
-        while (request := await _read_request(reader)) is not None:
+        while (request := await _read_request(reader, number)) is not None:
             response = await handler(request)
             if not await _write_response(writer, response):
                 break

@@ -126,6 +126,7 @@ class SimulatedProviders:
         stats, config = state.stats, state.config
         wire: Wire = self._gemini if ":generateContent" in path else self._openai
         stats.calls += 1
+        stats.connections.add(request.connection)
         stats.arrivals.append(request.arrived - state.since)
         key = wire.key(request)
         stats.keys[key] += 1

@@ -21,6 +21,7 @@ class EndpointStats:
     paid_images: int = 0  # pictures made, so billed, whether or not they reached the caller
     in_flight: int = 0
     most_in_flight: int = 0
+    connections: set[int] = field(default_factory=set)
     statuses: Counter[int] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     keys: Counter[str] = field(default_factory=Counter)
@@ -36,6 +37,7 @@ class EndpointStats:
             "allowed": self.allowed,
             "refused": self.refused,
             "paid_images": self.paid_images,
+            "connections": len(self.connections),
             "in_flight": self.in_flight,
             "most_in_flight": self.most_in_flight,
             "most_in_window": densest(sorted(self.arrivals), self.window_seconds),

@@ -1,0 +1,200 @@
+"""With every fault in turn, a row takes the action that its outcome asks for, and no other.
+
+The real dispatcher, planning, editors and SDKs; the providers are simulated, over HTTP. Only time
+and the shared state of the endpoints are in memory.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from darkroom.adapters.gemini_images import GeminiImageEditor
+from darkroom.adapters.openai_images import OpenAIImageEditor
+from darkroom.calls import CallFailed, CallPlan, EditAnswer, SourceImage
+from darkroom.dispatch import Delivery, Dispatcher
+from darkroom.endpoints import Endpoint
+from darkroom.errors import Reason, RetryRow, RowRejected
+from darkroom.planning import plan_call
+from darkroom.rows import RowRequest
+from darkroom_local.providers import FaultKind, Simulator, running
+from tests.contract.provider_world import GEMINI, OPENAI, left_half_mask, photo
+from tests.fakes.dispatching import FakeSecretSource, gemini, openai, secret
+from tests.fakes.endpoint_states import InMemoryEndpointStates
+from tests.fakes.services import FakeClock, FakeTelemetry
+
+REJECTED = {
+    FaultKind.REFUSED: Reason.REFUSED,
+    FaultKind.TEXT_ONLY: Reason.NO_IMAGE,
+    FaultKind.EMPTY: Reason.NO_IMAGE,
+    FaultKind.BAD_REQUEST: Reason.BAD_REQUEST,
+}
+FALLS_BACK = {
+    FaultKind.RATE_LIMITED: Reason.RATE_LIMITED,
+    FaultKind.QUOTA_SPENT: Reason.QUOTA_SPENT,
+    FaultKind.KEY_REJECTED: Reason.KEY_REJECTED,
+    FaultKind.MODEL_RETIRED: Reason.KEY_REJECTED,
+} | dict.fromkeys(
+    (
+        FaultKind.SERVER_ERROR,
+        FaultKind.OVERLOADED,
+        FaultKind.HTML,
+        FaultKind.HANG,
+        FaultKind.DROP,
+        FaultKind.DROP_AFTER,
+        FaultKind.TRICKLE,
+        FaultKind.TRICKLE_HEADERS,
+        FaultKind.CUT_JSON,
+        FaultKind.ODD_JSON,
+        FaultKind.BROKEN_IMAGE,
+        FaultKind.TEAPOT,
+    ),
+    Reason.UNAVAILABLE,
+)
+
+
+@dataclass
+class ARow:
+    """Implements Errand: one picture, and what the row asks for."""
+
+    request: RowRequest
+    images: tuple[SourceImage, ...] = field(default_factory=lambda: (photo(),))
+    mask: SourceImage | None = None
+
+    def plan(self, endpoint: Endpoint) -> CallPlan:
+        return plan_call(self.request, self.images, self.mask, endpoint.provider, endpoint.model)
+
+    def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None: ...
+
+    def after_call(
+        self, endpoint: Endpoint, plan: CallPlan, outcome: EditAnswer | CallFailed
+    ) -> None: ...
+
+
+@dataclass
+class Town:
+    """Gemini first, OpenAI when that fails, both simulated."""
+
+    simulator: Simulator
+    editors: dict[Any, Any]
+
+    def dispatch(
+        self,
+        first: dict[str, Any] | None = None,
+        second: dict[str, Any] | None = None,
+        row: ARow | None = None,
+        **endpoint: Any,
+    ) -> Delivery:
+        """One row; `first` and `second` are the faults of the two providers."""
+        faults = {"gemini": first, "openai": second}
+        self.simulator.configure(
+            {
+                "endpoints": {
+                    name: {"mode": "fast", "faults": [fault] if fault else []}
+                    for name, fault in faults.items()
+                }
+            }
+        )
+        given = {"timeout_seconds": 0.5, **endpoint}
+        ways = secret(
+            gemini(base_url=self.simulator.base_url("gemini"), **given),
+            openai(base_url=self.simulator.base_url("openai"), **given),
+        )
+        clock = FakeClock(1_795_000_000.0)
+        dispatcher = Dispatcher(
+            FakeSecretSource(ways),
+            InMemoryEndpointStates(),
+            self.editors,
+            clock,
+            random.Random(1),
+            FakeTelemetry(),
+        )
+        request = RowRequest(instruction="make it warm")
+        return dispatcher.dispatch(row or ARow(request), clock.now() + 900)
+
+    def calls(self) -> tuple[int, int]:
+        stats = self.simulator.stats()
+        return stats["gemini"]["calls"], stats["openai"]["calls"]
+
+
+@pytest.fixture(scope="module")
+def town() -> Iterator[Town]:
+    with (
+        running() as simulator,
+        closing(GeminiImageEditor()) as first,
+        closing(OpenAIImageEditor()) as second,
+    ):
+        yield Town(simulator, {GEMINI: first, OPENAI: second})
+
+
+def test_every_fault_has_its_action_here() -> None:
+    assert set(REJECTED) | set(FALLS_BACK) == set(FaultKind)
+    assert not set(REJECTED) & set(FALLS_BACK)
+
+
+@pytest.mark.parametrize(("kind", "reason"), REJECTED.items())
+def test_what_blames_the_row_ends_it_after_one_call_and_without_fallback(
+    town: Town, kind: FaultKind, reason: Reason
+) -> None:
+    with pytest.raises(RowRejected) as caught:
+        town.dispatch({"kind": kind}, max_retries=2)
+    assert caught.value.reason is reason
+    assert town.calls() == (1, 0)
+
+
+@pytest.mark.parametrize("kind", FALLS_BACK)
+def test_what_does_not_blame_the_row_is_done_by_the_fallback(town: Town, kind: FaultKind) -> None:
+    delivery = town.dispatch({"kind": kind})
+    assert delivery.fallback
+    assert delivery.plan.provider is OPENAI
+    assert len(delivery.plan.images) == 1  # the fallback edits the picture, it does not invent one
+    assert town.calls() == (1, 1)
+
+
+@pytest.mark.parametrize(("kind", "reason"), FALLS_BACK.items())
+def test_when_both_fail_the_row_comes_back_with_the_first_tiers_reason(
+    town: Town, kind: FaultKind, reason: Reason
+) -> None:
+    with pytest.raises(RetryRow) as caught:
+        town.dispatch({"kind": kind}, {"kind": "server_error"})
+    assert caught.value.reason is reason
+    assert caught.value.provider == "gemini"
+    assert town.calls() == (1, 1)
+
+
+@pytest.mark.parametrize("kind", [FaultKind.SERVER_ERROR, FaultKind.DROP, FaultKind.CUT_JSON])
+def test_a_passing_fault_is_retried_where_it_happened(town: Town, kind: FaultKind) -> None:
+    delivery = town.dispatch({"kind": kind, "when": {"count": 2}}, max_retries=2)
+    assert not delivery.fallback
+    assert town.calls() == (3, 0)
+
+
+@pytest.mark.parametrize("kind", [FaultKind.QUOTA_SPENT, FaultKind.KEY_REJECTED])
+def test_a_bad_key_is_left_for_the_next_one(town: Town, kind: FaultKind) -> None:
+    fault = {"kind": kind, "when": {"key": "bad"}}
+    delivery = town.dispatch(fault, api_keys=["bad", "good"])
+    assert not delivery.fallback
+    stats = town.simulator.stats()["gemini"]
+    assert stats["keys"].get("good") == 1
+    assert stats["keys"].get("bad", 0) <= 1
+
+
+def test_a_mask_goes_to_the_provider_that_honours_it_without_a_call_to_the_other(
+    town: Town,
+) -> None:
+    row = ARow(RowRequest(instruction="make it warm"), mask=left_half_mask())
+    delivery = town.dispatch(row=row)
+    assert delivery.plan.provider is OPENAI
+    assert delivery.plan.mask is not None
+    assert town.calls() == (0, 1)
+    assert any("takes no mask" in warning for warning in delivery.warnings)
+
+
+def test_a_refusal_by_the_fallback_ends_the_row(town: Town) -> None:
+    with pytest.raises(RowRejected) as caught:
+        town.dispatch({"kind": "server_error"}, {"kind": "refused"})
+    assert caught.value.reason is Reason.REFUSED
+    assert town.calls() == (1, 1)

@@ -1,0 +1,395 @@
+"""The simulated providers are as strict as the real ones, and count truly."""
+
+import base64
+import http.client
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from darkroom_local.providers import Simulator, running
+from darkroom_local.providers.config import Config, Fault, Lognormal, SimulatedEndpoint, When
+from darkroom_local.providers.faults import Ask, FaultScript
+from darkroom_local.providers.limits import SlidingWindow, densest
+from darkroom_local.providers.server import EndpointState
+from tests.contract.provider_world import left_half_mask, photo
+
+EDITS = "/x/v1/images/edits"
+GENERATIONS = "/x/v1/images/generations"
+GENERATE_CONTENT = "/x/v1beta/models/gemini-3-pro-image:generateContent"
+JPEG = photo().data
+PNG = photo(kind="PNG").data
+File = tuple[str, str, bytes]  # field, mime type, data
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[Simulator]:
+    with running() as simulator:
+        yield simulator
+
+
+@pytest.fixture(autouse=True)
+def _afresh(simulator: Simulator) -> None:
+    simulator.configure({"endpoints": {"x": {}}})
+
+
+def post(
+    simulator: Simulator, path: str, body: bytes, content_type: str, key: str = "k"
+) -> tuple[int, dict[str, Any]]:
+    connection = http.client.HTTPConnection("127.0.0.1", simulator.port, timeout=20)
+    headers = {"Content-Type": content_type}
+    if key:
+        headers |= {"Authorization": f"Bearer {key}", "x-goog-api-key": key}
+    try:
+        connection.request("POST", path, body, headers)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+def edit(simulator: Simulator, *files: File, **fields: str) -> tuple[int, dict[str, Any]]:
+    fields = {"model": "gpt-image-1.5", "prompt": "make it red", **fields}
+    parts = [
+        f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in fields.items()
+    ]
+    for name, mime, data in files:
+        head = f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="f"\r\n'
+        parts.append(f"{head}Content-Type: {mime}\r\n\r\n".encode() + data + b"\r\n")
+    body = b"".join(parts) + b"--b--\r\n"
+    return post(simulator, EDITS, body, "multipart/form-data; boundary=b")
+
+
+def generate(simulator: Simulator, **fields: Any) -> tuple[int, dict[str, Any]]:
+    body = {"model": "gpt-image-1.5", "prompt": "a red boat", **fields}
+    return post(simulator, GENERATIONS, json.dumps(body).encode(), "application/json")
+
+
+def content(
+    simulator: Simulator, *parts: dict[str, Any], path: str = GENERATE_CONTENT, **config: Any
+) -> tuple[int, dict[str, Any]]:
+    body = {
+        "contents": [{"parts": [*parts] or [{"text": "a red boat"}]}],
+        "generationConfig": {"imageConfig": config} if config else {},
+    }
+    return post(simulator, path, json.dumps(body).encode(), "application/json")
+
+
+IMAGE: File = ("image[]", "image/jpeg", JPEG)
+
+
+def test_openai_takes_a_well_formed_edit(simulator: Simulator) -> None:
+    status, answer = edit(simulator, IMAGE, ("image[]", "image/png", PNG))
+    assert status == 200
+    assert base64.b64decode(answer["data"][0]["b64_json"]).startswith(b"\x89PNG")
+    assert answer["usage"]["input_tokens_details"]["image_tokens"] == 2 * 323
+
+
+@pytest.mark.parametrize(
+    ("files", "fields", "code"),
+    [
+        ([("image", "application/octet-stream", JPEG)], {}, "unsupported_file_mimetype"),
+        ([("image", "image/png", JPEG)], {}, "invalid_image_file"),
+        ([("image", "image/jpeg", JPEG[:200])], {}, "invalid_image_file"),
+        ([], {}, "missing_required_parameter"),
+        ([IMAGE], {"prompt": ""}, "missing_required_parameter"),
+        ([IMAGE] * 17, {}, "invalid_value"),
+        ([IMAGE], {"response_format": "b64_json"}, "unknown_parameter"),
+        ([IMAGE], {"aspect_ratio": "1:1"}, "unknown_parameter"),
+        ([IMAGE, ("photo", "image/png", PNG)], {}, "unknown_parameter"),
+        ([IMAGE], {"size": "1920x1088"}, "invalid_value"),
+        ([IMAGE], {"quality": "hd"}, "invalid_value"),
+        ([IMAGE], {"n": "11"}, "invalid_value"),
+        ([IMAGE], {"background": "transparent", "output_format": "jpeg"}, "invalid_value"),
+        ([IMAGE], {"model": "gpt-image-2", "input_fidelity": "high"}, "unknown_parameter"),
+        ([IMAGE], {"model": "gpt-image-2", "size": "1000x1000"}, "invalid_value"),
+        ([IMAGE], {"model": "gpt-image-2", "size": "3840x3840"}, "invalid_value"),
+        ([IMAGE, ("mask", "image/png", PNG)], {}, "invalid_mask_image_format"),
+        (
+            [IMAGE, ("mask", "image/png", left_half_mask(32, 32).data)],
+            {},
+            "invalid_mask_size",
+        ),
+        ([IMAGE], {"model": "gpt-image-99"}, "model_not_found"),
+        ([("image", "image/png", PNG)], {"model": "dall-e-3"}, "invalid_value"),
+        ([("image", "image/jpeg", JPEG)], {"model": "dall-e-2"}, "unsupported_file_mimetype"),
+        ([("image", "image/png", PNG)], {"model": "dall-e-2"}, "invalid_value"),
+        ([("image[]", "image/png", PNG)], {"model": "dall-e-2"}, "unknown_parameter"),
+    ],
+)
+def test_openai_rejects_what_the_real_api_rejects(
+    simulator: Simulator, files: list[File], fields: dict[str, str], code: str
+) -> None:
+    status, answer = edit(simulator, *files, **fields)
+    assert status in {400, 404}
+    assert answer["error"]["code"] == code
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": "b64_json"},
+        {"size": "1792x1024"},
+        {"style": "vivid"},
+        {"prompt": "x" * 32_001},
+        {"model": "dall-e-3", "n": 2},
+        {"model": "dall-e-2", "output_format": "png"},
+    ],
+)
+def test_openai_rejects_wishes_of_another_model(simulator: Simulator, fields: Any) -> None:
+    assert generate(simulator, **fields)[0] == 400
+
+
+def test_the_old_models_answer_with_a_url_unless_asked_for_data(simulator: Simulator) -> None:
+    assert "url" in generate(simulator, model="dall-e-3")[1]["data"][0]
+    fields = {"model": "dall-e-3", "response_format": "b64_json"}
+    assert "b64_json" in generate(simulator, **fields)[1]["data"][0]
+
+
+@pytest.mark.parametrize("spelling", [("inlineData", "mimeType"), ("inline_data", "mime_type")])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+def test_gemini_takes_both_spellings_and_both_alphabets(
+    simulator: Simulator, spelling: tuple[str, str], encode: Any
+) -> None:
+    inline, mime = spelling
+    part = {inline: {mime: "image/jpeg", "data": encode(JPEG).decode()}}
+    status, answer = content(simulator, {"text": "red"}, part)
+    assert status == 200
+    parts = answer["candidates"][0]["content"]["parts"]
+    assert base64.b64decode(parts[0]["inlineData"]["data"])
+
+
+def inline(mime: str, data: bytes) -> dict[str, Any]:
+    return {"inlineData": {"mimeType": mime, "data": base64.b64encode(data).decode()}}
+
+
+@pytest.mark.parametrize(
+    ("parts", "config"),
+    [
+        ([{"text": "x"}, inline("application/octet-stream", JPEG)], {}),
+        ([{"text": "x"}, inline("image/png", JPEG)], {}),
+        ([{"text": "x"}, inline("image/jpeg", b"no")], {}),
+        ([{"text": "x"}, {"inlineData": {"mimeType": "image/png", "data": "***"}}], {}),
+        ([inline("image/jpeg", JPEG)], {}),
+        ([{"text": "x"}, {}], {}),
+        ([{"text": "x"}, *[inline("image/jpeg", JPEG)] * 15], {}),
+        ([{"text": "x"}], {"aspectRatio": "7:5"}),
+        ([{"text": "x"}], {"imageSize": "8K"}),
+        ([{"text": "x"}], {"outputMimeType": "image/png"}),
+    ],
+)
+def test_gemini_rejects_what_the_real_api_rejects(
+    simulator: Simulator, parts: list[dict[str, Any]], config: dict[str, str]
+) -> None:
+    status, answer = content(simulator, *parts, **config)
+    assert status == 400
+    assert answer["error"]["status"] == "INVALID_ARGUMENT"
+
+
+def test_gemini_rejects_a_size_for_a_model_without(simulator: Simulator) -> None:
+    path = GENERATE_CONTENT.replace("gemini-3-pro-image", "gemini-2.5-flash-image")
+    assert content(simulator, path=path, imageSize="2K")[0] == 400
+    assert content(simulator, path=path, aspectRatio="2:3")[0] == 200
+
+
+def test_a_call_without_a_key_is_turned_away(simulator: Simulator) -> None:
+    body = json.dumps({"model": "gpt-image-1.5", "prompt": "x"}).encode()
+    assert post(simulator, GENERATIONS, body, "application/json", key="")[0] == 401
+    assert simulator.stats()["x"]["paid_images"] == 0
+
+
+@given(
+    st.lists(st.floats(min_value=0, max_value=300), max_size=80).map(sorted),
+    st.integers(1, 6),
+)
+def test_no_window_holds_more_than_its_limit(arrivals: list[float], most: int) -> None:
+    window = SlidingWindow(most, 60)
+    allowed = [t for t in arrivals if window.take(t) == 0]
+    assert densest(allowed, 60) <= most
+
+
+@given(
+    st.lists(st.floats(min_value=0, max_value=300), max_size=80).map(sorted),
+    st.integers(1, 6),
+)
+def test_a_window_refuses_only_when_it_is_full(arrivals: list[float], most: int) -> None:
+    window, allowed = SlidingWindow(most, 60), list[float]()
+    for t in arrivals:
+        wait = window.take(t)
+        if wait == 0:
+            allowed.append(t)
+        else:
+            assert len([a for a in allowed if a > t - 60]) == most
+            assert 0 < wait <= 60
+
+
+def test_the_limit_says_how_long_to_wait_and_counts_what_it_refused(simulator: Simulator) -> None:
+    simulator.configure({"endpoints": {"x": {"requests_per_minute": 2, "mode": "fast"}}})
+    statuses = [content(simulator)[0] for _ in range(5)]
+    assert statuses == [200, 200, 429, 429, 429]
+    stats = simulator.stats(arrivals=True)["x"]
+    assert (stats["calls"], stats["allowed"], stats["refused"], stats["paid_images"]) == (
+        5,
+        2,
+        3,
+        2,
+    )
+    assert stats["most_in_window"] == 5
+    assert len(stats["arrivals"]) == 5
+    assert len(stats["allowed_arrivals"]) == 2
+    details = content(simulator)[1]["error"]["details"]
+    assert 0 < float(details[1]["retryDelay"].removesuffix("s")) <= 60
+
+
+def test_a_days_limit_names_the_day(simulator: Simulator) -> None:
+    simulator.configure({"endpoints": {"x": {"requests_per_day": 1, "mode": "fast"}}})
+    content(simulator)
+    violations = content(simulator)[1]["error"]["details"][0]["violations"]
+    assert violations[0]["quotaId"] == "GenerateRequestsPerDayPerProjectPerModel"
+
+
+def test_endpoints_have_limits_and_counts_of_their_own(simulator: Simulator) -> None:
+    simulator.configure({"endpoints": {"x": {"requests_per_minute": 1, "mode": "fast"}, "y": {}}})
+    content(simulator)
+    assert content(simulator)[0] == 429
+    assert content(simulator, path=GENERATE_CONTENT.replace("/x/", "/y/"))[0] == 200
+    assert simulator.stats()["y"]["calls"] == 1
+
+
+def test_rows_are_counted_by_their_marker(simulator: Simulator) -> None:
+    for row in ("000001", "000002", "000001"):
+        content(simulator, {"text": f"make it red [row:{row}]"})
+    generate(simulator, prompt="blue [row:7]", n=3)
+    stats = simulator.stats()["x"]
+    assert stats["calls_by_marker"] == {"000001": 2, "000002": 1, "7": 1}
+    assert stats["paid_by_marker"] == {"000001": 2, "000002": 1, "7": 3}
+
+
+def test_a_picture_that_never_arrived_was_paid_for(simulator: Simulator) -> None:
+    fault = {"kind": "drop_after", "when": {"count": 1}}
+    simulator.configure({"endpoints": {"x": {"mode": "fast", "faults": [fault]}}})
+    with pytest.raises(http.client.RemoteDisconnected):
+        content(simulator, {"text": "x [row:1]"})
+    assert simulator.stats()["x"]["paid_by_marker"] == {"1": 1}
+
+
+def script(*faults: Fault, seed: str = "s") -> FaultScript:
+    return FaultScript(SimulatedEndpoint(faults=faults), seed)
+
+
+def fault(**when: Any) -> Fault:
+    return Fault.model_validate({"kind": "server_error", "when": when})
+
+
+ASK = Ask(prompt="Make it RED", key="k", model="m")
+
+
+def test_a_fault_may_be_chosen_by_words_key_or_model() -> None:
+    assert script(fault(prompt_contains="it red")).meet(ASK, 0)
+    assert not script(fault(prompt_contains="blue")).meet(ASK, 0)
+    assert script(fault(key="k")).meet(ASK, 0)
+    assert not script(fault(key="j")).meet(ASK, 0)
+    assert not script(fault(model="n")).meet(ASK, 0)
+
+
+def test_a_fault_may_be_chosen_by_time() -> None:
+    outage = script(fault(from_second=10, until_second=20))
+    assert [bool(outage.meet(ASK, t)) for t in (0, 9.9, 10, 19.9, 20)] == [
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_a_fault_may_be_chosen_by_number() -> None:
+    second_and_third = script(fault(skip=1, count=2))
+    assert [bool(second_and_third.meet(ASK, 0)) for _ in range(5)] == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_a_share_of_faults_is_the_same_each_time() -> None:
+    def drawn(seed: str) -> list[bool]:
+        some = script(fault(rate=0.3), seed=seed)
+        return [bool(some.meet(ASK, 0)) for _ in range(1000)]
+
+    assert drawn("a") == drawn("a")
+    assert drawn("a") != drawn("b")
+    assert 250 < sum(drawn("a")) < 350
+
+
+def test_the_first_fault_that_holds_is_the_one() -> None:
+    both = script(fault(prompt_contains="red", count=1), Fault(kind="drop", when=When()))
+    assert [f.kind.value for f in (both.meet(ASK, 0), both.meet(ASK, 0)) if f] == [
+        "server_error",
+        "drop",
+    ]
+
+
+def test_a_wrong_configuration_is_refused_and_changes_nothing(simulator: Simulator) -> None:
+    with pytest.raises(ValueError, match="requests_per_minut"):
+        simulator.configure({"endpoints": {"x": {"requests_per_minut": 2}}})
+    connection = http.client.HTTPConnection("127.0.0.1", simulator.port, timeout=5)
+    connection.request("POST", "/_sim/configure", '{"endpoints": {"x": {"no": 1}}}')
+    assert connection.getresponse().status == 400
+    connection.close()
+    assert "x" in simulator.stats()
+
+
+def test_an_endpoint_that_was_not_configured_is_not_there(simulator: Simulator) -> None:
+    path = GENERATE_CONTENT.replace("/x/", "/nowhere/")
+    assert content(simulator, path=path)[0] == 404
+
+
+def test_latency_is_at_least_what_was_asked_for(simulator: Simulator) -> None:
+    latency = {"kind": "fixed", "seconds": 0.15}
+    simulator.configure({"endpoints": {"x": {"mode": "fast", "latency": latency}}})
+    before = time.monotonic()
+    assert content(simulator)[0] == 200
+    assert 0.15 <= time.monotonic() - before < 1
+
+
+def test_a_lognormal_latency_has_its_median_and_its_most() -> None:
+    shape = Lognormal(median=2, sigma=0.5, most=6)
+    state = EndpointState("x", SimulatedEndpoint(latency=shape), 1, 0.0)
+    drawn = sorted(state.latency() for _ in range(2001))
+    assert drawn[1000] == pytest.approx(2, rel=0.1)
+    assert drawn[-1] == 6
+
+
+def test_it_starts_from_the_command_line(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(Config(endpoints={"only": SimulatedEndpoint()}).model_dump_json())
+    command = [sys.executable, "-m", "darkroom_local.providers", "--config", str(config)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = json.loads(process.stdout.readline())
+            assert line["endpoints"] == ["only"]
+            assert Simulator(line["port"]).stats()["only"]["calls"] == 0
+        finally:
+            process.terminate()
+            assert process.wait(10) == 0
+
+
+def test_a_wrong_file_is_told_on_the_command_line(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text('{"endpoint": {}}')
+    command = [sys.executable, "-m", "darkroom_local.providers", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert "endpoint" in done.stderr
