@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from darkroom_cli.options import DEFAULT_STACK
 from darkroom_cli.sentences import CommandFailed
-from darkroom_cli.session import DEFAULT_STACK, Session
+from darkroom_cli.session import Session
 
 if TYPE_CHECKING:
     from darkroom_local.stack import StackInfo

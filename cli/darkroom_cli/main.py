@@ -8,15 +8,31 @@ from typing import Annotated
 
 import typer
 
+from darkroom_cli.groups import HELP, endpoints, local
+from darkroom_cli.options import (
+    Aspect,
+    Attempts,
+    Budget,
+    CsvFile,
+    Every,
+    FilterRows,
+    InstructionColumn,
+    Job,
+    Model,
+    OutputNameColumn,
+    Quality,
+    Resolution,
+    Resume,
+    RetryFailed,
+)
 from darkroom_cli.session import Session, verb
 
-_HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     name="darkroom",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help is three times as fast, and reads better in 80 columns
-    context_settings=_HELP,
+    context_settings=HELP,
     help="""Edit images in bulk: a CSV in, edited images, a manifest and a gallery out.
 
 A first job, after `darkroom local up` or a deployment to AWS:
@@ -27,18 +43,6 @@ A first job, after `darkroom local up` or a deployment to AWS:
   darkroom submit products.csv --wait
   darkroom download jobs/products out
 """,
-)
-endpoints = typer.Typer(
-    rich_markup_mode=None,
-    no_args_is_help=True,
-    context_settings=_HELP,
-    help="Who may be called, with which keys, inside which limits.",
-)
-local = typer.Typer(
-    rich_markup_mode=None,
-    no_args_is_help=True,
-    context_settings=_HELP,
-    help="The whole stack on this machine.",
 )
 
 
@@ -60,80 +64,6 @@ def _main(
     ] = False,
 ) -> None:
     pass
-
-
-CsvFile = Annotated[
-    Path,
-    typer.Argument(
-        metavar="CSV", exists=True, dir_okay=False, readable=True, help="A .csv or .csv.gz file."
-    ),
-]
-Job = Annotated[
-    str,
-    typer.Argument(
-        metavar="JOB", help="Named after its CSV: jobs/products.csv is the job jobs/products."
-    ),
-]
-Every = Annotated[
-    float, typer.Option("--every", min=0.2, help="Seconds between two looks.", metavar="SECONDS")
-]
-
-
-def _job_option(name: str, text: str, metavar: str) -> object:
-    return typer.Option(name, help=text, metavar=metavar)
-
-
-FilterRows = Annotated[
-    str | None,
-    _job_option(
-        "--filter-rows", "Do only these rows: 0:50, :10, 5,7,20:30 (the first is 0).", "ROWS"
-    ),
-]
-Resume = Annotated[
-    bool | None,
-    typer.Option(
-        "--resume/--no-resume",
-        help="Keep rows that succeeded in an earlier upload (the default), or edit them again.",
-        show_default=False,
-    ),
-]
-RetryFailed = Annotated[
-    bool,
-    typer.Option(
-        "--retry-failed",
-        help="Also do rows again that failed in an earlier upload.",
-    ),
-]
-Budget = Annotated[
-    str | None,
-    _job_option(
-        "--budget-usd", "Never spend more than this; rows beyond it fail as `budget`.", "USD"
-    ),
-]
-Model = Annotated[
-    str | None, _job_option("--model", "For rows that name no model themselves.", "NAME")
-]
-Aspect = Annotated[
-    str | None, _job_option("--aspect-ratio", "For rows without one: 1:1, 2:3, 16:9 …", "W:H")
-]
-Resolution = Annotated[
-    str | None, _job_option("--resolution", "For rows without one: 1K, 2K or 4K.", "SIZE")
-]
-Quality = Annotated[
-    str | None, _job_option("--quality", "For rows without one: low, medium, high.", "NAME")
-]
-Attempts = Annotated[
-    str | None,
-    _job_option("--max-attempts", "Tries per row before it is dead (default 5).", "NUMBER"),
-]
-InstructionColumn = Annotated[
-    str | None,
-    _job_option("--instruction-column", "The column with the instructions.", "COLUMN"),
-]
-OutputNameColumn = Annotated[
-    str | None,
-    _job_option("--output-name-column", "The column with the pictures' names.", "COLUMN"),
-]
 
 
 @app.command()
@@ -193,8 +123,12 @@ def status(
 ) -> None:
     """Show how far a job is. Exits with 1 for a job that failed or was stopped."""
     from darkroom_cli import status as verbs
+    from darkroom_cli.watch import watch_job
 
-    verbs.status(session, job, watch=watch, every=every)
+    if watch:
+        watch_job(session, job, every=every)
+    else:
+        verbs.status(session, job)
 
 
 @app.command()
@@ -308,67 +242,6 @@ def list_jobs(
     from darkroom_cli import jobs as verbs
 
     verbs.list_jobs(session, prefix, limit)
-
-
-@endpoints.command("push")
-@verb
-def endpoints_push(
-    session: Session,
-    file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="JSON; - reads standard input.")
-    ] = None,
-    from_env: Annotated[
-        bool,
-        typer.Option(
-            "--from-env",
-            help="Build it from OPENAI_API_KEY, DG_OPENAI_ENDPOINTS, GEMINI_API_KEY and so on.",
-        ),
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show only.")] = False,
-) -> None:
-    """Check endpoints and write them to the stack's secret. Keys show by fingerprint only."""
-    from darkroom_cli import endpoints as verbs
-
-    verbs.push(session, file, from_env=from_env, dry_run=dry_run)
-
-
-@endpoints.command("show")
-@verb
-def endpoints_show(session: Session) -> None:
-    """Show endpoints, limits, and how they are: breaker, calls in flight, resting keys."""
-    from darkroom_cli import endpoints as verbs
-
-    verbs.show(session)
-
-
-@local.command("up")
-@verb
-def local_up(session: Session) -> None:
-    """Deploy the real template to this machine, with simulated providers. Needs no AWS account.
-
-    It stays until `darkroom local down`.
-    """
-    from darkroom_cli import local as verbs
-
-    verbs.up(session)
-
-
-@local.command("down")
-@verb
-def local_down(session: Session) -> None:
-    """Stop the stack on this machine and remove its state: jobs, images, everything."""
-    from darkroom_cli import local as verbs
-
-    verbs.down(session)
-
-
-@local.command("env")
-@verb
-def local_env(session: Session) -> None:
-    """Print what to export for the aws command: eval "$(darkroom local env)"."""
-    from darkroom_cli import local as verbs
-
-    verbs.env(session)
 
 
 app.add_typer(endpoints, name="endpoints")

@@ -9,18 +9,24 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from darkroom_cli.options import (
+    DEFAULT_STACK,
+    EndpointOption,
+    JsonOption,
+    LocalOption,
+    RegionOption,
+    StackOption,
+)
 from darkroom_cli.sentences import UsageMistake, sentence_for
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from darkroom_cli.ports import Stack
-
-DEFAULT_STACK = "darkroom"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,39 +125,6 @@ class Session:
 
     def warn(self, text: str) -> None:
         self.err.print(f"Warning: {text}", markup=False, style="yellow")
-
-
-StackOption = Annotated[
-    str,
-    typer.Option("--stack", envvar="DARKROOM_STACK", help="Name of the stack."),
-]
-LocalOption = Annotated[
-    bool,
-    typer.Option(
-        "--local",
-        envvar="DARKROOM_LOCAL",
-        help="The stack on this machine (`darkroom local up`).",
-    ),
-]
-EndpointOption = Annotated[
-    str | None,
-    typer.Option(
-        "--endpoint-url",
-        envvar="AWS_ENDPOINT_URL",
-        help="Another AWS API than Amazon's.",
-        metavar="URL",
-    ),
-]
-RegionOption = Annotated[
-    str | None,
-    typer.Option(
-        "--region",
-        envvar=["AWS_REGION", "AWS_DEFAULT_REGION"],
-        help="AWS region.",
-        metavar="NAME",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
 def _option(name: str, annotation: object, default: object) -> inspect.Parameter:

@@ -1,8 +1,6 @@
-"""`status`: a job's progress once, or watched to its end."""
+"""`status`: how far a job is."""
 
-import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,22 +10,13 @@ from darkroom_cli.sentences import CommandFailed
 from darkroom_cli.session import Session
 from darkroom_cli.words import duration, money, plural
 
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
 
-QUIET_SECONDS = 10.0  # between two lines of a watch that nobody sees
-APPEARS_SECONDS = 120.0  # from upload to the splitter's first sign of life
-
-
-def status(session: Session, job: str, *, watch: bool, every: float) -> None:
-    if watch:
-        watch_job(session, job, every=every)
-        return
-    progress = _look(session, job)
+def status(session: Session, job: str) -> None:
+    progress = look(session, job)
     if progress is None:
         raise no_such_job(session, job)
     show(session, progress)
-    _exit_as(progress)
+    exit_as(progress)
 
 
 def no_such_job(session: Session, job: str) -> CommandFailed:
@@ -37,7 +26,7 @@ def no_such_job(session: Session, job: str) -> CommandFailed:
     )
 
 
-def _look(session: Session, job: str, pace: Pace | None = None) -> Progress | None:
+def look(session: Session, job: str, pace: Pace | None = None) -> Progress | None:
     run = session.stack.runs.current(job)
     if run is None:
         return None
@@ -45,104 +34,6 @@ def _look(session: Session, job: str, pace: Pace | None = None) -> Progress | No
     now = session.wiring.clock.now()
     rate = pace.note(now, counters.settled) if pace else None
     return measure(run, counters, now, rate)
-
-
-def watch_job(session: Session, job: str, *, every: float, version: str | None = None) -> None:
-    """Look every `every` seconds until the job ends. Exits with 1 unless it is DONE.
-
-    With `version` (of the uploaded object) it waits for that upload's run to appear first.
-    """
-    looks = _looks(session, job, every, version)
-    if session.json:
-        last = None
-        for last in looks:
-            typer.echo(json.dumps(last.as_json()))
-    elif session.err.is_terminal:
-        last = _watch_bar(session, looks)
-    else:
-        last = _watch_lines(session, looks)
-    if last is None:
-        raise no_such_job(session, job)
-    if not session.json:
-        show(session, last)
-    _exit_as(last)
-
-
-def _looks(session: Session, job: str, every: float, version: str | None) -> Iterator[Progress]:
-    pace, clock = Pace(), session.wiring.clock
-    if version is not None:
-        _await_run(session, job, every, version)
-    while True:
-        progress = _look(session, job, pace)
-        if progress is None:
-            return
-        yield progress
-        if progress.ended:
-            return
-        clock.sleep(every)
-
-
-def _await_run(session: Session, job: str, every: float, version: str) -> None:
-    clock = session.wiring.clock
-    began = clock.now()
-    while clock.now() - began < APPEARS_SECONDS:
-        run = session.stack.runs.current(job)
-        if run and (run.source.version_id == version or run.started_at > began):
-            return
-        clock.sleep(every)
-    raise CommandFailed(
-        f"The file is uploaded, but {APPEARS_SECONDS:.0f} s later job {job} has not started: see "
-        f"the log group /aws/lambda/{session.stack.outputs.SplitterFunctionName}."
-    )
-
-
-def _watch_bar(session: Session, looks: Iterator[Progress]) -> Progress | None:
-    last = None
-    with _bar(session) as bar:
-        task = bar.add_task("", total=None)
-        for last in looks:
-            total = last.rows if last.split_done else None
-            bar.update(task, total=total, completed=last.done, description=_line(last))
-    return last
-
-
-def _bar(session: Session) -> "Bar":
-    from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415
-
-    return Progress(
-        BarColumn(bar_width=20),
-        TextColumn("{task.description}", markup=False),
-        console=session.err,
-        transient=True,
-    )
-
-
-def _line(p: Progress) -> str:
-    """`600/1,240 rows · 15 failed · 39/min · $22.19 · 16 min 25 s left`."""
-    parts = [f"{p.done:,}/{p.rows:,}{'' if p.split_done else '+'} rows"]
-    parts += [p.state.value] if p.state is not RunState.RUNNING else []
-    parts += [f"{n:,} {what}" for n, what in ((p.failed, "failed"), (p.dead, "dead")) if n]
-    if p.rows_per_minute:
-        parts.append(f"{p.rows_per_minute:,.0f}/min")
-    if p.cost_usd:
-        parts.append(money(p.cost_usd))
-    if p.eta_seconds is not None:
-        parts.append(f"{duration(p.eta_seconds)} left")
-    return " · ".join(parts)
-
-
-def _watch_lines(session: Session, looks: Iterator[Progress]) -> Progress | None:
-    """For logs and pipes: a line when something changed, at most one per QUIET_SECONDS."""
-    last, shown, told_at = None, None, float("-inf")
-    for last in looks:
-        seen = (last.state, last.done, last.rows)
-        now = session.wiring.clock.now()
-        new_state = shown is None or last.state is not shown[0]
-        due = seen != shown and now - told_at >= QUIET_SECONDS
-        if (due or new_state) and not last.ended:
-            typer.echo(_line(last), err=True)
-            shown, told_at = seen, now
-    return last
 
 
 def show(session: Session, progress: Progress) -> None:
@@ -198,7 +89,7 @@ def _facts(p: Progress) -> Iterator[tuple[str, str]]:
         yield "warning", warning
 
 
-def _exit_as(progress: Progress) -> None:
+def exit_as(progress: Progress) -> None:
     """A script that waits for the job must not go on as if it were done."""
     if progress.state in (RunState.FAILED, RunState.STOPPED):
         raise typer.Exit(1)

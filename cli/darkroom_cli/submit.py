@@ -16,8 +16,8 @@ from darkroom_cli.bars import counting, working
 from darkroom_cli.local_csv import Survey, object_name, open_rows, survey, write_renamed
 from darkroom_cli.sentences import UsageMistake
 from darkroom_cli.session import Session
-from darkroom_cli.status import watch_job
 from darkroom_cli.uploads import ImagePlan, ToSend
+from darkroom_cli.watch import Upload, watch_job
 from darkroom_cli.words import plural
 
 _SHOWN = 3
@@ -57,12 +57,14 @@ def submit(
         plan = uploads.plan_images(found.references, csv, key)
     warn_of_invalid(session, found)
     sent = _send_images(session, plan, job, options)
+    before = session.stack.runs.current(job) if wait else None
     version = _send_csv(session, _Upload(csv, key, rows, metadata), plan.renamed)
     session.note(f"Uploaded {csv} to s3://{session.stack.inputs.name}/{key}.")
     if not (wait and session.json):  # with both, standard output is the watch's JSON lines
         session.answer(job, _summary(job, found, sent, version))
     if wait:
-        watch_job(session, job, every=every, version=version)
+        upload = Upload(version, before.run if before else None)
+        watch_job(session, job, every=every, upload=upload)
 
 
 def _summary(job: str, found: Survey, sent: ToSend, version: str | None) -> dict[str, object]:

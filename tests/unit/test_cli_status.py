@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from darkroom.errors import Reason
+from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.jobs import Checkpoint, Counters, Run, RunState, Source, Totals
 from darkroom.ledger import Claim, RowResult, RowState
 from darkroom.report.lines import ReportLine, RowStatus
@@ -14,7 +14,7 @@ from darkroom.rows import RowMessage, RowRequest
 from darkroom_cli.progress import Pace, measure
 from darkroom_cli.words import duration, money
 from tests.fakes.command import FakeStack, Held, run
-from tests.fakes.ledger import running
+from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.services import FakeClock
 
 JOB = "jobs/products"
@@ -118,6 +118,39 @@ def test_watch_follows_to_the_end_and_prints_only_changes(stack: FakeStack) -> N
     heads = [line.split(" · ")[0] for line in result.stderr.splitlines()]
     assert heads == ["0/3 rows", "1/3 rows", "2/3 rows", "3/3 rows"]
     assert "state: done" in result.stdout
+
+
+class FlakyLedger(FakeLedger):
+    """Answers only every third look."""
+
+    looks = 0
+
+    def current(self, job: str) -> Run | None:
+        self.looks += 1
+        if self.looks % 3:
+            raise ServiceUnavailable("the ledger does not answer")
+        return super().current(job)
+
+
+def test_a_watch_outlasts_a_ledger_that_does_not_answer_for_a_while(stack: FakeStack) -> None:
+    begun = start(stack, rows=1, queued=1)
+    stack.ledger.fail(begun, "No header.")
+    stack.ledger = FlakyLedger(stack.clock, runs=stack.ledger.runs, jobs=stack.ledger.jobs)
+    result = run(stack, "status", JOB, "--watch")
+    assert "reason: No header." in result.stdout
+    assert stack.clock.slept == [2.0, 2.0]
+
+
+def test_a_watch_interrupted_says_that_the_job_goes_on(stack: FakeStack) -> None:
+    start(stack, rows=1, queued=1)
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    stack.clock.sleep = interrupt  # type: ignore[method-assign, assignment]
+    result = run(stack, "status", JOB, "--watch")
+    assert result.exit_code == 130
+    assert "The job goes on" in result.stderr
 
 
 @pytest.mark.parametrize("end", [RunState.FAILED, RunState.STOPPED])
