@@ -61,21 +61,20 @@ class FakeLedger:
         self, claim: Claim, endpoint: str, *, reserve: int = 0, limit: int | None = None
     ) -> Claim | NotSent:
         with self.lock:
-            if not self._holds(claim):
-                return NotSent.LEASE_LOST
-            if limit is not None and self.money.get(claim.job, 0) + reserve > limit:
-                return NotSent.NO_BUDGET
             now = self.clock.now()
             amount = reserve if limit is not None else 0
             change = rowmoves.send(claim, endpoint, amount, now, LEASE_SECONDS)
+            if not self._holds(claim):
+                done = self._moved_before(claim, change)
+                return NotSent.LEASE_LOST if done is None else done
+            if limit is not None and self.money.get(claim.job, 0) + reserve > limit:
+                return NotSent.NO_BUDGET
             return self._move(claim, change)
 
     def mark_failed_call(
         self, claim: Claim, *, cost_micro_usd: int = 0, maybe_charged: bool = False
     ) -> Claim | None:
         with self.lock:
-            if not self._holds(claim):
-                return None
             now = self.clock.now()
             change = rowmoves.call_failed(
                 claim,
@@ -84,6 +83,8 @@ class FakeLedger:
                 now=now,
                 lease_seconds=LEASE_SECONDS,
             )
+            if not self._holds(claim):
+                return self._moved_before(claim, change)
             return self._move(claim, change)
 
     def release(self, claim: Claim, *, refund_attempt: bool) -> None:
@@ -94,9 +95,10 @@ class FakeLedger:
 
     def settle(self, claim: Claim, result: RowResult) -> bool:
         with self.lock:
+            change = rowmoves.settle(claim, result, self.clock.now())
             if not self._holds(claim):
-                return False
-            self._move(claim, rowmoves.settle(claim, result, self.clock.now()))
+                return self._moved_before(claim, change) is not None
+            self._move(claim, change)
             return True
 
     def committed(self, job: str) -> int:
@@ -105,6 +107,12 @@ class FakeLedger:
 
     def _holds(self, claim: Claim) -> bool:
         return self.rows[claim.job, claim.key].version == claim.record.version
+
+    def _moved_before(self, claim: Claim, change: rowmoves.Change) -> Claim | None:
+        """The same move asked for again, after its answer was lost."""
+        written = self.rows[claim.job, claim.key]
+        same = rowmoves.same_write(written, change.record)
+        return replace(claim, record=change.record) if same else None
 
     def _move(self, claim: Claim, change: rowmoves.Change) -> Claim:
         self._write(claim.job, change)

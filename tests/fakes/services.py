@@ -3,7 +3,8 @@
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -49,6 +50,13 @@ class FakeTelemetry:
 
     def error(self, event: str, **fields: object) -> None:
         self.events.append(("error", event, fields))
+
+    def exception(self, event: str, **fields: object) -> None:
+        self.events.append(("exception", event, fields))
+
+    @contextmanager
+    def bound(self, **fields: object) -> Iterator[None]:
+        yield
 
     def told(self, level: str) -> list[str]:
         return [event for at, event, _ in self.events if at == level]

@@ -74,7 +74,7 @@ class ClaimRequest:
             return Decision(self._claim(record))
         if record.run_number > self.run.number:
             return Decision(NotClaimed.HELD)  # our view of the job is old: look again later
-        if not (self._of_current_run or self._redrives(record)):
+        if not (self._of_current_run or self._redrives(record) or self._brought_here(record)):
             return Decision(NotClaimed.SUPERSEDED)
         return self._settled(record) if record.state.terminal else self._take_over(record)
 
@@ -103,6 +103,11 @@ class ClaimRequest:
 
     def _here(self, record: RowRecord) -> bool:
         return record.run == self.run.run
+
+    def _brought_here(self, record: RowRecord) -> bool:
+        """An earlier run's message for what this run does: it came here with it, or before it."""
+        same_generation = self.message.generation == record.generation
+        return self._here(record) and same_generation and self._asks_the_same(record)
 
     def _queued_here(self, record: RowRecord) -> bool:
         """The splitter's own message for a row that was redriven into this run before."""
@@ -203,7 +208,7 @@ class ClaimRequest:
             generation=max(record.generation, self.message.generation),
             possible_duplicate_charges=(record.possible_duplicate_charges if carry else 0)
             + int(record.state is RowState.SENT),
-            spent=record.spent if carry else 0,
+            spent=_known_cost(record) if carry else 0,
             version=record.version,
         )
 
@@ -225,6 +230,16 @@ class ClaimRequest:
 
     def _claim(self, record: RowRecord) -> Claim:
         return Claim(job=self.message.job, owner=self.owner, record=record)
+
+
+def _known_cost(record: RowRecord) -> int:
+    """What a row has cost so far; a result's cost includes what was spent before it."""
+    return record.spent if record.result is None else record.result.cost_micro_usd or record.spent
+
+
+def same_write(written: RowRecord, wanted: RowRecord) -> bool:
+    """Our own write, whose answer was lost; only the heartbeat may have touched it since."""
+    return replace(written, lease_until=wanted.lease_until) == wanted
 
 
 def _next(record: RowRecord, now: float, lease_seconds: float) -> RowRecord:

@@ -144,7 +144,7 @@ class LedgerTable(RunItems):
                 if refused.item is None:
                     return claim
                 written = ROWS.from_item(refused.item)
-                return moved if _is_the_same(written, change.record) else None
+                return moved if rowmoves.same_write(written, change.record) else None
             except Conflict:
                 self._pause(attempt)
             else:
@@ -168,7 +168,3 @@ class LedgerTable(RunItems):
             if code_of(error) != "ConditionalCheckFailedException":
                 raise
 
-
-def _is_the_same(written: RowRecord, wanted: RowRecord) -> bool:
-    """Our own write, whose answer was lost; only the heartbeat may have touched it since."""
-    return replace(written, lease_until=wanted.lease_until) == wanted
