@@ -60,7 +60,7 @@ class RowEditor:
             case NotClaimed.HELD:
                 return HELD_SECONDS
         errand = RowErrand(claim, run, message.request, self.rows, self.telemetry)
-        with leases.held(claim):
+        with leases.held(claim), self.telemetry.bound(job=message.job, row=message.key):
             return self._carry_out(errand, message, deadline)
 
     def _carry_out(self, errand: RowErrand, message: RowMessage, deadline: float) -> float | None:
@@ -178,7 +178,8 @@ class RowEditor:
         if result.fallback:
             self.telemetry.metric("FallbackUsed")
         if result.cost_micro_usd:
-            self.telemetry.metric("CostUSD", result.cost_micro_usd / 1e6, unit="None")
+            cost = result.cost_micro_usd / 1e6
+            self.telemetry.metric("CostUSD", cost, endpoint=result.endpoint, unit="None")
         self.telemetry.info(
             "row_settled",
             job=claim.job,
