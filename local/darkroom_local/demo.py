@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from darkroom_local import simulation, stack
 from darkroom_local.processes import LOOPBACK, ROOT, LocalStackError
@@ -44,7 +45,7 @@ STYLES = {"succeeded": "green", "failed": "yellow", "dead": "red", "skipped": "d
 
 
 def main() -> int:
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     real = os.environ.get("PROVIDERS", "simulated") == "real"
     if real and not any(os.environ.get(name, "").strip() for name in KEYS):
         console.print(f"PROVIDERS=real needs a key in {' or '.join(KEYS)}.", style="red")
@@ -121,24 +122,23 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 def _summary(manifest: Sequence[Mapping[str, str]]) -> Table:
     table = Table(title=f"{len(manifest)} rows", title_justify="left", title_style="bold")
-    for heading in ("row", "status", "reason", "provider", "endpoint", "USD"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("output or detail", overflow="fold")
+    table.add_column("row", justify="right", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    table.add_column("by", no_wrap=True)
+    table.add_column("USD", justify="right", no_wrap=True)
+    table.add_column("picture, or why there is none", overflow="fold")
     for line in manifest:
         status = line["status"]
-        provider = line["provider"] + (" (fallback)" if line["fallback"] == "true" else "")
-        table.add_row(
-            line["row"],
-            f"[{STYLES.get(status, '')}]{status}[/]",
-            line["reason"],
-            provider,
-            line["endpoint"],
-            line["cost_usd"],
-            line["output"] or line["detail"],
-        )
-    total = sum(float(line["cost_usd"] or 0) for line in manifest)
-    table.caption = f"${total:.4f} in all"
+        by = line["provider"] + (" (fallback)" if line["fallback"] == "true" else "")
+        why = Text(line["output"].removeprefix(f"{JOB}/") or f"{line['reason']}: {line['detail']}")
+        style = STYLES.get(status, "")
+        table.add_row(line["row"], Text(status, style), by, f"{_usd(line):.4f}", why)
+    table.caption = f"${sum(map(_usd, manifest)):.4f} in all"
     return table
+
+
+def _usd(line: Mapping[str, str]) -> float:
+    return float(line["cost_usd"] or 0)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """SAM CLI, called just as a user calls it."""
 
 import fcntl
+import hashlib
 import os
 import subprocess
 import sys
@@ -12,14 +13,20 @@ from darkroom_local.ministack import aws_environment
 from darkroom_local.processes import ROOT, LocalStackError
 
 BIN = ROOT / ".venv-sam" / "bin"
+BUILT = ROOT / ".aws-sam" / "build" / ".sources"  # gone when another `sam build` ran
 SECONDS = 600
 # A profile or endpoint of the shell must not lead a local deployment into a real account.
 _KEPT_OUT = ("AWS_", "UV_PYTHON", "VIRTUAL_ENV", "SAM_", "DARKROOM_")
 
 
 def build() -> None:
-    """`sam build`; what did not change comes from the cache. Raises LocalStackError."""
+    """`sam build`, unless nothing changed since the last one. Raises LocalStackError."""
+    sources = _digest()
+    if BUILT.exists() and BUILT.read_text() == sources:
+        return
+    BUILT.unlink(missing_ok=True)
     _sam(["build"], _environment())
+    BUILT.write_text(sources)
 
 
 def deploy(url: str, stack: str, parameters: Mapping[str, str]) -> None:
@@ -29,6 +36,19 @@ def deploy(url: str, stack: str, parameters: Mapping[str, str]) -> None:
     if overrides:
         arguments += ["--parameter-overrides", *overrides]
     _sam(arguments, _environment() | aws_environment(url))
+
+
+def _digest() -> str:
+    """Of everything that `sam build` reads."""
+    digest = hashlib.sha256()
+    files = [ROOT / "template.yaml", ROOT / "samconfig.toml"]
+    for folder in ("layers", "functions"):
+        files += sorted((ROOT / folder).rglob("*"))
+    for path in files:
+        if path.is_file() and path.suffix != ".pyc":
+            digest.update(f"{path.relative_to(ROOT)} {path.stat().st_size}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 @contextmanager
