@@ -7,6 +7,7 @@ from darkroom.endpoint_state import SECOND, EndpointState
 
 MEMORY = 60 * SECOND  # over which the rate of calls is observed
 FEW_CALLS = 5
+OVERTAKEN = 5 * SECOND  # answers may overtake each other by this; an older one is a new item's
 
 
 class View:
@@ -28,8 +29,8 @@ class View:
     def saw(self, endpoint: str, state: EndpointState, now: int) -> None:
         with self._lock:
             known = self._seen.get(endpoint)
-            if known is not None and known[0].rev > state.rev > 0:
-                return  # answers overtook each other
+            if known is not None and known[0].rev > state.rev and now - known[1] < OVERTAKEN:
+                return
             self._seen[endpoint] = (state, now)
             counts = self._counts.setdefault(endpoint, deque())
             counts.append((now, state.calls))
