@@ -1,6 +1,7 @@
 """The image models, as data. Change a figure here, its source and `CHECKED`, then `make docs`.
 
-Prices in US dollars per million tokens; `picture_prices` in micro-USD ($0.134 is 134_000).
+Prices in US dollars per million tokens; `picture_prices` in micro-USD ($0.134 is 134_000). A source
+that "tells" is second hand. Read from stored copies of these pages, as of the dates they carry.
 """
 
 from dataclasses import replace
@@ -13,9 +14,28 @@ CHECKED = date(2026, 11, 21)
 
 _OPENAI_API = "openai 3.52, image_edit_params and image_generate_params"
 _OPENAI_MODELS = "https://developers.openai.com/api/docs/models"
-_OPENAI_GUIDE = "https://developers.openai.com/api/docs/guides/image-generation"
-_GEMINI_PRICES = "https://ai.google.dev/gemini-api/docs/pricing"
-_GEMINI_GUIDE = "https://ai.google.dev/gemini-api/docs/image-generation"
+_GPT_1_PRICES = (
+    "https://www.aifreeapi.com/en/posts/gpt-image-1-5-pricing (tells OpenAI's prices of 2026-03-23)"
+)
+_GPT_15_PRICES = (
+    "https://www.llmreference.com/model/gpt-image-1.5/openai-api (tells OpenAI's of 2026-05-10)"
+)
+_GPT_2_PRICES = (
+    "https://yingtu.ai/en/blog/gpt-image-2-cost-per-image (tells OpenAI's prices of 2026-05-06)"
+)
+_GPT_25_PRICES = (
+    "https://apidog.com/blog/gpt-image-2-5-api/ (tells OpenAI's prices of 2026-09-09); tokens of a "
+    "picture: https://github.com/sanand0/blog, quality-levels-of-gpt-image-2.5-flare, 2026-09-26"
+)
+_DALL_E_PRICES = "OpenAI's last price list for DALL-E, from before it was shut down; not read again"
+_GEMINI_PRICES = (
+    "https://www.aifreeapi.com/en/posts/gemini-3-pro-image-preview-pricing (tells "
+    "https://ai.google.dev/gemini-api/docs/pricing of 2026-03-23)"
+)
+_GEMINI_TYPES = "google-genai 3.4, types.ImageConfig"
+_GEMINI_25_PRICES = (
+    "1,290 tokens a picture at $30 per million, as many pages tell Google's price page"
+)
 _VERTEX = "https://docs.cloud.google.com/vertex-ai/generative-ai/docs/models/gemini"
 
 _RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")
@@ -54,7 +74,7 @@ GEMINI_MODELS = (
         prices=TokenPrices(2, 2, 120, text_out=12, input_image_tokens=1120),
         picture_prices={"1K": 134_400, "2K": 134_400, "4K": 240_000},
         aliases=("gemini-3-pro-image-preview",),
-        sources=(_GEMINI_PRICES, _GEMINI_GUIDE),
+        sources=(_GEMINI_PRICES, _GEMINI_TYPES),
     ),
     replace(
         _GEMINI,
@@ -63,19 +83,19 @@ GEMINI_MODELS = (
         prices=TokenPrices(0.5, 0.5, 60, text_out=3, input_image_tokens=1120),
         picture_prices={"1K": 67_200, "2K": 100_800, "4K": 151_200},
         aliases=("gemini-3.1-flash-image-preview",),
-        sources=(_GEMINI_PRICES, f"{_VERTEX}/3-1-flash-image"),
+        sources=(f"{_VERTEX}/3-1-flash-image", _GEMINI_TYPES),
     ),
     replace(
         _GEMINI,
         name="gemini-2.5-flash-image",
         max_images=3,
         resolutions=(),
-        thinking_tokens=512,
+        thinking_tokens=2048,
         prices=TokenPrices(0.3, 0.3, 30, text_out=2.5, input_image_tokens=4128),
         picture_prices={"1K": 38_700},
         note="always about one megapixel",
         aliases=("gemini-2.5-flash-image-preview",),
-        sources=(_GEMINI_PRICES, f"{_VERTEX}/2-5-flash-image"),
+        sources=(f"{_VERTEX}/2-5-flash-image", _GEMINI_25_PRICES, _GEMINI_TYPES),
     ),
 )
 
@@ -117,18 +137,21 @@ OPENAI_MODELS = (
     replace(
         _GPT,
         name="gpt-image-1.5",
-        sources=(f"{_OPENAI_MODELS}/gpt-image-1.5", _OPENAI_API),
+        sources=(_GPT_15_PRICES, _OPENAI_API),
     ),
     replace(
         _GPT_2,
         name="gpt-image-2",
-        sources=(f"{_OPENAI_MODELS}/gpt-image-2", _OPENAI_GUIDE, _OPENAI_API),
+        sources=(_GPT_2_PRICES, _OPENAI_API),
     ),
     *(
         replace(
             _GPT_25,
             name=name,
-            sources=(f"{_OPENAI_MODELS}/{name}", _OPENAI_API),
+            sources=(
+                f"{_OPENAI_MODELS}/gpt-image-2.6-sunburst" if "2.6" in name else _GPT_25_PRICES,
+                _OPENAI_API,
+            ),
             note=""
             if "2.5" in name
             else "price of a picture taken from 2.5: same price of a token",
@@ -152,7 +175,7 @@ OPENAI_MODELS = (
         _GPT,
         name="chatgpt-image-latest",
         note="an alias that its provider moves; prices of gpt-image-1.5 assumed",
-        sources=(f"{_OPENAI_MODELS}/chatgpt-image-latest", _OPENAI_API),
+        sources=(_GPT_1_PRICES, _OPENAI_API),
     ),
     replace(
         _GPT,
@@ -160,7 +183,7 @@ OPENAI_MODELS = (
         prices=TokenPrices(5, 10, 40, text_out=10, input_image_tokens=1024),
         picture_prices=_by_size((11_000, 16_000), (42_000, 63_000), (167_000, 250_000)),
         retired_on=date(2026, 10, 23),
-        sources=(f"{_OPENAI_MODELS}/gpt-image-1", _OPENAI_API),
+        sources=(_GPT_1_PRICES, _OPENAI_API),
     ),
     Model(
         name="dall-e-2",
@@ -176,7 +199,7 @@ OPENAI_MODELS = (
         picture_prices={"any/256x256": 16_000, "any/512x512": 18_000, "any/1024x1024": 20_000},
         retired_on=date(2026, 5, 12),
         note="edits one square PNG, where a mask or the image itself is transparent",
-        sources=(f"{_OPENAI_MODELS}/dall-e-2", _OPENAI_API),
+        sources=(_DALL_E_PRICES, _OPENAI_API),
     ),
     Model(
         name="dall-e-3",
@@ -196,7 +219,7 @@ OPENAI_MODELS = (
         },
         retired_on=date(2026, 5, 12),
         note="makes one new picture from words, edits none",
-        sources=(f"{_OPENAI_MODELS}/dall-e-3", _OPENAI_API),
+        sources=(_DALL_E_PRICES, _OPENAI_API),
     ),
 )
 

@@ -22,7 +22,7 @@ class SlidingWindow:
         if len(self._allowed) < self.most:
             self._allowed.append(now)
             return 0.0
-        return self._allowed[0] + self.seconds - now
+        return max(1e-6, self._allowed[0] + self.seconds - now)
 
 
 def densest(arrivals: list[float], seconds: float) -> int:

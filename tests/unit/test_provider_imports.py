@@ -1,0 +1,26 @@
+"""A cold start pays for an SDK only when a call needs it."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("openai", "google.genai", "PIL.Image", "boto3")
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "darkroom.planning",
+        "darkroom.pictures",
+        "darkroom.capabilities",
+        "darkroom.adapters.gemini_images",
+        "darkroom.adapters.openai_images",
+    ],
+)
+def test_a_module_of_the_providers_loads_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print(*[m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == []
