@@ -104,7 +104,7 @@ def _await_run(session: Session, job: str, every: float, upload: Upload) -> None
 def _watch_bar(session: Session, looks: Iterator[Progress]) -> Progress | None:
     last = None
     with _bar(session) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("waiting for the job to start", total=None)
         for last in looks:
             total = last.rows if last.split_done else None
             bar.update(task, total=total, completed=last.done, description=_line(last))
