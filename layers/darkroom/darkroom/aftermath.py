@@ -2,10 +2,11 @@
 
 from darkroom import health, limiter
 from darkroom.calls import CallFailed, CallPlan, Outcome
+from darkroom.desk import Desk
 from darkroom.endpoint_state import SECOND, EndpointState, Health, StatesUnavailable
 from darkroom.endpoints import Endpoint, key_fingerprint
-from darkroom.pool import Held, Pool
-from darkroom.ports import EndpointStates, Telemetry
+from darkroom.pool import Held
+from darkroom.ports import Telemetry
 
 LONG_WAIT_SECONDS = 60.0  # asked to wait longer, an endpoint is out of service, not just slow
 
@@ -13,11 +14,9 @@ LONG_WAIT_SECONDS = 60.0  # asked to wait longer, an endpoint is out of service,
 class Aftermath:
     """Writes outcomes down where every worker sees them."""
 
-    def __init__(
-        self, pool: Pool, states: EndpointStates, telemetry: Telemetry, margin: int = limiter.MARGIN
-    ) -> None:
-        self._pool = pool
-        self._states = states
+    def __init__(self, desk: Desk, telemetry: Telemetry, margin: int = limiter.MARGIN) -> None:
+        self._desk = desk
+        self._states = desk.states
         self._telemetry = telemetry
         self._margin = margin
 
@@ -26,7 +25,7 @@ class Aftermath:
         transient = failure is not None and failure.outcome.transient
         how = Health.FAILED if transient else Health.GOOD
         endpoint = held.endpoint
-        state = self._pool.give_back(endpoint, held.lease, how, probe=held.probe)
+        state = self._desk.give_back(endpoint, held.lease, how, probe=held.probe)
         if failure is None or state is None:
             return
         try:
@@ -63,29 +62,31 @@ class Aftermath:
         self, endpoint: Endpoint, state: EndpointState, failure: CallFailed, sent_at: int
     ) -> EndpointState:
         self._telemetry.metric("RateLimited", endpoint=endpoint.name)
-        now = self._pool.now()
+        now = self._desk.now()
         limits = limiter.limits_of(endpoint, self._margin)
         asked = failure.retry_after_seconds
         if failure.daily or (asked or 0) > LONG_WAIT_SECONDS:
             until = now + int((asked or 0) * SECOND)
             if failure.daily and asked is None:
                 until = limiter.provider_day(endpoint.provider, now).end + limits.margin
-            return self._saw(endpoint, self._states.rest(endpoint.name, until))
-        observed = self._pool.view.observed_interval(endpoint.name)
+            return self._desk.saw(endpoint, self._states.rest(endpoint.name, until))
+        observed = self._desk.view.observed_interval(endpoint.name)
         gap = limiter.slowed_gap(state, limits, observed, now)
         # For a minute after slowing down, the calls made before it still count against us.
-        state = self._saw(
+        state = self._desk.saw(
             endpoint, self._states.slow(endpoint.name, gap, now, sent_at - limiter.MINUTE)
         )
         if asked is None:
             again = min(max(0, state.failures - 1), 6)
             asked = min(LONG_WAIT_SECONDS, max(endpoint.retry_delay_seconds, 1.0) * 2**again)
-        return self._saw(endpoint, self._states.pause(endpoint.name, now + int(asked * SECOND)))
+        return self._desk.saw(
+            endpoint, self._states.pause(endpoint.name, now + int(asked * SECOND))
+        )
 
     def _rest_key(self, held: Held, failure: CallFailed) -> None:
         endpoint, fingerprint = held.endpoint, key_fingerprint(held.key)
-        rest = health.rest_of(failure.outcome, failure.retry_after_seconds, self._pool.now())
-        self._saw(endpoint, self._states.rest_key(endpoint.name, fingerprint, rest))
+        rest = health.rest_of(failure.outcome, failure.retry_after_seconds, self._desk.now())
+        self._desk.saw(endpoint, self._states.rest_key(endpoint.name, fingerprint, rest))
         self._telemetry.metric("KeyRejected", endpoint=endpoint.name)
         self._telemetry.error(
             "key_rejected",
@@ -96,13 +97,9 @@ class Aftermath:
         )
 
     def _trip(self, endpoint: Endpoint, state: EndpointState) -> None:
-        until = self._pool.now() + health.cool_down(state.opens + 1)
+        until = self._desk.now() + health.cool_down(state.opens + 1)
         opened, state = self._states.trip(endpoint.name, until)
-        self._saw(endpoint, state)
+        self._desk.saw(endpoint, state)
         if opened:
             self._telemetry.metric("BreakerOpened", endpoint=endpoint.name)
             self._telemetry.warning("breaker_opened", endpoint=endpoint.name)
-
-    def _saw(self, endpoint: Endpoint, state: EndpointState) -> EndpointState:
-        self._pool.view.saw(endpoint.name, state, self._pool.now())
-        return state

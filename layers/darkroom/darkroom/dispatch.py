@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from darkroom import limiter
 from darkroom.aftermath import Aftermath
 from darkroom.calls import Provider
+from darkroom.desk import Desk
 from darkroom.endpoint_state import StatesUnavailable
 from darkroom.endpoints import EndpointsSecret
 from darkroom.errand import Delivery, Errand, Ineligible, LeaseLost
@@ -45,8 +46,9 @@ class Dispatcher:
         self.clock = clock
         self.rng = rng
         self.telemetry = telemetry
-        self.pool = Pool(states, clock, rng, telemetry, margin)
-        self.aftermath = Aftermath(self.pool, states, telemetry, margin)
+        self.desk = Desk(states, clock, telemetry, margin)
+        self.pool = Pool(self.desk, clock, rng)
+        self.aftermath = Aftermath(self.desk, telemetry, margin)
         self._editors = editors
         self._warned: set[str] = set()
 

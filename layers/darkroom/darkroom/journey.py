@@ -126,13 +126,13 @@ class Journey:
 
     def _back_off(self, endpoint: Endpoint, tries: int) -> bool:
         """Sleep before the next try; False when there should be none."""
-        if tries > endpoint.max_retries or self.home.pool.closed(endpoint):
+        if tries > endpoint.max_retries or self.home.desk.closed(endpoint):
             return False
         delay = min(BACKOFF_CAP_SECONDS, endpoint.retry_delay_seconds * 2 ** (tries - 1))
         delay = self._jittered(delay)
-        if self.home.pool.now() + int(delay * SECOND) > self._latest(endpoint):
+        if self.home.desk.now() + int(delay * SECOND) > self._latest(endpoint):
             return False
-        return self.home.pool.wait(endpoint, delay)
+        return self.home.desk.wait(endpoint, delay)
 
     def _with_newest_keys(self, endpoint: Endpoint) -> Endpoint:
         """A rejected key has the secret read again: the mended keys may be there already."""
@@ -200,7 +200,7 @@ class Journey:
         if lasting[name] > self._latest(endpoint):
             why = ", ".join(f"{n} ({gate})" for n, (gate, _) in sorted(self.out.items()))
             raise self._deferral(f"every endpoint is out of service: {why}", lasting[name])
-        self.home.pool.wait_until_open(endpoint, lasting[name])
+        self.home.desk.wait_until_open(endpoint, lasting[name])
 
     def _unplaceable(self) -> RowRejected | RetryRow:
         if self.missing:
@@ -211,7 +211,7 @@ class Journey:
 
     def _keys_rest(self) -> RetryRow:
         endpoint = next(e for e in self.secret.endpoints if e.name in self.out)
-        state = self.home.pool.view.state(endpoint.name)
+        state = self.home.desk.view.state(endpoint.name)
         resting = list(state.keys.values()) if state else []
         reason = Reason(resting[-1].why.value) if resting else Reason.KEY_REJECTED
         detail = "every key was turned away lately and rests; mend the endpoints secret"
@@ -226,7 +226,7 @@ class Journey:
         return int((self.deadline - endpoint.timeout_seconds - AFTER_CALL_SECONDS) * SECOND)
 
     def _latest_retry(self, endpoint: Endpoint) -> int:
-        soon = self.home.pool.now() + int(LONG_WAIT_SECONDS * SECOND)
+        soon = self.home.desk.now() + int(LONG_WAIT_SECONDS * SECOND)
         return min(soon, self._latest(endpoint))
 
     def _jittered(self, seconds: float) -> float:
