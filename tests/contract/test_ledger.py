@@ -301,7 +301,9 @@ def test_a_worker_with_an_old_view_of_the_job_does_not_take_a_row_of_the_new_run
     new = begin(ledger, job, "run-2")
     assert ledger.settle(claim(ledger, message(new), new), SUCCESS)
     assert ledger.claim(message(old), old, "late", LEASE) is NotClaimed.HELD
-    assert ledger.claim(message(old), new, "late", LEASE) is NotClaimed.SUPERSEDED
+    assert ledger.claim(message(old), new, "late", LEASE) is NotClaimed.SETTLED
+    other = message(old, wish="a blue hat")
+    assert ledger.claim(other, new, "late", LEASE) is NotClaimed.SUPERSEDED
 
 
 def test_a_row_redriven_from_an_earlier_upload_counts_beyond_what_was_queued(

@@ -89,8 +89,8 @@ class _Batch:
             return self._handle(number, received)
         except ServiceUnavailable as error:
             self._to.telemetry.warning("service_unavailable", error=str(error))
-        except Exception as error:  # noqa: BLE001  # one message must not fail the others
-            self._to.telemetry.error("message_crashed", error=repr(error))
+        except Exception:  # noqa: BLE001  # one message must not fail the others
+            self._to.telemetry.exception("message_crashed", message_id=received.message_id)
         self._keep(received, TROUBLE_SECONDS)
         return None
 

@@ -88,7 +88,7 @@ class RowEditor:
         except (LeaseLost, ServiceUnavailable):
             raise
         except Exception as error:  # noqa: BLE001  # a bug must not lose a row, nor repeat for ever
-            self.telemetry.error("row_crashed", job=message.job, row=message.key, error=repr(error))
+            self.telemetry.exception("row_crashed", job=message.job, row=message.key)
             detail = f"an unexpected error stopped the work: {type(error).__name__}"
             return self._again(errand, message, RetryRow(Reason.WORKER_LOST, detail))
         return self._settle(errand, result)

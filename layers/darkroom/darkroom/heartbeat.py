@@ -88,5 +88,5 @@ class Heartbeat:
             leases.beat(self.queue, self.rows, self.lease_seconds)
         except ServiceUnavailable as error:
             self.telemetry.warning("heartbeat_missed", error=str(error))
-        except Exception as error:  # noqa: BLE001  # the heart goes on beating
-            self.telemetry.error("heartbeat_failed", error=repr(error))
+        except Exception:  # noqa: BLE001  # the heart goes on beating
+            self.telemetry.exception("heartbeat_failed")
