@@ -1,4 +1,5 @@
-"""The image models, as data. Change a figure here, its source and `CHECKED`, then `make docs`.
+"""The image models, as data. Change a figure here with its source and `CHECKED`, then run
+`python -m darkroom_local.models_page`.
 
 Prices in US dollars per million tokens; `picture_prices` in micro-USD ($0.134 is 134_000). A source
 that "tells" is second hand. Read from stored copies of these pages, as of the dates they carry.
