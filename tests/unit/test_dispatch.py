@@ -145,6 +145,17 @@ def test_when_all_fail_the_first_tiers_error_is_the_one_reported() -> None:
     assert error.delay_seconds > 0
 
 
+def test_the_first_tiers_trouble_is_reported_also_by_a_row_that_was_spared_it() -> None:
+    world = two_tiers(max_retries=3, retry_delay_seconds=0)
+    world.editor.always |= {"gemini": Outcome.UNAVAILABLE, "openai": Outcome.UNAVAILABLE}
+    world.failing(RetryRow)
+    error = world.failing(RetryRow)
+    assert world.editor.called() == [*["gemini"] * 4, "openai", "openai"]
+    assert (error.reason, error.endpoint) == (Reason.UNAVAILABLE, "gemini")
+    assert "breaker" in error.detail
+    assert "openai" in error.detail
+
+
 def test_a_mask_that_one_model_cannot_honour_goes_to_another_before_any_booking() -> None:
     world = two_tiers()
     delivery = world.go(PlainErrand(unfit={"gemini": "it takes no mask"}))

@@ -21,6 +21,11 @@ JITTER = 0.3
 RETRY_ROW_SECONDS = 30.0
 KEYS_RESTING_SECONDS = 300.0  # for somebody to mend the keys, before another attempt is spent
 MAX_DEFER_SECONDS = 900.0
+_REASONS = {
+    Gate.BREAKER: Reason.UNAVAILABLE,
+    Gate.DAY: Reason.RATE_LIMITED,
+    Gate.KEYS: Reason.KEY_REJECTED,
+}
 
 
 @dataclass(slots=True)
@@ -54,8 +59,19 @@ class Journey:
             return DeferRow(detail, delay_seconds=RETRY_ROW_SECONDS)
         first = min(e.tier for e, _ in self.failures)
         endpoint, failure = [f for f in self.failures if f[0].tier == first][-1]
+        passed_over = [e for e in self.secret.endpoints if e.name in self.out and e.tier < first]
+        if passed_over:
+            return self._earlier_tier_was_out(passed_over[0], endpoint, failure)
         wait = KEYS_RESTING_SECONDS if failure.outcome.blames_key else RETRY_ROW_SECONDS
         return _retry(endpoint, failure.reason, failure.detail, self._jittered(wait))
+
+    def _earlier_tier_was_out(
+        self, endpoint: Endpoint, called: Endpoint, failure: CallFailed
+    ) -> RetryRow:
+        """The first tier's error also when this row was spared it."""
+        gate = self.out[endpoint.name][0]
+        detail = f"out of service ({gate}), and {called.name}: {failure.detail}"
+        return _retry(endpoint, _REASONS[gate], detail, self._jittered(RETRY_ROW_SECONDS))
 
     def _try_tier(self, tier: int) -> Delivery | None:
         while candidates := self._candidates(tier):
