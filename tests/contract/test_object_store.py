@@ -1,0 +1,82 @@
+"""One suite for the results bucket in memory and in S3 (on MiniStack)."""
+
+import io
+
+import pytest
+
+from darkroom.adapters.object_store import S3ObjectStore
+from darkroom.ports import ObjectStore
+from tests.conftest import ClientFactory
+from tests.fakes.services import FakeStore
+
+
+@pytest.fixture(scope="module")
+def bucket(aws_client: ClientFactory) -> str:
+    aws_client("s3").create_bucket(Bucket="contract-results")
+    return "contract-results"
+
+
+@pytest.fixture(params=["memory", "s3"])
+def store(request: pytest.FixtureRequest) -> ObjectStore:
+    if request.param == "memory":
+        return FakeStore()
+    client: ClientFactory = request.getfixturevalue("aws_client")
+    return S3ObjectStore(client("s3"), request.getfixturevalue("bucket"))
+
+
+@pytest.fixture
+def key(request: pytest.FixtureRequest) -> str:
+    return f"jobs/{request.node.name}/images/größe 1.png"
+
+
+def test_what_was_put_is_got(store: ObjectStore, key: str) -> None:
+    assert store.get(key) is None
+    assert store.metadata(key) is None
+    assert store.put(key, b"png", "image/png", {"row": "000000"})
+    assert store.get(key) == b"png"
+    metadata = store.metadata(key)
+    assert metadata is not None
+    assert metadata["row"] == "000000"
+    assert store.put(key, io.BytesIO(b"again"), "image/png")
+    assert store.get(key) == b"again"
+
+
+def test_metadata_survives_every_character_people_write(store: ObjectStore, key: str) -> None:
+    told = {"warnings": "größer 🎩 100% \x01 | zwei\nZeilen", "model": "gemini-3-pro-image"}
+    store.put(key, b"png", "image/png", told)
+    metadata = store.metadata(key)
+    assert metadata is not None
+    assert {name: metadata[name] for name in told} == told
+
+
+def test_only_if_new_puts_once(store: ObjectStore, key: str) -> None:
+    assert store.put(key, b"first", "image/png", only_if_new=True)
+    assert not store.put(key, b"second", "image/png", only_if_new=True)
+    assert store.get(key) == b"first"
+
+
+def test_replacing_needs_the_object_that_was_seen(store: ObjectStore, key: str) -> None:
+    store.put(key, b"first", "image/png")
+    seen = store.metadata(key)
+    assert seen is not None
+    store.put(key, b"second", "image/png")
+    assert not store.put(key, b"third", "image/png", replaces=seen["etag"])
+    assert store.get(key) == b"second"
+    seen = store.metadata(key)
+    assert seen is not None
+    assert store.put(key, b"third", "image/png", replaces=seen["etag"])
+    assert store.get(key) == b"third"
+
+
+def test_replacing_what_is_gone_does_nothing(store: ObjectStore, key: str) -> None:
+    assert not store.put(key, b"third", "image/png", replaces='"0123"')
+    assert store.get(key) is None
+
+
+def test_metadata_is_cut_to_what_s3_takes(aws_client: ClientFactory, bucket: str, key: str) -> None:
+    store = S3ObjectStore(aws_client("s3"), bucket)
+    store.put(key, b"png", "image/png", {"row": "000000", "warnings": "größe " * 1000})
+    metadata = store.metadata(key)
+    assert metadata is not None
+    assert metadata["row"] == "000000"
+    assert metadata["warnings"].startswith("größe größe")
