@@ -1,0 +1,214 @@
+"""The main job: a CSV in, edited images, a manifest and a gallery out, whatever its rows are."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from darkroom_local.providers import Simulator
+from tests.e2e.jobs import Jobs, Results, picture
+
+pytestmark = pytest.mark.e2e
+
+HEADER = "image_url,instruction,aspect_ratio,output_name,sku\n"
+MIXED = Path(__file__).with_name("mixed.csv").read_text()
+EXPECTED = [
+    ("succeeded", ""),
+    ("succeeded", ""),
+    ("succeeded", ""),
+    ("succeeded", ""),
+    ("succeeded", ""),
+    ("failed", "refused"),
+    ("failed", "bad_image"),
+    ("failed", "bad_image"),
+    ("failed", "bad_input"),
+    ("failed", "bad_input"),
+    ("failed", "bad_input"),
+    ("succeeded", ""),
+]
+SENTENCES = {
+    "png-renamed": (picture(), "not a CSV"),
+    "empty": (b"", "empty"),
+    "no-header": (b"photos/one.png,Make it night\nphotos/two.jpg,Make it day\n", "instruction"),
+    "no-instruction": (b"image_url,sku\nphotos/one.png,A-1\n", "instruction"),
+    "cut-off": (b'image_url,instruction\nphotos/one.png,"Make it night\n,and then', "quote"),
+}
+
+
+@pytest.fixture(scope="module")
+def photos(jobs: Jobs) -> None:
+    jobs.put("shop/photos/one.png", picture("teal"))
+    jobs.put("shop/photos/two.jpg", picture("orange", (200, 100), "JPEG"))
+    jobs.put("shop/photos/notes.png", b"these are notes, not a picture")
+
+
+@pytest.fixture(scope="module")
+def mixed(jobs: Jobs, photos: None) -> Results:
+    return jobs.run("shop/mixed.csv", ("\ufeff" + MIXED).encode())
+
+
+def test_every_row_stands_in_the_manifest_exactly_once(mixed: Results) -> None:
+    assert [line["row"] for line in mixed.manifest] == [str(n) for n in range(len(EXPECTED))]
+    assert [line["sku"] for line in mixed.manifest] == [f"A-{n + 1}" for n in range(len(EXPECTED))]
+
+
+def test_every_row_ends_as_it_should(mixed: Results) -> None:
+    assert [(line["status"], line["reason"]) for line in mixed.manifest] == EXPECTED
+
+
+def test_a_row_that_failed_says_why(mixed: Results) -> None:
+    failed = [line for line in mixed.manifest if line["status"] == "failed"]
+    assert all(line["detail"] and not line["output"] for line in failed)
+    assert "instruction" in failed[3]["detail"]
+    assert "5:7" in failed[4]["detail"]
+
+
+def test_every_edited_image_is_there_and_is_another_image(mixed: Results) -> None:
+    done = [line for line in mixed.manifest if line["status"] == "succeeded"]
+    for line in done:
+        image = mixed.image(line)
+        image.load()
+        assert image.getcolors(maxcolors=1) is None, "the picture came back as it was"
+    assert mixed.image(done[2]).format == "JPEG"
+    assert done[2]["output"] == "shop/mixed/images/both.jpg"
+
+
+def test_each_result_tells_who_made_it(mixed: Results) -> None:
+    first, fallen = mixed.manifest[0], mixed.manifest[4]
+    assert (first["provider"], first["endpoint"], first["fallback"]) == (
+        "gemini",
+        "gemini-main",
+        "false",
+    )
+    assert (fallen["provider"], fallen["endpoint"], fallen["fallback"]) == (
+        "openai",
+        "openai-main",
+        "true",
+    )
+    assert float(first["cost_usd"]) > 0
+    assert first["attempts"] == "1"
+    assert "gemini-3-pro-image" in json.dumps(mixed.metadata(first))
+
+
+def test_refusal_never_falls_back(mixed: Results) -> None:
+    refused = mixed.manifest[5]
+    assert refused["fallback"] == "false"
+    assert refused["provider"] != "openai"
+
+
+def test_nothing_is_written_outside_the_job(mixed: Results, jobs: Jobs) -> None:
+    s3 = jobs.info.client("s3")
+    found = s3.list_objects_v2(Bucket=jobs.info.outputs["ResultsBucketName"])["Contents"]
+    assert [o["Key"] for o in found if "escape" in o["Key"]] == []
+
+
+def test_summary_and_gallery_tell_the_same_as_the_manifest(mixed: Results) -> None:
+    summary = mixed.summary
+    assert summary["state"] == "done"
+    assert summary["counts"]["rows"] == len(EXPECTED)
+    assert summary["counts"]["succeeded"] == 6
+    assert summary["counts"]["failed"] == 6
+    assert summary["by_reason"] == {"refused": 1, "bad_image": 2, "bad_input": 3}
+    page = mixed.read("report.html").decode()
+    assert page.count("A lighthouse at dusk") >= 1
+    assert {"manifest.csv", "job.json", "report.html"} <= mixed.names()
+
+
+def test_the_same_upload_again_pays_for_nothing(
+    mixed: Results, jobs: Jobs, simulator: Simulator
+) -> None:
+    before = simulator.stats()
+    again = jobs.run("shop/mixed.csv", ("\ufeff" + MIXED).encode())
+    assert simulator.stats() == before
+    assert [(line["status"], line["reason"]) for line in again.manifest] == EXPECTED
+    assert again.summary["counts"]["resumed"] == 6
+    assert again.summary["counts"]["succeeded"] == 6
+    assert again.manifest[4]["endpoint"] == "openai-main"
+
+
+def test_a_corrected_upload_redoes_just_the_changed_rows(
+    jobs: Jobs, photos: None, simulator: Simulator
+) -> None:
+    first = HEADER + "photos/one.png,Make it [row:x] green,,,B-1\n,A [row:y] tree,,,B-2\n"
+    jobs.run("shop/corrected.csv", first.encode())
+    fixed = jobs.run("shop/corrected.csv", first.replace("green", "blue").encode())
+    assert [line["status"] for line in fixed.manifest] == ["succeeded", "succeeded"]
+    assert simulator.stats()["gemini-main"]["calls_by_marker"]["x"] == 2
+    assert simulator.stats()["gemini-main"]["calls_by_marker"]["y"] == 1
+
+
+def test_an_event_twice_changes_nothing(jobs: Jobs, photos: None, simulator: Simulator) -> None:
+    results = jobs.run("shop/twice.csv", (HEADER + ",A [row:twice] boat,,,C-1\n").encode())
+    record = {
+        "s3": {
+            "bucket": {"name": jobs.info.outputs["InputBucketName"]},
+            "object": {
+                "key": "shop/twice.csv",
+                "versionId": results.summary["source"]["version_id"],
+                "sequencer": "0055AED6DCD90281E5",
+            },
+        }
+    }
+    answer = jobs.info.client("lambda").invoke(
+        FunctionName=jobs.info.outputs["SplitterFunctionName"],
+        Payload=json.dumps({"Records": [record]}).encode(),
+    )
+    assert "FunctionError" not in answer
+    assert simulator.stats()["gemini-main"]["calls_by_marker"]["twice"] == 1
+    assert [line["status"] for line in results.manifest] == ["succeeded"]
+
+
+def test_a_gzipped_csv_is_read_as_well(jobs: Jobs, photos: None) -> None:
+    body = gzip.compress((HEADER + "photos/one.png,Make it night,,,D-1\n").encode())
+    results = jobs.run("shop/zipped.csv.gz", body)
+    assert results.job == "shop/zipped"
+    assert [line["status"] for line in results.manifest] == ["succeeded"]
+
+
+def test_a_multipart_upload_starts_a_job(jobs: Jobs, photos: None) -> None:
+    s3, bucket, key = jobs.info.client("s3"), jobs.info.outputs["InputBucketName"], "shop/parts.csv"
+    upload = s3.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+    part = s3.upload_part(
+        Bucket=bucket,
+        Key=key,
+        UploadId=upload,
+        PartNumber=1,
+        Body=(HEADER + ",A small house,,,E-1\n").encode(),
+    )
+    done = s3.complete_multipart_upload(
+        Bucket=bucket,
+        Key=key,
+        UploadId=upload,
+        MultipartUpload={"Parts": [{"ETag": part["ETag"], "PartNumber": 1}]},
+    )
+    results = jobs.wait("shop/parts", done.get("VersionId"))
+    assert [line["status"] for line in results.manifest] == ["succeeded"]
+
+
+def test_options_of_the_upload_are_honoured(jobs: Jobs, photos: None) -> None:
+    rows = "".join(f",Tree number {n},,,F-{n}\n" for n in range(4))
+    results = jobs.run("shop/options.csv", (HEADER + rows).encode(), {"filter-rows": "1,3"})
+    assert [line["status"] for line in results.manifest] == [
+        "skipped",
+        "succeeded",
+        "skipped",
+        "succeeded",
+    ]
+
+
+def test_an_unknown_option_fails_the_job_and_is_named(jobs: Jobs) -> None:
+    results = jobs.run("shop/typo.csv", (HEADER + ",A tree,,,\n").encode(), {"buget-usd": "5"})
+    assert results.summary["state"] == "failed"
+    assert "buget-usd" in results.summary["reason"]
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_a_bad_file_fails_with_one_clear_sentence(jobs: Jobs, name: str) -> None:
+    body, word = SENTENCES[name]
+    results = jobs.run(f"bad/{name}.csv", body)
+    assert results.summary["state"] == "failed"
+    reason = results.summary["reason"]
+    assert word in reason
+    assert "\n" not in reason
+    assert "Traceback" not in reason
