@@ -26,7 +26,7 @@ def _tint(image: Image.Image, dark: str, light: str) -> Image.Image:
 
 def _sketch(image: Image.Image) -> Image.Image:
     edges = ImageOps.grayscale(image).filter(ImageFilter.FIND_EDGES)
-    return ImageOps.autocontrast(ImageOps.invert(edges)).convert("RGB")
+    return ImageOps.invert(edges.point(lambda value: min(255, value * 3))).convert("RGB")
 
 
 def _cartoon(image: Image.Image) -> Image.Image:
@@ -39,13 +39,17 @@ _BY_WORD: tuple[tuple[tuple[str, ...], Effect], ...] = (
     (("black and white", "grey", "gray", "monochrome"), lambda i: _tint(i, "black", "white")),
     (("sepia", "vintage", "old photo"), lambda i: _tint(i, "#2b1a08", "#f5e3c0")),
     (("night", "moon", "dark"), lambda i: _tint(i, "#020414", "#8fb0e8")),
-    (("sunset", "golden", "warm", "autumn"), lambda i: _tint(i, "#2a0a2e", "#ffd27a")),
+    (("sunset", "sunrise", "golden", "warm", "autumn"), lambda i: _tint(i, "#2a0a2e", "#ffd27a")),
     (("winter", "snow", "cold", "ice"), lambda i: _tint(i, "#0b2038", "#f4fbff")),
     (("sketch", "pencil", "drawing", "line art"), _sketch),
-    (("cartoon", "comic", "poster", "illustration"), _cartoon),
+    (("cartoon", "comic", "poster", "illustration", "mural", "paint"), _cartoon),
+    (("mist", "fog", "haze"), lambda i: Image.blend(i, Image.new("RGB", i.size, "#dfe6ea"), 0.55)),
     (("blur", "soft", "dream"), lambda i: i.filter(ImageFilter.GaussianBlur(i.width / 80))),
     (("bright", "white background", "studio"), lambda i: ImageEnhance.Brightness(i).enhance(1.35)),
     (("sharp", "detail", "restore"), lambda i: i.filter(ImageFilter.UnsharpMask(4, 220, 2))),
+    ((" blue",), lambda i: Image.blend(i, _tint(i, "#00082e", "#9fc4ff"), 0.8)),
+    ((" red",), lambda i: Image.blend(i, _tint(i, "#2e0004", "#ffa9a0"), 0.8)),
+    ((" green",), lambda i: Image.blend(i, _tint(i, "#00240c", "#b8f2b0"), 0.8)),
     (("vivid", "colour", "color", "saturat"), lambda i: ImageEnhance.Color(i).enhance(2.2)),
     (("mirror", "flip"), ImageOps.mirror),
     (("invert", "negative"), ImageOps.invert),
