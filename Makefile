@@ -56,7 +56,7 @@ check: .venv/.synced .venv-sam/.synced ## format, lint, types, template
 	$(SAM) validate --lint --template $(LINT_TRANSFORMED)
 
 checkov: .venv-checkov/.synced ## security findings of the template
-	.venv-checkov/bin/checkov --quiet --compact --framework cloudformation -f template.yaml
+	.venv-checkov/bin/checkov --quiet --compact --skip-download --framework cloudformation -f template.yaml
 
 test-sam-local: setup ## `sam local invoke` of the three functions in containers, where that can be done
 	$(PYTHON) -m darkroom_local.sam_local $(ARGS)

@@ -65,14 +65,15 @@ def _environment() -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(_KEPT_OUT)}
     return kept | {
         "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "UV": _uv(),
+        "UV": uv(),
         "DARKROOM_PYTHON": sys.executable,
         "SAM_CLI_TELEMETRY": "0",
         "SAM_CLI_CHECK_FOR_UPDATES": "0",
     }
 
 
-def _uv() -> str:
+def uv() -> str:
+    """Path of a uv that runs. Raises LocalStackError."""
     found = subprocess.run(  # noqa: S603 - our own script
         [ROOT / "scripts" / "uv"], capture_output=True, text=True, check=False
     )

@@ -1,0 +1,18 @@
+"""The template as CloudFormation gets it, with the parameters' defaults."""
+
+from typing import Any
+
+import pytest
+
+from darkroom_local.transform import transformed
+
+
+@pytest.fixture(scope="session")
+def template() -> dict[str, Any]:
+    return transformed()
+
+
+@pytest.fixture(scope="session")
+def resources(template: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = template["Resources"]
+    return found

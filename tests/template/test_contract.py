@@ -1,0 +1,65 @@
+"""The names that users and tools rely on: parameters, outputs, environment."""
+
+from typing import Any
+
+from darkroom.settings import Settings
+
+PARAMETERS = {
+    "WorkerProcesses": 4,
+    "RowsPerWorker": 4,
+    "AllowedImageHosts": "",
+    "TrustedImageHosts": "",
+    "OnUnknownOutcome": "retry",
+    "FallbackAlarmPercent": 30,
+    "NotificationEmail": "",
+    "KmsKeyArn": "",
+    "LogRetentionDays": 30,
+    "TracingMode": "PassThrough",
+    "Architecture": "x86_64",
+}
+OUTPUTS = {
+    "InputBucketName",
+    "ResultsBucketName",
+    "EndpointsSecretArn",
+    "RowsQueueUrl",
+    "DeadLetterQueueUrl",
+    "LedgerTableName",
+    "EndpointsTableName",
+    "SplitterFunctionName",
+    "EditorFunctionName",
+    "ReporterFunctionName",
+    "JobsTopicArn",
+    "DashboardName",
+}
+FUNCTIONS = ("SplitterFunction", "EditorFunction", "ReporterFunction")
+
+
+def test_parameters_have_the_documented_names_and_defaults(template: dict[str, Any]) -> None:
+    found = {name: p["Default"] for name, p in template["Parameters"].items()}
+    assert found | PARAMETERS == found
+
+
+def test_every_parameter_has_a_default_and_says_what_it_does(template: dict[str, Any]) -> None:
+    for name, parameter in template["Parameters"].items():
+        assert "Default" in parameter, f"{name}: `sam deploy` would ask for it"
+        assert len(parameter.get("Description", "")) > 20, name
+
+
+def test_limits_of_the_worker_parameters(template: dict[str, Any]) -> None:
+    workers, rows = (template["Parameters"][n] for n in ("WorkerProcesses", "RowsPerWorker"))
+    assert workers["MinValue"] == 2, "SQS takes no MaximumConcurrency below 2"
+    assert (rows["MinValue"], rows["MaxValue"]) == (1, 10)
+
+
+def test_every_output_of_the_contract_is_there(template: dict[str, Any]) -> None:
+    assert template["Outputs"].keys() >= OUTPUTS
+
+
+def test_the_environment_of_every_function_is_what_settings_reads(
+    resources: dict[str, Any],
+) -> None:
+    wanted = {name.upper() for name in Settings.model_fields}
+    for function in FUNCTIONS:
+        variables = resources[function]["Properties"]["Environment"]["Variables"]
+        ours = {name for name in variables if not name.startswith("POWERTOOLS_")}
+        assert ours == wanted, function

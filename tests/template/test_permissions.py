@@ -1,0 +1,77 @@
+"""Least privilege: a role per function, no wildcards but where AWS allows nothing finer."""
+
+from collections.abc import Iterator
+from typing import Any
+
+FUNCTIONS = ("SplitterFunction", "EditorFunction", "ReporterFunction")
+# AWS: "Actions, resources, and condition keys for AWS X-Ray": no resource types for these two.
+NOTHING_FINER = {"xray:PutTraceSegments", "xray:PutTelemetryRecords"}
+
+
+def statements(resources: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, resource in resources.items():
+        if resource["Type"] == "AWS::IAM::Role":
+            for policy in resource["Properties"]["Policies"]:
+                for statement in policy["PolicyDocument"]["Statement"]:
+                    yield name, statement.get("Fn::If", [None, statement])[1]
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def test_every_function_has_a_role_of_its_own(resources: dict[str, Any]) -> None:
+    roles = [resources[f]["Properties"]["Role"]["Fn::GetAtt"][0] for f in FUNCTIONS]
+    assert sorted(roles) == ["EditorRole", "ReporterRole", "SplitterRole"]
+    for role in roles:
+        assert "ManagedPolicyArns" not in resources[role]["Properties"]
+
+
+def test_sam_adds_no_role_of_its_own(resources: dict[str, Any]) -> None:
+    found = {name for name, r in resources.items() if r["Type"] == "AWS::IAM::Role"}
+    assert found == {"EditorRole", "ReporterRole", "SplitterRole"}
+
+
+def test_no_action_is_a_wildcard(resources: dict[str, Any]) -> None:
+    wild = [
+        (role, action)
+        for role, statement in statements(resources)
+        for action in as_list(statement["Action"])
+        if "*" in action
+    ]
+    assert wild == []
+
+
+def test_every_resource_is_named_where_aws_can_name_it(resources: dict[str, Any]) -> None:
+    anything = [
+        set(as_list(statement["Action"]))
+        for _, statement in statements(resources)
+        if "*" in as_list(statement["Resource"])
+    ]
+    assert anything, "tracing needs it"
+    assert all(actions == NOTHING_FINER for actions in anything)
+
+
+def test_every_statement_says_what_it_is_for(resources: dict[str, Any]) -> None:
+    named = [(role, statement["Sid"]) for role, statement in statements(resources)]
+    assert len(named) == len(set(named))
+
+
+def test_only_the_editor_reads_keys(resources: dict[str, Any]) -> None:
+    readers = {
+        role
+        for role, statement in statements(resources)
+        if "secretsmanager:GetSecretValue" in as_list(statement["Action"])
+    }
+    assert readers == {"EditorRole"}
+
+
+def test_no_function_deletes_a_users_data(resources: dict[str, Any]) -> None:
+    actions = {a for _, s in statements(resources) for a in as_list(s["Action"])}
+    assert {a for a in actions if "Delete" in a} == {"sqs:DeleteMessage"}
+
+
+def test_no_function_writes_to_the_input_bucket(resources: dict[str, Any]) -> None:
+    for _, statement in statements(resources):
+        if "s3:PutObject" in as_list(statement["Action"]):
+            assert statement["Resource"] == {"Fn::Sub": "${ResultsBucket.Arn}/*"}

@@ -1,0 +1,187 @@
+"""What the design relies on and a careless edit of the template would break."""
+
+from typing import Any
+
+import pytest
+
+FUNCTIONS = ("SplitterFunction", "EditorFunction", "ReporterFunction")
+USERS_DATA = ("InputBucket", "ResultsBucket", "LedgerTable")
+QUEUES = ("RowsQueue", "DeadLetterQueue", "AsyncFailuresQueue")
+BUCKETS = ("InputBucket", "ResultsBucket", "AccessLogsBucket")
+FOURTEEN_DAYS = 14 * 24 * 3600
+
+
+def of_type(resources: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
+    return {n: r["Properties"] for n, r in resources.items() if r["Type"] == kind}
+
+
+@pytest.fixture(scope="module")
+def editor(resources: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = resources["EditorFunction"]["Properties"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def rows_source(resources: dict[str, Any]) -> dict[str, Any]:
+    (found,) = of_type(resources, "AWS::Lambda::EventSourceMapping").values()
+    return found
+
+
+def test_one_number_is_the_global_worker_cap(
+    editor: dict[str, Any], rows_source: dict[str, Any]
+) -> None:
+    cap = {"Ref": "WorkerProcesses"}
+    assert editor["ReservedConcurrentExecutions"] == cap
+    assert rows_source["ScalingConfig"]["MaximumConcurrency"] == cap
+
+
+def test_a_batch_is_what_one_worker_does_at_once(rows_source: dict[str, Any]) -> None:
+    assert rows_source["BatchSize"] == {"Ref": "RowsPerWorker"}
+    assert rows_source["MaximumBatchingWindowInSeconds"] == 0
+
+
+def test_one_bad_row_does_not_fail_its_batch(rows_source: dict[str, Any]) -> None:
+    assert rows_source["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+
+
+def test_no_message_comes_back_while_its_editor_runs(
+    resources: dict[str, Any], editor: dict[str, Any]
+) -> None:
+    queue = resources["RowsQueue"]["Properties"]
+    assert queue["VisibilityTimeout"] >= 6 * editor["Timeout"]
+    assert queue["MessageRetentionPeriod"] == FOURTEEN_DAYS
+
+
+def test_deferring_never_dead_letters_a_row(resources: dict[str, Any]) -> None:
+    policy = resources["RowsQueue"]["Properties"]["RedrivePolicy"]
+    assert policy["maxReceiveCount"] == 1000, "SQS takes no more"
+    assert policy["deadLetterTargetArn"] == {"Fn::GetAtt": ["DeadLetterQueue", "Arn"]}
+
+
+def test_dead_letters_are_kept_as_long_as_sqs_can(resources: dict[str, Any]) -> None:
+    for name in ("DeadLetterQueue", "AsyncFailuresQueue"):
+        assert resources[name]["Properties"]["MessageRetentionPeriod"] == FOURTEEN_DAYS
+
+
+def test_the_splitter_hears_of_every_way_an_object_is_made(resources: dict[str, Any]) -> None:
+    told = resources["InputBucket"]["Properties"]["NotificationConfiguration"]
+    heard = {
+        (c["Event"], c["Filter"]["S3Key"]["Rules"][0]["Value"])
+        for c in told["LambdaConfigurations"]
+    }
+    assert heard == {("s3:ObjectCreated:*", ".csv"), ("s3:ObjectCreated:*", ".csv.gz")}
+
+
+def test_no_results_can_start_a_job(resources: dict[str, Any]) -> None:
+    assert "NotificationConfiguration" not in resources["ResultsBucket"]["Properties"]
+
+
+def test_the_splitter_may_invoke_itself_as_often_as_a_long_csv_needs(
+    resources: dict[str, Any],
+) -> None:
+    splitter = resources["SplitterFunction"]["Properties"]
+    assert splitter["RecursiveLoop"] == "Allow"
+    assert splitter["MemorySize"] == 1769, "a whole vCPU"
+
+
+def test_no_asynchronous_event_is_lost(resources: dict[str, Any]) -> None:
+    configured = of_type(resources, "AWS::Lambda::EventInvokeConfig").values()
+    where = {
+        c["FunctionName"]["Ref"]: c["DestinationConfig"]["OnFailure"]["Destination"]
+        for c in configured
+    }
+    lost = {"Fn::GetAtt": ["AsyncFailuresQueue", "Arn"]}
+    assert where == {"SplitterFunction": lost, "ReporterFunction": lost}
+
+
+@pytest.mark.parametrize("name", USERS_DATA)
+def test_a_users_data_outlives_the_stack(resources: dict[str, Any], name: str) -> None:
+    assert resources[name]["DeletionPolicy"] in ("Retain", "RetainExceptOnCreate")
+    assert resources[name]["UpdateReplacePolicy"] == "Retain"
+
+
+@pytest.mark.parametrize("name", BUCKETS)
+def test_buckets_are_private_encrypted_and_tls_only(resources: dict[str, Any], name: str) -> None:
+    bucket = resources[name]["Properties"]
+    assert set(bucket["PublicAccessBlockConfiguration"].values()) == {True}
+    assert bucket["BucketEncryption"]["ServerSideEncryptionConfiguration"]
+    assert bucket["OwnershipControls"]["Rules"] == [{"ObjectOwnership": "BucketOwnerEnforced"}]
+    (policy,) = [
+        p
+        for p in of_type(resources, "AWS::S3::BucketPolicy").values()
+        if p["Bucket"] == {"Ref": name}
+    ]
+    denied = policy["PolicyDocument"]["Statement"][0]
+    assert (denied["Effect"], denied["Principal"], denied["Action"]) == ("Deny", "*", "s3:*")
+    assert denied["Condition"]["Bool"] == {"aws:SecureTransport": "false"}
+    assert len(denied["Resource"]) == 2
+
+
+@pytest.mark.parametrize("name", ["InputBucket", "ResultsBucket"])
+def test_buckets_keep_versions_and_clean_up(resources: dict[str, Any], name: str) -> None:
+    bucket = resources[name]["Properties"]
+    assert bucket["VersioningConfiguration"] == {"Status": "Enabled"}
+    rules = {r["Id"]: r for r in bucket["LifecycleConfiguration"]["Rules"] if "Id" in r}
+    assert "NoncurrentVersionExpiration" in rules["old-versions"]
+    assert "AbortIncompleteMultipartUpload" in rules["unfinished-uploads"]
+    assert not any("ExpirationInDays" in rule for rule in rules.values()), "results are kept"
+
+
+@pytest.mark.parametrize("name", QUEUES)
+def test_queues_are_encrypted(resources: dict[str, Any], name: str) -> None:
+    queue = resources[name]["Properties"]
+    assert queue["SqsManagedSseEnabled"] == {"Fn::If": ["HasKey", {"Ref": "AWS::NoValue"}, True]}
+
+
+def test_a_key_of_the_users_own_encrypts_everything_at_rest(resources: dict[str, Any]) -> None:
+    lacking = [
+        name
+        for name, resource in resources.items()
+        if resource["Type"]
+        in {
+            "AWS::S3::Bucket",
+            "AWS::DynamoDB::Table",
+            "AWS::SQS::Queue",
+            "AWS::SNS::Topic",
+            "AWS::SecretsManager::Secret",
+            "AWS::Logs::LogGroup",
+            "AWS::Lambda::Function",
+        }
+        and "KmsKeyArn" not in str(resource["Properties"])
+    ]
+    assert lacking == ["AccessLogsBucket"], "S3 delivers access logs under its own key only"
+
+
+def test_tables_have_the_keys_of_the_ledger_and_can_be_restored(resources: dict[str, Any]) -> None:
+    tables = of_type(resources, "AWS::DynamoDB::Table")
+    keys = {
+        name: [(k["AttributeName"], k["KeyType"]) for k in table["KeySchema"]]
+        for name, table in tables.items()
+    }
+    assert keys == {
+        "LedgerTable": [("job", "HASH"), ("item", "RANGE")],
+        "EndpointsTable": [("endpoint", "HASH")],
+    }
+    for table in tables.values():
+        assert table["BillingMode"] == "PAY_PER_REQUEST"
+        assert table["PointInTimeRecoverySpecification"]["PointInTimeRecoveryEnabled"] is True
+
+
+def test_the_placeholder_in_the_secret_is_no_valid_secret(resources: dict[str, Any]) -> None:
+    """A first job must end with what to do, not with calls to nowhere."""
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    from darkroom.endpoints import EndpointsSecret  # noqa: PLC0415
+
+    with pytest.raises(ValidationError):
+        EndpointsSecret.model_validate_json(
+            resources["EndpointsSecret"]["Properties"]["SecretString"]
+        )
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_logs_of_every_function_expire(resources: dict[str, Any], name: str) -> None:
+    group = resources[name]["Properties"]["LoggingConfig"]["LogGroup"]["Ref"]
+    logs = resources[group]["Properties"]
+    assert logs["RetentionInDays"] == {"Ref": "LogRetentionDays"}
+    assert logs["LogGroupName"]["Fn::Sub"].endswith(name.removesuffix("Function").lower())
