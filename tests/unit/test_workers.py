@@ -173,6 +173,9 @@ def test_two_endpoints_give_the_sum_of_their_rates() -> None:
     fleet.run({Provider.GEMINI: provider})
     assert within(provider.allowed, 60, 300) >= 0.96 * 90 * 4
     assert provider.refused == 0
+    spent = fleet.requests_per_row()
+    assert spent["book"] <= 1.3
+    assert sum(spent.values()) <= 2.4
 
 
 def test_bookings_made_before_a_429_are_not_used() -> None:

@@ -111,8 +111,11 @@ class Pool:
         ]
         if not others:
             return chosen, latest(chosen)
+        # The others' slots are where they were last seen, and surely later by now. With every
+        # endpoint busy it matters little which one is asked, and asking again costs a round trip.
         second = min(others)
-        return chosen, min(latest(chosen), second if second <= now else second + NEAR)
+        slack = 0 if second <= now else max(NEAR, second - now)
+        return chosen, min(latest(chosen), second + slack)
 
     def _draw(self, endpoints: list[Endpoint], now: int) -> Endpoint:
         if len(endpoints) == 1:
