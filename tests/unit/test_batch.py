@@ -6,11 +6,12 @@ from typing import cast
 
 from darkroom.batch import FRESH_COPY_RECEIVES, FRESH_COPY_SECONDS, EditorBatch, Received
 from darkroom.completion import Completion
-from darkroom.editing import TROUBLE_SECONDS, RowEditor
+from darkroom.editing import RowEditor
 from darkroom.errors import ServiceUnavailable
-from darkroom.heartbeat import HIDDEN_SECONDS, Heartbeat, Leases
+from darkroom.heartbeat import Heartbeat, Leases
 from darkroom.jobs import Run, Totals
 from darkroom.ledger import Claim, RowResult, RowState
+from darkroom.pace import PACE
 from darkroom.rows import RowMessage, RowRequest
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.services import FakeClock, FakeQueue, FakeTelemetry
@@ -91,7 +92,7 @@ def test_a_row_that_comes_back_is_hidden_until_then_and_fails_alone() -> None:
     station = Station()
     station.rows.delays["000001"] = 61.2
     assert station.handle(received("000000"), received("000001")) == ["m000001"]
-    assert station.queue.visibility == {"r000000": HIDDEN_SECONDS, "r000001": 62}
+    assert station.queue.visibility == {"r000000": PACE.lease, "r000001": 62}
 
 
 def test_each_delivery_has_an_owner_of_its_own() -> None:
@@ -132,7 +133,7 @@ def test_one_message_that_crashes_does_not_fail_the_others() -> None:
     station = Station()
     station.rows.delays["000000"] = ZeroDivisionError()
     assert station.handle(received("000000"), received("000001")) == ["m000000"]
-    assert station.queue.visibility["r000000"] == TROUBLE_SECONDS
+    assert station.queue.visibility["r000000"] == PACE.trouble
     assert station.telemetry.told("exception") == ["message_crashed"]
 
 
@@ -166,7 +167,7 @@ def test_a_beat_hides_messages_and_renews_leases_of_what_is_in_work() -> None:
         leases.let_go("r2", station.queue, 700)
         station.clock.time += 80
         leases.beat(station.queue, station.ledger, 90.0)
-    assert station.queue.visibility == {"r1": HIDDEN_SECONDS, "r2": 700}
+    assert station.queue.visibility == {"r1": PACE.lease, "r2": 700}
     assert station.ledger.rows[JOB, "000000"].lease_until == station.clock.now() + 90
 
 

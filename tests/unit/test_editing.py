@@ -11,13 +11,14 @@ from PIL import Image
 
 from darkroom.calls import CallFailed, EditAnswer, Outcome, Provider
 from darkroom.dispatch import Dispatcher
-from darkroom.editing import HELD_SECONDS, TROUBLE_SECONDS, RowEditor
+from darkroom.editing import RowEditor
 from darkroom.endpoints import Endpoint
 from darkroom.errand import Delivery, Errand
 from darkroom.errors import DeferRow, Reason, RetryRow, RowRejected, ServiceUnavailable
 from darkroom.heartbeat import Leases
 from darkroom.jobs import JobOptions, Run, RunState, Totals
 from darkroom.ledger import RowRecord, RowState
+from darkroom.pace import PACE
 from darkroom.row_errand import model_for
 from darkroom.rows import RowMessage, RowRequest
 from darkroom.storing import ImageStorage
@@ -226,7 +227,7 @@ def test_deferring_costs_no_attempt() -> None:
 def test_a_row_in_another_workers_hands_is_left_alone() -> None:
     desk = Desk()
     desk.ledger.claim(desk.message(), desk.run, "other", 90)
-    assert desk.handle() == HELD_SECONDS
+    assert desk.handle() == PACE.held
     assert desk.dispatcher.errands == []
 
 
@@ -238,7 +239,7 @@ def test_a_worker_that_lost_its_lease_neither_calls_nor_settles() -> None:
         desk.ledger.claim(desk.message(), desk.run, "other", 90)
 
     desk.dispatcher.meanwhile = another_takes_it
-    assert desk.handle(DOWN) == HELD_SECONDS
+    assert desk.handle(DOWN) == PACE.held
     assert desk.row.lease_owner == "other"
     assert desk.row.state is RowState.SENT  # the other one's to find out
 
@@ -246,7 +247,7 @@ def test_a_worker_that_lost_its_lease_neither_calls_nor_settles() -> None:
 def test_a_crash_after_storing_is_found_again_by_the_stored_image() -> None:
     desk = Desk()
     desk.ledger.settle = _fail_once(desk.ledger.settle)  # type: ignore[method-assign]
-    assert desk.handle(ANSWER) == TROUBLE_SECONDS
+    assert desk.handle(ANSWER) == PACE.trouble
     desk.clock.time += 100
     assert desk.handle() is None
     assert len(desk.dispatcher.errands) == 1
@@ -273,7 +274,7 @@ def _fail_once[**P, R](method: Callable[P, R]) -> Callable[P, R]:
 
 def _lost_in_flight(desk: Desk) -> None:
     desk.ledger.mark_failed_call = _fail_once(desk.ledger.mark_failed_call)  # type: ignore[method-assign]
-    assert desk.handle(DOWN) == TROUBLE_SECONDS
+    assert desk.handle(DOWN) == PACE.trouble
     assert desk.row.state is RowState.SENT
     desk.clock.time += 100
 
@@ -339,7 +340,7 @@ def test_a_worker_of_an_old_upload_does_not_overwrite_the_new_ones_image() -> No
         assert desk.handle(blue, message=desk.message(instruction="a blue hat")) is None
 
     desk.dispatcher.meanwhile = the_new_upload_is_faster
-    assert desk.handle(ANSWER, message=old) == HELD_SECONDS
+    assert desk.handle(ANSWER, message=old) == PACE.held
     assert desk.store.objects[IMAGE][0] == picture("blue")
     assert desk.handle(message=old) is None
 
@@ -354,7 +355,7 @@ def test_a_slower_worker_takes_the_image_of_the_faster_one() -> None:
         assert desk.handle(blue) is None
 
     desk.dispatcher.meanwhile = another_is_faster
-    assert desk.handle(ANSWER) == HELD_SECONDS
+    assert desk.handle(ANSWER) == PACE.held
     assert desk.store.objects[IMAGE][0] == picture("blue")
     assert desk.row.possible_duplicate_charges == 1
 
@@ -425,14 +426,14 @@ def test_a_bug_costs_attempts_and_tells_its_name_not_its_text() -> None:
 def test_aws_failing_at_the_claim_brings_the_message_back() -> None:
     desk = Desk()
     desk.ledger.claim = _fail_once(desk.ledger.claim)  # type: ignore[method-assign]
-    assert desk.handle(ANSWER) == TROUBLE_SECONDS
+    assert desk.handle(ANSWER) == PACE.trouble
     desk.dispatcher.attempts.clear()
     assert desk.handle(ANSWER) is None
 
 
 def test_aws_failing_before_the_call_costs_no_attempt() -> None:
     desk = Desk()
-    assert desk.handle(ServiceUnavailable("throttled")) == TROUBLE_SECONDS
+    assert desk.handle(ServiceUnavailable("throttled")) == PACE.trouble
     assert desk.row.attempts == 0
 
 

@@ -8,7 +8,7 @@ from math import ceil
 from pydantic import ValidationError
 
 from darkroom.completion import Completion
-from darkroom.editing import TROUBLE_SECONDS, RowEditor
+from darkroom.editing import RowEditor
 from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.heartbeat import Heartbeat, Leases
 from darkroom.jobs import Run
@@ -91,7 +91,7 @@ class _Batch:
             self._to.telemetry.warning("service_unavailable", error=str(error))
         except Exception:  # noqa: BLE001  # one message must not fail the others
             self._to.telemetry.exception("message_crashed", message_id=received.message_id)
-        self._keep(received, TROUBLE_SECONDS)
+        self._keep(received, self._to.heartbeat.pace.trouble)
         return None
 
     def _handle(self, number: int, received: Received) -> str | None:

@@ -11,16 +11,12 @@ from darkroom.heartbeat import Leases
 from darkroom.jobs import Run, RunState
 from darkroom.ledger import Claim, NotClaimed, RowResult, RowState
 from darkroom.loading import load
+from darkroom.pace import PACE, Pace
 from darkroom.ports import Clock, ImageFetcher, RowLedger, RowQueue, Telemetry
 from darkroom.row_errand import RowErrand, refuse_if_stopped
 from darkroom.rows import RowMessage
 from darkroom.storing import ImageStorage
 
-LEASE_SECONDS = 90.0
-HELD_SECONDS = 30.0  # until a row in another worker's hands is looked at again
-TROUBLE_SECONDS = 15.0  # until a row that AWS itself failed is tried again
-BACKOFF_SECONDS = 10.0  # before a second attempt; doubles with each
-LONGEST_BACKOFF_SECONDS = 900.0
 JITTER = 0.3
 
 
@@ -37,6 +33,7 @@ class RowEditor:
     telemetry: Telemetry
     on_unknown_outcome: str = "retry"
     rng: Callable[[], float] = random.random
+    pace: Pace = PACE
 
     def handle(
         self, message: RowMessage, run: Run, owner: str, deadline: float, leases: Leases
@@ -49,16 +46,16 @@ class RowEditor:
         if run.state is RunState.FAILED:
             return None
         try:
-            claim = self.rows.claim(message, run, owner, LEASE_SECONDS)
+            claim = self.rows.claim(message, run, owner, self.pace.lease)
         except ServiceUnavailable as error:
             self.telemetry.warning("ledger_unavailable", row=message.key, error=str(error))
-            return TROUBLE_SECONDS
+            return self.pace.trouble
         match claim:
             case NotClaimed.SETTLED | NotClaimed.SUPERSEDED:
                 self.telemetry.metric("DuplicateSuppressed")
                 return None
             case NotClaimed.HELD:
-                return HELD_SECONDS
+                return self.pace.held
         errand = RowErrand(claim, run, message.request, self.rows, self.telemetry)
         with leases.held(claim), self.telemetry.bound(job=message.job, row=message.key):
             return self._carry_out(errand, message, deadline)
@@ -68,11 +65,11 @@ class RowEditor:
             return self._attempt(errand, message, deadline)
         except LeaseLost as lost:
             self.telemetry.warning("lease_lost", job=message.job, row=message.key, why=str(lost))
-            return HELD_SECONDS
+            return self.pace.held
         except ServiceUnavailable as error:
             self.telemetry.warning("service_unavailable", row=message.key, error=str(error))
             self._give_back(errand, refund_attempt=errand.calls == 0)
-            return TROUBLE_SECONDS
+            return self.pace.trouble
 
     def _attempt(self, errand: RowErrand, message: RowMessage, deadline: float) -> float | None:
         """One attempt. Raises LeaseLost, ServiceUnavailable."""
@@ -132,7 +129,7 @@ class RowEditor:
         if self._is_last(errand):
             return self._bury(errand, message, error)
         self._give_back(errand, refund_attempt=False)
-        backoff = min(BACKOFF_SECONDS * 2.0 ** (attempt - 1), LONGEST_BACKOFF_SECONDS)
+        backoff = min(self.pace.backoff * 2.0 ** (attempt - 1), self.pace.longest_backoff)
         backoff *= 1 + JITTER * (2 * self.rng() - 1)
         self.telemetry.info(
             "row_retries", job=message.job, row=message.key, attempt=attempt, reason=error.reason

@@ -8,13 +8,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import ceil
 
 from darkroom.errors import ServiceUnavailable
 from darkroom.ledger import Claim
+from darkroom.pace import PACE, Pace
 from darkroom.ports import RowLedger, RowQueue, Telemetry
-
-BEAT_SECONDS = 30.0
-HIDDEN_SECONDS = 90
 
 
 @dataclass(slots=True)
@@ -45,25 +44,24 @@ class Leases:
             self._receipts.discard(receipt)
             queue.extend([receipt], seconds)
 
-    def beat(self, queue: RowQueue, rows: RowLedger, lease_seconds: float) -> None:
-        """Raises ServiceUnavailable."""
+    def beat(self, queue: RowQueue, rows: RowLedger, seconds: float) -> None:
+        """Hide and lease for `seconds` more. Raises ServiceUnavailable."""
         with self._lock:
             if self._receipts:
-                queue.extend(sorted(self._receipts), HIDDEN_SECONDS)
+                queue.extend(sorted(self._receipts), ceil(seconds))
             claims = list(self._claims.values())
         if claims:
-            rows.renew(claims, lease_seconds)
+            rows.renew(claims, seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Beats in a thread of its own, at once and then every `seconds`."""
+    """Beats in a thread of its own, at once and then at its pace."""
 
     queue: RowQueue
     rows: RowLedger
     telemetry: Telemetry
-    lease_seconds: float = 90.0
-    seconds: float = BEAT_SECONDS
+    pace: Pace = PACE
 
     @contextmanager
     def beating(self, leases: Leases) -> Iterator[None]:
@@ -79,13 +77,13 @@ class Heartbeat:
     def _run(self, leases: Leases, over: threading.Event) -> None:
         while True:
             self.beat(leases)
-            if over.wait(self.seconds):
+            if over.wait(self.pace.beat):
                 return
 
     def beat(self, leases: Leases) -> None:
         """One missed beat is made good by the next: two more fit into a lease."""
         try:
-            leases.beat(self.queue, self.rows, self.lease_seconds)
+            leases.beat(self.queue, self.rows, self.pace.lease)
         except ServiceUnavailable as error:
             self.telemetry.warning("heartbeat_missed", error=str(error))
         except Exception:  # noqa: BLE001  # the heart goes on beating

@@ -12,6 +12,7 @@ from darkroom.adapters.items import Item, ItemCodec, from_attribute
 from darkroom.adapters.ledger_writes import SERVICE, SUMS, address, run_item, shard_prefix
 from darkroom.errors import ServiceUnavailable
 from darkroom.jobs import Checkpoint, Counters, Run, Totals
+from darkroom.pace import PACE
 from darkroom.runmoves import JobRecord, RunRecord
 
 if TYPE_CHECKING:
@@ -32,11 +33,13 @@ class RunItems:
         *,
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
+        lease_seconds: float = PACE.lease,
     ) -> None:
         self._db = dynamodb
         self._table = table
         self._now = now
         self._sleep = sleep
+        self._lease_seconds = lease_seconds  # that each move of a row gives it anew
 
     def start(self, run: Run, lease_seconds: float) -> Run | None:
         for attempt in range(_TRIES):

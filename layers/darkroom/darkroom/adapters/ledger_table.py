@@ -29,7 +29,6 @@ from darkroom.ledger import Claim, NotClaimed, NotSent, RowRecord, RowResult
 from darkroom.rowmoves import Change, ClaimRequest
 from darkroom.rows import RowMessage
 
-LEASE_SECONDS = 90.0
 _TRIES = 8  # of a write that meets others on the same items
 
 
@@ -103,7 +102,7 @@ class LedgerTable(RunItems):
         self, claim: Claim, endpoint: str, *, reserve: int = 0, limit: int | None = None
     ) -> Claim | NotSent:
         amount = reserve if limit is not None else 0
-        change = rowmoves.send(claim, endpoint, amount, self._now(), LEASE_SECONDS)
+        change = rowmoves.send(claim, endpoint, amount, self._now(), self._lease_seconds)
         moved = self._move(claim, change, limit=limit)
         if moved is None:
             return NotSent.LEASE_LOST
@@ -117,7 +116,7 @@ class LedgerTable(RunItems):
             cost_micro_usd,
             maybe_charged=maybe_charged,
             now=self._now(),
-            lease_seconds=LEASE_SECONDS,
+            lease_seconds=self._lease_seconds,
         )
         return self._move(claim, change)
 
@@ -167,4 +166,3 @@ class LedgerTable(RunItems):
         except ClientError as error:
             if code_of(error) != "ConditionalCheckFailedException":
                 raise
-
