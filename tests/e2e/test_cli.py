@@ -1,0 +1,90 @@
+"""The command against the deployed stack: from a folder of pictures to a gallery on the disk."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from darkroom_cli.main import app
+from darkroom_local import stack
+from darkroom_local.providers import Config, Fault, FaultKind, SimulatedEndpoint, Simulator, When
+from tests.e2e.conftest import SCRIPT
+
+pytestmark = pytest.mark.e2e
+Command = Callable[..., Result]
+DOWN = Fault(kind=FaultKind.OVERLOADED, when=When(prompt_contains="both are down"))
+
+
+@pytest.fixture
+def darkroom(deployed: stack.StackInfo) -> Command:
+    def invoke(*arguments: object) -> Result:
+        result = CliRunner(env=deployed.environment()).invoke(app, [str(a) for a in arguments])
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def outage(simulator: Simulator) -> Iterator[Callable[[], None]]:
+    """Both providers fail for some rows until it is called."""
+    broken = Config(
+        endpoints={name: SimulatedEndpoint(faults=(DOWN,)) for name in SCRIPT.endpoints}
+    )
+    simulator.configure(broken)
+    yield lambda: simulator.configure(SCRIPT)
+    simulator.configure(SCRIPT)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "work").mkdir()
+    Image.new("RGB", (64, 48), "teal").save(tmp_path / "work/near.png")
+    Image.new("RGB", (64, 48), "olive").save(tmp_path / "far.png")
+    rows = "near.png,make it warm\n../far.png,make it cold\nnear.png,both are down\n"
+    (tmp_path / "work/people.csv").write_text(f"image_url,instruction\n{rows}")
+    return tmp_path / "work"
+
+
+def last_line(result: Result) -> dict[str, object]:
+    return dict(json.loads(result.stdout.splitlines()[-1]))
+
+
+def test_a_folder_becomes_a_gallery_and_dead_rows_come_back(
+    darkroom: Command, outage: Callable[[], None], folder: Path
+) -> None:
+    csv = folder / "people.csv"
+    submitted = darkroom(
+        *("submit", csv, "--to", "cli", "--wait", "--every", "0.5", "--max-attempts", 1, "--json")
+    )
+    assert submitted.exit_code == 0, submitted.stderr
+    first = last_line(submitted)
+    assert (first["state"], first["succeeded"], first["dead"]) == ("done", 2, 1)
+    (failure,) = json.loads(darkroom("failures", "cli/people", "--json").stdout)
+    assert (failure["row"], failure["reason"]) == (2, "unavailable")
+
+    outage()
+    redriven = darkroom("redrive", "cli/people", "--reason", "unavailable", "--json")
+    assert json.loads(redriven.stdout)["redriven"] == 1
+    deadline = time.monotonic() + 120
+    while (now := json.loads(darkroom("status", "cli/people", "--json").stdout))["dead"]:
+        assert time.monotonic() < deadline, now
+        time.sleep(0.5)
+    ended = last_line(darkroom("status", "cli/people", "--watch", "--every", "0.5", "--json"))
+    assert (ended["state"], ended["succeeded"], ended["dead"]) == ("done", 3, 0)
+    assert json.loads(darkroom("failures", "cli/people", "--json").stdout) == []
+
+    out = folder / "out"
+    report = darkroom("download", "cli/people", out).stdout.strip()
+    assert Path(report).is_file()
+    assert {path.name for path in (out / "images").iterdir()} == {
+        "000000.png",
+        "000001.png",
+        "000002.png",
+    }
+    again = json.loads(darkroom("download", "cli/people", out, "--json").stdout)
+    assert again["downloaded"] == 0
