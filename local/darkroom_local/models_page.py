@@ -107,7 +107,8 @@ def _shape(model: Model) -> str:
 
 def _note(model: Model) -> str:
     retired = f"shut down on {model.retired_on.isoformat()}" if model.retired_on else ""
-    return "; ".join(text for text in (retired, model.note) if text)
+    names = [f"`{name}` until {day.isoformat()}" for name, day in model.retired_names.items()]
+    return "; ".join(text for text in (retired, *names, model.note) if text)
 
 
 _PRICE_HEAD = (

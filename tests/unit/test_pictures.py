@@ -363,3 +363,9 @@ def test_a_thumbnail_of_a_turned_photo_is_upright() -> None:
 
 def test_a_thumbnail_does_not_enlarge() -> None:
     assert Image.open(io.BytesIO(pictures.thumbnail(encoded(photo(), "PNG")))).size == (64, 48)
+
+
+def test_a_jpeg_of_needless_quality_keeps_its_pixels() -> None:
+    source = pictures.open_source(encoded(noise(400, 300), "JPEG", quality=100), "fine.jpg")
+    fitted = pictures.fit(source, ALL, len(source.data) * 6 // 10)
+    assert (fitted.mime, fitted.width, fitted.height) == (JPEG, 400, 300)

@@ -320,6 +320,12 @@ def test_a_retired_model_runs_with_a_warning(name: str) -> None:
     assert any("shut down" in warning for warning in plan(name).warnings)
 
 
+def test_a_name_that_was_shut_down_runs_with_a_warning_that_tells_the_new_one() -> None:
+    (warning,) = plan("gemini-2.5-flash-image-preview").warnings
+    assert "use gemini-2.5-flash-image" in warning
+    assert plan("gemini-3-pro-image-preview").warnings == ()
+
+
 def test_the_name_goes_out_as_it_was_given() -> None:
     assert plan("gemini-3-pro-image-preview").model == "gemini-3-pro-image-preview"
     assert plan("gpt-image-2-2026-04-21").model == "gpt-image-2-2026-04-21"

@@ -84,6 +84,7 @@ GEMINI_MODELS = (
         prices=TokenPrices(0.5, 0.5, 60, text_out=3, input_image_tokens=1120),
         picture_prices={"1K": 67_200, "2K": 100_800, "4K": 151_200},
         aliases=("gemini-3.1-flash-image-preview",),
+        retired_names={"gemini-3.1-flash-image-preview": date(2026, 7, 17)},
         sources=(f"{_VERTEX}/3-1-flash-image", _GEMINI_TYPES),
     ),
     replace(
@@ -96,6 +97,7 @@ GEMINI_MODELS = (
         picture_prices={"1K": 38_700},
         note="always about one megapixel",
         aliases=("gemini-2.5-flash-image-preview",),
+        retired_names={"gemini-2.5-flash-image-preview": date(2025, 10, 31)},
         sources=(f"{_VERTEX}/2-5-flash-image", _GEMINI_25_PRICES, _GEMINI_TYPES),
     ),
 )

@@ -53,5 +53,6 @@ class Model:
     retired_on: date | None = None
     note: str = ""
     aliases: tuple[str, ...] = ()
+    retired_names: Mapping[str, date] = field(default_factory=dict)  # aliases that were shut down
     sources: tuple[str, ...] = ()
     known: bool = True

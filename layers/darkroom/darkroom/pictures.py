@@ -34,6 +34,7 @@ _EXIF_ORIENTATION = 0x0112
 _PLAIN_MODES = frozenset({"RGB", "RGBA", "L", "LA"})
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"})
 _MAGICS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"GIF8")
+_LESS_DETAIL = 85
 _SCALES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
 
 
@@ -87,19 +88,20 @@ def has_transparency(source: SourceImage) -> bool:
 def fit(source: SourceImage, formats: Sequence[str], max_bytes: int) -> SourceImage:
     """The same picture in one of `formats` (mime types) within `max_bytes`; untouched if it is.
 
-    Another format first, then fewer pixels. Raises RowRejected (bad_image) when nothing helps.
+    Another format or less detail first, then fewer pixels. Raises RowRejected (bad_image) when
+    nothing helps.
     """
     if source.mime in formats and len(source.data) <= max_bytes:
         return source
     picture = decode(source.data)
     if picture.mode not in {"RGB", "RGBA"}:
         picture = picture.convert("RGBA" if "A" in picture.getbands() else "RGB")
-    for scale, kind in _attempts(formats, seen_through="A" in picture.getbands()):
+    for scale, kind, quality in _attempts(formats, seen_through="A" in picture.getbands()):
         size = (max(1, int(picture.width * scale)), max(1, int(picture.height * scale)))
         scaled = picture if scale == 1 else picture.resize(size, pillow().Resampling.LANCZOS)
-        fitted = _as_source(scaled, kind, source.name)
-        if len(fitted.data) <= max_bytes:
-            return fitted
+        data = encode(scaled, kind, quality)
+        if len(data) <= max_bytes:
+            return SourceImage(data, MIME[kind], scaled.width, scaled.height, source.name)
     raise RowRejected(
         Reason.BAD_IMAGE, f"{source.name} cannot be brought below {max_bytes // 1024} KiB"
     )
@@ -208,14 +210,16 @@ def _needs_rewriting(picture: "Image", data: bytes) -> bool:
     )
 
 
-def _attempts(formats: Sequence[str], *, seen_through: bool) -> Iterable[tuple[float, str]]:
-    """Scales and formats to try, the best first."""
+def _attempts(
+    formats: Sequence[str], *, seen_through: bool
+) -> Iterable[tuple[float, str, int | None]]:
+    """Scale, format and quality to try, the best first."""
     order = ("PNG", "WEBP", "JPEG") if seen_through else ("JPEG", "WEBP", "PNG")
     kinds = [kind for kind in order if MIME[kind] in formats]
+    smallest = kinds[:2][-1] if seen_through else kinds[0]
+    yield 1.0, kinds[0], None
     for scale in _SCALES:
-        # Full size is worth a second format; after that the smaller format is known.
-        for kind in kinds[:2] if scale == 1 else kinds[:2][-1:] if seen_through else kinds[:1]:
-            yield scale, kind
+        yield scale, smallest, None if smallest == "PNG" else _LESS_DETAIL
 
 
 def _as_source(picture: "Image", kind: str, name: str) -> SourceImage:

@@ -109,7 +109,7 @@ def squared(picture: "Image") -> "Image":
     return canvas
 
 
-def encode(picture: "Image", kind: str) -> bytes:
+def encode(picture: "Image", kind: str, quality: int | None = None) -> bytes:
     """`kind`: PNG, JPEG or WEBP. Flattened on white where that has no transparency."""
     if kind == "JPEG" and picture.mode not in {"RGB", "L"}:
         seen: Image = picture.convert("RGBA")
@@ -117,5 +117,5 @@ def encode(picture: "Image", kind: str) -> bytes:
         canvas.paste(seen, mask=seen.getchannel("A"))
         picture = canvas
     out = io.BytesIO()
-    picture.save(out, kind, **_SAVE[kind])
+    picture.save(out, kind, **_SAVE[kind] | ({"quality": quality} if quality else {}))
     return out.getvalue()

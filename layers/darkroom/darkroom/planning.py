@@ -37,7 +37,7 @@ def plan_call(
     """
     entry = find(provider, model)
     draft = Draft(request, entry)
-    _warn_of_the_model(draft)
+    _warn_of_the_model(draft, model)
     _check_eligible(draft, images, mask)
     sent = fit_images(draft, images)
     sent_mask = fit_mask(draft, sent, mask)
@@ -66,7 +66,7 @@ def plan_call(
     )
 
 
-def _warn_of_the_model(draft: Draft) -> None:
+def _warn_of_the_model(draft: Draft, name: str) -> None:
     entry = draft.model
     if not entry.known:
         draft.warn(
@@ -77,6 +77,10 @@ def _warn_of_the_model(draft: Draft) -> None:
         draft.warn(
             f"{entry.name} was shut down by its provider on {entry.retired_on.isoformat()}: only a "
             "compatible endpoint still serves it"
+        )
+    if (ended := entry.retired_names.get(name.removeprefix("models/"))) is not None:
+        draft.warn(
+            f"its provider has shut down the name {name} on {ended.isoformat()}: use {entry.name}"
         )
 
 
