@@ -12,7 +12,8 @@ SAM = PATH="$(CURDIR)/.venv-sam/bin:$$PATH" UV="$$(scripts/uv)" DARKROOM_PYTHON=
 LOCKED := uv.lock scripts/sync scripts/uv scripts/python313
 LINT_TRANSFORMED := build/transformed.json
 
-.PHONY: help setup demo test check build deploy bench bench-limits soak fuzz test-sam-local checkov lock clean
+.PHONY: help setup demo test check checkov test-sam-local test-iam soak fuzz bench bench-limits bench-outage \
+	bench-report build deploy lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -60,6 +61,28 @@ checkov: .venv-checkov/.synced ## security findings of the template
 
 test-sam-local: setup ## `sam local invoke` of the three functions in containers, where that can be done
 	$(PYTHON) -m darkroom_local.sam_local $(ARGS)
+
+test-iam: setup ## take each permission away in turn and see the run fail (about an hour)
+	$(BIN)/pytest tests/iam -m soak $(ARGS)
+
+soak: setup ## the long tests: crashes, outages, hours of faults
+	$(BIN)/pytest -m soak --ignore tests/iam $(ARGS)
+
+fuzz: .venv/.synced ## many more examples for the property tests
+	$(BIN)/pytest tests/unit -m "not soak" --hypothesis-profile=fuzz --hypothesis-show-statistics $(ARGS)
+
+# ---------------------------------------------------------------- figures
+
+bench: bench-limits bench-outage bench-report ## every figure of the docs
+
+bench-limits: setup ## do the limits hold over all workers, beside other systems?
+	$(PYTHON) -m benchmarks.limits $(ARGS)
+
+bench-outage: setup ## what an outage of the first provider does to the rows
+	$(PYTHON) -m benchmarks.outage $(ARGS)
+
+bench-report: .venv/.synced ## manifest and gallery of a million rows
+	$(PYTHON) -m benchmarks.report_million $(ARGS)
 
 # ---------------------------------------------------------------- AWS
 

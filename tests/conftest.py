@@ -6,8 +6,11 @@ from typing import Any, Protocol
 import boto3
 import pytest
 from botocore.config import Config
+from hypothesis import settings
 
 from darkroom_local import ministack
+
+settings.register_profile("fuzz", max_examples=20_000, deadline=None)  # `make fuzz`
 
 
 class ClientFactory(Protocol):
