@@ -137,6 +137,18 @@ def test_in_flight_is_never_passed_and_hardly_ever_idle(processes: int) -> None:
     assert within(provider.allowed, 60, 900) >= 0.85 * possible
 
 
+def test_an_endpoint_full_in_flight_keeps_nobody_from_the_slots_of_another() -> None:
+    given = secret(
+        gemini("full", max_in_flight=2, requests_per_minute=0),
+        gemini("paced", requests_per_minute=12),
+    )
+    fleet = Fleet(given, 4, seconds=300)
+    provider = StrictProvider(fleet.time, latency=20.0)
+    fleet.run({Provider.GEMINI: provider})
+    both = within(provider.allowed, 60, 300)
+    assert both >= 0.9 * (2 / 20 * 240 + 12 / 62 * 240)
+
+
 def test_in_an_outage_rows_reach_the_fallback_at_once() -> None:
     given = secret(gemini(requests_per_minute=60, max_retries=2, retry_delay_seconds=5), openai())
     fleet = Fleet(given, 4, seconds=120)

@@ -100,15 +100,13 @@ class Pool:
         if not timely:
             return NoSlot(False, min(looks[e.name].opens_at for e in serving), gates)
         free = [e for e in timely if looks[e.name].opens_at <= now]
+        # A slot is sure; a place in flight is free when somebody's call ends, nobody knows when.
+        paced = [e for e in timely if looks[e.name].gate is not Gate.IN_FLIGHT]
         if free:
             chosen = self._draw(free, now)
         else:
-            chosen = min(timely, key=lambda e: looks[e.name].opens_at)
-        others = [
-            max(now, looks[e.name].opens_at)
-            for e in timely
-            if e is not chosen and looks[e.name].gate is not Gate.IN_FLIGHT
-        ]
+            chosen = min(paced or timely, key=lambda e: looks[e.name].opens_at)
+        others = [max(now, looks[e.name].opens_at) for e in paced if e is not chosen]
         if not others:
             return chosen, latest(chosen)
         # The others' slots are where they were last seen, and surely later by now. With every
