@@ -1,0 +1,199 @@
+"""A proxy in front of MiniStack that fails as AWS does: throttles, 500s, lost answers.
+
+Each request of a named service meets at most one fault, drawn with the rates given. A lost answer
+is the mean one: the work was done, and the caller is told that it was not.
+"""
+
+import http.client
+import json
+import random
+import re
+import socket
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+from urllib.parse import urlsplit
+
+from darkroom_local.processes import LOOPBACK
+
+_SCOPE = re.compile(r"Credential=[^/]+/\d+/[^/]+/([a-z0-9]+)/aws4_request")
+_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect"}
+_TIMEOUT = 60.0
+
+
+class AwsFault(StrEnum):
+    THROTTLED = "throttled"  # refused for its pace, nothing done
+    FAILED = "failed"  # 500, nothing done
+    DROPPED = "dropped"  # the connection is closed, nothing done
+    LOST_ANSWER = "lost_answer"  # done, then the connection is closed
+    FALSE_ALARM = "false_alarm"  # done, then answered with a 500
+
+
+@dataclass(slots=True)
+class FaultingProxy:
+    """`rates` by fault, for each service in `services`; may be changed while it runs."""
+
+    url: str
+    rates: dict[AwsFault, float]
+    services: frozenset[str]
+    seed: int = 0
+    met: Counter[str] = field(default_factory=Counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _random: random.Random = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)  # noqa: S311 - faults, not secrets
+
+    def draw(self, service: str) -> AwsFault | None:
+        with self._lock:
+            self.met[f"{service}: requests"] += 1
+            if service not in self.services:
+                return None
+            drawn = self._random.random()
+            for fault, rate in self.rates.items():
+                drawn -= rate
+                if drawn < 0:
+                    self.met[f"{service}: {fault.value}"] += 1
+                    return fault
+        return None
+
+
+@contextmanager
+def running(
+    target: str,
+    rates: Mapping[AwsFault, float],
+    *,
+    services: frozenset[str] = frozenset({"dynamodb", "s3", "sqs"}),
+    seed: int = 0,
+) -> Iterator[FaultingProxy]:
+    """A proxy to `target` on a free port, in threads of this process."""
+    address = urlsplit(target)
+
+    class Handler(_Handler):
+        host = address.hostname or LOOPBACK
+        port = address.port or 80
+
+    server = _Server((LOOPBACK, 0), Handler)
+    proxy = FaultingProxy(
+        f"http://{LOOPBACK}:{server.server_address[1]}", dict(rates), services, seed
+    )
+    Handler.proxy = proxy
+    thread = threading.Thread(target=server.serve_forever, name="faulting-proxy", daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Callers are killed in the middle of requests here: that is no error."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    proxy: ClassVar[FaultingProxy]
+    host: ClassVar[str]
+    port: ClassVar[int]
+
+    def do_GET(self) -> None:
+        self._pass_on()
+
+    do_PUT = do_POST = do_HEAD = do_DELETE = do_GET  # noqa: N815
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Silent."""
+
+    def _pass_on(self) -> None:
+        body = self._body()
+        service = self._service()
+        fault = self.proxy.draw(service)
+        if fault is AwsFault.DROPPED:
+            return self._drop()
+        if fault in (AwsFault.THROTTLED, AwsFault.FAILED):
+            return self._refuse(service, throttled=fault is AwsFault.THROTTLED)
+        status, headers, answer = self._ask(body)
+        if fault is AwsFault.LOST_ANSWER:
+            return self._drop()
+        if fault is AwsFault.FALSE_ALARM:
+            return self._refuse(service, throttled=False)
+        return self._answer(status, headers, answer)
+
+    def _service(self) -> str:
+        found = _SCOPE.search(self.headers.get("Authorization", ""))
+        return found[1] if found else "other"
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts: list[bytes] = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=_TIMEOUT)
+        try:
+            headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP_BY_HOP}
+            headers["Content-Length"] = str(len(body))
+            connection.request(self.command, self.path, body, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.getheaders(), answer.read()
+        finally:
+            connection.close()
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.send_response_only(status)
+        for name, value in headers:
+            if name.lower() not in _HOP_BY_HOP and name.lower() != "content-length":
+                self.send_header(name, value)
+        length = {n.lower(): v for n, v in headers}.get("content-length", str(len(body)))
+        self.send_header("Content-Length", length if self.command == "HEAD" else str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _refuse(self, service: str, *, throttled: bool) -> None:
+        """The error in the form each service gives it."""
+        status, code, kind, body = _error(service, throttled=throttled)
+        self.send_response_only(status)
+        self.send_header("Content-Type", kind)
+        if service == "sqs":
+            self.send_header("x-amzn-query-error", f"{code};Sender")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _drop(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+
+def _error(service: str, *, throttled: bool) -> tuple[int, str, str, bytes]:
+    if service == "s3":
+        status, code = (503, "SlowDown") if throttled else (500, "InternalError")
+        text = f"<Error><Code>{code}</Code><Message>injected</Message></Error>"
+        return status, code, "application/xml", text.encode()
+    status, code = (500, "InternalServerError")
+    if throttled:
+        status = 400
+        code = "RequestThrottled" if service == "sqs" else "ProvisionedThroughputExceededException"
+    space = "com.amazonaws.sqs" if service == "sqs" else "com.amazonaws.dynamodb.v20120810"
+    document = {"__type": f"{space}#{code}", "message": "injected"}
+    return status, code, "application/x-amz-json-1.0", json.dumps(document).encode()
