@@ -77,7 +77,7 @@ class LedgerTable(RunItems):
             if decision.change is None:
                 if record is not None:
                     return decision.verdict
-                record = self.get_many(message.job, [message.key]).get(message.key)
+                record = self._row(message.job, message.key)
                 if record is None:
                     return decision.verdict
                 continue
@@ -92,6 +92,10 @@ class LedgerTable(RunItems):
                     self.reopen(message.job, decision.change.record.run)
                 return decision.verdict
         raise ServiceUnavailable(f"row {message.key} is wanted by too many workers at once")
+
+    def _row(self, job: str, key: str) -> RowRecord | None:
+        item = self._read(job, row_item(key))
+        return ROWS.from_item(item) if item else None
 
     def renew(self, claims: Sequence[Claim], lease_seconds: float) -> None:
         for claim in claims:
