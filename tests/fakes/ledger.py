@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from darkroom import rowmoves, runmoves
+from darkroom.claiming import ClaimRequest
 from darkroom.jobs import Checkpoint, Counters, JobOptions, Run, RunState, Source, Totals
 from darkroom.ledger import Claim, NotClaimed, NotSent, RowRecord, RowResult
 from darkroom.ports import Clock
@@ -42,7 +43,7 @@ class FakeLedger:
         self, message: RowMessage, run: Run, owner: str, lease_seconds: float
     ) -> Claim | NotClaimed:
         with self.lock:
-            request = rowmoves.ClaimRequest(message, run, owner, self.clock.now(), lease_seconds)
+            request = ClaimRequest(message, run, owner, self.clock.now(), lease_seconds)
             decision = request.decide(self.rows.get((message.job, message.key)))
             if decision.change is not None:
                 self._write(message.job, decision.change)

@@ -23,10 +23,11 @@ from darkroom.adapters.ledger_writes import (
     row_item,
     write,
 )
+from darkroom.claiming import ClaimRequest
 from darkroom.errors import ServiceUnavailable
 from darkroom.jobs import Run
 from darkroom.ledger import Claim, NotClaimed, NotSent, RowRecord, RowResult
-from darkroom.rowmoves import Change, ClaimRequest
+from darkroom.rowmoves import Change
 from darkroom.rows import RowMessage
 
 _TRIES = 8  # of a write that meets others on the same items
