@@ -79,6 +79,16 @@ def test_a_picture_comes_with_how_it_came_about() -> None:
     assert delivery.slot_wait_ms == 0
 
 
+def test_an_answer_that_no_table_knows_is_tried_once_more_and_then_reported() -> None:
+    world = World(secret(gemini(max_retries=5)))
+    world.editor.always["gemini"] = CallFailed(
+        Outcome.UNAVAILABLE, "status 299: a riddle", unknown=True
+    )
+    failed = world.failing(RetryRow)
+    assert world.editor.called() == ["gemini", "gemini"]
+    assert "a riddle" in failed.detail
+
+
 @pytest.mark.parametrize("outcome", [Outcome.REFUSED, Outcome.NO_IMAGE, Outcome.BAD_REQUEST])
 def test_what_blames_the_row_never_falls_back(outcome: Outcome) -> None:
     world = two_tiers(max_retries=2)

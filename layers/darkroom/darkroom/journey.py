@@ -131,7 +131,7 @@ class Journey:
                     break
             else:
                 tries += 1
-                if not self._back_off(endpoint, tries):
+                if not self._back_off(endpoint, tries, outcome):
                     break
             got = self.home.pool.acquire([endpoint], self._latest_retry)
             if isinstance(got, NoSlot):
@@ -140,9 +140,10 @@ class Journey:
         self.given_up_on.add(endpoint.name)
         return None
 
-    def _back_off(self, endpoint: Endpoint, tries: int) -> bool:
+    def _back_off(self, endpoint: Endpoint, tries: int, failure: CallFailed) -> bool:
         """Sleep before the next try; False when there should be none."""
-        if tries > endpoint.max_retries or self.home.desk.closed(endpoint):
+        retries = min(endpoint.max_retries, 1) if failure.unknown else endpoint.max_retries
+        if tries > retries or self.home.desk.closed(endpoint):
             return False
         delay = min(BACKOFF_CAP_SECONDS, endpoint.retry_delay_seconds * 2 ** (tries - 1))
         delay = self._jittered(delay)
