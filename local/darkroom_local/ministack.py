@@ -58,7 +58,8 @@ class MiniStack:
         return aws_environment(self.url)
 
     def stop(self) -> None:
-        stop_group(self.process.pid, self.process)
+        # It would wait for open connections, and has nothing to save.
+        stop_group(self.process.pid, self.process, grace=0)
         if self.process.stdin is not None:
             self.process.stdin.close()
         if self.owns_state:

@@ -55,8 +55,10 @@ def wait_until(ready: Callable[[], bool], seconds: float, pause: float = 0.05) -
     return True
 
 
-def stop_group(group: int, process: subprocess.Popen[bytes] | None = None) -> None:
-    """End every process of a group: politely, and after five seconds not."""
+def stop_group(
+    group: int, process: subprocess.Popen[bytes] | None = None, grace: float = 5.0
+) -> None:
+    """End every process of a group: politely, and after `grace` seconds not."""
 
     def gone() -> bool:
         if process is not None:
@@ -67,9 +69,11 @@ def stop_group(group: int, process: subprocess.Popen[bytes] | None = None) -> No
             return True
         return False
 
-    for how, seconds in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+    for how, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
         if gone():
             return
+        if not seconds:
+            continue
         try:
             os.killpg(group, how)
         except ProcessLookupError:
