@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,36 @@ THREADS = 4
 LATENCY = 1.0  # of a call: 16 workers suffice for 600 a minute
 WARM_UP = 10.0
 RESULTS = ROOT / "benchmarks" / "results" / "limits.json"
-COLUMNS = (
-    "system processes rate calls refused refused_percent most_in_a_minute utilisation_percent "
-    "wait_p50 wait_p95 bookings_per_image dynamodb_per_image errors"
-).split()
+COLUMNS = [
+    "system",
+    "processes",
+    "rate",
+    "calls",
+    "refused",
+    "refused_percent",
+    "most_in_a_minute",
+    "utilisation_percent",
+    "wait_p50",
+    "wait_p95",
+    "bookings_per_image",
+    "dynamodb_per_image",
+    "errors",
+]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One system at one size; `names` gives each rate's endpoint."""
+
+    system: str
+    processes: int
+    names: dict[int, str]
+    folder: str
+    seconds: float
+
+    @property
+    def lasts(self) -> float:
+        return WARM_UP + self.seconds
 
 
 @contextmanager
@@ -72,78 +99,69 @@ def main() -> None:
 def run(system: str, processes: int, rates: list[int], seconds: float) -> list[dict[str, Any]]:
     """One system at one size, all rates side by side."""
     names = {rate: f"{system}-{processes}-{rate}" for rate in rates}
-    endpoints = {
-        name: {
-            "requests_per_minute": rate,
-            "mode": "fast",
-            "latency": {"kind": "fixed", "seconds": LATENCY},
-        }
-        for rate, name in names.items()
-    }
-    with tempfile.TemporaryDirectory() as folder, simulator({"endpoints": endpoints}) as provider:
-        driver = _darkroom if system == "darkroom" else _peer
-        began, load = driver(system, provider, names, processes, folder, WARM_UP + seconds)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        simulator({"endpoints": _fresh(names)}) as provider,
+    ):
+        trial = Trial(system, processes, names, folder, seconds)
+        drive = _darkroom if system == "darkroom" else _peer
+        began, load = drive(trial, provider)
         stats = provider.stats(arrivals=True)
         return [
-            _measured(system, processes, rate, stats[name], Path(folder), name, began, seconds)
-            | {"started": began, "load_average": load}
+            _measured(trial, rate, stats[name], began) | {"started": began, "load_average": load}
             for rate, name in names.items()
         ]
 
 
-def _darkroom(
-    _: str, provider: Simulator, names: dict[int, str], processes: int, folder: str, lasts: float
-) -> tuple[float, float]:
+def _darkroom(trial: Trial, provider: Simulator) -> tuple[float, float]:
     with ministack.running(auth=False) as stack:
         ours.make_table(stack.url)
         fleets = [
             ours.start(
                 ours.Spec(
-                    name, _secret(provider, name, rate), stack.url, processes, THREADS, folder
+                    name,
+                    _secret(provider, name, rate),
+                    stack.url,
+                    trial.processes,
+                    THREADS,
+                    trial.folder,
                 )
             )
-            for rate, name in names.items()
+            for rate, name in trial.names.items()
         ]
         for _processes, wait_ready, _go in fleets:
             wait_ready()
-        provider.configure({"endpoints": _fresh(names)})
+        provider.configure({"endpoints": _fresh(trial.names)})
         began = time.time()
         for _processes, _ready, go in fleets:
             go()
-        time.sleep(lasts)
+        time.sleep(trial.lasts)
         for members, _ready, _go in fleets:
             for member in members:
                 member.kill()
         return began, os.getloadavg()[0]
 
 
-def _peer(
-    system: str,
-    provider: Simulator,
-    names: dict[int, str],
-    processes: int,
-    folder: str,
-    lasts: float,
-) -> tuple[float, float]:
+def _peer(trial: Trial, provider: Simulator) -> tuple[float, float]:
     with peers.redis() as port:
         loads = [
             {
                 "name": name,
                 "url": provider.base_url(name),
                 "rate": rate,
-                "processes": processes,
+                "processes": trial.processes,
                 "threads": THREADS,
-                "folder": folder,
+                "folder": trial.folder,
                 "redis_port": port,
             }
-            for rate, name in names.items()
+            for rate, name in trial.names.items()
         ]
-        load = peers.start(system, loads)
+        load = peers.start(trial.system, loads)
         load.wait_ready()
-        provider.configure({"endpoints": _fresh(names)})
+        provider.configure({"endpoints": _fresh(trial.names)})
         began = time.time()
         load.tell()
-        time.sleep(lasts)
+        time.sleep(trial.lasts)
         load.stop()
         return began, os.getloadavg()[0]
 
@@ -170,30 +188,22 @@ def _secret(provider: Simulator, name: str, rate: int) -> str:
     return json.dumps({"endpoints": [endpoint]})
 
 
-def _measured(
-    system: str,
-    processes: int,
-    rate: int,
-    stats: dict[str, Any],
-    folder: Path,
-    name: str,
-    began: float,
-    seconds: float,
-) -> dict[str, Any]:
+def _measured(trial: Trial, rate: int, stats: dict[str, Any], began: float) -> dict[str, Any]:
     """Calls of the whole run; the rate over the `seconds` after the warm-up."""
+    seconds = trial.seconds
     allowed = [t for t in stats["allowed_arrivals"] if WARM_UP <= t < WARM_UP + seconds]
     rows = [
         json.loads(line)
-        for file in folder.glob(f"{name}-*.jsonl")
+        for file in Path(trial.folder).glob(f"{trial.names[rate]}-*.jsonl")
         for line in file.read_text().splitlines()
         if line.endswith("}")
     ]
     done = [r for r in rows if "took" in r]
     waits = sorted(r["wait"] if r["wait"] is not None else r["took"] - LATENCY for r in done)
-    requests = _requests_per_image(rows, began, seconds) if system == "darkroom" else {}
+    requests = _requests_per_image(rows, began, seconds) if trial.system == "darkroom" else {}
     return {
-        "system": system,
-        "processes": processes,
+        "system": trial.system,
+        "processes": trial.processes,
         "rate": rate,
         "calls": stats["calls"],
         "refused": stats["refused"],
@@ -228,7 +238,8 @@ def _requests_per_image(
 def _document(chosen: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "measured": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "machine": f"{os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}",
+        "machine": f"{os.cpu_count()} cores, {platform.platform()}",
+        "python": platform.python_version(),
         "also_running": chosen.note,
         "threads_per_process": THREADS,
         "call_latency_seconds": LATENCY,

@@ -45,7 +45,11 @@ class Sender:
     """Implements ports.ImageEditor over the wire format of OpenAI."""
 
     def edit(
-        self, plan: CallPlan, endpoint: Endpoint, key: SecretStr, timeout_seconds: float
+        self,
+        plan: CallPlan,  # noqa: ARG002 - the port's signature
+        endpoint: Endpoint,
+        key: SecretStr,
+        timeout_seconds: float,
     ) -> EditAnswer:
         try:
             status, wait = send(endpoint.base_url or "", key.get_secret_value(), timeout_seconds)
@@ -121,7 +125,13 @@ def start(spec: Spec) -> tuple[list[Any], Callable[[], None], Callable[[], None]
     ]
     for process in processes:
         process.start()
-    return processes, lambda: [r.wait(180) for r in readies] and None, go.set
+
+    def wait_ready() -> None:
+        for ready in readies:
+            if not ready.wait(180):
+                raise TimeoutError("a worker process did not start within 3 minutes")
+
+    return processes, wait_ready, go.set
 
 
 def _process(spec: Spec, number: int, ready: Event, go: Event) -> None:

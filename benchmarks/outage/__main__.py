@@ -17,7 +17,6 @@ import statistics
 import tempfile
 import threading
 import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,10 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what else ran on the machine")
     parser.add_argument("--output", type=Path, default=RESULTS)
     chosen = parser.parse_args()
-    runs = [_run("darkroom", chosen.processes), _run("plain", chosen.processes)]
+    runs = []
+    for system in ("darkroom", "plain"):
+        runs.append(_run(system, chosen.processes))
+        print(runs[-1], flush=True)
     document = {
         "measured": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "machine": f"{os.cpu_count()} cores, {platform.platform()}",
@@ -119,25 +121,19 @@ def _darkroom(provider: Simulator, processes: int, folder: str) -> float:
         return began
 
 
-class _Window:
-    """A process's own share of the limit, as a sliding minute."""
+class _Pace:
+    """A process's own share of the limit: slots an equal time apart."""
 
-    def __init__(self, per_minute: int) -> None:
-        self._most = per_minute
-        self._times: deque[float] = deque()
+    def __init__(self, per_minute: float) -> None:
+        self._interval = 60 / per_minute
+        self._next = 0.0
         self._lock = threading.Lock()
 
     def wait(self) -> None:
-        while True:
-            with self._lock:
-                now = time.monotonic()
-                while self._times and self._times[0] <= now - 61:
-                    self._times.popleft()
-                if len(self._times) < self._most:
-                    self._times.append(now)
-                    return
-                left = self._times[0] + 61 - now
-            time.sleep(left)
+        with self._lock:
+            slot = max(time.monotonic(), self._next)
+            self._next = slot + self._interval
+        time.sleep(max(0.0, slot - time.monotonic()))
 
 
 def _plain(provider: Simulator, processes: int, folder: str) -> float:
@@ -147,10 +143,10 @@ def _plain(provider: Simulator, processes: int, folder: str) -> float:
     began = time.time()
     threads = []
     for number in range(processes):
-        window = _Window(GEMINI_RATE // processes)
+        pace = _Pace(GEMINI_RATE / processes)
         for thread in range(THREADS):
             log = Path(folder) / f"plain-{number}-{thread}.jsonl"
-            arguments = (provider, window, log, stop)
+            arguments = (provider, pace, log, stop)
             threads.append(threading.Thread(target=_plain_worker, args=arguments, daemon=True))
     for each in threads:
         each.start()
@@ -159,20 +155,20 @@ def _plain(provider: Simulator, processes: int, folder: str) -> float:
     return began
 
 
-def _plain_worker(provider: Simulator, window: _Window, log: Path, stop: threading.Event) -> None:
+def _plain_worker(provider: Simulator, pace: _Pace, log: Path, stop: threading.Event) -> None:
     with log.open("w", buffering=1) as out:
         while not stop.is_set():
             begun = time.time()
-            endpoint = _plain_row(provider, window)
+            endpoint = _plain_row(provider, pace)
             if endpoint and not stop.is_set():
                 line = {"begun": begun, "took": time.time() - begun, "endpoint": endpoint}
                 out.write(json.dumps(line) + "\n")
 
 
-def _plain_row(provider: Simulator, window: _Window) -> str | None:
+def _plain_row(provider: Simulator, pace: _Pace) -> str | None:
     """Two retries from 5 s, doubling, 30 % jitter; then the other provider."""
     for tries in range(3):
-        window.wait()
+        pace.wait()
         if _sent(provider.base_url("first")):
             return "first"
         if tries < 2:
@@ -198,7 +194,9 @@ def _measured(rows: list[dict[str, Any]], began: float, stats: dict[str, Any]) -
     back = [r["begun"] + r["took"] for r in rows if r["endpoint"] == "first"]
     recovered = [t for t in back if t >= end + LATENCY]
     return {
-        "seconds_to_first_image_after_it_began": round(min(by_fallback) - start, 2),
+        "seconds_to_first_image_after_it_began": (
+            round(min(by_fallback) - start, 2) if by_fallback else None
+        ),
         "images_per_minute_in_outage": round(len(during) * 60 / (DOWN[1] - DOWN[0]), 1),
         "calls_wasted_per_minute": round(wasted * 60 / (DOWN[1] - DOWN[0]), 1),
         "row_seconds_p50": round(statistics.median(began_in), 2),

@@ -178,11 +178,13 @@ def test_failures_go_up_by_failures_and_down_by_answers(states: EndpointStates, 
     states.book(name, ask())
     for _ in range(3):
         states.settle(name, Report("a", NOW, Health.FAILED))
-    assert states.settle(name, Report("a", NOW, Health.GOOD)).failures == 2
+    assert states.settle(name, Report("a", NOW + 9, Health.GOOD, sent_at=NOW - 1)).failures == 3
+    assert states.settle(name, Report("a", NOW + 9, Health.GOOD, sent_at=NOW + 1)).failures == 2
     much_later = NOW + 1000 * SECOND
     assert states.settle(name, Report("a", much_later, Health.FAILED)).failures == 1
-    states.settle(name, Report("a", much_later, Health.GOOD))
-    assert states.settle(name, Report("a", much_later, Health.GOOD)).failures == 0
+    states.settle(name, Report("a", much_later + 2, Health.GOOD, sent_at=much_later + 1))
+    last = states.settle(name, Report("a", much_later + 4, Health.GOOD, sent_at=much_later + 3))
+    assert last.failures == 0
 
 
 def test_a_pause_moves_the_next_slot_but_never_forward_to_an_earlier_one(
@@ -266,9 +268,9 @@ def test_fake_and_table_agree_on_random_histories(
                 assert (one.slot, one.probe, one.refused) == (two.slot, two.probe, two.refused)
                 guess = two.state if rng.random() < 0.5 else guess
             case 4 | 5:
-                told = Report(
-                    lease, now, rng.choice(list(Health)), fake.read(name).tripped, now + SECOND
-                )
+                sent = now - rng.choice([0, SECOND])
+                probe = fake.read(name).tripped
+                told = Report(lease, now, rng.choice(list(Health)), sent, probe, now + SECOND)
                 fake.settle(name, told)
                 real.settle(name, told)
             case 6:

@@ -40,8 +40,8 @@ def test_failures_fade_by_half_in_a_minute() -> None:
 @given(st.lists(st.sampled_from(list(Health)), max_size=40))
 def test_the_count_of_failures_never_goes_below_zero(told: list[Health]) -> None:
     state = EndpointState()
-    for health_told in told:
-        state = health.settled(state, Report("l", NOW, health_told))
+    for turn, health_told in enumerate(told):
+        state = health.settled(state, Report("l", NOW + turn, health_told, sent_at=NOW + turn))
         assert state.failures >= 0
 
 
@@ -49,7 +49,7 @@ def test_an_endpoint_that_answers_half_the_time_does_not_trip() -> None:
     state = EndpointState()
     for turn in range(100):
         told = Health.FAILED if turn % 2 else Health.GOOD
-        state = health.settled(state, Report("l", NOW, told))
+        state = health.settled(state, Report("l", NOW + turn, told, sent_at=NOW + turn))
         assert not health.should_trip(state)
 
 
@@ -85,3 +85,9 @@ def test_the_pace_of_all_workers_is_seen_in_the_count_of_calls() -> None:
     assert view.observed_interval("e") == SECOND // 4
     view.saw("f", EndpointState(rev=1, calls=1), NOW)
     assert view.observed_interval("f") == 0
+
+
+def test_an_answer_to_a_call_older_than_the_last_failure_proves_nothing() -> None:
+    state = EndpointState(failures=3, failed_at=NOW)
+    slow = Report("l", NOW + 3 * SECOND, Health.GOOD, sent_at=NOW - SECOND)
+    assert health.settled(state, slow).failures == 3

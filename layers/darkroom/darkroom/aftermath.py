@@ -25,7 +25,7 @@ class Aftermath:
         transient = failure is not None and failure.outcome.transient
         how = Health.FAILED if transient else Health.GOOD
         endpoint = held.endpoint
-        state = self._desk.give_back(endpoint, held.lease, how, probe=held.probe)
+        state = self._desk.give_back(endpoint, held.lease, how, sent_at=sent_at, probe=held.probe)
         if failure is None or state is None:
             return
         try:

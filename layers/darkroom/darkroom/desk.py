@@ -84,14 +84,15 @@ class Desk:
             return booking
 
     def give_back(
-        self, endpoint: Endpoint, lease: str, how: Health, *, probe: bool = False
+        self, endpoint: Endpoint, lease: str, how: Health, *, sent_at: int = 0, probe: bool = False
     ) -> EndpointState | None:
         """End a booking and tell how its call went. A table that does not answer is not fatal here:
         the lease runs out by itself. None then."""
         now = self.now()
         state = self.view.state(endpoint.name)
         opens = (state.opens if state else 0) + 1
-        report = Report(lease, now, how, probe, now + health.cool_down(opens))
+        reopen_until = now + health.cool_down(opens)
+        report = Report(lease, now, how, sent_at, probe, reopen_until)
         try:
             return self.saw(endpoint, self.states.settle(endpoint.name, report))
         except StatesUnavailable as error:

@@ -135,5 +135,6 @@ class Report:
     lease: str
     now: int
     health: Health
+    sent_at: int = 0  # of the call; an answer to an older call than the last failure proves nothing
     probe: bool = False
     reopen_until: int = 0  # a failed probe keeps the breaker open until then

@@ -45,7 +45,8 @@ def settled(state: EndpointState, report: Report) -> EndpointState:
     if report.health is Health.GOOD:
         if report.probe:
             return replace(after, tripped=False, breaker_until=0, opens=0, failures=0)
-        return replace(after, failures=after.failures - 1) if after.failures > 0 else after
+        recovers = after.failures > 0 and report.sent_at > state.failed_at
+        return replace(after, failures=after.failures - 1) if recovers else after
     fresh = state.failed_at >= report.now - FORGET_AFTER
     after = replace(after, failures=state.failures + 1 if fresh else 1, failed_at=report.now)
     if report.probe:

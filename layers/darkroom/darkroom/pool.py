@@ -16,7 +16,10 @@ from darkroom.endpoint_state import SECOND, Booking, EndpointState, Gate
 from darkroom.endpoints import Endpoint, key_fingerprint
 from darkroom.ports import Clock
 
-STALE = 30 * SECOND  # a booking this long unseen is checked against the table before it is used
+# A slot whose endpoint was not heard of for this long is checked against the table before it is
+# used; sooner when the last that was heard was bad.
+STALE = 30 * SECOND
+STALE_IN_TROUBLE = SECOND
 NEAR = SECOND // 2  # slots this close to each other count as equally early
 PATIENCE = 4  # lost races for the better endpoint before taking what comes
 
@@ -144,7 +147,9 @@ class Pool:
             self._clock.sleep(min(SLICE_SECONDS, left / SECOND))
             if not self._still_good(endpoint, booking):
                 return False
-        if self._desk.view.age(endpoint.name, self._desk.now()) > STALE:
+        state = self._desk.view.state(endpoint.name) or booking.state
+        stale = STALE_IN_TROUBLE if health.recent_failures(state, self._desk.now()) >= 1 else STALE
+        if self._desk.view.age(endpoint.name, self._desk.now()) > stale:
             self._desk.read(endpoint)
             if not self._still_good(endpoint, booking):
                 return False

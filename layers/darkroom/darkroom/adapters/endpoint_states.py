@@ -84,7 +84,7 @@ class DynamoDBEndpointStates:
                 update.set("#tripped = :zero, #breaker_until = :zero, #opens = :zero", zero=0)
                 update.set("#failures = :zero")
                 return self._write(endpoint, update)
-            return self._settle_good(endpoint, update)
+            return self._settle_good(endpoint, update, report.sent_at)
         if report.probe:
             update.set("#breaker_until = :reopen", reopen=report.reopen_until)
             update.set("#opens = #opens + :one")
@@ -114,9 +114,10 @@ class DynamoDBEndpointStates:
         update.set(f"#keys.{update.name(fingerprint)} = :rest")
         return self._write(endpoint, update)
 
-    def _settle_good(self, endpoint: str, update: "_Update") -> EndpointState:
-        # Failures are rare: try the plain form first only when the lease's removal is all there is.
-        healthy = update.copy().when("#failures <= :zero", zero=0)
+    def _settle_good(self, endpoint: str, update: "_Update", sent_at: int) -> EndpointState:
+        # Failures are rare, so the form without any comes first.
+        older = "(#failures <= :zero OR #failed_at >= :sent)"
+        healthy = update.copy().when(older, zero=0, sent=sent_at)
         done, state = self._apply(endpoint, healthy)
         if done:
             return state
