@@ -478,3 +478,21 @@ def test_all_rows_of_a_job_are_streamed_in_key_order(ledger: Ledger, job: str) -
         claim(ledger, message(run, f"{number:06d}"), run)
     assert [record.row for record in ledger.all(job)] == [3, 7, 11]
     assert ledger.get_many(job, []) == {}
+
+
+def test_many_workers_together_never_pass_the_budget(ledger: Ledger, job: str) -> None:
+    run = begin(ledger, job, queued=12, budget_usd=0.05)
+    outcomes: list[object] = []
+
+    def work(number: int) -> None:
+        held = claim(ledger, message(run, f"{number:06d}"), run, f"worker-{number}")
+        outcomes.append(ledger.mark_sent(held, "gemini-main", reserve=10_000, limit=50_000))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(isinstance(outcome, Claim) for outcome in outcomes) == 5
+    assert outcomes.count(NotSent.NO_BUDGET) == 7
+    assert ledger.committed(job) == 50_000

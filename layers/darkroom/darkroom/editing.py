@@ -18,6 +18,7 @@ from darkroom.rows import RowMessage
 from darkroom.storing import ImageStorage
 
 JITTER = 0.3
+LONGEST_DETAIL = 1000  # characters: the row's item stays near 1 KB, what a write unit holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +207,7 @@ def _unsuccessful(
     return RowResult(
         status=status,
         reason=reason,
-        detail=detail,
+        detail=detail[:LONGEST_DETAIL],
         provider=provider,
         endpoint=endpoint,
         cost_micro_usd=claim.record.spent,
