@@ -48,14 +48,28 @@ class AwsStack:
         return self._session.client(service, endpoint_url=url, config=config)  # type: ignore[call-overload]
 
     @cached_property
-    def outputs(self) -> Outputs:
+    def _described(self) -> Any:
         try:
             answer = self._client("cloudformation").describe_stacks(StackName=self.name)
         except ClientError as error:
             if "does not exist" in str(error):
                 raise CommandFailed(self._not_found()) from error
             raise
-        found = answer["Stacks"][0]
+        return answer["Stacks"][0]
+
+    @property
+    def workers(self) -> int | None:
+        given = {
+            p["ParameterKey"]: p["ParameterValue"] for p in self._described.get("Parameters", [])
+        }
+        try:
+            return int(given["WorkerProcesses"]) * int(given["RowsPerWorker"])
+        except (KeyError, ValueError):
+            return None
+
+    @cached_property
+    def outputs(self) -> Outputs:
+        found = self._described
         values = {o["OutputKey"]: o["OutputValue"] for o in found.get("Outputs", [])}
         wanted = Outputs.__dataclass_fields__
         missing = sorted(set(wanted) - set(values))

@@ -61,13 +61,18 @@ def _revealed(secret: EndpointsSecret) -> str:
     return json.dumps(document, indent=1)
 
 
-def show(session: Session) -> None:
+def current(session: Session) -> EndpointsSecret:
+    """The stack's endpoints. Raises CommandFailed when there are none, or they cannot be used."""
     text = session.stack.secret.read()
     if not text:
         raise CommandFailed(
             "The stack has no endpoints yet: `darkroom endpoints push FILE`, or --from-env."
         )
-    secret = parse(text, "The endpoints secret")
+    return parse(text, "The endpoints secret")
+
+
+def show(session: Session) -> None:
+    secret = current(session)
     states = {e.name: session.stack.endpoint_states.read(e.name) for e in secret.endpoints}
     _show(session, secret, states)
 

@@ -154,6 +154,10 @@ def download(
 def quote(
     session: Session,
     csv: CsvFile,
+    call_seconds: Annotated[
+        float,
+        typer.Option("--call-seconds", min=0.1, help="How long a call takes.", metavar="SECONDS"),
+    ] = 20.0,
     filter_rows: FilterRows = None,
     model: Model = None,
     aspect_ratio: Aspect = None,
@@ -177,7 +181,7 @@ def quote(
         "instruction_column": instruction_column,
         "output_name_column": output_name_column,
     }
-    verbs.quote(session, csv, given)
+    verbs.quote(session, csv, given, call_seconds=call_seconds)
 
 
 @app.command()

@@ -123,6 +123,10 @@ class Stack(Protocol):
     @property
     def outputs(self) -> Outputs: ...
     @property
+    def workers(self) -> int | None:
+        """Rows in work at once, from the stack's parameters; None where they do not say."""
+
+    @property
     def runs(self) -> RunLedger: ...
     @property
     def rows(self) -> RowLedger: ...

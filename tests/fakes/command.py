@@ -127,6 +127,7 @@ class FakeStack:
 
     clock: FakeClock
     name: str = "darkroom"
+    workers: int | None = 16
     outputs: Outputs = field(
         default_factory=lambda: Outputs(**{n: n for n in Outputs.__dataclass_fields__})
     )
