@@ -17,6 +17,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "resolution": ("resolution",),
     "size": ("size",),
     "quality": ("quality",),
+    "background": ("background",),
     "n": ("n",),
     "output_name": ("output_name",),
     "model": ("model",),

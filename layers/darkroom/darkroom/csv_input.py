@@ -46,6 +46,8 @@ class CsvInput:
         if not found:
             raise refused[0]
         best = max(found, key=lambda header: header.score)
+        if refused and best.score <= (0, 1):
+            raise refused[0]  # a header of one odd column only because its quote is never closed
         if len(best.names) > MAX_COLUMNS:
             raise JobRejected(f"The header row has more than {MAX_COLUMNS:,} columns.")
         return cls(open_bytes, text_format, best.delimiter, best.names, best.end)

@@ -221,7 +221,8 @@ class Lines:
     def _undecodable(self, error: UnicodeDecodeError) -> str:
         if self._encoding != "utf-8":
             return "The file's UTF-16 text is cut off or damaged: save it as CSV (UTF-8)."
-        line = self.line + error.object[: error.start].count(b"\n") + 1
+        before = error.object[: error.start]
+        line = self.line + (before.count(b"\n") or before.count(b"\r")) + 1
         return (
             f"Line {line} is not UTF-8 text (byte 0x{error.object[error.start]:02X}): "
             "save the file as CSV (UTF-8)."

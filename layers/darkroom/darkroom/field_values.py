@@ -3,11 +3,12 @@
 import re
 from typing import cast, get_args
 
-from darkroom.rows import AspectRatio, Resolution
+from darkroom.rows import AspectRatio, Background, Resolution
 from darkroom.texts import shown
 
 _RATIOS: tuple[str, ...] = get_args(AspectRatio)
 _RESOLUTIONS: tuple[str, ...] = get_args(Resolution)
+_BACKGROUNDS: tuple[str, ...] = get_args(Background)
 _QUALITIES = ("auto", "low", "medium", "high", "standard", "hd")
 # "16:9" also as 16x9, 16/9, and as a spreadsheet's idea of a time: 16:09 or 16:09:00.
 _RATIO = re.compile(r"(\d{1,3})\s*[:x\xd7/]\s*(\d{1,3})(?::00)?", re.ASCII | re.IGNORECASE)
@@ -35,6 +36,12 @@ def read_quality(text: str) -> str:
     if text.lower() not in _QUALITIES:
         raise ValueError(f"{shown(text)} is not one of {', '.join(_QUALITIES)}")
     return text.lower()
+
+
+def read_background(text: str) -> Background:
+    if text.lower() not in _BACKGROUNDS:
+        raise ValueError(f"{shown(text)} is not one of {', '.join(_BACKGROUNDS)}")
+    return cast("Background", text.lower())
 
 
 def read_size(text: str) -> str:

@@ -5,7 +5,13 @@ from difflib import get_close_matches
 from typing import Any
 
 from darkroom.errors import JobRejected
-from darkroom.field_values import read_aspect_ratio, read_model, read_quality, read_resolution
+from darkroom.field_values import (
+    read_aspect_ratio,
+    read_background,
+    read_model,
+    read_quality,
+    read_resolution,
+)
 from darkroom.jobs import JobOptions
 from darkroom.row_filter import parse_row_filter
 from darkroom.texts import shown
@@ -103,5 +109,6 @@ _READERS: Mapping[str, Callable[[str], object]] = {
     "aspect-ratio": read_aspect_ratio,
     "resolution": read_resolution,
     "quality": read_quality,
+    "background": read_background,
     "max-attempts": _attempts,
 }

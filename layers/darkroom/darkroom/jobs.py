@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from darkroom.rows import AspectRatio, Resolution
+from darkroom.rows import AspectRatio, Background, Resolution
 
 
 def job_id(key: str) -> str:
@@ -29,6 +29,7 @@ class JobOptions(BaseModel):
     aspect_ratio: AspectRatio | None = None
     resolution: Resolution | None = None
     quality: str | None = None
+    background: Background | None = None
     max_attempts: int = Field(default=5, ge=1, le=50)
 
     @property

@@ -10,6 +10,7 @@ from darkroom.columns import Columns
 from darkroom.errors import Reason, RowRejected
 from darkroom.field_values import (
     read_aspect_ratio,
+    read_background,
     read_count,
     read_model,
     read_quality,
@@ -32,11 +33,12 @@ _READERS: Mapping[str, Callable[[str], object]] = {
     "resolution": read_resolution,
     "size": read_size,
     "quality": read_quality,
+    "background": read_background,
     "n": read_count,
     "model": read_model,
 }
 # Job options that stand in where a row's own cell is empty.
-_DEFAULTS = ("aspect_ratio", "resolution", "quality", "model")
+_DEFAULTS = ("aspect_ratio", "resolution", "quality", "background", "model")
 
 
 def row_key(columns: Columns, cells: Sequence[str], row: int) -> str:
@@ -82,7 +84,7 @@ def _check_width(columns: Columns, cells: Sequence[str]) -> None:
     if any(cell.strip() for cell in cells[width:]):
         raise _rejected(
             f"the row has {len(cells)} cells where the header has {width}: put cells that contain "
-            "the delimiter into quotes"
+            "the delimiter into quotes, with no blank before the quote"
         )
 
 

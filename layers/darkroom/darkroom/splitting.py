@@ -86,6 +86,10 @@ class Splitter:
 
     def split(self, event: CsvUploaded, remaining_seconds: Callable[[], float]) -> None:
         """Raises ServiceUnavailable when AWS fails; calling again goes on where it stopped."""
+        if not job_id(event.key).rpartition("/")[2]:
+            # A file named just ".csv": no name to put results or a reason under.
+            self.telemetry.warning("csv_without_name", key=event.key)
+            return
         options, problem = self._options(event)
         run = self._start(event, options, remaining_seconds)
         if run is None:
