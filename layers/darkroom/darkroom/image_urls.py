@@ -60,10 +60,15 @@ class WebImage:
     target: str  # path and query, percent-encoded
 
     @property
+    def authority(self) -> str:
+        """Host and port, as a Host header has them."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
     def url(self) -> str:
         """To resolve a redirect against, not to show: the query may hold a signature."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}{self.target}"
+        return f"{self.scheme}://{self.authority}{self.target}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +106,7 @@ class ImageRules:
         try:
             url = urljoin(origin.url, location)
         except ValueError as error:
-            raise _refused(location, "is no URL to be redirected to") from error
+            raise _refused(location.partition("?")[0], "is no valid URL") from error
         return self.check_url(url)
 
     def check_url(self, url: str) -> WebImage:
@@ -152,6 +157,8 @@ class ImageRules:
 
     def _relative(self, reference: str, base: str) -> StoredImage:
         bucket, _, folder = base.removeprefix("s3://").partition("/")
+        if not reference.strip():
+            raise _refused(reference, "is empty")
         if reference.startswith("/"):
             raise _refused(reference, "begins with a slash: paths are relative to the CSV's folder")
         if "\\" in reference:
@@ -159,7 +166,7 @@ class ImageRules:
         path = normpath(folder + reference)
         if path == ".." or path.startswith("../"):
             raise _refused(reference, "leads out of the CSV's bucket")
-        if reference.endswith(("/", "/.", "/..")) or path == ".":
+        if reference.rpartition("/")[2] in ("", ".", "..") or path == ".":
             raise _refused(reference, "names a folder, not an image")
         return self._stored(reference, bucket, path)
 

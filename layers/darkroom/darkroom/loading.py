@@ -7,6 +7,7 @@ from darkroom.errors import Reason, RetryRow, RowRejected
 from darkroom.pictures import open_mask, open_source
 from darkroom.ports import ImageFetcher
 from darkroom.rows import RowRequest
+from darkroom.texts import unsigned
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ def load(request: RowRequest, base: str, fetcher: ImageFetcher, *, last_attempt:
     away: list[tuple[str, RetryRow]] = []
     for reference in request.images:
         try:
-            images.append(open_source(fetcher.fetch(reference, base), reference))
+            images.append(open_source(fetcher.fetch(reference, base), unsigned(reference)))
         except RowRejected as error:
             broken.append((reference, error))
         except RetryRow as error:
@@ -37,7 +38,9 @@ def load(request: RowRequest, base: str, fetcher: ImageFetcher, *, last_attempt:
     if broken and not images:
         raise broken[0][1]
     skipped: list[tuple[str, RowRejected | RetryRow]] = [*broken, *away]
-    warnings = tuple(f"skipped {reference}: {error.detail}" for reference, error in skipped)
+    warnings = tuple(
+        f"skipped {unsigned(reference)}: {error.detail}" for reference, error in skipped
+    )
     return Loaded(tuple(images), _load_mask(request.mask, base, fetcher), warnings)
 
 
@@ -45,6 +48,6 @@ def _load_mask(reference: str | None, base: str, fetcher: ImageFetcher) -> Sourc
     if reference is None:
         return None
     try:
-        return open_mask(fetcher.fetch(reference, base), reference)
+        return open_mask(fetcher.fetch(reference, base), unsigned(reference))
     except RowRejected as error:
         raise RowRejected(Reason.BAD_IMAGE, f"mask: {error.detail}") from error

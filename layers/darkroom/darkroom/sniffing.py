@@ -5,17 +5,27 @@ import re
 _TEXT = re.compile(
     rb"\s*(?:\xef\xbb\xbf)?\s*(<!doctype html|<html|<svg|<\?xml|[{\[])", re.IGNORECASE
 )
-_KINDS = {b"<!doctype html": "a web page", b"<html": "a web page", b"<svg": "an SVG drawing"}
+_WEB_PAGE = "is a web page, not an image: does its address lead to the picture itself?"
+_TEXTS = {
+    b"<!doctype html": _WEB_PAGE,
+    b"<html": _WEB_PAGE,
+    b"<svg": "is an SVG drawing, which is not read: save it as PNG",
+    b"<?xml": "is an XML file, not an image",
+}
 _MAGIC = (
-    (b"%PDF", "a PDF"),
-    (b"PK\x03\x04", "a zip file"),
-    (b"\x1f\x8b", "a gzip file"),
-    (b"8BPS", "a Photoshop file"),
-    (b"\xff\x0a", "a JPEG XL image"),
-    (b"\x1aE\xdf\xa3", "a video"),
+    (b"%PDF", "is a PDF, which is not read: save its page as PNG"),
+    (b"PK\x03\x04", "is a zip file, not an image"),
+    (b"\x1f\x8b", "is a gzip file, not an image"),
+    (b"8BPS", "is a Photoshop file, which is not read: save it as PNG"),
+    (b"\xff\x0a", "is JPEG XL, which is not read: save it as PNG or JPEG"),
+    (b"\0\0\0\x0cJXL ", "is JPEG XL, which is not read: save it as PNG or JPEG"),
+    (b"\0\0\0\x0cjP  ", "is JPEG 2000, which is not read: save it as PNG or JPEG"),
+    (b"\0\0\1\0", "is an icon (.ico), which is not read: save it as PNG"),
+    (b"\x1aE\xdf\xa3", "is a video, not an image"),
 )
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
-_IMAGE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis")
+_IMAGE_BRANDS = (b"avif", b"avis", b"mif1", b"msf1", *_HEIC_BRANDS)
 _BRAND = slice(8, 12)
 
 
@@ -28,19 +38,19 @@ def is_image(head: bytes) -> bool:
     return head[4:8] == b"ftyp" and head[_BRAND] in _IMAGE_BRANDS
 
 
-def kind_of(head: bytes) -> str:
-    """What something that is no image is, for a sentence: "a web page"."""
+def what_else(head: bytes) -> str:
+    """What is wrong with something that is no image, to go on with after its name."""
     if not head:
-        return "empty"
-    for magic, kind in _MAGIC:
+        return "is empty"
+    for magic, sentence in _MAGIC:
         if head.startswith(magic):
-            return kind
+            return sentence
     if head[4:8] == b"ftyp":
-        return "a video"
+        return "is a video, not an image"
     match = _TEXT.match(head[:512])
     if match is None:
-        return "no image"
+        return "is not an image"
     token = match[1].lower()
     if token == b"<?xml" and b"<svg" in head[:2048].lower():
-        return "an SVG drawing"
-    return _KINDS.get(token, "an XML file" if token == b"<?xml" else "JSON")
+        token = b"<svg"
+    return _TEXTS.get(token, "is JSON, not an image")

@@ -1,14 +1,24 @@
 """Small helpers for sentences that people read."""
 
+import re
 from collections.abc import Iterable
 
 SHOWN_CHARS = 80
 _LISTED = 12
+_SIGNED = re.compile(r"[?#].*", re.DOTALL)
+_USER_INFO = re.compile(r"://[^/]*@")
+
+
+def unsigned(reference: str) -> str:
+    """An image reference without what gives access: a URL's query, fragment, user and password."""
+    if "://" not in reference:
+        return reference
+    return _SIGNED.sub("?…", _USER_INFO.sub("://…@", reference))
 
 
 def shown(value: str) -> str:
-    """The user's own words in quotes, on one line, cut, and without a URL's query (it may sign)."""
-    text = value.split("?", 1)[0] + "?…" if "://" in value and "?" in value else value
+    """The user's own words in quotes, on one line, cut, and `unsigned`."""
+    text = unsigned(value)
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     if len(text) > SHOWN_CHARS:
         text = text[: SHOWN_CHARS - 1] + "…"

@@ -2,6 +2,7 @@
 
 import ssl
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from time import monotonic as system_monotonic
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from darkroom.adapters.safe_http import (
 from darkroom.errors import Reason, RetryRow, RowRejected
 from darkroom.image_urls import HostList, ImageRules, StoredImage, WebImage
 from darkroom.settings import Settings
-from darkroom.sniffing import is_image, kind_of
+from darkroom.sniffing import is_image, what_else
 from darkroom.texts import shown
 
 if TYPE_CHECKING:
@@ -99,6 +100,10 @@ class SafeImageFetcher:
         )
         return cls(s3, rules)
 
+    def close(self) -> None:
+        """Close kept connections."""
+        self._pool.close()
+
     def fetch(self, reference: str, base: str) -> bytes:
         """The bytes of an image. Raises RowRejected (bad_image) or RetryRow (image_unavailable)."""
         image = self._rules.resolve(reference, base)
@@ -107,7 +112,7 @@ class SafeImageFetcher:
         else:
             data = self._from_web(image, reference)
         if not is_image(data):
-            raise _rejected(reference, f"is {kind_of(data)}, not an image")
+            raise _rejected(reference, what_else(data))
         return data
 
     def _from_web(self, image: WebImage, reference: str) -> bytes:
@@ -129,7 +134,7 @@ class SafeImageFetcher:
                 ) from error
             except httpcore2.TimeoutException as error:
                 raise _unavailable(
-                    reference, f"was not loaded within {self._limits.total:g} s"
+                    reference, f"was not loaded in time: {image.host} is slow or does not answer"
                 ) from error
             except httpcore2.UnsupportedProtocol as error:
                 raise _rejected(reference, "is not an https:// URL") from error
@@ -146,14 +151,23 @@ class SafeImageFetcher:
             target=image.target.encode(),
         )
         extensions = {"timeout": self._limits.timeouts()}
-        with self._pool.stream("GET", url, headers=_HEADERS, extensions=extensions) as response:
+        headers_sent = ((b"Host", image.authority.encode()), *_HEADERS)
+        with self._pool.stream("GET", url, headers=headers_sent, extensions=extensions) as response:
             headers = {name.lower().decode("latin-1"): value for name, value in response.headers}
             if response.status in _REDIRECTS:
                 location = headers.get("location", b"").decode("utf-8", "replace")
-                return self._rules.redirect(image, location)
+                return self._redirected(image, location, reference)
             _check_status(response.status, headers, reference)
             self._check_length(headers.get("content-length", b"").decode("latin-1"), reference)
             return self._collect(response.iter_stream(), reference)
+
+    def _redirected(self, image: WebImage, location: str, reference: str) -> WebImage:
+        if not location:
+            raise _rejected(reference, "is redirected, but its server does not say where to")
+        try:
+            return self._rules.redirect(image, location)
+        except RowRejected as error:
+            raise _rejected(reference, f"is redirected: {error.detail}") from error
 
     def _check_length(self, announced: str, reference: str) -> None:
         if announced.isdigit() and int(announced[:18]) > self._limits.max_bytes:
@@ -176,8 +190,9 @@ class SafeImageFetcher:
         with self._deadline.within(self._limits.total):
             try:
                 answer = self._s3.get_object(Bucket=image.bucket, Key=image.key)
-                self._check_length(str(answer["ContentLength"]), reference)
-                return self._collect(answer["Body"].iter_chunks(1 << 20), reference)
+                with closing(answer["Body"]) as body:
+                    self._check_length(str(answer["ContentLength"]), reference)
+                    return self._collect(body.iter_chunks(1 << 20), reference)
             except ClientError as error:
                 raise _s3_failed(reference, image, error) from error
             except (BotoCoreError, httpcore2.TimeoutException) as error:
