@@ -1,0 +1,42 @@
+"""CSVs in memory, read as an object in S3 is: from any offset, in chunks of any size."""
+
+from collections.abc import Iterator
+
+from darkroom.csv_rows import JobRow, JobRows, read_job_rows
+from darkroom.csv_text import OpenBytes
+from darkroom.jobs import JobOptions
+from darkroom.rows import RowRequest
+
+HEADER = "image_url,instruction\n"
+
+
+def opened(data: bytes, chunk: int = 4096) -> OpenBytes:
+    """`chunk`: bytes per piece; the last one may be shorter."""
+
+    def open_bytes(offset: int) -> Iterator[bytes]:
+        for start in range(offset, len(data), chunk):
+            yield data[start : start + chunk]
+
+    return open_bytes
+
+
+def job_rows(text: str | bytes, **options: object) -> JobRows:
+    data = text.encode() if isinstance(text, str) else text
+    return read_job_rows(opened(data), JobOptions.model_validate(options))
+
+
+def rows_of(text: str | bytes, **options: object) -> list[JobRow]:
+    rows = job_rows(text, **options)
+    for _ in rows.check():
+        pass
+    return list(rows)
+
+
+def request_of(row: JobRow) -> RowRequest:
+    assert isinstance(row.asked, RowRequest), row.asked
+    return row.asked
+
+
+def told(row: JobRow) -> str:
+    """Why the row is rejected; empty when it is not."""
+    return "" if isinstance(row.asked, RowRequest) else row.asked.detail

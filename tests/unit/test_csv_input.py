@@ -1,0 +1,165 @@
+"""Records: the same whatever chunks, delimiter, encoding and compression; offsets to go on from."""
+
+import csv
+import gzip
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from darkroom.csv_input import CsvInput, Record
+from darkroom.csv_text import HEAD_BYTES
+from darkroom.errors import JobRejected
+from tests.fakes.csv_files import opened
+
+# What a CSV can hold: everything but NUL, surrogates and bare CRs (a reader takes those for ends).
+CELL = st.text(
+    st.one_of(
+        st.sampled_from(list(",;\t\"'\n |=[]{}<>\N{EURO SIGN}\N{LINE SEPARATOR}\x85\x0b")),
+        st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"),
+    ),
+    max_size=12,
+)
+ROWS = st.lists(st.lists(CELL, min_size=3, max_size=3), max_size=12)
+HEADER = ["image_url", "instruction", "note"]
+
+
+def written(rows: list[list[str]], delimiter: str = ",", end: str = "\n") -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, delimiter=delimiter, lineterminator=end, quoting=csv.QUOTE_ALL)
+    writer.writerows([HEADER, *rows])
+    return text.getvalue()
+
+
+def read(data: bytes, chunk: int = 4096) -> list[Record]:
+    return list(CsvInput.open(opened(data, chunk)).records())
+
+
+def with_content(rows: list[list[str]]) -> list[list[str]]:
+    return [row for row in rows if any(cell.strip() for cell in row)]
+
+
+@given(
+    ROWS,
+    st.sampled_from(",;\t"),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    st.booleans(),
+    st.integers(1, 64),
+)
+def test_the_same_rows_whatever_the_form_of_the_file(
+    rows: list[list[str]], delimiter: str, end: str, encoding: str, packed: bool, chunk: int
+) -> None:
+    data = written(rows, delimiter, end).encode(encoding)
+    stored = gzip.compress(data) if packed else data
+    assert [record.cells for record in read(stored, chunk)] == with_content(rows)
+
+
+@given(ROWS, st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]), st.booleans(), st.integers(1, 99))
+def test_reading_from_any_records_end_gives_the_rest(
+    rows: list[list[str]], encoding: str, packed: bool, chunk: int
+) -> None:
+    data = written(rows).encode(encoding)
+    opened_csv = CsvInput.open(opened(gzip.compress(data) if packed else data, chunk))
+    records = list(opened_csv.records())
+    for number, record in enumerate(records):
+        assert list(opened_csv.records(record.end)) == records[number + 1 :]
+
+
+@given(st.text(max_size=200), st.sampled_from(["", "image_url,instruction\n"]), st.integers(1, 50))
+def test_any_text_is_read_or_rejected_with_a_sentence(text: str, header: str, chunk: int) -> None:
+    data = (header + text).encode("utf-8", "surrogatepass")
+    try:
+        opened_csv = CsvInput.open(opened(data, chunk))
+        records = list(opened_csv.records())
+    except JobRejected as error:
+        assert str(error).endswith(".")
+        return
+    for number, record in enumerate(records):
+        assert list(opened_csv.records(record.end)) == records[number + 1 :]
+
+
+def test_bare_carriage_returns_end_rows() -> None:
+    records = read(b"image_url,instruction\ra.jpg,red\rb.jpg,blue\r")
+    assert [record.cells for record in records] == [["a.jpg", "red"], ["b.jpg", "blue"]]
+
+
+@pytest.mark.parametrize("blank", ["\n", "\r\n", ",\n", ' , \n"",\n'])
+def test_blank_rows_are_no_rows_and_move_no_offset(blank: str) -> None:
+    text = f"image_url,instruction\n{blank}a.jpg,red\n{blank}b.jpg,blue\n{blank}"
+    opened_csv = CsvInput.open(opened(text.encode()))
+    first, second = opened_csv.records()
+    assert (first.cells, second.cells) == (["a.jpg", "red"], ["b.jpg", "blue"])
+    assert list(opened_csv.records(first.end)) == [second]
+
+
+@pytest.mark.parametrize("hint", ["sep=;\r\n", "SEP=;\n", '"sep=;"\n'])
+def test_excels_hint_of_the_delimiter_is_no_header(hint: str) -> None:
+    opened_csv = CsvInput.open(opened(f"{hint}image_url;instruction\na,b.jpg;red\n".encode()))
+    assert opened_csv.header == ("image_url", "instruction")
+    assert [record.cells for record in opened_csv.records()] == [["a,b.jpg", "red"]]
+
+
+@pytest.mark.parametrize(
+    ("header", "delimiter"),
+    [
+        ("image_url,instruction", ","),
+        ("image_url;instruction", ";"),
+        ("image_url\tinstruction", "\t"),
+        ("prompt;size, in cm", ";"),
+        ('"Bild,Url";prompt', ";"),
+        ("Bild;Anweisung", ";"),
+        ("instruction", ","),
+    ],
+)
+def test_the_delimiter_is_the_one_that_finds_our_columns(header: str, delimiter: str) -> None:
+    assert CsvInput.open(opened(f"{header}\n".encode())).delimiter == delimiter
+
+
+def test_a_quote_never_closed_in_the_header_is_told() -> None:
+    with pytest.raises(JobRejected, match="middle of a quoted field"):
+        CsvInput.open(opened(b'image_url,"instruction\na.jpg,red\n'))
+
+
+@pytest.mark.parametrize("text", ["x" * (HEAD_BYTES + 10), '"' + "x,\n" * HEAD_BYTES])
+def test_a_header_without_end_is_told(text: str) -> None:
+    with pytest.raises(JobRejected, match="header row is longer than|never closed"):
+        CsvInput.open(opened(text.encode()))
+
+
+@pytest.mark.parametrize("shift", range(4))
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
+def test_a_character_across_the_end_of_the_head_is_whole(shift: int, encoding: str) -> None:
+    note = "x" * shift + "\N{LATIN SMALL LETTER E WITH ACUTE}\U0001f5bc" * 40_000
+    mark = b"\xff\xfe" if encoding == "utf-16-le" else b""
+    data = mark + f"image_url,instruction\na.jpg,{note}\n".encode(encoding)
+    assert read(data)[0].cells == ["a.jpg", note]
+
+
+def test_a_thousand_columns_are_read_and_one_more_refused() -> None:
+    def wide(columns: int) -> bytes:
+        return ",".join(["instruction", *(f"c{i}" for i in range(1, columns))]).encode()
+
+    assert len(CsvInput.open(opened(wide(1000))).header) == 1000
+    with pytest.raises(JobRejected, match="more than 1,000 columns"):
+        CsvInput.open(opened(wide(1001)))
+
+
+def test_a_cell_of_131072_characters_is_read_and_one_more_refused() -> None:
+    head = b"image_url,instruction\na.jpg,"
+    assert len(read(head + b"x" * 131_072)[0].cells[1]) == 131_072
+    with pytest.raises(JobRejected, match="Line 2 holds a field of more than 131,072"):
+        read(head + b"x" * 131_073)
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ('a.jpg,"red', "ends in the middle of a quoted field"),
+        ('a.jpg,red\nb.jpg,"blue" sky\n', "Line 3 has text after a closing quote"),
+    ],
+)
+def test_broken_quoting_is_told(body: str, sentence: str) -> None:
+    with pytest.raises(JobRejected, match=sentence):
+        read(f"image_url,instruction\n{body}".encode())
