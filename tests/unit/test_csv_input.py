@@ -74,7 +74,8 @@ def test_any_text_is_read_or_rejected_with_a_sentence(text: str, header: str, ch
         opened_csv = CsvInput.open(opened(data, chunk))
         records = list(opened_csv.records())
     except JobRejected as error:
-        assert str(error).endswith(".")
+        told = str(error)
+        assert told.endswith(".")
         return
     for number, record in enumerate(records):
         assert list(opened_csv.records(record.end)) == records[number + 1 :]

@@ -1,0 +1,102 @@
+"""Cells that name images."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from darkroom.errors import Reason, RowRejected
+from darkroom.image_lists import MAX_IMAGES, check_reference, split_references
+
+URL = "https://x.test"
+REFERENCE = st.one_of(
+    st.from_regex(r"[a-z0-9/_-]{1,12}\.(png|jpg)", fullmatch=True),
+    st.from_regex(r"(https|s3)://[a-z]{1,8}/[a-z0-9/._?=&-]{1,20}", fullmatch=True),
+)
+LISTS = st.lists(REFERENCE, min_size=1, max_size=MAX_IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("", []),
+        ("a.jpg", ["a.jpg"]),
+        ("a.jpg,b.jpg", ["a.jpg", "b.jpg"]),
+        ("a.jpg, b.jpg ,", ["a.jpg", "b.jpg"]),
+        ("a.jpg|b.jpg||", ["a.jpg", "b.jpg"]),
+        ("a.jpg\r\nb.jpg", ["a.jpg", "b.jpg"]),
+        ("a,b.jpg|c.jpg", ["a,b.jpg", "c.jpg"]),
+        (f"{URL}/w_400,h_300/a.jpg", [f"{URL}/w_400,h_300/a.jpg"]),
+        (f"{URL}/w_4,h_3/a.jpg,{URL}/b.jpg", [f"{URL}/w_4,h_3/a.jpg", f"{URL}/b.jpg"]),
+        (f"{URL}/a.jpg,b.jpg", [f"{URL}/a.jpg", "b.jpg"]),
+        (f"{URL}/a, b.jpg", [f"{URL}/a", "b.jpg"]),
+        ('["a, b.jpg", " c|d.jpg ", ""]', ["a, b.jpg", "c|d.jpg"]),
+        ("[]", []),
+        ("photos/caf\xe9 (1).jpg", ["photos/caf\xe9 (1).jpg"]),
+    ],
+)
+def test_a_cell_is_split_as_documented(cell: str, expected: list[str]) -> None:
+    assert list(split_references(cell, "image_url")) == expected
+
+
+@given(LISTS)
+def test_a_json_list_gives_its_texts_in_order(references: list[str]) -> None:
+    assert list(split_references(json.dumps(references), "image_url")) == references
+
+
+@given(LISTS, st.sampled_from(["|", "\n", " | "]))
+def test_bars_and_line_ends_separate_anything(references: list[str], separator: str) -> None:
+    assert list(split_references(separator.join([*references, ""]), "image_url")) == references
+
+
+@given(LISTS)
+def test_a_comma_with_a_blank_always_separates(references: list[str]) -> None:
+    assert list(split_references(", ".join(references), "image_url")) == references
+
+
+@pytest.mark.parametrize(
+    ("cell", "sentence"),
+    [
+        ('["a.jpg"', "begins like a JSON list but is none"),
+        ("['a.jpg']", "begins like a JSON list but is none"),
+        ("[" * 100_000, "begins like a JSON list but is none"),
+        ("[1, 2]", "must hold texts only"),
+        ('["a.jpg", null]', "must hold texts only"),
+        ("|".join(f"{i}.jpg" for i in range(17)), "names 17 images: no model takes more than 16"),
+        ("data:image/png;base64,AAAA", "holds the image itself"),
+        ("ftp://x.test/a.jpg", "is neither an https:// or s3:// URL nor a path"),
+        ("file:///etc/passwd", "is neither an https:// or s3:// URL nor a path"),
+        ("C:\\photos\\a.jpg", "is neither an https:// or s3:// URL nor a path"),
+        ("https:a.jpg", "is neither an https:// or s3:// URL nor a path"),
+        ("https://", "names no host or bucket"),
+        ("s3:///", "names no host or bucket"),
+        ('["a\\u0000.jpg"]', "holds a control character"),
+        ('["\\ud800"]', "holds a control character"),
+        ("a" * 8193, "is longer than 8,192 characters"),
+    ],
+)
+def test_what_is_no_reference_is_told(cell: str, sentence: str) -> None:
+    with pytest.raises(RowRejected) as rejected:
+        split_references(cell, "image_url")
+    assert rejected.value.reason is Reason.BAD_INPUT
+    assert sentence in rejected.value.detail
+    assert rejected.value.detail.startswith("column image_url")
+
+
+def test_a_signed_url_is_told_without_its_signature() -> None:
+    with pytest.raises(RowRejected) as rejected:
+        check_reference("ftp://x.test/a?X-Amz-Signature=SECRET", "mask_url")
+    assert "SECRET" not in rejected.value.detail
+
+
+@given(st.text(max_size=60), st.sampled_from(["", "[", '["', "https://x", "s3://", "a|"]))
+def test_any_cell_is_split_or_rejected(cell: str, start: str) -> None:
+    try:
+        references = split_references(start + cell, "image_url")
+    except RowRejected as rejected:
+        told = rejected.detail
+        assert len(told) < 400
+        return
+    assert len(references) <= MAX_IMAGES
+    assert all(reference == reference.strip() != "" for reference in references)

@@ -1,0 +1,134 @@
+"""Names of rows and pictures."""
+
+import posixpath
+from unicodedata import normalize
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from darkroom.errors import Reason, RowRejected
+from darkroom.jobs import ResultPaths
+from darkroom.names import OUTPUT_SUFFIXES, UsedNames, check_key, check_output_name, copies
+
+JOB = ResultPaths("jobs/products")
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("shoe.png", "shoe.png"),
+        ("shoe", "shoe.png"),
+        ("shoe.v2", "shoe.v2.png"),
+        ("red/shoe.JPG", "red/shoe.JPG"),
+        ("images/shoe.webp", "shoe.webp"),
+        ("cafe\u0301.png", "caf\xe9.png"),
+        ("\u9774 1.jpeg", "\u9774 1.jpeg"),
+        ("console.png", "console.png"),
+    ],
+)
+def test_good_names_are_kept(written: str, name: str) -> None:
+    assert check_output_name(written, "output_name") == name
+
+
+@pytest.mark.parametrize(
+    ("written", "sentence"),
+    [
+        ("../../other/x.png", "leaves its folder"),
+        ("a/../x.png", "leaves its folder"),
+        ("a//x.png", "leaves its folder"),
+        ("a/", "leaves its folder"),
+        ("images/", "leaves its folder"),
+        ("..", "leaves its folder"),
+        ("/etc/passwd", "begins with a slash"),
+        ("a\\b.png", "holds '\\'"),
+        ("C:x.png", "holds ':'"),
+        ("what?.png", "holds '?'"),
+        ("a\x07.png", "U+0007"),
+        ("a\ud800.png", "U+D800"),
+        (".htaccess", "begins with a dot"),
+        ("a /x.png", "ends with a dot or a blank"),
+        ("a./x.png", "ends with a dot or a blank"),
+        ("nul", "Windows keeps for a device"),
+        ("COM1.png", "Windows keeps for a device"),
+        ("a/aux.v2/x.png", "Windows keeps for a device"),
+        ("thumbs/x.png", "a folder named images or thumbs"),
+        ("a/Images/x.png", "a folder named images or thumbs"),
+        ("x.gif", "asks for .gif"),
+        ("x.tiff", "asks for .tiff"),
+        ("\xe9" * 101 + ".png", "a part of more than 200 bytes"),
+        ("/".join(["abcdefghi"] * 60), "longer than 500 bytes"),
+    ],
+)
+def test_names_that_leave_the_folder_or_cannot_be_stored_are_refused(
+    written: str, sentence: str
+) -> None:
+    with pytest.raises(RowRejected) as rejected:
+        check_output_name(written, "file")
+    assert rejected.value.reason is Reason.BAD_INPUT
+    assert rejected.value.detail.startswith("column file: ")
+    assert sentence in rejected.value.detail
+
+
+PATHS = st.lists(
+    st.one_of(
+        st.sampled_from(["..", ".", "", "images", "a", "con", "x.png", "y.jpg ", "\\", "~"]),
+        st.text(max_size=8),
+    ),
+    max_size=5,
+).map("/".join)
+
+
+@given(PATHS)
+def test_an_accepted_name_lies_in_the_images_folder_with_a_known_extension(written: str) -> None:
+    try:
+        name = check_output_name(written, "output_name")
+    except RowRejected:
+        return
+    key = JOB.image(name)
+    assert posixpath.normpath(key) == key
+    assert key.startswith("jobs/products/images/")
+    assert key.lower().endswith(OUTPUT_SUFFIXES)
+    assert check_output_name(name, "output_name") == name
+    name.encode()
+
+
+@given(PATHS, st.integers(1, 10))
+def test_copies_are_named_as_they_are_stored(written: str, n: int) -> None:
+    try:
+        name = check_output_name(written, "output_name")
+    except RowRejected:
+        return
+    assert [JOB.image(copy) for copy in copies(name, n)] == [JOB.image(name, i) for i in range(n)]
+
+
+@pytest.mark.parametrize("key", ["1", "000007", "A-7_b.c", "x" * 100])
+def test_good_keys_are_kept(key: str) -> None:
+    assert check_key(key, "index") == key
+
+
+@pytest.mark.parametrize(
+    "key", ["-1", ".a", "a.", "a/b", "a b", "\xe9", "x" * 101, "con", "LPT1.x", "a\n", "\u0661"]
+)
+def test_keys_that_cannot_name_a_file_are_refused(key: str) -> None:
+    with pytest.raises(RowRejected, match=r"column id: .* cannot name a file"):
+        check_key(key, "id")
+
+
+@given(st.lists(st.text(max_size=2), max_size=60))
+def test_used_names_tell_the_first_user_like_a_dictionary(names: list[str]) -> None:
+    used, known = UsedNames(), dict[str, int]()
+    for row, name in enumerate(names):
+        folded = check_folded(name)
+        assert used.first_user(name, row) == known.get(folded)
+        known.setdefault(folded, row)
+
+
+def check_folded(name: str) -> str:
+    return normalize("NFC", name).casefold()
+
+
+def test_used_names_grow_and_forget_nothing() -> None:
+    used = UsedNames()
+    assert all(used.first_user(f"name {row}", row) is None for row in range(20_000))
+    assert all(used.first_user(f"NAME {row}", 0) == row for row in range(20_000))
