@@ -61,7 +61,8 @@ class PowertoolsTelemetry:
         self._logger.error(event, extra=self._fields(fields), stacklevel=3)
 
     def exception(self, event: str, **fields: object) -> None:
-        self._logger.exception(event, extra=self._fields(fields), stacklevel=3)
+        # Called inside the caller's handler.
+        self._logger.exception(event, extra=self._fields(fields), stacklevel=3)  # noqa: LOG004
 
     def flush(self) -> None:
         """Print the pending metrics, one EMF line per set of dimensions."""
