@@ -197,9 +197,12 @@ def _ascii_host(url: str, host: str) -> str:
 
 def _ipv6(url: str, host: str) -> str:
     try:
-        return IPv6Address(host).compressed
+        address = IPv6Address(host)
     except ValueError as error:
         raise _refused(url, "has no valid host name") from error
+    if address.scope_id is not None:  # means something on one machine only
+        raise _refused(url, "has no valid host name")
+    return address.compressed
 
 
 def _from_unicode(url: str, host: str) -> str:
