@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -88,12 +89,18 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what else ran on the machine")
     parser.add_argument("--output", type=Path, default=RESULTS)
     chosen = parser.parse_args()
+    stop_children_when_terminated()
     runs: list[dict[str, Any]] = []
     for system in chosen.systems:
         for processes in chosen.processes:
             runs += run(system, processes, chosen.rates, chosen.seconds)
             chosen.output.write_text(json.dumps(_document(chosen, runs), indent=1) + "\n")
     print(table(runs))
+
+
+def stop_children_when_terminated() -> None:
+    """SIGTERM ends this process the orderly way, and with it all that it started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def run(system: str, processes: int, rates: list[int], seconds: float) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.limits import ours
-from benchmarks.limits.__main__ import simulator
+from benchmarks.limits.__main__ import simulator, stop_children_when_terminated
 from benchmarks.limits.sender import send
 from darkroom_local import ministack
 from darkroom_local.processes import ROOT
@@ -39,11 +39,13 @@ RESULTS = ROOT / "benchmarks" / "results" / "outage.json"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--systems", nargs="+", default=["darkroom", "plain"])
     parser.add_argument("--note", default="", help="what else ran on the machine")
     parser.add_argument("--output", type=Path, default=RESULTS)
     chosen = parser.parse_args()
+    stop_children_when_terminated()
     runs = []
-    for system in ("darkroom", "plain"):
+    for system in chosen.systems:
         runs.append(_run(system, chosen.processes))
         print(runs[-1], flush=True)
     document = {
@@ -190,7 +192,10 @@ def _measured(rows: list[dict[str, Any]], began: float, stats: dict[str, Any]) -
     # Rows that began in the outage, however long they took; those that never ended do not count.
     began_in = [r["took"] for r in rows if start <= r["begun"] < end]
     by_fallback = [t for t, endpoint in ended if endpoint == "second" and t >= start]
-    wasted = stats["first"]["statuses"].get("503", 0)
+    wasted_at = [
+        round(t - DOWN[0], 1) for t in stats["first"]["arrivals"] if DOWN[0] <= t < DOWN[1]
+    ]
+    wasted = len(wasted_at)
     back = [r["begun"] + r["took"] for r in rows if r["endpoint"] == "first"]
     recovered = [t for t in back if t >= end + LATENCY]
     return {
@@ -204,11 +209,12 @@ def _measured(rows: list[dict[str, Any]], began: float, stats: dict[str, Any]) -
         "healthy_fallback_call_seconds": LATENCY,
         "seconds_until_first_tier_is_back": round(min(recovered) - end, 1) if recovered else None,
         "refused": stats["first"]["refused"] + stats["second"]["refused"],
+        "seconds_of_wasted_calls": wasted_at,
     }
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    columns = list(runs[0])
+    columns = [c for c in runs[0] if c != "seconds_of_wasted_calls"]
     head = "| " + " | ".join(columns) + " |\n|" + "---|" * len(columns)
     return "\n".join([head, *("| " + " | ".join(str(r[c]) for c in columns) + " |" for r in runs)])
 

@@ -122,8 +122,21 @@ def test_workers_that_die_at_any_moment_break_no_limit_and_free_their_leases() -
     fleet.run({Provider.GEMINI: provider})
     assert provider.refused == 0
     assert provider.most_in_flight <= 6
-    # The dead held up to 6 leases at 64 s; 45 s later (time-out and grace) all are free again.
+    # The last died at 57 s; their leases have ended and the rate is what it was.
     assert within(provider.allowed, 130, 390) / 260 >= 0.9 * min(6 / 5.0, 60 / 62)
+
+
+def test_a_killed_workers_leases_are_free_within_their_time() -> None:
+    given = secret(gemini(requests_per_minute=60, max_in_flight=6, timeout_seconds=30))
+    fleet = Fleet(given, 10, seconds=300, kill=lambda n: START + 60 if n < 6 else float("inf"))
+    provider = StrictProvider(fleet.time, latency=5.0, per_minute=60)
+    fleet.run({Provider.GEMINI: provider})
+    assert provider.refused == 0
+    assert provider.most_in_flight <= 6
+    assert within(provider.allowed, 30, 60) >= 28
+    assert within(provider.allowed, 65, 95) <= 22  # places are held by the dead
+    # A lease lasts from its slot for the call's time-out and 15 s; no slot was far ahead.
+    assert within(provider.allowed, 60 + 30 + 15 + 7, 142) >= 28
 
 
 @pytest.mark.parametrize("processes", [1, 4, 12])

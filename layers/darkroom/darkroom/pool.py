@@ -16,10 +16,12 @@ from darkroom.endpoint_state import SECOND, Booking, EndpointState, Gate
 from darkroom.endpoints import Endpoint, key_fingerprint
 from darkroom.ports import Clock
 
-# A slot whose endpoint was not heard of for this long is checked against the table before it is
-# used; sooner when the last that was heard was bad.
-STALE = 30 * SECOND
+# A slot whose endpoint was not heard of for half of the wait is checked against the table
+# before it is used: that costs little, since the longer the waits, the fewer the calls. If the
+# last that was heard was bad, a second is enough.
+STALE = 3 * SECOND
 STALE_IN_TROUBLE = SECOND
+TROUBLE = 0.5  # recent failures
 NEAR = SECOND // 2  # slots this close to each other count as equally early
 PATIENCE = 4  # lost races for the better endpoint before taking what comes
 
@@ -142,14 +144,17 @@ class Pool:
 
     def _wait_for(self, endpoint: Endpoint, booking: Booking) -> bool:
         """True at the slot's time; False when it is void or missed or the endpoint out."""
-        slot = booking.slot or 0
+        slot, begun = booking.slot or 0, self._desk.now()
         while (left := slot - self._desk.now()) > 0:
             self._clock.sleep(min(SLICE_SECONDS, left / SECOND))
             if not self._still_good(endpoint, booking):
                 return False
+        now = self._desk.now()
         state = self._desk.view.state(endpoint.name) or booking.state
-        stale = STALE_IN_TROUBLE if health.recent_failures(state, self._desk.now()) >= 1 else STALE
-        if self._desk.view.age(endpoint.name, self._desk.now()) > stale:
+        stale = max(STALE, (now - begun) // 2)
+        if health.recent_failures(state, now) >= TROUBLE:
+            stale = STALE_IN_TROUBLE
+        if self._desk.view.age(endpoint.name, now) > stale:
             self._desk.read(endpoint)
             if not self._still_good(endpoint, booking):
                 return False
