@@ -496,3 +496,36 @@ def test_many_workers_together_never_pass_the_budget(ledger: Ledger, job: str) -
     assert sum(isinstance(outcome, Claim) for outcome in outcomes) == 5
     assert outcomes.count(NotSent.NO_BUDGET) == 7
     assert ledger.committed(job) == 50_000
+
+
+def test_the_splitters_own_message_takes_a_redriven_row_over_and_counts_it_as_queued(
+    ledger: Ledger, job: str, clock: FakeClock
+) -> None:
+    old = begin(ledger, job, max_attempts=1)
+    assert ledger.settle(claim(ledger, message(old), old), DEATH)
+    new = begin(ledger, job, "run-2", queued=1, max_attempts=3)
+    claim(ledger, message(old, generation=1), new, "killed")
+    assert ledger.counters(job, "run-2").extra == 1
+    clock.time += LEASE + 1
+    held = claim(ledger, message(new), new, "worker-2")
+    assert ledger.counters(job, "run-2").extra == 0
+    assert ledger.settle(held, SUCCESS)
+    assert ledger.report_due(job)
+
+
+def test_an_old_dead_letter_does_not_undo_what_the_new_upload_asks_for(
+    ledger: Ledger, job: str, clock: FakeClock
+) -> None:
+    old = begin(ledger, job, max_attempts=1)
+    assert ledger.settle(claim(ledger, message(old), old), DEATH)
+    new = begin(ledger, job, "run-2", max_attempts=3)
+    redriven = claim(ledger, message(old, generation=1), new, "killed")
+    assert ledger.settle(redriven, SUCCESS)
+    blue = claim(ledger, message(new, wish="a blue hat"), new, "killed too")
+    clock.time += LEASE + 1
+    late = message(new, generation=1)  # the letter of the red hat, when the row died in this run
+    assert ledger.claim(late, new, "worker-3", LEASE) is NotClaimed.SUPERSEDED
+    again = claim(ledger, message(new, wish="a blue hat"), new, "worker-4")
+    assert again.record.fingerprint == blue.record.fingerprint
+    assert ledger.settle(again, SUCCESS)
+    assert ledger.report_due(job)

@@ -423,6 +423,18 @@ def test_a_bug_costs_attempts_and_tells_its_name_not_its_text() -> None:
     assert "secret" not in json.dumps(desk.queue.dead)
 
 
+def test_a_bug_after_the_call_was_sent_leaves_its_charge_counted_and_committed() -> None:
+    desk = Desk(max_attempts=1, budget_usd=5)
+
+    def crash() -> None:
+        raise ZeroDivisionError
+
+    desk.dispatcher.meanwhile = crash
+    assert desk.handle(ANSWER) is None
+    assert (desk.row.state, desk.row.possible_duplicate_charges) == (RowState.DEAD, 1)
+    assert desk.ledger.committed(JOB) > 0
+
+
 def test_aws_failing_at_the_claim_brings_the_message_back() -> None:
     desk = Desk()
     desk.ledger.claim = _fail_once(desk.ledger.claim)  # type: ignore[method-assign]
