@@ -3,6 +3,7 @@
 import io
 import ssl
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class FakeS3:
         if Key.endswith("gone.png"):
             raise ClientError({"Error": {"Code": "NoSuchKey", "Message": ""}}, "GetObject")
         self.read.append((Bucket, Key))
-        body = StreamingBody(io.BytesIO(PICTURE), len(PICTURE))  # type: ignore[arg-type]
+        body = StreamingBody(io.BytesIO(PICTURE), len(PICTURE))
         return {"ContentLength": len(PICTURE), "Body": body}
 
 
@@ -165,11 +166,6 @@ def test_no_answer_of_a_resolver_and_no_redirect_leads_to_a_private_address(
 @given(st.text(max_size=60) | st.text(max_size=40).map(lambda text: f"https://{text}"))
 def test_whatever_is_written_ends_in_a_verdict_and_not_at_a_private_address(text: str) -> None:
     world = made(FakeInternet(NAMES, anywhere=http_answer(PICTURE)))
-    try:
-        world.fetcher.fetch(text, BASE)
-    except RowRejected as error:
-        assert error.reason is Reason.BAD_IMAGE
-        assert "\n" not in error.detail
-    finally:
-        world.fetcher.close()
+    with closing(world.fetcher), suppress(RowRejected):
+        assert world.fetcher.fetch(text, BASE) == PICTURE
     assert all(is_public(address) for address in world.internet.connected)

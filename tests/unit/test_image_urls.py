@@ -1,0 +1,184 @@
+"""Which hosts a stack allows and trusts, and what an image reference resolves to."""
+
+import pytest
+
+from darkroom.errors import ConfigurationError, RowRejected
+from darkroom.image_urls import HostList, ImageRules, StoredImage, WebImage
+from darkroom.sniffing import is_image, what_else
+from darkroom.texts import shown, unsigned
+
+BASE = "s3://in/jobs/"
+
+
+def rules(allowed: str = "", trusted: str = "") -> ImageRules:
+    return ImageRules(("in",), HostList.parse(allowed), HostList.parse(trusted))
+
+
+def refusal(rules: ImageRules, url: str) -> str:
+    with pytest.raises(RowRejected) as caught:
+        rules.resolve(url, BASE)
+    return caught.value.detail
+
+
+def test_an_allowed_host_is_itself_and_not_what_ends_like_it() -> None:
+    only = rules("example.com")
+    assert only.resolve("https://example.com/a.png", BASE)
+    for host in ("cdn.example.com", "badexample.com", "example.com.evil.org"):
+        assert f"is on the host {host}, which AllowedImageHosts does not name" in refusal(
+            only, f"https://{host}/a.png"
+        )
+
+
+def test_a_star_allows_all_below_and_not_the_domain_itself() -> None:
+    below = rules("*.example.com, other.org")
+    assert below.resolve("https://a.b.example.com/a.png", BASE)
+    assert below.resolve("https://other.org/a.png", BASE)
+    for host in ("example.com", "badexample.com"):
+        assert "AllowedImageHosts" in refusal(below, f"https://{host}/a.png")
+
+
+def test_an_allowed_host_still_needs_https_and_its_port() -> None:
+    only = rules("example.com")
+    assert "use https://" in refusal(only, "http://example.com/a.png")
+    assert "uses port 8443" in refusal(only, "https://example.com:8443/a.png")
+
+
+def test_an_allowed_host_with_a_port_is_allowed_at_that_port_only() -> None:
+    assert "uses port" in refusal(rules("example.com:8443"), "https://example.com:8443/a.png")
+    assert "AllowedImageHosts" in refusal(rules("example.com:8443"), "https://example.com/a.png")
+
+
+def test_s3_is_no_host_and_needs_no_allowance() -> None:
+    assert rules("example.com").resolve("a.png", BASE) == StoredImage("in", "jobs/a.png")
+
+
+def test_a_trusted_host_may_use_http_any_port_and_a_plain_name() -> None:
+    trusting = rules(allowed="example.com", trusted="photos, 10.0.0.7:8080, [fd00::1]")
+    assert trusting.resolve("http://photos/a.png", BASE) == WebImage("http", "photos", 80, "/a.png")
+    assert trusting.resolve("http://photos:81/a", BASE)
+    assert trusting.resolve("http://10.0.0.7:8080/a", BASE)
+    assert trusting.resolve("http://[fd00::1]:9/a", BASE)
+    assert "not encrypted" in refusal(trusting, "http://10.0.0.7:8081/a")
+
+
+@pytest.mark.parametrize(
+    "entry", ["https://example.com", "example.com/a", "*", "ex ample.com", "a.com:x", "bücher.de"]
+)
+def test_a_host_that_is_none_is_a_configuration_error_that_names_it(entry: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^AllowedImageHosts: ") as caught:
+        HostList.parse(f"example.com,{entry}")
+    assert entry in str(caught.value)
+
+
+def test_an_empty_list_is_no_list() -> None:
+    assert not HostList.parse(" , ")
+
+
+@pytest.mark.parametrize(
+    ("location", "url"),
+    [
+        ("/b.png", "https://example.com/b.png"),
+        ("b.png?x=1", "https://example.com/photos/b.png?x=1"),
+        ("//cdn.example.com/b.png", "https://cdn.example.com/b.png"),
+        ("https://other.org:443/b.png", "https://other.org/b.png"),
+        ("../../../b.png", "https://example.com/b.png"),
+    ],
+)
+def test_a_redirect_is_read_from_where_it_came(location: str, url: str) -> None:
+    origin = rules().check_url("https://example.com/photos/a.png?sig=1")
+    assert rules().redirect(origin, location).url == url
+
+
+def test_a_redirect_is_judged_by_the_allowed_hosts_too() -> None:
+    only = rules("example.com")
+    with pytest.raises(RowRejected, match="AllowedImageHosts"):
+        only.redirect(only.check_url("https://example.com/a"), "https://other.org/b?sig=5ecret")
+
+
+def test_a_host_header_has_the_port_only_where_it_is_not_the_usual_one() -> None:
+    trusting = rules(trusted="photos,[fd00::1]")
+    authorities = [
+        trusting.check_url(url).authority
+        for url in ("https://photos/", "http://photos/", "http://photos:81/", "http://[fd00::1]:9/")
+    ]
+    assert authorities == ["photos", "photos", "photos:81", "[fd00::1]:9"]
+
+
+def test_a_key_longer_than_s3_takes_is_refused() -> None:
+    assert rules().resolve("a" * 1_019, BASE)
+    assert "cannot be the key of an object" in refusal(rules(), "a" * 1_020)
+    assert "cannot be the key of an object" in refusal(rules(), "ä" * 510)
+
+
+def test_a_csv_at_the_top_of_the_bucket_has_no_folder_above() -> None:
+    assert rules().resolve("a.png", "s3://in/") == StoredImage("in", "a.png")
+    with pytest.raises(RowRejected, match="leads out of"):
+        rules().resolve("../a.png", "s3://in/")
+
+
+def test_an_empty_reference_is_said_to_be_empty() -> None:
+    assert refusal(rules(), " ") == "image ' ' is empty"
+
+
+@pytest.mark.parametrize(
+    ("reference", "safe"),
+    [
+        ("https://h/a.png?X-Amz-Signature=5ecret#5ecret", "https://h/a.png?…"),
+        ("https://h/a.png#access_token=5ecret", "https://h/a.png?…"),
+        ("https://me:5ecret@h/a.png", "https://…@h/a.png"),
+        ("https://h/@me/a.png", "https://h/@me/a.png"),
+        ("what?.png", "what?.png"),
+    ],
+)
+def test_what_gives_access_is_never_shown(reference: str, safe: str) -> None:
+    assert unsigned(reference) == safe
+    assert shown(reference) == f"'{safe}'"
+
+
+PICTURES = (
+    b"\x89PNG\r\n\x1a\n",
+    b"\xff\xd8\xff\xe0",
+    b"GIF89a",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"RIFF\0\0\0\0WEBP",
+    b"\0\0\0\x1cftypavif",
+    b"\0\0\0\x18ftypheic",
+    b"\0\0\0\x18ftyphevc",
+)
+
+
+@pytest.mark.parametrize("head", PICTURES)
+def test_pictures_are_known_by_their_first_bytes(head: bytes) -> None:
+    assert is_image(head)
+
+
+@pytest.mark.parametrize(
+    ("head", "sentence"),
+    [
+        (b"", "is empty"),
+        (b"\xef\xbb\xbf \n<!DOCTYPE html>", "is a web page, not an image: does its address"),
+        (b"<HTML>", "is a web page"),
+        (b"<svg xmlns", "is an SVG drawing"),
+        (b'<?xml version="1.0"?>\n<!-- x --><svg>', "is an SVG drawing"),
+        (b"<?xml version='1.0'?><Error>", "is an XML file"),
+        (b'{"error": "no"}', "is JSON"),
+        (b"[1]", "is JSON"),
+        (b"%PDF-1.7", "is a PDF"),
+        (b"PK\x03\x04", "is a zip file"),
+        (b"\x1f\x8b\x08", "is a gzip file"),
+        (b"8BPS\0\1", "is a Photoshop file"),
+        (b"\xff\x0a", "is JPEG XL"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "is JPEG 2000"),
+        (b"\0\0\1\0\1\0", "is an icon"),
+        (b"\0\0\0\x20ftypisom", "is a video"),
+        (b"\x1aE\xdf\xa3", "is a video"),
+        (b"RIFF\0\0\0\0WAVE", "is not an image"),
+        (b"hello", "is not an image"),
+        (b"\0" * 64, "is not an image"),
+    ],
+)
+def test_what_else_came_is_said_in_words(head: bytes, sentence: str) -> None:
+    assert not is_image(head)
+    assert what_else(head).startswith(sentence)
