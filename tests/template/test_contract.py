@@ -63,3 +63,16 @@ def test_the_environment_of_every_function_is_what_settings_reads(
         variables = resources[function]["Properties"]["Environment"]["Variables"]
         ours = {name for name in variables if not name.startswith("POWERTOOLS_")}
         assert ours == wanted, function
+
+
+def test_buckets_of_further_images_are_told_by_their_arns() -> None:
+    arns = "arn:aws:s3:::photos/in/*,arn:aws-cn:s3:::more-photos/*"
+    names = dict.fromkeys(Settings.model_fields, "x") | {
+        "rows_per_worker": "4",
+        "on_unknown_outcome": "retry",
+        "input_bucket": "in",
+        "results_bucket": "out",
+    }
+    assert Settings.model_validate(names | {"image_object_arns": ""}).image_buckets == ("in", "out")
+    told = Settings.model_validate(names | {"image_object_arns": arns})
+    assert told.image_buckets == ("in", "out", "photos", "more-photos")

@@ -27,7 +27,15 @@ class Settings(BaseModel):
     rows_per_worker: int = Field(default=4, ge=1, le=10)
     allowed_image_hosts: str = ""  # comma list; empty: any public host
     trusted_image_hosts: str = ""  # comma list; also over http and at private addresses
+    image_object_arns: str = ""  # comma list; objects of other buckets that rows may name
     on_unknown_outcome: Literal["retry", "fail"] = "retry"
+
+    @property
+    def image_buckets(self) -> tuple[str, ...]:
+        """Buckets that rows may name images in: the stack's own, and those of the parameter."""
+        arns = [arn.strip() for arn in self.image_object_arns.split(",") if arn.strip()]
+        others = (arn.rpartition(":::")[2].partition("/")[0] for arn in arns)
+        return self.input_bucket, self.results_bucket, *others
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
