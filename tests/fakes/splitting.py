@@ -1,0 +1,190 @@
+"""A world around the splitter: its bucket, ledger and queue in memory, and crashes at any call."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from darkroom.errors import JobRejected, Reason, ServiceUnavailable
+from darkroom.jobs import Run, Source
+from darkroom.ledger import Claim, NotSent, RowResult, RowState
+from darkroom.rows import RowMessage
+from darkroom.splitting import CsvUploaded, Splitter
+from tests.fakes.csv_files import opened
+from tests.fakes.ledger import FakeLedger
+from tests.fakes.services import FakeClock, FakeTelemetry
+
+JOB = "jobs/products"
+
+
+class Crash(BaseException):
+    """The process is gone: nobody handles it."""
+
+
+@dataclass
+class CsvBucket:
+    """CsvStore: versions of the CSV with their metadata."""
+
+    versions: dict[str, tuple[bytes, Mapping[str, str]]] = field(default_factory=dict)
+
+    def metadata(self, source: Source) -> Mapping[str, str]:
+        return self._version(source)[1]
+
+    def read(self, source: Source, offset: int = 0) -> Iterator[bytes]:
+        return opened(self._version(source)[0], 1000)(offset)
+
+    def _version(self, source: Source) -> tuple[bytes, Mapping[str, str]]:
+        if source.version_id not in self.versions:
+            raise JobRejected("The file is gone.")
+        return self.versions[source.version_id]
+
+
+@dataclass
+class Queue:
+    """RowQueue with deliveries, so that editors can work while the splitter does."""
+
+    sent: list[RowMessage] = field(default_factory=list)
+    waiting: list[RowMessage] = field(default_factory=list)
+
+    def send(self, messages: Sequence[RowMessage]) -> None:
+        self.sent += messages
+        self.waiting += messages
+
+    def dead_letter(self, body: str, attributes: Mapping[str, str]) -> None:
+        raise AssertionError("the splitter sends nothing there")
+
+    def extend(self, receipts: Sequence[str], seconds: int) -> None:
+        raise AssertionError("the splitter holds no messages")
+
+
+@dataclass
+class Fuse:
+    """Counts calls of the ports and fails the one it is set to, before or after its effect."""
+
+    at: int = -1
+    after: bool = False
+    error: Callable[[], BaseException] = Crash
+    calls: int = 0
+
+    def wrap(self, port: Any) -> Any:
+        return _Fused(port, self)
+
+    def burn(self, call: Callable[[], Any]) -> Any:
+        number = self.calls
+        self.calls += 1
+        if number == self.at and not self.after:
+            raise self.error()
+        result = call()
+        if number == self.at:
+            raise self.error()
+        return result
+
+
+class _Fused:
+    def __init__(self, port: Any, fuse: Fuse) -> None:
+        self._port = port
+        self._fuse = fuse
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._port, name)
+        return lambda *a, **k: self._fuse.burn(lambda: method(*a, **k))
+
+    def __call__(self, *args: Any) -> Any:
+        return self._fuse.burn(lambda: self._port(*args))
+
+
+@dataclass
+class World:
+    clock: FakeClock = field(default_factory=FakeClock)
+    bucket: CsvBucket = field(default_factory=CsvBucket)
+    queue: Queue = field(default_factory=Queue)
+    telemetry: FakeTelemetry = field(default_factory=FakeTelemetry)
+    fuse: Fuse = field(default_factory=Fuse)
+    invoked: list[CsvUploaded] = field(default_factory=list)
+    reports: list[str] = field(default_factory=list)
+    checks: list[str] = field(default_factory=list)
+    outcome: Callable[[RowMessage], RowResult] = lambda _: RowResult(RowState.SUCCEEDED)
+
+    def __post_init__(self) -> None:
+        self.ledger = FakeLedger(self.clock)
+        self._owners = itertools.count()
+
+    @property
+    def splitter(self) -> Splitter:
+        fused = self.fuse.wrap
+        return Splitter(
+            runs=fused(self.ledger),
+            rows=fused(self.ledger),
+            queue=fused(self.queue),
+            store=self.bucket,
+            clock=self.clock,
+            telemetry=self.telemetry,
+            continue_later=fused(self.invoked.append),
+            request_report=fused(self.reports.append),
+            check_complete=fused(self.checks.append),
+        )
+
+    def upload(self, text: str | bytes, key: str = f"{JOB}.csv", **options: str) -> CsvUploaded:
+        number = len(self.bucket.versions) + 1
+        data = text.encode() if isinstance(text, str) else text
+        metadata = {name.replace("_", "-"): value for name, value in options.items()}
+        self.bucket.versions[f"v{number}"] = (data, metadata)
+        return CsvUploaded("in", key, f"v{number}", f"{number:016X}", len(data))
+
+    def split(self, upload: CsvUploaded, remaining: Callable[[], float] = lambda: 900.0) -> None:
+        """One invocation."""
+        self.splitter.split(upload, remaining)
+
+    def split_and_go_on(self, upload: CsvUploaded, batches: int) -> int:
+        """Invocations that last for `batches` batches each, until none asks for another."""
+        invocations = 0
+        pending = [upload]
+        while pending:
+            left = itertools.chain([900.0] * (batches - 1), itertools.repeat(0.0))
+            self.split(pending.pop(), lambda left=left: next(left))  # type: ignore[misc]
+            invocations += 1
+            pending, self.invoked = self.invoked, []
+        return invocations
+
+    def split_as_lambda_does(self, upload: CsvUploaded) -> int:
+        """Tries again a minute after a crash, twice at most; returns the number of crashes."""
+        for crashes in range(3):
+            try:
+                self.split(upload)
+            except (Crash, ServiceUnavailable):
+                self.clock.time += 60
+            else:
+                return crashes
+        raise AssertionError("one crash should not outlast three tries")
+
+    def edit(self, count: int | None = None) -> None:
+        """Editors work off messages, the first ones first."""
+        due, self.queue.waiting = self.queue.waiting[:count], self.queue.waiting[count or None :]
+        if count is None:
+            self.queue.waiting = []
+        for message in due:
+            run = self.ledger.current(message.job)
+            assert run is not None
+            owner = f"editor-{next(self._owners)}"
+            claim = self.ledger.claim(message, run, owner, 90)
+            if isinstance(claim, Claim):
+                sent = self.ledger.mark_sent(claim, "gemini-main")
+                assert not isinstance(sent, NotSent)
+                self.ledger.settle(sent, self.outcome(message))
+
+    @property
+    def run(self) -> Run:
+        run = self.ledger.current(JOB)
+        assert run is not None
+        return run
+
+    def settled(self) -> bool:
+        return self.ledger.report_due(JOB)
+
+
+def failing(reason: Reason, *rows: int) -> Callable[[RowMessage], RowResult]:
+    def outcome(message: RowMessage) -> RowResult:
+        failed = message.row in rows
+        return RowResult(RowState.FAILED, reason) if failed else RowResult(RowState.SUCCEEDED)
+
+    return outcome
