@@ -1,0 +1,104 @@
+"""Every optional parameter at once: an own key, tracing, e-mail, expiry, further image buckets.
+
+What MiniStack does not take from a template (encryption of buckets, reserved concurrency) is checked
+in tests/template alone.
+"""
+
+from typing import Any
+
+import pytest
+
+from darkroom_local import sam
+from tests.conftest import ClientFactory
+
+pytestmark = pytest.mark.e2e
+
+STACK = "darkroom-optional"
+IMAGES = ["arn:aws:s3:::my-photos/in/*", "arn:aws:s3:::other-photos/*"]
+
+
+@pytest.fixture(scope="module")
+def key(aws_client: ClientFactory) -> str:
+    return str(aws_client("kms").create_key()["KeyMetadata"]["Arn"])
+
+
+@pytest.fixture(scope="module")
+def made(aws_endpoint: str, aws_client: ClientFactory, key: str) -> dict[str, str]:
+    """Physical ids by logical id."""
+    parameters = {
+        "KmsKeyArn": key,
+        "TracingMode": "Active",
+        "NotificationEmail": "someone@example.com",
+        "ResultsRetentionDays": "30",
+        "LogRetentionDays": "7",
+        "ImageObjectArns": ",".join(IMAGES),
+        "WorkerProcesses": "3",
+        "RowsPerWorker": "2",
+    }
+    with sam.alone():
+        sam.build()
+        sam.deploy(aws_endpoint, STACK, parameters)
+    pages = aws_client("cloudformation").get_paginator("list_stack_resources")
+    return {
+        resource["LogicalResourceId"]: resource["PhysicalResourceId"]
+        for page in pages.paginate(StackName=STACK)
+        for resource in page["StackResourceSummaries"]
+    }
+
+
+def function(aws_client: ClientFactory, made: dict[str, str], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = aws_client("lambda").get_function_configuration(FunctionName=made[name])
+    return found
+
+
+def test_the_own_key_encrypts_queues_and_logs(
+    aws_client: ClientFactory, made: dict[str, str], key: str
+) -> None:
+    for queue in ("RowsQueue", "DeadLetterQueue", "AsyncFailuresQueue"):
+        attributes = aws_client("sqs").get_queue_attributes(
+            QueueUrl=made[queue], AttributeNames=["All"]
+        )["Attributes"]
+        assert attributes["KmsMasterKeyId"] == key
+    groups = aws_client("logs").describe_log_groups(logGroupNamePrefix=f"/aws/lambda/{STACK}-")
+    assert len(groups["logGroups"]) == 3
+    assert {group["retentionInDays"] for group in groups["logGroups"]} == {7}
+
+
+@pytest.mark.parametrize("role", ["SplitterRole", "EditorRole", "ReporterRole"])
+def test_roles_may_use_the_key_and_send_traces(
+    aws_client: ClientFactory, made: dict[str, str], key: str, role: str
+) -> None:
+    policy = role.removesuffix("Role").lower()
+    document = aws_client("iam").get_role_policy(RoleName=made[role], PolicyName=policy)
+    statements = {s["Sid"]: s for s in document["PolicyDocument"]["Statement"]}
+    assert statements["UseKey"]["Resource"] == key
+    assert "xray:PutTraceSegments" in statements["Trace"]["Action"]
+
+
+def test_the_editor_may_read_the_further_images_and_is_told_of_them(
+    aws_client: ClientFactory, made: dict[str, str]
+) -> None:
+    document = aws_client("iam").get_role_policy(RoleName=made["EditorRole"], PolicyName="editor")
+    statements = {s["Sid"]: s for s in document["PolicyDocument"]["Statement"]}
+    assert statements["ReadFurtherImages"]["Resource"] == IMAGES
+    variables = function(aws_client, made, "EditorFunction")["Environment"]["Variables"]
+    assert variables["IMAGE_OBJECT_ARNS"] == ",".join(IMAGES)
+
+
+def test_functions_trace_and_the_cap_follows_its_parameters(
+    aws_client: ClientFactory, made: dict[str, str]
+) -> None:
+    assert function(aws_client, made, "EditorFunction")["TracingConfig"] == {"Mode": "Active"}
+    (source,) = aws_client("lambda").list_event_source_mappings(
+        FunctionName=made["EditorFunction"]
+    )["EventSourceMappings"]
+    assert source["BatchSize"] == 2
+    assert int(source["ScalingConfig"]["MaximumConcurrency"]) == 3
+
+
+def test_both_topics_write_to_the_address(aws_client: ClientFactory, made: dict[str, str]) -> None:
+    for topic in ("JobsTopic", "AlarmsTopic"):
+        (heard,) = aws_client("sns").list_subscriptions_by_topic(TopicArn=made[topic])[
+            "Subscriptions"
+        ]
+        assert (heard["Protocol"], heard["Endpoint"]) == ("email", "someone@example.com")
