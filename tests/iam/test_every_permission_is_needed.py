@@ -26,7 +26,7 @@ ACTIONS = [
     if len(actions) > 1
     for action in actions
 ]
-# What the one-machine AWS does itself, without asking the role, so that no run here can fail for it.
+# What MiniStack does itself, without asking the role, so that no run on it can fail for it.
 NOT_ASKED_HERE = {
     "WriteLogs": "MiniStack writes the functions' logs itself",
     "KeepFailedEvents": "MiniStack hands failed events on itself",
