@@ -18,7 +18,7 @@ def record(state: RowState, reason: Reason | None = None, run: str = "run-0") ->
     return RowRecord("000000", 0, state, OLD, run, result=result)
 
 
-def fate(known: RowRecord | None, fingerprint: str = OLD, **options: bool) -> Fate:
+def fate(known: RowRecord | None, fingerprint: str = OLD, /, **options: bool) -> Fate:
     return fate_of(known, fingerprint, running(options=JobOptions.model_validate(options)))
 
 

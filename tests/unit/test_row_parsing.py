@@ -17,7 +17,7 @@ COLUMNS = read_columns((*NAMES, "sku"), JobOptions())
 PLAIN = {"image_url": "a.jpg", "instruction": "make it red"}
 
 
-def parsed(options: JobOptions | None = None, **cells: str) -> RowRequest:
+def parsed(options: JobOptions | None = None, /, **cells: str) -> RowRequest:
     values = PLAIN | cells
     return parse_row(COLUMNS, [values.get(name, "") for name in NAMES], options or JobOptions())
 

@@ -133,7 +133,7 @@ def test_an_older_upload_told_of_late_changes_nothing() -> None:
 def test_a_newer_upload_ends_the_split_of_the_older_one() -> None:
     world = World()
     older, newer = world.upload(csv_of(5_000)), world.upload(csv_of(2))
-    interrupted = []
+    interrupted = list[bool]()
 
     def remaining() -> float:
         if not interrupted and len(world.queue.sent) >= 300:
@@ -270,7 +270,7 @@ def test_rows_of_a_wider_filter_are_added_to_those_done() -> None:
 
 def test_a_job_stopped_while_it_is_split_stays_stopped_and_adds_up() -> None:
     world = World(outcome=lambda _: RowResult(RowState.FAILED, Reason.STOPPED))
-    stopped = []
+    stopped = list[object]()
 
     def remaining() -> float:
         if not stopped:

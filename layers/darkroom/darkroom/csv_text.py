@@ -148,6 +148,13 @@ def _encoding(head: bytes) -> tuple[str, int]:
     return "utf-8", 0
 
 
+def _holds_nul(line: int) -> str:
+    return (
+        f"Line {line} holds NUL characters, so the file is not plain text (or UTF-16 without its "
+        "byte order mark): save it as CSV (UTF-8)."
+    )
+
+
 class _Raw(io.RawIOBase):
     """An iterator of bytes as a raw stream."""
 
@@ -202,10 +209,7 @@ class Lines:
             raise StopIteration
         self.line += 1
         if "\0" in line:
-            raise JobRejected(
-                f"Line {self.line} holds NUL characters, so the file is not plain text (or UTF-16 "
-                "without its byte order mark): save it as CSV (UTF-8)."
-            )
+            raise JobRejected(_holds_nul(self.line))
         self.record_chars += len(line)
         if self.record_chars > MAX_RECORD_CHARS:
             raise JobRejected(
@@ -222,6 +226,9 @@ class Lines:
         if self._encoding != "utf-8":
             return "The file's UTF-16 text is cut off or damaged: save it as CSV (UTF-8)."
         before = error.object[: error.start]
+        if b"\0" in before:
+            line = self.line + before[: before.index(b"\0")].count(b"\n") + 1
+            return _holds_nul(line)
         line = self.line + (before.count(b"\n") or before.count(b"\r")) + 1
         return (
             f"Line {line} is not UTF-8 text (byte 0x{error.object[error.start]:02X}): "

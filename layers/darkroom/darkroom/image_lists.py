@@ -71,7 +71,8 @@ def _from_json(cell: str, column: str) -> list[str]:
     except (ValueError, RecursionError) as error:
         raise RowRejected(
             Reason.BAD_INPUT,
-            f"column {column} begins like a JSON list but is none: {shown(cell)}",
+            f"column {column} begins like a JSON list but is none: {shown(cell)}, write "
+            '["a.jpg", "b.jpg"]',
         ) from error
     if not all(isinstance(value, str) for value in values):
         raise RowRejected(
