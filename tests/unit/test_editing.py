@@ -304,6 +304,16 @@ def test_a_call_that_may_have_been_billed_is_counted_when_it_is_made_again() -> 
     assert desk.row.possible_duplicate_charges == 1
 
 
+def test_a_billed_answer_without_a_usable_image_is_counted_and_costs_what_it_cost() -> None:
+    desk = Desk(budget_usd=5)
+    broken = CallFailed(Outcome.UNAVAILABLE, "broken", maybe_charged=True, cost_micro_usd=30_000)
+    assert desk.handle(broken, ANSWER) is None
+    assert desk.row.possible_duplicate_charges == 1
+    assert desk.row.result is not None
+    assert desk.row.result.cost_micro_usd == 70_000
+    assert desk.ledger.committed(JOB) == 70_000
+
+
 def test_an_image_that_cannot_be_stored_for_the_moment_is_not_given_up() -> None:
     desk = Desk()
     desk.store.put = _fail_once(desk.store.put)  # type: ignore[method-assign]

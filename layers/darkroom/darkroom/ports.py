@@ -182,7 +182,7 @@ class RowLedger(Protocol):
         """The call is over without an image; None when the lease was lost.
 
         `cost_micro_usd` is what it is known to have cost. `maybe_charged` counts a possible
-        duplicate charge, and what was reserved for the call stays committed.
+        duplicate charge; if its cost is not known, what was reserved for it stays committed.
         """
 
     def release(self, claim: Claim, *, refund_attempt: bool) -> None:

@@ -85,8 +85,7 @@ class RowErrand:
     ) -> None:
         """Raises LeaseLost, ServiceUnavailable. An image is booked when the row is settled."""
         if isinstance(outcome, CallFailed):
-            cost = outcome.cost_micro_usd
-            self.call_over(cost or 0, maybe_charged=outcome.maybe_charged and cost is None)
+            self.call_over(outcome.cost_micro_usd or 0, maybe_charged=outcome.maybe_charged)
 
     def call_over(self, cost_micro_usd: int, *, maybe_charged: bool) -> None:
         claim = self.rows.mark_failed_call(

@@ -67,8 +67,9 @@ def send(claim: Claim, endpoint: str, reserve: int, now: float, lease_seconds: f
 def call_failed(
     claim: Claim, cost: int, *, maybe_charged: bool, now: float, lease_seconds: float
 ) -> Change:
-    """The call is over. A charge that nobody can rule out keeps its reservation for good."""
+    """The call is over. A charge of which only the possibility is known keeps its reservation."""
     before = claim.record
+    unknown = maybe_charged and cost == 0
     record = replace(
         _next(before, now, lease_seconds),
         state=RowState.CLAIMED,
@@ -77,7 +78,7 @@ def call_failed(
         spent=before.spent + cost,
         possible_duplicate_charges=before.possible_duplicate_charges + int(maybe_charged),
     )
-    return Change(record, budget=0 if maybe_charged else cost - before.reserved)
+    return Change(record, budget=0 if unknown else cost - before.reserved)
 
 
 def release(claim: Claim, now: float, *, refund_attempt: bool) -> Change:
