@@ -1,6 +1,6 @@
 """Every optional parameter at once: an own key, tracing, e-mail, expiry, further image buckets.
 
-What MiniStack does not take from a template (encryption of buckets, reserved concurrency) is checked
+What MiniStack does not take from a template (buckets' encryption, reserved concurrency) is checked
 in tests/template alone.
 """
 
