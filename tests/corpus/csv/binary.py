@@ -7,7 +7,7 @@ from io import BytesIO
 
 from PIL import Image
 
-_TEXT = "image_url,instruction\nphotos/café.jpg,Mach es rot – bitte\n"
+_TEXT = "image_url,instruction\nphotos/café.jpg,ein Schild mit 5 € malen\n"
 
 
 def _picture(kind: str) -> bytes:
@@ -58,8 +58,8 @@ FILES: Mapping[str, Callable[[], bytes]] = {
     "utf16-no-bom": lambda: _TEXT.encode("utf-16-le"),
     "utf16-cut": lambda: _TEXT.encode("utf-16")[:-1],
     "utf32": lambda: _TEXT.encode("utf-32"),
-    "latin1": lambda: _TEXT.replace("–", "-").encode("latin-1"),
-    "windows-1252": lambda: "instruction\nMach es rot – bitte\n".encode("cp1252"),
+    "latin1": lambda: _TEXT.replace("€", "EUR").encode("latin-1"),
+    "windows-1252": lambda: "instruction\nein Schild mit 5 € malen\n".encode("cp1252"),
     "bare-cr": lambda: _TEXT.replace("\n", "\r").encode(),
     "crlf": lambda: _TEXT.replace("\n", "\r\n").encode(),
     "nul": lambda: b"image_url,instruction\na.jpg,red\nb.jpg,bl\0ue\n",
