@@ -109,7 +109,7 @@ def world(trusted: Certificates) -> Iterator[World]:
         yield world
 
 
-# --- what loads ------------------------------------------------------------------------------------
+# --- what loads ------------------------------------------------------------------------------
 
 
 def test_a_picture_comes_byte_for_byte(world: World) -> None:
@@ -183,7 +183,7 @@ def test_the_real_resolver_gives_addresses_as_they_are_and_knows_what_does_not_e
         resolve("a" * 64 + ".example", 443)
 
 
-# --- nothing inside is reached ---------------------------------------------------------------------
+# --- nothing inside is reached ---------------------------------------------------------------
 
 
 def test_a_name_that_changes_between_check_and_use_is_used_as_it_was_checked(world: World) -> None:
@@ -276,7 +276,7 @@ def test_a_redirect_loop_ends(world: World) -> None:
     assert len(server.heads) == 6
 
 
-# --- size and time ---------------------------------------------------------------------------------
+# --- size and time ---------------------------------------------------------------------------
 
 
 def test_an_announced_size_is_refused_unread(world: World) -> None:
@@ -350,7 +350,7 @@ def test_a_server_that_never_shakes_hands_is_given_up_in_time(world: World) -> N
         assert time.monotonic() - began < LIMITS.total + LATE
 
 
-# --- what failures mean ----------------------------------------------------------------------------
+# --- what failures mean ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -467,7 +467,7 @@ def test_nothing_is_left_open_after_refusals(world: World) -> None:
     assert server.connections == 40
 
 
-# --- S3 --------------------------------------------------------------------------------------------
+# --- S3 --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from darkroom.pixels import (
     pillow,
     squared,
 )
+from darkroom.sniffing import is_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,7 +34,6 @@ EXTENSIONS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
 _EXIF_ORIENTATION = 0x0112
 _PLAIN_MODES = frozenset({"RGB", "RGBA", "L", "LA"})
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"})
-_MAGICS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"GIF8")
 _LESS_DETAIL = 85
 _SCALES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
 
@@ -159,8 +159,7 @@ def _read(data: bytes, name: str) -> tuple["Image", bool]:
     try:
         picture = open_lazily(data)
     except UNDECODABLE as error:
-        looks_like_one = data.startswith(_MAGICS)
-        what = "is damaged or cut off" if looks_like_one else "is not an image"
+        what = "is damaged or cut off" if is_image(data) else "is not an image"
         raise RowRejected(Reason.BAD_IMAGE, f"{name} {what}") from error
     whole = _check_pixels(picture, name)
     try:
