@@ -1,0 +1,94 @@
+"""Coverage-guided fuzzing of the CSV reader, with atheris (PyPI; not among the dev dependencies).
+
+    python -m tests.fuzz.fuzz_csv -max_total_time=300 build/fuzz/csv
+
+Inputs that reached new code are kept in the folder given; it is begun with tests/corpus/csv.
+Every input is a file. Whatever it holds: rows, or JobRejected with a sentence; the same rows in
+other chunks and compressed; the same rest from any row on; requests that the queue can carry.
+"""
+
+import gzip
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+atheris: Any = importlib.import_module("atheris")  # no types, and not there for the type checker
+
+with atheris.instrument_imports(include=["darkroom"], enable_loader_override=False):
+    from darkroom.csv_rows import JobRow, JobRows, read_job_rows
+    from darkroom.errors import JobRejected, RowRejected
+    from darkroom.jobs import JobOptions
+    from darkroom.rows import RowMessage, RowRequest
+
+from tests.corpus.csv.binary import FILES  # noqa: E402 - these import darkroom too: instrument first
+from tests.fakes.csv_files import opened  # noqa: E402
+
+_SEEDS = Path(__file__).parent.parent / "corpus" / "csv"
+_LONGEST_INPUT = 4_096  # bytes; limits on length have unit tests
+_OPTIONS = (JobOptions(), JobOptions(filter_rows="1:3", quality="low", aspect_ratio="1:1"))
+
+type Outcome = str | list[tuple[Any, ...]]
+
+
+def read(data: bytes, chunk: int, options: JobOptions) -> tuple[JobRows | None, Outcome]:
+    try:
+        rows = read_job_rows(opened(data, chunk), options)
+        return rows, [shape(row) for row in rows]
+    except JobRejected as rejected:
+        return None, str(rejected)
+
+
+def shape(row: JobRow) -> tuple[Any, ...]:
+    if isinstance(row.asked, RowRejected):
+        return row.row, row.key, row.cells, row.asked.detail, row.skipped, row.end
+    return row.row, row.key, row.cells, row.asked, row.skipped, row.end
+
+
+def check_file(data: bytes) -> None:
+    options = _OPTIONS[len(data) % 2]
+    rows, outcome = read(data, 4_096, options)
+    if rows is None or isinstance(outcome, str):
+        if not outcome or not str(outcome).endswith("."):
+            raise AssertionError(f"no sentence: {outcome!r}")
+        return
+    if (again := read(data, 7, options)[1]) != outcome:
+        raise AssertionError(f"other chunks, other rows: {outcome!r} {again!r}")
+    if not data.startswith(b"\x1f\x8b") and read(gzip.compress(data, 1), 50, options)[1] != outcome:
+        raise AssertionError("compressed, it has other rows")
+    for number, told in enumerate(outcome):
+        rest = [shape(row) for row in rows.from_row(number + 1, told[-1])]
+        if rest != outcome[number + 1 :]:
+            raise AssertionError(f"other rows from row {number + 1} on")
+        if isinstance(told[3], RowRequest):
+            carried(told[1], told[3])
+
+
+def carried(key: str, request: RowRequest) -> None:
+    message = RowMessage(job="j", run="r", row=0, key=key, base="s3://b/", request=request)
+    if RowMessage.model_validate_json(message.model_dump_json().encode()) != message:
+        raise AssertionError("the queue gives another request back")
+
+
+def begin(folder: Path) -> None:
+    """The corpus as first inputs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    makers: dict[str, Callable[[], bytes]] = {p.stem: p.read_bytes for p in _SEEDS.glob("*.csv")}
+    for name, make in (makers | dict(FILES)).items():
+        data = make()
+        if len(data) <= _LONGEST_INPUT:
+            (folder / name).write_bytes(data)
+
+
+def main(arguments: list[str]) -> None:
+    for argument in arguments[1:]:
+        if not argument.startswith("-"):
+            begin(Path(argument))
+            break
+    atheris.Setup([*arguments, f"-max_len={_LONGEST_INPUT}"], check_file)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(sys.argv)
