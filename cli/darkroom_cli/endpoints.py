@@ -22,7 +22,7 @@ from darkroom_cli.words import duration, plural
 def push(session: Session, file: Path | None, *, from_env: bool, dry_run: bool) -> None:
     if (file is None) != from_env:
         raise UsageMistake("Name a file with the endpoints (- for standard input), or --from-env.")
-    secret = endpoints_from_environment(os.environ) if file is None else _from_file(file)
+    secret = endpoints_from_environment(os.environ) if file is None else from_file(file)
     if not dry_run:
         session.stack.secret.write(_revealed(secret))
     count = plural(len(secret.endpoints), "endpoint")
@@ -33,7 +33,8 @@ def push(session: Session, file: Path | None, *, from_env: bool, dry_run: bool) 
     _show(session, secret, {})
 
 
-def _from_file(file: Path) -> EndpointsSecret:
+def from_file(file: Path) -> EndpointsSecret:
+    """Endpoints of a file, `-` for standard input. Raises CommandFailed that names the field."""
     text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
     return parse(text, str(file))
 

@@ -1,33 +1,27 @@
 """What a job would cost and how long it would take, from its rows and the endpoints. No I/O."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
-from darkroom import limiter
 from darkroom.calls import CallPlan
 from darkroom.capabilities import find, picture_price
 from darkroom.csv_rows import JobRow
-from darkroom.endpoint_state import SECOND
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errand import Ineligible
 from darkroom.errors import RowRejected
+from darkroom.model_table import DEFAULTS, MODELS
 from darkroom.model_types import Model
 from darkroom.planning import plan_call
 from darkroom.row_errand import model_for
 from darkroom.rows import RowRequest
+from darkroom_cli.reasons import MOST_GROUPS, Failures
+from darkroom_cli.speed import Pace, rate
 
-DAY_SECONDS = 86_400
-RETENTION_SECONDS = 14 * DAY_SECONDS  # what SQS keeps a message at most, and the template asks for
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """What bounds the speed beside the endpoints' own limits."""
-
-    call_seconds: float  # how long a call is taken to last
-    workers: int | None = None  # rows in work at once, over all processes
+_MOST_FITS = 2_000
+_PROMPT_LIMITS = sorted({m.max_prompt_characters for m in (*MODELS, *DEFAULTS.values())})
 
 
 @dataclass(slots=True)
@@ -36,67 +30,118 @@ class Estimate:
 
     rows: int = 0
     skipped: int = 0
-    invalid: list[tuple[int, str]] = field(default_factory=list)  # (row, sentence)
-    impossible: list[tuple[int, str]] = field(default_factory=list)  # no endpoint can take them
+    invalid: Failures = field(default_factory=Failures)
+    impossible: Failures = field(default_factory=Failures)  # no endpoint can take them
     pictures: int = 0
     least: int = 0  # each row at the cheapest of its first tier's endpoints, pictures alone
-    most: int = 0  # each row at its dearest endpoint of any tier, words and thoughts included
+    expected_most: int = 0  # at the dearest of its first tier, words and thoughts included
+    most: int = 0  # at its dearest endpoint of any tier
     unpriced: int = 0  # rows that may go to a model whose price is not known
+    unpriced_models: set[str] = field(default_factory=set)
     calls: Counter[str] = field(default_factory=Counter)  # by endpoint, all going well
+    spilled: Counter[str] = field(default_factory=Counter)  # beyond its day's limit, by endpoint
     warnings: Counter[str] = field(default_factory=Counter)
 
     @property
     def to_do(self) -> int:
-        return self.rows - self.skipped - len(self.invalid) - len(self.impossible)
+        return self.rows - self.skipped - self.invalid.count - self.impossible.count
 
 
 @dataclass(frozen=True, slots=True)
 class _Option:
-    """One endpoint that can take a row."""
+    """One endpoint that can take a row. Prices leave out the words of the row's instruction."""
 
     endpoint: Endpoint
     plan: CallPlan
     least: int | None
-    most: int | None
+    most: float | None
+    per_byte: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """What becomes of all rows that ask alike."""
+
+    options: tuple[_Option, ...] = ()
+    first_tier: tuple[_Option, ...] = ()
+    why_not: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(o.endpoint.name for o in self.options)
 
 
 def estimate(rows: Iterable[JobRow], secret: EndpointsSecret, pace: Pace) -> Estimate:
-    """One pass over the rows; only what fails is kept."""
+    """One pass over the rows, in memory that does not grow with them."""
     told = Estimate()
-    seen: dict[tuple[str, ...], int] = Counter()
+    fits: dict[tuple[object, ...], _Fit] = {}
+    seen: Counter[tuple[str, ...]] = Counter()
     for row in rows:
         told.rows += 1
         if row.skipped:
             told.skipped += 1
         elif isinstance(row.asked, RowRejected):
-            told.invalid.append((row.row, row.asked.detail))
+            told.invalid.add(row.row, row.asked.detail)
         else:
-            _add(told, seen, row.row, row.asked, secret)
+            _add(told, seen, row.row, row.asked, _fit(fits, row.asked, secret))
     for names, count in seen.items():
-        _spread(told.calls, [e for e in secret.endpoints if e.name in names], count, pace)
+        tiers = [[e for e in tier if e.name in names] for tier in secret.tiers()]
+        _spread(told, [tier for tier in tiers if tier], count, pace)
     return told
 
 
 def _add(
-    told: Estimate,
-    seen: dict[tuple[str, ...], int],
-    row: int,
-    request: RowRequest,
-    secret: EndpointsSecret,
+    told: Estimate, seen: Counter[tuple[str, ...]], row: int, request: RowRequest, fit: _Fit
 ) -> None:
+    if not fit.options:
+        told.impossible.add(row, fit.why_not)
+        return
+    told.pictures += fit.first_tier[0].plan.n
+    for warning in {w for o in fit.first_tier for w in o.plan.warnings}:
+        known = warning in told.warnings or len(told.warnings) < MOST_GROUPS
+        told.warnings[warning if known else "other warnings"] += 1
+    told.least += min((o.least for o in fit.first_tier if o.least is not None), default=0)
+    size = len(request.instruction.encode())
+    told.expected_most += max((_price(o, size) for o in fit.first_tier), default=0)
+    told.most += max((_price(o, size) for o in fit.options), default=0)
+    unpriced = [o.plan.model for o in fit.options if o.most is None]
+    told.unpriced += bool(unpriced)
+    told.unpriced_models.update(unpriced[:MOST_GROUPS])
+    seen[fit.names] += 1
+
+
+def _price(option: _Option, instruction_bytes: int) -> int:
+    """0 where it is not known: `unpriced` tells."""
+    return ceil((option.most or 0) + instruction_bytes * option.per_byte)
+
+
+def _fit(
+    fits: dict[tuple[object, ...], _Fit], request: RowRequest, secret: EndpointsSecret
+) -> _Fit:
+    """Planned once for all rows that differ in words and pictures only."""
+    alike = (
+        *(len(request.images), request.mask is None, request.model, request.n),
+        *(request.aspect_ratio, request.resolution, request.size, request.quality),
+        *(request.background, (request.output_name or "").rpartition(".")[2].lower()),
+        bisect_left(_PROMPT_LIMITS, len(request.instruction)),
+    )
+    found = fits.get(alike)
+    if found is None:
+        if len(fits) >= _MOST_FITS:
+            fits.clear()
+        found = fits[alike] = _planned(request, secret)
+    return found
+
+
+def _planned(request: RowRequest, secret: EndpointsSecret) -> _Fit:
     reasons: list[str] = []
     options = [o for e in secret.endpoints if (o := _option(e, request, reasons)) is not None]
-    if not options:
-        told.impossible.append((row, "; ".join(dict.fromkeys(reasons))))
-        return
-    first = min(o.endpoint.tier for o in options)
-    first_tier = [o for o in options if o.endpoint.tier == first]
-    told.pictures += first_tier[0].plan.n
-    told.warnings.update({w for o in first_tier for w in o.plan.warnings})
-    told.least += min((o.least for o in first_tier if o.least is not None), default=0)
-    told.most += max((o.most for o in options if o.most is not None), default=0)
-    told.unpriced += any(o.most is None for o in options)
-    seen[tuple(o.endpoint.name for o in first_tier)] += 1
+    first = min((o.endpoint.tier for o in options), default=0)
+    return _Fit(
+        tuple(options),
+        tuple(o for o in options if o.endpoint.tier == first),
+        "; ".join(dict.fromkeys(reasons)),
+    )
 
 
 def _option(endpoint: Endpoint, request: RowRequest, reasons: list[str]) -> _Option | None:
@@ -110,7 +155,11 @@ def _option(endpoint: Endpoint, request: RowRequest, reasons: list[str]) -> _Opt
     except Ineligible as why:
         reasons.append(str(why))
         return None
-    return _Option(endpoint, plan, _least(entry, plan), _most(entry, plan, len(request.images)))
+    most: float | None = _most(entry, plan, len(request.images))
+    per_byte = entry.prices.text_in if entry.prices and most is not None else 0.0
+    if most is not None:
+        most -= len(request.instruction.encode()) * per_byte
+    return _Option(endpoint, plan, _least(entry, plan), most, per_byte)
 
 
 def _check_images(entry: Model, request: RowRequest) -> None:
@@ -142,45 +191,28 @@ def _most(entry: Model, plan: CallPlan, images: int) -> int | None:
     return plan.worst_cost_micro_usd + ceil(read)
 
 
-def _spread(calls: Counter[str], endpoints: Sequence[Endpoint], count: int, pace: Pace) -> None:
-    """Rows of a tier go where there is room: in proportion to what each endpoint can do."""
+def _spread(told: Estimate, tiers: Sequence[Sequence[Endpoint]], count: int, pace: Pace) -> None:
+    """Rows go where there is room: in proportion to what each endpoint of the tier can do.
+
+    What is beyond an endpoint's limit for the day goes to the next tier, as the workers do; in the
+    last tier it waits for the next day.
+    """
+    endpoints, later = tiers[0], tiers[1:]
     rates = [rate(endpoint, pace) for endpoint in endpoints]
-    total = sum(rates)
-    left = count
-    for endpoint, one in zip(endpoints[:-1], rates[:-1], strict=True):
-        share = round(count * one / total)
-        calls[endpoint.name] += share
+    left, beyond = count, 0
+    for place, endpoint in enumerate(endpoints):
+        last = place == len(endpoints) - 1
+        share = left if last else min(left, round(count * rates[place] / sum(rates)))
         left -= share
-    calls[endpoints[-1].name] += left
-
-
-def rate(endpoint: Endpoint, pace: Pace) -> float:
-    """Calls per second that the endpoint's limits let through, its daily one aside."""
-    limits = limiter.limits_of(endpoint)
-    bounds = [pace.workers / pace.call_seconds] if pace.workers else []
-    if limits.interval:
-        bounds.append(SECOND / limits.interval)
-    if limits.max_in_flight:
-        bounds.append(limits.max_in_flight / pace.call_seconds)
-    return min(bounds, default=1_000.0)
-
-
-def seconds(told: Estimate, secret: EndpointsSecret, pace: Pace) -> float:
-    """Until the last row is done: the slowest endpoint's share, or what the workers can carry."""
-    needed = [_endpoint_seconds(e, told.calls[e.name], pace) for e in secret.endpoints]
-    if pace.workers:
-        needed.append(sum(told.calls.values()) * pace.call_seconds / pace.workers)
-    return max(needed, default=0.0)
-
-
-def _endpoint_seconds(endpoint: Endpoint, calls: int, pace: Pace) -> float:
-    if not calls:
-        return 0.0
-    daily = endpoint.requests_per_day
-    if daily and calls > daily:
-        days = ceil(calls / daily) - 1
-        return days * DAY_SECONDS + (calls - days * daily) / rate(endpoint, pace)
-    return calls / rate(endpoint, pace)
+        told.calls[endpoint.name] += share
+        daily = endpoint.requests_per_day
+        over = min(share, max(0, told.calls[endpoint.name] - daily)) if daily else 0
+        told.spilled[endpoint.name] += over
+        if later:
+            told.calls[endpoint.name] -= over
+            beyond += over
+    if beyond:
+        _spread(told, later, beyond, pace)
 
 
 def chosen(told: Estimate, secret: EndpointsSecret) -> Iterator[tuple[str, int]]:

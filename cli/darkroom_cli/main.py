@@ -158,6 +158,14 @@ def quote(
         float,
         typer.Option("--call-seconds", min=0.1, help="How long a call takes.", metavar="SECONDS"),
     ] = 20.0,
+    endpoints_file: Annotated[
+        Path | None,
+        typer.Option("--endpoints", help="Of this file, not of the stack.", metavar="FILE"),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Rows in work at once, if not as the stack's."),
+    ] = None,
     filter_rows: FilterRows = None,
     model: Model = None,
     aspect_ratio: Aspect = None,
@@ -181,7 +189,9 @@ def quote(
         "instruction_column": instruction_column,
         "output_name_column": output_name_column,
     }
-    verbs.quote(session, csv, given, call_seconds=call_seconds)
+    verbs.quote(
+        session, csv, given, call_seconds=call_seconds, endpoints=endpoints_file, workers=workers
+    )
 
 
 @app.command()

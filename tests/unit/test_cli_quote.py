@@ -42,7 +42,8 @@ def test_rows_are_told_apart_and_the_bad_ones_named(stack: FakeStack, tmp_path: 
     file = write(tmp_path, "https://h/a.png,warm", "https://h/b.png,", ",new", "https://h/c.png,x")
     told = quote(stack, file, "--filter-rows", "0:3")
     assert (told["rows"], told["to_do"], told["skipped"]) == (4, 2, 1)
-    assert [bad["row"] for bad in told["invalid"]] == [1]
+    assert told["invalid"] == 1
+    assert [group["first_rows"] for group in told["invalid_reasons"]] == [[1]]
     shown = run(stack, "quote", file)
     assert "rows: 4: 3 to do, 1 invalid" in shown.stdout
     assert "row 1: column instruction is empty" in shown.stderr
@@ -133,7 +134,7 @@ def test_a_row_that_no_endpoint_can_take_is_told_with_the_reasons(
     file = write(tmp_path, "https://h/a.png,x,https://h/m.png", header="image,prompt,mask_url")
     told = quote(stack, file)
     assert told["to_do"] == 0
-    assert told["impossible"][0]["detail"] == "gemini-2.5-flash-image takes no mask"
+    assert told["impossible_reasons"][0]["detail"] == "gemini-2.5-flash-image takes no mask"
 
 
 def test_a_row_only_the_second_tier_can_take_is_priced_there(
