@@ -8,6 +8,9 @@ import pytest
 
 from darkroom.calls import Provider
 from darkroom.capabilities import find
+from darkroom.planning import plan_call
+from darkroom.rows import RowRequest
+from darkroom_cli.reasons import MOST_GROUPS, Failures
 from tests.fakes.command import FakeStack, run
 from tests.fakes.services import FakeClock
 
@@ -156,3 +159,88 @@ def test_without_endpoints_there_is_no_quote(stack: FakeStack, tmp_path: Path) -
     result = run(stack, "quote", write(tmp_path, ",a fox"))
     assert result.exit_code == 1
     assert "darkroom endpoints push" in result.stderr
+
+
+def test_a_fallback_that_costs_more_is_told_apart_from_what_is_expected(
+    stack: FakeStack, tmp_path: Path
+) -> None:
+    file = write(tmp_path, *["https://h/a.png,warm"] * 10)
+    cost = quote(stack, file)["cost_usd"]
+    assert cost["least"] < cost["expected_most"] < cost["most"]
+    assert "if rows fall back" in run(stack, "quote", file).stdout
+    push(stack, GEMINI)
+    alone = quote(stack, file)["cost_usd"]
+    assert alone["most"] == alone["expected_most"] == cost["expected_most"]
+    assert "fall back" not in run(stack, "quote", file).stdout
+
+
+@pytest.mark.parametrize("words", ["warm", "wärmer, bitte", "x" * 2_000])
+def test_the_most_a_row_may_cost_is_what_its_plan_reserves(
+    stack: FakeStack, tmp_path: Path, words: str
+) -> None:
+    push(stack, GEMINI)
+    # Rows that differ in words only are planned once: the first one's words must not count twice.
+    file = write(tmp_path, f'"","{words}"', ',"the second row"')
+    rows = [RowRequest(instruction=words), RowRequest(instruction="the second row")]
+    plans = [plan_call(r, (), None, Provider.GEMINI, str(GEMINI["model"])) for r in rows]
+    reserved = sum(plan.worst_cost_micro_usd or 0 for plan in plans)
+    assert quote(stack, file)["cost_usd"]["most"] * 1e6 == pytest.approx(reserved, abs=2)
+
+
+def test_an_instruction_too_long_for_one_model_does_not_hide_the_others(
+    stack: FakeStack, tmp_path: Path
+) -> None:
+    push(stack, OPENAI | {"model": "dall-e-3"})
+    file = write(tmp_path, ",short", f",{'x' * 4_001}", ",short again")
+    told = quote(stack, file)
+    assert (told["to_do"], told["impossible"]) == (2, 1)
+    assert told["impossible_reasons"][0]["first_rows"] == [1]
+
+
+def test_reasons_are_grouped_whatever_the_rows_wrote(stack: FakeStack, tmp_path: Path) -> None:
+    rows = [f",a fox,1:{10 + i}" for i in range(500)] + [",,1:1"]
+    file = write(tmp_path, *rows, header="image_url,instruction,aspect_ratio")
+    ratio, empty = quote(stack, file)["invalid_reasons"]
+    assert (ratio["rows"], ratio["first_rows"]) == (500, [0, 1, 2, 3, 4])
+    assert "1:10" in ratio["detail"]
+    assert (empty["rows"], empty["first_rows"]) == (1, [500])
+    assert "500 rows, such as row 0: column aspect_ratio" in run(stack, "quote", file).stderr
+
+
+def test_reasons_without_end_are_bounded() -> None:
+    failures = Failures()
+    for row in range(10_000):
+        failures.add(row, f"reason {chr(0x4E00 + row % 5_000)}")
+    assert failures.count == sum(g.count for g in failures.groups.values()) == 10_000
+    assert len(failures.groups) <= MOST_GROUPS + 1
+
+
+def test_rows_beyond_a_day_go_to_the_next_tier(stack: FakeStack, tmp_path: Path) -> None:
+    push(stack, GEMINI | {"requests_per_day": 30}, OPENAI)
+    file = write(tmp_path, *[",a fox"] * 100)
+    told = quote(stack, file)
+    assert told["calls"] == {"g": 30, "o": 70}
+    assert told["beyond_a_day"] == {"g": 70}
+    assert told["seconds"] < 86_400
+    assert "70 rows beyond the 30 requests a day of g" in run(stack, "quote", file).stderr
+
+
+def test_rows_beyond_the_last_tiers_day_wait_for_the_next(stack: FakeStack, tmp_path: Path) -> None:
+    push(stack, GEMINI | {"requests_per_day": 30})
+    file = write(tmp_path, *[",a fox"] * 100)
+    assert quote(stack, file)["seconds"] > 3 * 86_400
+    assert "wait for the days after" in run(stack, "quote", file).stderr
+
+
+def test_endpoints_of_a_file_need_no_stack(stack: FakeStack, tmp_path: Path) -> None:
+    stack.secret.text, stack.workers = None, None
+    endpoints = tmp_path / "endpoints.json"
+    endpoints.write_text(json.dumps({"endpoints": [GEMINI]}))
+    told = quote(stack, write(tmp_path, ",a fox"), "--endpoints", endpoints, "--workers", 2)
+    assert (told["calls"], told["workers"]) == ({"g": 1}, 2)
+    assert quote(stack, tmp_path / "p.csv", "--endpoints", endpoints)["workers"] == 16
+
+
+def test_an_unknown_price_names_its_model(stack: FakeStack, tmp_path: Path) -> None:
+    push(stack, OPENAI | {"model": "house-brand-1"})
+    assert quote(stack, write(tmp_path, ",a fox"))["unpriced_models"] == ["house-brand-1"]
