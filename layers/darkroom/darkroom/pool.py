@@ -16,9 +16,9 @@ from darkroom.endpoint_state import SECOND, Booking, EndpointState, Gate
 from darkroom.endpoints import Endpoint, key_fingerprint
 from darkroom.ports import Clock
 
-# A slot whose endpoint was not heard of for half of the wait is checked against the table
-# before it is used: that costs little, since the longer the waits, the fewer the calls. If the
-# last that was heard was bad, a second is enough.
+# A slot whose endpoint was not heard of for a third of its backlog is checked against the table
+# before it is used: a busy process hears of it more often. If the last that was heard was bad, a
+# second is enough.
 STALE = 3 * SECOND
 STALE_IN_TROUBLE = SECOND
 TROUBLE = 0.5  # recent failures
@@ -144,17 +144,19 @@ class Pool:
 
     def _wait_for(self, endpoint: Endpoint, booking: Booking) -> bool:
         """True at the slot's time; False when it is void or missed or the endpoint out."""
-        slot, begun = booking.slot or 0, self._desk.now()
+        slot = booking.slot or 0
         while (left := slot - self._desk.now()) > 0:
             self._clock.sleep(min(SLICE_SECONDS, left / SECOND))
             if not self._still_good(endpoint, booking):
                 return False
         now = self._desk.now()
         state = self._desk.view.state(endpoint.name) or booking.state
-        stale = max(STALE, (now - begun) // 2)
+        age = self._desk.view.age(endpoint.name, now)
+        backlog = state.next - now + age  # when it was last heard of
+        stale = max(STALE, backlog // 3)
         if health.recent_failures(state, now) >= TROUBLE:
             stale = STALE_IN_TROUBLE
-        if self._desk.view.age(endpoint.name, now) > stale:
+        if age > stale:
             self._desk.read(endpoint)
             if not self._still_good(endpoint, booking):
                 return False
