@@ -89,11 +89,4 @@ def _built(folder: Path) -> Path:
     """The template as built, in a folder that no other build changes meanwhile."""
     with sam.alone():
         shutil.copytree(ROOT / ".aws-sam" / "build", folder)
-    template = folder / "template.yaml"
-    text = template.read_text()
-    if environment.ENDPOINT not in text:
-        anchor = "        STACK_NAME:"
-        template.write_text(
-            text.replace(anchor, f"        {environment.ENDPOINT}: ''\n{anchor}", 1)
-        )
-    return template
+    return folder / "template.yaml"
