@@ -137,6 +137,18 @@ def test_a_character_across_the_end_of_the_head_is_whole(shift: int, encoding: s
     assert read(data)[0].cells == ["a.jpg", note]
 
 
+@pytest.mark.parametrize("shift", range(4))
+def test_a_header_too_long_is_told_as_such_wherever_it_is_cut(shift: int) -> None:
+    header = "x" * shift + "\U0001f5bc" * HEAD_BYTES
+    with pytest.raises(JobRejected, match="header row is longer than"):
+        CsvInput.open(opened(header.encode()))
+
+
+def test_a_file_may_be_longer_than_a_row() -> None:
+    row = b"a.jpg," + b"x" * 100_000 + b"\n"
+    assert len(read(b"image_url,instruction\n" + row * 30)) == 30
+
+
 def test_a_thousand_columns_are_read_and_one_more_refused() -> None:
     def wide(columns: int) -> bytes:
         return ",".join(["instruction", *(f"c{i}" for i in range(1, columns))]).encode()
