@@ -1,9 +1,14 @@
 """Which hosts a stack allows and trusts, and what an image reference resolves to."""
 
+import io
+
 import pytest
+from PIL import Image
 
 from darkroom.errors import ConfigurationError, RowRejected
 from darkroom.image_urls import HostList, ImageRules, StoredImage, WebImage
+from darkroom.loading import load
+from darkroom.rows import RowRequest
 from darkroom.sniffing import is_image, what_else
 from darkroom.texts import shown, unsigned
 
@@ -182,3 +187,25 @@ def test_pictures_are_known_by_their_first_bytes(head: bytes) -> None:
 def test_what_else_came_is_said_in_words(head: bytes, sentence: str) -> None:
     assert not is_image(head)
     assert what_else(head).startswith(sentence)
+
+
+class Damaged:
+    """An ImageFetcher whose pictures are cut off, but for the one named good."""
+
+    def fetch(self, reference: str, base: str) -> bytes:
+        out = io.BytesIO()
+        Image.new("RGB", (9, 9)).save(out, "PNG")
+        return out.getvalue() if "good" in reference else out.getvalue()[:40]
+
+
+def test_no_warning_and_no_picture_carries_what_signs_a_url() -> None:
+    signed = "?X-Amz-Signature=5ecret"
+    images = (f"https://h/a.png{signed}", f"https://h/good.png{signed}")
+    request = RowRequest(instruction="warm", images=images)
+    loaded = load(request, BASE, Damaged(), last_attempt=True)
+    assert [image.name for image in loaded.images] == ["https://h/good.png?…"]
+    assert len(loaded.warnings) == 1
+    assert "5ecret" not in loaded.warnings[0]
+    with pytest.raises(RowRejected) as caught:
+        load(RowRequest(instruction="warm", images=images[:1]), BASE, Damaged(), last_attempt=True)
+    assert caught.value.detail == "https://h/a.png?… is damaged or cut off"
