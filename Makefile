@@ -12,7 +12,7 @@ SAM = PATH="$(CURDIR)/.venv-sam/bin:$$PATH" UV="$$(scripts/uv)" DARKROOM_PYTHON=
 LOCKED := uv.lock scripts/sync scripts/uv scripts/python313
 LINT_TRANSFORMED := build/transformed.json
 
-.PHONY: help setup demo test check checkov test-sam-local test-iam soak fuzz bench bench-limits bench-outage \
+.PHONY: help setup demo test check checkov test-sam-local test-iam soak fuzz fuzz-csv bench bench-limits bench-outage \
 	bench-report build deploy lock clean
 
 help: ## show this
@@ -70,6 +70,11 @@ soak: setup ## the long tests: crashes, outages, hours of faults
 
 fuzz: .venv/.synced ## many more examples for the property tests
 	$(BIN)/pytest tests/unit -m "not soak" --hypothesis-profile=fuzz --hypothesis-show-statistics $(ARGS)
+
+fuzz-csv: .venv/.synced ## coverage-guided fuzzing of the CSV reader (FUZZ_SECONDS=300)
+	@env -u UV_PYTHON UV_SYSTEM_CERTS=1 "$$(scripts/uv)" pip install --quiet --python $(PYTHON) --target .local/atheris atheris
+	@mkdir -p build/fuzz/csv
+	PYTHONPATH=.local/atheris $(PYTHON) -m tests.fuzz.fuzz_csv -max_total_time=$(or $(FUZZ_SECONDS),300) build/fuzz/csv
 
 # ---------------------------------------------------------------- figures
 
