@@ -27,10 +27,10 @@ from botocore.compat import HTTPHeaders
 
 from darkroom.adapters.ledger_table import LedgerTable
 from darkroom.adapters.ledger_writes import ROWS
-from darkroom.csv_rows import JobRows, read_job_rows
 from darkroom.errors import Reason
+from darkroom.intake.csv_rows import JobRows, read_job_rows
 from darkroom.jobs import Counters, JobOptions, ResultPaths, Run, RunState, Source
-from darkroom.ledger import RowRecord, RowResult, RowState
+from darkroom.ledger.values import RowRecord, RowResult, RowState
 from darkroom.report.lines import CHUNK_ROWS
 from darkroom.report.reporting import Reporter, ReportOutcome
 from tests.fakes.services import FakeClock, FakeTelemetry

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from darkroom.csv_rows import JobRow, JobRows, read_job_rows
+from darkroom.intake.csv_rows import JobRow, JobRows, read_job_rows
 from darkroom.jobs import Counters, JobOptions, Run, RunState, Totals
-from darkroom.ledger import RowRecord, RowResult, RowState
+from darkroom.ledger.values import RowRecord, RowResult, RowState
 from darkroom.report.reporting import Reporter
 from darkroom.rows import RowRequest
 from tests.fakes.ledger import FakeLedger, running

@@ -20,9 +20,9 @@ from benchmarks.limits.sender import send
 from darkroom.adapters.clock import SystemClock
 from darkroom.adapters.endpoint_states import DynamoDBEndpointStates
 from darkroom.calls import CallFailed, CallPlan, EditAnswer, Outcome
-from darkroom.dispatch import Dispatcher
 from darkroom.endpoints import Endpoint, EndpointsSecret, parse_endpoints
 from darkroom.errors import DarkroomError, DeferRow
+from darkroom.limits.dispatch import Dispatcher
 from darkroom_local import ministack
 
 TABLE = "endpoints-bench"

@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from darkroom import health
-from darkroom.endpoint_state import SECOND, EndpointState
 from darkroom.endpoints import Endpoint, EndpointsSecret, key_fingerprint
 from darkroom.endpoints_from_env import endpoints_from_environment
+from darkroom.limits import health
+from darkroom.limits.endpoint_state import SECOND, EndpointState
 from darkroom_cli.sentences import CommandFailed, UsageMistake, describe_validation
 from darkroom_cli.session import Session
 from darkroom_cli.words import duration, plural

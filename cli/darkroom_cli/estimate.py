@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from darkroom.calls import CallPlan
-from darkroom.capabilities import find, picture_price
-from darkroom.csv_rows import JobRow
+from darkroom.editing.row_errand import model_for
 from darkroom.endpoints import Endpoint, EndpointsSecret
-from darkroom.errand import Ineligible
 from darkroom.errors import RowRejected
-from darkroom.model_table import DEFAULTS, MODELS
-from darkroom.model_types import Model
-from darkroom.planning import plan_call
-from darkroom.row_errand import model_for
+from darkroom.intake.csv_rows import JobRow
+from darkroom.limits.errand import Ineligible
+from darkroom.models.capabilities import find, picture_price
+from darkroom.models.model_table import DEFAULTS, MODELS
+from darkroom.models.model_types import Model
+from darkroom.models.planning import plan_call
 from darkroom.rows import RowRequest
 from darkroom_cli.reasons import MOST_GROUPS, Failures
 from darkroom_cli.speed import Pace, rate

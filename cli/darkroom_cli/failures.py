@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from darkroom.jobs import ResultPaths, RunState
-from darkroom.ledger import RowState
+from darkroom.ledger.values import RowState
 from darkroom.report.manifest import OWN_COLUMNS, unguard
 from darkroom_cli.session import Session
 from darkroom_cli.status import no_such_job

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from darkroom.csv_rows import JobRows, read_job_rows
 from darkroom.errors import RowRejected
-from darkroom.image_lists import split_references
+from darkroom.intake.csv_rows import JobRows, read_job_rows
+from darkroom.intake.image_lists import split_references
 from darkroom.jobs import JobOptions
 from darkroom_cli.sentences import UsageMistake
 

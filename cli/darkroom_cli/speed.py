@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
-from darkroom import limiter
-from darkroom.endpoint_state import SECOND
 from darkroom.endpoints import Endpoint, EndpointsSecret
+from darkroom.limits import limiter
+from darkroom.limits.endpoint_state import SECOND
 
 DAY_SECONDS = 86_400
 RETENTION_SECONDS = 14 * DAY_SECONDS  # what SQS keeps a message at most, and the template asks for

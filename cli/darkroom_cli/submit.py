@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from email.header import Header
 from pathlib import Path
 
-from darkroom.csv_rows import JobRows
 from darkroom.errors import JobRejected
-from darkroom.job_options import parse_options
+from darkroom.intake.csv_rows import JobRows
+from darkroom.intake.job_options import parse_options
 from darkroom.jobs import JobOptions, job_id
 from darkroom_cli import uploads
 from darkroom_cli.bars import counting, working

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from darkroom.calls import Provider
-from darkroom.model_table import CHECKED, DEFAULTS, MODELS
-from darkroom.model_types import MIB, Model
+from darkroom.models.model_table import CHECKED, DEFAULTS, MODELS
+from darkroom.models.model_types import MIB, Model
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
@@ -14,7 +14,8 @@ _INTRODUCTION = f"""\
 # Models
 
 Written by `python -m darkroom_local.models_page` from
-`layers/darkroom/darkroom/model_table.py`; do not edit it here. Checked on {CHECKED.isoformat()}.
+`layers/darkroom/darkroom/models/model_table.py`; do not edit it here. Checked on
+{CHECKED.isoformat()}.
 
 An endpoint's `model`, the `model` column of a CSV and the job option `model` take any of these
 names, also with the date of a snapshot behind it. Another name is called too, with the defaults at

@@ -25,16 +25,16 @@ from darkroom.adapters.openai_images import OpenAIImageEditor
 from darkroom.adapters.row_queue import SqsRowQueue
 from darkroom.adapters.secret import SecretsManagerSource
 from darkroom.adapters.telemetry import PowertoolsTelemetry
-from darkroom.batch import EditorBatch, Received
 from darkroom.calls import Provider
-from darkroom.completion import Completion
-from darkroom.dispatch import Dispatcher
-from darkroom.editing import RowEditor
-from darkroom.heartbeat import Heartbeat
-from darkroom.pace import Pace
+from darkroom.editing.batch import EditorBatch, Received
+from darkroom.editing.completion import Completion
+from darkroom.editing.heartbeat import Heartbeat
+from darkroom.editing.pace import Pace
+from darkroom.editing.row_editor import RowEditor
+from darkroom.editing.storing import ImageStorage
+from darkroom.limits.dispatch import Dispatcher
 from darkroom.ports import ImageEditor
 from darkroom.settings import Settings
-from darkroom.storing import ImageStorage
 from darkroom_local import ministack
 
 RETRIES = Config(

@@ -9,10 +9,10 @@ from random import Random
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from darkroom.csv_rows import JobRow
 from darkroom.errors import Reason
+from darkroom.intake.csv_rows import JobRow
 from darkroom.jobs import ResultPaths
-from darkroom.ledger import RowResult, RowState
+from darkroom.ledger.values import RowResult, RowState
 from darkroom.rows import RowRequest
 from tests.report_world import JOB, START, World
 

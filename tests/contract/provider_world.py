@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from pydantic import SecretStr
 
-from darkroom import pictures
 from darkroom.adapters.gemini_images import GeminiImageEditor
 from darkroom.adapters.openai_images import OpenAIImageEditor
 from darkroom.calls import CallFailed, CallPlan, EditAnswer, Provider, SourceImage
 from darkroom.endpoints import Endpoint
-from darkroom.planning import plan_call
+from darkroom.images import pictures
+from darkroom.models.planning import plan_call
 from darkroom.rows import RowRequest
 from darkroom_local.providers import Simulator
 

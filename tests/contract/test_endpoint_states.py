@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from darkroom import limiter
 from darkroom.adapters.endpoint_states import DynamoDBEndpointStates
 from darkroom.calls import Outcome
-from darkroom.endpoint_state import (
+from darkroom.limits import limiter
+from darkroom.limits.endpoint_state import (
     SECOND,
     Ask,
     Day,

@@ -15,7 +15,7 @@ from PIL import Image
 from darkroom.adapters.fetch import FetchLimits, SafeImageFetcher
 from darkroom.adapters.safe_http import HostUnknown, resolve
 from darkroom.errors import Reason, RetryRow, RowRejected
-from darkroom.image_urls import HostList, ImageRules
+from darkroom.images.image_urls import HostList, ImageRules
 from tests.fakes.internet import FakeInternet, http_answer, moved
 from tests.fakes.web import Certificates, Line, Talk, Web, certificates, hang_up, web
 

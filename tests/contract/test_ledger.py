@@ -11,7 +11,7 @@ import pytest
 from darkroom.adapters.ledger_table import LedgerTable
 from darkroom.errors import Reason
 from darkroom.jobs import Checkpoint, Counters, JobOptions, Run, RunState, Totals
-from darkroom.ledger import Claim, NotClaimed, NotSent, RowResult, RowState
+from darkroom.ledger.values import Claim, NotClaimed, NotSent, RowResult, RowState
 from darkroom.ports import Budget, RowLedger, RunLedger
 from darkroom.rows import RowMessage, RowRequest
 from tests.conftest import ClientFactory

@@ -15,10 +15,10 @@ import pytest
 from darkroom.adapters.gemini_images import GeminiImageEditor
 from darkroom.adapters.openai_images import OpenAIImageEditor
 from darkroom.calls import CallFailed, CallPlan, EditAnswer, SourceImage
-from darkroom.dispatch import Delivery, Dispatcher
 from darkroom.endpoints import Endpoint
 from darkroom.errors import Reason, RetryRow, RowRejected
-from darkroom.planning import plan_call
+from darkroom.limits.dispatch import Delivery, Dispatcher
+from darkroom.models.planning import plan_call
 from darkroom.rows import RowRequest
 from darkroom_local.providers import FaultKind, Simulator, running
 from tests.contract.provider_world import GEMINI, OPENAI, left_half_mask, photo

@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from darkroom.calls import CallFailed, EditAnswer, Outcome, Provider
-from darkroom.planning import plan_call
+from darkroom.models.planning import plan_call
 from darkroom.ports import ImageEditor
 from darkroom.rows import RowRequest
 from darkroom_local.providers import running

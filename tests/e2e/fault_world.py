@@ -24,12 +24,12 @@ from darkroom.adapters.csv_source import S3CsvStore
 from darkroom.adapters.ledger_table import LedgerTable
 from darkroom.adapters.multipart import S3Uploads
 from darkroom.adapters.object_store import S3ObjectStore
-from darkroom.csv_rows import JobRows, read_job_rows
+from darkroom.editing.pace import Pace
+from darkroom.intake.csv_rows import JobRows, read_job_rows
+from darkroom.intake.splitting import CsvUploaded, Splitter
 from darkroom.jobs import Run, job_id
-from darkroom.pace import Pace
 from darkroom.report.reporting import Reporter, ReportOutcome
 from darkroom.settings import Settings
-from darkroom.splitting import CsvUploaded, Splitter
 from darkroom_local import faulting_proxy, ministack, simulation, worker
 from darkroom_local.faulting_proxy import AwsFault, FaultingProxy
 from darkroom_local.providers.config import Config, Fault, FaultKind, SimulatedEndpoint, When

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from darkroom.calls import CallFailed, CallPlan, EditAnswer, Outcome, Provider
 from darkroom.endpoints import Endpoint, EndpointsSecret, parse_endpoints
-from darkroom.errand import Ineligible
+from darkroom.limits.errand import Ineligible
 from darkroom.ports import Clock
 
 PICTURE = EditAnswer(images=(b"png",), model="m")

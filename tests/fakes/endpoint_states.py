@@ -4,8 +4,8 @@ import threading
 from collections import Counter, defaultdict
 from dataclasses import replace
 
-from darkroom import health, limiter
-from darkroom.endpoint_state import Ask, Booking, EndpointState, KeyRest, Refused, Report
+from darkroom.limits import health, limiter
+from darkroom.limits.endpoint_state import Ask, Booking, EndpointState, KeyRest, Refused, Report
 
 
 class InMemoryEndpointStates:

@@ -4,13 +4,14 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from darkroom import rowmoves, runmoves
-from darkroom.claiming import ClaimRequest
 from darkroom.jobs import Checkpoint, Counters, JobOptions, Run, RunState, Source, Totals
-from darkroom.ledger import Claim, NotClaimed, NotSent, RowRecord, RowResult
+from darkroom.ledger import row_moves as rowmoves
+from darkroom.ledger import run_moves as runmoves
+from darkroom.ledger.claiming import ClaimRequest
+from darkroom.ledger.run_moves import JobRecord, RunRecord
+from darkroom.ledger.values import Claim, NotClaimed, NotSent, RowRecord, RowResult
 from darkroom.ports import Clock
 from darkroom.rows import RowMessage
-from darkroom.runmoves import JobRecord, RunRecord
 
 LEASE_SECONDS = 90.0
 

@@ -4,14 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
-from darkroom.batch import FRESH_COPY_RECEIVES, FRESH_COPY_SECONDS, EditorBatch, Received
-from darkroom.completion import Completion
-from darkroom.editing import RowEditor
+from darkroom.editing.batch import FRESH_COPY_RECEIVES, FRESH_COPY_SECONDS, EditorBatch, Received
+from darkroom.editing.completion import Completion
+from darkroom.editing.heartbeat import Heartbeat, Leases
+from darkroom.editing.pace import PACE
+from darkroom.editing.row_editor import RowEditor
 from darkroom.errors import ServiceUnavailable
-from darkroom.heartbeat import Heartbeat, Leases
 from darkroom.jobs import Run, Totals
-from darkroom.ledger import Claim, RowResult, RowState
-from darkroom.pace import PACE
+from darkroom.ledger.values import Claim, RowResult, RowState
 from darkroom.rows import RowMessage, RowRequest
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.services import FakeClock, FakeQueue, FakeTelemetry

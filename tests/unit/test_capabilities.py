@@ -5,10 +5,10 @@ from math import ceil
 import pytest
 
 from darkroom.calls import Provider
-from darkroom.capabilities import find, picture_price, provider_of, token_cost, worst_cost
 from darkroom.endpoints import DEFAULT_MODELS
-from darkroom.model_table import CHECKED, MODELS
-from darkroom.model_types import Model
+from darkroom.models.capabilities import find, picture_price, provider_of, token_cost, worst_cost
+from darkroom.models.model_table import CHECKED, MODELS
+from darkroom.models.model_types import Model
 
 REQUIRED = {
     "gemini-2.5-flash-image",

@@ -9,8 +9,8 @@ import pytest
 from pydantic import SecretStr
 
 from darkroom.calls import Outcome
-from darkroom.endpoint_state import SECOND, EndpointState, KeyRest
 from darkroom.endpoints import EndpointsSecret, key_fingerprint
+from darkroom.limits.endpoint_state import SECOND, EndpointState, KeyRest
 from tests.fakes.command import FakeStack, run
 from tests.fakes.services import FakeClock
 

@@ -7,7 +7,7 @@ import pytest
 
 from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.jobs import Checkpoint, Counters, Run, RunState, Source, Totals
-from darkroom.ledger import Claim, RowResult, RowState
+from darkroom.ledger.values import Claim, RowResult, RowState
 from darkroom.report.lines import ReportLine, RowStatus
 from darkroom.report.manifest import ManifestFormat
 from darkroom.rows import RowMessage, RowRequest

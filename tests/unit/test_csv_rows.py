@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom import csv_rows
 from darkroom.errors import JobRejected, RowRejected
+from darkroom.intake import csv_rows
 from darkroom.jobs import ResultPaths
 from darkroom.rows import RowRequest
 from tests.fakes.csv_files import HEADER, job_rows, request_of, rows_of, told

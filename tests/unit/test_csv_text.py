@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom import csv_text
-from darkroom.csv_text import Lines, TextFormat, gunzip, read_format, read_text
 from darkroom.errors import JobRejected
+from darkroom.intake import csv_text
+from darkroom.intake.csv_text import Lines, TextFormat, gunzip, read_format, read_text
 from tests.fakes.csv_files import opened
 
 

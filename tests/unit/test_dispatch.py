@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from darkroom.calls import CallFailed, EditAnswer, Outcome, Provider
-from darkroom.dispatch import Delivery, Dispatcher, LeaseLost
-from darkroom.endpoint_state import SECOND, EndpointState, StatesUnavailable
 from darkroom.endpoints import EndpointsSecret
 from darkroom.errors import DeferRow, Reason, RetryRow, RowRejected
+from darkroom.limits.dispatch import Delivery, Dispatcher, LeaseLost
+from darkroom.limits.endpoint_state import SECOND, EndpointState, StatesUnavailable
 from tests.fakes.dispatching import (
     PICTURE,
     Call,

@@ -10,18 +10,18 @@ import pytest
 from PIL import Image
 
 from darkroom.calls import CallFailed, EditAnswer, Outcome, Provider
-from darkroom.dispatch import Dispatcher
-from darkroom.editing import RowEditor
+from darkroom.editing.heartbeat import Leases
+from darkroom.editing.pace import PACE
+from darkroom.editing.row_editor import RowEditor
+from darkroom.editing.row_errand import model_for
+from darkroom.editing.storing import ImageStorage
 from darkroom.endpoints import Endpoint
-from darkroom.errand import Delivery, Errand
 from darkroom.errors import DeferRow, Reason, RetryRow, RowRejected, ServiceUnavailable
-from darkroom.heartbeat import Leases
 from darkroom.jobs import JobOptions, Run, RunState, Totals
-from darkroom.ledger import RowRecord, RowState
-from darkroom.pace import PACE
-from darkroom.row_errand import model_for
+from darkroom.ledger.values import RowRecord, RowState
+from darkroom.limits.dispatch import Dispatcher
+from darkroom.limits.errand import Delivery, Errand
 from darkroom.rows import RowMessage, RowRequest
-from darkroom.storing import ImageStorage
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.services import FakeClock, FakeQueue, FakeStore, FakeTelemetry
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from darkroom.adapters.upload_events import as_event, uploads_in
-from darkroom.csv_rows import read_job_rows
+from darkroom.intake.csv_rows import read_job_rows
+from darkroom.intake.splitting import CsvUploaded
 from darkroom.jobs import JobOptions, job_id
 from darkroom.rows import RowMessage, RowRequest
 from darkroom.settings import Settings
-from darkroom.splitting import CsvUploaded
 from darkroom_local.sam_local.prepare import EVENTS, prepared
 
 EXAMPLE = json.loads((EVENTS / "env.json").read_text())

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom import health
 from darkroom.calls import Outcome
-from darkroom.endpoint_state import SECOND, EndpointState, Health, KeyRest, Report
-from darkroom.view import View
+from darkroom.limits import health
+from darkroom.limits.endpoint_state import SECOND, EndpointState, Health, KeyRest, Report
+from darkroom.limits.view import View
 
 NOW = 1_795_000_000 * SECOND
 

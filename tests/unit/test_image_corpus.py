@@ -15,9 +15,9 @@ from PIL import Image
 
 from darkroom.adapters.fetch import SafeImageFetcher
 from darkroom.calls import SourceImage
+from darkroom.editing.loading import load
 from darkroom.errors import Reason, RowRejected
-from darkroom.image_urls import ImageRules
-from darkroom.loading import load
+from darkroom.images.image_urls import ImageRules
 from darkroom.rows import RowRequest
 from tests.corpus.images import CASES, NAME, Accepted, Verdict
 

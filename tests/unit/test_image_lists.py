@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom.errors import Reason, RowRejected
-from darkroom.image_lists import MAX_IMAGES, check_reference, split_references
+from darkroom.intake.image_lists import MAX_IMAGES, check_reference, split_references
 
 URL = "https://x.test"
 REFERENCE = st.one_of(

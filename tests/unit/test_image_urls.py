@@ -5,11 +5,11 @@ import io
 import pytest
 from PIL import Image
 
+from darkroom.editing.loading import load
 from darkroom.errors import ConfigurationError, RowRejected
-from darkroom.image_urls import HostList, ImageRules, StoredImage, WebImage
-from darkroom.loading import load
+from darkroom.images.image_urls import HostList, ImageRules, StoredImage, WebImage
+from darkroom.images.sniffing import is_image, what_else
 from darkroom.rows import RowRequest
-from darkroom.sniffing import is_image, what_else
 from darkroom.texts import shown, unsigned
 
 BASE = "s3://in/jobs/"

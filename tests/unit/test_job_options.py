@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom.errors import JobRejected
-from darkroom.job_options import parse_options
+from darkroom.intake.job_options import parse_options
 from darkroom.jobs import JobOptions
 
 

@@ -24,20 +24,20 @@ from hypothesis.stateful import (
 from PIL import Image
 
 from darkroom.calls import CallFailed, EditAnswer, Outcome
-from darkroom.dispatch import Dispatcher
-from darkroom.editing import RowEditor
+from darkroom.editing.heartbeat import Leases
+from darkroom.editing.row_editor import RowEditor
+from darkroom.editing.row_errand import RowErrand
+from darkroom.editing.storing import ImageStorage
 from darkroom.endpoints import Endpoint
-from darkroom.errand import Delivery, Errand
 from darkroom.errors import DeferRow, RetryRow, RowRejected
-from darkroom.heartbeat import Leases
+from darkroom.intake.resuming import Fate, fate_of
 from darkroom.jobs import Counters, JobOptions, Run, Totals
-from darkroom.ledger import RowState
+from darkroom.ledger.row_moves import Change, contribution
+from darkroom.ledger.values import RowState
+from darkroom.limits.dispatch import Dispatcher
+from darkroom.limits.errand import Delivery, Errand
 from darkroom.ports import ImageFetcher, ObjectStore, RowLedger, RowQueue
-from darkroom.resuming import Fate, fate_of
-from darkroom.row_errand import RowErrand
-from darkroom.rowmoves import Change, contribution
 from darkroom.rows import RowMessage, RowRequest
-from darkroom.storing import ImageStorage
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.lockstep import Fault, Stepped, Worker, step
 from tests.fakes.services import FakeClock, FakeQueue, FakeStore, FakeTelemetry

@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from darkroom import limiter
 from darkroom.calls import Provider
-from darkroom.endpoint_state import (
+from darkroom.endpoints import Endpoint
+from darkroom.limits import limiter
+from darkroom.limits.endpoint_state import (
     SECOND,
     Ask,
     Day,
@@ -24,7 +25,6 @@ from darkroom.endpoint_state import (
     Move,
     Refused,
 )
-from darkroom.endpoints import Endpoint
 from tests.fakes.dispatching import gemini, secret
 
 NOW = 1_795_000_000 * SECOND

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom.errors import Reason, RowRejected
+from darkroom.intake.names import OUTPUT_SUFFIXES, UsedNames, check_key, check_output_name, copies
 from darkroom.jobs import ResultPaths
-from darkroom.names import OUTPUT_SUFFIXES, UsedNames, check_key, check_output_name, copies
 
 JOB = ResultPaths("jobs/products")
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from darkroom import pictures, pixels
 from darkroom.calls import CallFailed, Outcome, SourceImage
 from darkroom.errors import Reason, RowRejected
-from darkroom.model_types import JPEG, PNG, WEBP
+from darkroom.images import pictures, pixels
+from darkroom.models.model_types import JPEG, PNG, WEBP
 
 ALL = (PNG, JPEG, WEBP)
 

@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from darkroom import pictures, sizes
 from darkroom.calls import CallPlan, Provider, SourceImage
-from darkroom.capabilities import find
-from darkroom.dispatch import Ineligible
-from darkroom.model_table import MODELS
-from darkroom.model_types import JPEG, MIB, PNG, WEBP, Model
-from darkroom.planning import plan_call
+from darkroom.images import pictures
+from darkroom.limits.dispatch import Ineligible
+from darkroom.models import sizes
+from darkroom.models.capabilities import find
+from darkroom.models.model_table import MODELS
+from darkroom.models.model_types import JPEG, MIB, PNG, WEBP, Model
+from darkroom.models.planning import plan_call
 from darkroom.rows import RowRequest
 
 GEMINI, OPENAI = Provider.GEMINI, Provider.OPENAI

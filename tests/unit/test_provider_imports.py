@@ -11,9 +11,9 @@ HEAVY = ("openai", "google.genai", "PIL.Image", "boto3")
 @pytest.mark.parametrize(
     "module",
     [
-        "darkroom.planning",
-        "darkroom.pictures",
-        "darkroom.capabilities",
+        "darkroom.models.planning",
+        "darkroom.images.pictures",
+        "darkroom.models.capabilities",
         "darkroom.adapters.gemini_images",
         "darkroom.adapters.openai_images",
     ],

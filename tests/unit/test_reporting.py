@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from darkroom.csv_rows import JobRow
 from darkroom.errors import JobRejected, Reason
+from darkroom.intake.csv_rows import JobRow
 from darkroom.jobs import JobOptions
-from darkroom.ledger import RowResult, RowState
+from darkroom.ledger.values import RowResult, RowState
 from darkroom.report.message import message
 from darkroom.report.reporting import ReportOutcome
 from darkroom.report.summary import JobSummary

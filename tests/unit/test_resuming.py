@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from darkroom.errors import Reason
+from darkroom.intake.resuming import Fate, fate_of
 from darkroom.jobs import JobOptions
-from darkroom.ledger import RowRecord, RowResult, RowState
-from darkroom.resuming import Fate, fate_of
+from darkroom.ledger.values import RowRecord, RowResult, RowState
 from tests.fakes.ledger import running
 
 OLD, CHANGED = "asks-the-same", "asks-otherwise"

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom.errors import JobRejected
-from darkroom.row_filter import ALL_ROWS, parse_row_filter
+from darkroom.intake.row_filter import ALL_ROWS, parse_row_filter
 
 PART = st.one_of(
     st.integers(0, 40).map(lambda row: (f"{row}", range(row, row + 1))),

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.columns import ALIASES, read_columns
 from darkroom.errors import Reason, RowRejected
+from darkroom.intake.columns import ALIASES, read_columns
+from darkroom.intake.row_parsing import parse_row, row_key
 from darkroom.jobs import JobOptions
-from darkroom.row_parsing import parse_row, row_key
 from darkroom.rows import RowMessage, RowRequest
 
 NAMES = tuple(names[0] for names in ALIASES.values())

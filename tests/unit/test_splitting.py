@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darkroom.errors import Reason, ServiceUnavailable
+from darkroom.intake.splitting import LEASE_SECONDS, MAX_HOPS, CsvUploaded
 from darkroom.jobs import RunState, Totals
-from darkroom.ledger import RowResult, RowState
-from darkroom.splitting import LEASE_SECONDS, MAX_HOPS, CsvUploaded
+from darkroom.ledger.values import RowResult, RowState
 from tests.fakes.csv_files import HEADER
 from tests.fakes.splitting import JOB, Crash, Fuse, World, failing
 

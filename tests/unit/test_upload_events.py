@@ -2,7 +2,7 @@ import pytest
 from pydantic import ValidationError
 
 from darkroom.adapters.upload_events import as_event, uploads_in
-from darkroom.splitting import CsvUploaded
+from darkroom.intake.splitting import CsvUploaded
 
 
 def _upload(key: str = "jobs/products.csv", version: str | None = "v1") -> CsvUploaded:

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom.adapters.fetch import SafeImageFetcher
-from darkroom.addresses import is_public
 from darkroom.errors import Reason, RetryRow, RowRejected
-from darkroom.image_lists import split_references
-from darkroom.image_urls import HostList, ImageRules
+from darkroom.images.addresses import is_public
+from darkroom.images.image_urls import HostList, ImageRules
+from darkroom.intake.image_lists import split_references
 from tests.fakes.internet import FakeInternet, http_answer, moved
 
 CORPUS = yaml.safe_load((Path(__file__).parents[1] / "corpus/urls.yaml").read_text())

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from darkroom.calls import Provider
-from darkroom.dispatch import Delivery, Dispatcher
 from darkroom.endpoints import EndpointsSecret
 from darkroom.errors import DarkroomError, DeferRow
+from darkroom.limits.dispatch import Delivery, Dispatcher
 from tests.fakes.dispatching import FakeSecretSource, PlainErrand, gemini, openai, secret
 from tests.fakes.endpoint_states import InMemoryEndpointStates
 from tests.fakes.services import FakeTelemetry

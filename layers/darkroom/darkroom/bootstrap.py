@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from darkroom.adapters.object_store import S3ObjectStore
     from darkroom.adapters.row_queue import SqsRowQueue
     from darkroom.adapters.telemetry import PowertoolsTelemetry
-    from darkroom.batch import EditorBatch
-    from darkroom.completion import Completion
-    from darkroom.dispatch import Dispatcher
-    from darkroom.editing import RowEditor
+    from darkroom.editing.batch import EditorBatch
+    from darkroom.editing.completion import Completion
+    from darkroom.editing.row_editor import RowEditor
+    from darkroom.intake.splitting import CsvUploaded, Splitter
     from darkroom.jobs import Run
+    from darkroom.limits.dispatch import Dispatcher
     from darkroom.ports import ImageEditor
     from darkroom.report.reporting import Reporter
-    from darkroom.splitting import CsvUploaded, Splitter
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def invocation(request_id: str) -> Iterator[None]:
 def splitter() -> "Splitter":
     from darkroom.adapters.csv_source import S3CsvStore
     from darkroom.adapters.upload_events import as_event
-    from darkroom.splitting import Splitter
+    from darkroom.intake.splitting import Splitter
 
     def continue_later(upload: "CsvUploaded") -> None:
         _start(os.environ["AWS_LAMBDA_FUNCTION_NAME"], as_event(upload))
@@ -64,8 +64,8 @@ def splitter() -> "Splitter":
 
 @cache
 def editor() -> "EditorBatch":
-    from darkroom.batch import EditorBatch
-    from darkroom.heartbeat import Heartbeat
+    from darkroom.editing.batch import EditorBatch
+    from darkroom.editing.heartbeat import Heartbeat
 
     return EditorBatch(
         editor=_row_editor(),
@@ -84,7 +84,7 @@ def reporter() -> "Reporter":
     from darkroom.adapters.csv_source import S3CsvStore
     from darkroom.adapters.multipart import S3Uploads
     from darkroom.adapters.topic import SnsTopic
-    from darkroom.csv_rows import JobRows, read_job_rows
+    from darkroom.intake.csv_rows import JobRows, read_job_rows
     from darkroom.report.reporting import Reporter
 
     csv_store = S3CsvStore(_client("s3"))
@@ -106,8 +106,8 @@ def reporter() -> "Reporter":
 
 def _row_editor() -> "RowEditor":
     from darkroom.adapters.fetch import SafeImageFetcher
-    from darkroom.editing import RowEditor
-    from darkroom.storing import ImageStorage
+    from darkroom.editing.row_editor import RowEditor
+    from darkroom.editing.storing import ImageStorage
 
     return RowEditor(
         rows=_ledger(),
@@ -124,7 +124,7 @@ def _row_editor() -> "RowEditor":
 def _dispatcher() -> "Dispatcher":
     from darkroom.adapters.endpoint_states import DynamoDBEndpointStates
     from darkroom.adapters.secret import SecretsManagerSource
-    from darkroom.dispatch import Dispatcher
+    from darkroom.limits.dispatch import Dispatcher
 
     secret = SecretsManagerSource(
         _client("secretsmanager"), _settings().endpoints_secret_arn, _clock(), telemetry()
@@ -205,7 +205,7 @@ def _results() -> "S3ObjectStore":
 
 
 def _completion() -> "Completion":
-    from darkroom.completion import Completion
+    from darkroom.editing.completion import Completion
 
     return Completion(_ledger(), _request_report, telemetry())
 

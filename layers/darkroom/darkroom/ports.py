@@ -7,10 +7,10 @@ from typing import IO, Protocol
 from pydantic import SecretStr
 
 from darkroom.calls import CallPlan, EditAnswer
-from darkroom.endpoint_state import Ask, Booking, EndpointState, KeyRest, Report
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.jobs import Checkpoint, Counters, Run, Totals
-from darkroom.ledger import Claim, NotClaimed, NotSent, RowRecord, RowResult
+from darkroom.ledger.values import Claim, NotClaimed, NotSent, RowRecord, RowResult
+from darkroom.limits.endpoint_state import Ask, Booking, EndpointState, KeyRest, Report
 from darkroom.rows import RowMessage
 
 

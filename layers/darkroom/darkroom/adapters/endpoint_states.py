@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from darkroom import health, limiter
 from darkroom.calls import Outcome
-from darkroom.endpoint_state import (
+from darkroom.limits import health, limiter
+from darkroom.limits.endpoint_state import (
     Ask,
     Booking,
     EndpointState,

@@ -20,9 +20,9 @@ from darkroom.adapters.safe_http import (
     resolve,
 )
 from darkroom.errors import Reason, RetryRow, RowRejected
-from darkroom.image_urls import HostList, ImageRules, StoredImage, WebImage
+from darkroom.images.image_urls import HostList, ImageRules, StoredImage, WebImage
+from darkroom.images.sniffing import is_image, what_else
 from darkroom.settings import Settings
-from darkroom.sniffing import is_image, what_else
 from darkroom.texts import shown
 
 if TYPE_CHECKING:

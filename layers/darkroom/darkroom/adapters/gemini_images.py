@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 from pydantic import SecretStr
 
-from darkroom import pictures
 from darkroom.adapters import provider_http
 from darkroom.adapters.gemini_outcomes import FINISH_TABLE, GEMINI_TABLE
 from darkroom.adapters.outcomes import (
@@ -20,9 +19,10 @@ from darkroom.adapters.outcomes import (
     safe_text,
 )
 from darkroom.calls import CallFailed, CallPlan, EditAnswer, Outcome, Provider, Usage
-from darkroom.capabilities import find, token_cost
 from darkroom.endpoints import Endpoint
-from darkroom.model_types import Model
+from darkroom.images import pictures
+from darkroom.models.capabilities import find, token_cost
+from darkroom.models.model_types import Model
 
 if TYPE_CHECKING:
     from google.genai import Client, types

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from darkroom import runmoves
 from darkroom.adapters.aws_errors import code_of, translated
 from darkroom.adapters.items import Item, ItemCodec, from_attribute
 from darkroom.adapters.ledger_writes import SERVICE, SUMS, address, run_item, shard_prefix
+from darkroom.editing.pace import PACE
 from darkroom.errors import ServiceUnavailable
 from darkroom.jobs import Checkpoint, Counters, Run, Totals
-from darkroom.pace import PACE
-from darkroom.runmoves import JobRecord, RunRecord
+from darkroom.ledger import run_moves as runmoves
+from darkroom.ledger.run_moves import JobRecord, RunRecord
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient

@@ -11,7 +11,6 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from darkroom import rowmoves
 from darkroom.adapters.aws_errors import code_of, translated
 from darkroom.adapters.ledger_runs import RunItems
 from darkroom.adapters.ledger_writes import (
@@ -23,11 +22,12 @@ from darkroom.adapters.ledger_writes import (
     row_item,
     write,
 )
-from darkroom.claiming import ClaimRequest
 from darkroom.errors import ServiceUnavailable
 from darkroom.jobs import Run
-from darkroom.ledger import Claim, NotClaimed, NotSent, RowRecord, RowResult
-from darkroom.rowmoves import Change
+from darkroom.ledger import row_moves as rowmoves
+from darkroom.ledger.claiming import ClaimRequest
+from darkroom.ledger.row_moves import Change
+from darkroom.ledger.values import Claim, NotClaimed, NotSent, RowRecord, RowResult
 from darkroom.rows import RowMessage
 
 _TRIES = 8  # of a write that meets others on the same items

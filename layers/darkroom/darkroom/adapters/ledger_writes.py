@@ -12,8 +12,8 @@ from botocore.exceptions import ClientError
 from darkroom.adapters.aws_errors import code_of, translated
 from darkroom.adapters.items import Item, ItemCodec
 from darkroom.jobs import Counters
-from darkroom.ledger import RowRecord
-from darkroom.rowmoves import Change
+from darkroom.ledger.row_moves import Change
+from darkroom.ledger.values import RowRecord
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 from pydantic import SecretStr
 
-from darkroom import pictures, sizes
 from darkroom.adapters import provider_http
 from darkroom.adapters.openai_outcomes import OPENAI_TABLE
 from darkroom.adapters.outcomes import (
@@ -22,9 +21,11 @@ from darkroom.adapters.outcomes import (
     safe_text,
 )
 from darkroom.calls import CallFailed, CallPlan, EditAnswer, Outcome, Provider, SourceImage, Usage
-from darkroom.capabilities import find, picture_price, token_cost
 from darkroom.endpoints import Endpoint
-from darkroom.model_types import Model
+from darkroom.images import pictures
+from darkroom.models import sizes
+from darkroom.models.capabilities import find, picture_price, token_cost
+from darkroom.models.model_types import Model
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -14,8 +14,8 @@ from typing import Any
 
 import httpcore2
 
-from darkroom.addresses import is_public
 from darkroom.errors import DarkroomError
+from darkroom.images.addresses import is_public
 
 _MOST_ADDRESSES = 4  # of one name that are tried
 _MAX_CONNECTIONS = 32

@@ -5,7 +5,7 @@ from urllib.parse import quote_plus, unquote_plus
 
 from pydantic import BaseModel, Field
 
-from darkroom.splitting import CsvUploaded
+from darkroom.intake.splitting import CsvUploaded
 
 
 class _Bucket(BaseModel):

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import batched
 
-from darkroom.csv_rows import JobRow
 from darkroom.errors import Reason, RowRejected
+from darkroom.intake.csv_rows import JobRow
 from darkroom.jobs import Run
-from darkroom.ledger import RowRecord, RowResult, RowState
+from darkroom.ledger.values import RowRecord, RowResult, RowState
 from darkroom.ports import RowLedger
 from darkroom.rows import RowRequest
 

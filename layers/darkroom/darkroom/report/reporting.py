@@ -12,8 +12,8 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from darkroom.csv_rows import JobRows
 from darkroom.errors import DarkroomError, JobRejected
+from darkroom.intake.csv_rows import JobRows
 from darkroom.jobs import ResultPaths, Run, RunState
 from darkroom.ports import Clock, ObjectStore, RowLedger, RunLedger, Telemetry
 from darkroom.report.cards import Thumbs

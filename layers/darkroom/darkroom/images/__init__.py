@@ -1,0 +1,1 @@
+"""Pictures: which references may be followed, what bytes are, decoding and encoding."""

@@ -1,0 +1,225 @@
+"""Pictures: what a source may be, what becomes of it, and how an answer is stored.
+
+Bytes that already fit are passed on untouched. Pillow is imported at the first use.
+"""
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from darkroom.calls import CallFailed, Outcome, SourceImage
+from darkroom.errors import Reason, RowRejected
+from darkroom.images.pixels import (
+    MAX_PIXELS,
+    MIME,
+    UNDECODABLE,
+    decode,
+    encode,
+    is_deep_png,
+    mask_of_greys,
+    normalised,
+    open_lazily,
+    pillow,
+    squared,
+)
+from darkroom.images.sniffing import is_image
+from darkroom.models.model_types import MIB, PNG
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_SOURCE_BYTES = 100 * MIB
+MAX_JPEG_PIXELS = 400_000_000  # a JPEG can be read at a half, a quarter or an eighth
+EXTENSIONS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
+_EXIF_ORIENTATION = 0x0112
+_PLAIN_MODES = frozenset({"RGB", "RGBA", "L", "LA"})
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"})
+_LESS_DETAIL = 85
+_SCALES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
+
+
+def open_source(data: bytes, name: str) -> SourceImage:
+    """Check a row's input picture in full and bring it into a form that every model reads.
+
+    The content decides what it is, not the name. Turned by EXIF, in CMYK, of 16 bits, with a
+    palette, animated (its first picture counts), or in another format than PNG, JPEG or WebP, it is
+    written anew. Raises RowRejected (bad_image) with a sentence that names it.
+    """
+    picture, whole = _read(data, name)
+    kind = picture.format or ""
+    if kind in MIME and whole and not _needs_rewriting(picture, data):
+        return SourceImage(data, MIME[kind], picture.width, picture.height, name)
+    return _as_source(normalised(picture), "JPEG" if kind in {"JPEG", "MPO"} else "PNG", name)
+
+
+def open_mask(data: bytes, name: str) -> SourceImage:
+    """A mask as a PNG: where it is transparent, the picture is edited.
+
+    One without transparency is read as black and white, white marking what is edited. Raises
+    RowRejected (bad_image).
+    """
+    picture, _ = _read(data, name)
+    if picture.format == "PNG" and picture.mode in {"RGBA", "LA"} and not is_deep_png(data):
+        return SourceImage(data, PNG, picture.width, picture.height, name)
+    mask = normalised(picture)
+    return _as_source(mask if "A" in mask.getbands() else mask_of_greys(mask), "PNG", name)
+
+
+def resize_mask(mask: SourceImage, width: int, height: int) -> SourceImage:
+    """The mask at the size of its picture."""
+    resized = decode(mask.data).convert("RGBA").resize((width, height))
+    return _as_source(resized, "PNG", mask.name)
+
+
+def square(source: SourceImage) -> SourceImage:
+    """As a square PNG, with transparent bars where the picture is not."""
+    if source.width == source.height:
+        return source
+    return _as_source(squared(decode(source.data)), "PNG", source.name)
+
+
+def has_transparency(source: SourceImage) -> bool:
+    """Whether any pixel is transparent."""
+    picture = decode(source.data).convert("RGBA")
+    least, _ = picture.getchannel("A").getextrema()
+    return isinstance(least, int | float) and least < 255  # noqa: PLR2004 - opaque
+
+
+def fit(source: SourceImage, formats: Sequence[str], max_bytes: int) -> SourceImage:
+    """The same picture in one of `formats` (mime types) within `max_bytes`; untouched if it is.
+
+    Another format or less detail first, then fewer pixels. Raises RowRejected (bad_image) when
+    nothing helps.
+    """
+    if source.mime in formats and len(source.data) <= max_bytes:
+        return source
+    picture = decode(source.data)
+    if picture.mode not in {"RGB", "RGBA"}:
+        picture = picture.convert("RGBA" if "A" in picture.getbands() else "RGB")
+    for scale, kind, quality in _attempts(formats, seen_through="A" in picture.getbands()):
+        size = (max(1, int(picture.width * scale)), max(1, int(picture.height * scale)))
+        scaled = picture if scale == 1 else picture.resize(size, pillow().Resampling.LANCZOS)
+        data = encode(scaled, kind, quality)
+        if len(data) <= max_bytes:
+            return SourceImage(data, MIME[kind], scaled.width, scaled.height, source.name)
+    raise RowRejected(
+        Reason.BAD_IMAGE, f"{source.name} cannot be brought below {max_bytes // 1024} KiB"
+    )
+
+
+def verify(data: bytes) -> tuple[int, int]:
+    """Decode an answer in full: its width and height. Raises ValueError when it is no picture."""
+    return decode(data).size
+
+
+def render(data: bytes, extension: str) -> tuple[bytes, str]:
+    """An answer in the format of `output_name`'s extension, and its content type.
+
+    Takes png, jpg, jpeg and webp, with or without the dot. Bytes of that format are passed on
+    untouched. Raises CallFailed (unavailable, maybe charged) if `data` does not decode, which the
+    editors have already made sure of, and ValueError for another extension.
+    """
+    kind = EXTENSIONS.get(extension.lower().lstrip("."))
+    if kind is None:
+        raise ValueError(f"{extension!r} is not a format to write: use png, jpg or webp")
+    try:
+        picture = decode(data)
+    except ValueError as error:
+        raise CallFailed(
+            Outcome.UNAVAILABLE, "the answer's image does not decode", maybe_charged=True
+        ) from error
+    if picture.format == kind:
+        return data, MIME[kind]
+    return encode(picture, kind), MIME[kind]
+
+
+def thumbnail(data: bytes, longest_side: int = 320) -> bytes:
+    """A small WebP for the gallery. Raises ValueError when `data` is no picture."""
+    try:
+        picture = open_lazily(data)
+        picture.draft("RGB", (longest_side * 2, longest_side * 2))
+        if picture.width * picture.height > MAX_PIXELS:
+            raise ValueError("too large a picture")
+        picture = normalised(picture)
+        picture.thumbnail((longest_side, longest_side))
+    except UNDECODABLE as error:
+        raise ValueError("not a picture, or a damaged one") from error
+    out = io.BytesIO()
+    picture.save(out, "WEBP", quality=78, method=2)
+    return out.getvalue()
+
+
+def _read(data: bytes, name: str) -> tuple["Image", bool]:
+    """A source decoded in full, and whether at its full size. Raises RowRejected."""
+    if len(data) > MAX_SOURCE_BYTES:
+        size, most = len(data) // MIB, MAX_SOURCE_BYTES // MIB
+        raise RowRejected(Reason.BAD_IMAGE, f"{name} has {size} MiB: at most {most} are read")
+    if (sentence := _known_by_its_first_bytes(data)) is not None:
+        raise RowRejected(Reason.BAD_IMAGE, f"{name} {sentence}")
+    try:
+        picture = open_lazily(data)
+    except UNDECODABLE as error:
+        what = "is damaged or cut off" if is_image(data) else "is not an image"
+        raise RowRejected(Reason.BAD_IMAGE, f"{name} {what}") from error
+    whole = _check_pixels(picture, name)
+    try:
+        picture.load()
+    except UNDECODABLE as error:
+        raise RowRejected(Reason.BAD_IMAGE, f"{name} is damaged or cut off") from error
+    return picture, whole
+
+
+def _known_by_its_first_bytes(data: bytes) -> str | None:
+    """A sentence for what people upload by mistake."""
+    if not data:
+        return "is empty"
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
+        return "is HEIC, which is not read: save it as JPEG (on an iPhone: Most Compatible)"
+    start = data[:512].lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "is a web page, not an image: does its address lead to the picture itself?"
+    if start.startswith((b"<svg", b"<?xml")):
+        return "is SVG or XML, which is not read: save it as PNG"
+    if start.startswith(b"%pdf"):
+        return "is a PDF, which is not read: save its page as PNG"
+    return None
+
+
+def _check_pixels(picture: "Image", name: str) -> bool:
+    """Refuse bombs before anything is decoded; False when a large JPEG is read at a fraction."""
+    width, height = picture.size
+    most = MAX_JPEG_PIXELS if picture.format in {"JPEG", "MPO"} else MAX_PIXELS
+    if width * height > most:
+        raise RowRejected(
+            Reason.BAD_IMAGE,
+            f"{name} has {width}x{height} pixels: at most {most // 1_000_000} million are read",
+        )
+    if width * height > MAX_PIXELS:
+        picture.draft(picture.mode, (width // 2, height // 2))
+        return False
+    return True
+
+
+def _needs_rewriting(picture: "Image", data: bytes) -> bool:
+    return (
+        picture.mode not in _PLAIN_MODES
+        or picture.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
+        or getattr(picture, "n_frames", 1) > 1
+        or is_deep_png(data)
+    )
+
+
+def _attempts(
+    formats: Sequence[str], *, seen_through: bool
+) -> Iterable[tuple[float, str, int | None]]:
+    """Scale, format and quality to try, the best first."""
+    order = ("PNG", "WEBP", "JPEG") if seen_through else ("JPEG", "WEBP", "PNG")
+    kinds = [kind for kind in order if MIME[kind] in formats]
+    smallest = kinds[:2][-1] if seen_through else kinds[0]
+    yield 1.0, kinds[0], None
+    for scale in _SCALES:
+        yield scale, smallest, None if smallest == "PNG" else _LESS_DETAIL
+
+
+def _as_source(picture: "Image", kind: str, name: str) -> SourceImage:
+    return SourceImage(encode(picture, kind), MIME[kind], picture.width, picture.height, name)

@@ -1,0 +1,1 @@
+"""The states of rows and runs and the moves between them, as pure values."""
