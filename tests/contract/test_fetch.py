@@ -16,6 +16,7 @@ from darkroom.adapters.fetch import FetchLimits, SafeImageFetcher
 from darkroom.adapters.safe_http import HostUnknown, resolve
 from darkroom.errors import Reason, RetryRow, RowRejected
 from darkroom.images.image_urls import HostList, ImageRules
+from darkroom.settings import Settings
 from tests.fakes.internet import FakeInternet, http_answer, moved
 from tests.fakes.web import Certificates, Line, Talk, Web, certificates, hang_up, web
 
@@ -542,3 +543,20 @@ def test_s3_out_of_reach_costs_an_attempt(world: World, aws_client: Any, bucket:
     with closing(client), pytest.raises(RetryRow) as caught:
         world.fetcher.fetch("a.png", f"s3://{bucket}/")
     assert caught.value.reason is Reason.IMAGE_UNAVAILABLE
+
+
+def test_a_bucket_that_the_operator_named_may_be_read_and_no_other(
+    aws_client: Any, bucket: str
+) -> None:
+    names = dict.fromkeys(Settings.model_fields, "x") | {"on_unknown_outcome": "retry"}
+    names |= {"allowed_image_hosts": "", "trusted_image_hosts": "", "rows_per_worker": "1"}
+    granted = names | {"image_object_arns": f"arn:aws:s3:::{bucket}/photos/*"}
+    aws_client("s3").put_object(Bucket=bucket, Key="photos/a.png", Body=PICTURE)
+    reference = f"s3://{bucket}/photos/a.png"
+    fetcher = SafeImageFetcher.from_settings(aws_client("s3"), Settings.model_validate(granted))
+    assert fetcher.fetch(reference, "s3://x/") == PICTURE
+    fetcher.close()
+    stranger = SafeImageFetcher.from_settings(aws_client("s3"), Settings.model_validate(names))
+    with pytest.raises(RowRejected, match=bucket):
+        stranger.fetch(reference, "s3://x/")
+    stranger.close()

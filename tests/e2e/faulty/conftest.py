@@ -63,13 +63,17 @@ OVERRIDES = {
     "gemini-main": {"api_keys": [REJECTED, GEMINI], "max_retries": 0, "requests_per_minute": 0},
     "openai-main": {"api_keys": [OPENAI], "max_retries": 0, "requests_per_minute": 0},
 }
-PROMPTS = (
+# First the rows that must meet Gemini itself, then the outage that opens its breaker.
+HEALTHY_PROMPTS = (
     "a calm sea",
     "a quiet wood",
     "refuse this",
     "only talk about it",
     "a bad request",
     "slow down, please",
+)
+PROMPTS = (
+    *HEALTHY_PROMPTS,
     *(f"outage number {n}" for n in range(14)),
     "a dead end",
 )
@@ -92,18 +96,19 @@ class FaultyRun:
 @pytest.fixture(scope="session")
 def faulty_run() -> Iterator[FaultyRun]:
     with stack.running(stack="faulty", config=CONFIG, overrides=OVERRIDES) as info:
-        version = _upload(info)
-        _wait_for_report(info)
+        _wait_for_report(info, _upload(info, HEALTHY_PROMPTS))
+        version = _upload(info, PROMPTS)
+        _wait_for_report(info, version)
         _deliver_again(info, version)
         stats = Simulator(int(str(info.providers_url).rpartition(":")[2])).stats()
         manifest = tuple(csv.DictReader(io.StringIO(_result(info, "manifest.csv"))))
         yield FaultyRun(info, tuple(_log_lines(info)), manifest, dict(_traces(info)), stats)
 
 
-def _upload(info: stack.StackInfo) -> str:
+def _upload(info: stack.StackInfo, prompts: tuple[str, ...]) -> str:
     text = io.StringIO()
     rows = csv.writer(text)
-    rows.writerows([("image_url", "instruction"), *(("", prompt) for prompt in PROMPTS)])
+    rows.writerows([("image_url", "instruction"), *(("", prompt) for prompt in prompts)])
     rows.writerow(("https://127.0.0.1:1/missing.png", "a picture that cannot be had"))
     answer = info.client("s3").put_object(
         Bucket=info.outputs["InputBucketName"],
@@ -114,14 +119,15 @@ def _upload(info: stack.StackInfo) -> str:
     return str(answer["VersionId"])
 
 
-def _wait_for_report(info: stack.StackInfo) -> None:
+def _wait_for_report(info: stack.StackInfo, version: str) -> None:
+    """Until job.json tells of that upload."""
     s3 = info.client("s3")
 
     def done() -> bool:
         found = s3.list_objects_v2(
             Bucket=info.outputs["ResultsBucketName"], Prefix=f"{JOB}/job.json"
         )
-        return bool(found.get("Contents"))
+        return bool(found.get("Contents")) and version in _result(info, "job.json")
 
     assert wait_until(done, SECONDS, 0.5), f"{JOB} was not reported within {SECONDS:.0f} s"
 

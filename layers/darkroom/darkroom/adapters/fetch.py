@@ -94,7 +94,7 @@ class SafeImageFetcher:
     def from_settings(cls, s3: "S3Client", settings: Settings) -> "SafeImageFetcher":
         """Raises ConfigurationError that names the parameter."""
         rules = ImageRules(
-            buckets=(settings.input_bucket, settings.results_bucket),
+            buckets=settings.image_buckets,
             allowed=HostList.parse(settings.allowed_image_hosts, "AllowedImageHosts"),
             trusted=HostList.parse(settings.trusted_image_hosts, "TrustedImageHosts"),
         )
