@@ -110,17 +110,13 @@ class World:
         return job_id(key)
 
     def work(self, job: str, *, kill: bool = True) -> None:
-        """Let the workers have the job, and kill one now and then, until all is settled.
-
-        In peace until no row is dead either: the first redriven row that is settled makes a report
-        due while the others are still in the queue.
-        """
+        """Let the workers have the job, and kill one now and then, until all is settled."""
         rng = random.Random(1)
         started = last_kill = time.monotonic()
         for _ in range(self.chaos.workers):
             self.start_worker()
         try:
-            while not self._settled(job, in_peace=not kill):
+            while not self.ledger.report_due(job):
                 now = time.monotonic()
                 assert now - started < self.chaos.seconds, self.state_of(job)
                 if self._may_kill(kill) and now - last_kill > self.chaos.kill_every:
@@ -129,12 +125,6 @@ class World:
                 time.sleep(0.1)
         finally:
             self.stop_workers()
-
-    def _settled(self, job: str, *, in_peace: bool) -> bool:
-        if not self.ledger.report_due(job):
-            return False
-        run = self.ledger.current(job)
-        return run is not None and not (in_peace and self.ledger.counters(job, run.run).dead)
 
     def _may_kill(self, kill: bool) -> bool:
         return kill and self.kills < self.chaos.kills
