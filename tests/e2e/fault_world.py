@@ -109,14 +109,17 @@ class World:
         self._splitter().split(event, lambda: 900.0)
         return job_id(key)
 
-    def work(self, job: str, *, kill: bool = True) -> None:
-        """Let the workers have the job, and kill one now and then, until all is settled."""
+    def work(self, job: str, *, kill: bool = True, revive: bool = False) -> None:
+        """Let the workers have the job, and kill one now and then, until all is settled.
+
+        With `revive`, until nobody is dead: a report is due also between two redriven rows.
+        """
         rng = random.Random(1)
         started = last_kill = time.monotonic()
         for _ in range(self.chaos.workers):
             self.start_worker()
         try:
-            while not self.ledger.report_due(job):
+            while not self._is_done(job, revive=revive):
                 now = time.monotonic()
                 assert now - started < self.chaos.seconds, self.state_of(job)
                 if self._may_kill(kill) and now - last_kill > self.chaos.kill_every:
@@ -125,6 +128,12 @@ class World:
                 time.sleep(0.1)
         finally:
             self.stop_workers()
+
+    def _is_done(self, job: str, *, revive: bool) -> bool:
+        run = self.ledger.current(job)
+        if run is None or not self.ledger.report_due(job):
+            return False
+        return not (revive and self.ledger.counters(job, run.run).dead)
 
     def _may_kill(self, kill: bool) -> bool:
         return kill and self.kills < self.chaos.kills

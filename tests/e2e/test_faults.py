@@ -80,7 +80,7 @@ def stress(world: World) -> None:
     assert len(dead) >= DEAD_ENDS
     world.calm()
     assert world.redrive() >= len(dead)
-    world.work(job, kill=False)
+    world.work(job, kill=False, revive=True)
     world.report(job)
     check(world, job, count)
     lines = {line["row"]: line["status"] for line in world.manifest(job)}

@@ -36,6 +36,7 @@ NOT_ASKED_HERE = {
 FOR_OTHER_DAYS = {
     "SplitterRole-ReadUploads-s3:GetObject": "uploads while versioning is suspended",
     "ReporterRole-ReadUploads-s3:GetObject": "uploads while versioning is suspended",
+    "ReporterRole-ReadAndWriteResults-s3:AbortMultipartUpload": "a report given up half written",
 }
 
 
@@ -98,7 +99,10 @@ def taken_away(info: stack.StackInfo, permission: Permission) -> Iterator[None]:
 
 
 def _start_afresh(info: stack.StackInfo) -> None:
-    """New processes, which remember nothing: a warm editor has read its secret already."""
+    """New processes and endpoints: a warm editor has read its secret, and seeded its endpoints."""
+    table, database = info.outputs["EndpointsTableName"], info.client("dynamodb")
+    for item in database.scan(TableName=table)["Items"]:
+        database.delete_item(TableName=table, Key={"endpoint": item["endpoint"]})
     functions = info.client("lambda")
     for output in ("SplitterFunctionName", "EditorFunctionName", "ReporterFunctionName"):
         functions.update_function_configuration(FunctionName=info.outputs[output], Timeout=900)
