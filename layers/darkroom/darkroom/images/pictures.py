@@ -22,7 +22,7 @@ from darkroom.images.pixels import (
     pillow,
     squared,
 )
-from darkroom.images.sniffing import is_image
+from darkroom.images.sniffing import is_image, what_else
 from darkroom.models.model_types import MIB, PNG
 
 if TYPE_CHECKING:
@@ -171,18 +171,9 @@ def _read(data: bytes, name: str) -> tuple["Image", bool]:
 
 def _known_by_its_first_bytes(data: bytes) -> str | None:
     """A sentence for what people upload by mistake."""
-    if not data:
-        return "is empty"
     if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
         return "is HEIC, which is not read: save it as JPEG (on an iPhone: Most Compatible)"
-    start = data[:512].lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "is a web page, not an image: does its address lead to the picture itself?"
-    if start.startswith((b"<svg", b"<?xml")):
-        return "is SVG or XML, which is not read: save it as PNG"
-    if start.startswith(b"%pdf"):
-        return "is a PDF, which is not read: save its page as PNG"
-    return None
+    return None if is_image(data) else what_else(data)
 
 
 def _check_pixels(picture: "Image", name: str) -> bool:
