@@ -159,8 +159,7 @@ def _read(data: bytes, name: str) -> tuple["Image", bool]:
     try:
         picture = open_lazily(data)
     except UNDECODABLE as error:
-        what = "is damaged or cut off" if is_image(data) else "is not an image"
-        raise RowRejected(Reason.BAD_IMAGE, f"{name} {what}") from error
+        raise RowRejected(Reason.BAD_IMAGE, f"{name} is damaged or cut off") from error
     whole = _check_pixels(picture, name)
     try:
         picture.load()
