@@ -45,5 +45,13 @@ def _endpoint_seconds(endpoint: Endpoint, calls: int, pace: Pace) -> float:
     daily = endpoint.requests_per_day
     if daily and calls > daily:
         days = ceil(calls / daily) - 1
-        return days * DAY_SECONDS + (calls - days * daily) / rate(endpoint, pace)
-    return calls / rate(endpoint, pace)
+        return days * DAY_SECONDS + _until_last(calls - days * daily, endpoint, pace)
+    return _until_last(calls, endpoint, pace)
+
+
+def _until_last(calls: int, endpoint: Endpoint, pace: Pace) -> float:
+    """The last call begins after the others' turns, and has to be waited for."""
+    limits = limiter.limits_of(endpoint)
+    paced = (calls - 1) * limits.interval / SECOND + pace.call_seconds
+    at_once = min((n for n in (limits.max_in_flight, pace.workers) if n), default=calls)
+    return max(paced, ceil(calls / at_once) * pace.call_seconds)

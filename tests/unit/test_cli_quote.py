@@ -107,7 +107,7 @@ def test_two_endpoints_of_a_tier_share_the_work_by_their_limits(
     ("limits", "workers", "seconds"),
     [
         ({"requests_per_minute": 0, "max_in_flight": 4}, 16, 500),
-        ({"requests_per_minute": 0, "max_in_flight": 0}, 8, 250),
+        ({"requests_per_minute": 0, "max_in_flight": 0}, 8, 260),  # 13 rounds
         ({"requests_per_minute": 0, "max_in_flight": 0, "requests_per_day": 40}, 16, 2 * 86_400),
     ],
     ids=["in flight", "workers", "per day"],
@@ -119,6 +119,14 @@ def test_the_tightest_bound_decides(
     push(stack, GEMINI | limits)
     told = quote(stack, write(tmp_path, *[",a fox"] * 100), "--call-seconds", 20)
     assert told["seconds"] == pytest.approx(seconds, rel=0.01)
+
+
+def test_a_job_takes_no_less_than_a_call_and_the_last_rows_turn(
+    stack: FakeStack, tmp_path: Path
+) -> None:
+    push(stack, GEMINI | {"requests_per_minute": 10})
+    told = quote(stack, write(tmp_path, *[",a fox"] * 2), "--call-seconds", 20)
+    assert 26 <= told["seconds"] <= 27
 
 
 def test_a_job_longer_than_the_queue_keeps_rows_is_warned_of(

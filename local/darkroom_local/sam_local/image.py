@@ -129,7 +129,8 @@ def _runtime(root: Path) -> None:
     uv = shutil.which("uv", path=os.pathsep.join((tools, os.environ["PATH"])))
     python = str(Path(sys.base_prefix) / "bin" / "python3.13")
     pip = [uv, "pip", "install", "--python", python] if uv else [python, "-m", "pip", "install"]
-    run([*pip, "--quiet", "--target", str(runtime), "awslambdaric", boto3], os.environ, 180)
+    environment = {**os.environ, "UV_SYSTEM_CERTS": "1"}
+    run([*pip, "--quiet", "--target", str(runtime), "awslambdaric", boto3], environment, 180)
     start = runtime / "bootstrap"
     start.write_text(BOOTSTRAP)
     start.chmod(0o755)
