@@ -160,7 +160,7 @@ def verb(run: Callable[..., None]) -> Callable[..., None]:
         session = Session(target, given.pop("as_json"), ctx.obj or Wiring())
         try:
             run(session, **given)
-        except typer.Exit:
+        except (typer.Exit, BrokenPipeError):  # the reader of a pipe has seen enough: typer ends it
             raise
         except KeyboardInterrupt:
             typer.echo("Interrupted.", err=True)

@@ -1,10 +1,12 @@
 """What goes wrong is one sentence on standard error and an exit code, never a traceback."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 from botocore.exceptions import (
     ClientError,
     EndpointConnectionError,
@@ -16,7 +18,7 @@ from typer.testing import CliRunner
 
 from darkroom.errors import ServiceUnavailable
 from darkroom_cli.main import app
-from darkroom_cli.session import Target, Wiring
+from darkroom_cli.session import Session, Target, Wiring, verb
 from tests.fakes.command import FakeStack
 
 
@@ -114,3 +116,15 @@ def test_help_loads_neither_boto3_nor_pydantic() -> None:
     )
     assert "submit" in done.stdout
     assert done.stderr.strip() == "[]"
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word() -> None:
+    piped = typer.Typer()
+
+    def closed(_session: Session) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    piped.command()(verb(closed))
+    result = CliRunner().invoke(piped, [])
+    assert result.exit_code == 1
+    assert result.stderr == ""
