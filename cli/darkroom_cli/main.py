@@ -12,6 +12,7 @@ from darkroom_cli.groups import HELP, endpoints, local
 from darkroom_cli.options import (
     Aspect,
     Attempts,
+    Background,
     Budget,
     CsvFile,
     Every,
@@ -86,6 +87,7 @@ def submit(
     aspect_ratio: Aspect = None,
     resolution: Resolution = None,
     quality: Quality = None,
+    background: Background = None,
     max_attempts: Attempts = None,
     instruction_column: InstructionColumn = None,
     output_name_column: OutputNameColumn = None,
@@ -106,6 +108,7 @@ def submit(
         "aspect_ratio": aspect_ratio,
         "resolution": resolution,
         "quality": quality,
+        "background": background,
         "max_attempts": max_attempts,
         "instruction_column": instruction_column,
         "output_name_column": output_name_column,
@@ -171,6 +174,7 @@ def quote(
     aspect_ratio: Aspect = None,
     resolution: Resolution = None,
     quality: Quality = None,
+    background: Background = None,
     instruction_column: InstructionColumn = None,
     output_name_column: OutputNameColumn = None,
 ) -> None:
@@ -186,6 +190,7 @@ def quote(
         "aspect_ratio": aspect_ratio,
         "resolution": resolution,
         "quality": quality,
+        "background": background,
         "instruction_column": instruction_column,
         "output_name_column": output_name_column,
     }

@@ -99,6 +99,10 @@ Resolution = Annotated[
 Quality = Annotated[
     str | None, _job_option("--quality", "For rows without one: low, medium, high.", "NAME")
 ]
+Background = Annotated[
+    str | None,
+    _job_option("--background", "For rows without one: transparent, opaque, auto.", "NAME"),
+]
 Attempts = Annotated[
     str | None,
     _job_option("--max-attempts", "Tries per row before it is dead (default 5).", "NUMBER"),

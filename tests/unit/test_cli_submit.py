@@ -167,6 +167,7 @@ def test_options_become_metadata_that_the_splitter_reads_back(
     result = darkroom(
         *("submit", file, "--filter-rows", "0:5", "--budget-usd", "2.50", "--no-resume"),
         *("--retry-failed", "--instruction-column", "Anweisung für Bilder", "--max-attempts", 3),
+        *("--quality", "high", "--background", "transparent"),
     )
     assert result.exit_code == 0, result.stderr
     metadata = stack.inputs.objects["jobs/p.csv"].metadata
@@ -177,6 +178,7 @@ def test_options_become_metadata_that_the_splitter_reads_back(
     assert options.instruction_column == "Anweisung für Bilder"
     assert (options.filter_rows, options.budget_usd, options.max_attempts) == ("0:5", 2.5, 3)
     assert (options.resume, options.retry_failed) == (False, True)
+    assert (options.quality, options.background) == ("high", "transparent")
 
 
 def test_without_options_the_object_carries_no_metadata(
