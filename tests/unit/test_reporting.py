@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from darkroom.errors import JobRejected, Reason
+from darkroom.errors import JobRejected, Reason, ServiceUnavailable
 from darkroom.intake.csv_rows import JobRow
 from darkroom.jobs import JobOptions
 from darkroom.ledger.values import RowResult, RowState
@@ -140,6 +140,25 @@ def test_rows_redriven_meanwhile_make_the_report_again() -> None:
     assert world.reporter().report(JOB) is ReportOutcome.MADE
     assert [x["status"] for x in manifest(world)] == ["succeeded", "succeeded"]
     assert len(world.messages) == 1
+
+
+def test_a_report_that_never_comes_to_rest_is_left_to_a_retry() -> None:
+    world = finished()
+
+    class Restless(FakeStore):
+        def put(self, key: str, *args: Any, **options: Any) -> bool:
+            if key.endswith("job.json"):
+                run = world.ledger.current(JOB)
+                assert run is not None
+                held = world.ledger.sums[JOB, run.run]
+                world.ledger.sums[JOB, run.run] = replace(held, moves=held.moves + 1)
+            return super().put(key, *args, **options)
+
+    world.store = Restless()
+    with pytest.raises(ServiceUnavailable, match="again"):
+        world.reporter().report(JOB)
+    world.store = FakeStore()
+    assert world.reporter().report(JOB) is ReportOutcome.MADE
 
 
 def test_a_report_made_again_after_a_redrive_says_so() -> None:

@@ -35,6 +35,17 @@ def test_a_success_is_resumed_unless_it_changed_or_resume_is_off() -> None:
     assert fate(done, resume=False) is Fate.QUEUED
 
 
+@pytest.mark.parametrize("state", [RowState.SUCCEEDED, RowState.FAILED, RowState.DEAD])
+def test_a_row_settled_for_an_earlier_upload_since_this_one_began_stays_queued(
+    state: RowState,
+) -> None:
+    run = running()
+    before = replace(record(state, Reason.REFUSED), updated_at=run.started_at - 1)
+    since = replace(before, updated_at=run.started_at + 1)
+    assert fate_of(before, OLD, run) is not Fate.QUEUED
+    assert fate_of(since, OLD, run) is Fate.QUEUED
+
+
 @pytest.mark.parametrize("state", [RowState.FAILED, RowState.DEAD])
 def test_a_failure_is_kept_unless_asked_for_changed_or_redone(state: RowState) -> None:
     failed = record(state, Reason.REFUSED)

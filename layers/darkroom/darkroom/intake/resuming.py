@@ -25,7 +25,10 @@ def fate_of(record: RowRecord | None, fingerprint: str, run: Run) -> Fate:
         return Fate.QUEUED
     if record.run == run.run:
         return _fate_in_this_run(record)
-    if not run.options.resume or record.fingerprint != fingerprint:
+    # Settled for an earlier upload while this one is split: a splitter that crashed may have queued
+    # the row before, and must come to the same. Its claim takes a success over without a call.
+    settled_since = record.updated_at > run.started_at
+    if settled_since or not run.options.resume or record.fingerprint != fingerprint:
         return Fate.QUEUED
     if record.state is RowState.SUCCEEDED:
         return Fate.RESUMED

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from darkroom.errors import DarkroomError, JobRejected
+from darkroom.errors import DarkroomError, JobRejected, ServiceUnavailable
 from darkroom.intake.csv_rows import JobRows
 from darkroom.jobs import ResultPaths, Run, RunState
 from darkroom.ports import Clock, ObjectStore, RowLedger, RunLedger, Telemetry
@@ -79,7 +79,8 @@ class Reporter:
 
         `owner` names the invocation: Lambda retries one that crashed under the same request id.
         Rows that were redriven while it was made render it stale: it is made again once they are
-        settled, here or by the reporter their last editor starts.
+        settled, here or by the reporter their last editor starts. Raises ServiceUnavailable, for
+        Lambda to try again, when that never came to rest.
         """
         for _ in range(_MOST_REBUILDS):
             run = self.runs.current(job)
@@ -96,6 +97,8 @@ class Reporter:
             if self.runs.finish_report(run, summary.finished_at.timestamp()):
                 self._tell(summary)
                 return ReportOutcome.MADE
+        if self.runs.report_due(job):
+            raise ServiceUnavailable(f"{job}: rows were settled while its report was made, again")
         return ReportOutcome.NOT_READY
 
     def _report_failure(self, run: Run) -> ReportOutcome:
