@@ -24,14 +24,13 @@ import boto3
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.compat import HTTPHeaders
 
-from darkroom.adapters.ledger_table import LedgerTable
-from darkroom.adapters.ledger_writes import ROWS
+from darkroom.aws.ledger_table import ROWS, LedgerTable
+from darkroom.csv_input.reader import JobRows, read_job_rows
 from darkroom.errors import Reason
-from darkroom.intake.csv_rows import JobRows, read_job_rows
 from darkroom.jobs import Counters, JobOptions, ResultPaths, Run, RunState, Source
-from darkroom.ledger.values import RowRecord, RowResult, RowState
-from darkroom.report.lines import CHUNK_ROWS
-from darkroom.report.reporting import Reporter, ReportOutcome
+from darkroom.report.reporter import Reporter, ReportOutcome
+from darkroom.report.rows import CHUNK_ROWS
+from darkroom.rows import RowRecord, RowResult, RowState
 from tests.fakes.services import FakeClock, FakeTelemetry
 
 JOB = "jobs/million"

@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from darkroom.intake.csv_rows import JobRow, JobRows, read_job_rows
+from darkroom.csv_input.reader import JobRow, JobRows, read_job_rows
 from darkroom.jobs import Counters, JobOptions, Run, RunState, Totals
-from darkroom.ledger.values import RowRecord, RowResult, RowState
-from darkroom.report.reporting import Reporter
-from darkroom.rows import RowRequest
+from darkroom.report.reporter import Reporter
+from darkroom.rows import RowRecord, RowRequest, RowResult, RowState
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.services import FakeClock, FakeStore, FakeTelemetry
 

@@ -17,16 +17,17 @@ from botocore.config import Config
 from pydantic import SecretStr
 
 from benchmarks.limits.sender import send
-from darkroom.adapters.clock import SystemClock
-from darkroom.adapters.endpoint_states import DynamoDBEndpointStates
-from darkroom.calls import CallFailed, CallPlan, EditAnswer, Outcome
+from darkroom.aws.endpoint_table import DynamoDBEndpointStates
+from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
+from darkroom.dispatch.dispatcher import Dispatcher
 from darkroom.endpoints import Endpoint, EndpointsSecret, parse_endpoints
 from darkroom.errors import DarkroomError, DeferRow
-from darkroom.limits.dispatch import Dispatcher
+from darkroom.metrics import Metric
+from darkroom.ports import SystemClock
 from darkroom_local import ministack
 
 TABLE = "endpoints-bench"
-PICTURE = EditAnswer(images=(b"",), model="m")
+PICTURE = EditResult(images=(b"",), model="m")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Sender:
         endpoint: Endpoint,
         key: SecretStr,
         timeout_seconds: float,
-    ) -> EditAnswer:
+    ) -> EditResult:
         try:
             status, wait = send(endpoint.base_url or "", key.get_secret_value(), timeout_seconds)
         except OSError as error:
@@ -77,7 +78,7 @@ class Fixed:
 class Quiet:
     """Implements what the dispatcher uses of ports.Telemetry."""
 
-    def metric(self, name: str, value: float = 1, **_: Any) -> None: ...
+    def metric(self, metric: Metric, value: float = 1, **_: Any) -> None: ...
 
     def info(self, event: str, **_: object) -> None: ...
 
@@ -85,7 +86,7 @@ class Quiet:
 
 
 class Row:
-    """Implements Errand."""
+    """Implements CallContext."""
 
     def plan(self, endpoint: Endpoint) -> CallPlan:
         return CallPlan(endpoint.provider, endpoint.model, "make it red")
@@ -93,7 +94,7 @@ class Row:
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None: ...
 
     def after_call(
-        self, endpoint: Endpoint, plan: CallPlan, outcome: EditAnswer | CallFailed
+        self, endpoint: Endpoint, plan: CallPlan, outcome: EditResult | CallFailed
     ) -> None: ...
 
 

@@ -16,7 +16,7 @@ from darkroom_cli.sentences import CommandFailed
 from darkroom_cli.session import Target
 
 if TYPE_CHECKING:
-    from darkroom.adapters.ledger_table import LedgerTable
+    from darkroom.aws.ledger_table import LedgerTable
 
 PARALLEL = 16  # uploads and downloads at a time
 
@@ -93,13 +93,13 @@ class AwsStack:
 
     @cached_property
     def endpoint_states(self) -> EndpointStates:
-        from darkroom.adapters.endpoint_states import DynamoDBEndpointStates  # noqa: PLC0415
+        from darkroom.aws.endpoint_table import DynamoDBEndpointStates  # noqa: PLC0415
 
         return DynamoDBEndpointStates(self._dynamodb, self.outputs.EndpointsTableName)
 
     @cached_property
     def _ledger(self) -> "LedgerTable":
-        from darkroom.adapters.ledger_table import LedgerTable  # noqa: PLC0415
+        from darkroom.aws.ledger_table import LedgerTable  # noqa: PLC0415
 
         return LedgerTable(self._dynamodb, self.outputs.LedgerTableName)
 

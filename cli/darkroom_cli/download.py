@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from darkroom.formatting import plural
 from darkroom_cli.bars import counting
 from darkroom_cli.ports import Bucket, StoredObject
 from darkroom_cli.sentences import CommandFailed
 from darkroom_cli.session import Session
-from darkroom_cli.words import plural
 
 PARALLEL = 16
 _FOLDERS = ("images", "thumbs")

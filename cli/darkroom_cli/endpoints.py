@@ -10,13 +10,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from darkroom.endpoints import Endpoint, EndpointsSecret, key_fingerprint
-from darkroom.endpoints_from_env import endpoints_from_environment
-from darkroom.limits import health
-from darkroom.limits.endpoint_state import SECOND, EndpointState
-from darkroom_cli.sentences import CommandFailed, UsageMistake, describe_validation
+from darkroom.dispatch import circuit_breaker
+from darkroom.endpoint_state import SECOND, EndpointState
+from darkroom.endpoints import (
+    Endpoint,
+    EndpointsSecret,
+    endpoints_from_environment,
+    key_fingerprint,
+)
+from darkroom.formatting import describe_validation, duration, plural
+from darkroom_cli.sentences import CommandFailed, UsageMistake
 from darkroom_cli.session import Session
-from darkroom_cli.words import duration, plural
 
 
 def push(session: Session, file: Path | None, *, from_env: bool, dry_run: bool) -> None:
@@ -51,7 +55,7 @@ def parse(text: str, name: str) -> EndpointsSecret:
     try:
         return EndpointsSecret.model_validate(data)
     except ValidationError as error:
-        raise CommandFailed(describe_validation(error, name)) from None
+        raise CommandFailed(f"{describe_validation(error, name)}.") from None
 
 
 def _revealed(secret: EndpointsSecret) -> str:
@@ -148,7 +152,7 @@ def describe_state(state: EndpointState, now: int) -> str:
     ahead = max(state.next, state.paused_until) - now
     if ahead > SECOND:
         parts.append(f"next slot in {duration(ahead / SECOND)}")
-    failures = health.recent_failures(state, now)
+    failures = circuit_breaker.recent_failures(state, now)
     if failures >= 1:
         parts.append(f"{plural(round(failures), 'recent failure')}")
     parts.append(f"{plural(state.calls, 'call')} so far")
@@ -172,7 +176,7 @@ def _as_json(endpoint: Endpoint, state: EndpointState | None, now: int) -> dict[
             "breaker_until": _moment(state.breaker_until) if state.tripped else None,
             "in_flight": sum(until > now for until in state.leases.values()),
             "next_slot": _moment(state.next) if state.next > now else None,
-            "recent_failures": round(health.recent_failures(state, now), 2),
+            "recent_failures": round(circuit_breaker.recent_failures(state, now), 2),
             "calls": state.calls,
             "resting_keys": {
                 f: {"until": _moment(r.until), "why": r.why.value} for f, r in resting.items()

@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from darkroom.calls import CallPlan
-from darkroom.editing.row_errand import model_for
+from darkroom.csv_input.reader import JobRow
+from darkroom.dispatch.dispatcher import Ineligible
+from darkroom.editor.call_context import model_for
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import RowRejected
-from darkroom.intake.csv_rows import JobRow
-from darkroom.limits.errand import Ineligible
-from darkroom.models.capabilities import find, picture_price
-from darkroom.models.model_table import DEFAULTS, MODELS
-from darkroom.models.model_types import Model
-from darkroom.models.planning import plan_call
+from darkroom.models.catalog import DEFAULTS, MODELS, Model, find, image_price
+from darkroom.models.planner import plan_call
 from darkroom.rows import RowRequest
 from darkroom_cli.reasons import MOST_GROUPS, Failures
 from darkroom_cli.speed import Pace, rate
@@ -173,10 +171,10 @@ def _check_images(entry: Model, request: RowRequest) -> None:
 def _least(entry: Model, plan: CallPlan) -> int | None:
     """The pictures alone, at the cheapest that the provider may choose where the row leaves it."""
     if plan.resolution or not entry.sizes:
-        prices = [picture_price(entry, quality=plan.resolution or "1K")]
+        prices = [image_price(entry, quality=plan.resolution or "1K")]
     else:
         prices = [
-            picture_price(entry, quality=quality, size=size)
+            image_price(entry, quality=quality, size=size)
             for quality in ([plan.quality] if plan.quality else entry.qualities or [None])
             for size in ([plan.size] if plan.size else entry.sizes)
         ]

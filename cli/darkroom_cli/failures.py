@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from darkroom.formatting import plural
 from darkroom.jobs import ResultPaths, RunState
-from darkroom.ledger.values import RowState
 from darkroom.report.manifest import OWN_COLUMNS, unguard
+from darkroom.rows import RowState
 from darkroom_cli.session import Session
 from darkroom_cli.status import no_such_job
-from darkroom_cli.words import plural
 
 _BAD = frozenset({RowState.FAILED, RowState.DEAD})
 

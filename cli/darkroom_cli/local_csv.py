@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from darkroom.csv_input.reader import JobRows, read_job_rows
+from darkroom.csv_input.row_parser import split_references
 from darkroom.errors import RowRejected
-from darkroom.intake.csv_rows import JobRows, read_job_rows
-from darkroom.intake.image_lists import split_references
 from darkroom.jobs import JobOptions
 from darkroom_cli.sentences import UsageMistake
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from darkroom.limits.endpoint_state import EndpointState
+from darkroom.endpoint_state import EndpointState
 from darkroom.ports import RowLedger, RunLedger
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.endpoints import EndpointsSecret
+from darkroom.formatting import duration, money, plural
 from darkroom_cli import estimate as sums
 from darkroom_cli import speed
 from darkroom_cli.bars import working
@@ -15,7 +16,6 @@ from darkroom_cli.reasons import Failures
 from darkroom_cli.session import Session
 from darkroom_cli.speed import Pace
 from darkroom_cli.submit import job_options
-from darkroom_cli.words import duration, money, plural
 
 _SHOWN = 10
 DEFAULT_WORKERS = 16  # the template's WorkerProcesses times RowsPerWorker

@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from darkroom.formatting import plural
 from darkroom_cli.bars import counting
 from darkroom_cli.ports import DeadLetter, DeadLetters
 from darkroom_cli.sentences import CommandFailed
 from darkroom_cli.session import Session
-from darkroom_cli.words import plural
 
 _BATCH_BYTES = 900_000  # SQS takes 1 MiB per request, attributes included
 _POLL_SECONDS = 2.0

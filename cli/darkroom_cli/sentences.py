@@ -2,12 +2,9 @@
 
 import re
 import sys
-from typing import TYPE_CHECKING
 
 from darkroom.errors import DarkroomError
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
+from darkroom.formatting import describe_validation
 
 
 class UsageMistake(DarkroomError):
@@ -47,7 +44,7 @@ def sentence_for(error: BaseException) -> str | None:
         from pydantic import ValidationError  # noqa: PLC0415 - loaded already
 
         if isinstance(error, ValidationError):
-            return describe_validation(error)
+            return f"{describe_validation(error)}."
     return None
 
 
@@ -57,29 +54,6 @@ def _has_botocore() -> bool:
 
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith((".", "?", "!")) else ".")
-
-
-def describe_validation(error: "ValidationError", what: str = "") -> str:
-    """Every problem by its field, never with the value (it may be a key)."""
-    problems = [
-        f"{_field(problem['loc'])}: {_lower_first(problem['msg'])}"
-        if problem["loc"]
-        else _lower_first(problem["msg"])
-        for problem in error.errors(include_input=False, include_url=False, include_context=False)
-    ]
-    return (f"{what}: " if what else "") + "; ".join(problems) + "."
-
-
-def _field(location: tuple[int | str, ...]) -> str:
-    """`("endpoints", 0, "api_keys")` -> `endpoints[0].api_keys`."""
-    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).removeprefix(".")
-
-
-def _lower_first(message: str) -> str:
-    message = message.removeprefix("Value error, ").rstrip(".")
-    message = message.replace("Extra inputs are not permitted", "no such field, remove it")
-    message = message.replace("Field required", "is missing")
-    return message[:1].lower() + message[1:]
 
 
 def _aws_sentence(error: BaseException) -> str | None:

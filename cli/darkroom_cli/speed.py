@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
+from darkroom.dispatch import rate_limiter
+from darkroom.endpoint_state import SECOND
 from darkroom.endpoints import Endpoint, EndpointsSecret
-from darkroom.limits import limiter
-from darkroom.limits.endpoint_state import SECOND
 
 DAY_SECONDS = 86_400
 RETENTION_SECONDS = 14 * DAY_SECONDS  # what SQS keeps a message at most, and the template asks for
@@ -22,7 +22,7 @@ class Pace:
 
 def rate(endpoint: Endpoint, pace: Pace) -> float:
     """Calls per second that the endpoint's limits let through, its daily one aside."""
-    limits = limiter.limits_of(endpoint)
+    limits = rate_limiter.limits_of(endpoint)
     bounds = [pace.workers / pace.call_seconds] if pace.workers else []
     if limits.interval:
         bounds.append(SECOND / limits.interval)
@@ -51,7 +51,7 @@ def _endpoint_seconds(endpoint: Endpoint, calls: int, pace: Pace) -> float:
 
 def _until_last(calls: int, endpoint: Endpoint, pace: Pace) -> float:
     """The last call begins after the others' turns, and has to be waited for."""
-    limits = limiter.limits_of(endpoint)
+    limits = rate_limiter.limits_of(endpoint)
     paced = (calls - 1) * limits.interval / SECOND + pace.call_seconds
     at_once = min((n for n in (limits.max_in_flight, pace.workers) if n), default=calls)
     return max(paced, ceil(calls / at_once) * pace.call_seconds)

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import typer
 
+from darkroom.formatting import duration, money, plural
 from darkroom.jobs import RunState
 from darkroom_cli.progress import Pace, Progress, measure
 from darkroom_cli.sentences import CommandFailed
 from darkroom_cli.session import Session
-from darkroom_cli.words import duration, money, plural
 
 
 def status(session: Session, job: str) -> None:

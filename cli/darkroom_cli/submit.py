@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from email.header import Header
 from pathlib import Path
 
+from darkroom.csv_input.fields import parse_options
+from darkroom.csv_input.reader import JobRows
 from darkroom.errors import JobRejected
-from darkroom.intake.csv_rows import JobRows
-from darkroom.intake.job_options import parse_options
+from darkroom.formatting import plural
 from darkroom.jobs import JobOptions, job_id
 from darkroom_cli import uploads
 from darkroom_cli.bars import counting, working
@@ -18,7 +19,6 @@ from darkroom_cli.sentences import UsageMistake
 from darkroom_cli.session import Session
 from darkroom_cli.uploads import ImagePlan, ToSend
 from darkroom_cli.watch import Upload, watch_job
-from darkroom_cli.words import plural
 
 _SHOWN = 3
 

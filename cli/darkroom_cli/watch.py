@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from darkroom.errors import ServiceUnavailable
+from darkroom.formatting import duration, money
 from darkroom.jobs import Run, RunState
 from darkroom_cli.progress import Pace, Progress
 from darkroom_cli.sentences import CommandFailed
 from darkroom_cli.session import Session
 from darkroom_cli.status import exit_as, look, no_such_job, show
-from darkroom_cli.words import duration, money
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar

@@ -8,7 +8,7 @@ from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSEvent, SQS
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from darkroom import bootstrap
-from darkroom.editing.batch import Received
+from darkroom.editor.batch import Received
 
 # Kept back from the time limit for storing and settling what is under way.
 RESERVE_SECONDS = 20

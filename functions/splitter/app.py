@@ -5,7 +5,7 @@ from typing import Any
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from darkroom import bootstrap
-from darkroom.adapters.upload_events import uploads_in
+from darkroom.aws.events import uploads_in
 
 
 def handler(event: dict[str, Any], context: LambdaContext) -> None:

@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from darkroom.calls import Provider
-from darkroom.models.model_table import CHECKED, DEFAULTS, MODELS
-from darkroom.models.model_types import MIB, Model
+from darkroom.models.catalog import CHECKED, DEFAULTS, MIB, MODELS, Model
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 

@@ -15,25 +15,22 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
-from darkroom.adapters.clock import SystemClock
-from darkroom.adapters.endpoint_states import DynamoDBEndpointStates
-from darkroom.adapters.fetch import SafeImageFetcher
-from darkroom.adapters.gemini_images import GeminiImageEditor
-from darkroom.adapters.ledger_table import LedgerTable
-from darkroom.adapters.object_store import S3ObjectStore
-from darkroom.adapters.openai_images import OpenAIImageEditor
-from darkroom.adapters.row_queue import SqsRowQueue
-from darkroom.adapters.secret import SecretsManagerSource
-from darkroom.adapters.telemetry import PowertoolsTelemetry
+from darkroom.aws.endpoint_table import DynamoDBEndpointStates
+from darkroom.aws.ledger_table import LedgerTable
+from darkroom.aws.s3 import S3ObjectStore
+from darkroom.aws.secrets import SecretsManagerSource
+from darkroom.aws.sqs import SqsRowQueue
+from darkroom.aws.telemetry import PowertoolsTelemetry
 from darkroom.calls import Provider
-from darkroom.editing.batch import EditorBatch, Received
-from darkroom.editing.completion import Completion
-from darkroom.editing.heartbeat import Heartbeat
-from darkroom.editing.pace import Pace
-from darkroom.editing.row_editor import RowEditor
-from darkroom.editing.storing import ImageStorage
-from darkroom.limits.dispatch import Dispatcher
-from darkroom.ports import ImageEditor
+from darkroom.dispatch.dispatcher import Dispatcher
+from darkroom.editor.batch import Completion, EditorBatch, Received
+from darkroom.editor.heartbeat import Heartbeat, Timings
+from darkroom.editor.image_storage import ImageStorage
+from darkroom.editor.row_editor import RowEditor
+from darkroom.fetcher import SafeImageFetcher
+from darkroom.ports import ImageEditor, SystemClock
+from darkroom.providers.gemini import GeminiImageEditor
+from darkroom.providers.openai import OpenAIImageEditor
 from darkroom.settings import Settings
 from darkroom_local import ministack
 
@@ -53,7 +50,7 @@ class WorkerConfig:
     url: str
     poller_url: str
     settings: Settings
-    pace: Pace
+    timings: Timings
     invocation_seconds: float = 900.0  # the function's time-out
     idle_seconds: float = 1.0  # one long poll
 
@@ -88,7 +85,7 @@ def poll(sqs: Any, config: WorkerConfig, batch: EditorBatch) -> None:
         WaitTimeSeconds=round(config.idle_seconds),
         # The template's is 5,400 s. The first beat follows at once; what is killed before it
         # would else be missing for all that time.
-        VisibilityTimeout=round(2 * config.pace.lease),
+        VisibilityTimeout=round(2 * config.timings.lease),
         MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
     )
     messages = answer.get("Messages", [])
@@ -113,8 +110,8 @@ def _received(message: Any) -> Received:
     )
 
 
-def ledger(url: str, settings: Settings, pace: Pace) -> LedgerTable:
-    return LedgerTable(client("dynamodb", url), settings.ledger_table, lease_seconds=pace.lease)
+def ledger(url: str, settings: Settings, timings: Timings) -> LedgerTable:
+    return LedgerTable(client("dynamodb", url), settings.ledger_table, lease_seconds=timings.lease)
 
 
 def row_queue(url: str, settings: Settings) -> SqsRowQueue:
@@ -122,9 +119,9 @@ def row_queue(url: str, settings: Settings) -> SqsRowQueue:
 
 
 def editor(config: WorkerConfig, telemetry: PowertoolsTelemetry) -> EditorBatch:
-    """Wired as in `darkroom.bootstrap`, at another pace; whoever tests it asks for the report."""
+    """Wired as in `darkroom.bootstrap`, with other timings; the test requests the report."""
     settings, clock = config.settings, SystemClock()
-    table = ledger(config.url, settings, config.pace)
+    table = ledger(config.url, settings, config.timings)
     queue = row_queue(config.url, settings)
     s3 = client("s3", config.url)
     store = S3ObjectStore(s3, settings.results_bucket)
@@ -147,11 +144,11 @@ def editor(config: WorkerConfig, telemetry: PowertoolsTelemetry) -> EditorBatch:
             clock=clock,
             telemetry=telemetry,
             on_unknown_outcome=settings.on_unknown_outcome,
-            pace=config.pace,
+            timings=config.timings,
         ),
         runs=table,
         queue=queue,
-        heartbeat=Heartbeat(queue, table, telemetry, config.pace),
+        heartbeat=Heartbeat(queue, table, telemetry, config.timings),
         completion=Completion(table, lambda _: None, telemetry),
         clock=clock,
         telemetry=telemetry,

@@ -9,11 +9,10 @@ from random import Random
 
 from PIL import Image, ImageDraw, ImageFilter
 
+from darkroom.csv_input.reader import JobRow
 from darkroom.errors import Reason
-from darkroom.intake.csv_rows import JobRow
 from darkroom.jobs import ResultPaths
-from darkroom.ledger.values import RowResult, RowState
-from darkroom.rows import RowRequest
+from darkroom.rows import RowRequest, RowResult, RowState
 from tests.report_world import JOB, START, World
 
 ROWS = 500

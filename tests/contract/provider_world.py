@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from pydantic import SecretStr
 
-from darkroom.adapters.gemini_images import GeminiImageEditor
-from darkroom.adapters.openai_images import OpenAIImageEditor
-from darkroom.calls import CallFailed, CallPlan, EditAnswer, Provider, SourceImage
+from darkroom.calls import CallFailed, CallPlan, EditResult, Provider, SourceImage
 from darkroom.endpoints import Endpoint
-from darkroom.images import pictures
-from darkroom.models.planning import plan_call
+from darkroom.images import codec
+from darkroom.models.planner import plan_call
+from darkroom.providers.gemini import GeminiImageEditor
+from darkroom.providers.openai import OpenAIImageEditor
 from darkroom.rows import RowRequest
 from darkroom_local.providers import Simulator
 
@@ -28,7 +28,7 @@ NAME = "endpoint"
 def photo(width: int = 96, height: int = 64, kind: str = "JPEG", name: str = "a") -> SourceImage:
     out = io.BytesIO()
     Image.linear_gradient("L").resize((width, height)).convert("RGB").save(out, kind)
-    return pictures.open_source(out.getvalue(), name)
+    return codec.open_source(out.getvalue(), name)
 
 
 @cache
@@ -38,7 +38,7 @@ def left_half_mask(width: int = 96, height: int = 64) -> SourceImage:
     mask.paste((0, 0, 0, 0), (0, 0, width // 2, height))
     out = io.BytesIO()
     mask.save(out, "PNG")
-    return pictures.open_mask(out.getvalue(), "mask.png")
+    return codec.open_mask(out.getvalue(), "mask.png")
 
 
 def opened(data: bytes) -> Image.Image:
@@ -88,7 +88,7 @@ class World:
         timeout: float = 30,
         endpoint: Endpoint | None = None,
         **wishes: Any,
-    ) -> EditAnswer:
+    ) -> EditResult:
         at = endpoint or self.endpoint(provider)
         plan = self.plan(provider, *images, mask=mask, model=model or at.model, **wishes)
         editor = self.gemini if provider is GEMINI else self.openai

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from darkroom.adapters.ledger_table import LedgerTable
+from darkroom.aws.ledger_table import LedgerTable
 from darkroom.jobs import JobOptions, Run, RunState, Source, Totals
 from darkroom_cli.main import app
 from darkroom_cli.ports import Outputs

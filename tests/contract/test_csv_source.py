@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from darkroom.adapters.csv_source import S3CsvStore
+from darkroom.aws.s3 import S3CsvStore
 from darkroom.errors import JobRejected
 from darkroom.jobs import Source
 

@@ -7,19 +7,19 @@ from dataclasses import replace
 
 import pytest
 
-from darkroom.adapters.endpoint_states import DynamoDBEndpointStates
+from darkroom.aws.endpoint_table import DynamoDBEndpointStates
 from darkroom.calls import Outcome
-from darkroom.limits import limiter
-from darkroom.limits.endpoint_state import (
+from darkroom.dispatch import rate_limiter
+from darkroom.endpoint_state import (
     SECOND,
-    Ask,
     Day,
     EndpointState,
-    Gate,
     Health,
-    KeyRest,
+    KeyCooldown,
     Limits,
+    RejectionReason,
     Report,
+    ReservationRequest,
     StatesUnavailable,
 )
 from darkroom.ports import EndpointStates
@@ -55,9 +55,9 @@ def name() -> str:
     return f"endpoint.with-dots_{next(_names)}"
 
 
-def ask(lease: str = "a", *, now: int = NOW, wait: int = 60, **limits: int) -> Ask:
+def ask(lease: str = "a", *, now: int = NOW, wait: int = 60, **limits: int) -> ReservationRequest:
     given = {"interval": 2 * SECOND, "margin": 2 * SECOND} | limits
-    return Ask(lease, now, now + wait * SECOND, 30 * SECOND, Limits(**given))
+    return ReservationRequest(lease, now, now + wait * SECOND, 30 * SECOND, Limits(**given))
 
 
 def test_slots_follow_each_other_by_the_interval(states: EndpointStates, name: str) -> None:
@@ -87,7 +87,7 @@ def test_a_slot_beyond_the_horizon_is_refused_with_its_time(
     states.book(name, ask())
     refused = states.book(name, ask("b", wait=1)).refused
     assert refused is not None
-    assert (refused.gate, refused.opens_at) == (Gate.PACE, NOW + 2 * SECOND)
+    assert (refused.gate, refused.opens_at) == (RejectionReason.PACE, NOW + 2 * SECOND)
     assert states.read(name).calls == 1
 
 
@@ -104,7 +104,7 @@ def test_in_flight_is_held_until_given_back(states: EndpointStates, name: str) -
     states.book(name, ask("b", max_in_flight=2))
     refused = states.book(name, ask("c", max_in_flight=2)).refused
     assert refused is not None
-    assert refused.gate is Gate.IN_FLIGHT
+    assert refused.gate is RejectionReason.IN_FLIGHT
     states.settle(name, Report("a", NOW, Health.GOOD))
     assert states.book(name, ask("c", max_in_flight=2)).slot is not None
 
@@ -127,7 +127,7 @@ def test_the_day_limit_holds_and_a_new_day_starts_over(states: EndpointStates, n
     assert states.book(name, wish).slot is not None
     refused = states.book(name, wish).refused
     assert refused is not None
-    assert (refused.gate, refused.opens_at) == (Gate.DAY, today.end + 2 * SECOND)
+    assert (refused.gate, refused.opens_at) == (RejectionReason.DAY, today.end + 2 * SECOND)
     tomorrow = Day(8, today.end, today.end + 2000 * SECOND)
     now = today.end + 5 * SECOND
     assert states.book(name, replace(ask(now=now, per_day=2), day=tomorrow)).slot == now
@@ -141,12 +141,12 @@ def test_an_open_breaker_refuses_then_lets_one_probe_through(
     assert states.trip(name, NOW + 90 * SECOND)[0] is False
     refused = states.book(name, ask("b")).refused
     assert refused is not None
-    assert (refused.gate, refused.opens_at) == (Gate.BREAKER, NOW + 10 * SECOND)
+    assert (refused.gate, refused.opens_at) == (RejectionReason.BREAKER, NOW + 10 * SECOND)
     later = NOW + 11 * SECOND
     assert states.book(name, ask("b", now=later)).probe is True
     second = states.book(name, ask("c", now=later)).refused
     assert second is not None
-    assert second.gate is Gate.BREAKER
+    assert second.gate is RejectionReason.BREAKER
 
 
 def test_a_good_probe_closes_the_breaker_and_forgets(states: EndpointStates, name: str) -> None:
@@ -213,7 +213,7 @@ def test_a_rest_is_never_shortened(states: EndpointStates, name: str) -> None:
 
 def test_rested_keys_are_known_to_all(states: EndpointStates, name: str) -> None:
     states.book(name, ask())
-    rest = KeyRest(NOW + 600 * SECOND, Outcome.QUOTA_SPENT)
+    rest = KeyCooldown(NOW + 600 * SECOND, Outcome.QUOTA_SPENT)
     states.rest_key(name, "0123456789ab", rest)
     assert states.read(name).keys == {"0123456789ab": rest}
 
@@ -245,7 +245,7 @@ def test_concurrent_workers_never_share_a_slot_or_pass_the_in_flight_limit(
     assert sorted(taken) == [NOW + i * SECOND for i in range(48)]
     refused = states.book(name, ask("full", wait=600, max_in_flight=48)).refused
     assert refused is not None
-    assert refused.gate is Gate.IN_FLIGHT
+    assert refused.gate is RejectionReason.IN_FLIGHT
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -309,4 +309,4 @@ def test_one_round_trip_books_when_the_guess_is_right(
     for turn in range(5):
         state = states.book(name, ask(str(turn)), state).state
     assert calls == ["UpdateItem"] * 5
-    assert limiter.learned_interval(state, NOW) == 0
+    assert rate_limiter.learned_interval(state, NOW) == 0

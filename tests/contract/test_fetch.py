@@ -12,10 +12,9 @@ import httpcore2
 import pytest
 from PIL import Image
 
-from darkroom.adapters.fetch import FetchLimits, SafeImageFetcher
-from darkroom.adapters.safe_http import HostUnknown, resolve
 from darkroom.errors import Reason, RetryRow, RowRejected
-from darkroom.images.image_urls import HostList, ImageRules
+from darkroom.fetcher import FetchLimits, HostUnknown, SafeImageFetcher, resolve
+from darkroom.images.references import HostList, ImageRules
 from darkroom.settings import Settings
 from tests.fakes.internet import FakeInternet, http_answer, moved
 from tests.fakes.web import Certificates, Line, Talk, Web, certificates, hang_up, web

@@ -8,12 +8,11 @@ from typing import Any, Protocol
 
 import pytest
 
-from darkroom.adapters.ledger_table import LedgerTable
+from darkroom.aws.ledger_table import LedgerTable
 from darkroom.errors import Reason
 from darkroom.jobs import Checkpoint, Counters, JobOptions, Run, RunState, Totals
-from darkroom.ledger.values import Claim, NotClaimed, NotSent, RowResult, RowState
 from darkroom.ports import Budget, RowLedger, RunLedger
-from darkroom.rows import RowMessage, RowRequest
+from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowRequest, RowResult, RowState
 from tests.conftest import ClientFactory
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.services import FakeClock
@@ -355,7 +354,7 @@ def test_a_dead_splitters_run_is_taken_over_at_its_checkpoint(
 ) -> None:
     run = running(job)
     assert ledger.start(run, 50.0)
-    reached = Checkpoint(offset=1000, row=10, hops=1, totals=Totals(rows=10, queued=10))
+    reached = Checkpoint(offset=1000, row=10, continuations=1, totals=Totals(rows=10, queued=10))
     assert ledger.checkpoint(run, reached, 50.0)
     assert ledger.start(run, 50.0) is None
     clock.time += 51

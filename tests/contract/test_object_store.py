@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from darkroom.adapters.object_store import S3ObjectStore
+from darkroom.aws.s3 import S3ObjectStore
 from darkroom.ports import ObjectStore
 from tests.conftest import ClientFactory
 from tests.fakes.services import FakeStore

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from darkroom.adapters.gemini_images import GeminiImageEditor
-from darkroom.adapters.openai_images import OpenAIImageEditor
-from darkroom.calls import CallFailed, CallPlan, EditAnswer, SourceImage
+from darkroom.calls import CallFailed, CallPlan, EditResult, SourceImage
+from darkroom.dispatch.dispatcher import Dispatcher, DispatchResult
 from darkroom.endpoints import Endpoint
 from darkroom.errors import Reason, RetryRow, RowRejected
-from darkroom.limits.dispatch import Delivery, Dispatcher
-from darkroom.models.planning import plan_call
+from darkroom.models.planner import plan_call
+from darkroom.providers.gemini import GeminiImageEditor
+from darkroom.providers.openai import OpenAIImageEditor
 from darkroom.rows import RowRequest
 from darkroom_local.providers import FaultKind, Simulator, running
 from tests.contract.provider_world import GEMINI, OPENAI, left_half_mask, photo
@@ -58,7 +58,7 @@ FALLS_BACK = {
 
 @dataclass
 class ARow:
-    """Implements Errand: one picture, and what the row asks for."""
+    """Implements CallContext: one picture, and what the row asks for."""
 
     request: RowRequest
     images: tuple[SourceImage, ...] = field(default_factory=lambda: (photo(),))
@@ -70,7 +70,7 @@ class ARow:
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None: ...
 
     def after_call(
-        self, endpoint: Endpoint, plan: CallPlan, outcome: EditAnswer | CallFailed
+        self, endpoint: Endpoint, plan: CallPlan, outcome: EditResult | CallFailed
     ) -> None: ...
 
 
@@ -87,7 +87,7 @@ class Town:
         second: dict[str, Any] | None = None,
         row: ARow | None = None,
         **endpoint: Any,
-    ) -> Delivery:
+    ) -> DispatchResult:
         """One row; `first` and `second` are the faults of the two providers."""
         faults = {"gemini": first, "openai": second}
         self.simulator.configure(

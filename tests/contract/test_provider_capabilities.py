@@ -10,8 +10,7 @@ import pytest
 from PIL import ImageChops, ImageStat
 
 from darkroom.calls import Outcome, Provider
-from darkroom.models.model_table import GEMINI_MODELS, MODELS, OPENAI_MODELS
-from darkroom.models.model_types import Model
+from darkroom.models.catalog import GEMINI_MODELS, MODELS, OPENAI_MODELS, Model
 from darkroom_local.providers import running
 from tests.contract.provider_world import (
     BOTH,

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 import httpx2
 import pytest
 
-from darkroom.adapters import provider_http
+from darkroom.providers import http as provider_http
 
 DEADLINE = 0.4
 LATE = DEADLINE + 1

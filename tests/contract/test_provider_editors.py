@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from darkroom.calls import CallFailed, EditAnswer, Outcome, Provider
-from darkroom.models.planning import plan_call
+from darkroom.calls import CallFailed, EditResult, Outcome, Provider
+from darkroom.models.planner import plan_call
 from darkroom.ports import ImageEditor
 from darkroom.rows import RowRequest
 from darkroom_local.providers import running
@@ -37,7 +37,7 @@ class Subject:
     fail_with: Callable[[Outcome], None]
     keys_used: Callable[[], list[str]]
 
-    def edit(self, key: str = KEY) -> EditAnswer:
+    def edit(self, key: str = KEY) -> EditResult:
         endpoint = self.world.endpoint(self.provider)
         request = RowRequest(instruction="make it warm")
         plan = plan_call(request, (photo(),), None, self.provider, endpoint.model)

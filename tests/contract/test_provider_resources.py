@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from darkroom.adapters import provider_http
 from darkroom.calls import CallFailed, Provider
+from darkroom.providers import http as provider_http
 from darkroom_local.providers import running
 from tests.contract.provider_world import BOTH, KEY, NAME, World, photo
 

@@ -7,8 +7,8 @@ from typing import Any, cast
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
-from darkroom.adapters.aws_errors import passes
-from darkroom.adapters.row_queue import SqsRowQueue
+from darkroom.aws.errors import is_transient
+from darkroom.aws.sqs import SqsRowQueue
 from darkroom.errors import ServiceUnavailable
 from darkroom.rows import RowMessage, RowRequest
 from tests.conftest import ClientFactory
@@ -164,7 +164,7 @@ def client_error(code: str, status: int) -> ClientError:
     ],
 )
 def test_what_passes_is_told_from_what_somebody_must_see(error: Exception, passing: bool) -> None:
-    assert passes(error) is passing
+    assert is_transient(error) is passing
     queue = SqsRowQueue(cast("Any", DeadSqs(lambda: error)), "rows", "dead")
     with pytest.raises(ServiceUnavailable if passing else ClientError):
         queue.send([message(0)])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from darkroom.adapters.secret import SecretsManagerSource
+from darkroom.aws.secrets import SecretsManagerSource
 from darkroom.errors import ConfigurationError
 from tests.conftest import ClientFactory
 from tests.fakes.services import FakeClock, FakeTelemetry

@@ -7,10 +7,9 @@ from uuid import uuid4
 
 import pytest
 
-from darkroom.adapters.multipart import S3Uploads
-from darkroom.adapters.object_store import S3ObjectStore
+from darkroom.aws.s3 import S3ObjectStore, S3Uploads
 from darkroom.ports import ObjectStore
-from darkroom.report.reporting import Uploads
+from darkroom.report.reporter import Uploads
 from tests.conftest import ClientFactory
 from tests.fakes.services import FakeStore
 from tests.report_world import FakeUploads

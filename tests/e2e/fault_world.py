@@ -19,23 +19,21 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from darkroom.adapters.clock import SystemClock
-from darkroom.adapters.csv_source import S3CsvStore
-from darkroom.adapters.ledger_table import LedgerTable
-from darkroom.adapters.multipart import S3Uploads
-from darkroom.adapters.object_store import S3ObjectStore
-from darkroom.editing.pace import Pace
-from darkroom.intake.csv_rows import JobRows, read_job_rows
-from darkroom.intake.splitting import CsvUploaded, Splitter
+from darkroom.aws.ledger_table import LedgerTable
+from darkroom.aws.s3 import S3CsvStore, S3ObjectStore, S3Uploads
+from darkroom.csv_input.reader import JobRows, read_job_rows
+from darkroom.editor.heartbeat import Timings
 from darkroom.jobs import Run, job_id
-from darkroom.report.reporting import Reporter, ReportOutcome
+from darkroom.ports import SystemClock
+from darkroom.report.reporter import Reporter, ReportOutcome
 from darkroom.settings import Settings
+from darkroom.splitter import CsvUploaded, Splitter
 from darkroom_local import faulting_proxy, ministack, simulation, worker
 from darkroom_local.faulting_proxy import AwsFault, FaultingProxy
 from darkroom_local.providers.config import Config, Fault, FaultKind, SimulatedEndpoint, When
 from tests.fakes.services import FakeTelemetry
 
-PACE = Pace(lease=6.0, beat=1.5, held=1.0, trouble=0.5, backoff=0.2, longest_backoff=2.0)
+TIMINGS = Timings(lease=6.0, beat=1.5, held=1.0, trouble=0.5, backoff=0.2, longest_backoff=2.0)
 FORKED = multiprocessing.get_context("forkserver")
 
 
@@ -72,7 +70,7 @@ class World:
     # -- workers
 
     def start_worker(self) -> None:
-        config = worker.WorkerConfig(self.proxy.url, self.url, self.settings, PACE)
+        config = worker.WorkerConfig(self.proxy.url, self.url, self.settings, TIMINGS)
         process = FORKED.Process(target=_quiet_worker, args=(config,), daemon=True)
         process.start()
         self.processes.append(process)
@@ -281,7 +279,7 @@ def world(chaos: Chaos, folder: Path) -> Iterator[World]:
         overrides = {name: {**plain, "max_in_flight": 0} for name in config.endpoints}
         secret = simulation.secret_for(providers.url, config, overrides)
         settings = _resources(aws.url, secret, chaos.threads)
-        table = worker.ledger(aws.url, settings, PACE)
+        table = worker.ledger(aws.url, settings, TIMINGS)
         yield World(chaos, aws.url, proxy, providers.url, settings, table)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from darkroom.jobs import Counters
-from darkroom.ledger.row_moves import contribution
+from darkroom.ledger.rows import contribution
 from tests.e2e.fault_world import Chaos, World, world
 
 SHORT = Chaos(rows=80, aws=0.01, providers=0.05, kill_every=2.0, kills=6, attempts=2, seconds=120)

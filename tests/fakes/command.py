@@ -8,7 +8,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner, Result
 
-from darkroom.limits.endpoint_state import EndpointState
+from darkroom.endpoint_state import EndpointState
 from darkroom_cli.main import app
 from darkroom_cli.ports import DeadLetter, Outputs, StoredObject
 from darkroom_cli.session import Wiring

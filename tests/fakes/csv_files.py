@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from darkroom.intake.csv_rows import JobRow, JobRows, read_job_rows
-from darkroom.intake.csv_text import OpenBytes
+from darkroom.csv_input.reader import JobRow, JobRows, read_job_rows
+from darkroom.csv_input.text import OpenBytes
 from darkroom.jobs import JobOptions
 from darkroom.rows import RowRequest
 

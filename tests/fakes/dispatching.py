@@ -1,4 +1,4 @@
-"""Scripted providers, a secret in memory and a plain errand, for tests of the dispatcher."""
+"""Scripted providers, a secret in memory and a plain context, for tests of the dispatcher."""
 
 import json
 from collections import defaultdict, deque
@@ -8,12 +8,12 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from darkroom.calls import CallFailed, CallPlan, EditAnswer, Outcome, Provider
+from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, Provider
+from darkroom.dispatch.dispatcher import Ineligible
 from darkroom.endpoints import Endpoint, EndpointsSecret, parse_endpoints
-from darkroom.limits.errand import Ineligible
 from darkroom.ports import Clock
 
-PICTURE = EditAnswer(images=(b"png",), model="m")
+PICTURE = EditResult(images=(b"png",), model="m")
 
 
 def secret(*endpoints: dict[str, object]) -> EndpointsSecret:
@@ -59,7 +59,7 @@ class Call:
     at: float
 
 
-type Answer = EditAnswer | CallFailed | Outcome | Callable[[Call], "EditAnswer | CallFailed"]
+type Answer = EditResult | CallFailed | Outcome | Callable[[Call], "EditResult | CallFailed"]
 
 
 @dataclass
@@ -81,7 +81,7 @@ class ScriptedEditor:
 
     def edit(
         self, plan: CallPlan, endpoint: Endpoint, key: SecretStr, timeout_seconds: float
-    ) -> EditAnswer:
+    ) -> EditResult:
         call = Call(endpoint.name, key.get_secret_value(), self.clock.now())
         self.calls.append(call)
         if self.latency:
@@ -90,7 +90,7 @@ class ScriptedEditor:
         answer = script.popleft() if script else self.always.get(endpoint.name, PICTURE)
         if isinstance(answer, Outcome):
             answer = CallFailed(answer, f"scripted {answer}")
-        if not isinstance(answer, EditAnswer | CallFailed):
+        if not isinstance(answer, EditResult | CallFailed):
             answer = answer(call)
         if isinstance(answer, CallFailed):
             raise answer
@@ -99,7 +99,7 @@ class ScriptedEditor:
 
 @dataclass
 class PlainErrand:
-    """Implements Errand for any endpoint but the `unfit` ones; `refuse` is raised before a call."""
+    """A CallContext for any endpoint but the `unfit` ones; `refuse` is raised before a call."""
 
     unfit: dict[str, str] = field(default_factory=dict)
     refuse: BaseException | None = None
@@ -118,7 +118,7 @@ class PlainErrand:
             raise self.refuse
 
     def after_call(
-        self, endpoint: Endpoint, plan: CallPlan, outcome: EditAnswer | CallFailed
+        self, endpoint: Endpoint, plan: CallPlan, outcome: EditResult | CallFailed
     ) -> None:
         told = outcome.outcome.value if isinstance(outcome, CallFailed) else "succeeded"
         self.events.append((told, endpoint.name))

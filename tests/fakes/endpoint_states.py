@@ -4,8 +4,15 @@ import threading
 from collections import Counter, defaultdict
 from dataclasses import replace
 
-from darkroom.limits import health, limiter
-from darkroom.limits.endpoint_state import Ask, Booking, EndpointState, KeyRest, Refused, Report
+from darkroom.dispatch import circuit_breaker, rate_limiter
+from darkroom.endpoint_state import (
+    EndpointState,
+    KeyCooldown,
+    Rejection,
+    Report,
+    Reservation,
+    ReservationRequest,
+)
 
 
 class InMemoryEndpointStates:
@@ -20,20 +27,22 @@ class InMemoryEndpointStates:
         self.requests["read"] += 1
         return self.items[endpoint]
 
-    def book(self, endpoint: str, ask: Ask, guess: EndpointState | None = None) -> Booking:
+    def book(
+        self, endpoint: str, ask: ReservationRequest, guess: EndpointState | None = None
+    ) -> Reservation:
         with self._lock:
             self.requests["book"] += 1
             state = self.items[endpoint]
-            move = limiter.decide(state, ask)
-            if isinstance(move, Refused):
-                return Booking(state, refused=move)
-            after = self._keep(endpoint, limiter.booked(state, ask, move))
-            return Booking(after, slot=move.slot, probe=move.probe)
+            move = rate_limiter.decide(state, ask)
+            if isinstance(move, Rejection):
+                return Reservation(state, refused=move)
+            after = self._keep(endpoint, rate_limiter.booked(state, ask, move))
+            return Reservation(after, slot=move.slot, probe=move.probe)
 
     def settle(self, endpoint: str, report: Report) -> EndpointState:
         with self._lock:
             self.requests["settle"] += 1
-            return self._keep(endpoint, health.settled(self.items[endpoint], report))
+            return self._keep(endpoint, circuit_breaker.settled(self.items[endpoint], report))
 
     def pause(self, endpoint: str, until: int) -> EndpointState:
         with self._lock:
@@ -55,16 +64,16 @@ class InMemoryEndpointStates:
             state = self.items[endpoint]
             if state.tripped:
                 return False, state
-            return True, self._keep(endpoint, health.tripped(state, until))
+            return True, self._keep(endpoint, circuit_breaker.tripped(state, until))
 
     def rest(self, endpoint: str, until: int) -> EndpointState:
         with self._lock:
             state = self.items[endpoint]
             if state.breaker_until >= until:
                 return state
-            return self._keep(endpoint, health.resting(state, until))
+            return self._keep(endpoint, circuit_breaker.resting(state, until))
 
-    def rest_key(self, endpoint: str, fingerprint: str, rest: KeyRest) -> EndpointState:
+    def rest_key(self, endpoint: str, fingerprint: str, rest: KeyCooldown) -> EndpointState:
         with self._lock:
             state = self.items[endpoint]
             keys = {**state.keys, fingerprint: rest}

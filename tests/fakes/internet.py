@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 import httpcore2
 
-from darkroom.adapters.safe_http import HostUnknown, SocketOptions
+from darkroom.fetcher import HostUnknown, SocketOptions
 
 type Server = int | bytes  # a port on loopback, or the bytes that it answers with
 

@@ -5,13 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from darkroom.jobs import Checkpoint, Counters, JobOptions, Run, RunState, Source, Totals
-from darkroom.ledger import row_moves as rowmoves
-from darkroom.ledger import run_moves as runmoves
-from darkroom.ledger.claiming import ClaimRequest
-from darkroom.ledger.run_moves import JobRecord, RunRecord
-from darkroom.ledger.values import Claim, NotClaimed, NotSent, RowRecord, RowResult
+from darkroom.ledger import rows as row_transitions
+from darkroom.ledger import runs as run_transitions
+from darkroom.ledger.rows import ClaimRequest
+from darkroom.ledger.runs import JobRecord, RunRecord
 from darkroom.ports import Clock
-from darkroom.rows import RowMessage
+from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowRecord, RowResult
 
 LEASE_SECONDS = 90.0
 
@@ -65,7 +64,7 @@ class FakeLedger:
         with self.lock:
             now = self.clock.now()
             amount = reserve if limit is not None else 0
-            change = rowmoves.send(claim, endpoint, amount, now, LEASE_SECONDS)
+            change = row_transitions.send(claim, endpoint, amount, now, LEASE_SECONDS)
             if not self._holds(claim):
                 done = self._moved_before(claim, change)
                 return NotSent.LEASE_LOST if done is None else done
@@ -78,7 +77,7 @@ class FakeLedger:
     ) -> Claim | None:
         with self.lock:
             now = self.clock.now()
-            change = rowmoves.call_failed(
+            change = row_transitions.call_failed(
                 claim,
                 cost_micro_usd,
                 maybe_charged=maybe_charged,
@@ -93,11 +92,13 @@ class FakeLedger:
         with self.lock:
             if self._holds(claim):
                 now = self.clock.now()
-                self._move(claim, rowmoves.release(claim, now, refund_attempt=refund_attempt))
+                self._move(
+                    claim, row_transitions.release(claim, now, refund_attempt=refund_attempt)
+                )
 
     def settle(self, claim: Claim, result: RowResult) -> bool:
         with self.lock:
-            change = rowmoves.settle(claim, result, self.clock.now())
+            change = row_transitions.settle(claim, result, self.clock.now())
             if not self._holds(claim):
                 return self._moved_before(claim, change) is not None
             self._move(claim, change)
@@ -110,26 +111,26 @@ class FakeLedger:
     def _holds(self, claim: Claim) -> bool:
         return self.rows[claim.job, claim.key].version == claim.record.version
 
-    def _moved_before(self, claim: Claim, change: rowmoves.Change) -> Claim | None:
+    def _moved_before(self, claim: Claim, change: row_transitions.Change) -> Claim | None:
         """The same move asked for again, after its answer was lost."""
         written = self.rows[claim.job, claim.key]
-        same = rowmoves.same_write(written, change.record)
+        same = row_transitions.same_write(written, change.record)
         return replace(claim, record=change.record) if same else None
 
-    def _move(self, claim: Claim, change: rowmoves.Change) -> Claim:
+    def _move(self, claim: Claim, change: row_transitions.Change) -> Claim:
         self._write(claim.job, change)
         return replace(claim, record=change.record)
 
-    def _write(self, job: str, change: rowmoves.Change) -> None:
+    def _write(self, job: str, change: row_transitions.Change) -> None:
         self.rows[job, change.record.key] = change.record
         for run, delta in change.counters.items():
             self.sums[job, run] = self.counters(job, run) + delta
         if change.budget:
             self.money[job] = self.money.get(job, 0) + change.budget
 
-    def _reopen(self, job: str, change: rowmoves.Change) -> None:
+    def _reopen(self, job: str, change: row_transitions.Change) -> None:
         if change.counters:
-            record = runmoves.reopen(self.runs[job, change.record.run])
+            record = run_transitions.reopen(self.runs[job, change.record.run])
             if record is not None:
                 self._put(record)
 
@@ -141,12 +142,14 @@ class FakeLedger:
             now = self.clock.now()
             if current is not None and current.run == run.run:
                 mine = self.runs[run.job, run.run]
-                taken = runmoves.take_over_split(mine, now, lease_seconds)
+                taken = run_transitions.take_over_split(mine, now, lease_seconds)
                 return self._put(taken) if taken is not None else None
             known = (run.job, run.run) in self.runs
-            if known or (current and not runmoves.is_newer(run.sequencer, current)):
+            if known or (current and not run_transitions.is_newer(run.sequencer, current)):
                 return None
-            record = runmoves.start(run, current, self._unbudgeted(run.job), now + lease_seconds)
+            record = run_transitions.start(
+                run, current, self._unbudgeted(run.job), now + lease_seconds
+            )
             number = record.run.number
             self.jobs[run.job] = JobRecord(run.job, run.run, number, run.sequencer, number)
             return self._put(record)
@@ -156,21 +159,21 @@ class FakeLedger:
             if self.jobs[run.job].run != run.run:
                 return False
             until = self.clock.now() + lease_seconds
-            self._put(runmoves.checkpoint(self.runs[run.job, run.run], checkpoint, until))
+            self._put(run_transitions.checkpoint(self.runs[run.job, run.run], checkpoint, until))
             return True
 
     def finish_split(self, run: Run, totals: Totals, warnings: Sequence[str]) -> None:
         with self.lock:
-            self._put(runmoves.finish_split(self.runs[run.job, run.run], totals, warnings))
+            self._put(run_transitions.finish_split(self.runs[run.job, run.run], totals, warnings))
 
     def fail(self, run: Run, reason: str) -> None:
         with self.lock:
-            self._put(runmoves.fail(self.runs[run.job, run.run], reason, self.clock.now()))
+            self._put(run_transitions.fail(self.runs[run.job, run.run], reason, self.clock.now()))
 
     def stop(self, job: str) -> Run | None:
         with self.lock:
             run = self.current(job)
-            stopped = runmoves.stop(self.runs[job, run.run]) if run else None
+            stopped = run_transitions.stop(self.runs[job, run.run]) if run else None
             return self._put(stopped) if stopped is not None else None
 
     def current(self, job: str) -> Run | None:
@@ -187,7 +190,7 @@ class FakeLedger:
             run = self.current(job)
             if run is None:
                 return False
-            return runmoves.report_due(self.runs[job, run.run], self.counters(job, run.run))
+            return run_transitions.report_due(self.runs[job, run.run], self.counters(job, run.run))
 
     def begin_report(self, run: Run, lease_seconds: float, owner: str = "") -> bool:
         with self.lock:
@@ -195,7 +198,7 @@ class FakeLedger:
                 return False
             record, now = self.runs[run.job, run.run], self.clock.now()
             sums = self.counters(run.job, run.run)
-            begun, new = runmoves.begin_report(record, sums, owner, now, lease_seconds)
+            begun, new = run_transitions.begin_report(record, sums, owner, now, lease_seconds)
             if new is not None:
                 self._put(new)
             return begun
@@ -204,7 +207,7 @@ class FakeLedger:
         with self.lock:
             record = self.runs[run.job, run.run]
             sums = self.counters(run.job, run.run)
-            true, new = runmoves.finish_report(record, sums, finished_at)
+            true, new = run_transitions.finish_report(record, sums, finished_at)
             self._put(new)
             return true
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO
 
+from darkroom.metrics import Metric
 from darkroom.rows import RowMessage
 
 
@@ -35,12 +36,10 @@ class FakeTelemetry:
     events: list[tuple[str, str, dict[str, object]]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def metric(
-        self, name: str, value: float = 1, *, endpoint: str | None = None, unit: str = "Count"
-    ) -> None:
+    def metric(self, metric: Metric, value: float = 1, *, endpoint: str | None = None) -> None:
         with self.lock:
-            self.metrics[name] += value  # type: ignore[assignment]
-            self.by_endpoint[name, endpoint] += value  # type: ignore[assignment]
+            self.metrics[metric] += value  # type: ignore[assignment]
+            self.by_endpoint[metric, endpoint] += value  # type: ignore[assignment]
 
     def info(self, event: str, **fields: object) -> None:
         self.events.append(("info", event, fields))

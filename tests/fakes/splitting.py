@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from darkroom.errors import JobRejected, Reason, ServiceUnavailable
-from darkroom.intake.splitting import CsvUploaded, Splitter
 from darkroom.jobs import Run, Source
-from darkroom.ledger.values import Claim, NotSent, RowResult, RowState
-from darkroom.rows import RowMessage
+from darkroom.rows import Claim, NotSent, RowMessage, RowResult, RowState
+from darkroom.splitter import CsvUploaded, Splitter
 from tests.fakes.csv_files import opened
 from tests.fakes.ledger import FakeLedger
 from tests.fakes.services import FakeClock, FakeTelemetry

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from pydantic import SecretStr
 
-from darkroom.calls import CallFailed, CallPlan, EditAnswer, Outcome
+from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.endpoints import Endpoint
 from darkroom.ports import Clock
 from tests.fakes.dispatching import PICTURE
@@ -43,7 +43,7 @@ class StrictProvider:
     def _in_the_last_minute(self, now: float) -> int:
         return len([t for t in self.allowed[-self.per_minute :] if t > now - 60])
 
-    def serve(self, clock: Clock, timeout: float) -> EditAnswer:
+    def serve(self, clock: Clock, timeout: float) -> EditResult:
         now = self.time.at
         self.arrivals.append(now)
         if self.down[0] <= now - self.started < self.down[1]:
@@ -73,7 +73,7 @@ class Line:
 
     def edit(
         self, plan: CallPlan, endpoint: Endpoint, key: SecretStr, timeout_seconds: float
-    ) -> EditAnswer:
+    ) -> EditResult:
         if self.wire:
             self.clock.sleep(self.rng.uniform(0, self.wire))
         return self.provider.serve(self.clock, timeout_seconds)

@@ -17,8 +17,8 @@ from typing import Any
 atheris: Any = importlib.import_module("atheris")  # no types, and not there for the type checker
 
 with atheris.instrument_imports(include=["darkroom"], enable_loader_override=False):
+    from darkroom.csv_input.reader import JobRow, JobRows, read_job_rows
     from darkroom.errors import JobRejected, RowRejected
-    from darkroom.intake.csv_rows import JobRow, JobRows, read_job_rows
     from darkroom.jobs import JobOptions
     from darkroom.rows import RowMessage, RowRequest
 

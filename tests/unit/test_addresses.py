@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.images.addresses import is_public
+from darkroom.images.references import is_public
 
 # IANA IPv4 and IPv6 Special-Purpose Address Registries and multicast, what is not for everybody.
 SPECIAL = """\

@@ -4,15 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
-from darkroom.editing.batch import FRESH_COPY_RECEIVES, FRESH_COPY_SECONDS, EditorBatch, Received
-from darkroom.editing.completion import Completion
-from darkroom.editing.heartbeat import Heartbeat, Leases
-from darkroom.editing.pace import PACE
-from darkroom.editing.row_editor import RowEditor
+from darkroom.editor.batch import (
+    FRESH_COPY_RECEIVES,
+    FRESH_COPY_SECONDS,
+    Completion,
+    EditorBatch,
+    Received,
+)
+from darkroom.editor.heartbeat import TIMINGS, Heartbeat, Leases
+from darkroom.editor.row_editor import RowEditor
 from darkroom.errors import ServiceUnavailable
 from darkroom.jobs import Run, Totals
-from darkroom.ledger.values import Claim, RowResult, RowState
-from darkroom.rows import RowMessage, RowRequest
+from darkroom.rows import Claim, RowMessage, RowRequest, RowResult, RowState
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.services import FakeClock, FakeQueue, FakeTelemetry
 
@@ -92,7 +95,7 @@ def test_a_row_that_comes_back_is_hidden_until_then_and_fails_alone() -> None:
     station = Station()
     station.rows.delays["000001"] = 61.2
     assert station.handle(received("000000"), received("000001")) == ["m000001"]
-    assert station.queue.visibility == {"r000000": PACE.lease, "r000001": 62}
+    assert station.queue.visibility == {"r000000": TIMINGS.lease, "r000001": 62}
 
 
 def test_each_delivery_has_an_owner_of_its_own() -> None:
@@ -133,7 +136,7 @@ def test_one_message_that_crashes_does_not_fail_the_others() -> None:
     station = Station()
     station.rows.delays["000000"] = ZeroDivisionError()
     assert station.handle(received("000000"), received("000001")) == ["m000000"]
-    assert station.queue.visibility["r000000"] == PACE.trouble
+    assert station.queue.visibility["r000000"] == TIMINGS.trouble
     assert station.telemetry.told("exception") == ["message_crashed"]
 
 
@@ -167,7 +170,7 @@ def test_a_beat_hides_messages_and_renews_leases_of_what_is_in_work() -> None:
         leases.let_go("r2", station.queue, 700)
         station.clock.time += 80
         leases.beat(station.queue, station.ledger, 90.0)
-    assert station.queue.visibility == {"r1": PACE.lease, "r2": 700}
+    assert station.queue.visibility == {"r1": TIMINGS.lease, "r2": 700}
     assert station.ledger.rows[JOB, "000000"].lease_until == station.clock.now() + 90
 
 

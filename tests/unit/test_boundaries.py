@@ -10,7 +10,9 @@ ROOT = Path(darkroom.__file__).parent
 DOMAIN = sorted(
     "darkroom." + path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
     for path in ROOT.rglob("*.py")
-    if path.name != "__init__.py" and "adapters" not in path.parts and path.name != "bootstrap.py"
+    if path.name != "__init__.py"
+    and not {"aws", "providers"} & set(path.parts)
+    and path.name not in ("bootstrap.py", "fetcher.py")
 )
 
 

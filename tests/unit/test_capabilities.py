@@ -6,9 +6,16 @@ import pytest
 
 from darkroom.calls import Provider
 from darkroom.endpoints import DEFAULT_MODELS
-from darkroom.models.capabilities import find, picture_price, provider_of, token_cost, worst_cost
-from darkroom.models.model_table import CHECKED, MODELS
-from darkroom.models.model_types import Model
+from darkroom.models.catalog import (
+    CHECKED,
+    MODELS,
+    Model,
+    find,
+    image_price,
+    provider_of,
+    token_cost,
+    worst_cost,
+)
 
 REQUIRED = {
     "gemini-2.5-flash-image",
@@ -103,8 +110,8 @@ def test_an_unknown_model_has_defaults_and_no_price() -> None:
         assert not model.known
         assert model.name == "something-new"
         assert model.prices is None
-        assert picture_price(model) is None
-        assert worst_cost(model, "prompt", 1, picture_price(model), 1) is None
+        assert image_price(model) is None
+        assert worst_cost(model, "prompt", 1, image_price(model), 1) is None
         assert token_cost(model, image_out=100) is None
 
 
@@ -114,22 +121,22 @@ def test_a_models_name_counts_for_its_own_provider_only() -> None:
 
 def test_what_is_left_to_the_provider_counts_as_its_dearest() -> None:
     model = find(Provider.OPENAI, "gpt-image-1.5")
-    assert picture_price(model) == 200_000
-    assert picture_price(model, quality="low") == 13_000
-    assert picture_price(model, quality="low", size="1024x1024") == 9_000
-    assert picture_price(model, quality="auto", size="1024x1024") == 133_200
+    assert image_price(model) == 200_000
+    assert image_price(model, quality="low") == 13_000
+    assert image_price(model, quality="low", size="1024x1024") == 9_000
+    assert image_price(model, quality="auto", size="1024x1024") == 133_200
 
 
 def test_a_free_size_is_estimated_by_its_area() -> None:
     model = find(Provider.OPENAI, "gpt-image-2")
-    assert picture_price(model, quality="low", size="2048x2048", megapixels=4) == 24_000
-    assert picture_price(model, quality="low", size="800x800", megapixels=0.6) == 6_000
+    assert image_price(model, quality="low", size="2048x2048", megapixels=4) == 24_000
+    assert image_price(model, quality="low", size="800x800", megapixels=0.6) == 6_000
 
 
 def test_the_old_models_are_priced_by_size_alone() -> None:
-    assert picture_price(find(Provider.OPENAI, "dall-e-2"), size="512x512") == 18_000
+    assert image_price(find(Provider.OPENAI, "dall-e-2"), size="512x512") == 18_000
     model = find(Provider.OPENAI, "dall-e-3")
-    assert picture_price(model, quality="hd", size="1024x1792") == 120_000
+    assert image_price(model, quality="hd", size="1024x1792") == 120_000
 
 
 def test_the_price_of_an_answer_is_that_of_its_tokens() -> None:
@@ -143,7 +150,7 @@ def test_the_price_of_an_answer_is_that_of_its_tokens() -> None:
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
 def test_the_worst_cost_covers_words_input_and_every_picture(model: Model) -> None:
-    one = picture_price(model)
+    one = image_price(model)
     assert one is not None
     none = worst_cost(model, "", 0, one, 1)
     more = worst_cost(model, "Mach es röter" * 20, 2, one, 3)

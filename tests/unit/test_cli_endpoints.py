@@ -9,8 +9,8 @@ import pytest
 from pydantic import SecretStr
 
 from darkroom.calls import Outcome
+from darkroom.endpoint_state import SECOND, EndpointState, KeyCooldown
 from darkroom.endpoints import EndpointsSecret, key_fingerprint
-from darkroom.limits.endpoint_state import SECOND, EndpointState, KeyRest
 from tests.fakes.command import FakeStack, run
 from tests.fakes.services import FakeClock
 
@@ -145,7 +145,7 @@ def test_show_tells_breaker_calls_and_resting_keys(stack: FakeStack) -> None:
         tripped=True,
         breaker_until=now + 20 * SECOND,
         leases={"a": now + SECOND, "b": now - SECOND},
-        keys={PRINTS[1]: KeyRest(now + 300 * SECOND, Outcome.KEY_REJECTED)},
+        keys={PRINTS[1]: KeyCooldown(now + 300 * SECOND, Outcome.KEY_REJECTED)},
     )
     result = run(stack, "endpoints", "show")
     assert "state: breaker open for 20 s, 1 call in flight, 12 calls so far" in result.stdout

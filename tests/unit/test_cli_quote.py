@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from darkroom.calls import Provider
-from darkroom.models.capabilities import find
-from darkroom.models.planning import plan_call
+from darkroom.models.catalog import find
+from darkroom.models.planner import plan_call
 from darkroom.rows import RowRequest
 from darkroom_cli.reasons import MOST_GROUPS, Failures
 from tests.fakes.command import FakeStack, run

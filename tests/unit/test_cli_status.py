@@ -6,13 +6,12 @@ from dataclasses import replace
 import pytest
 
 from darkroom.errors import Reason, ServiceUnavailable
+from darkroom.formatting import duration, money
 from darkroom.jobs import Checkpoint, Counters, Run, RunState, Source, Totals
-from darkroom.ledger.values import Claim, RowResult, RowState
-from darkroom.report.lines import ReportLine, RowStatus
 from darkroom.report.manifest import ManifestFormat
-from darkroom.rows import RowMessage, RowRequest
+from darkroom.report.rows import ReportRow, RowStatus
+from darkroom.rows import Claim, RowMessage, RowRequest, RowResult, RowState
 from darkroom_cli.progress import Pace, measure
-from darkroom_cli.words import duration, money
 from tests.fakes.command import FakeStack, Held, run
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.services import FakeClock
@@ -236,10 +235,10 @@ def test_failures_of_a_finished_job_come_from_its_manifest(stack: FakeStack) -> 
     assert stack.ledger.begin_report(begun, 60)
     assert stack.ledger.finish_report(begun, 9)
     manifest = ManifestFormat(("image_url", "status"))
-    bad = ReportLine(
+    bad = ReportRow(
         1, "000001", RowStatus.FAILED, ("x", "mine"), reason="bad_input", detail="=column n"
     )
-    good = ReportLine(0, "000000", RowStatus.SUCCEEDED, ("y", ""))
+    good = ReportRow(0, "000000", RowStatus.SUCCEEDED, ("y", ""))
     body = manifest.header() + manifest.line(good) + manifest.line(bad)
     stack.results.objects[f"{JOB}/manifest.csv"] = Held(body, "text/csv", {})
     found = json.loads(run(stack, "failures", JOB, "--json").stdout)

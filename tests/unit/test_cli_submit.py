@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from darkroom.intake.job_options import parse_options
+from darkroom.csv_input.fields import parse_options
 from darkroom.jobs import Source
 from tests.fakes.command import FakeStack, Held, run
 from tests.fakes.ledger import running

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from darkroom.csv_input.fields import ALIASES, Columns, read_columns
 from darkroom.errors import JobRejected
-from darkroom.intake.columns import ALIASES, Columns, read_columns
 from darkroom.jobs import JobOptions
 
 

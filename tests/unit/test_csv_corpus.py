@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from darkroom.csv_input.reader import JobRow
 from darkroom.errors import JobRejected
-from darkroom.intake.csv_rows import JobRow
 from darkroom.rows import RowRequest
 from tests.corpus.csv.binary import FILES
 from tests.fakes.csv_files import job_rows

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from darkroom.csv_input.reader import CsvInput, Record
+from darkroom.csv_input.text import HEAD_BYTES
 from darkroom.errors import JobRejected
-from darkroom.intake.csv_input import CsvInput, Record
-from darkroom.intake.csv_text import HEAD_BYTES
 from tests.fakes.csv_files import opened
 
 # What a CSV can hold: everything but NUL, surrogates and bare CRs (a reader takes those for ends).

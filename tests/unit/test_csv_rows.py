@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from darkroom.csv_input import reader
 from darkroom.errors import JobRejected, RowRejected
-from darkroom.intake import csv_rows
 from darkroom.jobs import ResultPaths
 from darkroom.rows import RowRequest
 from tests.fakes.csv_files import HEADER, job_rows, request_of, rows_of, told
@@ -40,7 +40,7 @@ def test_reading_from_any_row_gives_the_rest_of_the_same_rows(
     assert [shape(row) for row in rows.from_row(start, whole[start - 1][-1])] == whole[start:]
 
 
-def shape(row: csv_rows.JobRow) -> tuple[object, str, str, bool, int]:
+def shape(row: reader.JobRow) -> tuple[object, str, str, bool, int]:
     asked = row.asked if isinstance(row.asked, RowRequest) else row.asked.detail
     return asked, row.key, told(row), row.skipped, row.end
 
@@ -110,7 +110,7 @@ def test_a_filter_that_selects_nothing_is_told() -> None:
 
 
 def test_too_many_rows_are_told_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(csv_rows, "MAX_ROWS", 3)  # five millions would take too long
+    monkeypatch.setattr(reader, "MAX_ROWS", 3)  # five millions would take too long
     assert len(rows_of(HEADER + "a,b\n" * 3)) == 3
     rows = job_rows(HEADER + "a,b\n" * 4)
     for way in (rows.check, rows.__iter__):

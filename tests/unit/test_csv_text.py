@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from darkroom.csv_input import text
+from darkroom.csv_input.text import Lines, TextFormat, gunzip, read_format, read_text
 from darkroom.errors import JobRejected
-from darkroom.intake import csv_text
-from darkroom.intake.csv_text import Lines, TextFormat, gunzip, read_format, read_text
 from tests.fakes.csv_files import opened
 
 
@@ -60,7 +60,7 @@ def test_a_gzip_bomb_is_unpacked_piece_by_piece() -> None:
 
 
 def test_text_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(csv_text, "MAX_TEXT_BYTES", 100)  # 16 GiB of it would take too long
+    monkeypatch.setattr(text, "MAX_TEXT_BYTES", 100)  # 16 GiB of it would take too long
     with pytest.raises(JobRejected, match="larger than 16 GiB"):
         list(Lines(pieces(b"\n" * 101, 10), "utf-8", 0))
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from darkroom.calls import CallFailed, EditAnswer, Outcome, Provider
+from darkroom.calls import CallFailed, EditResult, Outcome, Provider
+from darkroom.dispatch.dispatcher import Dispatcher, DispatchResult, LeaseLost
+from darkroom.endpoint_state import SECOND, EndpointState, StatesUnavailable
 from darkroom.endpoints import EndpointsSecret
 from darkroom.errors import DeferRow, Reason, RetryRow, RowRejected
-from darkroom.limits.dispatch import Delivery, Dispatcher, LeaseLost
-from darkroom.limits.endpoint_state import SECOND, EndpointState, StatesUnavailable
 from tests.fakes.dispatching import (
     PICTURE,
     Call,
@@ -55,8 +55,8 @@ class World:
             self.telemetry,
         )
 
-    def go(self, errand: PlainErrand | None = None, seconds: float = 900.0) -> Delivery:
-        return self.dispatcher.dispatch(errand or PlainErrand(), self.clock.now() + seconds)
+    def go(self, context: PlainErrand | None = None, seconds: float = 900.0) -> DispatchResult:
+        return self.dispatcher.dispatch(context or PlainErrand(), self.clock.now() + seconds)
 
     def failing[E: Exception](self, error: type[E], seconds: float = 900.0) -> E:
         with pytest.raises(error) as caught:
@@ -333,12 +333,12 @@ def test_a_row_waits_in_place_for_a_slot_inside_its_time() -> None:
 def test_a_row_without_a_slot_in_time_is_deferred_and_nothing_is_called() -> None:
     world = two_tiers(requests_per_minute=1)
     world.go()
-    errand = PlainErrand()
+    context = PlainErrand()
     with pytest.raises(DeferRow) as caught:
-        world.dispatcher.dispatch(errand, world.clock.now() + 95)
+        world.dispatcher.dispatch(context, world.clock.now() + 95)
     assert caught.value.delay_seconds == pytest.approx(60, abs=1)
     assert world.editor.called() == ["gemini"]
-    assert errand.events == [("plan", "gemini")]
+    assert context.events == [("plan", "gemini")]
 
 
 def test_a_busy_first_tier_is_waited_for_not_replaced() -> None:
@@ -434,7 +434,7 @@ def test_the_pace_adapts_to_a_limit_that_was_configured_too_high() -> None:
     world.editor.latency = 0.5
     allowed: list[float] = []
 
-    def strict(call: Call) -> EditAnswer | CallFailed:
+    def strict(call: Call) -> EditResult | CallFailed:
         now = world.clock.now()
         if len([t for t in allowed if t > now - 60]) >= 30:
             return CallFailed(Outcome.RATE_LIMITED, "30 a minute")
@@ -470,9 +470,9 @@ def held(world: World) -> int:
 @pytest.mark.parametrize("error", [RowRejected(Reason.BUDGET, "broke"), LeaseLost("gone")])
 def test_a_row_stopped_just_before_its_call_gives_the_lease_back(error: Exception) -> None:
     world = World(secret(gemini(max_in_flight=4)))
-    errand = PlainErrand(refuse=error)
+    context = PlainErrand(refuse=error)
     with pytest.raises(type(error)):
-        world.go(errand)
+        world.go(context)
     assert held(world) == 0
     assert world.editor.calls == []
 
@@ -552,9 +552,9 @@ def test_a_table_that_fails_after_the_call_does_not_lose_the_picture() -> None:
 def test_every_call_is_told_before_and_after_in_order() -> None:
     world = two_tiers(max_retries=1, retry_delay_seconds=0)
     world.editor.script("gemini", Outcome.UNAVAILABLE, Outcome.UNAVAILABLE)
-    errand = PlainErrand()
-    world.go(errand)
-    assert errand.events == [
+    context = PlainErrand()
+    world.go(context)
+    assert context.events == [
         ("plan", "gemini"),
         ("before", "gemini"),
         ("unavailable", "gemini"),

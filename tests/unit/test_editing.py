@@ -9,19 +9,16 @@ from typing import Any, cast
 import pytest
 from PIL import Image
 
-from darkroom.calls import CallFailed, EditAnswer, Outcome, Provider
-from darkroom.editing.heartbeat import Leases
-from darkroom.editing.pace import PACE
-from darkroom.editing.row_editor import RowEditor
-from darkroom.editing.row_errand import model_for
-from darkroom.editing.storing import ImageStorage
+from darkroom.calls import CallFailed, EditResult, Outcome, Provider
+from darkroom.dispatch.dispatcher import CallContext, Dispatcher, DispatchResult
+from darkroom.editor.call_context import model_for
+from darkroom.editor.heartbeat import TIMINGS, Leases
+from darkroom.editor.image_storage import ImageStorage
+from darkroom.editor.row_editor import RowEditor
 from darkroom.endpoints import Endpoint
 from darkroom.errors import DeferRow, Reason, RetryRow, RowRejected, ServiceUnavailable
 from darkroom.jobs import JobOptions, Run, RunState, Totals
-from darkroom.ledger.values import RowRecord, RowState
-from darkroom.limits.dispatch import Dispatcher
-from darkroom.limits.errand import Delivery, Errand
-from darkroom.rows import RowMessage, RowRequest
+from darkroom.rows import RowMessage, RowRecord, RowRequest, RowState
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.services import FakeClock, FakeQueue, FakeStore, FakeTelemetry
 
@@ -41,7 +38,7 @@ def endpoint(provider: str = "openai", **fields: Any) -> Endpoint:
     return Endpoint.model_validate(given | fields)
 
 
-type Answer = EditAnswer | CallFailed | Exception
+type Answer = EditResult | CallFailed | Exception
 
 
 @dataclass
@@ -49,23 +46,23 @@ class ScriptedDispatcher:
     """Makes the scripted calls of one attempt, each as the real one would tell of it."""
 
     attempts: list[list[Answer]] = field(default_factory=list)
-    errands: list[Errand] = field(default_factory=list)
+    errands: list[CallContext] = field(default_factory=list)
     meanwhile: Callable[[], object] = lambda: None
 
-    def dispatch(self, errand: Errand, deadline: float) -> Delivery:
-        self.errands.append(errand)
+    def dispatch(self, context: CallContext, deadline: float) -> DispatchResult:
+        self.errands.append(context)
         last: Answer | None = None
         for answer in self.attempts.pop(0):
             last = answer
-            if not isinstance(answer, EditAnswer | CallFailed):
+            if not isinstance(answer, EditResult | CallFailed):
                 raise answer
             where = endpoint()
-            plan = errand.plan(where)
-            errand.before_call(where, plan)
+            plan = context.plan(where)
+            context.before_call(where, plan)
             self.meanwhile()
-            errand.after_call(where, plan, answer)
-            if isinstance(answer, EditAnswer):
-                return Delivery(answer, plan, where, True, 1234, 0, 1, ("slow down",))
+            context.after_call(where, plan, answer)
+            if isinstance(answer, EditResult):
+                return DispatchResult(answer, plan, where, True, 1234, 0, 1, ("slow down",))
         assert isinstance(last, CallFailed)
         if last.outcome.blames_row:
             raise RowRejected(last.reason, last.detail)
@@ -137,7 +134,7 @@ class Desk:
         return self.ledger.rows[JOB, "000000"]
 
 
-ANSWER = EditAnswer((picture(),), "gpt-image-1.5-2025", cost_micro_usd=40_000)
+ANSWER = EditResult((picture(),), "gpt-image-1.5-2025", cost_micro_usd=40_000)
 REFUSED = CallFailed(Outcome.REFUSED, "not this")
 DOWN = CallFailed(Outcome.UNAVAILABLE, "503")
 TIMED_OUT = CallFailed(Outcome.UNAVAILABLE, "timed out", maybe_charged=True)
@@ -164,7 +161,7 @@ def test_an_image_is_stored_with_its_provenance_and_the_row_succeeds() -> None:
 
 def test_several_images_lie_beside_each_other_in_the_format_asked_for() -> None:
     desk = Desk()
-    answer = EditAnswer((picture(), picture("blue")), "m", cost_micro_usd=None)
+    answer = EditResult((picture(), picture("blue")), "m", cost_micro_usd=None)
     assert desk.handle(answer, message=desk.message(output_name="a/hat.webp", n=2)) is None
     result = desk.row.result
     assert result is not None
@@ -227,7 +224,7 @@ def test_deferring_costs_no_attempt() -> None:
 def test_a_row_in_another_workers_hands_is_left_alone() -> None:
     desk = Desk()
     desk.ledger.claim(desk.message(), desk.run, "other", 90)
-    assert desk.handle() == PACE.held
+    assert desk.handle() == TIMINGS.held
     assert desk.dispatcher.errands == []
 
 
@@ -239,7 +236,7 @@ def test_a_worker_that_lost_its_lease_neither_calls_nor_settles() -> None:
         desk.ledger.claim(desk.message(), desk.run, "other", 90)
 
     desk.dispatcher.meanwhile = another_takes_it
-    assert desk.handle(DOWN) == PACE.held
+    assert desk.handle(DOWN) == TIMINGS.held
     assert desk.row.lease_owner == "other"
     assert desk.row.state is RowState.SENT  # the other one's to find out
 
@@ -247,7 +244,7 @@ def test_a_worker_that_lost_its_lease_neither_calls_nor_settles() -> None:
 def test_a_crash_after_storing_is_found_again_by_the_stored_image() -> None:
     desk = Desk()
     desk.ledger.settle = _fail_once(desk.ledger.settle)  # type: ignore[method-assign]
-    assert desk.handle(ANSWER) == PACE.trouble
+    assert desk.handle(ANSWER) == TIMINGS.trouble
     desk.clock.time += 100
     assert desk.handle() is None
     assert len(desk.dispatcher.errands) == 1
@@ -274,7 +271,7 @@ def _fail_once[**P, R](method: Callable[P, R]) -> Callable[P, R]:
 
 def _lost_in_flight(desk: Desk) -> None:
     desk.ledger.mark_failed_call = _fail_once(desk.ledger.mark_failed_call)  # type: ignore[method-assign]
-    assert desk.handle(DOWN) == PACE.trouble
+    assert desk.handle(DOWN) == TIMINGS.trouble
     assert desk.row.state is RowState.SENT
     desk.clock.time += 100
 
@@ -326,7 +323,7 @@ def test_a_redo_takes_the_place_of_the_earlier_image() -> None:
     desk = Desk()
     desk.handle(ANSWER)
     _upload_again(desk, resume=False)
-    blue = EditAnswer((picture("blue"),), "m", cost_micro_usd=1)
+    blue = EditResult((picture("blue"),), "m", cost_micro_usd=1)
     assert desk.handle(blue, message=desk.message().model_copy(update={"redo": True})) is None
     assert desk.store.objects[IMAGE][0] == picture("blue")
 
@@ -346,11 +343,11 @@ def test_a_worker_of_an_old_upload_does_not_overwrite_the_new_ones_image() -> No
         desk.dispatcher.meanwhile = lambda: None
         desk.clock.time += 1000
         _upload_again(desk)
-        blue = EditAnswer((picture("blue"),), "m", cost_micro_usd=1)
+        blue = EditResult((picture("blue"),), "m", cost_micro_usd=1)
         assert desk.handle(blue, message=desk.message(instruction="a blue hat")) is None
 
     desk.dispatcher.meanwhile = the_new_upload_is_faster
-    assert desk.handle(ANSWER, message=old) == PACE.held
+    assert desk.handle(ANSWER, message=old) == TIMINGS.held
     assert desk.store.objects[IMAGE][0] == picture("blue")
     assert desk.handle(message=old) is None
 
@@ -361,11 +358,11 @@ def test_a_slower_worker_takes_the_image_of_the_faster_one() -> None:
     def another_is_faster() -> None:
         desk.dispatcher.meanwhile = lambda: None
         desk.clock.time += 1000
-        blue = EditAnswer((picture("blue"),), "m", cost_micro_usd=1)
+        blue = EditResult((picture("blue"),), "m", cost_micro_usd=1)
         assert desk.handle(blue) is None
 
     desk.dispatcher.meanwhile = another_is_faster
-    assert desk.handle(ANSWER) == PACE.held
+    assert desk.handle(ANSWER) == TIMINGS.held
     assert desk.store.objects[IMAGE][0] == picture("blue")
     assert desk.row.possible_duplicate_charges == 1
 
@@ -448,14 +445,14 @@ def test_a_bug_after_the_call_was_sent_leaves_its_charge_counted_and_committed()
 def test_aws_failing_at_the_claim_brings_the_message_back() -> None:
     desk = Desk()
     desk.ledger.claim = _fail_once(desk.ledger.claim)  # type: ignore[method-assign]
-    assert desk.handle(ANSWER) == PACE.trouble
+    assert desk.handle(ANSWER) == TIMINGS.trouble
     desk.dispatcher.attempts.clear()
     assert desk.handle(ANSWER) is None
 
 
 def test_aws_failing_before_the_call_costs_no_attempt() -> None:
     desk = Desk()
-    assert desk.handle(ServiceUnavailable("throttled")) == PACE.trouble
+    assert desk.handle(ServiceUnavailable("throttled")) == TIMINGS.trouble
     assert desk.row.attempts == 0
 
 

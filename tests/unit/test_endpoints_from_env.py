@@ -3,8 +3,7 @@
 import pytest
 
 from darkroom.calls import Provider
-from darkroom.endpoints import Endpoint
-from darkroom.endpoints_from_env import endpoints_from_environment
+from darkroom.endpoints import Endpoint, endpoints_from_environment
 from darkroom.errors import ConfigurationError
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from darkroom.adapters.upload_events import as_event, uploads_in
-from darkroom.intake.csv_rows import read_job_rows
-from darkroom.intake.splitting import CsvUploaded
+from darkroom.aws.events import continuation_event, uploads_in
+from darkroom.csv_input.reader import read_job_rows
 from darkroom.jobs import JobOptions, job_id
 from darkroom.rows import RowMessage, RowRequest
 from darkroom.settings import Settings
+from darkroom.splitter import CsvUploaded
 from darkroom_local.sam_local.prepare import EVENTS, prepared
 
 EXAMPLE = json.loads((EVENTS / "env.json").read_text())
@@ -28,7 +28,7 @@ def uploaded() -> CsvUploaded:
 
 
 def test_the_splitter_goes_on_with_the_event_it_sends_itself() -> None:
-    assert event("splitter-continue.json") == as_event(uploaded())
+    assert event("splitter-continue.json") == continuation_event(uploaded())
 
 
 def test_the_batch_is_what_the_splitter_makes_of_the_csv() -> None:

@@ -8,18 +8,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.report.cards import Thumbs, card, cost_text, data_uri, relative
-from darkroom.report.gallery import ROWS_PER_PAGE, Gallery, failure_page
-from darkroom.report.header import duration_text
-from darkroom.report.html import Safe, raw_text, tag
-from darkroom.report.lines import ReportLine, RowStatus
-from darkroom.report.page import stylesheet
-from darkroom.report.summary import JobSummary, Results, source_of, utc
-from darkroom.report.tally import Tally
+from darkroom.formatting import duration
+from darkroom.report.gallery import (
+    ROWS_PER_PAGE,
+    Gallery,
+    Safe,
+    Thumbs,
+    card,
+    cost_text,
+    data_uri,
+    failure_page,
+    raw_text,
+    relative,
+    stylesheet,
+    tag,
+)
+from darkroom.report.rows import ReportRow, RowStatus
+from darkroom.report.summary import JobSummary, Results, Tally, source_of, utc
 from tests.report_world import JOB, a_run
 
 WEBP = b"RIFF\x00\x00\x00\x00WEBPVP8 "
-LINE = ReportLine(
+LINE = ReportRow(
     row=3,
     key="000003",
     status=RowStatus.SUCCEEDED,
@@ -39,7 +48,7 @@ FAILED = replace(
 )
 
 
-def summary(*lines: ReportLine, **changes: object) -> JobSummary:
+def summary(*lines: ReportRow, **changes: object) -> JobSummary:
     tally, run = Tally(), a_run()
     for line in lines:
         tally.add(line)
@@ -61,7 +70,7 @@ def summary(*lines: ReportLine, **changes: object) -> JobSummary:
     return made.model_copy(update=changes)
 
 
-def pages(*lines: ReportLine, note: str | None = None, **changes: object) -> list[str]:
+def pages(*lines: ReportRow, note: str | None = None, **changes: object) -> list[str]:
     gallery = Gallery(summary(*lines, **changes), lines, note)
     return [p.decode() for p in gallery.pages(lambda chunk: [Thumbs(WEBP, WEBP)] * len(chunk))]
 
@@ -268,7 +277,7 @@ def test_a_style_sheet_cannot_end_its_element() -> None:
     [(0.42, "0.4 s"), (59, "59 s"), (61, "1 min 1 s"), (4_000, "1 h 6 min"), (90_000, "1 d 1 h")],
 )
 def test_durations_read_well(seconds: float, text: str) -> None:
-    assert duration_text(seconds) == text
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(

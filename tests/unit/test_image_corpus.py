@@ -13,11 +13,11 @@ import pytest
 from botocore.response import StreamingBody
 from PIL import Image
 
-from darkroom.adapters.fetch import SafeImageFetcher
 from darkroom.calls import SourceImage
-from darkroom.editing.loading import load
+from darkroom.editor.image_loading import load
 from darkroom.errors import Reason, RowRejected
-from darkroom.images.image_urls import ImageRules
+from darkroom.fetcher import SafeImageFetcher
+from darkroom.images.references import ImageRules
 from darkroom.rows import RowRequest
 from tests.corpus.images import CASES, NAME, Accepted, Verdict
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from darkroom.csv_input.row_parser import MAX_IMAGES, check_reference, split_references
 from darkroom.errors import Reason, RowRejected
-from darkroom.intake.image_lists import MAX_IMAGES, check_reference, split_references
 
 URL = "https://x.test"
 REFERENCE = st.one_of(

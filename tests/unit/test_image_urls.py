@@ -5,12 +5,12 @@ import io
 import pytest
 from PIL import Image
 
-from darkroom.editing.loading import load
+from darkroom.editor.image_loading import load
 from darkroom.errors import ConfigurationError, RowRejected
-from darkroom.images.image_urls import HostList, ImageRules, StoredImage, WebImage
-from darkroom.images.sniffing import is_image, what_else
+from darkroom.formatting import quoted, redact_url
+from darkroom.images.file_types import describe_unsupported, is_image
+from darkroom.images.references import HostList, ImageRules, StoredImage, WebImage
 from darkroom.rows import RowRequest
-from darkroom.texts import shown, unsigned
 
 BASE = "s3://in/jobs/"
 
@@ -136,8 +136,8 @@ def test_an_empty_reference_is_said_to_be_empty() -> None:
     ],
 )
 def test_what_gives_access_is_never_shown(reference: str, safe: str) -> None:
-    assert unsigned(reference) == safe
-    assert shown(reference) == f"'{safe}'"
+    assert redact_url(reference) == safe
+    assert quoted(reference) == f"'{safe}'"
 
 
 PICTURES = (
@@ -186,7 +186,7 @@ def test_pictures_are_known_by_their_first_bytes(head: bytes) -> None:
 )
 def test_what_else_came_is_said_in_words(head: bytes, sentence: str) -> None:
     assert not is_image(head)
-    assert what_else(head).startswith(sentence)
+    assert describe_unsupported(head).startswith(sentence)
 
 
 class Damaged:

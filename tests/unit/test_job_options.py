@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from darkroom.csv_input.fields import parse_options
 from darkroom.errors import JobRejected
-from darkroom.intake.job_options import parse_options
 from darkroom.jobs import JobOptions
 
 

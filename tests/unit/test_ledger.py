@@ -23,21 +23,19 @@ from hypothesis.stateful import (
 )
 from PIL import Image
 
-from darkroom.calls import CallFailed, EditAnswer, Outcome
-from darkroom.editing.heartbeat import Leases
-from darkroom.editing.row_editor import RowEditor
-from darkroom.editing.row_errand import RowErrand
-from darkroom.editing.storing import ImageStorage
+from darkroom.calls import CallFailed, EditResult, Outcome
+from darkroom.dispatch.dispatcher import CallContext, Dispatcher, DispatchResult
+from darkroom.editor.call_context import RowCallContext
+from darkroom.editor.heartbeat import Leases
+from darkroom.editor.image_storage import ImageStorage
+from darkroom.editor.row_editor import RowEditor
 from darkroom.endpoints import Endpoint
 from darkroom.errors import DeferRow, RetryRow, RowRejected
-from darkroom.intake.resuming import Fate, fate_of
 from darkroom.jobs import Counters, JobOptions, Run, Totals
-from darkroom.ledger.row_moves import Change, contribution
-from darkroom.ledger.values import RowState
-from darkroom.limits.dispatch import Dispatcher
-from darkroom.limits.errand import Delivery, Errand
+from darkroom.ledger.rows import Change, contribution
 from darkroom.ports import ImageFetcher, ObjectStore, RowLedger, RowQueue
-from darkroom.rows import RowMessage, RowRequest
+from darkroom.rows import RowMessage, RowRequest, RowState
+from darkroom.splitter import ResumeDecision, resume_decision
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.lockstep import Fault, Stepped, Worker, step
 from tests.fakes.services import FakeClock, FakeQueue, FakeStore, FakeTelemetry
@@ -69,27 +67,27 @@ class Provider:
     calls: Counter[tuple[str, str, str, int]] = field(default_factory=Counter)
     next_outcome: str = "image"
 
-    def dispatch(self, errand: Errand, deadline: float) -> Delivery:
+    def dispatch(self, context: CallContext, deadline: float) -> DispatchResult:
         outcome = self.next_outcome
         if outcome == "busy":
             raise DeferRow("no slot", delay_seconds=60)
-        plan = errand.plan(ENDPOINT)
-        errand.before_call(ENDPOINT, plan)
-        record = cast("RowErrand", errand).claim.record
+        plan = context.plan(ENDPOINT)
+        context.before_call(ENDPOINT, plan)
+        record = cast("RowCallContext", context).claim.record
         self.calls[record.run, record.key, record.fingerprint, record.generation] += 1
         answer = step("provider.edit", lambda: self._call(outcome))
-        errand.after_call(ENDPOINT, plan, answer)
+        context.after_call(ENDPOINT, plan, answer)
         if isinstance(answer, CallFailed):
             if answer.outcome.blames_row:
                 raise RowRejected(answer.reason, answer.detail) from answer
             raise RetryRow(answer.reason, answer.detail, endpoint=ENDPOINT.name) from answer
-        return Delivery(answer, plan, ENDPOINT, False, 10, 0, 1)
+        return DispatchResult(answer, plan, ENDPOINT, False, 10, 0, 1)
 
-    def _call(self, outcome: str) -> EditAnswer | CallFailed:
+    def _call(self, outcome: str) -> EditResult | CallFailed:
         match outcome:
             case "image":
                 self.billed += 1
-                return EditAnswer((PICTURE,), "gpt-image-1.5", cost_micro_usd=PRICE)
+                return EditResult((PICTURE,), "gpt-image-1.5", cost_micro_usd=PRICE)
             case "refused":
                 return CallFailed(Outcome.REFUSED, "not this")
             case "billed but lost":
@@ -395,7 +393,10 @@ class World(RuleBasedStateMachine):
                 request=RowRequest(instruction=wish),
                 redo=not resume,
             )
-            if fate_of(known.get(key), message.request.fingerprint(), run) is Fate.QUEUED:
+            if (
+                resume_decision(known.get(key), message.request.fingerprint(), run)
+                is ResumeDecision.QUEUED
+            ):
                 self.queued_keys.append(key)
                 self.visible.append(message)
         count = len(self.queued_keys)

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.report.lines import ReportLine, RowStatus
 from darkroom.report.manifest import OWN_COLUMNS, ManifestFormat, format_usd, guard, header, unguard
+from darkroom.report.rows import ReportRow, RowStatus
 
-LINE = ReportLine(row=0, key="000000", status=RowStatus.SUCCEEDED)
+LINE = ReportRow(row=0, key="000000", status=RowStatus.SUCCEEDED)
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
-def read(*lines: ReportLine, columns: tuple[str, ...] = ()) -> list[dict[str, str]]:
+def read(*lines: ReportRow, columns: tuple[str, ...] = ()) -> list[dict[str, str]]:
     form = ManifestFormat(columns)
     text = form.header() + b"".join(form.line(line) for line in lines)
     return list(csv.DictReader(io.StringIO(text.decode(), newline="")))
@@ -29,7 +29,7 @@ def test_the_columns_are_the_contract() -> None:
 
 
 def test_a_succeeded_row_tells_where_it_came_from() -> None:
-    line = ReportLine(
+    line = ReportRow(
         row=7,
         key="000007",
         status=RowStatus.SUCCEEDED,
@@ -118,25 +118,25 @@ def test_no_guarded_cell_starts_like_a_formula_unless_it_is_a_number(cells: list
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)))
 def test_every_cell_comes_back_as_it_was(cells: list[str]) -> None:
     columns = tuple(f"c{i}" for i in range(len(cells)))
-    line = ReportLine(row=0, key="0", status=RowStatus.FAILED, cells=tuple(cells))
+    line = ReportRow(row=0, key="0", status=RowStatus.FAILED, cells=tuple(cells))
     found = read(line, columns=columns)[0]
     assert [unguard(found[c]) for c in columns] == cells
 
 
 def test_headers_and_details_are_guarded_too() -> None:
-    line = ReportLine(row=0, key="0", status=RowStatus.FAILED, cells=("x",), detail="=cmd|' /C'!A0")
+    line = ReportRow(row=0, key="0", status=RowStatus.FAILED, cells=("x",), detail="=cmd|' /C'!A0")
     form = ManifestFormat(("=evil()",))
     assert form.header().startswith(b"'=evil(),row,")
     assert b",'=cmd|' /C'!A0," in form.line(line)
 
 
 def test_a_detail_stays_on_one_line() -> None:
-    line = ReportLine(row=0, key="0", status=RowStatus.FAILED, detail="two\nlines\r\n here")
+    line = ReportRow(row=0, key="0", status=RowStatus.FAILED, detail="two\nlines\r\n here")
     assert read(line)[0]["detail"] == "two lines here"
 
 
 def test_short_rows_are_padded_and_long_ones_do_not_shift_our_columns() -> None:
-    short = ReportLine(row=0, key="0", status=RowStatus.FAILED, cells=("a",))
-    long = ReportLine(row=1, key="1", status=RowStatus.FAILED, cells=("a", "b", "c"))
+    short = ReportRow(row=0, key="0", status=RowStatus.FAILED, cells=("a",))
+    long = ReportRow(row=1, key="1", status=RowStatus.FAILED, cells=("a", "b", "c"))
     found = read(short, long, columns=("x", "y"))
     assert [(f["x"], f["y"], f["row"]) for f in found] == [("a", "", "0"), ("a", "b", "1")]

@@ -1,6 +1,6 @@
 """docs/models.md says what the table says."""
 
-from darkroom.models.model_table import MODELS
+from darkroom.models.catalog import MODELS
 from darkroom_local.models_page import PAGE, page
 
 

@@ -7,8 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from darkroom.csv_input.names import (
+    OUTPUT_SUFFIXES,
+    UsedNames,
+    check_key,
+    check_output_name,
+    copies,
+)
 from darkroom.errors import Reason, RowRejected
-from darkroom.intake.names import OUTPUT_SUFFIXES, UsedNames, check_key, check_output_name, copies
 from darkroom.jobs import ResultPaths
 
 JOB = ResultPaths("jobs/products")

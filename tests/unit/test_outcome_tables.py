@@ -6,9 +6,8 @@ import httpx2
 import pytest
 from google.genai import types
 
-from darkroom.adapters.gemini_outcomes import FINISH_TABLE, GEMINI_TABLE
-from darkroom.adapters.openai_outcomes import OPENAI_TABLE
-from darkroom.adapters.outcomes import (
+from darkroom.calls import CallFailed, Outcome
+from darkroom.providers.errors import (
     TRANSPORT_TABLE,
     Failure,
     Rule,
@@ -20,7 +19,8 @@ from darkroom.adapters.outcomes import (
     names,
     safe_text,
 )
-from darkroom.calls import CallFailed, Outcome
+from darkroom.providers.gemini import FINISH_TABLE, GEMINI_TABLE
+from darkroom.providers.openai import OPENAI_TABLE
 
 KEY = "sk-proj-abcdefgh12345678"
 

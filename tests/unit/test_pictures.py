@@ -14,8 +14,8 @@ from PIL import Image, ImageCms
 
 from darkroom.calls import CallFailed, Outcome, SourceImage
 from darkroom.errors import Reason, RowRejected
-from darkroom.images import pictures, pixels
-from darkroom.models.model_types import JPEG, PNG, WEBP
+from darkroom.images import codec
+from darkroom.models.catalog import JPEG, PNG, WEBP
 
 ALL = (PNG, JPEG, WEBP)
 
@@ -53,20 +53,20 @@ def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_bytes_that_already_fit_are_passed_on_untouched(kind: str, mode: str) -> None:
     data = encoded(photo(mode=mode), kind)
-    source = pictures.open_source(data, "a.bin")
+    source = codec.open_source(data, "a.bin")
     assert source.data is data
     assert source.mime == f"image/{kind.lower()}"
     assert (source.width, source.height) == (64, 48)
 
 
 def test_the_content_decides_not_the_name() -> None:
-    assert pictures.open_source(encoded(photo(), "PNG"), "photo.jpg").mime == PNG
+    assert codec.open_source(encoded(photo(), "PNG"), "photo.jpg").mime == PNG
 
 
 def test_a_photo_turned_by_exif_is_turned() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
-    source = pictures.open_source(encoded(photo(), "JPEG", exif=exif), "phone.jpg")
+    source = codec.open_source(encoded(photo(), "JPEG", exif=exif), "phone.jpg")
     image = opened(source)
     assert image.size == (48, 64)
     assert source.mime == JPEG
@@ -77,7 +77,7 @@ def test_a_photo_turned_by_exif_is_turned() -> None:
 
 
 def test_cmyk_becomes_rgb_of_about_the_same_colour() -> None:
-    source = pictures.open_source(encoded(photo(mode="CMYK"), "JPEG"), "print.jpg")
+    source = codec.open_source(encoded(photo(mode="CMYK"), "JPEG"), "print.jpg")
     image = opened(source)
     assert image.mode == "RGB"
     red, green, blue = image.getpixel((8, 8))  # type: ignore[misc]
@@ -87,18 +87,18 @@ def test_cmyk_becomes_rgb_of_about_the_same_colour() -> None:
 
 def test_a_broken_colour_profile_does_not_lose_the_picture() -> None:
     data = encoded(photo(mode="CMYK"), "JPEG", icc_profile=b"no profile at all")
-    assert opened(pictures.open_source(data, "print.jpg")).mode == "RGB"
+    assert opened(codec.open_source(data, "print.jpg")).mode == "RGB"
 
 
 def test_a_profile_of_another_colour_space_does_not_lose_the_picture() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     data = encoded(photo(mode="CMYK"), "JPEG", icc_profile=profile)
-    assert opened(pictures.open_source(data, "print.jpg")).mode == "RGB"
+    assert opened(codec.open_source(data, "print.jpg")).mode == "RGB"
 
 
 def test_sixteen_bit_greys_are_scaled_not_cut_off() -> None:
     grey = Image.new("I;16", (8, 8), 32768)
-    image = opened(pictures.open_source(encoded(grey, "PNG"), "scan.png"))
+    image = opened(codec.open_source(encoded(grey, "PNG"), "scan.png"))
     assert image.mode in {"RGB", "L"}
     value = image.convert("L").getpixel((0, 0))
     assert value == pytest.approx(127, abs=2)
@@ -106,9 +106,9 @@ def test_sixteen_bit_greys_are_scaled_not_cut_off() -> None:
 
 def test_a_png_of_sixteen_bit_colour_is_written_with_eight() -> None:
     data = deep_png(4, 3)
-    source = pictures.open_source(data, "scan.png")
+    source = codec.open_source(data, "scan.png")
     assert source.data != data
-    assert not pixels.is_deep_png(source.data)
+    assert not codec.is_deep_png(source.data)
     assert opened(source).size == (4, 3)
 
 
@@ -129,9 +129,9 @@ def deep_png(width: int, height: int) -> bytes:
 
 def test_a_palette_becomes_colours_and_keeps_its_transparency() -> None:
     palette = photo().convert("P")
-    assert opened(pictures.open_source(encoded(palette, "PNG"), "p.png")).mode == "RGB"
+    assert opened(codec.open_source(encoded(palette, "PNG"), "p.png")).mode == "RGB"
     data = encoded(palette, "PNG", transparency=palette.getpixel((0, 0)))
-    image = opened(pictures.open_source(data, "p.png"))
+    image = opened(codec.open_source(data, "p.png"))
     assert image.mode == "RGBA"
     assert image.getpixel((0, 0))[3] == 0  # type: ignore[index]
 
@@ -140,7 +140,7 @@ def test_a_palette_becomes_colours_and_keeps_its_transparency() -> None:
 def test_of_an_animation_the_first_picture_counts(kind: str) -> None:
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "lime")
     data = encoded(first, kind, save_all=True, append_images=[second])
-    image = opened(pictures.open_source(data, "a"))
+    image = opened(codec.open_source(data, "a"))
     assert getattr(image, "n_frames", 1) == 1
     red, green, _ = image.convert("RGB").getpixel((4, 4))  # type: ignore[misc]
     assert red > 200
@@ -149,7 +149,7 @@ def test_of_an_animation_the_first_picture_counts(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "AVIF"])
 def test_other_formats_that_pillow_reads_are_rewritten(kind: str) -> None:
-    assert opened(pictures.open_source(encoded(photo(), kind), "a")).size == (64, 48)
+    assert opened(codec.open_source(encoded(photo(), kind), "a")).size == (64, 48)
 
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 64
@@ -171,7 +171,7 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 64
 )
 def test_what_is_no_usable_picture_is_refused_in_a_sentence(data: bytes, word: str) -> None:
     with pytest.raises(RowRejected) as caught:
-        pictures.open_source(data, "s3://bucket/it.jpg")
+        codec.open_source(data, "s3://bucket/it.jpg")
     assert caught.value.reason is Reason.BAD_IMAGE
     assert "s3://bucket/it.jpg" in caught.value.detail
     assert word in caught.value.detail
@@ -185,19 +185,19 @@ def bomb(width: int, height: int) -> bytes:
 
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(RowRejected, match="60000x60000 pixels"):
-        pictures.open_source(bomb(60_000, 60_000), "bomb.png")
+        codec.open_source(bomb(60_000, 60_000), "bomb.png")
 
 
 def test_too_many_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "MAX_SOURCE_BYTES", 100)
+    monkeypatch.setattr(codec, "MAX_SOURCE_BYTES", 100)
     with pytest.raises(RowRejected, match="MiB"):
-        pictures.open_source(encoded(photo(), "PNG"), "a.png")
+        codec.open_source(encoded(photo(), "PNG"), "a.png")
 
 
 def test_a_very_large_jpeg_is_read_at_a_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(photo(400, 200), "JPEG")
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 30_000)
-    source = pictures.open_source(data, "large.jpg")
+    monkeypatch.setattr(codec, "MAX_PIXELS", 30_000)
+    source = codec.open_source(data, "large.jpg")
     assert (source.width, source.height) == (200, 100)
     assert opened(source).size == (200, 100)
 
@@ -221,24 +221,24 @@ def test_a_very_large_jpeg_is_read_at_a_fraction(monkeypatch: pytest.MonkeyPatch
     ),
 )
 def test_no_bytes_whatever_raise_anything_but_a_rejection(body: bytes, magic: bytes) -> None:
-    for read in (pictures.open_source, pictures.open_mask):
+    for read in (codec.open_source, codec.open_mask):
         with contextlib.suppress(RowRejected):
             read(magic + body, "x")
-    for use in (pictures.verify, pictures.thumbnail):
+    for use in (codec.verify, codec.thumbnail):
         with contextlib.suppress(ValueError):
             use(magic + body)
 
 
 def test_a_mask_with_transparency_is_passed_on_untouched() -> None:
     data = encoded(photo(mode="RGBA"), "PNG")
-    assert pictures.open_mask(data, "m.png").data is data
+    assert codec.open_mask(data, "m.png").data is data
 
 
 def test_a_black_and_white_mask_is_transparent_where_it_is_white() -> None:
     mask = Image.new("L", (10, 10), 0)
     mask.paste(255, (5, 0, 10, 10))
     for kind in ("PNG", "JPEG"):
-        source = pictures.open_mask(encoded(mask, kind), "m")
+        source = codec.open_mask(encoded(mask, kind), "m")
         assert source.mime == PNG
         alpha = opened(source).getchannel("A")
         assert alpha.getpixel((0, 0)) > 250  # type: ignore[operator]
@@ -246,27 +246,27 @@ def test_a_black_and_white_mask_is_transparent_where_it_is_white() -> None:
 
 
 def test_a_mask_takes_the_size_of_its_picture() -> None:
-    source = pictures.open_mask(encoded(photo(mode="RGBA"), "PNG"), "m")
-    assert opened(pictures.resize_mask(source, 30, 20)).size == (30, 20)
+    source = codec.open_mask(encoded(photo(mode="RGBA"), "PNG"), "m")
+    assert opened(codec.resize_mask(source, 30, 20)).size == (30, 20)
 
 
 def source_of(image: Image.Image, kind: str) -> SourceImage:
-    return pictures.open_source(encoded(image, kind), "a")
+    return codec.open_source(encoded(image, kind), "a")
 
 
 def test_a_picture_that_fits_is_not_touched() -> None:
     source = source_of(photo(), "PNG")
-    assert pictures.fit(source, ALL, 10**6) is source
+    assert codec.fit(source, ALL, 10**6) is source
 
 
 def test_a_format_that_the_model_does_not_take_is_changed_at_full_size() -> None:
-    fitted = pictures.fit(source_of(photo(), "WEBP"), (PNG,), 10**6)
+    fitted = codec.fit(source_of(photo(), "WEBP"), (PNG,), 10**6)
     assert (fitted.mime, fitted.width, fitted.height) == (PNG, 64, 48)
 
 
 def test_less_detail_comes_before_fewer_pixels() -> None:
     source = source_of(noise(300, 300), "PNG")
-    fitted = pictures.fit(source, ALL, len(source.data) - 1)
+    fitted = codec.fit(source, ALL, len(source.data) - 1)
     assert (fitted.width, fitted.height) == (300, 300)
     assert fitted.mime != PNG
 
@@ -275,7 +275,7 @@ def test_less_detail_comes_before_fewer_pixels() -> None:
 @pytest.mark.parametrize("most", [60_000, 20_000, 5_000])
 def test_a_shrunk_picture_is_small_enough_and_keeps_its_shape(mode: str, most: int) -> None:
     source = source_of(noise(400, 300, mode), "PNG")
-    fitted = pictures.fit(source, ALL, most)
+    fitted = codec.fit(source, ALL, most)
     assert len(fitted.data) <= most
     assert fitted.width / fitted.height == pytest.approx(4 / 3, rel=0.05)
     assert ("A" in opened(fitted).getbands()) == ("A" in mode)
@@ -283,20 +283,20 @@ def test_a_shrunk_picture_is_small_enough_and_keeps_its_shape(mode: str, most: i
 
 def test_a_picture_that_nothing_makes_small_enough_is_bad() -> None:
     with pytest.raises(RowRejected) as caught:
-        pictures.fit(source_of(noise(400, 300), "PNG"), ALL, 10)
+        codec.fit(source_of(noise(400, 300), "PNG"), ALL, 10)
     assert caught.value.reason is Reason.BAD_IMAGE
 
 
 def test_a_square_picture_gets_transparent_bars() -> None:
     source = source_of(photo(), "PNG")
-    squared = pictures.square(source)
+    squared = codec.square(source)
     image = opened(squared)
     assert image.size == (64, 64)
     assert image.getpixel((5, 1))[3] == 0  # type: ignore[index]
     assert image.getpixel((5, 32))[3] == 255  # type: ignore[index]
-    assert pictures.square(squared) is squared
-    assert pictures.has_transparency(squared)
-    assert not pictures.has_transparency(source)
+    assert codec.square(squared) is squared
+    assert codec.has_transparency(squared)
+    assert not codec.has_transparency(source)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_an_answer_takes_the_format_of_the_output_name(
     extension: str, kind: str, mime: str, given_kind: str
 ) -> None:
     data = encoded(photo(), given_kind)
-    rendered, content_type = pictures.render(data, extension)
+    rendered, content_type = codec.render(data, extension)
     assert content_type == mime
     assert Image.open(io.BytesIO(rendered)).format == kind
     assert (rendered is data) == (kind == given_kind)
@@ -321,18 +321,18 @@ def test_an_answer_takes_the_format_of_the_output_name(
 
 def test_a_transparent_answer_becomes_white_in_a_jpeg() -> None:
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
-    rendered, _ = pictures.render(encoded(clear, "PNG"), "jpg")
+    rendered, _ = codec.render(encoded(clear, "PNG"), "jpg")
     assert Image.open(io.BytesIO(rendered)).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_an_unknown_extension_is_an_error_of_the_caller() -> None:
     with pytest.raises(ValueError, match="gif"):
-        pictures.render(encoded(photo(), "PNG"), "gif")
+        codec.render(encoded(photo(), "PNG"), "gif")
 
 
 def test_an_answer_that_does_not_decode_is_unavailable() -> None:
     with pytest.raises(CallFailed) as caught:
-        pictures.render(b"\x89PNG no", "png")
+        codec.render(b"\x89PNG no", "png")
     assert caught.value.outcome is Outcome.UNAVAILABLE
     assert caught.value.maybe_charged
 
@@ -347,7 +347,7 @@ def test_an_answer_that_does_not_decode_is_unavailable() -> None:
     ],
 )
 def test_a_thumbnail_is_a_small_webp_of_the_same_shape(make: Callable[[], bytes]) -> None:
-    thumb = pictures.thumbnail(make())
+    thumb = codec.thumbnail(make())
     image = Image.open(io.BytesIO(thumb))
     assert image.format == "WEBP"
     assert image.size == (320, 160)
@@ -358,14 +358,14 @@ def test_a_thumbnail_of_a_turned_photo_is_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 8
     data = encoded(photo(600, 300), "JPEG", exif=exif)
-    assert Image.open(io.BytesIO(pictures.thumbnail(data))).size == (160, 320)
+    assert Image.open(io.BytesIO(codec.thumbnail(data))).size == (160, 320)
 
 
 def test_a_thumbnail_does_not_enlarge() -> None:
-    assert Image.open(io.BytesIO(pictures.thumbnail(encoded(photo(), "PNG")))).size == (64, 48)
+    assert Image.open(io.BytesIO(codec.thumbnail(encoded(photo(), "PNG")))).size == (64, 48)
 
 
 def test_a_jpeg_of_needless_quality_keeps_its_pixels() -> None:
-    source = pictures.open_source(encoded(noise(400, 300), "JPEG", quality=100), "fine.jpg")
-    fitted = pictures.fit(source, ALL, len(source.data) * 6 // 10)
+    source = codec.open_source(encoded(noise(400, 300), "JPEG", quality=100), "fine.jpg")
+    fitted = codec.fit(source, ALL, len(source.data) * 6 // 10)
     assert (fitted.mime, fitted.width, fitted.height) == (JPEG, 400, 300)

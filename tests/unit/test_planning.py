@@ -10,13 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from darkroom.calls import CallPlan, Provider, SourceImage
-from darkroom.images import pictures
-from darkroom.limits.dispatch import Ineligible
+from darkroom.dispatch.dispatcher import Ineligible
+from darkroom.images import codec
 from darkroom.models import sizes
-from darkroom.models.capabilities import find
-from darkroom.models.model_table import MODELS
-from darkroom.models.model_types import JPEG, MIB, PNG, WEBP, Model
-from darkroom.models.planning import plan_call
+from darkroom.models.catalog import JPEG, MIB, MODELS, PNG, WEBP, Model, find
+from darkroom.models.planner import plan_call
 from darkroom.rows import RowRequest
 
 GEMINI, OPENAI = Provider.GEMINI, Provider.OPENAI
@@ -31,14 +29,14 @@ def picture(
         image.putalpha(100)
     out = io.BytesIO()
     image.save(out, kind)
-    return pictures.open_source(out.getvalue(), name)
+    return codec.open_source(out.getvalue(), name)
 
 
 @cache
 def a_mask(width: int = 60, height: int = 40) -> SourceImage:
     out = io.BytesIO()
     Image.new("RGBA", (width, height), (0, 0, 0, 0)).save(out, "PNG")
-    return pictures.open_mask(out.getvalue(), "mask.png")
+    return codec.open_mask(out.getvalue(), "mask.png")
 
 
 def plan(

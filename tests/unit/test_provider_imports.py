@@ -11,11 +11,11 @@ HEAVY = ("openai", "google.genai", "PIL.Image", "boto3")
 @pytest.mark.parametrize(
     "module",
     [
-        "darkroom.models.planning",
-        "darkroom.images.pictures",
-        "darkroom.models.capabilities",
-        "darkroom.adapters.gemini_images",
-        "darkroom.adapters.openai_images",
+        "darkroom.models.planner",
+        "darkroom.images.codec",
+        "darkroom.models.catalog",
+        "darkroom.providers.gemini",
+        "darkroom.providers.openai",
     ],
 )
 def test_a_module_of_the_providers_loads_nothing_heavy(module: str) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from darkroom.csv_input.reader import JobRow
 from darkroom.errors import JobRejected, Reason, ServiceUnavailable
-from darkroom.intake.csv_rows import JobRow
 from darkroom.jobs import JobOptions
-from darkroom.ledger.values import RowResult, RowState
-from darkroom.report.message import message
-from darkroom.report.reporting import ReportOutcome
+from darkroom.report.notification import message
+from darkroom.report.reporter import ReportOutcome
 from darkroom.report.summary import JobSummary
+from darkroom.rows import RowResult, RowState
 from tests.fakes.ledger import FakeLedger
 from tests.fakes.services import FakeStore
 from tests.report_world import JOB, MADE, World, a_run

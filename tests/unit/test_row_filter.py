@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from darkroom.csv_input.fields import ALL_ROWS, parse_row_filter
 from darkroom.errors import JobRejected
-from darkroom.intake.row_filter import ALL_ROWS, parse_row_filter
 
 PART = st.one_of(
     st.integers(0, 40).map(lambda row: (f"{row}", range(row, row + 1))),

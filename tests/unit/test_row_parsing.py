@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from darkroom.csv_input.fields import ALIASES, read_columns
+from darkroom.csv_input.row_parser import parse_row, row_key
 from darkroom.errors import Reason, RowRejected
-from darkroom.intake.columns import ALIASES, read_columns
-from darkroom.intake.row_parsing import parse_row, row_key
 from darkroom.jobs import JobOptions
 from darkroom.rows import RowMessage, RowRequest
 

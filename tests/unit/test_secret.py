@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
-from darkroom.adapters.secret import SecretsManagerSource
+from darkroom.aws.secrets import SecretsManagerSource
 from darkroom.errors import ConfigurationError
 from tests.fakes.services import FakeClock, FakeTelemetry
 

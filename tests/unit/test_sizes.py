@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom.models import sizes
-from darkroom.models.model_table import MODELS
+from darkroom.models.catalog import MODELS
 
 GPT = ("1024x1024", "1024x1536", "1536x1024")
 RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darkroom.errors import Reason, ServiceUnavailable
-from darkroom.intake.splitting import LEASE_SECONDS, MAX_HOPS, CsvUploaded
 from darkroom.jobs import RunState, Totals
-from darkroom.ledger.values import RowResult, RowState
+from darkroom.rows import RowResult, RowState
+from darkroom.splitter import LEASE_SECONDS, MAX_CONTINUATIONS, CsvUploaded
 from tests.fakes.csv_files import HEADER
 from tests.fakes.splitting import JOB, Crash, Fuse, World, failing
 
@@ -169,8 +169,8 @@ def test_a_long_file_goes_on_in_new_invocations_where_it_stopped(index: bool, ba
     if index:
         lines = text.splitlines()
         text = "\n".join([lines[0] + ",index", *(f"{r},k{i}" for i, r in enumerate(lines[1:]))])
-    hops = world.split_and_go_on(world.upload(text), batches)
-    assert hops == -(-13 // batches) + (13 % batches == 0)
+    continuations = world.split_and_go_on(world.upload(text), batches)
+    assert continuations == -(-13 // batches) + (13 % batches == 0)
     assert rows_sent(world) == list(range(1_250))
     assert world.run.totals == Totals(rows=1_250, queued=1_250)
     assert world.run.state is RunState.RUNNING
@@ -178,8 +178,8 @@ def test_a_long_file_goes_on_in_new_invocations_where_it_stopped(index: bool, ba
 
 def test_hops_without_end_are_stopped() -> None:
     world = World()
-    hops = world.split_and_go_on(world.upload(csv_of(100 * (MAX_HOPS + 5))), 1)
-    assert hops == MAX_HOPS + 1
+    continuations = world.split_and_go_on(world.upload(csv_of(100 * (MAX_CONTINUATIONS + 5))), 1)
+    assert continuations == MAX_CONTINUATIONS + 1
     assert world.run.state is RunState.FAILED
     assert "after 100 invocations the splitter was at row 10,100" in str(world.run.reason)
 

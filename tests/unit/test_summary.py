@@ -6,22 +6,29 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.errors import Reason
+from darkroom.errors import REMEDIATIONS, Reason, remediation
 from darkroom.report import sampling
-from darkroom.report.advice import ADVICE, advice
-from darkroom.report.chart import MOST_BARS, Timeline
-from darkroom.report.lines import ReportLine, RowStatus
+from darkroom.report.rows import ReportRow, RowStatus
 from darkroom.report.sampling import GallerySelection, Reservoir
-from darkroom.report.summary import JobSummary, Results, SourceSummary, utc
-from darkroom.report.tally import MOST_WARNINGS, Latencies, Tally
+from darkroom.report.summary import (
+    MOST_BARS,
+    MOST_WARNINGS,
+    JobSummary,
+    Latencies,
+    Results,
+    SourceSummary,
+    Tally,
+    Timeline,
+    utc,
+)
 from tests.report_world import a_run
 
 
-def line(row: int = 0, status: RowStatus = RowStatus.SUCCEEDED, **changes: object) -> ReportLine:
-    return ReportLine(row=row, key=f"{row:06d}", status=status, **changes)  # type: ignore[arg-type]
+def line(row: int = 0, status: RowStatus = RowStatus.SUCCEEDED, **changes: object) -> ReportRow:
+    return ReportRow(row=row, key=f"{row:06d}", status=status, **changes)  # type: ignore[arg-type]
 
 
-def tally_of(*lines: ReportLine) -> Tally:
+def tally_of(*lines: ReportRow) -> Tally:
     tally = Tally()
     for one in lines:
         tally.add(one)
@@ -84,12 +91,12 @@ def test_errors_are_classed_with_the_most_frequent_first() -> None:
         6,
         "no",
     )
-    assert (second.status, second.what_to_do) == ("dead", ADVICE[Reason.UNAVAILABLE])
+    assert (second.status, second.what_to_do) == ("dead", REMEDIATIONS[Reason.UNAVAILABLE])
 
 
 def test_every_reason_has_advice_and_an_unknown_one_too() -> None:
-    assert set(ADVICE) == set(Reason)
-    assert advice("from_the_future")
+    assert set(REMEDIATIONS) == set(Reason)
+    assert remediation("from_the_future")
 
 
 def test_warnings_are_counted_and_bounded() -> None:

@@ -3,7 +3,8 @@ import uuid
 
 import pytest
 
-from darkroom.adapters.telemetry import PowertoolsTelemetry
+from darkroom.aws.telemetry import PowertoolsTelemetry
+from darkroom.metrics import Metric
 
 
 def _lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
@@ -30,7 +31,7 @@ def test_stack_metrics_have_the_stack_as_their_only_dimension(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     telemetry = _telemetry()
-    telemetry.metric("RowsSucceeded")
+    telemetry.metric(Metric.ROWS_SUCCEEDED)
     telemetry.flush()
     (line,) = _lines(capsys)
     assert _emf(line)["Namespace"] == "Darkroom"
@@ -43,9 +44,9 @@ def test_endpoint_metrics_count_for_the_stack_and_for_the_endpoint(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     telemetry = _telemetry()
-    telemetry.metric("ProviderCalls", endpoint="gemini-main")
-    telemetry.metric("ProviderLatency", 120.0, endpoint="gemini-main", unit="Milliseconds")
-    telemetry.metric("ProviderCalls", endpoint="openai-main")
+    telemetry.metric(Metric.PROVIDER_CALLS, endpoint="gemini-main")
+    telemetry.metric(Metric.PROVIDER_LATENCY, 120.0, endpoint="gemini-main")
+    telemetry.metric(Metric.PROVIDER_CALLS, endpoint="openai-main")
     telemetry.flush()
     gemini, openai = _lines(capsys)
     assert _emf(gemini)["Dimensions"] == [["Stack"], ["Stack", "Endpoint"]]
@@ -58,7 +59,7 @@ def test_no_value_is_lost_when_one_metric_has_more_than_100(
 ) -> None:
     telemetry = _telemetry()
     for value in range(250):
-        telemetry.metric("SlotWait", value, unit="Milliseconds")
+        telemetry.metric(Metric.SLOT_WAIT, value)
     telemetry.flush()
     values = [v for line in _lines(capsys) for v in line["SlotWait"]]  # type: ignore[attr-defined]
     assert values == [float(v) for v in range(250)]
@@ -68,7 +69,7 @@ def test_flush_prints_each_metric_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     telemetry = _telemetry()
-    telemetry.metric("RowsFailed")
+    telemetry.metric(Metric.ROWS_FAILED)
     telemetry.flush()
     capsys.readouterr()
     telemetry.flush()

@@ -1,8 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from darkroom.adapters.upload_events import as_event, uploads_in
-from darkroom.intake.splitting import CsvUploaded
+from darkroom.aws.events import continuation_event, uploads_in
+from darkroom.splitter import CsvUploaded
 
 
 def _upload(key: str = "jobs/products.csv", version: str | None = "v1") -> CsvUploaded:
@@ -11,16 +11,16 @@ def _upload(key: str = "jobs/products.csv", version: str | None = "v1") -> CsvUp
 
 @pytest.mark.parametrize("key", ["jobs/a b+c.csv", "jobs/ä/ü%20.csv", "x.csv.gz"])
 def test_an_event_read_back_is_the_same_upload_whatever_its_key(key: str) -> None:
-    assert list(uploads_in(as_event(_upload(key)))) == [_upload(key)]
+    assert list(uploads_in(continuation_event(_upload(key)))) == [_upload(key)]
 
 
 def test_an_event_tells_the_run_that_the_first_event_told() -> None:
-    (again,) = uploads_in(as_event(_upload()))
+    (again,) = uploads_in(continuation_event(_upload()))
     assert again.run == _upload().run
 
 
 def test_an_upload_without_a_version_stays_without_one() -> None:
-    (again,) = uploads_in(as_event(_upload(version=None)))
+    (again,) = uploads_in(continuation_event(_upload(version=None)))
     assert again.version_id is None
 
 

@@ -15,11 +15,10 @@ from botocore.response import StreamingBody
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.adapters.fetch import SafeImageFetcher
+from darkroom.csv_input.row_parser import split_references
 from darkroom.errors import Reason, RetryRow, RowRejected
-from darkroom.images.addresses import is_public
-from darkroom.images.image_urls import HostList, ImageRules
-from darkroom.intake.image_lists import split_references
+from darkroom.fetcher import SafeImageFetcher
+from darkroom.images.references import HostList, ImageRules, is_public
 from tests.fakes.internet import FakeInternet, http_answer, moved
 
 CORPUS = yaml.safe_load((Path(__file__).parents[1] / "corpus/urls.yaml").read_text())

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from darkroom.calls import Provider
+from darkroom.dispatch.dispatcher import Dispatcher, DispatchResult
 from darkroom.endpoints import EndpointsSecret
 from darkroom.errors import DarkroomError, DeferRow
-from darkroom.limits.dispatch import Delivery, Dispatcher
 from tests.fakes.dispatching import FakeSecretSource, PlainErrand, gemini, openai, secret
 from tests.fakes.endpoint_states import InMemoryEndpointStates
 from tests.fakes.services import FakeTelemetry
@@ -33,7 +33,9 @@ class Fleet:
     time: VirtualTime = field(default_factory=VirtualTime)
     states: InMemoryEndpointStates = field(default_factory=InMemoryEndpointStates)
     telemetry: FakeTelemetry = field(default_factory=FakeTelemetry)
-    rows: list[tuple[float, float, Delivery]] = field(default_factory=list)  # begun, took, came
+    rows: list[tuple[float, float, DispatchResult]] = field(
+        default_factory=list
+    )  # begun, took, came
     errors: list[DarkroomError] = field(default_factory=list)
 
     def run(self, providers: Mapping[Provider, StrictProvider]) -> None:
@@ -146,7 +148,7 @@ def test_in_flight_is_never_passed_and_hardly_ever_idle(processes: int) -> None:
     provider = StrictProvider(fleet.time, latency=30.0, per_minute=10)
     fleet.run({Provider.GEMINI: provider})
     assert provider.most_in_flight <= 4
-    possible = 4 / 30 * 840  # the places, not the pace, are what is scarce
+    possible = 4 / 30 * 840  # the places, not the timings, are what is scarce
     assert within(provider.allowed, 60, 900) >= 0.85 * possible
 
 

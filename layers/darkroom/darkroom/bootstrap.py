@@ -15,19 +15,17 @@ from darkroom.calls import Provider
 from darkroom.settings import Settings
 
 if TYPE_CHECKING:
-    from darkroom.adapters.clock import SystemClock
-    from darkroom.adapters.ledger_table import LedgerTable
-    from darkroom.adapters.object_store import S3ObjectStore
-    from darkroom.adapters.row_queue import SqsRowQueue
-    from darkroom.adapters.telemetry import PowertoolsTelemetry
-    from darkroom.editing.batch import EditorBatch
-    from darkroom.editing.completion import Completion
-    from darkroom.editing.row_editor import RowEditor
-    from darkroom.intake.splitting import CsvUploaded, Splitter
+    from darkroom.aws.ledger_table import LedgerTable
+    from darkroom.aws.s3 import S3ObjectStore
+    from darkroom.aws.sqs import SqsRowQueue
+    from darkroom.aws.telemetry import PowertoolsTelemetry
+    from darkroom.dispatch.dispatcher import Dispatcher
+    from darkroom.editor.batch import Completion, EditorBatch
+    from darkroom.editor.row_editor import RowEditor
     from darkroom.jobs import Run
-    from darkroom.limits.dispatch import Dispatcher
-    from darkroom.ports import ImageEditor
-    from darkroom.report.reporting import Reporter
+    from darkroom.ports import ImageEditor, SystemClock
+    from darkroom.report.reporter import Reporter
+    from darkroom.splitter import CsvUploaded, Splitter
 
 
 @contextmanager
@@ -42,12 +40,12 @@ def invocation(request_id: str) -> Iterator[None]:
 
 @cache
 def splitter() -> "Splitter":
-    from darkroom.adapters.csv_source import S3CsvStore
-    from darkroom.adapters.upload_events import as_event
-    from darkroom.intake.splitting import Splitter
+    from darkroom.aws.events import continuation_event
+    from darkroom.aws.s3 import S3CsvStore
+    from darkroom.splitter import Splitter
 
     def continue_later(upload: "CsvUploaded") -> None:
-        _start(os.environ["AWS_LAMBDA_FUNCTION_NAME"], as_event(upload))
+        _start(os.environ["AWS_LAMBDA_FUNCTION_NAME"], continuation_event(upload))
 
     return Splitter(
         runs=_ledger(),
@@ -64,8 +62,8 @@ def splitter() -> "Splitter":
 
 @cache
 def editor() -> "EditorBatch":
-    from darkroom.editing.batch import EditorBatch
-    from darkroom.editing.heartbeat import Heartbeat
+    from darkroom.editor.batch import EditorBatch
+    from darkroom.editor.heartbeat import Heartbeat
 
     return EditorBatch(
         editor=_row_editor(),
@@ -81,11 +79,10 @@ def editor() -> "EditorBatch":
 
 @cache
 def reporter() -> "Reporter":
-    from darkroom.adapters.csv_source import S3CsvStore
-    from darkroom.adapters.multipart import S3Uploads
-    from darkroom.adapters.topic import SnsTopic
-    from darkroom.intake.csv_rows import JobRows, read_job_rows
-    from darkroom.report.reporting import Reporter
+    from darkroom.aws.events import SnsTopic
+    from darkroom.aws.s3 import S3CsvStore, S3Uploads
+    from darkroom.csv_input.reader import JobRows, read_job_rows
+    from darkroom.report.reporter import Reporter
 
     csv_store = S3CsvStore(_client("s3"))
 
@@ -105,9 +102,9 @@ def reporter() -> "Reporter":
 
 
 def _row_editor() -> "RowEditor":
-    from darkroom.adapters.fetch import SafeImageFetcher
-    from darkroom.editing.row_editor import RowEditor
-    from darkroom.editing.storing import ImageStorage
+    from darkroom.editor.image_storage import ImageStorage
+    from darkroom.editor.row_editor import RowEditor
+    from darkroom.fetcher import SafeImageFetcher
 
     return RowEditor(
         rows=_ledger(),
@@ -122,9 +119,9 @@ def _row_editor() -> "RowEditor":
 
 
 def _dispatcher() -> "Dispatcher":
-    from darkroom.adapters.endpoint_states import DynamoDBEndpointStates
-    from darkroom.adapters.secret import SecretsManagerSource
-    from darkroom.limits.dispatch import Dispatcher
+    from darkroom.aws.endpoint_table import DynamoDBEndpointStates
+    from darkroom.aws.secrets import SecretsManagerSource
+    from darkroom.dispatch.dispatcher import Dispatcher
 
     secret = SecretsManagerSource(
         _client("secretsmanager"), _settings().endpoints_secret_arn, _clock(), telemetry()
@@ -137,17 +134,17 @@ def _dispatcher() -> "Dispatcher":
 def _image_editor(provider: Provider) -> "ImageEditor":
     """Each SDK is imported when its provider is first needed: openai only in a fallback."""
     if provider is Provider.GEMINI:
-        from darkroom.adapters.gemini_images import GeminiImageEditor
+        from darkroom.providers.gemini import GeminiImageEditor
 
         return GeminiImageEditor()
-    from darkroom.adapters.openai_images import OpenAIImageEditor
+    from darkroom.providers.openai import OpenAIImageEditor
 
     return OpenAIImageEditor()
 
 
 @cache
 def telemetry() -> "PowertoolsTelemetry":
-    from darkroom.adapters.telemetry import PowertoolsTelemetry
+    from darkroom.aws.telemetry import PowertoolsTelemetry
 
     service = os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "darkroom")
     return PowertoolsTelemetry(_settings().stack_name, service)
@@ -160,7 +157,7 @@ def _settings() -> Settings:
 
 @cache
 def _clock() -> "SystemClock":
-    from darkroom.adapters.clock import SystemClock
+    from darkroom.ports import SystemClock
 
     return SystemClock()
 
@@ -183,14 +180,14 @@ def _client(service: str) -> Any:
 
 @cache
 def _ledger() -> "LedgerTable":
-    from darkroom.adapters.ledger_table import LedgerTable
+    from darkroom.aws.ledger_table import LedgerTable
 
     return LedgerTable(_client("dynamodb"), _settings().ledger_table)
 
 
 @cache
 def _queue() -> "SqsRowQueue":
-    from darkroom.adapters.row_queue import SqsRowQueue
+    from darkroom.aws.sqs import SqsRowQueue
 
     return SqsRowQueue(
         _client("sqs"), _settings().rows_queue_url, _settings().dead_letter_queue_url
@@ -199,13 +196,13 @@ def _queue() -> "SqsRowQueue":
 
 @cache
 def _results() -> "S3ObjectStore":
-    from darkroom.adapters.object_store import S3ObjectStore
+    from darkroom.aws.s3 import S3ObjectStore
 
     return S3ObjectStore(_client("s3"), _settings().results_bucket)
 
 
 def _completion() -> "Completion":
-    from darkroom.editing.completion import Completion
+    from darkroom.editor.batch import Completion
 
     return Completion(_ledger(), _request_report, telemetry())
 
@@ -215,6 +212,6 @@ def _request_report(job: str) -> None:
 
 
 def _start(function: str, event: dict[str, object]) -> None:
-    from darkroom.adapters.functions import LambdaFunctions
+    from darkroom.aws.events import LambdaFunctions
 
     LambdaFunctions(_client("lambda")).start(function, event)

@@ -76,7 +76,7 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class EditAnswer:
+class EditResult:
     """Images that decoded. `cost_micro_usd` is None where the model's price is not known."""
 
     images: tuple[bytes, ...] = field(repr=False)

@@ -80,7 +80,7 @@ class Checkpoint:
 
     offset: int = 0
     row: int = 0
-    hops: int = 0
+    continuations: int = 0
     totals: Totals = Totals()
 
 

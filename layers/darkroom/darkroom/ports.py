@@ -1,17 +1,24 @@
 """The outside services, as small Protocols in our own words. Adapters implement them."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import IO, Protocol
 
 from pydantic import SecretStr
 
-from darkroom.calls import CallPlan, EditAnswer
+from darkroom.calls import CallPlan, EditResult
+from darkroom.endpoint_state import (
+    EndpointState,
+    KeyCooldown,
+    Report,
+    Reservation,
+    ReservationRequest,
+)
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.jobs import Checkpoint, Counters, Run, Totals
-from darkroom.ledger.values import Claim, NotClaimed, NotSent, RowRecord, RowResult
-from darkroom.limits.endpoint_state import Ask, Booking, EndpointState, KeyRest, Report
-from darkroom.rows import RowMessage
+from darkroom.metrics import Metric
+from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowRecord, RowResult
 
 
 class Clock(Protocol):
@@ -28,7 +35,7 @@ class ImageEditor(Protocol):
 
     def edit(
         self, plan: CallPlan, endpoint: Endpoint, key: SecretStr, timeout_seconds: float
-    ) -> EditAnswer:
+    ) -> EditResult:
         """Make one call, no retries, given up after `timeout_seconds` in all.
 
         Raises CallFailed.
@@ -62,7 +69,9 @@ class EndpointStates(Protocol):
 
     def read(self, endpoint: str) -> EndpointState: ...
 
-    def book(self, endpoint: str, ask: Ask, guess: EndpointState | None = None) -> Booking:
+    def book(
+        self, endpoint: str, ask: ReservationRequest, guess: EndpointState | None = None
+    ) -> Reservation:
         """Book the earliest slot by `limiter.decide`; a `guess`, the last state, saves a try."""
 
     def settle(self, endpoint: str, report: Report) -> EndpointState:
@@ -80,7 +89,7 @@ class EndpointStates(Protocol):
     def rest(self, endpoint: str, until: int) -> EndpointState:
         """Close the endpoint until then, as the provider asked, unless it is closed for longer."""
 
-    def rest_key(self, endpoint: str, fingerprint: str, rest: KeyRest) -> EndpointState: ...
+    def rest_key(self, endpoint: str, fingerprint: str, rest: KeyCooldown) -> EndpointState: ...
 
 
 class Telemetry(Protocol):
@@ -89,9 +98,7 @@ class Telemetry(Protocol):
     def bound(self, **fields: object) -> AbstractContextManager[None]:
         """Adds fields (job, row, ...) to every line logged inside, in this thread only."""
 
-    def metric(
-        self, name: str, value: float = 1, *, endpoint: str | None = None, unit: str = "Count"
-    ) -> None: ...
+    def metric(self, metric: Metric, value: float = 1, *, endpoint: str | None = None) -> None: ...
 
     def info(self, event: str, **fields: object) -> None: ...
 
@@ -232,3 +239,16 @@ class ObjectStore(Protocol):
         """User metadata and, as `etag`, the object's own; None when there is no such object."""
 
     def get(self, key: str) -> bytes | None: ...
+
+
+# The real clock.
+
+
+class SystemClock:
+    """Implements ports.Clock."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(max(0.0, seconds))

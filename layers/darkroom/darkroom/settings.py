@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from darkroom.errors import ConfigurationError
+from darkroom.formatting import describe_validation
 
 
 class Settings(BaseModel):
@@ -44,6 +45,8 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            name = str(first["loc"][0]).upper() if first["loc"] else "environment"
-            raise ConfigurationError(f"{name}: {first['msg']}") from error
+            names = {str(problem["loc"][0]) for problem in error.errors() if problem["loc"]}
+            text = describe_validation(error)
+            for name in names:
+                text = text.replace(name, name.upper())
+            raise ConfigurationError(text) from error

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import boto3
 
-from darkroom.adapters.upload_events import uploads_in
+from darkroom.aws.events import uploads_in
 from darkroom_local.processes import ROOT
 from darkroom_local.sam_local.environment import ENDPOINT, Environments, of_stack
 

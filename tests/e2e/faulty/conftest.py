@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from darkroom.adapters.upload_events import uploads_in
+from darkroom.aws.events import uploads_in
 from darkroom.rows import RowMessage, RowRequest
 from darkroom_local import stack
 from darkroom_local.processes import wait_until

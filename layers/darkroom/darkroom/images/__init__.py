@@ -1,1 +1,1 @@
-"""Pictures: which references may be followed, what bytes are, decoding and encoding."""
+"""Images: which references may be followed, file types, decoding and encoding."""

@@ -1,1 +1,1 @@
-"""The states of rows and runs and the moves between them, as pure values."""
+"""The states of rows and runs and the transitions between them, as pure values."""

@@ -1,1 +1,1 @@
-"""The image models as data, and a row's request fitted to one of them."""
+"""The image models as data, and how a request is fitted to one of them."""

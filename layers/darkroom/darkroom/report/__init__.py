@@ -1,1 +1,1 @@
-"""What the user gets at the end of a job: manifest.csv, job.json, report.html and a message."""
+"""The results of a job: manifest.csv, job.json, report.html and a notification."""

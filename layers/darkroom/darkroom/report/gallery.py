@@ -1,23 +1,479 @@
-"""report.html and its further pages: static, self-contained, readable without a script."""
+"""HTML that escapes by construction: text goes in as str, only `tag` makes markup.
 
+A page of a few elements needs no template engine; a string that did not come from `tag` can only
+ever be text.
+"""
+
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from hashlib import sha256
+from html import escape
+from importlib.resources import files
 from itertools import batched
+from urllib.parse import quote
 
+from darkroom.errors import remediation
+from darkroom.formatting import duration, money
 from darkroom.jobs import ResultPaths
-from darkroom.report.cards import Thumbs, card, provider_class
-from darkroom.report.header import error_item, heading, panels, tiles
-from darkroom.report.html import Child, Safe, tag
-from darkroom.report.lines import ReportLine, RowStatus
-from darkroom.report.page import PROVIDERS, STATUSES, page
-from darkroom.report.summary import JobSummary
+from darkroom.report import summary as chart
+from darkroom.report.rows import ReportRow, RowStatus
+from darkroom.report.summary import EndpointSummary, ErrorClass, JobSummary
+
+type Child = Safe | str | Iterable[Child] | None
+
+_VOID = frozenset({"br", "hr", "img", "input", "link", "meta"})
+
+
+class Safe(str):
+    """Markup that is escaped already."""
+
+    __slots__ = ()
+
+
+def tag(name: str, /, *children: Child, **attributes: str | int | bool | None) -> Safe:
+    """One element. `class_` is class, `data_x` is data-x; None and False leave an attribute out."""
+    head = name + "".join(_attribute(k, v) for k, v in attributes.items())
+    if name in _VOID:
+        return Safe(f"<{head}>")
+    return Safe(f"<{head}>{render(children)}</{name}>")
+
+
+def render(children: Child) -> Safe:
+    """Children one after the other; text escaped."""
+    if children is None:
+        return Safe("")
+    if isinstance(children, Safe):
+        return children
+    if isinstance(children, str):
+        return Safe(escape(children, quote=False))
+    return Safe("".join(render(child) for child in children))
+
+
+def raw_text(name: str, content: str) -> Safe:
+    """A style element: its content is not HTML and is written as it stands.
+
+    Raises ValueError if the content would end the element.
+    """
+    if "</" in content:
+        raise ValueError(f"the content of <{name}> must not contain '</'")
+    return Safe(f"<{name}>{content}</{name}>")
+
+
+def _attribute(name: str, value: str | int | bool | None) -> str:
+    if value is None or value is False:
+        return ""
+    written = name.rstrip("_").replace("_", "-")
+    return f" {written}" if value is True else f' {written}="{escape(str(value))}"'
+
+
+# One row of the gallery: before and after side by side, and how it came about.
+
+
+MOST_THUMB_BYTES = 400_000
+_MOST_SOURCES = 3
+_LONG_SOURCE = 120
+_LONG_INSTRUCTION = 260  # characters shown before the rest folds away
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbs:
+    """The small pictures of a row as the editor stored them; None where there is none."""
+
+    before: bytes | None = None
+    after: bytes | None = None
+
+
+def provider_class(line: ReportRow) -> str:
+    return line.provider if line.provider in PROVIDERS else "none"
+
+
+def card(line: ReportRow, thumbs: Thumbs, job: str) -> Safe:
+    """The row as an article with the id `r-<row>`."""
+    return tag(
+        "article",
+        _pair(line, thumbs, job),
+        tag(
+            "div",
+            _chips(line),
+            _instruction(line),
+            _boxes(line),
+            _copies(line, job),
+            _sources(line),
+            _facts(line),
+            class_="body",
+        ),
+        id=f"r-{line.row}",
+        class_=f"card s-{line.status.value} p-{provider_class(line)}",
+        aria_label=f"Row {line.row}, {line.status.value}",
+    )
+
+
+def relative(output: str, job: str) -> str:
+    """The link from a page to a picture of the same job, in the bucket and in a download."""
+    return quote(output.removeprefix(f"{job}/"))
+
+
+def _pair(line: ReportRow, thumbs: Thumbs, job: str) -> Safe | None:
+    if not line.outputs:
+        return None  # nothing to look at: the words are the card
+    before, after = _before(line, thumbs.before), _after(line, thumbs.after, job)
+    return tag("div", before, after, class_="pair")
+
+
+def _before(line: ReportRow, thumb: bytes | None) -> Safe:
+    first = line.images[0] if line.images else None
+    source = data_uri(thumb)
+    if source is None:
+        return _blank("No picture went in: made from text" if first is None else "No preview")
+    picture: Safe = tag("img", src=source, alt=f"Before: {_name(first)}", **_LAZY)
+    if first is not None and first.startswith("https://"):
+        picture = tag("a", picture, href=first, rel="noreferrer", title="Open the source picture")
+    more = len(line.images) - 1
+    return tag("figure", picture, tag("figcaption", "Before" + (f" + {more}" if more > 0 else "")))
+
+
+def _after(line: ReportRow, thumb: bytes | None, job: str) -> Safe:
+    source = data_uri(thumb)
+    if source is None:
+        picture: Safe = tag("figcaption", "No preview")
+    else:
+        picture = tag("img", src=source, alt=f"After: {_told(line)}", **_LAZY)
+    link = tag("a", picture, href=relative(line.outputs[0], job), title="Open the full picture")
+    return tag("figure", link, tag("figcaption", "After"))
+
+
+_LAZY = {"loading": "lazy", "decoding": "async"}
+
+
+def _blank(text: str) -> Safe:
+    return tag("figure", tag("span", text), class_="blank")
+
+
+def _name(reference: str | None) -> str:
+    if reference is None or reference.startswith("data:"):
+        return "the picture"
+    return reference.split("?", 1)[0].rsplit("/", 1)[-1] or "the picture"
+
+
+def _told(line: ReportRow) -> str:
+    return line.instruction[:120] or "the edited picture"
+
+
+def data_uri(thumb: bytes | None) -> str | None:
+    """The picture inline; None if there is none, or it is not one a page should carry."""
+    if thumb is None or len(thumb) > MOST_THUMB_BYTES:
+        return None
+    if thumb[:4] == b"RIFF" and thumb[8:12] == b"WEBP":
+        mime = "webp"
+    elif thumb.startswith(b"\x89PNG"):
+        mime = "png"
+    elif thumb.startswith(b"\xff\xd8"):
+        mime = "jpeg"
+    else:
+        return None
+    return f"data:image/{mime};base64,{b64encode(thumb).decode()}"
+
+
+def _chips(line: ReportRow) -> Safe:
+    chips: list[Child] = [
+        tag("a", f"Row {line.row}", href=f"#r-{line.row}", class_="num"),
+        _chip(line.status.value, f"c-{line.status.value}"),
+    ]
+    if line.reason and line.status is not RowStatus.SKIPPED:
+        chips.append(_chip(line.reason.replace("_", " "), f"c-{line.status.value}"))
+    if line.provider:
+        chips.append(_chip(line.provider))
+    if line.fallback:
+        chips.append(_chip("fallback", "c-warn"))
+    if line.earlier:
+        chips.append(_chip("earlier upload"))
+    return tag("div", chips, class_="chips")
+
+
+def _chip(text: str, kind: str = "") -> Safe:
+    return tag("span", text, class_=f"chip {kind}".strip())
+
+
+def _instruction(line: ReportRow) -> Safe | None:
+    text = line.instruction.strip()
+    if not text:
+        return None
+    if len(text) <= _LONG_INSTRUCTION:
+        return tag("p", text, class_="say", dir="auto")
+    start = text[:_LONG_INSTRUCTION].rsplit(None, 1)[0]
+    fold = tag(
+        "summary",
+        tag("span", start, " … ", class_="cut"),
+        _fold("all", "show all"),
+        _fold("less", "show less"),
+    )
+    return tag("details", fold, tag("p", text), class_="say", dir="auto")
+
+
+def _fold(kind: str, words: str) -> Safe:
+    return tag("b", words, class_=f"fold-{kind}")
+
+
+def _copies(line: ReportRow, job: str) -> Safe | None:
+    """Links to the further pictures of a row with n > 1."""
+    further = line.outputs[1:]
+    links = ([tag("a", str(n), href=relative(o, job)), " "] for n, o in enumerate(further, 2))
+    return tag("p", "More pictures: ", links, class_="more") if further else None
+
+
+def _sources(line: ReportRow) -> Safe | None:
+    """What went in, for a row without pictures to show."""
+    if line.outputs or not line.images:
+        return None
+    shown = line.images[:_MOST_SOURCES]
+    links = ([_source(reference), " "] for reference in shown)
+    more = f"and {len(line.images) - len(shown)} more" if len(line.images) > len(shown) else None
+    return tag("p", "Source: ", links, more, class_="more")
+
+
+def _source(reference: str) -> Safe:
+    text = reference if len(reference) <= _LONG_SOURCE else f"{reference[:_LONG_SOURCE]}…"
+    if not reference.startswith("https://"):
+        return tag("code", text)
+    return tag("a", text, href=reference, rel="noreferrer")
+
+
+def _boxes(line: ReportRow) -> list[Safe]:
+    boxes: list[Safe] = []
+    if line.status in (RowStatus.FAILED, RowStatus.DEAD):
+        hint = tag("p", tag("b", "Next: "), remediation(line.reason), class_="next")
+        why = tag("p", line.detail) if line.detail else None
+        boxes.append(tag("div", why, hint, class_=f"box b-{line.status.value}"))
+    elif line.detail:
+        boxes.append(tag("div", tag("p", line.detail), class_="box"))
+    notes = list(line.warnings)
+    if line.possible_duplicate_charges:
+        notes.append(
+            f"A crash hid {line.possible_duplicate_charges} answer(s) of the provider: "
+            "it may have billed this row more than once."
+        )
+    if notes:
+        boxes.append(tag("div", (tag("p", note) for note in notes), class_="box b-warn"))
+    return boxes
+
+
+def _facts(line: ReportRow) -> Safe | None:
+    called = bool(line.endpoint or line.attempts)
+    facts = {
+        "Key": line.key if line.key and not _is_row_number(line) else "",
+        "Model": line.model,
+        "Endpoint": line.endpoint,
+        "Cost": cost_text(line.cost_micro_usd) if called else "",
+        "Attempts": str(line.attempts) if called else "",
+        "Latency": seconds_text(line.latency_ms) if line.latency_ms else "",
+    }
+    pairs = [tag("div", tag("dt", k), tag("dd", v)) for k, v in facts.items() if v]
+    return tag("dl", pairs, class_="facts") if pairs else None
+
+
+def _is_row_number(line: ReportRow) -> bool:
+    return line.key.isdecimal() and int(line.key) == line.row
+
+
+def cost_text(micro_usd: int | None) -> str:
+    return "not known" if micro_usd is None else money(micro_usd / 1_000_000)
+
+
+def seconds_text(ms: int) -> str:
+    return f"{ms / 1000:.1f} s"
+
+
+# The top of the first page: what became of the job, in figures, a chart and next steps.
+
+
+def heading(summary: JobSummary, number: int, last: int) -> Safe:
+    source = f"s3://{summary.source.bucket}/{summary.source.key}"
+    made = f"{summary.state} {when(summary.finished_at)}"
+    if summary.revision > 1:
+        made += f", report made again ({summary.revision})"
+    where = f" · page {number} of {last}" if last > 1 else ""
+    return tag(
+        "header",
+        tag("div", "Darkroom", class_="brand"),
+        tag("h1", summary.job),
+        tag("p", made[:1].upper() + made[1:], " · ", tag("code", source), where, class_="sub"),
+    )
+
+
+def tiles(summary: JobSummary) -> Safe:
+    counts, cost = summary.counts, summary.cost
+    shown = [
+        _tile("Rows", f"{counts.rows:,}", _of(counts.skipped, "skipped")),
+        _tile("Succeeded", f"{counts.succeeded:,}", _of(counts.resumed, "earlier"), "t-succeeded"),
+    ]
+    if counts.failed or not counts.dead:
+        kind = "t-failed" if counts.failed else ""
+        shown.append(_tile("Failed", f"{counts.failed:,}", _of(counts.kept_failed, "kept"), kind))
+    if counts.dead:
+        shown.append(_tile("Dead", f"{counts.dead:,}", "in the dead-letter queue", "t-dead"))
+    earlier = f"{money(cost.total_usd)} with earlier uploads" if cost.earlier_runs_usd else ""
+    unpriced = f"without {cost.unpriced_rows:,} unpriced rows" if cost.unpriced_rows else ""
+    shown.append(_tile("Cost", money(cost.this_run_usd), earlier or unpriced))
+    rate = f"{summary.fallback.rate:.1%}"
+    shown.append(_tile("Fallback", rate, f"{summary.fallback.rows:,} rows"))
+    shown.append(_tile("Took", duration(summary.duration_seconds), _pace(summary)))
+    if summary.possible_duplicate_charges:
+        twice = f"{summary.possible_duplicate_charges:,}"
+        shown.append(_tile("Possible double charges", twice, "see the manifest", "t-failed"))
+    return tag("dl", shown, class_="tiles")
+
+
+def _tile(name: str, value: str, note: str = "", kind: str = "") -> Safe:
+    small = tag("small", note) if note else None
+    return tag("div", tag("dt", name), tag("dd", value, small), class_=f"tile {kind}".strip())
+
+
+def _of(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count else ""
+
+
+def _pace(summary: JobSummary) -> str:
+    counts = summary.counts
+    done = counts.succeeded - counts.resumed
+    if not done or summary.duration_seconds <= 0:
+        return ""
+    return f"{done / summary.duration_seconds * 60:,.1f} a minute"
+
+
+def panels(summary: JobSummary) -> Safe | None:
+    both = [p for p in (_chart_panel(summary), _endpoint_panel(summary.endpoints)) if p]
+    return tag("div", both, class_="split" if len(both) > 1 else None) if both else None
+
+
+def _chart_panel(summary: JobSummary) -> Safe | None:
+    timeline = summary.timeline
+    if not timeline.bars:
+        return None
+    bars = [chart.Bar(b.start.timestamp(), b.succeeded, b.failed, b.dead) for b in timeline.bars]
+    used = [s for s in ("succeeded", "failed", "dead") if any(getattr(b, s) for b in bars)]
+    keys = [tag("span", s, class_=f"key k-{s}") for s in used]
+    tallest = max(b.total for b in bars)
+    axis = (
+        tag("span", when(timeline.bars[0].start)),
+        tag("span", f"up to {tallest:,} rows in {duration(timeline.bar_seconds)}"),
+        tag("span", when(timeline.bars[-1].start)),
+    )
+    return tag(
+        "section",
+        tag("h2", "Outcomes over time", keys),
+        chart.draw(bars, timeline.bar_seconds),
+        tag("div", axis, class_="axis"),
+        class_="panel",
+    )
+
+
+def _endpoint_panel(endpoints: Sequence[EndpointSummary]) -> Safe | None:
+    if not endpoints:
+        return None
+    names = ("Endpoint", "Made", "Fallback", "Failed", "Cost", "Latency p50", "p95")
+    head = tag("tr", (tag("th", n, class_="num" if i else None) for i, n in enumerate(names)))
+    table = tag("table", tag("thead", head), tag("tbody", map(_endpoint_row, endpoints)))
+    title = tag("h2", "Endpoints")
+    # A region that scrolls must be reachable by keyboard.
+    scroll = tag("div", table, class_="scroll", tabindex="0", role="group", aria_label="Endpoints")
+    return tag("section", title, scroll, class_="panel")
+
+
+def _endpoint_row(endpoint: EndpointSummary) -> Safe:
+    p50, p95 = endpoint.latency_ms_p50, endpoint.latency_ms_p95
+    cells = (
+        f"{endpoint.succeeded:,}",
+        f"{endpoint.fallback:,}",
+        f"{endpoint.failed + endpoint.dead:,}",
+        money(endpoint.cost_usd),
+        seconds_text(p50) if p50 else "",
+        seconds_text(p95) if p95 else "",
+    )
+    return tag("tr", tag("td", endpoint.endpoint), (tag("td", c, class_="num") for c in cells))
+
+
+def error_item(error: ErrorClass, links: Sequence[Safe]) -> Safe:
+    title = (
+        tag("span", f"{error.rows:,} {error.status}", class_=f"chip c-{error.status}"),
+        " ",
+        tag("b", error.reason.replace("_", " ")),
+    )
+    example = tag("p", f"Row {error.example_row}: {error.example_detail}", class_="why")
+    listed: Safe | None = None
+    if links:
+        more = f" (the first {len(links)})" if len(links) < error.rows else ""
+        listed = tag(
+            "details",
+            tag("summary", f"Show the rows{more}"),
+            tag("div", ([link, " "] for link in links)),
+            class_="rows",
+        )
+    hint = tag("p", error.what_to_do, class_="next")
+    return tag("li", title, hint, example if error.example_detail else None, listed)
+
+
+def when(moment: datetime) -> str:
+    return f"{moment.day} {moment:%b %Y, %H:%M:%S} UTC"
+
+
+# The frame of every page: head, content security policy, style sheet.
+
+
+PROVIDERS = ("gemini", "openai", "none")  # "none": no provider was called for the row
+STATUSES = tuple(s.value for s in RowStatus)
+
+
+def page(title: str, *content: Child) -> bytes:
+    """A whole document. It loads nothing from anywhere and runs no script, and says so."""
+    style = stylesheet()
+    digest = b64encode(sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'"
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="referrer", content="no-referrer"),
+        tag("meta", name="robots", content="noindex"),
+        tag("link", rel="icon", href="data:,"),
+        tag("title", title),
+        raw_text("style", style),
+    )
+    body = tag("body", tag("div", content, class_="page"))
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n".encode()
+
+
+@cache
+def stylesheet() -> str:
+    """The style sheet with the rules that make the filters work without a script."""
+    written = files("darkroom.report").joinpath("gallery.css").read_text("utf-8")
+    return written + "\n" + "\n".join(_filter_rules()) + "\n"
+
+
+def _filter_rules() -> Iterable[str]:
+    for status in STATUSES:
+        yield f"body:has(#s-{status}:checked) .card:not(.s-{status}) {{ display: none; }}"
+    for provider in PROVIDERS:
+        yield f"body:has(#p-{provider}:checked) .card:not(.p-{provider}) {{ display: none; }}"
+    # Said when no card is left: the element carries a class for every choice without a card.
+    for status in ("all", *STATUSES):
+        for provider in ("all", *PROVIDERS):
+            chosen = f"body:has(#s-{status}:checked):has(#p-{provider}:checked)"
+            yield f"{chosen} .none.x-{status}-{provider} {{ display: block; }}"
+
+
+# report.html and its further pages: static, self-contained, readable without a script.
+
 
 ROWS_PER_PAGE = 100
 _MOST_LINKS = 200  # links to rows under one kind of error
 _PAGER_REACH = 2  # pages named on either side of the current one
 
-type LoadThumbs = Callable[[Sequence[ReportLine]], Sequence[Thumbs]]
+type LoadThumbs = Callable[[Sequence[ReportRow]], Sequence[Thumbs]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +481,7 @@ class Gallery:
     """All pages of one job. `rows` in the order they are shown; `note` says what is left out."""
 
     summary: JobSummary
-    rows: Sequence[ReportLine]
+    rows: Sequence[ReportRow]
     note: str | None = None
 
     @property
@@ -38,7 +494,7 @@ class Gallery:
         for number, chunk in enumerate(chunks, 1):
             yield self._page(number, chunk, load(chunk))
 
-    def _page(self, number: int, lines: Sequence[ReportLine], thumbs: Sequence[Thumbs]) -> bytes:
+    def _page(self, number: int, lines: Sequence[ReportRow], thumbs: Sequence[Thumbs]) -> bytes:
         summary = self.summary
         head: list[Child] = [tag("a", "Skip to the rows", href="#rows", class_="away jump")]
         head.append(heading(summary, number, self.page_count))
@@ -79,7 +535,7 @@ class Gallery:
         title = tag("h2", "What did not work, and what to do")
         return tag("section", title, tag("ul", items, class_="trouble"), class_="panel")
 
-    def _row_link(self, index: int, line: ReportLine) -> Safe:
+    def _row_link(self, index: int, line: ReportRow) -> Safe:
         number = index // ROWS_PER_PAGE + 1
         name = "" if number == 1 else _file_name(self.summary.job, number)
         return tag("a", str(line.row), href=f"{name}#r-{line.row}")
@@ -137,7 +593,7 @@ def _page_link(job: str, number: int, text: str, label: str, rel: str | None = N
     return tag("a", text, href=_file_name(job, number), aria_label=label, rel=rel)
 
 
-def _filters(lines: Sequence[ReportLine], pager: Safe | None) -> Safe:
+def _filters(lines: Sequence[ReportRow], pager: Safe | None) -> Safe:
     statuses = Counter(line.status.value for line in lines)
     providers = Counter(provider_class(line) for line in lines)
     return tag(
@@ -160,7 +616,7 @@ def _choice(legend: str, group: str, values: Iterable[str], counts: Counter[str]
     return tag("fieldset", tag("legend", legend), choices)
 
 
-def _none_class(lines: Sequence[ReportLine]) -> str:
+def _none_class(lines: Sequence[ReportRow]) -> str:
     there = {(s, p) for x in lines for s in ("all", x.status.value) for p in _both(x)}
     absent = (
         f"x-{s}-{p}" for s in ("all", *STATUSES) for p in ("all", *PROVIDERS) if (s, p) not in there
@@ -168,7 +624,7 @@ def _none_class(lines: Sequence[ReportLine]) -> str:
     return " ".join(("none", *absent))
 
 
-def _both(line: ReportLine) -> tuple[str, str]:
+def _both(line: ReportRow) -> tuple[str, str]:
     return "all", provider_class(line)
 
 

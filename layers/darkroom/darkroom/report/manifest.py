@@ -7,7 +7,7 @@ import csv
 import re
 from collections.abc import Sequence
 
-from darkroom.report.lines import ReportLine
+from darkroom.report.rows import ReportRow
 
 OWN_COLUMNS = (
     "row",
@@ -80,7 +80,7 @@ class ManifestFormat:
     def header(self) -> bytes:
         return self._encoded(self._header)
 
-    def line(self, line: ReportLine) -> bytes:
+    def line(self, line: ReportRow) -> bytes:
         cells = line.cells[: self._width]
         padding = ("",) * (self._width - len(cells))
         return self._encoded((*cells, *padding, *_own_cells(line)))
@@ -95,7 +95,7 @@ class _Echo:
         return text
 
 
-def _own_cells(line: ReportLine) -> tuple[str, ...]:
+def _own_cells(line: ReportRow) -> tuple[str, ...]:
     return (
         str(line.row),
         line.status.value,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from darkroom.report.lines import ReportLine, RowStatus
+from darkroom.report.rows import ReportRow, RowStatus
 
 SHOW_ALL_UP_TO = 5_000
 MOST_FAILED = 1_000
@@ -18,9 +18,9 @@ class Reservoir:
     size: int
     random: Random
     seen: int = 0
-    kept: list[ReportLine] = field(default_factory=list)
+    kept: list[ReportRow] = field(default_factory=list)
 
-    def add(self, line: ReportLine) -> None:
+    def add(self, line: ReportRow) -> None:
         self.seen += 1
         if len(self.kept) < self.size:
             self.kept.append(line)
@@ -39,12 +39,12 @@ class GallerySelection:
     def __init__(self, job: str) -> None:
         # The job's name as seed: a report made again shows the same rows.
         random = Random(job)  # noqa: S311 - a sample to look at, no secret
-        self._all: list[ReportLine] | None = []
+        self._all: list[ReportRow] | None = []
         self._failed = Reservoir(MOST_FAILED, random)
         self._others = Reservoir(SAMPLE, random)
         self._left_out = 0
 
-    def add(self, line: ReportLine) -> None:
+    def add(self, line: ReportRow) -> None:
         if line.status is RowStatus.SKIPPED and not line.outputs:
             self._left_out += 1
             return
@@ -55,11 +55,11 @@ class GallerySelection:
             if len(self._all) > SHOW_ALL_UP_TO:
                 self._all = None
 
-    def _sample(self, line: ReportLine) -> None:
+    def _sample(self, line: ReportRow) -> None:
         bad = line.status in (RowStatus.FAILED, RowStatus.DEAD)
         (self._failed if bad else self._others).add(line)
 
-    def rows(self) -> list[ReportLine]:
+    def rows(self) -> list[ReportRow]:
         """What to show, in the order of the CSV."""
         if self._all is not None:
             return self._all
@@ -86,7 +86,7 @@ def _part(sample: Reservoir) -> str:
     return f"a random {sample.size:,} of the {sample.seen:,} rows"
 
 
-def _shortened(line: ReportLine) -> ReportLine:
+def _shortened(line: ReportRow) -> ReportRow:
     return replace(
         line,
         cells=(),

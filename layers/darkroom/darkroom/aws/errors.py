@@ -1,0 +1,61 @@
+"""What an AWS error means to us: come back later, or a fault that somebody must see."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,  # noqa: A004  # botocore's own, the root of its connection errors
+    HTTPClientError,
+    ResponseStreamingError,
+)
+
+from darkroom.errors import ServiceUnavailable
+
+# Codes beside the 5xx that AWS documents as passing, whatever the HTTP status they come with.
+PASSING_CODES = frozenset(
+    {
+        "InternalError",
+        "InternalFailure",
+        "InternalServerError",
+        "KmsThrottled",
+        "LimitExceededException",
+        "OperationAborted",
+        "ProvisionedThroughputExceededException",
+        "RequestLimitExceeded",
+        "RequestThrottled",
+        "RequestTimeout",
+        "ServiceUnavailable",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+        "TransactionConflictException",
+        "TransactionInProgressException",
+    }
+)
+
+
+def error_code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def is_transient(error: Exception) -> bool:
+    """True when the same request may well succeed in a while."""
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return status >= 500 or error_code(error) in PASSING_CODES  # noqa: PLR2004  # HTTP's server errors
+    return isinstance(error, (ConnectionError, HTTPClientError, ResponseStreamingError))
+
+
+@contextmanager
+def translate_errors(service: str) -> Iterator[None]:
+    """Raises ServiceUnavailable for what passes; lets everything else through as it is."""
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        if not is_transient(error):
+            raise
+        kind = error_code(error) if isinstance(error, ClientError) else type(error).__name__
+        raise ServiceUnavailable(f"{service} does not answer for the moment ({kind})") from error

@@ -1,0 +1,283 @@
+"""The input bucket as the splitter, the reporter and the quote read it."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from darkroom.errors import JobRejected, ServiceUnavailable
+from darkroom.jobs import Source
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
+from typing import IO, TYPE_CHECKING
+from urllib.parse import quote, unquote
+
+from darkroom.aws.errors import error_code, translate_errors
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+
+
+CHUNK_BYTES = 256 * 1024
+_TRIES = 4  # of one read that breaks off; each goes on where the last one stopped
+_GONE = ("NoSuchKey", "NoSuchVersion", "NoSuchBucket", "404", "MethodNotAllowed", "405")
+_PAST_END = ("InvalidRange", "416")
+_DENIED = ("AccessDenied", "403")
+
+
+class S3CsvStore:
+    """Reads one version of an object as a stream, again from where it broke off."""
+
+    def __init__(self, s3: "S3Client") -> None:
+        self._s3 = s3
+
+    def metadata(self, source: Source) -> Mapping[str, str]:
+        """User metadata. Raises JobRejected when the object is gone, ServiceUnavailable."""
+        try:
+            return self._s3.head_object(**_address(source))["Metadata"]
+        except ClientError as error:
+            raise _translated(error, source) from error
+        except BotoCoreError as error:
+            raise ServiceUnavailable(f"S3 cannot be reached: {type(error).__name__}") from error
+
+    def read(self, source: Source, offset: int = 0) -> Iterator[bytes]:
+        """Bytes from `offset` to the end. Raises JobRejected, ServiceUnavailable."""
+        position, failures = offset, 0
+        etag: str | None = None
+        while True:
+            try:
+                arguments = _address(source)
+                if position:
+                    arguments["Range"] = f"bytes={position}-"
+                if etag:
+                    arguments["IfMatch"] = etag
+                answer = self._s3.get_object(**arguments)
+                etag = answer["ETag"]
+                for chunk in _from(position, answer):
+                    position += len(chunk)
+                    failures = 0
+                    yield chunk
+            except ClientError as error:
+                if _code(error) in _PAST_END:
+                    return
+                raise _translated(error, source) from error
+            except BotoCoreError as error:  # the stream broke off: time-out, reset, too short
+                failures += 1
+                if failures >= _TRIES:
+                    raise ServiceUnavailable(
+                        f"S3 broke off at byte {position}: {type(error).__name__}"
+                    ) from error
+            else:
+                return
+
+
+def _from(position: int, answer: "GetObjectOutputTypeDef") -> Iterator[bytes]:
+    """The body from `position` on, also where the server ignored Range and sent the whole.
+
+    It may (RFC 9110, section 14.2), and MiniStack does where a version is named.
+    """
+    unasked = 0 if "ContentRange" in answer else position
+    for chunk in answer["Body"].iter_chunks(CHUNK_BYTES):
+        asked, unasked = chunk[unasked:], max(0, unasked - len(chunk))
+        if asked:
+            yield asked
+
+
+def _address(source: Source) -> dict[str, Any]:
+    version = {"VersionId": source.version_id} if source.version_id else {}
+    return {"Bucket": source.bucket, "Key": source.key, **version}
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _translated(error: ClientError, source: Source) -> Exception:
+    code = _code(error)
+    if code in _GONE:
+        return JobRejected(f"The file {source.key} is not in the bucket any more: upload it again.")
+    if code == "PreconditionFailed":
+        return JobRejected(f"The file {source.key} was replaced while it was read.")
+    if code in _DENIED:
+        return JobRejected(
+            f"The file {source.key} may not be read by this stack: check its encryption key and "
+            "the bucket's policy."
+        )
+    return ServiceUnavailable(f"S3 answered {code} for {source.key}")
+
+
+# The results bucket in S3.
+
+
+_SERVICE = "the results bucket (S3)"
+_MISSING = ("404", "NoSuchKey", "NotFound")
+_EXISTS = ("PreconditionFailed", "412")
+_MEANWHILE = ("ConditionalRequestConflict", "409")
+_METADATA_BYTES = 2000  # S3 takes 2 KB in all, names included
+_PLAIN = "".join(chr(c) for c in range(0x20, 0x7F) if chr(c) != "%")
+
+
+class S3ObjectStore:
+    """ObjectStore. Metadata is percent-encoded where it is not printable ASCII."""
+
+    def __init__(self, s3: "S3Client", bucket: str) -> None:
+        self._s3 = s3
+        self._bucket = bucket
+
+    def put(
+        self,
+        key: str,
+        body: bytes | IO[bytes],
+        content_type: str,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        only_if_new: bool = False,
+        replaces: str | None = None,
+    ) -> bool:
+        condition: dict[str, Any] = {}
+        if only_if_new:
+            condition["IfNoneMatch"] = "*"
+        elif replaces is not None:
+            condition["IfMatch"] = replaces
+        try:
+            with translate_errors(_SERVICE):
+                self._s3.put_object(
+                    Bucket=self._bucket,
+                    Key=key,
+                    Body=body,
+                    ContentType=content_type,
+                    Metadata=_encoded(metadata or {}),
+                    **condition,
+                )
+        except ClientError as error:
+            if error_code(error) in _EXISTS or (replaces and error_code(error) in _MISSING):
+                return False
+            if error_code(error) in _MEANWHILE:
+                raise ServiceUnavailable(f"{key} is being written by another worker") from error
+            raise
+        return True
+
+    def metadata(self, key: str) -> Mapping[str, str] | None:
+        try:
+            with translate_errors(_SERVICE):
+                head = self._s3.head_object(Bucket=self._bucket, Key=key)
+        except ClientError as error:
+            if error_code(error) in _MISSING:
+                return None
+            raise
+        found = {name: unquote(value) for name, value in head["Metadata"].items()}
+        return {**found, "etag": head["ETag"]}
+
+    def get(self, key: str) -> bytes | None:
+        try:
+            with translate_errors(_SERVICE):
+                return self._s3.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+        except ClientError as error:
+            if error_code(error) in _MISSING:
+                return None
+            raise
+
+
+def _encoded(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Header-safe, and within S3's limit: the longest values are cut first."""
+    encoded = {name: quote(value, safe=_PLAIN).strip() for name, value in metadata.items()}
+    while sum(len(n) + len(v) for n, v in encoded.items()) > _METADATA_BYTES:
+        longest = max(encoded, key=lambda name: len(encoded[name]))
+        cut = metadata[longest][: len(unquote(encoded[longest])) * 3 // 4]
+        encoded[longest] = quote(cut, safe=_PLAIN).strip()
+    return encoded
+
+
+# Objects of unknown size streamed to S3, a part at a time.
+
+
+PART_BYTES = 8 * 1024 * 1024  # S3 takes 10,000 parts of at least 5 MiB: up to 80 GB
+
+
+class S3Uploads:
+    """Implements `report.reporting.Uploads` on one bucket. Holds one part in memory."""
+
+    def __init__(self, client: "S3Client", bucket: str, part_bytes: int = PART_BYTES) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._part_bytes = part_bytes
+
+    @contextmanager
+    def open(self, key: str, content_type: str) -> Iterator["_Upload"]:
+        """A sink for bytes. The object appears at the end, or, after an error, not at all."""
+        upload = _Upload(self._client, self._bucket, key, content_type, self._part_bytes)
+        try:
+            yield upload
+            upload.finish()
+        except BaseException:
+            upload.abort()
+            raise
+
+
+class _Upload:
+    def __init__(
+        self, client: "S3Client", bucket: str, key: str, content_type: str, part_bytes: int
+    ) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._key = key
+        self._content_type = content_type
+        self._part_bytes = part_bytes
+        self._buffer = bytearray()
+        self._upload_id: str | None = None
+        self._parts: list[CompletedPartTypeDef] = []
+
+    def write(self, data: bytes, /) -> None:
+        self._buffer += data
+        if len(self._buffer) >= self._part_bytes:
+            self._send_part()
+
+    def finish(self) -> None:
+        if self._upload_id is None:  # small: one plain put
+            self._client.put_object(
+                Bucket=self._bucket,
+                Key=self._key,
+                Body=bytes(self._buffer),
+                ContentType=self._content_type,
+            )
+            return
+        if self._buffer:
+            self._send_part()
+        self._client.complete_multipart_upload(
+            Bucket=self._bucket,
+            Key=self._key,
+            UploadId=self._upload_id,
+            MultipartUpload={"Parts": self._parts},
+        )
+
+    def abort(self) -> None:
+        """Give the parts back; the bucket's lifecycle rule does it for a worker that was killed."""
+        if self._upload_id is not None:
+            self._client.abort_multipart_upload(
+                Bucket=self._bucket, Key=self._key, UploadId=self._upload_id
+            )
+
+    def _send_part(self) -> None:
+        if self._upload_id is None:
+            started = self._client.create_multipart_upload(
+                Bucket=self._bucket, Key=self._key, ContentType=self._content_type
+            )
+            self._upload_id = started["UploadId"]
+        number = len(self._parts) + 1
+        sent = self._client.upload_part(
+            Bucket=self._bucket,
+            Key=self._key,
+            UploadId=self._upload_id,
+            PartNumber=number,
+            Body=bytes(self._buffer),
+        )
+        self._parts.append({"ETag": sent["ETag"], "PartNumber": number})
+        self._buffer.clear()

@@ -1,0 +1,91 @@
+"""Metrics as CloudWatch EMF lines and structured logs, both through Powertools."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from aws_lambda_powertools import Logger
+from aws_lambda_powertools.metrics.provider.cloudwatch_emf.cloudwatch import (
+    AmazonCloudWatchEMFProvider,
+)
+
+from darkroom.metrics import NAMESPACE, Metric
+
+_RESERVED = {*vars(logging.makeLogRecord({})), "message", "asctime"}
+
+_bound: ContextVar[dict[str, object] | None] = ContextVar("darkroom_log_fields", default=None)
+
+
+class PowertoolsTelemetry:
+    """Implements ports.Telemetry. Metrics are kept until `flush`, at the end of an invocation.
+
+    Dimensions: `Stack` alone, and for metrics about an endpoint also `Stack` with `Endpoint`, so
+    that an alarm needs no list of endpoints.
+    """
+
+    def __init__(self, stack: str, service: str) -> None:
+        self._stack = stack
+        self._logger = Logger(service=service)
+        # The SDKs log whole requests at DEBUG; ours is the only voice.
+        for noisy in ("openai", "httpx", "httpcore", "google_genai", "botocore", "urllib3"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        self._lock = threading.Lock()
+        self._pending: list[tuple[str | None, Metric, float]] = []
+
+    @contextmanager
+    def bound(self, **fields: object) -> Iterator[None]:
+        token = _bound.set({**(_bound.get() or {}), **fields})
+        try:
+            yield
+        finally:
+            _bound.reset(token)
+
+    def correlate(self, request_id: str) -> None:
+        """Every later line carries this invocation's request id."""
+        self._logger.set_correlation_id(request_id)
+
+    def metric(self, metric: Metric, value: float = 1, *, endpoint: str | None = None) -> None:
+        with self._lock:
+            self._pending.append((endpoint, metric, value))
+
+    def info(self, event: str, **fields: object) -> None:
+        self._logger.info(event, extra=self._fields(fields), stacklevel=3)
+
+    def warning(self, event: str, **fields: object) -> None:
+        self._logger.warning(event, extra=self._fields(fields), stacklevel=3)
+
+    def error(self, event: str, **fields: object) -> None:
+        self._logger.error(event, extra=self._fields(fields), stacklevel=3)
+
+    def exception(self, event: str, **fields: object) -> None:
+        # Called inside the caller's handler.
+        self._logger.exception(event, extra=self._fields(fields), stacklevel=3)  # noqa: LOG004
+
+    def flush(self) -> None:
+        """Print the pending metrics, one EMF line per set of dimensions."""
+        with self._lock:
+            pending, self._pending = self._pending, []
+        providers: dict[str | None, AmazonCloudWatchEMFProvider] = {}
+        for endpoint, metric, value in pending:
+            if endpoint not in providers:
+                providers[endpoint] = self._provider(endpoint)
+            providers[endpoint].add_metric(metric.value, metric.unit, value)
+        for provider in providers.values():
+            if provider.metric_set:  # a full set was printed already
+                provider.flush_metrics()
+
+    def _provider(self, endpoint: str | None) -> AmazonCloudWatchEMFProvider:
+        # service="" keeps Powertools from adding a dimension that costs per combination.
+        provider = AmazonCloudWatchEMFProvider(namespace=NAMESPACE, service="")
+        provider.add_dimension("Stack", self._stack)
+        if endpoint is not None:
+            provider.add_dimensions(Stack=self._stack, Endpoint=endpoint)
+        return provider
+
+    @staticmethod
+    def _fields(fields: dict[str, object]) -> dict[str, object]:
+        both = {**(_bound.get() or {}), **fields}
+        # logging refuses its own attribute names ("name", "args", ...) as extra fields.
+        return {f"{k}_" if k in _RESERVED else k: v for k, v in both.items()}

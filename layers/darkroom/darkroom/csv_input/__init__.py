@@ -1,0 +1,1 @@
+"""Reads an uploaded CSV: its text, its rows, and the request in each row."""

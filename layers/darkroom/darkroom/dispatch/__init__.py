@@ -1,0 +1,1 @@
+"""Limits, endpoint health, retries and fallback: which endpoint is called when."""

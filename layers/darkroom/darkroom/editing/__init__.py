@@ -1,1 +1,0 @@
-"""A row's way through the editor, from its message to its outcome."""

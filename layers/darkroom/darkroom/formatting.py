@@ -1,0 +1,93 @@
+"""How values appear in sentences: quoting, redaction, money, durations, validation errors."""
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+SHOWN_CHARS = 80
+_LISTED = 12
+_LISTED_PROBLEMS = 5
+_SIGNED = re.compile(r"[?#].*", re.DOTALL)
+_USER_INFO = re.compile(r"://[^/]*@")
+
+
+def redact_url(reference: str) -> str:
+    """An image reference without what gives access: a URL's query, fragment, user and password."""
+    if "://" not in reference:
+        return reference
+    return _SIGNED.sub("?…", _USER_INFO.sub("://…@", reference))
+
+
+def quoted(value: str) -> str:
+    """The user's own words in quotes, on one line, cut, and `redact_url`."""
+    text = redact_url(value)
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    if len(text) > SHOWN_CHARS:
+        text = text[: SHOWN_CHARS - 1] + "…"
+    return f"'{text}'"
+
+
+def quoted_list(names: Iterable[str]) -> str:
+    """`'a', 'b' and 'c'`, cut after a dozen."""
+    words = [quoted(name) for name in names]
+    if len(words) > _LISTED:
+        words = [*words[:_LISTED], f"{len(words) - _LISTED} more"]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1,000 rows`, `1 row`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def money(usd: float) -> str:
+    """`$12.30`; below a dollar as many as four decimals: `$0.039`."""
+    if usd == 0 or abs(usd) >= 1:
+        return f"${usd:,.2f}"
+    whole, _, fraction = f"{usd:.4f}".rstrip("0").partition(".")
+    return f"${whole}.{fraction.ljust(2, '0')}"
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `45 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
+    whole = round(seconds)
+    if whole == 0 and seconds > 0:
+        return f"{seconds:.1f} s"
+    for size, unit, small_size, small_unit in (
+        (86_400, "d", 3_600, "h"),
+        (3_600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= size:
+            remainder = whole % size // small_size
+            return f"{whole // size} {unit}" + (f" {remainder} {small_unit}" if remainder else "")
+    return f"{whole} s"
+
+
+def describe_validation(error: "ValidationError", subject: str = "") -> str:
+    """Every problem by its field, never with the value (it may be a key)."""
+    problems = [
+        f"{field_path(problem['loc'])}: {_validation_message(problem['msg'])}"
+        if problem["loc"]
+        else _validation_message(problem["msg"])
+        for problem in error.errors(include_input=False, include_url=False, include_context=False)
+    ]
+    if len(problems) > _LISTED_PROBLEMS:
+        more = len(problems) - _LISTED_PROBLEMS
+        problems = [*problems[:_LISTED_PROBLEMS], f"and {more} more"]
+    return (f"{subject}: " if subject else "") + "; ".join(problems)
+
+
+def field_path(location: tuple[int | str, ...]) -> str:
+    """`("endpoints", 0, "api_keys")` -> `endpoints[0].api_keys`."""
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).removeprefix(".")
+
+
+def _validation_message(message: str) -> str:
+    message = message.removeprefix("Value error, ").rstrip(".")
+    message = message.replace("Extra inputs are not permitted", "no such field, remove it")
+    message = message.replace("Field required", "is missing")
+    return message[:1].lower() + message[1:]

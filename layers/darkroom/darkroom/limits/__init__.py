@@ -1,1 +1,0 @@
-"""Limits, health and fallback: which endpoint is called when, and what its answer leads to."""
