@@ -112,7 +112,7 @@ def test_what_is_no_row_goes_to_the_dead_letters_at_once() -> None:
     assert station.handle(odd, unknown) == []
     by_body = dict(station.queue.dead)
     assert by_body[odd.body]["reason"] == "unparseable"
-    assert "run: Field required" in by_body[odd.body]["detail"]
+    assert "run: is missing" in by_body[odd.body]["detail"]
     assert "jobs/unknown" in by_body[unknown.body]["detail"]
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from darkroom.errors import Reason, ServiceUnavailable
-from darkroom.formatting import duration, money
 from darkroom.jobs import Checkpoint, Counters, Run, RunState, Source, Totals
 from darkroom.report.manifest import ManifestFormat
 from darkroom.report.rows import ReportRow, RowStatus
@@ -243,27 +242,3 @@ def test_failures_of_a_finished_job_come_from_its_manifest(stack: FakeStack) -> 
     stack.results.objects[f"{JOB}/manifest.csv"] = Held(body, "text/csv", {})
     found = json.loads(run(stack, "failures", JOB, "--json").stdout)
     assert [(f["row"], f["reason"], f["detail"]) for f in found] == [(1, "bad_input", "=column n")]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0.4, "0 s"),
-        (59, "59 s"),
-        (60, "1 min"),
-        (200, "3 min 20 s"),
-        (7500, "2 h 5 min"),
-        (273_600, "3 d 4 h"),
-    ],
-)
-def test_durations_read_as_people_say_them(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
-
-
-def test_money_keeps_the_digits_that_matter() -> None:
-    assert [money(x) for x in (0, 0.039, 12.3, 1234.5)] == [
-        "$0.00",
-        "$0.0390",
-        "$12.30",
-        "$1,234.50",
-    ]

@@ -97,7 +97,7 @@ def test_the_longer_name_wins_and_empty_means_not_set() -> None:
         ({"OPENAI_API_KEY": "k", "OPENAI_API_BASE": "a.example"}, "OPENAI_API_BASE: item 1"),
         ({"OPENAI_API_KEY": "k", "DG_OPENAI_RATE_LIMIT": "many"}, "DG_OPENAI_RATE_LIMIT holds"),
         ({"OPENAI_API_KEY": "k", "DG_OPENAI_WEIGHTS": "1,2"}, "DG_OPENAI_WEIGHTS has 2 number"),
-        ({"OPENAI_API_KEY": "k", "DG_OPENAI_WEIGHTS": "-1"}, "openai.weight: Input should be gr"),
+        ({"OPENAI_API_KEY": "k", "DG_OPENAI_WEIGHTS": "-1"}, "openai.weight: input should be gr"),
         ({"OPENAI_API_KEY": "k", "DG_OPENAI_RATE_LIMIT": "1.5"}, "openai.requests_per_minute"),
         ({"OPENAI_API_KEY": "k", "DG_OPENAI_TIMEOUT": "0"}, "openai.timeout_seconds"),
         ({"DG_OPENAI_API_KEYS": "a;b"}, "DG_OPENAI_API_KEYS has 2 groups of keys for 1"),

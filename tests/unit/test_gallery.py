@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.formatting import duration
 from darkroom.report.gallery import (
     ROWS_PER_PAGE,
     Gallery,
@@ -270,14 +269,6 @@ def test_text_is_escaped_and_markup_is_not() -> None:
 def test_a_style_sheet_cannot_end_its_element() -> None:
     with pytest.raises(ValueError, match="must not contain"):
         raw_text("style", "</style><script>")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.42, "0.4 s"), (59, "59 s"), (61, "1 min 1 s"), (4_000, "1 h 6 min"), (90_000, "1 d 1 h")],
-)
-def test_durations_read_well(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(

@@ -68,12 +68,18 @@ def duration(seconds: float) -> str:
 
 
 def describe_validation(error: "ValidationError", subject: str = "") -> str:
-    """Every problem by its field, never with the value (it may be a key)."""
+    """Every problem by its field, never with the value (it may be a key).
+
+    A problem that only follows from one inside the same field is left out.
+    """
+    found = error.errors(include_input=False, include_url=False, include_context=False)
+    inner = {p["loc"][:depth] for p in found for depth in range(len(p["loc"]))}
     problems = [
         f"{field_path(problem['loc'])}: {_validation_message(problem['msg'])}"
         if problem["loc"]
         else _validation_message(problem["msg"])
-        for problem in error.errors(include_input=False, include_url=False, include_context=False)
+        for problem in found
+        if problem["loc"] not in inner
     ]
     if len(problems) > _LISTED_PROBLEMS:
         more = len(problems) - _LISTED_PROBLEMS

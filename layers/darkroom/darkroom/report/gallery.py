@@ -19,9 +19,8 @@ from urllib.parse import quote
 from darkroom.errors import remediation
 from darkroom.formatting import duration, money
 from darkroom.jobs import ResultPaths
-from darkroom.report import summary as chart
 from darkroom.report.rows import ReportRow, RowStatus
-from darkroom.report.summary import EndpointSummary, ErrorClass, JobSummary
+from darkroom.report.summary import BAR_STATUSES, Bar, EndpointSummary, ErrorClass, JobSummary
 
 type Child = Safe | str | Iterable[Child] | None
 
@@ -287,6 +286,50 @@ def seconds_text(ms: int) -> str:
     return f"{ms / 1000:.1f} s"
 
 
+_WIDTH, _HEIGHT = 600, 100  # of the chart, in SVG units
+
+
+def draw_chart(bars: Sequence[Bar], width_seconds: int) -> Safe:
+    """Stacked bars as an SVG that stretches to its box; colours come from the page's classes."""
+    tallest = max((bar.total for bar in bars), default=0) or 1
+    step = _WIDTH / max(len(bars), 12)  # a short job gets bars, not a block
+    drawn = [
+        _column(bar, index * step, step * 0.82, tallest, width_seconds)
+        for index, bar in enumerate(bars)
+        if bar.total
+    ]
+    return tag(
+        "svg",
+        tag("title", "Rows settled over time"),
+        drawn,
+        viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
+        preserveAspectRatio="none",
+        role="img",
+        class_="chart",
+    )
+
+
+def _column(bar: Bar, x: float, width: float, tallest: int, seconds: int) -> Safe:
+    told = ", ".join(f"{getattr(bar, s.value):,} {s.value}" for s in BAR_STATUSES)
+    parts: list[Safe] = [tag("title", f"{told} in {seconds:,} s")]
+    top = float(_HEIGHT)
+    for status in BAR_STATUSES:
+        height = getattr(bar, status.value) / tallest * _HEIGHT
+        if height:
+            top -= height
+            parts.append(
+                tag(
+                    "rect",
+                    x=f"{x:.2f}",
+                    y=f"{top:.2f}",
+                    width=f"{width:.2f}",
+                    height=f"{height:.2f}",
+                    class_=f"fill-{status.value}",
+                )
+            )
+    return tag("g", parts)
+
+
 # The top of the first page: what became of the job, in figures, a chart and next steps.
 
 
@@ -353,7 +396,7 @@ def _chart_panel(summary: JobSummary) -> Safe | None:
     timeline = summary.timeline
     if not timeline.bars:
         return None
-    bars = [chart.Bar(b.start.timestamp(), b.succeeded, b.failed, b.dead) for b in timeline.bars]
+    bars = [Bar(b.start.timestamp(), b.succeeded, b.failed, b.dead) for b in timeline.bars]
     used = [s for s in ("succeeded", "failed", "dead") if any(getattr(b, s) for b in bars)]
     keys = [tag("span", s, class_=f"key k-{s}") for s in used]
     tallest = max(b.total for b in bars)
@@ -365,7 +408,7 @@ def _chart_panel(summary: JobSummary) -> Safe | None:
     return tag(
         "section",
         tag("h2", "Outcomes over time", keys),
-        chart.draw(bars, timeline.bar_seconds),
+        draw_chart(bars, timeline.bar_seconds),
         tag("div", axis, class_="axis"),
         class_="panel",
     )

@@ -4,7 +4,6 @@ Money in US dollars, times in UTC (ISO 8601), durations in seconds, latencies in
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import log
@@ -14,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from darkroom.errors import remediation
 from darkroom.jobs import JobOptions, ResultPaths, Run, RunState
-from darkroom.report.gallery import Safe, tag
 from darkroom.report.rows import ReportRow, RowStatus
 
 
@@ -160,8 +158,7 @@ def source_of(run: Run) -> SourceSummary:
 
 
 MOST_BARS = 60
-_STACK = (RowStatus.SUCCEEDED, RowStatus.FAILED, RowStatus.DEAD)
-_WIDTH, _HEIGHT = 600, 100
+BAR_STATUSES = (RowStatus.SUCCEEDED, RowStatus.FAILED, RowStatus.DEAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +186,7 @@ class Timeline:
         place = int(at // self.width_seconds)
         counts = self._counts.get(place)
         if counts is None:
-            counts = self._counts[place] = dict.fromkeys(_STACK, 0)
+            counts = self._counts[place] = dict.fromkeys(BAR_STATUSES, 0)
             while max(self._counts) - min(self._counts) >= MOST_BARS:
                 self._widen()
             counts = self._counts[int(at // self.width_seconds)]
@@ -199,7 +196,7 @@ class Timeline:
         self.width_seconds *= 2
         wider: dict[int, dict[RowStatus, int]] = {}
         for place, counts in self._counts.items():
-            into = wider.setdefault(place // 2, dict.fromkeys(_STACK, 0))
+            into = wider.setdefault(place // 2, dict.fromkeys(BAR_STATUSES, 0))
             for status, count in counts.items():
                 into[status] += count
         self._counts = wider
@@ -212,51 +209,10 @@ class Timeline:
         return tuple(
             Bar(
                 place * self.width_seconds,
-                *(self._counts.get(place, empty).get(status, 0) for status in _STACK),
+                *(self._counts.get(place, empty).get(status, 0) for status in BAR_STATUSES),
             )
             for place in range(min(self._counts), max(self._counts) + 1)
         )
-
-
-def draw(bars: Sequence[Bar], width_seconds: int) -> Safe:
-    """Stacked bars as an SVG that stretches to its box; colours come from the page's classes."""
-    tallest = max((bar.total for bar in bars), default=0) or 1
-    step = _WIDTH / max(len(bars), 12)  # a short job gets bars, not a block
-    drawn = [
-        _column(bar, index * step, step * 0.82, tallest, width_seconds)
-        for index, bar in enumerate(bars)
-        if bar.total
-    ]
-    return tag(
-        "svg",
-        tag("title", "Rows settled over time"),
-        drawn,
-        viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
-        preserveAspectRatio="none",
-        role="img",
-        class_="chart",
-    )
-
-
-def _column(bar: Bar, x: float, width: float, tallest: int, seconds: int) -> Safe:
-    told = ", ".join(f"{getattr(bar, s.value):,} {s.value}" for s in _STACK)
-    parts: list[Safe] = [tag("title", f"{told} in {seconds:,} s")]
-    top = float(_HEIGHT)
-    for status in _STACK:
-        height = getattr(bar, status.value) / tallest * _HEIGHT
-        if height:
-            top -= height
-            parts.append(
-                tag(
-                    "rect",
-                    x=f"{x:.2f}",
-                    y=f"{top:.2f}",
-                    width=f"{width:.2f}",
-                    height=f"{height:.2f}",
-                    class_=f"fill-{status.value}",
-                )
-            )
-    return tag("g", parts)
 
 
 # Adds up report lines, one at a time, into what job.json says; memory does not grow with rows.
