@@ -50,7 +50,7 @@ def check(world: World, job: str, count: int) -> None:
     for record in world.wiring.ledger.all(job):
         assert record.state.terminal
         summed += contribution(record)
-    assert counters.settled == count == run.totals.queued + counters.extra
+    assert counters.settled == count == run.totals.queued + counters.redriven
     told = {"succeeded": counters.succeeded, "failed": counters.failed, "dead": counters.dead}
     assert {k: v for k, v in told.items() if v} == dict(statuses)
     assert (counters.cost_micro_usd, counters.attempts) == (summed.cost_micro_usd, summed.attempts)
