@@ -22,7 +22,7 @@ from darkroom.aws.secrets import SecretsManagerSource
 from darkroom.aws.sqs import SqsRowQueue
 from darkroom.aws.telemetry import PowertoolsTelemetry
 from darkroom.calls import Provider
-from darkroom.dispatch.dispatcher import Dispatcher
+from darkroom.dispatch.dispatcher import TieredDispatcher
 from darkroom.editor.batch import Completion, EditorBatch, Received
 from darkroom.editor.heartbeat import Heartbeat, Timings
 from darkroom.editor.image_storage import ImageStorage
@@ -140,7 +140,7 @@ def editor(config: WorkerConfig, telemetry: PowertoolsTelemetry) -> EditorBatch:
             images=ImageStorage(store, clock, telemetry),
             queue=queue,
             fetcher=SafeImageFetcher.from_settings(s3, settings),
-            dispatcher=Dispatcher(secret, states, editors, clock, rng, telemetry),
+            dispatcher=TieredDispatcher(secret, states, editors, clock, rng, telemetry),
             clock=clock,
             telemetry=telemetry,
             on_unknown_outcome=settings.on_unknown_outcome,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from darkroom.aws.s3 import S3ObjectStore
     from darkroom.aws.sqs import SqsRowQueue
     from darkroom.aws.telemetry import PowertoolsTelemetry
-    from darkroom.dispatch.dispatcher import Dispatcher
+    from darkroom.dispatch.dispatcher import TieredDispatcher
     from darkroom.editor.batch import Completion, EditorBatch
     from darkroom.editor.row_editor import RowEditor
     from darkroom.jobs import Run
@@ -118,16 +118,16 @@ def _row_editor() -> "RowEditor":
     )
 
 
-def _dispatcher() -> "Dispatcher":
+def _dispatcher() -> "TieredDispatcher":
     from darkroom.aws.endpoint_table import DynamoDBEndpointStates
     from darkroom.aws.secrets import SecretsManagerSource
-    from darkroom.dispatch.dispatcher import Dispatcher
+    from darkroom.dispatch.dispatcher import TieredDispatcher
 
     secret = SecretsManagerSource(
         _client("secretsmanager"), _settings().endpoints_secret_arn, _clock(), telemetry()
     )
     states = DynamoDBEndpointStates(_client("dynamodb"), _settings().endpoints_table)
-    return Dispatcher(secret, states, _image_editor, _clock(), random.Random(), telemetry())  # noqa: S311
+    return TieredDispatcher(secret, states, _image_editor, _clock(), random.Random(), telemetry())  # noqa: S311
 
 
 @cache
