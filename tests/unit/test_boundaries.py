@@ -11,7 +11,7 @@ DOMAIN = sorted(
     "darkroom." + path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
     for path in ROOT.rglob("*.py")
     if path.name != "__init__.py"
-    and not {"aws", "providers"} & set(path.parts)
+    and not {"aws", "providers"} & set(path.relative_to(ROOT).parts)
     and path.name not in ("bootstrap.py", "fetcher.py")
 )
 

@@ -111,7 +111,7 @@ class WatchedLedger(FakeLedger):
 
     def _write(self, job: str, change: Change) -> None:
         before = self.rows.get((job, change.record.key))
-        if before and before.state is RowState.SUCCEEDED and before.extra:
+        if before and before.state is RowState.SUCCEEDED and before.redriven:
             self.discarded += not change.record.state.terminal
         super()._write(job, change)
 
@@ -281,7 +281,7 @@ class World(RuleBasedStateMachine):
             if record.run == run and record.state.terminal:
                 total += contribution(record)
         sums = self.ledger.counters(JOB, run)
-        assert _without_moves(sums) == _without_moves(total)
+        assert _without_transitions(sums) == _without_transitions(total)
 
     @invariant()
     def every_billed_call_is_an_image_or_counted(self) -> None:
@@ -319,7 +319,7 @@ class World(RuleBasedStateMachine):
         self._drain()
         run = self._current()
         counters = self.ledger.counters(JOB, run.run)
-        assert counters.settled == run.totals.queued + counters.extra
+        assert counters.settled == run.totals.queued + counters.redriven
         self._report()
         assert not self.ledger.report_due(JOB)
         assert self.reported == self._results(run)
@@ -443,8 +443,8 @@ class World(RuleBasedStateMachine):
         return {r.key: r.result for r in self.ledger.all(JOB) if r.run == run.run}
 
 
-def _without_moves(counters: Counters) -> Counters:
-    return counters + Counters(moves=-counters.moves, extra=-counters.extra)
+def _without_transitions(counters: Counters) -> Counters:
+    return counters + Counters(transitions=-counters.transitions, redriven=-counters.redriven)
 
 
 EXAMPLES = 250
