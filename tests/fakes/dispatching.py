@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import SecretStr
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, Provider
-from darkroom.dispatch.dispatcher import Ineligible
 from darkroom.endpoints import Endpoint, EndpointsSecret, parse_endpoints
+from darkroom.errors import Ineligible
 from darkroom.ports import Clock
 
 PICTURE = EditResult(images=(b"png",), model="m")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from darkroom.aws.s3 import S3CsvStore, S3ObjectStore
     from darkroom.aws.sqs import SqsRowQueue
     from darkroom.aws.telemetry import PowertoolsTelemetry
-    from darkroom.dispatch.dispatcher import Dispatcher
+    from darkroom.dispatch.dispatcher import TieredDispatcher
     from darkroom.editor.batch import Completion, EditorBatch
     from darkroom.editor.heartbeat import Timings
     from darkroom.editor.row_editor import RowEditor
@@ -178,10 +178,10 @@ class Wiring:
         )
 
     @cached_property
-    def _dispatcher(self) -> "Dispatcher":
+    def _dispatcher(self) -> "TieredDispatcher":
         from darkroom.aws.endpoint_table import DynamoDBEndpointStates
         from darkroom.aws.secrets import SecretsManagerSource
-        from darkroom.dispatch.dispatcher import Dispatcher
+        from darkroom.dispatch.dispatcher import TieredDispatcher
 
         secret = SecretsManagerSource(
             self._client("secretsmanager"),
@@ -191,7 +191,7 @@ class Wiring:
         )
         states = DynamoDBEndpointStates(self._client("dynamodb"), self._settings.endpoints_table)
         rng = random.Random()  # noqa: S311  # for jitter
-        return Dispatcher(secret, states, _image_editor, self._clock, rng, self._telemetry)
+        return TieredDispatcher(secret, states, _image_editor, self._clock, rng, self._telemetry)
 
     @cached_property
     def _timings(self) -> "Timings":
