@@ -6,6 +6,7 @@ real ones; what stands for Lambda is here, in `poll`: it receives a batch, calls
 deletes whatever the editor does not want to keep. Lambda's own calls go past the faulting proxy.
 """
 
+import pkgutil
 import random
 import time
 import uuid
@@ -21,7 +22,6 @@ from darkroom.aws.s3 import S3ObjectStore
 from darkroom.aws.secrets import SecretsManagerSource
 from darkroom.aws.sqs import SqsRowQueue
 from darkroom.aws.telemetry import PowertoolsTelemetry
-from darkroom.calls import Provider
 from darkroom.dispatch.dispatcher import Dispatcher
 from darkroom.editor.batch import Completion, EditorBatch, Received
 from darkroom.editor.heartbeat import Heartbeat, Timings
@@ -29,8 +29,7 @@ from darkroom.editor.image_storage import ImageStorage
 from darkroom.editor.row_editor import RowEditor
 from darkroom.fetcher import SafeImageFetcher
 from darkroom.ports import ImageEditor, SystemClock
-from darkroom.providers.gemini import GeminiImageEditor
-from darkroom.providers.openai import OpenAIImageEditor
+from darkroom.providers.registry import PROVIDERS, Provider
 from darkroom.settings import Settings
 from darkroom_local import ministack
 
@@ -130,8 +129,7 @@ def editor(config: WorkerConfig, telemetry: PowertoolsTelemetry) -> EditorBatch:
     )
     states = DynamoDBEndpointStates(client("dynamodb", config.url), settings.endpoints_table)
     editors: dict[Provider, ImageEditor] = {
-        Provider.GEMINI: GeminiImageEditor(),
-        Provider.OPENAI: OpenAIImageEditor(),
+        provider: pkgutil.resolve_name(entry.adapter)() for provider, entry in PROVIDERS.items()
     }
     rng = random.Random()  # noqa: S311 - jitter
     return EditorBatch(

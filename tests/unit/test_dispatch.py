@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from darkroom.calls import CallFailed, EditResult, Outcome, Provider
+from darkroom.calls import CallFailed, EditResult, Outcome
 from darkroom.dispatch.dispatcher import Dispatcher, DispatchResult, LeaseLost
 from darkroom.endpoint_state import SECOND, EndpointState, StatesUnavailable
 from darkroom.endpoints import EndpointsSecret
 from darkroom.errors import DeferRow, Reason, RetryRow, RowRejected
+from darkroom.providers.registry import Provider
 from tests.fakes.dispatching import (
     PICTURE,
     Call,

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from darkroom.calls import Provider
 from darkroom.dispatch.dispatcher import Dispatcher, DispatchResult
 from darkroom.endpoints import EndpointsSecret
 from darkroom.errors import DarkroomError, DeferRow
+from darkroom.providers.registry import Provider
 from tests.fakes.dispatching import FakeSecretSource, PlainErrand, gemini, openai, secret
 from tests.fakes.endpoint_states import InMemoryEndpointStates
 from tests.fakes.services import FakeTelemetry

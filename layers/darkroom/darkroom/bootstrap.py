@@ -5,13 +5,14 @@ Imports are inside the functions, so that each Lambda loads only what it needs.
 # ruff: noqa: PLC0415, TID251
 
 import os
+import pkgutil
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from darkroom.calls import Provider
+from darkroom.providers.registry import PROVIDERS, Provider
 from darkroom.settings import Settings
 
 if TYPE_CHECKING:
@@ -133,13 +134,8 @@ def _dispatcher() -> "Dispatcher":
 @cache
 def _image_editor(provider: Provider) -> "ImageEditor":
     """Each SDK is imported when its provider is first needed: openai only in a fallback."""
-    if provider is Provider.GEMINI:
-        from darkroom.providers.gemini import GeminiImageEditor
-
-        return GeminiImageEditor()
-    from darkroom.providers.openai import OpenAIImageEditor
-
-    return OpenAIImageEditor()
+    adapter: ImageEditor = pkgutil.resolve_name(PROVIDERS[provider].adapter)()
+    return adapter
 
 
 @cache

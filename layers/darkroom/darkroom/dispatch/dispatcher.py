@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from darkroom.calls import CallFailed, CallPlan, EditResult, Provider
+from darkroom.calls import CallFailed, CallPlan, EditResult
 from darkroom.dispatch import rate_limiter
 from darkroom.dispatch.outcomes import LONG_WAIT_SECONDS, OutcomeRecorder
 from darkroom.dispatch.selector import NoSlot, Permit, Pool
@@ -14,6 +14,7 @@ from darkroom.endpoint_state import SECOND, RejectionReason, StatesUnavailable
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import DarkroomError, DeferRow, Reason, RetryRow, RowRejected
 from darkroom.ports import Clock, EndpointStates, ImageEditor, SecretSource, Telemetry
+from darkroom.providers.registry import Provider
 from darkroom.retry import backoff, with_jitter
 
 
