@@ -109,7 +109,7 @@ class World:
         one = Counters(
             **{result.status.value: 1},
             cost_micro_usd=result.cost_micro_usd or 0,
-            moves=1,
+            transitions=1,
         )
         self.ledger.sums[run.job, run.run] = sums + one
 

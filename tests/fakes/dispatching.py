@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import SecretStr
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
-from darkroom.dispatch.dispatcher import Ineligible
 from darkroom.endpoints import Endpoint, EndpointsSecret, parse_endpoints
+from darkroom.errors import Ineligible
 from darkroom.ports import Clock
 from darkroom.providers.registry import Provider
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from darkroom.calls import CallPlan, SourceImage
-from darkroom.dispatch.dispatcher import Ineligible
+from darkroom.errors import Ineligible
 from darkroom.images import codec
 from darkroom.models import sizes
 from darkroom.models.catalog import JPEG, MIB, MODELS, PNG, WEBP, Model, find

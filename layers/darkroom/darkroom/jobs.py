@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from darkroom.rows import AspectRatio, Background, Resolution
+from darkroom.rows import AspectRatio, Background, Resolution, StatusCounts
 
 
 def job_id(key: str) -> str:
@@ -106,26 +106,16 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Counters:
+class Counters(StatusCounts):
     """Sums over a run's counter shards: rows settled in this run, and what they cost."""
 
-    succeeded: int = 0
-    failed: int = 0
-    dead: int = 0
     fallback: int = 0
     attempts: int = 0
     cost_micro_usd: int = 0
     possible_duplicate_charges: int = 0
     unpriced: int = 0  # rows whose cost is not known
-    extra: int = 0  # rows of an earlier upload, redriven into this run: settled beyond `queued`
-    moves: int = 0  # changes ever made to these sums: tells whether a report is still true
-
-    @property
-    def settled(self) -> int:
-        return self.succeeded + self.failed + self.dead
-
-    def __add__(self, other: "Counters") -> "Counters":
-        return Counters(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+    redriven: int = 0  # rows of an earlier upload, redriven into this run: settled beyond `queued`
+    transitions: int = 0  # changes ever made to these sums: shows whether a report is current
 
     def __neg__(self) -> "Counters":
         return Counters(*(-getattr(self, f.name) for f in fields(self)))

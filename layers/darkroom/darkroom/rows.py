@@ -1,9 +1,9 @@
 """What a row of the CSV asks for, and the message that carries it."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -73,6 +73,22 @@ class RowState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class StatusCounts:
+    """Numbers of settled rows by status."""
+
+    succeeded: int = 0
+    failed: int = 0
+    dead: int = 0
+
+    @property
+    def settled(self) -> int:
+        return self.succeeded + self.failed + self.dead
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
 class RowResult:
     """How a row ended, as the manifest tells it. Costs in millionths of a US dollar."""
 
@@ -110,7 +126,7 @@ class RowRecord:
     sent_run: str | None = None  # SENT: the run it was sent in
     reserved: int = 0  # SENT: held in the job's budget for this call
     spent: int = 0  # known cost of earlier calls that gave no image
-    extra: bool = False  # redriven from an earlier upload: this run's splitter did not queue it
+    redriven: bool = False  # from an earlier upload: this run's splitter did not queue it
     version: int = 0  # one more with every change except the lease's renewal
 
 

@@ -48,7 +48,7 @@ def resume_decision(record: RowRecord | None, fingerprint: str, run: Run) -> Res
 
 def _decision_in_this_run(record: RowRecord) -> ResumeDecision:
     """The splitter sent the row before it was interrupted, or a redrive brought it in."""
-    if record.extra:
+    if record.redriven:
         return ResumeDecision.KEPT_FAILED  # the redrive's own copy is on its way, and counted apart
     return ResumeDecision.SENT_BEFORE if record.state.terminal else ResumeDecision.QUEUED
 

@@ -36,6 +36,29 @@ PASSING_CODES = frozenset(
     }
 )
 
+# S3 answers a HEAD request for a missing object with the bare HTTP status.
+MISSING_CODES = frozenset({"404", "NoSuchKey", "NotFound"})
+DENIED_CODES = frozenset(
+    {
+        "403",
+        "AccessDenied",
+        "AccessDeniedException",
+        "AllAccessDisabled",
+        "AuthorizationError",
+        "Forbidden",
+    }
+)
+EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired"})
+UNKNOWN_CREDENTIAL_CODES = frozenset(
+    {
+        "AuthFailure",
+        "InvalidAccessKeyId",
+        "InvalidClientTokenId",
+        "SignatureDoesNotMatch",
+        "UnrecognizedClientException",
+    }
+)
+
 
 def error_code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))

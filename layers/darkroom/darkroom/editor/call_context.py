@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, SourceImage
-from darkroom.dispatch.dispatcher import LeaseLost
 from darkroom.endpoints import Endpoint
-from darkroom.errors import Reason, RowRejected
+from darkroom.errors import LeaseLost, Reason, RowRejected
 from darkroom.jobs import Run, RunState
 from darkroom.metrics import Metric
 from darkroom.models.planner import plan_call

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from darkroom.calls import CallPlan, SourceImage
-from darkroom.dispatch.dispatcher import Ineligible
+from darkroom.errors import Ineligible
 from darkroom.images import codec
 from darkroom.models import sizes
 from darkroom.models.catalog import MIB, Model, find, image_price, worst_cost
