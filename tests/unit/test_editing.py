@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from darkroom.calls import CallFailed, EditResult, Outcome, Provider
+from darkroom.calls import CallFailed, EditResult, Outcome
 from darkroom.editor.call_context import model_for
 from darkroom.editor.heartbeat import TIMINGS, Leases
 from darkroom.editor.image_storage import ImageStorage
@@ -18,6 +18,7 @@ from darkroom.endpoints import Endpoint
 from darkroom.errors import DeferRow, Reason, RetryRow, RowRejected, ServiceUnavailable
 from darkroom.jobs import JobOptions, Run, RunState, Totals
 from darkroom.ports import CallContext, DispatchResult
+from darkroom.providers.registry import Provider
 from darkroom.rows import RowMessage, RowRecord, RowRequest, RowState
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.services import FakeClock, FakeQueue, FakeStore, FakeTelemetry
