@@ -8,10 +8,9 @@ from math import ceil
 
 from darkroom.calls import CallPlan
 from darkroom.csv_input.reader import JobRow
-from darkroom.dispatch.dispatcher import Ineligible
 from darkroom.editor.call_context import model_for
 from darkroom.endpoints import Endpoint, EndpointsSecret
-from darkroom.errors import RowRejected
+from darkroom.errors import Ineligible, RowRejected
 from darkroom.models.catalog import DEFAULTS, MODELS, Model, find, image_price
 from darkroom.models.planner import plan_call
 from darkroom.rows import RowRequest

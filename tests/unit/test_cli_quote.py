@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from darkroom.calls import Provider
 from darkroom.models.catalog import find
 from darkroom.models.planner import plan_call
+from darkroom.providers.registry import Provider
 from darkroom.rows import RowRequest
 from darkroom_cli.reasons import MOST_GROUPS, Failures
 from tests.fakes.command import FakeStack, run
