@@ -73,7 +73,7 @@ def _is_public_v6(address: IPv6Address) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class HostList:
-    """Hosts: `example.com` (itself only), `*.example.com` (its subdomains), each also with `:port`."""
+    """Hosts: `example.com` itself, `*.example.com` for its subdomains, each also with a port."""
 
     entries: tuple[tuple[bool, str, int | None], ...] = ()
 
@@ -96,9 +96,8 @@ class HostList:
 
     def matches(self, host: str, port: int) -> bool:
         return any(
-            (host.endswith(f".{name}") if subdomains else host == name)
-            and only_port in (None, port)
-            for subdomains, name, only_port in self.entries
+            (host.endswith(f".{name}") if below else host == name) and only_port in (None, port)
+            for below, name, only_port in self.entries
         )
 
 
