@@ -4,9 +4,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from darkroom.calls import Provider
 from darkroom.images.codec import MIB
 from darkroom.models.catalog import CHECKED, DEFAULTS, MODELS, Model
+from darkroom.providers.registry import PROVIDERS, Provider
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
@@ -66,9 +66,8 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def _section(provider: Provider) -> str:
     models = [model for model in MODELS if model.provider is provider]
-    title = {Provider.GEMINI: "Gemini", Provider.OPENAI: "OpenAI"}[provider]
     head = ("Model", "Operations", "Input", "Shape", "Quality", "n", "Note")
-    return f"## {title}\n\n" + _table(head, map(_row, models))
+    return f"## {PROVIDERS[provider].display_name}\n\n" + _table(head, map(_row, models))
 
 
 def _row(model: Model) -> tuple[str, ...]:

@@ -125,7 +125,7 @@ def test_a_row_goes_from_claim_to_success_and_is_counted_once(ledger: Ledger, jo
     assert (record.state, record.result, record.attempts) == (RowState.SUCCEEDED, SUCCESS, 1)
     assert list(ledger.all(job)) == [record]
     assert ledger.counters(job, run.run) == Counters(
-        succeeded=1, fallback=1, attempts=1, cost_micro_usd=40_000, moves=1
+        succeeded=1, fallback=1, attempts=1, cost_micro_usd=40_000, transitions=1
     )
 
 
@@ -319,7 +319,7 @@ def test_a_row_redriven_from_an_earlier_upload_counts_beyond_what_was_queued(
     assert ledger.report_due(job)
     assert ledger.counters(job, "run-1").settled == 0
     counters = ledger.counters(job, "run-2")
-    assert (counters.extra, counters.succeeded) == (1, 1)
+    assert (counters.redriven, counters.succeeded) == (1, 1)
 
 
 def test_a_redriven_row_that_the_new_upload_also_queued_counts_once(
@@ -332,7 +332,7 @@ def test_a_redriven_row_that_the_new_upload_also_queued_counts_once(
     assert not ledger.report_due(job)  # the splitter's own message is still on its way
     assert ledger.claim(message(new), new, "worker-2", LEASE) is NotClaimed.SETTLED
     assert ledger.report_due(job)
-    assert ledger.counters(job, "run-2").extra == 0
+    assert ledger.counters(job, "run-2").redriven == 0
 
 
 def test_an_upload_starts_a_run_once_and_an_older_one_never(ledger: Ledger, job: str) -> None:
@@ -504,10 +504,10 @@ def test_the_splitters_own_message_takes_a_redriven_row_over_and_counts_it_as_qu
     assert ledger.settle(claim(ledger, message(old), old), DEATH)
     new = begin(ledger, job, "run-2", queued=1, max_attempts=3)
     claim(ledger, message(old, generation=1), new, "killed")
-    assert ledger.counters(job, "run-2").extra == 1
+    assert ledger.counters(job, "run-2").redriven == 1
     clock.time += LEASE + 1
     held = claim(ledger, message(new), new, "worker-2")
-    assert ledger.counters(job, "run-2").extra == 0
+    assert ledger.counters(job, "run-2").redriven == 0
     assert ledger.settle(held, SUCCESS)
     assert ledger.report_due(job)
 

@@ -43,14 +43,14 @@ def check(world: World, job: str, count: int) -> None:
         line for line in manifest if line["reason"] == "worker_lost" and not line["attempts"]
     ]
 
-    run = world.ledger.current(job)
+    run = world.wiring.ledger.current(job)
     assert run is not None
-    counters = world.ledger.counters(job, run.run)
+    counters = world.wiring.ledger.counters(job, run.run)
     summed = Counters()
-    for record in world.ledger.all(job):
+    for record in world.wiring.ledger.all(job):
         assert record.state.terminal
         summed += contribution(record)
-    assert counters.settled == count == run.totals.queued + counters.extra
+    assert counters.settled == count == run.totals.queued + counters.redriven
     told = {"succeeded": counters.succeeded, "failed": counters.failed, "dead": counters.dead}
     assert {k: v for k, v in told.items() if v} == dict(statuses)
     assert (counters.cost_micro_usd, counters.attempts) == (summed.cost_micro_usd, summed.attempts)

@@ -4,18 +4,17 @@ from math import ceil
 
 import pytest
 
-from darkroom.calls import CallPlan, Provider, SourceImage
-from darkroom.endpoints import DEFAULT_MODELS
+from darkroom.calls import CallPlan, SourceImage
 from darkroom.models.catalog import (
     CHECKED,
     MODELS,
     Model,
     find_model,
     image_price,
-    provider_of,
     token_cost,
     worst_cost,
 )
+from darkroom.providers.registry import PROVIDERS, Provider, provider_of
 
 IMAGE = SourceImage(b"", "image/png", 1, 1, "a.png")
 REQUIRED = {
@@ -72,9 +71,9 @@ def test_prices_name_only_qualities_and_sizes_of_the_model(model: Model) -> None
 
 
 def test_default_models_of_endpoints_are_known_and_not_retired() -> None:
-    for provider, name in DEFAULT_MODELS.items():
-        assert find_model(provider, name).known
-        assert find_model(provider, name).retired_on is None
+    for provider, entry in PROVIDERS.items():
+        assert find_model(provider, entry.model).known
+        assert find_model(provider, entry.model).retired_on is None
 
 
 @pytest.mark.parametrize(

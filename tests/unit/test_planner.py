@@ -4,19 +4,19 @@ import io
 from functools import cache
 from typing import Any
 
+import hypothesis
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from darkroom.calls import CallPlan, Provider, SourceImage
-from darkroom.dispatch.dispatcher import Ineligible
+from darkroom.calls import CallPlan, SourceImage
+from darkroom.errors import Ineligible
 from darkroom.images import codec
 from darkroom.images.codec import JPEG, MIB, PNG, WEBP
 from darkroom.models import sizes
 from darkroom.models.catalog import MODELS, Model, find_model
 from darkroom.models.planner import plan_call
+from darkroom.providers.registry import Provider
 from darkroom.rows import RowRequest
 
 GEMINI, OPENAI = Provider.GEMINI, Provider.OPENAI
@@ -371,8 +371,8 @@ settings = st.fixed_dictionaries(
 )
 
 
-@hypothesis_settings(max_examples=300, deadline=None)
-@given(every_model, settings, st.integers(0, 3), st.booleans())
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(every_model, settings, st.integers(0, 3), st.booleans())
 def test_only_what_the_model_supports_is_sent_for_any_request(
     model: Model, requested: dict[str, Any], count: int, masked: bool
 ) -> None:

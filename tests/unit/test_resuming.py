@@ -77,5 +77,5 @@ def test_a_row_settled_in_this_run_is_not_sent_again(
 
 
 def test_a_row_that_a_redrive_brought_here_is_left_to_it() -> None:
-    brought = replace(record(RowState.CLAIMED, run="run-1"), extra=True)
+    brought = replace(record(RowState.CLAIMED, run="run-1"), redriven=True)
     assert fate(brought, retry_failed=True) is ResumeDecision.KEPT_FAILED

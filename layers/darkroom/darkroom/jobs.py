@@ -4,9 +4,9 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import PurePosixPath
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from darkroom.rows import AspectRatio, Background, Resolution
+from darkroom.rows import EditSettings, StatusCounts
 
 
 def job_id(key: str) -> str:
@@ -14,10 +14,8 @@ def job_id(key: str) -> str:
     return key.removesuffix(".gz").removesuffix(".csv")
 
 
-class JobOptions(BaseModel):
+class JobOptions(EditSettings):
     """User metadata of the uploaded CSV, names as in S3 with dashes as underscores."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     filter_rows: str | None = None
     resume: bool = True
@@ -25,11 +23,6 @@ class JobOptions(BaseModel):
     instruction_column: str | None = None
     output_name_column: str | None = None
     budget_usd: float | None = Field(default=None, ge=0)
-    model: str | None = None
-    aspect_ratio: AspectRatio | None = None
-    resolution: Resolution | None = None
-    quality: str | None = None
-    background: Background | None = None
     max_attempts: int = Field(default=5, ge=1, le=50)
 
     @property
@@ -106,26 +99,16 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Counters:
+class Counters(StatusCounts):
     """Sums over a run's counter shards: rows settled in this run, and what they cost."""
 
-    succeeded: int = 0
-    failed: int = 0
-    dead: int = 0
     fallback: int = 0
     attempts: int = 0
     cost_micro_usd: int = 0
     possible_duplicate_charges: int = 0
     unpriced: int = 0  # rows whose cost is not known
-    extra: int = 0  # rows of an earlier upload, redriven into this run: settled beyond `queued`
-    moves: int = 0  # changes ever made to these sums: tells whether a report is still true
-
-    @property
-    def settled(self) -> int:
-        return self.succeeded + self.failed + self.dead
-
-    def __add__(self, other: "Counters") -> "Counters":
-        return Counters(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+    redriven: int = 0  # rows of an earlier upload, redriven into this run: settled beyond `queued`
+    transitions: int = 0  # changes ever made to these sums: shows whether a report is current
 
     def __neg__(self) -> "Counters":
         return Counters(*(-getattr(self, f.name) for f in fields(self)))

@@ -1,9 +1,10 @@
 """What a row of the CSV asks for, and the message that carries it."""
 
 import hashlib
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,27 +15,32 @@ Resolution = Literal["1K", "2K", "4K"]
 Background = Literal["transparent", "opaque", "auto"]
 
 
-class RowRequest(BaseModel):
-    """A row's wish, independent of any provider. Image references are as written in the CSV."""
+class EditSettings(BaseModel):
+    """Settings that a row has in its cells, or takes from its job's options (JobOptions)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = None
+    aspect_ratio: AspectRatio | None = None
+    resolution: Resolution | None = None
+    quality: str | None = None
+    background: Background | None = None  # OpenAI's newer models
+
+
+class RowRequest(EditSettings):
+    """What to edit, independent of any provider. Image references are as written in the CSV."""
 
     instruction: str = Field(min_length=1)
     images: tuple[str, ...] = ()
     mask: str | None = None
-    aspect_ratio: AspectRatio | None = None
-    resolution: Resolution | None = None
     size: str | None = None
-    quality: str | None = None
-    background: Background | None = None  # OpenAI's newer models
     n: int = Field(default=1, ge=1, le=10)
     output_name: str | None = None
-    model: str | None = None
 
     def fingerprint(self) -> str:
-        """Hex digest of what the row asks for: a changed row has another one."""
-        canonical = self.model_dump_json(exclude_defaults=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:24]
+        """Hex digest of the request. New settings do not change it unless the row uses them."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24]
 
 
 class RowMessage(BaseModel):
@@ -70,6 +76,22 @@ class RowState(StrEnum):
     @property
     def terminal(self) -> bool:
         return self in (RowState.SUCCEEDED, RowState.FAILED, RowState.DEAD)
+
+
+@dataclass(frozen=True, slots=True)
+class StatusCounts:
+    """Numbers of settled rows by status."""
+
+    succeeded: int = 0
+    failed: int = 0
+    dead: int = 0
+
+    @property
+    def settled(self) -> int:
+        return self.succeeded + self.failed + self.dead
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +132,7 @@ class RowRecord:
     sent_run: str | None = None  # SENT: the run it was sent in
     reserved: int = 0  # SENT: held in the job's budget for this call
     spent: int = 0  # known cost of earlier calls that gave no image
-    extra: bool = False  # redriven from an earlier upload: this run's splitter did not queue it
+    redriven: bool = False  # from an earlier upload: this run's splitter did not queue it
     version: int = 0  # one more with every change except the lease's renewal
 
 

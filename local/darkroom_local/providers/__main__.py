@@ -14,18 +14,15 @@ from darkroom_local.providers.server import SimulatedProviders
 
 
 async def _main(config: Config, port: int) -> None:
-    providers = SimulatedProviders(config)
-    server = await providers.start(port)
     stop = asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
-    chosen = server.sockets[0].getsockname()[1]
-    line = {"port": chosen, "url": f"http://127.0.0.1:{chosen}", "endpoints": [*config.endpoints]}
-    sys.stdout.write(json.dumps(line) + "\n")
-    sys.stdout.flush()
-    await stop.wait()
-    server.close()
-    await providers.stop()
+    async with SimulatedProviders(config).listening(port) as chosen:
+        url = f"http://127.0.0.1:{chosen}"
+        line = {"port": chosen, "url": url, "endpoints": [*config.endpoints]}
+        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()
+        await stop.wait()
 
 
 def main() -> int:

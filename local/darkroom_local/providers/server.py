@@ -3,8 +3,9 @@
 import asyncio
 import functools
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Any
 
 from pydantic import ValidationError
@@ -59,18 +60,26 @@ class SimulatedProviders:
         self._openai = openai_wire.OpenAIWire()
         self._connections: set[asyncio.Task[Any]] = set()
 
-    async def start(self, port: int) -> asyncio.Server:
-        """Listen on 127.0.0.1; port 0 takes a free one."""
+    @asynccontextmanager
+    async def listening(self, port: int) -> AsyncIterator[int]:
+        """Listen on 127.0.0.1 for the length of the block; port 0 takes a free one.
+
+        Yields the port. At the end every connection is closed, also one in the middle of a request.
+        """
         self._configure(self._initial)
-        return await asyncio.start_server(
+        server = await asyncio.start_server(
             self._connected, "127.0.0.1", port, limit=1024 * 1024, backlog=512
         )
-
-    async def stop(self) -> None:
-        for task in list(self._connections):
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
-        self._painters.shutdown(wait=False, cancel_futures=True)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+            server.abort_clients()
+            for task in self._connections:
+                task.cancel()
+            await asyncio.gather(*self._connections, return_exceptions=True)
+            await server.wait_closed()
+            self._painters.shutdown(cancel_futures=True)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

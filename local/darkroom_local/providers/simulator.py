@@ -4,7 +4,8 @@ import asyncio
 import http.client
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,45 +49,35 @@ class Simulator:
         return found
 
 
-async def _serve(config: Config, port: int, started: threading.Event, ports: list[int]) -> None:
-    """Serve until cancelled."""
-    providers = SimulatedProviders(config)
-    server = await providers.start(port)
-    try:
-        ports.append(server.sockets[0].getsockname()[1])
-        started.set()
-        await asyncio.Event().wait()
-    finally:
-        server.close()
-        await providers.stop()
-
-
 @contextmanager
 def running(config: Config | Mapping[str, Any] | None = None, port: int = 0) -> Iterator[Simulator]:
-    """Start on a free port of 127.0.0.1, and stop at the end, hanging requests included."""
+    """Start on a free port of 127.0.0.1, and stop at the end, hanging requests included.
+
+    Raises OSError when the port is taken.
+    """
     checked = config if isinstance(config, Config) else Config.model_validate(config or {})
-    loop = asyncio.new_event_loop()
-    started, ports = threading.Event(), list[int]()
-    main = loop.create_task(_serve(checked, port, started, ports))
-
-    def run() -> None:
-        try:
-            loop.run_until_complete(main)
-        except asyncio.CancelledError:
-            pass
-        finally:
-            started.set()
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
-
-    thread = threading.Thread(target=run, name="simulated-providers", daemon=True)
+    started: Future[tuple[int, Callable[[], object]]] = Future()
+    # asyncio.run leaves nothing behind: it ends all tasks before it closes the event loop.
+    thread = threading.Thread(
+        target=lambda: asyncio.run(_serve(checked, port, started)), name="simulated-providers"
+    )
     thread.start()
-    started.wait(10)
-    if not ports:
-        thread.join(1)
-        raise OSError(f"the simulated providers did not start on port {port}")
+    chosen, stop = started.result()
     try:
-        yield Simulator(ports[0])
+        yield Simulator(chosen)
     finally:
-        loop.call_soon_threadsafe(main.cancel)
-        thread.join(10)
+        stop()
+        thread.join()
+
+
+async def _serve(
+    config: Config, port: int, started: Future[tuple[int, Callable[[], object]]]
+) -> None:
+    """Serve until the function given to `started` is called, from any thread."""
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    try:
+        async with SimulatedProviders(config).listening(port) as chosen:
+            started.set_result((chosen, lambda: loop.call_soon_threadsafe(stopped.set)))
+            await stopped.wait()
+    except OSError as error:
+        started.set_exception(error)

@@ -103,15 +103,16 @@ def _batches(messages: Sequence[RowMessage]) -> Iterator[list[Any]]:
         if batch and (len(batch) == _BATCH or size > room):
             yield batch
             batch, room = [], _BATCH_BYTES
-        entry = {"Id": str(len(batch)), "MessageBody": body, "MessageGroupId": _group(message.job)}
+        group = message_group(message.job)
+        entry = {"Id": str(len(batch)), "MessageBody": body, "MessageGroupId": group}
         batch.append(entry)
         room -= size
     if batch:
         yield batch
 
 
-def _group(job: str) -> str:
-    """A job's fair share of the queue. Group ids take ASCII letters, digits and punctuation."""
+def message_group(job: str) -> str:
+    """The group id of a job's messages, for fair queues: ASCII letters, digits and punctuation."""
     safe = "".join(c if c.isascii() and c.isprintable() and c != " " else "_" for c in job)
     return safe[-_LONGEST_GROUP:]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from darkroom.calls import CallFailed, Outcome, SourceImage
 from darkroom.errors import Reason, RowRejected
-from darkroom.images.file_types import describe_unsupported, is_image
+from darkroom.images.file_types import describe_unsupported, is_heic, is_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,7 +32,6 @@ _DEEP_GREY_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _IHDR_DEPTH = 24  # offset of a PNG's bits per channel
 _EXIF_ORIENTATION = 0x0112
-_HEIC_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"})
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {"compress_level": 4},
     "JPEG": {"quality": 95, "subsampling": 0},
@@ -194,12 +193,7 @@ def _read(data: bytes, name: str) -> tuple["Image", bool]:
     if len(data) > MAX_SOURCE_BYTES:
         size, limit = len(data) // MIB, MAX_SOURCE_BYTES // MIB
         raise RowRejected(Reason.BAD_IMAGE, f"{name} has {size} MiB: at most {limit} are read")
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
-        raise RowRejected(
-            Reason.BAD_IMAGE,
-            f"{name} is HEIC, which is not read: save it as JPEG (on an iPhone: Most Compatible)",
-        )
-    if not is_image(data):
+    if is_heic(data) or not is_image(data):
         raise RowRejected(Reason.BAD_IMAGE, f"{name} {describe_unsupported(data)}")
     try:
         image = _open(data)

@@ -13,7 +13,7 @@ from darkroom.jobs import Counters, Run
 from darkroom.rows import Claim, NotClaimed, RowMessage, RowRecord, RowResult, RowState
 
 NO_COUNTERS: Mapping[str, Counters] = MappingProxyType({})
-MOVE = Counters(moves=1)
+MOVE = Counters(transitions=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class ClaimRequest:
 
     def _queued_here(self, record: RowRecord) -> bool:
         """The splitter's own message for a row that was redriven into this run before."""
-        return record.extra and self._of_current_run and self.message.generation == 0
+        return record.redriven and self._of_current_run and self.message.generation == 0
 
     def _granted_already(self, record: RowRecord) -> bool:
         """Our claim was written and only the service's answer was lost."""
@@ -204,8 +204,8 @@ class ClaimRequest:
         queued = self._queued_here(record)
         if self._here(record) and not queued and not self._asks_the_same(record):
             return Decision(NotClaimed.SUPERSEDED)  # an old copy: the row asks for more by now
-        counters = {self.run.run: Counters(extra=-1, moves=1)} if queued else NO_COUNTERS
-        record = replace(record, extra=record.extra and not queued)
+        counters = {self.run.run: Counters(redriven=-1, transitions=1)} if queued else NO_COUNTERS
+        record = replace(record, redriven=record.redriven and not queued)
         redo = self.message.redo and not self._here(record)
         if redo or not self._asks_the_same(record):
             return self._grant(self._anew(record), counters)
@@ -217,15 +217,15 @@ class ClaimRequest:
 
     def _bring_here(self, record: RowRecord, undo: Counters | None = None) -> Decision:
         """An unsettled row of an earlier run; by a redrive it counts beyond what was queued."""
-        extra = not self._of_current_run
-        counters = {self.run.run: Counters(extra=1, moves=1)} if extra else {}
+        redriven = not self._of_current_run
+        counters = {self.run.run: Counters(redriven=1, transitions=1)} if redriven else {}
         if undo is not None:
             counters[record.run] = undo
         moved = replace(
             record,
             run=self.run.run,
             run_number=self.run.number,
-            extra=extra,
+            redriven=redriven,
             generation=max(record.generation, self.message.generation),
         )
         return self._grant(moved, counters)
@@ -246,9 +246,9 @@ class ClaimRequest:
     def _settled_here(self, record: RowRecord) -> Decision:
         if not self._queued_here(record):
             return Decision(NotClaimed.SETTLED)
-        counters = Counters(extra=-1, moves=1)
+        counters = Counters(redriven=-1, transitions=1)
         if self._asks_the_same(record):
-            queued = replace(record, extra=False, version=record.version + 1)
+            queued = replace(record, redriven=False, version=record.version + 1)
             return Decision(NotClaimed.SETTLED, Change(queued, {self.run.run: counters}))
         undo = counters + -contribution(record)
         return self._grant(self._anew(record, keep_costs=True), {self.run.run: undo})
@@ -260,7 +260,7 @@ class ClaimRequest:
             record,
             run=self.run.run,
             run_number=self.run.number,
-            extra=False,
+            redriven=False,
             version=record.version + 1,
         )
         counters = {record.run: -share + MOVE, self.run.run: share + MOVE}

@@ -1,8 +1,8 @@
-"""The moves of a job's runs, as pure functions: start, split, report. Times in Unix seconds.
+"""State transitions of a job's runs, as pure functions: start, split, report. Unix seconds.
 
-A report is true for one sum of `moves`, the number of changes ever made to the run's counters. It
-is due whenever all rows are settled and the last report tells of another sum; no order of crashes,
-redrives and late deliveries can leave an old one standing.
+A report is current for one value of `Counters.transitions`, the number of changes ever made to the
+run's counters. A report is due whenever all rows are settled and the last report was made for
+another value, so no order of crashes, redrives and late deliveries can leave an old one in place.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,8 @@ class RunRecord:
     split_until: float = 0.0  # a splitter is at work until then
     report_until: float = 0.0  # a reporter is at work until then
     report_owner: str = ""
-    reporting: int = -1  # the `moves` it reports
-    reported: int = -1  # the `moves` of the last finished report
+    reporting: int = -1  # the `transitions` it reports
+    reported: int = -1  # the `transitions` of the last finished report
     again: bool = False  # asked for while the reporter was at work
     version: int = 0
 
@@ -99,12 +99,12 @@ def reopen(record: RunRecord) -> RunRecord | None:
 
 
 def all_settled(run: Run, counters: Counters) -> bool:
-    expected = run.totals.queued + counters.extra
+    expected = run.totals.queued + counters.redriven
     return run.split_done and run.state is not RunState.FAILED and counters.settled == expected
 
 
 def report_due(record: RunRecord, counters: Counters) -> bool:
-    return all_settled(record.run, counters) and record.reported != counters.moves
+    return all_settled(record.run, counters) and record.reported != counters.transitions
 
 
 def begin_report(
@@ -119,7 +119,7 @@ def begin_report(
     if not report_due(record, counters):
         return False, None
     if record.report_until > now and not (owner and owner == record.report_owner):
-        if record.reporting == counters.moves or record.again:
+        if record.reporting == counters.transitions or record.again:
             return False, None
         return False, _next(record, again=True)
     state = record.run.state
@@ -129,7 +129,7 @@ def begin_report(
         run=run,
         report_until=now + lease_seconds,
         report_owner=owner,
-        reporting=counters.moves,
+        reporting=counters.transitions,
         again=False,
     )
     return True, begun
@@ -140,7 +140,7 @@ def finish_report(
 ) -> tuple[bool, RunRecord]:
     """Whether the report is still true, and what to write."""
     state = record.run.state
-    if record.again or record.reporting != counters.moves:
+    if record.again or record.reporting != counters.transitions:
         run = replace(record.run, state=state if state in _OVER else RunState.RUNNING)
         return False, _next(record, run=run, report_until=0.0, again=False)
     run = replace(

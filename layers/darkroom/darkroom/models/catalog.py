@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from math import ceil
 
-from darkroom.calls import CallPlan, Provider
+from darkroom.calls import CallPlan
 from darkroom.images.codec import JPEG, MIB, PNG, WEBP
 from darkroom.models import sizes
+from darkroom.providers.registry import Provider
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,21 +288,6 @@ DEFAULTS: dict[Provider, Model] = {
 # --- Lookup and prices --------------------------------------------------------------------------
 
 _SNAPSHOT = re.compile(r"-\d{4}-\d{2}-\d{2}$")
-_PROVIDER_BY_PREFIX = (
-    ("gemini-", Provider.GEMINI),
-    ("gpt-image-", Provider.OPENAI),
-    ("chatgpt-image-", Provider.OPENAI),
-    ("dall-e-", Provider.OPENAI),
-)
-
-
-def provider_of(model: str) -> Provider | None:
-    """The provider whose naming scheme the name follows; None if it follows no scheme."""
-    name = model.removeprefix("models/").lower()
-    for prefix, provider in _PROVIDER_BY_PREFIX:
-        if name.startswith(prefix):
-            return provider
-    return None
 
 
 def find_model(provider: Provider, model: str) -> Model:

@@ -7,12 +7,13 @@ not lack (a mask, editing as such) makes it ineligible.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from darkroom.calls import CallPlan, Provider, SourceImage
-from darkroom.dispatch.dispatcher import Ineligible
+from darkroom.calls import CallPlan, SourceImage
+from darkroom.errors import Ineligible
 from darkroom.formatting import plural
 from darkroom.images import codec
 from darkroom.models import sizes
 from darkroom.models.catalog import Model, find_model, worst_cost
+from darkroom.providers.registry import Provider
 from darkroom.rows import RowRequest
 
 MAX_MASK_BYTES = 4 * codec.MIB - 1
@@ -155,9 +156,10 @@ class _Draft:
             )
             mask = codec.resize_mask(mask, first.width, first.height)
         if len(mask.data) > MAX_MASK_BYTES:
+            mebibytes = len(mask.data) / codec.MIB
             raise Ineligible(
-                f"the mask has {len(mask.data) / codec.MIB:.1f} MiB: {self.model.name} accepts less than "
-                "4 MiB (a mask of plain areas is far smaller)"
+                f"the mask has {mebibytes:.1f} MiB, {self.model.name} accepts less than 4 MiB: a "
+                "mask of plain areas is far smaller"
             )
         return mask
 
