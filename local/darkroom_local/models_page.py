@@ -4,8 +4,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from darkroom.calls import Provider
 from darkroom.models.catalog import CHECKED, DEFAULTS, MIB, MODELS, Model
+from darkroom.providers.registry import PROVIDERS, Provider
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
@@ -59,9 +59,8 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def _section(provider: Provider) -> str:
     models = [model for model in MODELS if model.provider is provider]
-    title = {Provider.GEMINI: "Gemini", Provider.OPENAI: "OpenAI"}[provider]
     head = ("Model", "Does", "Input", "Shape", "Quality", "n", "Note")
-    return f"## {title}\n\n" + _table(head, map(_row, models))
+    return f"## {PROVIDERS[provider].display_name}\n\n" + _table(head, map(_row, models))
 
 
 def _row(model: Model) -> tuple[str, ...]:

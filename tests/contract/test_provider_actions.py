@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, SourceImage
-from darkroom.dispatch.dispatcher import Dispatcher, DispatchResult
+from darkroom.dispatch.dispatcher import TieredDispatcher
 from darkroom.endpoints import Endpoint
 from darkroom.errors import Reason, RetryRow, RowRejected
 from darkroom.models.planner import plan_call
+from darkroom.ports import DispatchResult
 from darkroom.providers.gemini import GeminiImageEditor
 from darkroom.providers.openai import OpenAIImageEditor
 from darkroom.rows import RowRequest
@@ -104,7 +105,7 @@ class Town:
             openai(base_url=self.simulator.base_url("openai"), **given),
         )
         clock = FakeClock(1_795_000_000.0)
-        dispatcher = Dispatcher(
+        dispatcher = TieredDispatcher(
             FakeSecretSource(ways),
             InMemoryEndpointStates(),
             self.editors,

@@ -4,18 +4,16 @@ from math import ceil
 
 import pytest
 
-from darkroom.calls import Provider
-from darkroom.endpoints import DEFAULT_MODELS
 from darkroom.models.catalog import (
     CHECKED,
     MODELS,
     Model,
     find,
     image_price,
-    provider_of,
     token_cost,
     worst_cost,
 )
+from darkroom.providers.registry import PROVIDERS, Provider, provider_of
 
 REQUIRED = {
     "gemini-2.5-flash-image",
@@ -70,9 +68,9 @@ def test_prices_are_given_for_qualities_and_sizes_that_the_model_has(model: Mode
 
 
 def test_default_models_of_an_endpoint_are_known_and_not_retired() -> None:
-    for provider, name in DEFAULT_MODELS.items():
-        assert find(provider, name).known
-        assert find(provider, name).retired_on is None
+    for provider, entry in PROVIDERS.items():
+        assert find(provider, entry.model).known
+        assert find(provider, entry.model).retired_on is None
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,12 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from darkroom.calls import CallFailed, EditResult, Outcome, Provider
-from darkroom.dispatch.dispatcher import CallContext, Dispatcher, DispatchResult
+from darkroom.calls import CallFailed, EditResult, Outcome
 from darkroom.editor.call_context import model_for
 from darkroom.editor.heartbeat import TIMINGS, Leases
 from darkroom.editor.image_storage import ImageStorage
@@ -18,6 +17,8 @@ from darkroom.editor.row_editor import RowEditor
 from darkroom.endpoints import Endpoint
 from darkroom.errors import DeferRow, Reason, RetryRow, RowRejected, ServiceUnavailable
 from darkroom.jobs import JobOptions, Run, RunState, Totals
+from darkroom.ports import CallContext, DispatchResult
+from darkroom.providers.registry import Provider
 from darkroom.rows import RowMessage, RowRecord, RowRequest, RowState
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.services import FakeClock, FakeQueue, FakeStore, FakeTelemetry
@@ -103,7 +104,7 @@ class Desk:
             images=ImageStorage(self.store, self.clock, self.telemetry),
             queue=self.queue,
             fetcher=self.fetcher,
-            dispatcher=cast("Dispatcher", self.dispatcher),
+            dispatcher=self.dispatcher,
             clock=self.clock,
             telemetry=self.telemetry,
             on_unknown_outcome=self.on_unknown,

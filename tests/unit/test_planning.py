@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from darkroom.calls import CallPlan, Provider, SourceImage
-from darkroom.dispatch.dispatcher import Ineligible
+from darkroom.calls import CallPlan, SourceImage
+from darkroom.errors import Ineligible
 from darkroom.images import codec
 from darkroom.models import sizes
 from darkroom.models.catalog import JPEG, MIB, MODELS, PNG, WEBP, Model, find
 from darkroom.models.planner import plan_call
+from darkroom.providers.registry import Provider
 from darkroom.rows import RowRequest
 
 GEMINI, OPENAI = Provider.GEMINI, Provider.OPENAI

@@ -5,14 +5,15 @@ Imports are inside the methods, so that each Lambda function loads only what it 
 # ruff: noqa: PLC0415, TID251
 
 import os
+import pkgutil
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
-from darkroom.calls import Provider
 from darkroom.ports import SystemClock
+from darkroom.providers.registry import PROVIDERS, Provider
 from darkroom.settings import Settings
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from darkroom.aws.s3 import S3CsvStore, S3ObjectStore
     from darkroom.aws.sqs import SqsRowQueue
     from darkroom.aws.telemetry import PowertoolsTelemetry
-    from darkroom.dispatch.dispatcher import Dispatcher
+    from darkroom.dispatch.dispatcher import TieredDispatcher
     from darkroom.editor.batch import Completion, EditorBatch
     from darkroom.editor.heartbeat import Timings
     from darkroom.editor.row_editor import RowEditor
@@ -178,10 +179,10 @@ class Wiring:
         )
 
     @cached_property
-    def _dispatcher(self) -> "Dispatcher":
+    def _dispatcher(self) -> "TieredDispatcher":
         from darkroom.aws.endpoint_table import DynamoDBEndpointStates
         from darkroom.aws.secrets import SecretsManagerSource
-        from darkroom.dispatch.dispatcher import Dispatcher
+        from darkroom.dispatch.dispatcher import TieredDispatcher
 
         secret = SecretsManagerSource(
             self._client("secretsmanager"),
@@ -191,7 +192,7 @@ class Wiring:
         )
         states = DynamoDBEndpointStates(self._client("dynamodb"), self._settings.endpoints_table)
         rng = random.Random()  # noqa: S311  # for jitter
-        return Dispatcher(secret, states, _image_editor, self._clock, rng, self._telemetry)
+        return TieredDispatcher(secret, states, _image_editor, self._clock, rng, self._telemetry)
 
     @cached_property
     def _timings(self) -> "Timings":
@@ -244,10 +245,5 @@ class Wiring:
 @cache
 def _image_editor(provider: Provider) -> "ImageEditor":
     """Each SDK is imported when its provider is first needed: openai only in a fallback."""
-    if provider is Provider.GEMINI:
-        from darkroom.providers.gemini import GeminiImageEditor
-
-        return GeminiImageEditor()
-    from darkroom.providers.openai import OpenAIImageEditor
-
-    return OpenAIImageEditor()
+    adapter: ImageEditor = pkgutil.resolve_name(PROVIDERS[provider].adapter)()
+    return adapter

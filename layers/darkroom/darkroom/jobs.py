@@ -4,9 +4,9 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import PurePosixPath
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from darkroom.rows import AspectRatio, Background, Resolution, StatusCounts
+from darkroom.rows import EditSettings, StatusCounts
 
 
 def job_id(key: str) -> str:
@@ -14,10 +14,8 @@ def job_id(key: str) -> str:
     return key.removesuffix(".gz").removesuffix(".csv")
 
 
-class JobOptions(BaseModel):
+class JobOptions(EditSettings):
     """User metadata of the uploaded CSV, names as in S3 with dashes as underscores."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     filter_rows: str | None = None
     resume: bool = True
@@ -25,11 +23,6 @@ class JobOptions(BaseModel):
     instruction_column: str | None = None
     output_name_column: str | None = None
     budget_usd: float | None = Field(default=None, ge=0)
-    model: str | None = None
-    aspect_ratio: AspectRatio | None = None
-    resolution: Resolution | None = None
-    quality: str | None = None
-    background: Background | None = None
     max_attempts: int = Field(default=5, ge=1, le=50)
 
     @property

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import IO, Protocol
 
 from pydantic import SecretStr
 
-from darkroom.calls import CallPlan, EditResult
+from darkroom.calls import CallFailed, CallPlan, EditResult
 from darkroom.endpoint_state import (
     EndpointState,
     KeyCooldown,
@@ -59,6 +60,46 @@ class SecretSource(Protocol):
 
     def refresh(self) -> None:
         """Read again at the next use: a key was rejected."""
+
+
+class CallContext(Protocol):
+    """One row during its dispatch: plans the calls, and is notified before and after each."""
+
+    def plan(self, endpoint: Endpoint) -> CallPlan:
+        """Fit the row to the endpoint's model. Raises Ineligible."""
+
+    def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
+        """Just before money is spent. Raises RowRejected (budget, stopped) or LeaseLost."""
+
+    def after_call(
+        self, endpoint: Endpoint, plan: CallPlan, outcome: EditResult | CallFailed
+    ) -> None:
+        """Right after each call, whatever its outcome."""
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchResult:
+    """A call that returned images, and how the dispatch led to it."""
+
+    result: EditResult
+    plan: CallPlan
+    endpoint: Endpoint
+    fallback: bool  # another tier than the first one configured
+    latency_ms: int  # of the successful call
+    slot_wait_ms: int
+    calls: int  # all calls made for this attempt
+    warnings: tuple[str, ...] = ()
+
+
+class Dispatcher(Protocol):
+    def dispatch(self, context: CallContext, deadline: float) -> DispatchResult:
+        """Choose an endpoint, call it, retry and fall back; done by `deadline` (Unix seconds).
+
+        Raises RowRejected (refused, no_image, bad_request; or no endpoint can honour the row),
+        RetryRow (all calls failed: the first tier's error; or every key is cooling down), DeferRow
+        (no slot in time, or every endpoint is out of service; nothing was called), LeaseLost, and
+        ConfigurationError when no usable secret was ever read.
+        """
 
 
 class EndpointStates(Protocol):

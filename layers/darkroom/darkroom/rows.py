@@ -1,6 +1,7 @@
 """A row of the CSV: its request, its message in the queue, its record in the ledger, its result."""
 
 import hashlib
+import json
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Literal, Self
@@ -14,27 +15,32 @@ Resolution = Literal["1K", "2K", "4K"]
 Background = Literal["transparent", "opaque", "auto"]
 
 
-class RowRequest(BaseModel):
-    """A requested edit, independent of any provider. Image references are as in the CSV."""
+class EditSettings(BaseModel):
+    """Settings that a row has in its cells, or takes from its job's options (JobOptions)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = None
+    aspect_ratio: AspectRatio | None = None
+    resolution: Resolution | None = None
+    quality: str | None = None
+    background: Background | None = None  # OpenAI's newer models
+
+
+class RowRequest(EditSettings):
+    """What to edit, independent of any provider. Image references are as written in the CSV."""
 
     instruction: str = Field(min_length=1)
     images: tuple[str, ...] = ()
     mask: str | None = None
-    aspect_ratio: AspectRatio | None = None
-    resolution: Resolution | None = None
     size: str | None = None
-    quality: str | None = None
-    background: Background | None = None  # OpenAI's newer models
     n: int = Field(default=1, ge=1, le=10)
     output_name: str | None = None
-    model: str | None = None
 
     def fingerprint(self) -> str:
-        """Hex digest of the request: a row whose request changed has another one."""
-        canonical = self.model_dump_json(exclude_defaults=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:24]
+        """Hex digest of the request. New settings do not change it unless the row uses them."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24]
 
 
 class RowMessage(BaseModel):

@@ -9,7 +9,6 @@ late (at most LATE, else it books again), and the way to the provider.
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from darkroom.calls import Provider
 from darkroom.endpoint_state import (
     SECOND,
     Day,
@@ -21,6 +20,7 @@ from darkroom.endpoint_state import (
     ReservationUpdate,
 )
 from darkroom.endpoints import Endpoint
+from darkroom.providers.registry import PROVIDERS, Provider
 
 MINUTE = 60 * SECOND
 MARGIN = 2 * SECOND
@@ -134,40 +134,17 @@ def _day_gate(state: EndpointState, ask: ReservationRequest, day: Day) -> Reject
 
 
 def provider_day(provider: Provider, now: int) -> Day:
-    """The day that `requests_per_day` counts: US Pacific time for Gemini, UTC for OpenAI."""
+    """The day that `requests_per_day` counts, in the time zone of the provider's quotas."""
+    offset = PROVIDERS[provider].utc_offset
     moment = datetime.fromtimestamp(now / SECOND, UTC)
-    if provider is Provider.OPENAI:
-        start = moment.replace(hour=0, minute=0, second=0, microsecond=0)
-        return _day(start, start + timedelta(days=1), start)
-    local = moment + _pacific_offset(moment)
-    midnight = local.replace(hour=0, minute=0, second=0, microsecond=0)
-    return _day(_from_pacific(midnight), _from_pacific(midnight + timedelta(days=1)), midnight)
+    midnight = (moment + offset(moment)).replace(hour=0, minute=0, second=0, microsecond=0)
 
+    def timestamp(wall: datetime) -> int:
+        """Of a midnight; clocks change at other hours, so the offset is the same nearby."""
+        return int((wall - offset(wall - offset(wall))).timestamp()) * SECOND
 
-def _day(start: datetime, end: datetime, label: datetime) -> Day:
     return Day(
-        number=int(label.timestamp()) // 86_400,
-        start=int(start.timestamp()) * SECOND,
-        end=int(end.timestamp()) * SECOND,
+        number=int(midnight.timestamp()) // 86_400,
+        start=timestamp(midnight),
+        end=timestamp(midnight + timedelta(days=1)),
     )
-
-
-def _pacific_offset(moment: datetime) -> timedelta:
-    """US Pacific time by its rule (since 2007), since not every runtime ships a zone database.
-
-    Summer time: from the second Sunday of March, 10:00 UTC, to the first of November, 9:00 UTC.
-    """
-    begins = _sunday(moment.year, 3, 2) + timedelta(hours=10)
-    ends = _sunday(moment.year, 11, 1) + timedelta(hours=9)
-    return timedelta(hours=-7 if begins <= moment < ends else -8)
-
-
-def _sunday(year: int, month: int, nth: int) -> datetime:
-    first = datetime(year, month, 1, tzinfo=UTC)
-    return first + timedelta(days=(6 - first.weekday()) % 7 + 7 * (nth - 1))
-
-
-def _from_pacific(wall: datetime) -> datetime:
-    """A midnight's true moment: clocks change at 2 a.m., so noon's neighbour does not matter."""
-    guess = wall + timedelta(hours=8)
-    return wall - _pacific_offset(guess)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from math import ceil
 
-from darkroom.calls import Provider
+from darkroom.providers.registry import Provider
 
 MIB = 1024 * 1024
 PNG, JPEG, WEBP = "image/png", "image/jpeg", "image/webp"
@@ -298,21 +298,6 @@ DEFAULTS: dict[Provider, Model] = {
 
 
 _SNAPSHOT = re.compile(r"-\d{4}-\d{2}-\d{2}$")
-_PROVIDER_BY_PREFIX = (
-    ("gemini-", Provider.GEMINI),
-    ("gpt-image-", Provider.OPENAI),
-    ("chatgpt-image-", Provider.OPENAI),
-    ("dall-e-", Provider.OPENAI),
-)
-
-
-def provider_of(model: str) -> Provider | None:
-    """Whose model a name is, by how the providers name theirs; None when it cannot be told."""
-    name = model.removeprefix("models/").lower()
-    for prefix, provider in _PROVIDER_BY_PREFIX:
-        if name.startswith(prefix):
-            return provider
-    return None
 
 
 def find(provider: Provider, model: str) -> Model:

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
-from darkroom.calls import CallPlan, Provider, SourceImage
-from darkroom.dispatch.dispatcher import Ineligible
+from darkroom.calls import CallPlan, SourceImage
+from darkroom.errors import Ineligible
 from darkroom.images import codec
 from darkroom.models import sizes
 from darkroom.models.catalog import MIB, Model, find, image_price, worst_cost
+from darkroom.providers.registry import Provider
 from darkroom.rows import RowRequest
 
 
@@ -101,7 +102,7 @@ SAME_AREA = 2.2  # a factor
 
 def shape(draft: Draft, images: Sequence[SourceImage]) -> tuple[str | None, str | None, str | None]:
     """size, aspect_ratio, resolution: as the provider takes them."""
-    if draft.model.provider is Provider.GEMINI:
+    if draft.model.aspect_ratios:  # it takes no size in pixels
         return None, *_gemini_shape(draft)
     return _openai_size(draft, images), None, None
 
@@ -338,7 +339,7 @@ def _count(draft: Draft) -> int:
 def _one_picture(
     entry: Model, quality: str | None, size: str | None, resolution: str | None
 ) -> int | None:
-    if entry.provider is Provider.GEMINI:
+    if entry.aspect_ratios:  # priced by resolution
         return image_price(entry, quality=resolution or "1K")
     parsed = sizes.parse_size(size or "")
     megapixels = ceil(parsed[0] * parsed[1] / sizes.PIXELS["1K"] * 100) / 100 if parsed else 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 from pydantic import SecretStr
 
-from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, Provider, Usage
+from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, Usage
 from darkroom.endpoints import Endpoint
 from darkroom.images import codec
 from darkroom.models.catalog import Model, find, token_cost
@@ -25,6 +25,7 @@ from darkroom.providers.errors import (
     names,
     safe_text,
 )
+from darkroom.providers.registry import Provider
 
 if TYPE_CHECKING:
     from google.genai import Client, types

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 from pydantic import SecretStr
 
-from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, Provider, SourceImage, Usage
+from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, SourceImage, Usage
 from darkroom.endpoints import Endpoint
 from darkroom.images import codec
 from darkroom.models import sizes
@@ -27,6 +27,7 @@ from darkroom.providers.errors import (
     names,
     safe_text,
 )
+from darkroom.providers.registry import Provider
 
 if TYPE_CHECKING:
     from openai import OpenAI
