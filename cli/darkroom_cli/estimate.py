@@ -77,10 +77,10 @@ def estimate(rows: Iterable[JobRow], secret: EndpointsSecret, pace: Pace) -> Est
         told.rows += 1
         if row.skipped:
             told.skipped += 1
-        elif isinstance(row.asked, RowRejected):
-            told.invalid.add(row.row, row.asked.detail)
+        elif isinstance(row.request, RowRejected):
+            told.invalid.add(row.row, row.request.detail)
         else:
-            _add(told, seen, row.row, row.asked, _fit(fits, row.asked, secret))
+            _add(told, seen, row.row, row.request, _fit(fits, row.request, secret))
     for names, count in seen.items():
         tiers = [[e for e in tier if e.name in names] for tier in secret.tiers()]
         _spread(told, [tier for tier in tiers if tier], count, pace)

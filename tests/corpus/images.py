@@ -257,12 +257,12 @@ fixed("empty", b"", f"{_NOT_READ}is empty")
 fixed(
     "web_page",
     b"<!DOCTYPE html><html><title>Sign in</title>",
-    f"{_NOT_READ}is a web page, not an image: does its address lead to the picture itself?",
+    f"{_NOT_READ}is a web page, not an image: does its URL lead to the image itself?",
 )
 fixed(
     "svg",
     b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>',
-    f"{_NOT_READ}is an SVG drawing, which is not read: save it as PNG",
+    f"{_NOT_READ}is an SVG drawing, which is not supported: save it as PNG",
 )
 fixed(
     "xml_that_names_entities",
@@ -270,11 +270,11 @@ fixed(
     f"{_NOT_READ}is an XML file, not an image",
 )
 fixed("json", b'{"error": "no such image"}', f"{_NOT_READ}is JSON, not an image")
-fixed("pdf", b"%PDF-1.7\n", f"{_NOT_READ}is a PDF, which is not read: save its page as PNG")
+fixed("pdf", b"%PDF-1.7\n", f"{_NOT_READ}is a PDF, which is not supported: save its page as PNG")
 fixed(
     "ico",
     saved(photo(size=(32, 32)), "ICO"),
-    f"{_NOT_READ}is an icon (.ico), which is not read: save it as PNG",
+    f"{_NOT_READ}is an icon (.ico), which is not supported: save it as PNG",
 )
 fixed("zip", b"PK\x03\x04" + bytes(60), f"{_NOT_READ}is a zip file, not an image")
 fixed(
@@ -285,12 +285,12 @@ fixed(
 fixed(
     "photoshop",
     b"8BPS\0\1" + bytes(60),
-    f"{_NOT_READ}is a Photoshop file, which is not read: save it as PNG",
+    f"{_NOT_READ}is a Photoshop file, which is not supported: save it as PNG",
 )
 fixed(
     "jpeg_xl",
     b"\xff\x0a" + bytes(60),
-    f"{_NOT_READ}is JPEG XL, which is not read: save it as PNG or JPEG",
+    f"{_NOT_READ}is JPEG XL, which is not supported: save it as PNG or JPEG",
 )
 fixed("video", b"\0\0\0\x20ftypisom" + bytes(60), f"{_NOT_READ}is a video, not an image")
 fixed("eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", f"{_NOT_READ}is not an image")
@@ -299,7 +299,7 @@ fixed("webp_name_on_a_wave", b"RIFF\x24\0\0\0WAVEfmt ", f"{_NOT_READ}is not an i
 fixed(
     "heic",
     b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(60),
-    f"{NAME} is HEIC, which is not read: save it as JPEG (on an iPhone: Most Compatible)",
+    f"{NAME} is HEIC, which is not supported: save it as JPEG (on an iPhone: Most Compatible)",
 )
 fixed("avif_header_only", b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf", _DAMAGED)
 fixed("bmp_header_only", b"BM" + bytes(12), _DAMAGED)

@@ -49,7 +49,7 @@ def test_rows_are_told_apart_and_the_bad_ones_named(stack: FakeStack, tmp_path: 
     assert [group["first_rows"] for group in told["invalid_reasons"]] == [[1]]
     shown = run(stack, "quote", file)
     assert "rows: 4: 3 to do, 1 invalid" in shown.stdout
-    assert "row 1: column instruction is empty" in shown.stderr
+    assert "row 1: column instruction: it is empty" in shown.stderr
 
 
 def test_a_quote_starts_nothing(stack: FakeStack, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_an_allowed_host_is_itself_and_not_what_ends_like_it() -> None:
     only = rules("example.com")
     assert only.resolve("https://example.com/a.png", BASE)
     for host in ("cdn.example.com", "badexample.com", "example.com.evil.org"):
-        assert f"is on the host {host}, which AllowedImageHosts does not name" in refusal(
+        assert f"is on the host {host}, which AllowedImageHosts does not list" in refusal(
             only, f"https://{host}/a.png"
         )
 
@@ -117,7 +117,7 @@ def test_a_key_longer_than_s3_takes_is_refused() -> None:
 
 def test_a_csv_at_the_top_of_the_bucket_has_no_folder_above() -> None:
     assert rules().resolve("a.png", "s3://in/") == StoredImage("in", "a.png")
-    with pytest.raises(RowRejected, match="leads out of"):
+    with pytest.raises(RowRejected, match="leads outside"):
         rules().resolve("../a.png", "s3://in/")
 
 
@@ -163,7 +163,7 @@ def test_pictures_are_known_by_their_first_bytes(head: bytes) -> None:
     ("head", "sentence"),
     [
         (b"", "is empty"),
-        (b"\xef\xbb\xbf \n<!DOCTYPE html>", "is a web page, not an image: does its address"),
+        (b"\xef\xbb\xbf \n<!DOCTYPE html>", "is a web page, not an image: does its URL"),
         (b"<HTML>", "is a web page"),
         (b"<svg xmlns", "is an SVG drawing"),
         (b'<?xml version="1.0"?>\n<!-- x --><svg>', "is an SVG drawing"),

@@ -268,7 +268,7 @@ class _Splitting:
         self._at = replace(self._at, offset=last.end, row=last.row + 1, totals=totals)
 
     def _message(self, row: JobRow) -> RowMessage:
-        if not isinstance(row.asked, RowRequest):
+        if not isinstance(row.request, RowRequest):
             raise TypeError("only a row that asks for something has a message")
         run = self._run
         return RowMessage(
@@ -277,7 +277,7 @@ class _Splitting:
             row=row.row,
             key=row.key,
             base=run.source.base,
-            request=row.asked,
+            request=row.request,
             redo=not run.options.resume,
         )
 
@@ -303,8 +303,8 @@ class _Splitting:
 
 
 def _has_work(row: JobRow) -> bool:
-    return not row.skipped and isinstance(row.asked, RowRequest)
+    return not row.skipped and isinstance(row.request, RowRequest)
 
 
 def _is_invalid(row: JobRow) -> bool:
-    return not row.skipped and isinstance(row.asked, RowRejected)
+    return not row.skipped and isinstance(row.request, RowRejected)

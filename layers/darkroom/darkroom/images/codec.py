@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from darkroom.calls import CallFailed, Outcome, SourceImage
 from darkroom.errors import Reason, RowRejected
-from darkroom.images.file_types import describe_unsupported, is_image
+from darkroom.images.file_types import describe_unsupported, is_heic, is_image
 from darkroom.models.catalog import MIB
 
 if TYPE_CHECKING:
@@ -142,7 +142,6 @@ MAX_JPEG_PIXELS = 400_000_000  # a JPEG can be read at a half, a quarter or an e
 EXTENSIONS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
 _EXIF_ORIENTATION = 0x0112
 _PLAIN_MODES = frozenset({"RGB", "RGBA", "L", "LA"})
-_HEIC_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"})
 _LESS_DETAIL = 85
 _SCALES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
 
@@ -279,9 +278,7 @@ def _read(data: bytes, name: str) -> tuple["Image", bool]:
 
 def _known_by_its_first_bytes(data: bytes) -> str | None:
     """A sentence for what people upload by mistake."""
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
-        return "is HEIC, which is not read: save it as JPEG (on an iPhone: Most Compatible)"
-    return None if is_image(data) else describe_unsupported(data)
+    return describe_unsupported(data) if is_heic(data) or not is_image(data) else None
 
 
 def _check_pixels(picture: "Image", name: str) -> bool:
