@@ -8,11 +8,11 @@ import pytest
 from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.jobs import Checkpoint, Counters, Run, RunState, Source, Totals
 from darkroom.report.manifest import ManifestFormat
-from darkroom.report.rows import ReportRow, RowStatus
 from darkroom.rows import Claim, RowMessage, RowRequest, RowResult, RowState
 from darkroom_cli.progress import Pace, measure
 from tests.fakes.command import FakeStack, Held, run
 from tests.fakes.ledger import FakeLedger, running
+from tests.fakes.reporting import report_row
 from tests.fakes.services import FakeClock
 
 JOB = "jobs/products"
@@ -234,10 +234,9 @@ def test_failures_of_a_finished_job_come_from_its_manifest(stack: FakeStack) -> 
     assert stack.ledger.begin_report(begun, 60)
     assert stack.ledger.finish_report(begun, 9)
     manifest = ManifestFormat(("image_url", "status"))
-    bad = ReportRow(
-        1, "000001", RowStatus.FAILED, ("x", "mine"), reason="bad_input", detail="=column n"
-    )
-    good = ReportRow(0, "000000", RowStatus.SUCCEEDED, ("y", ""))
+    reason = {"reason": Reason.BAD_INPUT, "detail": "=column n"}
+    bad = report_row(1, RowState.FAILED, cells=("x", "mine"), **reason)
+    good = report_row(0, cells=("y", ""))
     body = manifest.header() + manifest.line(good) + manifest.line(bad)
     stack.results.objects[f"{JOB}/manifest.csv"] = Held(body, "text/csv", {})
     found = json.loads(run(stack, "failures", JOB, "--json").stdout)

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from darkroom.calls import CallFailed, EditResult, Outcome, Provider
+from darkroom.calls import CallFailed, EditResult, Outcome
 from darkroom.dispatch.dispatcher import TieredDispatcher
 from darkroom.endpoint_state import SECOND, EndpointState, StatesUnavailable
 from darkroom.endpoints import EndpointsSecret
 from darkroom.errors import DeferRow, LeaseLost, Reason, RetryRow, RowRejected
 from darkroom.ports import DispatchResult
+from darkroom.providers.registry import Provider
 from tests.fakes.dispatching import (
     PICTURE,
     Call,

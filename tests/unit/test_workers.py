@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from darkroom.calls import Provider
 from darkroom.dispatch.dispatcher import TieredDispatcher
 from darkroom.endpoints import EndpointsSecret
 from darkroom.errors import DarkroomError, DeferRow
 from darkroom.ports import DispatchResult
+from darkroom.providers.registry import Provider
 from tests.fakes.dispatching import FakeSecretSource, PlainErrand, gemini, openai, secret
 from tests.fakes.endpoint_states import InMemoryEndpointStates
 from tests.fakes.services import FakeTelemetry

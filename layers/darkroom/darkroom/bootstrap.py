@@ -5,14 +5,15 @@ Imports are inside the methods, so that each Lambda function loads only what it 
 # ruff: noqa: PLC0415, TID251
 
 import os
+import pkgutil
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
-from darkroom.calls import Provider
 from darkroom.ports import SystemClock
+from darkroom.providers.registry import PROVIDERS, Provider
 from darkroom.settings import Settings
 
 if TYPE_CHECKING:
@@ -244,10 +245,5 @@ class Wiring:
 @cache
 def _image_editor(provider: Provider) -> "ImageEditor":
     """Each SDK is imported when its provider is first needed: openai only in a fallback."""
-    if provider is Provider.GEMINI:
-        from darkroom.providers.gemini import GeminiImageEditor
-
-        return GeminiImageEditor()
-    from darkroom.providers.openai import OpenAIImageEditor
-
-    return OpenAIImageEditor()
+    adapter: ImageEditor = pkgutil.resolve_name(PROVIDERS[provider].adapter)()
+    return adapter

@@ -21,8 +21,10 @@ class Reason(StrEnum):
 
     REFUSED = (
         "refused",
-        "The provider's safety rules refused this image or instruction. Reword the instruction "
-        "or change the image, then upload the CSV again: only changed rows are processed.",
+        (
+            "The provider's safety rules refused this image or instruction. Reword the instruction "
+            "or change the image, then upload the CSV again: only changed rows are processed."
+        ),
     )
     NO_IMAGE = (
         "no_image",
@@ -34,13 +36,17 @@ class Reason(StrEnum):
     )
     BAD_IMAGE = (
         "bad_image",
-        "The image is missing, forbidden, too large or not an image. Put a good one in its "
-        "place, then upload again with retry-failed=true.",
+        (
+            "The image is missing, forbidden, too large or not an image. Put a good one in its "
+            "place, then upload again with retry-failed=true."
+        ),
     )
     BAD_REQUEST = (
         "bad_request",
-        "The provider does not accept these settings. Change the row's size, model or images as "
-        "the detail says, then upload again.",
+        (
+            "The provider does not accept these settings. Change the row's size, model or images as "
+            "the detail says, then upload again."
+        ),
     )
     BUDGET = (
         "budget",
@@ -52,14 +58,18 @@ class Reason(StrEnum):
     )
     OUTCOME_UNKNOWN = (
         "outcome_unknown",
-        "A worker was lost while the provider worked on this row, which may have been billed. "
-        "Upload again with retry-failed=true to try it once more.",
+        (
+            "A worker was lost while the provider worked on this row, which may have been billed. "
+            "Upload again with retry-failed=true to try it once more."
+        ),
     )
     # The reasons below end a row only as `dead`, once its attempts are spent.
     RATE_LIMITED = (
         "rate_limited",
-        "The provider kept rejecting calls as too frequent. Lower requests_per_minute in the "
-        "endpoints secret to what your account allows, then redrive.",
+        (
+            "The provider kept rejecting calls as too frequent. Lower requests_per_minute in the "
+            "endpoints secret to what your account allows, then redrive."
+        ),
     )
     QUOTA_SPENT = (
         "quota_spent",
@@ -79,13 +89,17 @@ class Reason(StrEnum):
     )
     WORKER_LOST = (
         "worker_lost",
-        "The workers that took this row were lost each time, or its outcome was. Look at the "
-        "editor's log for this row, then redrive or upload the CSV again.",
+        (
+            "The workers that took this row were lost each time, or its outcome was. Look at the "
+            "editor's log for this row, then redrive or upload the CSV again."
+        ),
     )
     NO_ENDPOINT = (
         "no_endpoint",
-        "No endpoint was free or suitable for this row in time. Add one to the endpoints secret "
-        "or raise its limits, then redrive.",
+        (
+            "No endpoint was free or suitable for this row in time. Add one to the endpoints secret "
+            "or raise its limits, then redrive."
+        ),
     )
     UNPARSEABLE = (
         "unparseable",
@@ -152,3 +166,11 @@ class DeferRow(DarkroomError):
         super().__init__(detail)
         self.detail = detail
         self.delay_seconds = delay_seconds
+
+
+class Ineligible(DarkroomError):
+    """An endpoint's model cannot honour the row (a mask, say); another endpoint's may."""
+
+
+class LeaseLost(DarkroomError):
+    """Another worker owns the row now: stop without calling and without settling."""

@@ -38,6 +38,8 @@ TRANSIENT_CODES = frozenset(
 
 # S3 answers a HEAD request for a missing object with the bare HTTP status.
 MISSING_CODES = frozenset({"404", "NoSuchKey", "NotFound"})
+# Nothing to read: the object, its version or its bucket is missing, or the version is a deletion.
+GONE_CODES = MISSING_CODES | {"NoSuchVersion", "NoSuchBucket", "MethodNotAllowed", "405"}
 DENIED_CODES = frozenset(
     {
         "403",

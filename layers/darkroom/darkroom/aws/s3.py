@@ -7,7 +7,13 @@ from urllib.parse import quote, unquote
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from darkroom.aws.errors import DENIED_CODES, MISSING_CODES, error_code, translate_errors
+from darkroom.aws.errors import (
+    DENIED_CODES,
+    GONE_CODES,
+    MISSING_CODES,
+    error_code,
+    translate_errors,
+)
 from darkroom.errors import JobRejected, ServiceUnavailable
 from darkroom.jobs import Source
 
@@ -21,7 +27,6 @@ _READ_TRIES = 4  # of one read that is cut off; each resumes where the last one 
 _METADATA_BYTES = 2000  # S3 takes 2 KB in all, names included
 _SERVICE = "the results bucket (S3)"
 # A version that was deleted is answered with MethodNotAllowed: a delete marker takes no GET.
-_GONE_CODES = MISSING_CODES | {"NoSuchVersion", "NoSuchBucket", "MethodNotAllowed", "405"}
 _PAST_END_CODES = frozenset({"InvalidRange", "416"})
 _CONDITION_FAILED_CODES = frozenset({"PreconditionFailed", "412"})
 _CONFLICT_CODES = frozenset({"ConditionalRequestConflict", "409"})
@@ -93,7 +98,7 @@ def _address(source: Source) -> dict[str, Any]:
 
 def _csv_error(error: ClientError, source: Source) -> Exception:
     code = error_code(error)
-    if code in _GONE_CODES:
+    if code in GONE_CODES:
         return JobRejected(f"The file {source.key} is no longer in the bucket: upload it again.")
     if code == "PreconditionFailed":
         return JobRejected(f"The file {source.key} was replaced while it was being read.")

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from darkroom.calls import CallFailed, CallPlan, EditResult, Provider
+from darkroom.calls import CallFailed, CallPlan, EditResult
 from darkroom.dispatch import rate_limiter
 from darkroom.dispatch.outcomes import LONG_WAIT_SECONDS, OutcomeRecorder
 from darkroom.dispatch.selector import NoSlot, Permit, Pool
@@ -21,6 +21,7 @@ from darkroom.ports import (
     SecretSource,
     Telemetry,
 )
+from darkroom.providers.registry import Provider
 from darkroom.retry import backoff, with_jitter
 
 # Retry and fallback: which endpoint a row is sent to, and what an outcome leads to.

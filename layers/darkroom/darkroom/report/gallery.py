@@ -17,10 +17,10 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from darkroom.calls import Provider
 from darkroom.errors import remediation
 from darkroom.formatting import duration, money
 from darkroom.jobs import ResultPaths
+from darkroom.providers.registry import Provider
 from darkroom.report.rows import ReportRow
 from darkroom.report.summary import JobSummary, TimelineSummary
 from darkroom.rows import RowState, StatusCounts
@@ -149,7 +149,7 @@ def _environment() -> Environment:
     )
     environment.filters.update(
         beginning=_beginning,
-        data_uri=data_uri,
+        data_uri=_data_uri,
         duration=duration,
         image_name=_image_name,
         money=money,
@@ -165,7 +165,7 @@ def _environment() -> Environment:
     return environment
 
 
-def data_uri(thumb: bytes | None) -> str | None:
+def _data_uri(thumb: bytes | None) -> str | None:
     """The image inline; None if there is none, or none that a page may embed."""
     if thumb is None or len(thumb) > MAX_THUMB_BYTES:
         return None

@@ -64,7 +64,7 @@ def report_rows(sources: Iterable[JobRow], rows: RowLedger, run: Run) -> Iterato
             return (report_row(source, records.get(source.key), run) for source in chunk)
 
         for chunk in batched(sources, LOOKUP_ROWS, strict=False):
-            keys = list({s.key: None for s in chunk if isinstance(s.asked, RowRequest)})
+            keys = list({s.key: None for s in chunk if isinstance(s.request, RowRequest)})
             pending.append((chunk, pool.submit(rows.get_many, run.job, keys)))
             if len(pending) == _LOOKUPS_AHEAD:
                 yield from next_rows()
@@ -82,7 +82,7 @@ def ledger_report_rows(rows: RowLedger, run: Run) -> Iterator[ReportRow]:
 
 def report_row(source: JobRow, record: RowRecord | None, run: Run) -> ReportRow:
     """The row of the CSV with exactly one terminal status, whatever the ledger contains."""
-    request = source.asked
+    request = source.request
     result = record.result if record is not None else None
     if source.skipped:
         return _skipped(source, record)
@@ -97,11 +97,11 @@ def report_row(source: JobRow, record: RowRecord | None, run: Run) -> ReportRow:
 def _skipped(source: JobRow, record: RowRecord | None) -> ReportRow:
     """A skipped row keeps the image of an earlier upload if the request is the same."""
     if (
-        isinstance(source.asked, RowRequest)
+        isinstance(source.request, RowRequest)
         and record is not None
         and record.result is not None
         and record.state is RowState.SUCCEEDED
-        and record.fingerprint == source.asked.fingerprint()
+        and record.fingerprint == source.request.fingerprint()
     ):
         kept = replace(record.result, status=RowState.SKIPPED, detail=_KEPT_OUTPUT)
         return _with_record(_joined(source, kept), record, earlier=True)
@@ -109,7 +109,7 @@ def _skipped(source: JobRow, record: RowRecord | None) -> ReportRow:
 
 
 def _joined(source: JobRow, result: RowResult) -> ReportRow:
-    request = source.asked if isinstance(source.asked, RowRequest) else None
+    request = source.request if isinstance(source.request, RowRequest) else None
     return ReportRow(
         source.row,
         source.key,
