@@ -19,7 +19,7 @@ def up(session: Session) -> None:
     from darkroom_local import stack  # noqa: PLC0415 - boto3
 
     with _telling(session) as say:
-        info = stack.up(stack=session.target.stack, say=say)
+        info = stack.up(stack=session.target.stack, progress=say)
     session.answer(
         f"Stack {info.stack} runs at {info.url}. Add --local to reach it, or for this shell: "
         'export DARKROOM_LOCAL=1. For the aws command: eval "$(darkroom local env)".',

@@ -1,4 +1,4 @@
-"""A job among faults: workers killed, AWS and providers failing, and what is left of it all.
+"""A job under faults: workers are killed while AWS and the providers fail.
 
 MiniStack, the faulting proxy, the simulated providers and worker processes; the real splitter,
 editor and reporter.
@@ -8,9 +8,10 @@ import csv
 import io
 import json
 import multiprocessing
+import os
 import random
+import sys
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,72 +29,49 @@ from darkroom.ports import SystemClock
 from darkroom.report.reporter import Reporter, ReportOutcome
 from darkroom.settings import Settings
 from darkroom.splitter import CsvUploaded, Splitter
-from darkroom_local import faulting_proxy, ministack, simulation, worker
-from darkroom_local.faulting_proxy import AwsFault, FaultingProxy
-from darkroom_local.providers.config import Config, Fault, FaultKind, SimulatedEndpoint, When
+from darkroom_local import ministack, stack, worker
+from darkroom_local.providers import Config, Fault, FaultKind, SimulatedEndpoint, Simulator, When
+from tests.e2e import faulting_proxy
+from tests.e2e.faulting_proxy import AwsFault, FaultingProxy
+from tests.e2e.harness import Results
 from tests.fakes.services import FakeTelemetry
 
 TIMINGS = Timings(lease=6.0, beat=1.5, held=1.0, trouble=0.5, backoff=0.2, longest_backoff=2.0)
-FORKED = multiprocessing.get_context("forkserver")
+FORKSERVER = multiprocessing.get_context("forkserver")
 
 
 @dataclass(frozen=True)
-class Chaos:
-    """`aws` is the share of requests that meet each kind of fault; `providers` of calls."""
+class FaultRates:
+    """How a run is disturbed."""
 
     rows: int
-    aws: float
-    providers: float
-    kill_every: float  # seconds
-    kills: int = 10**9  # at most
-    attempts: int = 6
+    aws: float  # share of requests that get each kind of fault
+    providers: float  # share of calls
+    kill_every_seconds: float
+    max_kills: int = 10**9
+    max_attempts: int = 6
     workers: int = 3
     threads: int = 4
-    seconds: float = 55.0  # all must be done by then
+    timeout_seconds: float = 55.0
 
 
 @dataclass
-class World:
-    chaos: Chaos
+class FaultHarness:
+    rates: FaultRates
     url: str  # MiniStack itself
     proxy: FaultingProxy
-    providers_url: str
+    providers: Simulator
     settings: Settings
     ledger: LedgerTable
     kills: int = 0
-    paid_before: Counter[str] = field(default_factory=Counter)
+    charged_before: Counter[str] = field(default_factory=Counter)
     processes: list[BaseProcess] = field(default_factory=list)
 
     def client(self, service: str) -> Any:
         return worker.client(service, self.url)
 
-    # -- workers
-
-    def start_worker(self) -> None:
-        config = worker.WorkerConfig(self.proxy.url, self.url, self.settings, TIMINGS)
-        process = FORKED.Process(target=_quiet_worker, args=(config,), daemon=True)
-        process.start()
-        self.processes.append(process)
-
-    def kill_one(self, rng: random.Random) -> None:
-        """SIGKILL, wherever it stands; another takes its place."""
-        process = self.processes.pop(rng.randrange(len(self.processes)))
-        process.kill()
-        process.join()
-        process.close()
-        self.kills += 1
-        self.start_worker()
-
-    def stop_workers(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.join()
-            process.close()
-        self.processes.clear()
-
-    # -- the job
-
     def upload(self, key: str, rows: Sequence[Mapping[str, str]], **options: str) -> str:
+        """Upload a CSV and split it; returns the job."""
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -107,40 +85,55 @@ class World:
         self._splitter().split(event, lambda: 900.0)
         return job_id(key)
 
-    def work(self, job: str, *, kill: bool = True, revive: bool = False) -> None:
-        """Let the workers have the job, and kill one now and then, until all is settled.
+    def process(self, job: str, *, kill: bool = True, until_none_dead: bool = False) -> None:
+        """Run workers, and kill one now and then, until every row is settled.
 
-        With `revive`, until nobody is dead: a report is due also between two redriven rows.
+        After a redrive wait with `until_none_dead`: a report is due also between two redriven rows.
         """
         rng = random.Random(1)
         started = last_kill = time.monotonic()
-        for _ in range(self.chaos.workers):
-            self.start_worker()
+        for _ in range(self.rates.workers):
+            self._start_worker()
         try:
-            while not self._is_done(job, revive=revive):
+            while not self._is_done(job, until_none_dead):
                 now = time.monotonic()
-                assert now - started < self.chaos.seconds, self.state_of(job)
-                if self._may_kill(kill) and now - last_kill > self.chaos.kill_every:
-                    self.kill_one(rng)
+                assert now - started < self.rates.timeout_seconds, self._state_of(job)
+                may_kill = kill and self.kills < self.rates.max_kills
+                if may_kill and now - last_kill > self.rates.kill_every_seconds:
+                    self._kill_worker(rng.randrange(len(self.processes)))
+                    self.kills += 1
+                    self._start_worker()
                     last_kill = now
                 time.sleep(0.1)
         finally:
-            self.stop_workers()
+            while self.processes:
+                self._kill_worker(0)
 
-    def _is_done(self, job: str, *, revive: bool) -> bool:
+    def _start_worker(self) -> None:
+        config = worker.WorkerConfig(self.proxy.url, self.url, self.settings, TIMINGS)
+        process = FORKSERVER.Process(target=_run_worker, args=(config,), daemon=True)
+        process.start()
+        self.processes.append(process)
+
+    def _kill_worker(self, index: int) -> None:
+        """SIGKILL, at any point of its work."""
+        process = self.processes.pop(index)
+        process.kill()
+        process.join()
+        process.close()
+
+    def _is_done(self, job: str, until_none_dead: bool) -> bool:
         run = self.ledger.current(job)
         if run is None or not self.ledger.report_due(job):
             return False
-        return not (revive and self.ledger.counters(job, run.run).dead)
+        return not (until_none_dead and self.ledger.counters(job, run.run).dead)
 
-    def _may_kill(self, kill: bool) -> bool:
-        return kill and self.kills < self.chaos.kills
-
-    def report(self, job: str) -> None:
+    def report(self, job: str) -> Results:
         assert self._reporter().report(job, "test") is ReportOutcome.MADE
+        return Results(self.client("s3"), self.settings.results_bucket, job)
 
     def redrive(self) -> int:
-        """What SQS's own redrive does: the dead letters go back as they are."""
+        """Send the dead letters back to the rows queue unchanged, as SQS's own redrive does."""
         sqs, moved = self.client("sqs"), 0
         while True:
             answer = sqs.receive_message(
@@ -156,55 +149,27 @@ class World:
                 )
                 moved += 1
 
-    # -- what is left of it
+    def charged_images(self) -> Counter[str]:
+        """Images that the simulated providers charged for, by row."""
+        charged = self.charged_before.copy()
+        for stats in self.providers.stats().values():
+            charged.update(stats["paid_by_marker"])
+        return charged
 
-    def manifest(self, job: str) -> list[dict[str, str]]:
-        text = self._object(f"{job}/manifest.csv").decode("utf-8-sig")
-        return list(csv.DictReader(io.StringIO(text)))
-
-    def summary(self, job: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self._object(f"{job}/job.json"))
-        return found
-
-    def paid(self) -> Counter[str]:
-        """Pictures each row was billed for, as the providers saw it."""
-        paid = self.paid_before.copy()
-        for stats in self.provider_stats().values():
-            paid.update(stats["paid_by_marker"])
-        return paid
-
-    def provider_stats(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self.providers_url}/_sim/stats") as answer:
-            stats: dict[str, Any] = json.load(answer)["endpoints"]
-        return stats
-
-    def calm(self) -> None:
-        """No more faults, anywhere."""
+    def stop_faults(self) -> None:
         self.proxy.rates.clear()
-        self.paid_before = self.paid()  # the providers count anew
-        config = Config(
-            endpoints={name: SimulatedEndpoint(mode="fast") for name in self.provider_stats()}
+        self.charged_before = self.charged_images()  # configuring resets the providers' counts
+        names = self.providers.stats()
+        self.providers.configure(
+            Config(endpoints={name: SimulatedEndpoint(mode="fast") for name in names})
         )
-        body = config.model_dump_json().encode()
-        request = urllib.request.Request(f"{self.providers_url}/_sim/configure", body)
-        urllib.request.urlopen(request).close()
 
-    def state_of(self, job: str) -> str:
-        states: dict[str, int] = {}
-        for record in self.ledger.all(job):
-            states[record.state.value] = states.get(record.state.value, 0) + 1
+    def _state_of(self, job: str) -> str:
+        states = Counter(record.state.value for record in self.ledger.all(job))
         run = self.ledger.current(job)
         assert run is not None
         counters = self.ledger.counters(job, run.run)
-        return f"not done in time: {states}, {counters}, {self.proxy.met}, kills={self.kills}"
-
-    def _object(self, key: str) -> bytes:
-        body: bytes = (
-            self.client("s3")
-            .get_object(Bucket=self.settings.results_bucket, Key=key)["Body"]
-            .read()
-        )
-        return body
+        return f"not done in time: {states}, {counters}, {self.proxy.counts}, kills={self.kills}"
 
     def _splitter(self) -> Splitter:
         return Splitter(
@@ -237,10 +202,8 @@ class World:
         )
 
 
-def _quiet_worker(config: worker.WorkerConfig) -> None:
-    import os  # noqa: PLC0415  # only in the child
-    import sys  # noqa: PLC0415
-
+def _run_worker(config: worker.WorkerConfig) -> None:
+    """In the child process: work with all output redirected."""
     with Path(os.environ.get("DARKROOM_WORKER_LOG", os.devnull)).open("a") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
@@ -248,10 +211,9 @@ def _quiet_worker(config: worker.WorkerConfig) -> None:
 
 
 def provider_faults(rate: float) -> Config:
-    """Both providers fail in every way that another attempt cures, and refuse a little."""
-    dead_end = When(prompt_contains="dead end")
-    transient = (
-        Fault(kind=FaultKind.OVERLOADED, when=dead_end),
+    """All endpoints fail in every way that another attempt can cure, and refuse a few rows."""
+    faults = (
+        Fault(kind=FaultKind.OVERLOADED, when=When(prompt_contains="dead end")),
         Fault(kind=FaultKind.SERVER_ERROR, status=500, when=When(rate=rate)),
         Fault(kind=FaultKind.DROP, when=When(rate=rate)),
         Fault(kind=FaultKind.DROP_AFTER, when=When(rate=rate)),
@@ -260,30 +222,30 @@ def provider_faults(rate: float) -> Config:
         Fault(kind=FaultKind.REFUSED, when=When(rate=rate / 4)),
     )
     names = ("gemini-a", "gemini-b", "openai-a", "openai-b")
-    return Config(
-        endpoints={name: SimulatedEndpoint(mode="fast", faults=transient) for name in names}
-    )
+    return Config(endpoints={name: SimulatedEndpoint(mode="fast", faults=faults) for name in names})
 
 
 @contextmanager
-def world(chaos: Chaos, folder: Path) -> Iterator[World]:
-    FORKED.set_forkserver_preload(["darkroom_local.worker", "openai", "google.genai"])
-    config = provider_faults(chaos.providers)
-    rates = dict.fromkeys(AwsFault, chaos.aws)
-    with ExitStack() as stack:
-        aws = stack.enter_context(ministack.running(auth=False))
-        proxy = stack.enter_context(faulting_proxy.running(aws.url, rates))
-        providers = simulation.start(folder, config)
-        stack.callback(providers.stop)
-        plain = {"max_retries": 0, "retry_delay_seconds": 0, "timeout_seconds": 20}
-        overrides = {name: {**plain, "max_in_flight": 0} for name in config.endpoints}
-        secret = simulation.secret_for(providers.url, config, overrides)
-        settings = _resources(aws.url, secret, chaos.threads)
-        table = worker.ledger(aws.url, settings, TIMINGS)
-        yield World(chaos, aws.url, proxy, providers.url, settings, table)
+def running(rates: FaultRates, folder: Path) -> Iterator[FaultHarness]:
+    FORKSERVER.set_forkserver_preload(["darkroom_local.worker", "openai", "google.genai"])
+    config = provider_faults(rates.providers)
+    with ExitStack() as cleanup:
+        aws = cleanup.enter_context(ministack.running(auth=False))
+        proxy = cleanup.enter_context(
+            faulting_proxy.running(aws.url, dict.fromkeys(AwsFault, rates.aws))
+        )
+        process, providers_url = stack.start_providers(folder, config)
+        cleanup.callback(process.stop)
+        fields = {"max_retries": 0, "retry_delay_seconds": 0, "timeout_seconds": 20}
+        overrides = {name: {**fields, "max_in_flight": 0} for name in config.endpoints}
+        secret = stack.endpoints_secret(providers_url, config, overrides)
+        settings = _create_resources(aws.url, secret, rates.threads)
+        ledger = worker.ledger(aws.url, settings, TIMINGS)
+        providers = Simulator(int(providers_url.rpartition(":")[2]))
+        yield FaultHarness(rates, aws.url, proxy, providers, settings, ledger)
 
 
-def _resources(url: str, secret: Mapping[str, Any], threads: int) -> Settings:
+def _create_resources(url: str, secret: Mapping[str, Any], threads: int) -> Settings:
     s3, sqs = worker.client("s3", url), worker.client("sqs", url)
     dynamodb, secrets = worker.client("dynamodb", url), worker.client("secretsmanager", url)
     for bucket in ("input", "results"):
@@ -299,14 +261,14 @@ def _resources(url: str, secret: Mapping[str, Any], threads: int) -> Settings:
             AttributeDefinitions=[{"AttributeName": k, "AttributeType": "S"} for k in keys],
             BillingMode="PAY_PER_REQUEST",
         )
-    named = secrets.create_secret(Name="endpoints", SecretString=json.dumps(secret))
+    created = secrets.create_secret(Name="endpoints", SecretString=json.dumps(secret))
     return Settings(
         stack_name="faults",
         input_bucket="input",
         results_bucket="results",
         ledger_table="ledger",
         endpoints_table="endpoints",
-        endpoints_secret_arn=named["ARN"],
+        endpoints_secret_arn=created["ARN"],
         rows_queue_url=sqs.create_queue(QueueName="rows")["QueueUrl"],
         dead_letter_queue_url=sqs.create_queue(QueueName="dead")["QueueUrl"],
         jobs_topic_arn="none",
