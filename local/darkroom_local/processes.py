@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from socketserver import TCPServer
@@ -179,30 +179,34 @@ def stop_group(
     group: int, process: subprocess.Popen[bytes] | None = None, grace_seconds: float = 5.0
 ) -> None:
     """End every process of a group: SIGTERM, and SIGKILL after `grace_seconds` (0: at once)."""
-
-    def gone() -> bool:
-        if process is not None:
-            process.poll()  # a child that is not reaped keeps its group alive
-        return not group_exists(group)
-
-    for number, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 5.0)):
-        if gone():
-            return
-        if not seconds:
-            continue
-        try:
-            os.killpg(group, number)
-        except ProcessLookupError:
-            return
-        wait_until(gone, seconds)
+    for number, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 10.0)):
+        if seconds and group_exists(group):
+            with suppress(ProcessLookupError):
+                os.killpg(group, number)
+            wait_until(lambda: not group_exists(group), seconds)
+    if process is not None:
+        process.wait(timeout=10)  # reap it
 
 
 def group_exists(group: int) -> bool:
+    """Whether a process of the group is running. Zombies do not count: some inits reap slowly."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
         return False
-    return True
+    statuses = [_process_status(path) for path in Path("/proc").glob("[0-9]*/stat")]
+    if not statuses:
+        return True  # a system without /proc
+    return any(pgid == str(group) and state not in "ZX" for state, pgid in statuses)
+
+
+def _process_status(path: Path) -> tuple[str, str]:
+    """State and process group of a process, from its /proc/PID/stat."""
+    try:
+        state, _parent, group, *_ = path.read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return "X", ""  # it has just ended
+    return state, group
 
 
 def main() -> int:
