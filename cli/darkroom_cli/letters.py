@@ -6,7 +6,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from darkroom.aws.sqs import _group as message_group
+from darkroom.aws.sqs import message_group
 from darkroom_cli.ports import DeadLetter
 
 HOLD_SECONDS = 300  # how long a message stays ours; also what an interrupted run leaves hidden

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from darkroom.csv_input.reader import JobRows, read_job_rows
-from darkroom.csv_input.row_parser import split_references
+from darkroom.csv_input.values import parse_images
 from darkroom.errors import RowRejected
 from darkroom.jobs import JobOptions
 from darkroom_cli.sentences import UsageMistake
@@ -59,14 +59,14 @@ def survey(rows: JobRows, show: int = 3) -> Survey:
         found.rows += 1
         if row.skipped:
             found.skipped += 1
-        elif isinstance(row.asked, RowRejected):
+        elif isinstance(row.request, RowRejected):
             found.invalid += 1
             if len(found.first_invalid) < show:
-                found.first_invalid.append(f"row {row.row}: {row.asked.detail}")
+                found.first_invalid.append(f"row {row.row}: {row.request.detail}")
         else:
-            found.references.update(dict.fromkeys(row.asked.images))
-            if row.asked.mask:
-                found.references[row.asked.mask] = None
+            found.references.update(dict.fromkeys(row.request.images))
+            if row.request.mask:
+                found.references[row.request.mask] = None
     return found
 
 
@@ -90,18 +90,18 @@ def _replaced(rows: JobRows, cells: Sequence[str], renamed: Mapping[str, str]) -
     changed = list(cells)
     images = rows.columns.positions.get("images")
     if images is not None and images < len(cells):
-        changed[images] = _replaced_list(cells[images], rows.columns.name("images"), renamed)
+        changed[images] = _replaced_list(cells[images], renamed)
     mask = rows.columns.positions.get("mask")
     if mask is not None and mask < len(cells):
         changed[mask] = renamed.get(cells[mask].strip(), cells[mask])
     return changed
 
 
-def _replaced_list(cell: str, column: str, renamed: Mapping[str, str]) -> str:
+def _replaced_list(cell: str, renamed: Mapping[str, str]) -> str:
     try:
-        references = split_references(cell.strip(), column)
-    except RowRejected:
-        return cell  # the row fails with this sentence, as it should
+        references = parse_images(cell.strip())
+    except ValueError:
+        return cell  # the row will fail with this problem
     if not any(reference in renamed for reference in references):
         return cell
     after = [renamed.get(reference, reference) for reference in references]

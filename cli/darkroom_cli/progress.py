@@ -51,8 +51,8 @@ def measure(run: Run, counters: Counters, now: float, rate: float | None = None)
     if (rate is None or ended) and counters.settled and elapsed > 0:
         rate = counters.settled * 60 / elapsed
     # Rows redriven from an earlier upload were counted as `kept_failed` by the splitter.
-    kept_failed = max(totals.kept_failed - counters.extra, 0)
-    left = max(totals.queued + counters.extra - counters.settled, 0)
+    kept_failed = max(totals.kept_failed - counters.redriven, 0)
+    left = max(totals.queued + counters.redriven - counters.settled, 0)
     eta = left * 60 / rate if rate and left and run.split_done and not ended else None
     set_aside = totals.resumed + kept_failed + totals.invalid + totals.skipped
     return Progress(

@@ -20,18 +20,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from darkroom.aws.ledger_table import LedgerTable
-from darkroom.aws.s3 import S3CsvStore, S3ObjectStore, S3Uploads
-from darkroom.csv_input.reader import JobRows, read_job_rows
+from darkroom.bootstrap import Wiring
 from darkroom.editor.heartbeat import Timings
-from darkroom.jobs import Run, job_id
-from darkroom.ports import SystemClock
-from darkroom.report.reporter import Reporter, ReportOutcome
+from darkroom.jobs import job_id
+from darkroom.report.reporter import ReportOutcome
 from darkroom.settings import Settings
-from darkroom.splitter import CsvUploaded, Splitter
-from darkroom_local import ministack, stack, worker
+from darkroom.splitter import CsvUploaded
+from darkroom_local import ministack, stack
 from darkroom_local.providers import Config, Fault, FaultKind, SimulatedEndpoint, Simulator, When
-from tests.e2e import faulting_proxy
+from tests.e2e import faulting_proxy, worker
 from tests.e2e.faulting_proxy import AwsFault, FaultingProxy
 from tests.e2e.harness import Results
 from tests.fakes.services import FakeTelemetry
@@ -62,7 +59,7 @@ class FaultHarness:
     proxy: FaultingProxy
     providers: Simulator
     settings: Settings
-    ledger: LedgerTable
+    wiring: Wiring
     kills: int = 0
     charged_before: Counter[str] = field(default_factory=Counter)
     processes: list[BaseProcess] = field(default_factory=list)
@@ -82,7 +79,7 @@ class FaultHarness:
         )
         version, sequence = answer.get("VersionId"), f"{time.time_ns():016X}"
         event = CsvUploaded(self.settings.input_bucket, key, version, sequence, len(body))
-        self._splitter().split(event, lambda: 900.0)
+        self.wiring.splitter.split(event, lambda: 900.0)
         return job_id(key)
 
     def process(self, job: str, *, kill: bool = True, until_none_dead: bool = False) -> None:
@@ -123,13 +120,13 @@ class FaultHarness:
         process.close()
 
     def _is_done(self, job: str, until_none_dead: bool) -> bool:
-        run = self.ledger.current(job)
-        if run is None or not self.ledger.report_due(job):
+        run = self.wiring.ledger.current(job)
+        if run is None or not self.wiring.ledger.report_due(job):
             return False
-        return not (until_none_dead and self.ledger.counters(job, run.run).dead)
+        return not (until_none_dead and self.wiring.ledger.counters(job, run.run).dead)
 
     def report(self, job: str) -> Results:
-        assert self._reporter().report(job, "test") is ReportOutcome.MADE
+        assert self.wiring.reporter.report(job, "test") is ReportOutcome.MADE
         return Results(self.client("s3"), self.settings.results_bucket, job)
 
     def redrive(self) -> int:
@@ -165,41 +162,11 @@ class FaultHarness:
         )
 
     def _state_of(self, job: str) -> str:
-        states = Counter(record.state.value for record in self.ledger.all(job))
-        run = self.ledger.current(job)
+        states = Counter(record.state.value for record in self.wiring.ledger.all(job))
+        run = self.wiring.ledger.current(job)
         assert run is not None
-        counters = self.ledger.counters(job, run.run)
+        counters = self.wiring.ledger.counters(job, run.run)
         return f"not done in time: {states}, {counters}, {self.proxy.counts}, kills={self.kills}"
-
-    def _splitter(self) -> Splitter:
-        return Splitter(
-            runs=self.ledger,
-            rows=self.ledger,
-            queue=worker.row_queue(self.url, self.settings),
-            store=S3CsvStore(self.client("s3")),
-            clock=SystemClock(),
-            telemetry=FakeTelemetry(),
-            continue_later=lambda _: None,
-            request_report=lambda _: None,
-            check_complete=lambda _: None,
-        )
-
-    def _reporter(self) -> Reporter:
-        store = S3CsvStore(self.client("s3"))
-
-        def job_rows(run: Run) -> JobRows:
-            return read_job_rows(lambda offset: store.read(run.source, offset), run.options)
-
-        return Reporter(
-            runs=self.ledger,
-            rows=self.ledger,
-            store=S3ObjectStore(self.client("s3"), self.settings.results_bucket),
-            uploads=S3Uploads(self.client("s3"), self.settings.results_bucket),
-            job_rows=job_rows,
-            notify=lambda subject, body: None,
-            clock=SystemClock(),
-            telemetry=FakeTelemetry(),
-        )
 
 
 def _run_worker(config: worker.WorkerConfig) -> None:
@@ -227,7 +194,7 @@ def provider_faults(rate: float) -> Config:
 
 @contextmanager
 def running(rates: FaultRates, folder: Path) -> Iterator[FaultHarness]:
-    FORKSERVER.set_forkserver_preload(["darkroom_local.worker", "openai", "google.genai"])
+    FORKSERVER.set_forkserver_preload(["tests.e2e.worker", "openai", "google.genai"])
     config = provider_faults(rates.providers)
     with ExitStack() as cleanup:
         aws = cleanup.enter_context(ministack.running(auth=False))
@@ -240,9 +207,9 @@ def running(rates: FaultRates, folder: Path) -> Iterator[FaultHarness]:
         overrides = {name: {**fields, "max_in_flight": 0} for name in config.endpoints}
         secret = stack.endpoints_secret(providers_url, config, overrides)
         settings = _create_resources(aws.url, secret, rates.threads)
-        ledger = worker.ledger(aws.url, settings, TIMINGS)
+        wiring = worker.wiring(aws.url, settings, TIMINGS, FakeTelemetry())
         providers = Simulator(int(providers_url.rpartition(":")[2]))
-        yield FaultHarness(rates, aws.url, proxy, providers, settings, ledger)
+        yield FaultHarness(rates, aws.url, proxy, providers, settings, wiring)
 
 
 def _create_resources(url: str, secret: Mapping[str, Any], threads: int) -> Settings:

@@ -50,14 +50,14 @@ def check(harness: FaultHarness, results: Results) -> None:
         line for line in manifest if line["reason"] == "worker_lost" and not line["attempts"]
     ]
 
-    run = harness.ledger.current(job)
+    run = harness.wiring.ledger.current(job)
     assert run is not None
-    counters = harness.ledger.counters(job, run.run)
+    counters = harness.wiring.ledger.counters(job, run.run)
     summed = Counters()
-    for record in harness.ledger.all(job):
+    for record in harness.wiring.ledger.all(job):
         assert record.state.terminal
         summed += contribution(record)
-    assert counters.settled == count == run.totals.queued + counters.extra
+    assert counters.settled == count == run.totals.queued + counters.redriven
     counted = {"succeeded": counters.succeeded, "failed": counters.failed, "dead": counters.dead}
     assert {k: v for k, v in counted.items() if v} == dict(statuses)
     assert (counters.cost_micro_usd, counters.attempts) == (summed.cost_micro_usd, summed.attempts)

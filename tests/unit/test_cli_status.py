@@ -176,7 +176,7 @@ def test_while_splitting_the_total_is_open(stack: FakeStack) -> None:
 
 def test_redriven_rows_of_an_earlier_upload_never_pass_the_total() -> None:
     begun = running(split_done=True, totals=Totals(rows=5, queued=2, kept_failed=3))
-    progress = measure(begun, Counters(succeeded=3, extra=1), now=60)
+    progress = measure(begun, Counters(succeeded=3, redriven=1), now=60)
     assert progress.done == 5
     assert progress.eta_seconds is None
 

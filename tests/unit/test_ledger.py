@@ -24,7 +24,6 @@ from hypothesis.stateful import (
 from PIL import Image
 
 from darkroom.calls import CallFailed, EditResult, Outcome
-from darkroom.dispatch.dispatcher import CallContext, Dispatcher, DispatchResult
 from darkroom.editor.call_context import RowCallContext
 from darkroom.editor.heartbeat import Leases
 from darkroom.editor.image_storage import ImageStorage
@@ -33,7 +32,14 @@ from darkroom.endpoints import Endpoint
 from darkroom.errors import DeferRow, RetryRow, RowRejected
 from darkroom.jobs import Counters, JobOptions, Run, Totals
 from darkroom.ledger.rows import Change, contribution
-from darkroom.ports import ImageFetcher, ObjectStore, RowLedger, RowQueue
+from darkroom.ports import (
+    CallContext,
+    DispatchResult,
+    ImageFetcher,
+    ObjectStore,
+    RowLedger,
+    RowQueue,
+)
 from darkroom.rows import RowMessage, RowRequest, RowState
 from darkroom.splitter import ResumeDecision, resume_decision
 from tests.fakes.ledger import FakeLedger, running
@@ -105,7 +111,7 @@ class WatchedLedger(FakeLedger):
 
     def _write(self, job: str, change: Change) -> None:
         before = self.rows.get((job, change.record.key))
-        if before and before.state is RowState.SUCCEEDED and before.extra:
+        if before and before.state is RowState.SUCCEEDED and before.redriven:
             self.discarded += not change.record.state.terminal
         super()._write(job, change)
 
@@ -168,7 +174,7 @@ class World(RuleBasedStateMachine):
             ),
             queue=cast("RowQueue", Stepped(self.queue, "queue")),
             fetcher=cast("ImageFetcher", None),  # the rows have no images
-            dispatcher=cast("Dispatcher", self.provider),
+            dispatcher=self.provider,
             clock=self.clock,
             telemetry=self.telemetry,
             on_unknown_outcome=self.on_unknown,
@@ -275,7 +281,7 @@ class World(RuleBasedStateMachine):
             if record.run == run and record.state.terminal:
                 total += contribution(record)
         sums = self.ledger.counters(JOB, run)
-        assert _without_moves(sums) == _without_moves(total)
+        assert _without_transitions(sums) == _without_transitions(total)
 
     @invariant()
     def every_billed_call_is_an_image_or_counted(self) -> None:
@@ -298,7 +304,7 @@ class World(RuleBasedStateMachine):
     def the_budget_holds(self) -> None:
         if self.budget is None:
             return
-        committed = self.ledger.committed(JOB)
+        committed = self.ledger.committed.get(JOB, 0)
         assert self.provider.billed * PRICE <= committed <= LIMIT
 
     # -- the end
@@ -313,7 +319,7 @@ class World(RuleBasedStateMachine):
         self._drain()
         run = self._current()
         counters = self.ledger.counters(JOB, run.run)
-        assert counters.settled == run.totals.queued + counters.extra
+        assert counters.settled == run.totals.queued + counters.redriven
         self._report()
         assert not self.ledger.report_due(JOB)
         assert self.reported == self._results(run)
@@ -437,8 +443,8 @@ class World(RuleBasedStateMachine):
         return {r.key: r.result for r in self.ledger.all(JOB) if r.run == run.run}
 
 
-def _without_moves(counters: Counters) -> Counters:
-    return counters + Counters(moves=-counters.moves, extra=-counters.extra)
+def _without_transitions(counters: Counters) -> Counters:
+    return counters + Counters(transitions=-counters.transitions, redriven=-counters.redriven)
 
 
 EXAMPLES = 250

@@ -120,7 +120,7 @@ def redrive_and_succeed(world: World) -> None:
     run = world.ledger.current(JOB)
     assert run is not None
     held = world.ledger.sums[JOB, run.run]
-    world.ledger.sums[JOB, run.run] = replace(held, failed=0, moves=held.moves + 1)
+    world.ledger.sums[JOB, run.run] = replace(held, failed=0, transitions=held.transitions + 1)
     world.settle(run, world.sources[1])
 
 
@@ -151,7 +151,7 @@ def test_a_report_that_never_comes_to_rest_is_left_to_a_retry() -> None:
                 run = world.ledger.current(JOB)
                 assert run is not None
                 held = world.ledger.sums[JOB, run.run]
-                world.ledger.sums[JOB, run.run] = replace(held, moves=held.moves + 1)
+                world.ledger.sums[JOB, run.run] = replace(held, transitions=held.transitions + 1)
             return super().put(key, *args, **options)
 
     world.store = Restless()
@@ -348,7 +348,7 @@ def test_rows_redriven_that_this_csv_no_longer_has_raise_no_alarm() -> None:
     run = world.ledger.current(JOB)
     assert run is not None
     held = world.ledger.sums[JOB, run.run]
-    world.ledger.sums[JOB, run.run] = replace(held, succeeded=held.succeeded + 1, extra=1)
+    world.ledger.sums[JOB, run.run] = replace(held, succeeded=held.succeeded + 1, redriven=1)
     world.reporter().report(JOB)
     assert world.telemetry.told("error") == []
 

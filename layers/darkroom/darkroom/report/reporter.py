@@ -195,12 +195,12 @@ class Reporter:
     def _check_sums(self, run: Run, tally: Tally) -> None:
         """Counters and manifest count the same rows in two ways: say so if they ever differ.
 
-        Rows redriven from an earlier upload may be missing from this one's CSV, as far as `extra`.
+        Up to `redriven` rows may be missing from this CSV: they belong to an earlier upload.
         """
         counters, found = self.runs.counters(run.job, run.run), tally.settled_this_run()
         counted = (counters.succeeded, counters.failed, counters.dead)
         missing = [c - f for c, f in zip(counted, found, strict=True)]
-        if tally.unaccounted or min(missing) < 0 or sum(missing) > counters.extra:
+        if tally.unaccounted or min(missing) < 0 or sum(missing) > counters.redriven:
             self.telemetry.error(
                 "manifest_disagrees_with_counters",
                 job=run.job,
