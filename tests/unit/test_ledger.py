@@ -304,7 +304,7 @@ class World(RuleBasedStateMachine):
     def the_budget_holds(self) -> None:
         if self.budget is None:
             return
-        committed = self.ledger.committed(JOB)
+        committed = self.ledger.committed.get(JOB, 0)
         assert self.provider.billed * PRICE <= committed <= LIMIT
 
     # -- the end

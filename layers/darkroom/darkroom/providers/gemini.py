@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.endpoints import Endpoint
 from darkroom.images import codec
-from darkroom.models.catalog import Model, find, token_cost
+from darkroom.models.catalog import Model, find_model, token_cost
 from darkroom.providers import http as provider_http
 from darkroom.providers.errors import (
     Failure,
@@ -219,7 +219,7 @@ def _read(response: Any, plan: CallPlan, key: str) -> EditResult:
     blobs = [p.inline_data for p in parts if p.inline_data is not None]
     images = tuple(b.data for b in blobs if (b.mime_type or "image/").startswith("image/"))
     text = safe_text(" ".join(p.text for p in parts if p.text), key)
-    model = find(Provider.GEMINI, plan.model)
+    model = find_model(Provider.GEMINI, plan.model)
     cost = _cost(model, response.usage_metadata, has_images=bool(images))
     if not images:
         raise _no_image_failure(response, text, cost)

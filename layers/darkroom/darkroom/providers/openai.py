@@ -15,8 +15,7 @@ from pydantic import SecretStr
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, SourceImage
 from darkroom.endpoints import Endpoint
 from darkroom.images import codec
-from darkroom.models import sizes
-from darkroom.models.catalog import Model, find, image_price, token_cost
+from darkroom.models.catalog import Model, find_model, planned_image_price, token_cost
 from darkroom.providers import http as provider_http
 from darkroom.providers.errors import (
     Failure,
@@ -166,14 +165,14 @@ class OpenAIImageEditor:
             return self._clients[cache_key]
 
     def _send(self, client: "OpenAI", plan: CallPlan) -> Any:
-        model = find(Provider.OPENAI, plan.model)
+        model = find_model(Provider.OPENAI, plan.model)
         options: dict[str, Any] = {
             "size": plan.size,
             "quality": plan.quality,
             "background": plan.background,
             "output_format": plan.output_format,
             "n": plan.n if plan.n > 1 else None,
-            "response_format": "b64_json" if model.asks_for_base64 else None,
+            "response_format": "b64_json" if model.needs_response_format else None,
         }
         options = {name: value for name, value in options.items() if value is not None}
         if not plan.images:
@@ -194,7 +193,7 @@ class OpenAIImageEditor:
             )
         if not hasattr(response, "data") or not isinstance(response.data, list | None):
             raise TypeError("no list of images")
-        model = find(Provider.OPENAI, plan.model)
+        model = find_model(Provider.OPENAI, plan.model)
         data: Sequence[Any] = response.data or ()
         cost = _cost(model, plan, getattr(response, "usage", None), len(data))
         if not data:
@@ -258,12 +257,10 @@ def _status_failure(error: Any, plan: CallPlan, endpoint: Endpoint, key: str) ->
 def _cost(model: Model, plan: CallPlan, usage: Any, images: int) -> int | None:
     """In micro-USD by the tokens counted, or by the image where the response counts none."""
     output = getattr(usage, "output_tokens", None)
-    if not isinstance(output, int) or model.prices is None:
+    if not isinstance(output, int) or model.token_prices is None:
         if not images:
             return None
-        size = sizes.parse_size(plan.size or "")
-        megapixels = size[0] * size[1] / sizes.PIXELS["1K"] if size else 1.0
-        price = image_price(model, quality=plan.quality, size=plan.size, megapixels=megapixels)
+        price = planned_image_price(model, plan)
         return None if price is None else price * images
     input_details = getattr(usage, "input_tokens_details", None)
     output_details = getattr(usage, "output_tokens_details", None)
