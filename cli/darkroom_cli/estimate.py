@@ -8,7 +8,7 @@ from math import ceil
 
 from darkroom.calls import CallPlan
 from darkroom.csv_input.reader import JobRow
-from darkroom.editor.call_context import model_for
+from darkroom.editor.row_editor import model_for
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import Ineligible, RowRejected
 from darkroom.models.catalog import DEFAULTS, MODELS, Model, find, image_price
