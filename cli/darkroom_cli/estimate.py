@@ -11,7 +11,7 @@ from darkroom.csv_input.reader import JobRow
 from darkroom.editor.row_editor import model_for
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import Ineligible, RowRejected
-from darkroom.models.catalog import DEFAULTS, MODELS, Model, find, image_price
+from darkroom.models.catalog import DEFAULTS, MODELS, Model, find_model, image_price
 from darkroom.models.planner import plan_call
 from darkroom.rows import RowRequest
 from darkroom_cli.reasons import MOST_GROUPS, Failures
@@ -144,7 +144,7 @@ def _planned(request: RowRequest, secret: EndpointsSecret) -> _Fit:
 def _option(endpoint: Endpoint, request: RowRequest, reasons: list[str]) -> _Option | None:
     """The row fitted to the endpoint's model; the pictures themselves are not looked at."""
     name = model_for(request.model, endpoint)
-    entry = find(endpoint.provider, name)
+    entry = find_model(endpoint.provider, name)
     bare = request.model_copy(update={"images": (), "mask": None})
     try:
         _check_images(entry, request)
@@ -153,7 +153,7 @@ def _option(endpoint: Endpoint, request: RowRequest, reasons: list[str]) -> _Opt
         reasons.append(str(why))
         return None
     most: float | None = _most(entry, plan, len(request.images))
-    per_byte = entry.prices.text_in if entry.prices and most is not None else 0.0
+    per_byte = entry.token_prices.text_in if entry.token_prices and most is not None else 0.0
     if most is not None:
         most -= len(request.instruction.encode()) * per_byte
     return _Option(endpoint, plan, _least(entry, plan), most, per_byte)
@@ -162,15 +162,15 @@ def _option(endpoint: Endpoint, request: RowRequest, reasons: list[str]) -> _Opt
 def _check_images(entry: Model, request: RowRequest) -> None:
     """What the planner would see if it had the pictures."""
     if request.images and not entry.edits:
-        raise Ineligible(f"{entry.name} makes new pictures only, it cannot edit one")
+        raise Ineligible(f"{entry.name} only generates images, it cannot edit one")
     if request.mask and not entry.masks:
-        raise Ineligible(f"{entry.name} takes no mask")
+        raise Ineligible(f"{entry.name} does not support masks")
 
 
 def _least(entry: Model, plan: CallPlan) -> int | None:
     """The pictures alone, at the cheapest that the provider may choose where the row leaves it."""
     if plan.resolution or not entry.sizes:
-        prices = [image_price(entry, quality=plan.resolution or "1K")]
+        prices = [image_price(entry, resolution=plan.resolution)]
     else:
         prices = [
             image_price(entry, quality=quality, size=size)
@@ -182,9 +182,10 @@ def _least(entry: Model, plan: CallPlan) -> int | None:
 
 
 def _most(entry: Model, plan: CallPlan, images: int) -> int | None:
-    if plan.worst_cost_micro_usd is None or entry.prices is None:
+    prices = entry.token_prices
+    if plan.worst_cost_micro_usd is None or prices is None:
         return plan.worst_cost_micro_usd
-    read = min(images, entry.max_images) * entry.prices.input_image_tokens * entry.prices.image_in
+    read = min(images, entry.max_images) * prices.input_image_tokens * prices.image_in
     return plan.worst_cost_micro_usd + ceil(read)
 
 

@@ -191,7 +191,7 @@ def test_a_mask_goes_to_the_provider_that_honours_it_without_a_call_to_the_other
     assert delivery.plan.provider is OPENAI
     assert delivery.plan.mask is not None
     assert town.calls() == (0, 1)
-    assert any("takes no mask" in warning for warning in delivery.warnings)
+    assert any("does not support masks" in warning for warning in delivery.warnings)
 
 
 def test_a_refusal_by_the_fallback_ends_the_row(town: Town) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from darkroom.models.catalog import find
+from darkroom.models.catalog import find_model
 from darkroom.models.planner import plan_call
 from darkroom.providers.registry import Provider
 from darkroom.rows import RowRequest
@@ -61,8 +61,8 @@ def test_cost_lies_between_the_cheapest_first_choice_and_the_dearest_of_all(
     stack: FakeStack, tmp_path: Path
 ) -> None:
     told = quote(stack, write(tmp_path, *["https://h/a.png,warm"] * 10))
-    one = find(Provider.GEMINI, "gemini-2.5-flash-image").picture_prices["1K"] / 1e6
-    dearest = max(find(Provider.OPENAI, "gpt-image-1.5").picture_prices.values()) / 1e6
+    one = find_model(Provider.GEMINI, "gemini-2.5-flash-image").image_prices["1K"] / 1e6
+    dearest = max(find_model(Provider.OPENAI, "gpt-image-1.5").image_prices.values()) / 1e6
     assert told["cost_usd"]["least"] == pytest.approx(10 * one)
     assert told["cost_usd"]["most"] > 10 * dearest
     assert told["pictures"] == 10
@@ -145,7 +145,9 @@ def test_a_row_that_no_endpoint_can_take_is_told_with_the_reasons(
     file = write(tmp_path, "https://h/a.png,x,https://h/m.png", header="image,prompt,mask_url")
     told = quote(stack, file)
     assert told["to_do"] == 0
-    assert told["impossible_reasons"][0]["detail"] == "gemini-2.5-flash-image takes no mask"
+    assert (
+        told["impossible_reasons"][0]["detail"] == "gemini-2.5-flash-image does not support masks"
+    )
 
 
 def test_a_row_only_the_second_tier_can_take_is_priced_there(

@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from darkroom.editor.image_loading import load
+from darkroom.editor.image_loading import load_images
 from darkroom.errors import ConfigurationError, RowRejected
 from darkroom.formatting import quoted, redact_url
 from darkroom.images.file_types import describe_unsupported, is_image
@@ -202,10 +202,12 @@ def test_no_warning_and_no_picture_carries_what_signs_a_url() -> None:
     signed = "?X-Amz-Signature=5ecret"
     images = (f"https://h/a.png{signed}", f"https://h/good.png{signed}")
     request = RowRequest(instruction="warm", images=images)
-    loaded = load(request, BASE, Damaged(), last_attempt=True)
+    loaded = load_images(request, BASE, Damaged(), last_attempt=True)
     assert [image.name for image in loaded.images] == ["https://h/good.png?…"]
     assert len(loaded.warnings) == 1
     assert "5ecret" not in loaded.warnings[0]
     with pytest.raises(RowRejected) as caught:
-        load(RowRequest(instruction="warm", images=images[:1]), BASE, Damaged(), last_attempt=True)
+        load_images(
+            RowRequest(instruction="warm", images=images[:1]), BASE, Damaged(), last_attempt=True
+        )
     assert caught.value.detail == "https://h/a.png?… is damaged or cut off"

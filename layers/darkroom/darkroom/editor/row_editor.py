@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, SourceImage
 from darkroom.editor.batch import TIMINGS, Leases, Timings
-from darkroom.editor.image_loading import load
+from darkroom.editor.image_loading import load_images
 from darkroom.editor.image_storage import ImageStorage
 from darkroom.endpoints import Endpoint
 from darkroom.errors import DeferRow, LeaseLost, Reason, RetryRow, RowRejected, ServiceUnavailable
@@ -203,7 +203,7 @@ class RowEditor:
         if claim.attempts_spent:
             raise RetryRow(Reason.WORKER_LOST, "its worker died in every attempt")
         context.reject_if_stopped()
-        loaded = load(
+        loaded = load_images(
             message.request, message.base, self.fetcher, last_attempt=context.is_last_attempt
         )
         context.images, context.mask = loaded.images, loaded.mask
