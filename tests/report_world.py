@@ -35,12 +35,12 @@ def a_run(**changes: object) -> Run:
 
 
 def a_record(row: JobRow, result: RowResult = MADE, **changes: object) -> RowRecord:
-    assert isinstance(row.asked, RowRequest)
+    assert isinstance(row.request, RowRequest)
     record = RowRecord(
         key=row.key,
         row=row.row,
         state=result.status,
-        fingerprint=row.asked.fingerprint(),
+        fingerprint=row.request.fingerprint(),
         run="run-1",
         attempts=1,
         updated_at=START + 10,
@@ -97,7 +97,7 @@ class World:
 
     def _totals(self, run: Run) -> Totals:
         held = self.ledger.get_many
-        known = [s for s in self.sources if not s.skipped and isinstance(s.asked, RowRequest)]
+        known = [s for s in self.sources if not s.skipped and isinstance(s.request, RowRequest)]
         kept = {s.key for s in known if held(run.job, [s.key])}
         return Totals(rows=len(self.sources), queued=len(known) - len(kept), resumed=len(kept))
 

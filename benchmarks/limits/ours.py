@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from benchmarks.limits.sender import send
 from darkroom.aws.endpoint_table import DynamoDBEndpointStates
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
-from darkroom.dispatch.dispatcher import Dispatcher
+from darkroom.dispatch.dispatcher import TieredDispatcher
 from darkroom.endpoints import Endpoint, EndpointsSecret, parse_endpoints
 from darkroom.errors import DarkroomError, DeferRow
 from darkroom.metrics import Metric
@@ -138,7 +138,7 @@ def start(spec: Spec) -> tuple[list[Any], Callable[[], None], Callable[[], None]
 def _process(spec: Spec, number: int, ready: Event, go: Event) -> None:
     client = table_client(spec.dynamodb, spec.threads)
     client.describe_table(TableName=TABLE)  # connect, and load the client's models
-    dispatcher = Dispatcher(
+    dispatcher = TieredDispatcher(
         Fixed(spec.secret),
         DynamoDBEndpointStates(client, TABLE),
         lambda _: Sender(),
@@ -165,7 +165,7 @@ def _process(spec: Spec, number: int, ready: Event, go: Event) -> None:
             thread.join()
 
 
-def _thread(dispatcher: Dispatcher, out: Any) -> None:
+def _thread(dispatcher: TieredDispatcher, out: Any) -> None:
     for _ in itertools.count():
         begun = time.time()
         try:

@@ -1,4 +1,4 @@
-"""Given a batch of rows by the queue; answers which of its messages are to come back."""
+"""Handles a batch of row messages from the queue; returns those to be delivered again."""
 
 import time
 from typing import Any
@@ -10,16 +10,16 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from darkroom import bootstrap
 from darkroom.editor.batch import Received
 
-# Kept back from the time limit for storing and settling what is under way.
+# Kept free before the time limit, to store and settle the rows in progress.
 RESERVE_SECONDS = 20
 
 
 def handler(event: dict[str, Any], context: LambdaContext) -> PartialItemFailureResponse:
     batch = [_received(record) for record in SQSEvent(event).records]
     deadline = time.time() + context.get_remaining_time_in_millis() / 1000 - RESERVE_SECONDS
-    with bootstrap.invocation(context.aws_request_id):
-        kept = bootstrap.editor().handle(batch, deadline, context.aws_request_id)
-    return {"batchItemFailures": [{"itemIdentifier": message_id} for message_id in kept]}
+    with bootstrap.invocation(context.aws_request_id) as wiring:
+        returned = wiring.editor.handle(batch, deadline, context.aws_request_id)
+    return {"batchItemFailures": [{"itemIdentifier": message_id} for message_id in returned]}
 
 
 def _received(record: SQSRecord) -> Received:

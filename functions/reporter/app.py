@@ -1,4 +1,4 @@
-"""Asked for the report of a job by editor, splitter or a person: `{"job": "jobs/products"}`."""
+"""Makes a job's report; event: `{"job": "jobs/products"}`."""
 
 from typing import Any
 
@@ -9,6 +9,6 @@ from darkroom import bootstrap
 
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, str]:
     job = str(event["job"])
-    with bootstrap.invocation(context.aws_request_id):
-        outcome = bootstrap.reporter().report(job, owner=context.aws_request_id)
+    with bootstrap.invocation(context.aws_request_id) as wiring:
+        outcome = wiring.reporter.report(job, owner=context.aws_request_id)
     return {"job": job, "outcome": outcome.value}

@@ -1,4 +1,4 @@
-"""Told of an uploaded CSV by S3, or by itself to go on with a long one."""
+"""Splits an uploaded CSV; invoked by S3, or by itself to continue with a long file."""
 
 from typing import Any
 
@@ -9,8 +9,6 @@ from darkroom.aws.events import uploads_in
 
 
 def handler(event: dict[str, Any], context: LambdaContext) -> None:
-    with bootstrap.invocation(context.aws_request_id):
+    with bootstrap.invocation(context.aws_request_id) as wiring:
         for upload in uploads_in(event):
-            bootstrap.splitter().split(
-                upload, lambda: context.get_remaining_time_in_millis() / 1000
-            )
+            wiring.splitter.split(upload, lambda: context.get_remaining_time_in_millis() / 1000)

@@ -77,7 +77,7 @@ def sample_world() -> World:
     run = world.start(warnings=("Column alt_text is not one of Darkroom's: carried along.",))
     paths, random = ResultPaths(JOB), Random(7)
     for source in world.sources:
-        if not isinstance(source.asked, RowRequest):
+        if not isinstance(source.request, RowRequest):
             continue
         result = outcome(source, random)
         seconds = source.row * 1.9 + random.uniform(0, 25)
@@ -139,10 +139,10 @@ def outcome(source: JobRow, random: Random) -> RowResult:
 
 
 def _store_thumbs(world: World, paths: ResultPaths, source: JobRow, result: RowResult) -> None:
-    assert isinstance(source.asked, RowRequest)
+    assert isinstance(source.request, RowRequest)
     if not result.outputs:
         return
-    if source.asked.images:
+    if source.request.images:
         before = picture(source.row, _plain)
         world.store.put(paths.thumb(source.key, "before"), before, "image/webp")
     after = picture(source.row, _styled)

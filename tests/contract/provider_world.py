@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 from pydantic import SecretStr
 
-from darkroom.calls import CallFailed, CallPlan, EditResult, Provider, SourceImage
+from darkroom.calls import CallFailed, CallPlan, EditResult, SourceImage
 from darkroom.endpoints import Endpoint
 from darkroom.images import codec
 from darkroom.models.planner import plan_call
 from darkroom.providers.gemini import GeminiImageEditor
 from darkroom.providers.openai import OpenAIImageEditor
+from darkroom.providers.registry import Provider
 from darkroom.rows import RowRequest
 from darkroom_local.providers import Simulator
 

@@ -63,5 +63,5 @@ def test_the_options_of_a_version_are_its_own(
 
 
 def test_a_file_that_is_gone_fails_the_job_with_a_sentence(bucket: str, store: S3CsvStore) -> None:
-    with pytest.raises(JobRejected, match="not in the bucket any more"):
+    with pytest.raises(JobRejected, match="no longer in the bucket"):
         list(store.read(Source(bucket, "jobs/gone.csv", None)))

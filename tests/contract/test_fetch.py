@@ -23,7 +23,7 @@ PUBLIC, OTHER, PRIVATE = "93.184.215.14", "93.184.215.15", "10.0.0.7"
 HOST, CDN = "photos.example.com", "cdn.example.com"
 BASE = "s3://in/jobs/"
 LIMITS = FetchLimits(max_bytes=100_000)
-HASTE = FetchLimits(total=0.6, connect=0.6, read=0.6)
+HASTE = FetchLimits(total_seconds=0.6, connect_seconds=0.6, read_seconds=0.6)
 LATE = 3.0  # what a busy machine may add
 SECRET = "X-Amz-Signature=5ecret"
 
@@ -228,8 +228,8 @@ def test_of_mixed_answers_only_the_public_addresses_are_tried(world: World) -> N
         (f"https://{HOST}:8443/", "is redirected: image"),
         ("file:///etc/passwd", "is redirected: image 'file:///etc/passwd' is not an https:// URL"),
         ("s3://in/a.png", "is redirected: image 's3://in/a.png' is not an https:// URL"),
-        ("//[x", "is redirected: image '//[x' is no valid URL"),
-        ("", "is redirected, but its server does not say where to"),
+        ("//[x", "is redirected: image '//[x' is not a valid URL"),
+        ("", "is redirected, but its server does not give the new location"),
     ],
 )
 @pytest.mark.parametrize("hops", [0, 2])
@@ -253,7 +253,7 @@ def test_every_hop_of_a_redirect_is_checked(
 def test_a_redirect_leaves_the_allowed_hosts_no_more_than_a_row_does(world: World) -> None:
     world.rules = ImageRules(("in",), allowed=HostList.parse(HOST))
     world.serve(say(moved(f"https://{CDN}/b.png?sig=5ecret")))
-    assert f"is on the host {CDN}, which AllowedImageHosts does not name" in world.refused()
+    assert f"is on the host {CDN}, which AllowedImageHosts does not list" in world.refused()
     assert world.internet.lookups == [HOST]
 
 
@@ -338,8 +338,8 @@ def test_one_total_time_bounds_the_slowest_server(world: World, talk: Talk) -> N
     world.serve(talk)
     began = time.monotonic()
     error = world.put_off()
-    assert time.monotonic() - began < HASTE.total + LATE
-    assert f"was not loaded in time: {HOST} is slow or does not answer" in error.detail
+    assert time.monotonic() - began < HASTE.total_seconds + LATE
+    assert f"was not loaded in time: {HOST} is slow or does not respond" in error.detail
 
 
 def test_a_server_that_never_shakes_hands_is_given_up_in_time(world: World) -> None:
@@ -348,7 +348,7 @@ def test_a_server_that_never_shakes_hands_is_given_up_in_time(world: World) -> N
         world.internet.servers = {PUBLIC: plain.port}
         began = time.monotonic()
         assert "in time" in world.put_off().detail
-        assert time.monotonic() - began < HASTE.total + LATE
+        assert time.monotonic() - began < HASTE.total_seconds + LATE
 
 
 # --- what failures mean ----------------------------------------------------------------------
@@ -359,8 +359,8 @@ def test_a_server_that_never_shakes_hands_is_given_up_in_time(world: World) -> N
     [
         ("404 Not Found", "does not exist (its server answered 404)"),
         ("410 Gone", "does not exist (its server answered 410)"),
-        ("401 No", "may not be read (its server answered 401); a signed URL may be too old"),
-        ("403 No", "may not be read (its server answered 403); a signed URL may be too old"),
+        ("401 No", "may not be read (its server answered 401); a signed URL may have expired"),
+        ("403 No", "may not be read (its server answered 403); a signed URL may have expired"),
         ("400 Bad", "could not be loaded: its server answered 400"),
         ("204 Nothing", "could not be loaded: its server answered 204"),
         ("206 Part", "could not be loaded: its server answered 206"),
@@ -503,7 +503,7 @@ def test_objects_load_by_url_and_by_path(world: World, bucket: str, stored: Put)
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (None, "is not there in the bucket"),
+        (None, "does not exist in the bucket"),
         (b"", "is empty"),
         (PICTURE + bytes(100_000), "is larger than"),
         (b"<html>", "is a web page"),
@@ -521,7 +521,7 @@ def test_an_object_that_cannot_be_used_ends_the_row(
 
 
 def test_a_bucket_that_is_gone_ends_the_row(world: World, stored: Put) -> None:
-    with pytest.raises(RowRejected, match="is not there"):
+    with pytest.raises(RowRejected, match="does not exist"):
         world.fetcher.fetch("s3://a-bucket-that-is-gone/a.png", BASE)
 
 

@@ -1,4 +1,4 @@
-"""One suite for the ledger in memory and the one in DynamoDB (on MiniStack)."""
+"""One contract suite for the ledger in memory and the one in DynamoDB (on MiniStack)."""
 
 import itertools
 import threading
@@ -11,7 +11,7 @@ import pytest
 from darkroom.aws.ledger_table import LedgerTable
 from darkroom.errors import Reason
 from darkroom.jobs import Checkpoint, Counters, JobOptions, Run, RunState, Totals
-from darkroom.ports import Budget, RowLedger, RunLedger
+from darkroom.ports import RowLedger, RunLedger
 from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowRequest, RowResult, RowState
 from tests.conftest import ClientFactory
 from tests.fakes.ledger import FakeLedger, running
@@ -33,10 +33,10 @@ SUCCESS = RowResult(
 FAILURE = RowResult(
     RowState.FAILED, Reason.REFUSED, "the provider refused: größer", cost_micro_usd=0
 )
-DEATH = RowResult(RowState.DEAD, Reason.UNAVAILABLE, "gave up", cost_micro_usd=7)
+DEATH = RowResult(RowState.DEAD, Reason.UNAVAILABLE, "HTTP 503", cost_micro_usd=7)
 
 
-class Ledger(RowLedger, RunLedger, Budget, Protocol):
+class Ledger(RowLedger, RunLedger, Protocol):
     pass
 
 
@@ -81,6 +81,22 @@ def ledger(request: pytest.FixtureRequest, clock: FakeClock) -> Ledger:
     return LedgerTable(client("dynamodb"), name, now=clock.now, sleep=clock.sleep)
 
 
+@pytest.fixture
+def committed(request: pytest.FixtureRequest, ledger: Ledger, job: str) -> Callable[[], int]:
+    """Reads how much of the job's budget is spent or reserved, in micro-USD."""
+    if isinstance(ledger, FakeLedger):
+        return lambda: ledger.committed.get(job, 0)
+    client = request.getfixturevalue("aws_client")("dynamodb")
+    name: str = request.getfixturevalue("table")
+
+    def read() -> int:
+        key = {"job": {"S": job}, "item": {"S": "budget"}}
+        response = client.get_item(TableName=name, Key=key, ConsistentRead=True)
+        return int(response["Item"]["committed"]["N"])
+
+    return read
+
+
 def begin(ledger: Ledger, job: str, name: str = "run-1", queued: int = 1, **options: Any) -> Run:
     """A run of `queued` rows, split."""
     run = running(job, run=name, sequencer=f"00{name[-1]}", options=JobOptions(**options))
@@ -92,14 +108,16 @@ def begin(ledger: Ledger, job: str, name: str = "run-1", queued: int = 1, **opti
     return current
 
 
-def message(run: Run, key: str = "000000", wish: str = "a red hat", **changes: Any) -> RowMessage:
+def message(
+    run: Run, key: str = "000000", instruction: str = "a red hat", **changes: Any
+) -> RowMessage:
     return RowMessage(
         job=run.job,
         run=run.run,
         row=int(key),
         key=key,
         base="s3://in/",
-        request=RowRequest(instruction=wish),
+        request=RowRequest(instruction=instruction),
         **changes,
     )
 
@@ -116,7 +134,7 @@ def sent(ledger: Ledger, held: Claim, **money: Any) -> Claim:
     return got
 
 
-def test_a_row_goes_from_claim_to_success_and_is_counted_once(ledger: Ledger, job: str) -> None:
+def test_a_row_is_claimed_settled_and_counted_once(ledger: Ledger, job: str) -> None:
     run = begin(ledger, job)
     held = sent(ledger, claim(ledger, message(run), run))
     assert ledger.settle(held, SUCCESS)
@@ -129,7 +147,7 @@ def test_a_row_goes_from_claim_to_success_and_is_counted_once(ledger: Ledger, jo
     )
 
 
-def test_settling_again_after_a_lost_answer_is_the_same_settling(ledger: Ledger, job: str) -> None:
+def test_a_repeated_write_after_a_lost_response_changes_nothing(ledger: Ledger, job: str) -> None:
     run = begin(ledger, job)
     held = claim(ledger, message(run), run)
     moved = ledger.mark_sent(held, "gemini-main")
@@ -160,12 +178,12 @@ def test_a_row_in_work_is_held_until_its_lease_ends(
     assert claim(ledger, message(run), run, "worker-3").attempt == 3
 
 
-def test_a_claim_asked_for_again_by_its_owner_is_the_same_claim(ledger: Ledger, job: str) -> None:
+def test_a_repeated_claim_by_its_owner_is_the_same_claim(ledger: Ledger, job: str) -> None:
     run = begin(ledger, job)
     assert claim(ledger, message(run), run) == claim(ledger, message(run), run)
 
 
-def test_a_deferral_gives_the_attempt_back(ledger: Ledger, job: str) -> None:
+def test_a_deferral_refunds_the_attempt(ledger: Ledger, job: str) -> None:
     run = begin(ledger, job)
     for number in range(3):
         held = claim(ledger, message(run), run, f"worker-{number}")
@@ -175,7 +193,7 @@ def test_a_deferral_gives_the_attempt_back(ledger: Ledger, job: str) -> None:
     assert claim(ledger, message(run), run).attempt == 2
 
 
-def test_a_row_that_kills_its_workers_is_claimed_to_be_buried(
+def test_a_row_that_kills_its_workers_is_claimed_with_its_attempts_spent(
     ledger: Ledger, job: str, clock: FakeClock
 ) -> None:
     run = begin(ledger, job, max_attempts=2)
@@ -190,57 +208,59 @@ def test_a_row_that_kills_its_workers_is_claimed_to_be_buried(
     assert ledger.claim(message(run), run, "worker-4", LEASE) is NotClaimed.SETTLED
 
 
-def test_an_unknown_call_is_seen_by_the_next_claim_and_counted(
+def test_a_call_with_unknown_outcome_is_found_by_the_next_claim_and_counted(
     ledger: Ledger, job: str, clock: FakeClock
 ) -> None:
     run = begin(ledger, job)
     sent(ledger, claim(ledger, message(run), run))
     clock.time += LEASE + 1
-    again = claim(ledger, message(run), run, "worker-2")
-    assert again.sent_before
-    assert again.record.sent_run == run.run
-    over = ledger.mark_failed_call(again, maybe_charged=True)
+    second = claim(ledger, message(run), run, "worker-2")
+    assert second.sent_before
+    assert second.record.sent_run == run.run
+    over = ledger.mark_failed_call(second, maybe_charged=True)
     assert over is not None
     assert not over.sent_before
     assert ledger.settle(sent(ledger, over), SUCCESS)
     assert ledger.counters(job, run.run).possible_duplicate_charges == 1
 
 
-def test_budget_is_reserved_with_the_sending_and_settled_with_the_row(
-    ledger: Ledger, job: str
+def test_budget_is_reserved_when_the_call_is_sent_and_corrected_when_the_row_is_settled(
+    ledger: Ledger, job: str, committed: Callable[[], int]
 ) -> None:
     run = begin(ledger, job, budget_usd=0.1)
     first = sent(ledger, claim(ledger, message(run), run), reserve=60_000, limit=100_000)
-    assert ledger.committed(job) == 60_000
+    assert committed() == 60_000
     other = claim(ledger, message(run, "000001"), run)
     assert (
         ledger.mark_sent(other, "gemini-main", reserve=60_000, limit=100_000) is NotSent.NO_BUDGET
     )
     assert ledger.settle(first, SUCCESS)
-    assert ledger.committed(job) == 40_000
+    assert committed() == 40_000
     other = sent(ledger, other, reserve=60_000, limit=100_000)
     back = ledger.mark_failed_call(other, cost_micro_usd=1_000)
     assert back is not None
-    assert ledger.committed(job) == 41_000
+    assert committed() == 41_000
     assert ledger.settle(back, FAILURE)
-    assert ledger.committed(job) == 41_000
+    assert committed() == 41_000
 
 
-def test_a_charge_that_cannot_be_ruled_out_stays_committed(ledger: Ledger, job: str) -> None:
+def test_a_possible_charge_of_unknown_cost_stays_committed(
+    ledger: Ledger, job: str, committed: Callable[[], int]
+) -> None:
     run = begin(ledger, job, budget_usd=1)
     held = sent(ledger, claim(ledger, message(run), run), reserve=60_000, limit=1_000_000)
     assert ledger.mark_failed_call(held, maybe_charged=True)
-    assert ledger.committed(job) == 60_000
+    assert committed() == 60_000
 
 
-def test_a_budget_of_nothing_lets_nothing_through(ledger: Ledger, job: str) -> None:
+def test_a_budget_of_zero_allows_only_free_calls(ledger: Ledger, job: str) -> None:
     run = begin(ledger, job, budget_usd=0)
     held = claim(ledger, message(run), run)
     assert ledger.mark_sent(held, "gemini-main", reserve=1, limit=0) is NotSent.NO_BUDGET
     assert isinstance(ledger.mark_sent(held, "gemini-main", reserve=0, limit=0), Claim)
 
 
-def test_the_dead_come_back_once_with_a_copy_of_the_next_generation(
+def test_a_dead_row_is_redriven_once_by_a_copy_of_the_next_generation(
     ledger: Ledger, job: str
 ) -> None:
     run = begin(ledger, job, max_attempts=1)
@@ -262,7 +282,7 @@ def test_the_dead_come_back_once_with_a_copy_of_the_next_generation(
     assert ledger.report_due(job)
 
 
-def test_a_success_of_an_earlier_upload_is_taken_over_not_made_again(
+def test_a_success_of_an_earlier_upload_is_transferred_not_repeated(
     ledger: Ledger, job: str
 ) -> None:
     old = begin(ledger, job)
@@ -280,20 +300,22 @@ def test_a_success_of_an_earlier_upload_is_taken_over_not_made_again(
 
 
 @pytest.mark.parametrize("why", ["redo", "changed", "failed"])
-def test_a_later_upload_does_again_what_it_asks_to(ledger: Ledger, job: str, why: str) -> None:
+def test_a_later_upload_restarts_changed_failed_and_redone_rows(
+    ledger: Ledger, job: str, why: str
+) -> None:
     old = begin(ledger, job)
     outcome = FAILURE if why == "failed" else SUCCESS
     assert ledger.settle(claim(ledger, message(old), old), outcome)
     new = begin(ledger, job, "run-2")
-    wish = "a blue hat" if why == "changed" else "a red hat"
-    again = claim(ledger, message(new, wish=wish, redo=why == "redo"), new)
-    assert (again.attempt, again.run) == (1, "run-2")
-    assert ledger.settle(again, SUCCESS)
+    instruction = "a blue hat" if why == "changed" else "a red hat"
+    second = claim(ledger, message(new, instruction=instruction, redo=why == "redo"), new)
+    assert (second.attempt, second.run) == (1, "run-2")
+    assert ledger.settle(second, SUCCESS)
     assert ledger.counters(job, "run-1").settled == 1
     assert ledger.counters(job, "run-2").settled == 1
 
 
-def test_a_worker_with_an_old_view_of_the_job_does_not_take_a_row_of_the_new_run(
+def test_a_worker_with_an_outdated_run_does_not_claim_a_row_of_the_new_run(
     ledger: Ledger, job: str
 ) -> None:
     old = begin(ledger, job)
@@ -301,7 +323,7 @@ def test_a_worker_with_an_old_view_of_the_job_does_not_take_a_row_of_the_new_run
     assert ledger.settle(claim(ledger, message(new), new), SUCCESS)
     assert ledger.claim(message(old), old, "late", LEASE) is NotClaimed.HELD
     assert ledger.claim(message(old), new, "late", LEASE) is NotClaimed.SETTLED
-    other = message(old, wish="a blue hat")
+    other = message(old, instruction="a blue hat")
     assert ledger.claim(other, new, "late", LEASE) is NotClaimed.SUPERSEDED
 
 
@@ -335,7 +357,7 @@ def test_a_redriven_row_that_the_new_upload_also_queued_counts_once(
     assert ledger.counters(job, "run-2").redriven == 0
 
 
-def test_an_upload_starts_a_run_once_and_an_older_one_never(ledger: Ledger, job: str) -> None:
+def test_an_upload_starts_one_run_and_an_older_upload_none(ledger: Ledger, job: str) -> None:
     second = running(job, run="run-2", sequencer="0066")
     assert ledger.start(second, LEASE) is not None
     assert ledger.start(second, LEASE) is None  # the event came twice
@@ -349,7 +371,7 @@ def test_an_upload_starts_a_run_once_and_an_older_one_never(ledger: Ledger, job:
     assert not ledger.checkpoint(second, Checkpoint(row=5), LEASE)
 
 
-def test_a_dead_splitters_run_is_taken_over_at_its_checkpoint(
+def test_the_run_of_a_dead_splitter_is_taken_over_at_its_checkpoint(
     ledger: Ledger, job: str, clock: FakeClock
 ) -> None:
     run = running(job)
@@ -372,7 +394,7 @@ def test_a_dead_splitters_run_is_taken_over_at_its_checkpoint(
     assert (current.totals, current.warnings) == (reached.totals, ("a warning",))
 
 
-def test_a_failed_run_tells_why_and_is_never_due(ledger: Ledger, job: str) -> None:
+def test_a_failed_run_has_a_reason_and_its_report_is_never_due(ledger: Ledger, job: str) -> None:
     run = running(job)
     ledger.start(run, LEASE)
     ledger.fail(run, "the file has no header")
@@ -383,7 +405,7 @@ def test_a_failed_run_tells_why_and_is_never_due(ledger: Ledger, job: str) -> No
     assert not ledger.report_due(job)
 
 
-def test_a_stopped_run_stays_stopped_to_its_end(ledger: Ledger, job: str) -> None:
+def test_a_stopped_run_stays_stopped_after_its_report(ledger: Ledger, job: str) -> None:
     begin(ledger, job)
     stopped = ledger.stop(job)
     assert stopped is not None
@@ -412,7 +434,7 @@ def test_a_report_is_due_only_when_split_and_settled(ledger: Ledger, job: str) -
     assert ledger.report_due(job)
 
 
-def test_one_reporter_at_a_time_and_a_dead_ones_lease_ends(
+def test_one_reporter_works_at_a_time_until_its_lease_ends(
     ledger: Ledger, job: str, clock: FakeClock
 ) -> None:
     run = begin(ledger, job, queued=0)
@@ -441,7 +463,7 @@ def test_a_redrive_while_the_report_is_made_makes_it_stale(ledger: Ledger, job: 
     assert not ledger.report_due(job)
 
 
-def test_what_earlier_runs_without_a_budget_cost_is_told_to_the_next(
+def test_a_run_starts_with_the_cost_of_earlier_runs_without_a_budget(
     ledger: Ledger, job: str
 ) -> None:
     first = begin(ledger, job)
@@ -450,7 +472,7 @@ def test_what_earlier_runs_without_a_budget_cost_is_told_to_the_next(
     assert second.spent_before == 40_000
 
 
-def test_many_workers_on_few_rows_settle_each_once(ledger: Ledger, job: str) -> None:
+def test_concurrent_workers_settle_each_row_once(ledger: Ledger, job: str) -> None:
     run = begin(ledger, job, queued=12)
     wanted = [message(run, f"{n:06d}") for n in range(12)]
     settled: list[str] = []
@@ -479,7 +501,9 @@ def test_all_rows_of_a_job_are_streamed_in_key_order(ledger: Ledger, job: str) -
     assert ledger.get_many(job, []) == {}
 
 
-def test_many_workers_together_never_pass_the_budget(ledger: Ledger, job: str) -> None:
+def test_concurrent_workers_never_exceed_the_budget(
+    ledger: Ledger, job: str, committed: Callable[[], int]
+) -> None:
     run = begin(ledger, job, queued=12, budget_usd=0.05)
     outcomes: list[object] = []
 
@@ -494,10 +518,10 @@ def test_many_workers_together_never_pass_the_budget(ledger: Ledger, job: str) -
         thread.join()
     assert sum(isinstance(outcome, Claim) for outcome in outcomes) == 5
     assert outcomes.count(NotSent.NO_BUDGET) == 7
-    assert ledger.committed(job) == 50_000
+    assert committed() == 50_000
 
 
-def test_the_splitters_own_message_takes_a_redriven_row_over_and_counts_it_as_queued(
+def test_the_splitters_message_for_a_redriven_row_counts_it_as_queued(
     ledger: Ledger, job: str, clock: FakeClock
 ) -> None:
     old = begin(ledger, job, max_attempts=1)
@@ -512,7 +536,7 @@ def test_the_splitters_own_message_takes_a_redriven_row_over_and_counts_it_as_qu
     assert ledger.report_due(job)
 
 
-def test_an_old_dead_letter_does_not_undo_what_the_new_upload_asks_for(
+def test_an_old_dead_letter_does_not_override_a_changed_request(
     ledger: Ledger, job: str, clock: FakeClock
 ) -> None:
     old = begin(ledger, job, max_attempts=1)
@@ -520,11 +544,11 @@ def test_an_old_dead_letter_does_not_undo_what_the_new_upload_asks_for(
     new = begin(ledger, job, "run-2", max_attempts=3)
     redriven = claim(ledger, message(old, generation=1), new, "killed")
     assert ledger.settle(redriven, SUCCESS)
-    blue = claim(ledger, message(new, wish="a blue hat"), new, "killed too")
+    blue = claim(ledger, message(new, instruction="a blue hat"), new, "killed too")
     clock.time += LEASE + 1
-    late = message(new, generation=1)  # the letter of the red hat, when the row died in this run
+    late = message(new, generation=1)  # the red hat's dead letter
     assert ledger.claim(late, new, "worker-3", LEASE) is NotClaimed.SUPERSEDED
-    again = claim(ledger, message(new, wish="a blue hat"), new, "worker-4")
-    assert again.record.fingerprint == blue.record.fingerprint
-    assert ledger.settle(again, SUCCESS)
+    second = claim(ledger, message(new, instruction="a blue hat"), new, "worker-4")
+    assert second.record.fingerprint == blue.record.fingerprint
+    assert ledger.settle(second, SUCCESS)
     assert ledger.report_due(job)

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, SourceImage
-from darkroom.dispatch.dispatcher import Dispatcher, DispatchResult
+from darkroom.dispatch.dispatcher import TieredDispatcher
 from darkroom.endpoints import Endpoint
 from darkroom.errors import Reason, RetryRow, RowRejected
 from darkroom.models.planner import plan_call
+from darkroom.ports import DispatchResult
 from darkroom.providers.gemini import GeminiImageEditor
 from darkroom.providers.openai import OpenAIImageEditor
 from darkroom.rows import RowRequest
@@ -104,7 +105,7 @@ class Town:
             openai(base_url=self.simulator.base_url("openai"), **given),
         )
         clock = FakeClock(1_795_000_000.0)
-        dispatcher = Dispatcher(
+        dispatcher = TieredDispatcher(
             FakeSecretSource(ways),
             InMemoryEndpointStates(),
             self.editors,
@@ -190,7 +191,7 @@ def test_a_mask_goes_to_the_provider_that_honours_it_without_a_call_to_the_other
     assert delivery.plan.provider is OPENAI
     assert delivery.plan.mask is not None
     assert town.calls() == (0, 1)
-    assert any("takes no mask" in warning for warning in delivery.warnings)
+    assert any("does not support masks" in warning for warning in delivery.warnings)
 
 
 def test_a_refusal_by_the_fallback_ends_the_row(town: Town) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from PIL import ImageChops, ImageStat
 
-from darkroom.calls import Outcome, Provider
+from darkroom.calls import Outcome
 from darkroom.models.catalog import GEMINI_MODELS, MODELS, OPENAI_MODELS, Model
+from darkroom.providers.registry import Provider
 from darkroom_local.providers import running
 from tests.contract.provider_world import (
     BOTH,

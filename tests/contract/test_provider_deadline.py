@@ -94,7 +94,7 @@ def test_interim_answers_without_end_are_given_up(client: httpx2.Client) -> None
 def test_an_answer_larger_than_any_picture_is_cut_off(
     client: httpx2.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(provider_http, "MAX_ANSWER_BYTES", 1_000_000)
+    monkeypatch.setattr(provider_http, "MAX_RESPONSE_BYTES", 1_000_000)
 
     def flood(connection: socket.socket) -> None:
         connection.recv(65_536)

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from darkroom.calls import CallFailed, EditResult, Outcome, Provider
+from darkroom.calls import CallFailed, EditResult, Outcome
 from darkroom.models.planner import plan_call
 from darkroom.ports import ImageEditor
+from darkroom.providers.registry import Provider
 from darkroom.rows import RowRequest
 from darkroom_local.providers import running
 from tests.contract.provider_world import BOTH, KEY, World, photo

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from darkroom.calls import Outcome, Provider
+from darkroom.calls import Outcome
+from darkroom.providers.registry import Provider
 from darkroom_local.providers import FaultKind, running
 from tests.contract.provider_world import BOTH, GEMINI, KEY, OPENAI, World, photo
 

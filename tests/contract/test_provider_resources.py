@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from darkroom.calls import CallFailed, Provider
+from darkroom.calls import CallFailed
 from darkroom.providers import http as provider_http
+from darkroom.providers.registry import Provider
 from darkroom_local.providers import running
 from tests.contract.provider_world import BOTH, KEY, NAME, World, photo
 

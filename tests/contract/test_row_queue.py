@@ -1,4 +1,4 @@
-"""What the rest relies on in SQS (on MiniStack), and how partial failures are met."""
+"""The rows queue on SQS (MiniStack): batches, groups, attributes, partial failures."""
 
 import itertools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from tests.fakes.services import FakeClock, FakeQueue
 _names = itertools.count()
 
 
-class Station:
+class QueueHarness:
     """Two queues of the test's own, and the adapter on them."""
 
     def __init__(self, sqs: Any) -> None:
@@ -29,23 +29,23 @@ class Station:
         self.queue = SqsRowQueue(sqs, self.rows, self.dead, sleep=self.clock.sleep)
 
     def receive(self, url: str, hidden: int = 600) -> list[Any]:
-        got: list[Any] = []
+        received: list[Any] = []
         while True:
-            answer = self.sqs.receive_message(
+            response = self.sqs.receive_message(
                 QueueUrl=url,
                 MaxNumberOfMessages=10,
                 VisibilityTimeout=hidden,
                 MessageAttributeNames=["All"],
                 MessageSystemAttributeNames=["All"],
             )
-            if not answer.get("Messages"):
-                return got
-            got += answer["Messages"]
+            if not response.get("Messages"):
+                return received
+            received += response["Messages"]
 
 
 @pytest.fixture
-def station(aws_client: ClientFactory) -> Station:
-    return Station(aws_client("sqs"))
+def harness(aws_client: ClientFactory) -> QueueHarness:
+    return QueueHarness(aws_client("sqs"))
 
 
 def message(row: int, job: str = "jobs/products", size: int = 10) -> RowMessage:
@@ -67,58 +67,58 @@ def test_every_message_arrives_as_it_was_sent(kind: str, request: pytest.Fixture
         fake.send(wanted)
         arrived = fake.sent
     else:
-        station: Station = request.getfixturevalue("station")
-        station.queue.send(wanted)
-        bodies = [m["Body"] for m in station.receive(station.rows)]
+        harness: QueueHarness = request.getfixturevalue("harness")
+        harness.queue.send(wanted)
+        bodies = [m["Body"] for m in harness.receive(harness.rows)]
         arrived = [RowMessage.model_validate_json(body) for body in bodies]
     assert sorted(arrived, key=lambda m: m.row) == wanted
 
 
-def test_a_jobs_messages_share_a_group_for_fair_delivery(station: Station) -> None:
-    station.queue.send([message(0), message(1, job="jobs/größe mit " + "x" * 200)])
-    groups = {m["Attributes"]["MessageGroupId"] for m in station.receive(station.rows)}
+def test_messages_of_a_job_share_a_group_for_fair_delivery(harness: QueueHarness) -> None:
+    harness.queue.send([message(0), message(1, job="jobs/größe mit " + "x" * 200)])
+    groups = {m["Attributes"]["MessageGroupId"] for m in harness.receive(harness.rows)}
     assert "jobs/products" in groups
     assert all(len(group) <= 128 and group.isascii() and " " not in group for group in groups)
 
 
-def test_batches_keep_within_one_mebibyte(station: Station) -> None:
+def test_batches_keep_within_one_mebibyte(harness: QueueHarness) -> None:
     large = [message(n, size=100_000) for n in range(12)]  # 200 kB each in UTF-8
-    station.queue.send(large)
-    assert len(station.receive(station.rows)) == 12
+    harness.queue.send(large)
+    assert len(harness.receive(harness.rows)) == 12
 
 
-def test_a_dead_letter_carries_its_reason_and_the_body_untouched(station: Station) -> None:
+def test_a_dead_letter_carries_its_reason_and_the_body_untouched(harness: QueueHarness) -> None:
     attributes = {"reason": "unavailable", "detail": "503\x00\n" + "x" * 5000, "endpoint": ""}
-    station.queue.dead_letter('{"not": "ours"}', attributes)
-    (letter,) = station.receive(station.dead)
-    told = {n: a["StringValue"] for n, a in letter["MessageAttributes"].items()}
-    assert letter["Body"] == '{"not": "ours"}'
-    assert told["reason"] == "unavailable"
-    assert told["detail"].startswith("503xxx")
-    assert len(told["detail"]) <= 1000
-    assert "endpoint" not in told
+    harness.queue.dead_letter('{"not": "ours"}', attributes)
+    (dead,) = harness.receive(harness.dead)
+    sent = {n: a["StringValue"] for n, a in dead["MessageAttributes"].items()}
+    assert dead["Body"] == '{"not": "ours"}'
+    assert sent["reason"] == "unavailable"
+    assert sent["detail"].startswith("503xxx")
+    assert len(sent["detail"]) <= 1000
+    assert "endpoint" not in sent
 
 
-def test_visibility_is_set_and_stale_receipts_are_passed_over(station: Station) -> None:
-    station.queue.send([message(n) for n in range(12)])
-    held = station.receive(station.rows)
+def test_visibility_is_set_and_invalid_receipts_are_skipped(harness: QueueHarness) -> None:
+    harness.queue.send([message(n) for n in range(12)])
+    held = harness.receive(harness.rows)
     receipts = [m["ReceiptHandle"] for m in held]
     assert len(receipts) == 12
-    station.sqs.delete_message(QueueUrl=station.rows, ReceiptHandle=receipts[0])
-    station.queue.extend(receipts, 0)
-    assert len(station.receive(station.rows)) == 11
+    harness.sqs.delete_message(QueueUrl=harness.rows, ReceiptHandle=receipts[0])
+    harness.queue.extend(receipts, 0)
+    assert len(harness.receive(harness.rows)) == 11
 
 
 class FlakySqs:
-    """Takes every third entry of a batch and blames itself, or the sender, for the others."""
+    """Accepts every third entry of a batch; fails the others, by its own or the sender's fault."""
 
     def __init__(self, *, sender_fault: bool = False) -> None:
-        self.taken: list[str] = []
+        self.accepted: list[str] = []
         self.sender_fault = sender_fault
 
     def send_message_batch(self, QueueUrl: str, Entries: list[Any]) -> Any:  # noqa: N803
         good, bad = Entries[::3], [e for n, e in enumerate(Entries) if n % 3]
-        self.taken += [entry["MessageBody"] for entry in good]
+        self.accepted += [entry["MessageBody"] for entry in good]
         fault = {"SenderFault": self.sender_fault, "Code": "X", "Message": "no"}
         return {"Failed": [{"Id": entry["Id"], **fault} for entry in bad]}
 
@@ -127,14 +127,14 @@ def test_only_entries_that_failed_are_sent_again() -> None:
     sqs, clock = FlakySqs(), FakeClock()
     queue = SqsRowQueue(cast("Any", sqs), "rows", "dead", sleep=clock.sleep)
     queue.send([message(n) for n in range(10)])
-    rows = [RowMessage.model_validate_json(body).row for body in sqs.taken]
+    rows = [RowMessage.model_validate_json(body).row for body in sqs.accepted]
     assert sorted(rows) == list(range(10))
     assert clock.slept == sorted(clock.slept)
 
 
-def test_a_message_sqs_refuses_for_what_it_is_is_an_error_not_a_retry() -> None:
+def test_a_message_that_sqs_rejects_is_an_error_not_a_retry() -> None:
     queue = SqsRowQueue(cast("Any", FlakySqs(sender_fault=True)), "rows", "dead")
-    with pytest.raises(ValueError, match="takes no such message"):
+    with pytest.raises(ValueError, match="SQS rejected a message"):
         queue.send([message(n) for n in range(10)])
 
 
@@ -152,7 +152,7 @@ def client_error(code: str, status: int) -> ClientError:
 
 
 @pytest.mark.parametrize(
-    ("error", "passing"),
+    ("error", "transient"),
     [
         (client_error("InternalFailure", 500), True),
         (client_error("Whatever", 503), True),
@@ -163,8 +163,8 @@ def client_error(code: str, status: int) -> ClientError:
         (client_error("ValidationException", 400), False),
     ],
 )
-def test_what_passes_is_told_from_what_somebody_must_see(error: Exception, passing: bool) -> None:
-    assert is_transient(error) is passing
+def test_only_transient_errors_are_service_unavailable(error: Exception, transient: bool) -> None:
+    assert is_transient(error) is transient
     queue = SqsRowQueue(cast("Any", DeadSqs(lambda: error)), "rows", "dead")
-    with pytest.raises(ServiceUnavailable if passing else ClientError):
+    with pytest.raises(ServiceUnavailable if transient else ClientError):
         queue.send([message(0)])

@@ -1,6 +1,6 @@
-"""Bad and odd pictures, made on the spot, each with what must come of it.
+"""Damaged and unusual images, generated here, each with its expected outcome.
 
-`Accepted` says what every model is then given; a text is the sentence that ends the row.
+`Accepted` describes what every model is then given; a text is the sentence that fails the row.
 tests/unit/test_image_corpus.py runs them.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-NAME = "photos/a.jpg"  # whatever the bytes are: a name is not believed
+NAME = "photos/a.jpg"  # for all of them: the format is detected from the content
 _NOT_READ = f"image '{NAME}' "
 
 
@@ -25,20 +25,20 @@ class Accepted:
     untouched: bool = False
 
 
-type Verdict = Accepted | str
-CASES: dict[str, tuple[Callable[[], bytes], Verdict]] = {}
+type Expected = Accepted | str
+CASES: dict[str, tuple[Callable[[], bytes], Expected]] = {}
 
 
-def case(verdict: Verdict) -> Callable[[Callable[[], bytes]], Callable[[], bytes]]:
+def case(expected: Expected) -> Callable[[Callable[[], bytes]], Callable[[], bytes]]:
     def add(make: Callable[[], bytes]) -> Callable[[], bytes]:
-        CASES[make.__name__] = (make, verdict)
+        CASES[make.__name__] = (make, expected)
         return make
 
     return add
 
 
-def fixed(name: str, data: bytes, verdict: Verdict) -> None:
-    CASES[name] = (lambda: data, verdict)
+def fixed(name: str, data: bytes, expected: Expected) -> None:
+    CASES[name] = (lambda: data, expected)
 
 
 PNG, JPEG, WEBP = "image/png", "image/jpeg", "image/webp"
@@ -55,8 +55,8 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def chunk(kind: bytes, body: bytes, crc: int | None = None) -> bytes:
-    sum_ = zlib.crc32(kind + body) if crc is None else crc
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", sum_)
+    checksum = zlib.crc32(kind + body) if crc is None else crc
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
 
 
 def png(*chunks: bytes) -> bytes:
@@ -71,7 +71,7 @@ def frames(count: int = 3) -> list[Image.Image]:
     return [Image.new("RGB", (64, 48), (60 * i, 0, 0)) for i in range(count)]
 
 
-# --- good as they are -----------------------------------------------------------------------------
+# --- accepted unchanged ---------------------------------------------------------------------------
 
 fixed("png", saved(photo(), "PNG"), Accepted(PNG, (64, 48), untouched=True))
 fixed("jpeg", saved(photo(), "JPEG"), Accepted(JPEG, (64, 48), untouched=True))
@@ -96,7 +96,7 @@ fixed(
     Accepted(PNG, (64, 48), untouched=True),
 )
 fixed(
-    "jpeg_with_words_after_its_end",
+    "jpeg_with_text_after_its_end",
     saved(photo(), "JPEG") + b"<?php system($_GET['c']); ?>",
     Accepted(JPEG, (64, 48), untouched=True),
 )
@@ -106,7 +106,7 @@ fixed(
     Accepted(PNG, (64, 48), untouched=True),
 )
 
-# --- odd, written anew ----------------------------------------------------------------------------
+# --- accepted, but rewritten ----------------------------------------------------------------------
 
 fixed("gif", saved(photo("P"), "GIF"), Accepted(PNG, (64, 48)))
 fixed(
@@ -157,7 +157,7 @@ def png_16_bit_colour() -> bytes:
 
 
 @case(Accepted(JPEG, (48, 64)))
-def jpeg_turned_by_exif() -> bytes:
+def jpeg_rotated_by_exif() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
     return saved(photo(), "JPEG", exif=exif)
@@ -181,7 +181,7 @@ fixed("webp_header_only", b"RIFF\x24\0\0\0WEBPVP8 ", _DAMAGED)
 fixed("gif_cut", saved(photo("P"), "GIF")[:200], _DAMAGED)
 fixed("png_wrong_pixels", png(ihdr(64, 48), chunk(b"IDAT", b"no zlib stream")), _DAMAGED)
 fixed("png_no_pixels", png(ihdr(64, 48)), _DAMAGED)
-fixed("png_of_no_width", png(ihdr(0, 48), chunk(b"IDAT", zlib.compress(b""))), _DAMAGED)
+fixed("png_without_width", png(ihdr(0, 48), chunk(b"IDAT", zlib.compress(b""))), _DAMAGED)
 
 
 @case(_DAMAGED)
@@ -192,8 +192,8 @@ def png_wrong_crc_of_its_header() -> bytes:
 
 
 @case(Accepted(PNG, (4, 3), untouched=True))
-def png_wrong_crc_of_whole_pixels() -> bytes:
-    """Not cut off: zlib's own sum over the pixels holds."""
+def png_wrong_crc_of_complete_pixels() -> bytes:
+    """Not cut off: zlib's own checksum of the pixels is right."""
     rows = zlib.compress(b"".join(b"\0" + b"\x80" * 12 for _ in range(3)))
     return png(ihdr(4, 3), chunk(b"IDAT", rows, crc=1))
 
@@ -251,18 +251,18 @@ def png_comment_bomb() -> bytes:
     return whole[:33] + bomb + whole[33:]
 
 
-# --- no pictures, or none that is read ------------------------------------------------------------
+# --- not images, or formats that are not read -----------------------------------------------------
 
 fixed("empty", b"", f"{_NOT_READ}is empty")
 fixed(
     "web_page",
     b"<!DOCTYPE html><html><title>Sign in</title>",
-    f"{_NOT_READ}is a web page, not an image: does its address lead to the picture itself?",
+    f"{_NOT_READ}is a web page, not an image: does its URL lead to the image itself?",
 )
 fixed(
     "svg",
     b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>',
-    f"{_NOT_READ}is an SVG drawing, which is not read: save it as PNG",
+    f"{_NOT_READ}is an SVG drawing, which is not supported: save it as PNG",
 )
 fixed(
     "xml_that_names_entities",
@@ -270,11 +270,11 @@ fixed(
     f"{_NOT_READ}is an XML file, not an image",
 )
 fixed("json", b'{"error": "no such image"}', f"{_NOT_READ}is JSON, not an image")
-fixed("pdf", b"%PDF-1.7\n", f"{_NOT_READ}is a PDF, which is not read: save its page as PNG")
+fixed("pdf", b"%PDF-1.7\n", f"{_NOT_READ}is a PDF, which is not supported: save its page as PNG")
 fixed(
     "ico",
     saved(photo(size=(32, 32)), "ICO"),
-    f"{_NOT_READ}is an icon (.ico), which is not read: save it as PNG",
+    f"{_NOT_READ}is an icon (.ico), which is not supported: save it as PNG",
 )
 fixed("zip", b"PK\x03\x04" + bytes(60), f"{_NOT_READ}is a zip file, not an image")
 fixed(
@@ -285,21 +285,21 @@ fixed(
 fixed(
     "photoshop",
     b"8BPS\0\1" + bytes(60),
-    f"{_NOT_READ}is a Photoshop file, which is not read: save it as PNG",
+    f"{_NOT_READ}is a Photoshop file, which is not supported: save it as PNG",
 )
 fixed(
     "jpeg_xl",
     b"\xff\x0a" + bytes(60),
-    f"{_NOT_READ}is JPEG XL, which is not read: save it as PNG or JPEG",
+    f"{_NOT_READ}is JPEG XL, which is not supported: save it as PNG or JPEG",
 )
 fixed("video", b"\0\0\0\x20ftypisom" + bytes(60), f"{_NOT_READ}is a video, not an image")
 fixed("eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", f"{_NOT_READ}is not an image")
 fixed("random_bytes", bytes(range(7, 250)) * 9, f"{_NOT_READ}is not an image")
-fixed("webp_name_on_a_wave", b"RIFF\x24\0\0\0WAVEfmt ", f"{_NOT_READ}is not an image")
+fixed("wave_audio", b"RIFF\x24\0\0\0WAVEfmt ", f"{_NOT_READ}is not an image")
 fixed(
     "heic",
     b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(60),
-    f"{NAME} is HEIC, which is not read: save it as JPEG (on an iPhone: Most Compatible)",
+    f"{NAME} is HEIC, which is not supported: save it as JPEG (on an iPhone: Most Compatible)",
 )
 fixed("avif_header_only", b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf", _DAMAGED)
 fixed("bmp_header_only", b"BM" + bytes(12), _DAMAGED)

@@ -19,18 +19,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from darkroom.aws.ledger_table import LedgerTable
-from darkroom.aws.s3 import S3CsvStore, S3ObjectStore, S3Uploads
-from darkroom.csv_input.reader import JobRows, read_job_rows
+from darkroom.bootstrap import Wiring
 from darkroom.editor.heartbeat import Timings
-from darkroom.jobs import Run, job_id
-from darkroom.ports import SystemClock
-from darkroom.report.reporter import Reporter, ReportOutcome
+from darkroom.jobs import job_id
+from darkroom.report.reporter import ReportOutcome
 from darkroom.settings import Settings
-from darkroom.splitter import CsvUploaded, Splitter
-from darkroom_local import faulting_proxy, ministack, simulation, worker
+from darkroom.splitter import CsvUploaded
+from darkroom_local import faulting_proxy, ministack, simulation
 from darkroom_local.faulting_proxy import AwsFault, FaultingProxy
 from darkroom_local.providers.config import Config, Fault, FaultKind, SimulatedEndpoint, When
+from tests.e2e import worker
 from tests.fakes.services import FakeTelemetry
 
 TIMINGS = Timings(lease=6.0, beat=1.5, held=1.0, trouble=0.5, backoff=0.2, longest_backoff=2.0)
@@ -59,7 +57,7 @@ class World:
     proxy: FaultingProxy
     providers_url: str
     settings: Settings
-    ledger: LedgerTable
+    wiring: Wiring
     kills: int = 0
     paid_before: Counter[str] = field(default_factory=Counter)
     processes: list[BaseProcess] = field(default_factory=list)
@@ -104,7 +102,7 @@ class World:
         )
         version, sequence = answer.get("VersionId"), f"{time.time_ns():016X}"
         event = CsvUploaded(self.settings.input_bucket, key, version, sequence, len(body))
-        self._splitter().split(event, lambda: 900.0)
+        self.wiring.splitter.split(event, lambda: 900.0)
         return job_id(key)
 
     def work(self, job: str, *, kill: bool = True, revive: bool = False) -> None:
@@ -128,16 +126,16 @@ class World:
             self.stop_workers()
 
     def _is_done(self, job: str, *, revive: bool) -> bool:
-        run = self.ledger.current(job)
-        if run is None or not self.ledger.report_due(job):
+        run = self.wiring.ledger.current(job)
+        if run is None or not self.wiring.ledger.report_due(job):
             return False
-        return not (revive and self.ledger.counters(job, run.run).dead)
+        return not (revive and self.wiring.ledger.counters(job, run.run).dead)
 
     def _may_kill(self, kill: bool) -> bool:
         return kill and self.kills < self.chaos.kills
 
     def report(self, job: str) -> None:
-        assert self._reporter().report(job, "test") is ReportOutcome.MADE
+        assert self.wiring.reporter.report(job, "test") is ReportOutcome.MADE
 
     def redrive(self) -> int:
         """What SQS's own redrive does: the dead letters go back as they are."""
@@ -191,11 +189,11 @@ class World:
 
     def state_of(self, job: str) -> str:
         states: dict[str, int] = {}
-        for record in self.ledger.all(job):
+        for record in self.wiring.ledger.all(job):
             states[record.state.value] = states.get(record.state.value, 0) + 1
-        run = self.ledger.current(job)
+        run = self.wiring.ledger.current(job)
         assert run is not None
-        counters = self.ledger.counters(job, run.run)
+        counters = self.wiring.ledger.counters(job, run.run)
         return f"not done in time: {states}, {counters}, {self.proxy.met}, kills={self.kills}"
 
     def _object(self, key: str) -> bytes:
@@ -205,36 +203,6 @@ class World:
             .read()
         )
         return body
-
-    def _splitter(self) -> Splitter:
-        return Splitter(
-            runs=self.ledger,
-            rows=self.ledger,
-            queue=worker.row_queue(self.url, self.settings),
-            store=S3CsvStore(self.client("s3")),
-            clock=SystemClock(),
-            telemetry=FakeTelemetry(),
-            continue_later=lambda _: None,
-            request_report=lambda _: None,
-            check_complete=lambda _: None,
-        )
-
-    def _reporter(self) -> Reporter:
-        store = S3CsvStore(self.client("s3"))
-
-        def job_rows(run: Run) -> JobRows:
-            return read_job_rows(lambda offset: store.read(run.source, offset), run.options)
-
-        return Reporter(
-            runs=self.ledger,
-            rows=self.ledger,
-            store=S3ObjectStore(self.client("s3"), self.settings.results_bucket),
-            uploads=S3Uploads(self.client("s3"), self.settings.results_bucket),
-            job_rows=job_rows,
-            notify=lambda subject, body: None,
-            clock=SystemClock(),
-            telemetry=FakeTelemetry(),
-        )
 
 
 def _quiet_worker(config: worker.WorkerConfig) -> None:
@@ -267,7 +235,7 @@ def provider_faults(rate: float) -> Config:
 
 @contextmanager
 def world(chaos: Chaos, folder: Path) -> Iterator[World]:
-    FORKED.set_forkserver_preload(["darkroom_local.worker", "openai", "google.genai"])
+    FORKED.set_forkserver_preload(["tests.e2e.worker", "openai", "google.genai"])
     config = provider_faults(chaos.providers)
     rates = dict.fromkeys(AwsFault, chaos.aws)
     with ExitStack() as stack:
@@ -279,8 +247,8 @@ def world(chaos: Chaos, folder: Path) -> Iterator[World]:
         overrides = {name: {**plain, "max_in_flight": 0} for name in config.endpoints}
         secret = simulation.secret_for(providers.url, config, overrides)
         settings = _resources(aws.url, secret, chaos.threads)
-        table = worker.ledger(aws.url, settings, TIMINGS)
-        yield World(chaos, aws.url, proxy, providers.url, settings, table)
+        wiring = worker.wiring(aws.url, settings, TIMINGS, FakeTelemetry())
+        yield World(chaos, aws.url, proxy, providers.url, settings, wiring)
 
 
 def _resources(url: str, secret: Mapping[str, Any], threads: int) -> Settings:

@@ -43,11 +43,11 @@ def check(world: World, job: str, count: int) -> None:
         line for line in manifest if line["reason"] == "worker_lost" and not line["attempts"]
     ]
 
-    run = world.ledger.current(job)
+    run = world.wiring.ledger.current(job)
     assert run is not None
-    counters = world.ledger.counters(job, run.run)
+    counters = world.wiring.ledger.counters(job, run.run)
     summed = Counters()
-    for record in world.ledger.all(job):
+    for record in world.wiring.ledger.all(job):
         assert record.state.terminal
         summed += contribution(record)
     assert counters.settled == count == run.totals.queued + counters.redriven

@@ -33,10 +33,10 @@ def rows_of(text: str | bytes, **options: object) -> list[JobRow]:
 
 
 def request_of(row: JobRow) -> RowRequest:
-    assert isinstance(row.asked, RowRequest), row.asked
-    return row.asked
+    assert isinstance(row.request, RowRequest), row.request
+    return row.request
 
 
 def told(row: JobRow) -> str:
     """Why the row is rejected; empty when it is not."""
-    return "" if isinstance(row.asked, RowRequest) else row.asked.detail
+    return "" if isinstance(row.request, RowRequest) else row.request.detail

@@ -8,10 +8,11 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, Provider
-from darkroom.dispatch.dispatcher import Ineligible
+from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.endpoints import Endpoint, EndpointsSecret, parse_endpoints
+from darkroom.errors import Ineligible
 from darkroom.ports import Clock
+from darkroom.providers.registry import Provider
 
 PICTURE = EditResult(images=(b"png",), model="m")
 

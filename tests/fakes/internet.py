@@ -6,7 +6,8 @@ from ipaddress import ip_address
 
 import httpcore2
 
-from darkroom.fetcher import HostUnknown, SocketOptions
+from darkroom.fetcher import HostUnknown
+from darkroom.providers.http import SocketOptions
 
 type Server = int | bytes  # a port on loopback, or the bytes that it answers with
 

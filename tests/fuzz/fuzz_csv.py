@@ -41,9 +41,9 @@ def read(data: bytes, chunk: int, options: JobOptions) -> tuple[JobRows | None, 
 
 
 def shape(row: JobRow) -> tuple[Any, ...]:
-    if isinstance(row.asked, RowRejected):
-        return row.row, row.key, row.cells, row.asked.detail, row.skipped, row.end
-    return row.row, row.key, row.cells, row.asked, row.skipped, row.end
+    if isinstance(row.request, RowRejected):
+        return row.row, row.key, row.cells, row.request.detail, row.skipped, row.end
+    return row.row, row.key, row.cells, row.request, row.skipped, row.end
 
 
 def check_file(data: bytes) -> None:

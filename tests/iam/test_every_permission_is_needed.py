@@ -30,7 +30,7 @@ ACTIONS = [
 NOT_ASKED_HERE = {
     "WriteLogs": "MiniStack writes the functions' logs itself",
     "KeepFailedEvents": "MiniStack hands failed events on itself",
-    "TellMissingFromForbidden": "MiniStack's S3 tells a missing object to everybody",
+    "DistinguishMissingFromForbidden": "MiniStack's S3 tells a missing object to everybody",
 }
 # Actions that no run of a new stack needs, and why the role has them all the same.
 FOR_OTHER_DAYS = {

@@ -7,15 +7,12 @@ from pathlib import Path
 import darkroom
 
 ROOT = Path(darkroom.__file__).parent
+ADAPTERS = {"aws", "providers", "bootstrap.py", "fetcher.py"}
 DOMAIN = sorted(
-    "darkroom." + path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
-    for path in ROOT.rglob("*.py")
-    if path.name != "__init__.py"
-    and not {"aws", "providers"} & set(path.parts)
-    and path.name not in ("bootstrap.py", "fetcher.py")
+    "darkroom." + path.with_suffix("").as_posix().replace("/", ".")
+    for path in (path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
+    if path.name != "__init__.py" and path.parts[0] not in ADAPTERS
 )
-
-
 SDKS = {"boto3", "openai", "google.genai", "httpx", "httpx2", "PIL.Image"}
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.csv_input.fields import ALIASES, Columns, read_columns
+from darkroom.csv_input.fields import COLUMN_FIELDS, Columns, read_columns
 from darkroom.errors import JobRejected
 from darkroom.jobs import JobOptions
 
@@ -14,7 +14,7 @@ def columns(header: str, **options: object) -> Columns:
 
 
 @pytest.mark.parametrize(
-    ("field", "alias"), [(field, alias) for field, names in ALIASES.items() for alias in names]
+    ("field", "alias"), [(field.name, alias) for field in COLUMN_FIELDS for alias in field.columns]
 )
 @pytest.mark.parametrize("write", [str, str.upper, lambda name: f" {name.replace('_', ' ')} "])
 def test_every_alias_is_found_however_it_is_written(field: str, alias: str, write: object) -> None:
@@ -54,14 +54,14 @@ def test_the_chosen_column_may_be_one_of_several_that_differ_in_case() -> None:
 
 @pytest.mark.parametrize(
     ("header", "wanted", "problem"),
-    [("a,b", "c", "is not there"), ("c,c", "c", "is there more than once")],
+    [("a,b", "c", "does not exist"), ("c,c", "c", "exists more than once")],
 )
 def test_a_chosen_column_that_cannot_be_found_is_told_with_the_columns(
     header: str, wanted: str, problem: str
 ) -> None:
-    with pytest.raises(JobRejected, match=f"'c' that instruction-column names {problem}"):
+    with pytest.raises(JobRejected, match=f"'c' named by the option instruction-column {problem}"):
         columns(header, instruction_column=wanted)
-    with pytest.raises(JobRejected, match=f"'c' that output-name-column names {problem}"):
+    with pytest.raises(JobRejected, match=f"'c' named by the option output-name-column {problem}"):
         columns(f"instruction,{header}", output_name_column=wanted)
 
 
@@ -73,7 +73,9 @@ def test_a_first_row_of_data_is_told_as_a_missing_header(first: str) -> None:
 
 
 def test_a_header_without_instruction_is_told_with_its_columns() -> None:
-    with pytest.raises(JobRejected, match=r"the columns are 'image_url' and 'text'\. Name one"):
+    with pytest.raises(
+        JobRejected, match=r"the columns are 'image_url' and 'text'\. Name one of them"
+    ):
         columns("image_url,text")
 
 

@@ -33,9 +33,9 @@ def outcome(data: bytes) -> str | list[str]:
 
 
 def line(row: JobRow) -> str:
-    if not isinstance(row.asked, RowRequest):
-        return f"{row.key} ! {row.asked.detail}"
-    asked = row.asked.model_dump(exclude_defaults=True, mode="json")
+    if not isinstance(row.request, RowRequest):
+        return f"{row.key} ! {row.request.detail}"
+    asked = row.request.model_dump(exclude_defaults=True, mode="json")
     return f"{row.key} {json.dumps(asked, ensure_ascii=False)}"
 
 

@@ -161,7 +161,7 @@ def test_a_thousand_columns_are_read_and_one_more_refused() -> None:
 def test_a_cell_of_131072_characters_is_read_and_one_more_refused() -> None:
     head = b"image_url,instruction\na.jpg,"
     assert len(read(head + b"x" * 131_072)[0].cells[1]) == 131_072
-    with pytest.raises(JobRejected, match="Line 2 holds a field of more than 131,072"):
+    with pytest.raises(JobRejected, match="Line 2 contains a field of more than 131,072"):
         read(head + b"x" * 131_073)
 
 

@@ -41,7 +41,7 @@ def test_reading_from_any_row_gives_the_rest_of_the_same_rows(
 
 
 def shape(row: reader.JobRow) -> tuple[object, str, str, bool, int]:
-    asked = row.asked if isinstance(row.asked, RowRequest) else row.asked.detail
+    asked = row.request if isinstance(row.request, RowRequest) else row.request.detail
     return asked, row.key, told(row), row.skipped, row.end
 
 
@@ -50,11 +50,11 @@ def test_no_two_rows_share_a_key_or_a_picture(text: str) -> None:
     paths = ResultPaths("j")
     keys, pictures = list[str](), list[str]()
     for row in rows_of(text):
-        if isinstance(row.asked, RowRejected):
+        if isinstance(row.request, RowRejected):
             continue
-        name = row.asked.output_name or f"{row.key}.png"
+        name = row.request.output_name or f"{row.key}.png"
         keys.append(row.key.casefold())
-        pictures += [paths.image(name, copy).casefold() for copy in range(row.asked.n)]
+        pictures += [paths.image(name, copy).casefold() for copy in range(row.request.n)]
     assert len(set(keys)) == len(keys)
     assert len(set(pictures)) == len(pictures)
 
@@ -62,12 +62,12 @@ def test_no_two_rows_share_a_key_or_a_picture(text: str) -> None:
 @pytest.mark.parametrize(
     ("rows", "detail"),
     [
-        ("7,,\n7,,\n", "column index: row 0 uses the name '7' already"),
-        ("a,,\nA,,\n", "column index: row 0 uses the name 'A' already"),
-        (",x.png,\n,X.PNG,\n", "column output_name: row 0 uses the name 'X.PNG' already"),
-        (",x.png,2\n,x-1.png,\n", "column output_name: row 0 uses the name 'x-1.png' already"),
-        ("x,,\n,x.png,\n", "column output_name: row 0 uses the name 'x.png' already"),
-        ("000001,,\n,,\n", "column index: row 0 uses the name '000001' already"),
+        ("7,,\n7,,\n", "column index: row 0 already uses the name '7'"),
+        ("a,,\nA,,\n", "column index: row 0 already uses the name 'A'"),
+        (",x.png,\n,X.PNG,\n", "column output_name: row 0 already uses the name 'X.PNG'"),
+        (",x.png,2\n,x-1.png,\n", "column output_name: row 0 already uses the name 'x-1.png'"),
+        ("x,,\n,x.png,\n", "column output_name: row 0 already uses the name 'x.png'"),
+        ("000001,,\n,,\n", "column index: row 0 already uses the name '000001'"),
     ],
 )
 def test_the_second_user_of_a_name_fails_and_is_told_of_the_first(rows: str, detail: str) -> None:
@@ -85,7 +85,7 @@ def test_a_rejected_row_uses_no_name() -> None:
 def test_a_row_outside_the_filter_still_uses_its_name() -> None:
     first, second = rows_of("index,instruction\n7,red\n7,blue\n", filter_rows="1")
     assert (first.skipped, second.skipped) == (True, False)
-    assert "row 0 uses the name" in told(second)
+    assert "row 0 already uses the name" in told(second)
 
 
 def test_cells_are_carried_as_they_stand() -> None:

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from darkroom.calls import CallFailed, EditResult, Outcome, Provider
-from darkroom.dispatch.dispatcher import Dispatcher, DispatchResult, LeaseLost
+from darkroom.calls import CallFailed, EditResult, Outcome
+from darkroom.dispatch.dispatcher import TieredDispatcher
 from darkroom.endpoint_state import SECOND, EndpointState, StatesUnavailable
 from darkroom.endpoints import EndpointsSecret
-from darkroom.errors import DeferRow, Reason, RetryRow, RowRejected
+from darkroom.errors import DeferRow, LeaseLost, Reason, RetryRow, RowRejected
+from darkroom.ports import DispatchResult
+from darkroom.providers.registry import Provider
 from tests.fakes.dispatching import (
     PICTURE,
     Call,
@@ -44,9 +46,9 @@ class World:
         self.source = FakeSecretSource(self.given)
         self.dispatcher = self.another()
 
-    def another(self) -> Dispatcher:
+    def another(self) -> TieredDispatcher:
         """Another worker: same table, a view of its own."""
-        return Dispatcher(
+        return TieredDispatcher(
             self.source,
             self.states,
             both(self.editor),
@@ -184,7 +186,7 @@ def test_a_row_that_nobody_can_honour_is_rejected_with_every_reason() -> None:
 
 def test_a_provider_that_is_not_there_is_a_warning() -> None:
     world = two_tiers()
-    alone = Dispatcher(
+    alone = TieredDispatcher(
         world.source,
         world.states,
         {Provider.OPENAI: world.editor},
@@ -384,7 +386,7 @@ def test_recent_errors_reduce_an_endpoints_weight_for_all_workers() -> None:
     for turn in range(900):
         world.states.items["shaky"] = failing
         world.clock.time = START
-        worker = Dispatcher(
+        worker = TieredDispatcher(
             world.source,
             world.states,
             both(world.editor),
@@ -545,7 +547,7 @@ def test_a_table_that_fails_after_the_call_does_not_lose_the_picture() -> None:
         raise StatesUnavailable("the endpoints table did not answer")
 
     world.states.settle = down  # type: ignore[method-assign,assignment]
-    assert world.go().answer.images == (b"png",)
+    assert world.go().result.images == (b"png",)
     assert "lease_not_given_back" in world.telemetry.told("warning")
 
 

@@ -4,13 +4,12 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from darkroom.calls import CallFailed, EditResult, Outcome, Provider
-from darkroom.dispatch.dispatcher import CallContext, Dispatcher, DispatchResult
+from darkroom.calls import CallFailed, EditResult, Outcome
 from darkroom.editor.call_context import model_for
 from darkroom.editor.heartbeat import TIMINGS, Leases
 from darkroom.editor.image_storage import ImageStorage
@@ -18,6 +17,8 @@ from darkroom.editor.row_editor import RowEditor
 from darkroom.endpoints import Endpoint
 from darkroom.errors import DeferRow, Reason, RetryRow, RowRejected, ServiceUnavailable
 from darkroom.jobs import JobOptions, Run, RunState, Totals
+from darkroom.ports import CallContext, DispatchResult
+from darkroom.providers.registry import Provider
 from darkroom.rows import RowMessage, RowRecord, RowRequest, RowState
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.services import FakeClock, FakeQueue, FakeStore, FakeTelemetry
@@ -103,7 +104,7 @@ class Desk:
             images=ImageStorage(self.store, self.clock, self.telemetry),
             queue=self.queue,
             fetcher=self.fetcher,
-            dispatcher=cast("Dispatcher", self.dispatcher),
+            dispatcher=self.dispatcher,
             clock=self.clock,
             telemetry=self.telemetry,
             on_unknown_outcome=self.on_unknown,
@@ -308,7 +309,7 @@ def test_a_billed_answer_without_a_usable_image_is_counted_and_costs_what_it_cos
     assert desk.row.possible_duplicate_charges == 1
     assert desk.row.result is not None
     assert desk.row.result.cost_micro_usd == 70_000
-    assert desk.ledger.committed(JOB) == 70_000
+    assert desk.ledger.committed[JOB] == 70_000
 
 
 def test_an_image_that_cannot_be_stored_for_the_moment_is_not_given_up() -> None:
@@ -380,7 +381,7 @@ def test_a_row_beyond_the_budget_fails_and_nothing_is_called() -> None:
 def test_the_budget_keeps_what_was_spent_and_gives_back_the_rest() -> None:
     desk = Desk(budget_usd=5)
     desk.handle(CallFailed(Outcome.UNAVAILABLE, "503", cost_micro_usd=500), ANSWER)
-    assert desk.ledger.committed(JOB) == 40_500
+    assert desk.ledger.committed[JOB] == 40_500
     assert desk.row.result is not None
     assert desk.row.result.cost_micro_usd == 40_500
 
@@ -439,7 +440,7 @@ def test_a_bug_after_the_call_was_sent_leaves_its_charge_counted_and_committed()
     desk.dispatcher.meanwhile = crash
     assert desk.handle(ANSWER) is None
     assert (desk.row.state, desk.row.possible_duplicate_charges) == (RowState.DEAD, 1)
-    assert desk.ledger.committed(JOB) > 0
+    assert desk.ledger.committed[JOB] > 0
 
 
 def test_aws_failing_at_the_claim_brings_the_message_back() -> None:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from darkroom.calls import Provider
 from darkroom.endpoints import Endpoint, endpoints_from_environment
 from darkroom.errors import ConfigurationError
+from darkroom.providers.registry import Provider
 
 
 def endpoints(**variables: str) -> tuple[Endpoint, ...]:
@@ -95,7 +95,7 @@ def test_the_longer_name_wins_and_empty_means_not_set() -> None:
         ({}, "no provider is set"),
         ({"DG_OPENAI_ENDPOINTS": "https://a.example"}, "DG_OPENAI_ENDPOINTS is set but no key"),
         ({"OPENAI_API_KEY": "k", "OPENAI_API_BASE": "a.example"}, "OPENAI_API_BASE: item 1"),
-        ({"OPENAI_API_KEY": "k", "DG_OPENAI_RATE_LIMIT": "many"}, "DG_OPENAI_RATE_LIMIT holds"),
+        ({"OPENAI_API_KEY": "k", "DG_OPENAI_RATE_LIMIT": "many"}, "DG_OPENAI_RATE_LIMIT contains"),
         ({"OPENAI_API_KEY": "k", "DG_OPENAI_WEIGHTS": "1,2"}, "DG_OPENAI_WEIGHTS has 2 number"),
         ({"OPENAI_API_KEY": "k", "DG_OPENAI_WEIGHTS": "-1"}, "openai.weight: input should be gr"),
         ({"OPENAI_API_KEY": "k", "DG_OPENAI_RATE_LIMIT": "1.5"}, "openai.requests_per_minute"),

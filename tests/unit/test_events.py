@@ -42,10 +42,10 @@ def test_the_batch_is_what_the_splitter_makes_of_the_csv() -> None:
             row=row.row,
             key=row.key,
             base=upload.source.base,
-            request=row.asked,
+            request=row.request,
         )
         for row in rows
-        if isinstance(row.asked, RowRequest)
+        if isinstance(row.request, RowRequest)
     ]
     records = event("editor-sqs-batch.json")["Records"]
     assert [RowMessage.model_validate_json(r["body"]) for r in records] == sent

@@ -1,6 +1,6 @@
-"""Every picture of tests/corpus/images.py is brought into form, or ends its row with its sentence.
+"""Every image of tests/corpus/images.py is normalised, or fails its row with the expected sentence.
 
-They take the way of a row's picture: fetched, sniffed, decoded.
+Each is loaded like a row's image: fetched, checked by its file type, decoded.
 """
 
 import io
@@ -14,12 +14,12 @@ from botocore.response import StreamingBody
 from PIL import Image
 
 from darkroom.calls import SourceImage
-from darkroom.editor.image_loading import load
+from darkroom.editor.image_loading import load_images
 from darkroom.errors import Reason, RowRejected
 from darkroom.fetcher import SafeImageFetcher
 from darkroom.images.references import ImageRules
 from darkroom.rows import RowRequest
-from tests.corpus.images import CASES, NAME, Accepted, Verdict
+from tests.corpus.images import CASES, NAME, Accepted, Expected
 
 
 class OneObject:
@@ -42,34 +42,34 @@ def fetcher() -> Iterator[SafeImageFetcher]:
 def opened(fetcher: SafeImageFetcher, body: bytes) -> SourceImage:
     fetcher._s3.body = body  # type: ignore[attr-defined]
     request = RowRequest(instruction="warm", images=(NAME,))
-    (image,) = load(request, "s3://in/jobs/", fetcher, last_attempt=True).images
+    (image,) = load_images(request, "s3://in/jobs/", fetcher, last_attempt=True).images
     return image
 
 
-def test_the_corpus_is_as_large_as_promised() -> None:
+def test_corpus_has_at_least_forty_images() -> None:
     assert len(CASES) >= 40
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")  # Pillow's, of one of them
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")  # Pillow's, about one of them
 @pytest.mark.parametrize("name", CASES)
-def test_every_picture_gets_its_verdict(fetcher: SafeImageFetcher, name: str) -> None:
-    make, verdict = CASES[name]
+def test_every_image_has_the_expected_outcome(fetcher: SafeImageFetcher, name: str) -> None:
+    make, expected = CASES[name]
     body = make()
-    if isinstance(verdict, Accepted):
-        _is_what_models_read(opened(fetcher, body), body, verdict)
+    if isinstance(expected, Accepted):
+        _assert_readable_by_models(opened(fetcher, body), body, expected)
         return
     with pytest.raises(RowRejected) as caught:
         opened(fetcher, body)
-    assert (caught.value.reason, caught.value.detail) == (Reason.BAD_IMAGE, verdict)
+    assert (caught.value.reason, caught.value.detail) == (Reason.BAD_IMAGE, expected)
 
 
-def _is_what_models_read(source: SourceImage, body: bytes, verdict: Accepted) -> None:
-    assert (source.mime, (source.width, source.height)) == (verdict.mime, verdict.size)
-    assert (source.data == body) == verdict.untouched
+def _assert_readable_by_models(source: SourceImage, body: bytes, expected: Accepted) -> None:
+    assert (source.mime, (source.width, source.height)) == (expected.mime, expected.size)
+    assert (source.data == body) == expected.untouched
     with Image.open(io.BytesIO(source.data)) as image:
         image.load()
-        assert Image.MIME[image.format or ""] == verdict.mime
-        assert image.size == verdict.size
+        assert Image.MIME[image.format or ""] == expected.mime
+        assert image.size == expected.size
         assert image.mode in {"RGB", "RGBA", "L", "LA"}
         assert getattr(image, "n_frames", 1) == 1
 
@@ -78,7 +78,9 @@ BOMBS: list[str] = [name for name in CASES if "bomb" in name or "wide" in name]
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_is_refused_before_it_is_unpacked(fetcher: SafeImageFetcher, name: str) -> None:
+def test_decompression_bomb_is_rejected_before_it_is_unpacked(
+    fetcher: SafeImageFetcher, name: str
+) -> None:
     make, _ = CASES[name]
     body = make()
     assert len(body) < 1_000_000
@@ -92,6 +94,6 @@ def test_a_bomb_is_refused_before_it_is_unpacked(fetcher: SafeImageFetcher, name
     assert peak < 10_000_000
 
 
-def test_each_kind_of_verdict_is_there() -> None:
-    verdicts: list[Verdict] = [verdict for _, verdict in CASES.values()]
-    assert {type(verdict) for verdict in verdicts} == {Accepted, str}
+def test_corpus_has_accepted_and_rejected_images() -> None:
+    outcomes: list[Expected] = [expected for _, expected in CASES.values()]
+    assert {type(expected) for expected in outcomes} == {Accepted, str}

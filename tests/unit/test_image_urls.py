@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from darkroom.editor.image_loading import load
+from darkroom.editor.image_loading import load_images
 from darkroom.errors import ConfigurationError, RowRejected
 from darkroom.formatting import quoted, redact_url
 from darkroom.images.file_types import describe_unsupported, is_image
@@ -29,7 +29,7 @@ def test_an_allowed_host_is_itself_and_not_what_ends_like_it() -> None:
     only = rules("example.com")
     assert only.resolve("https://example.com/a.png", BASE)
     for host in ("cdn.example.com", "badexample.com", "example.com.evil.org"):
-        assert f"is on the host {host}, which AllowedImageHosts does not name" in refusal(
+        assert f"is on the host {host}, which AllowedImageHosts does not list" in refusal(
             only, f"https://{host}/a.png"
         )
 
@@ -117,7 +117,7 @@ def test_a_key_longer_than_s3_takes_is_refused() -> None:
 
 def test_a_csv_at_the_top_of_the_bucket_has_no_folder_above() -> None:
     assert rules().resolve("a.png", "s3://in/") == StoredImage("in", "a.png")
-    with pytest.raises(RowRejected, match="leads out of"):
+    with pytest.raises(RowRejected, match="leads outside"):
         rules().resolve("../a.png", "s3://in/")
 
 
@@ -163,7 +163,7 @@ def test_pictures_are_known_by_their_first_bytes(head: bytes) -> None:
     ("head", "sentence"),
     [
         (b"", "is empty"),
-        (b"\xef\xbb\xbf \n<!DOCTYPE html>", "is a web page, not an image: does its address"),
+        (b"\xef\xbb\xbf \n<!DOCTYPE html>", "is a web page, not an image: does its URL"),
         (b"<HTML>", "is a web page"),
         (b"<svg xmlns", "is an SVG drawing"),
         (b'<?xml version="1.0"?>\n<!-- x --><svg>', "is an SVG drawing"),
@@ -202,10 +202,12 @@ def test_no_warning_and_no_picture_carries_what_signs_a_url() -> None:
     signed = "?X-Amz-Signature=5ecret"
     images = (f"https://h/a.png{signed}", f"https://h/good.png{signed}")
     request = RowRequest(instruction="warm", images=images)
-    loaded = load(request, BASE, Damaged(), last_attempt=True)
+    loaded = load_images(request, BASE, Damaged(), last_attempt=True)
     assert [image.name for image in loaded.images] == ["https://h/good.png?…"]
     assert len(loaded.warnings) == 1
     assert "5ecret" not in loaded.warnings[0]
     with pytest.raises(RowRejected) as caught:
-        load(RowRequest(instruction="warm", images=images[:1]), BASE, Damaged(), last_attempt=True)
+        load_images(
+            RowRequest(instruction="warm", images=images[:1]), BASE, Damaged(), last_attempt=True
+        )
     assert caught.value.detail == "https://h/a.png?… is damaged or cut off"

@@ -24,7 +24,6 @@ from hypothesis.stateful import (
 from PIL import Image
 
 from darkroom.calls import CallFailed, EditResult, Outcome
-from darkroom.dispatch.dispatcher import CallContext, Dispatcher, DispatchResult
 from darkroom.editor.call_context import RowCallContext
 from darkroom.editor.heartbeat import Leases
 from darkroom.editor.image_storage import ImageStorage
@@ -33,7 +32,14 @@ from darkroom.endpoints import Endpoint
 from darkroom.errors import DeferRow, RetryRow, RowRejected
 from darkroom.jobs import Counters, JobOptions, Run, Totals
 from darkroom.ledger.rows import Change, contribution
-from darkroom.ports import ImageFetcher, ObjectStore, RowLedger, RowQueue
+from darkroom.ports import (
+    CallContext,
+    DispatchResult,
+    ImageFetcher,
+    ObjectStore,
+    RowLedger,
+    RowQueue,
+)
 from darkroom.rows import RowMessage, RowRequest, RowState
 from darkroom.splitter import ResumeDecision, resume_decision
 from tests.fakes.ledger import FakeLedger, running
@@ -168,7 +174,7 @@ class World(RuleBasedStateMachine):
             ),
             queue=cast("RowQueue", Stepped(self.queue, "queue")),
             fetcher=cast("ImageFetcher", None),  # the rows have no images
-            dispatcher=cast("Dispatcher", self.provider),
+            dispatcher=self.provider,
             clock=self.clock,
             telemetry=self.telemetry,
             on_unknown_outcome=self.on_unknown,
@@ -298,7 +304,7 @@ class World(RuleBasedStateMachine):
     def the_budget_holds(self) -> None:
         if self.budget is None:
             return
-        committed = self.ledger.committed(JOB)
+        committed = self.ledger.committed.get(JOB, 0)
         assert self.provider.billed * PRICE <= committed <= LIMIT
 
     # -- the end

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from darkroom.calls import Provider
 from darkroom.dispatch import rate_limiter
 from darkroom.endpoint_state import (
     SECOND,
@@ -25,6 +24,7 @@ from darkroom.endpoint_state import (
     ReservationUpdate,
 )
 from darkroom.endpoints import Endpoint
+from darkroom.providers.registry import Provider
 from tests.fakes.dispatching import gemini, secret
 
 NOW = 1_795_000_000 * SECOND

@@ -7,15 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from darkroom.csv_input.fields import read_columns
 from darkroom.csv_input.names import (
     OUTPUT_SUFFIXES,
     UsedNames,
-    check_key,
-    check_output_name,
-    copies,
+    image_names,
+    parse_key,
+    parse_output_name,
 )
+from darkroom.csv_input.reader import parse_row, row_key
 from darkroom.errors import Reason, RowRejected
-from darkroom.jobs import ResultPaths
+from darkroom.jobs import JobOptions, ResultPaths
 
 JOB = ResultPaths("jobs/products")
 
@@ -34,7 +36,7 @@ JOB = ResultPaths("jobs/products")
     ],
 )
 def test_good_names_are_kept(written: str, name: str) -> None:
-    assert check_output_name(written, "output_name") == name
+    assert parse_output_name(written) == name
 
 
 @pytest.mark.parametrize(
@@ -47,21 +49,21 @@ def test_good_names_are_kept(written: str, name: str) -> None:
         ("images/", "leaves its folder"),
         ("..", "leaves its folder"),
         ("/etc/passwd", "begins with a slash"),
-        ("a\\b.png", "holds '\\'"),
-        ("C:x.png", "holds ':'"),
-        ("what?.png", "holds '?'"),
+        ("a\\b.png", "contains '\\'"),
+        ("C:x.png", "contains ':'"),
+        ("what?.png", "contains '?'"),
         ("a\x07.png", "U+0007"),
         ("a\ud800.png", "U+D800"),
         (".htaccess", "begins with a dot"),
         ("a /x.png", "ends with a dot or a blank"),
         ("a./x.png", "ends with a dot or a blank"),
-        ("nul", "Windows keeps for a device"),
-        ("COM1.png", "Windows keeps for a device"),
-        ("a/aux.v2/x.png", "Windows keeps for a device"),
+        ("nul", "Windows reserves for a device"),
+        ("COM1.png", "Windows reserves for a device"),
+        ("a/aux.v2/x.png", "Windows reserves for a device"),
         ("thumbs/x.png", "a folder named images or thumbs"),
         ("a/Images/x.png", "a folder named images or thumbs"),
-        ("x.gif", "asks for .gif"),
-        ("x.tiff", "asks for .tiff"),
+        ("x.gif", "has the extension .gif"),
+        ("x.tiff", "has the extension .tiff"),
         ("\xe9" * 101 + ".png", "a part of more than 200 bytes"),
         ("/".join(["abcdefghi"] * 60), "longer than 500 bytes"),
     ],
@@ -69,8 +71,9 @@ def test_good_names_are_kept(written: str, name: str) -> None:
 def test_names_that_leave_the_folder_or_cannot_be_stored_are_refused(
     written: str, sentence: str
 ) -> None:
+    columns = read_columns(("instruction", "file"), JobOptions(output_name_column="file"))
     with pytest.raises(RowRejected) as rejected:
-        check_output_name(written, "file")
+        parse_row(columns, ["red", written], JobOptions())
     assert rejected.value.reason is Reason.BAD_INPUT
     assert rejected.value.detail.startswith("column file: ")
     assert sentence in rejected.value.detail
@@ -88,37 +91,45 @@ PATHS = st.lists(
 @given(PATHS)
 def test_an_accepted_name_lies_in_the_images_folder_with_a_known_extension(written: str) -> None:
     try:
-        name = check_output_name(written, "output_name")
-    except RowRejected:
+        name = parse_output_name(written)
+    except ValueError:
         return
     key = JOB.image(name)
     assert posixpath.normpath(key) == key
     assert key.startswith("jobs/products/images/")
     assert key.lower().endswith(OUTPUT_SUFFIXES)
-    assert check_output_name(name, "output_name") == name
+    assert parse_output_name(name) == name
     name.encode()
 
 
 @given(PATHS, st.integers(1, 10))
 def test_copies_are_named_as_they_are_stored(written: str, n: int) -> None:
     try:
-        name = check_output_name(written, "output_name")
-    except RowRejected:
+        name = parse_output_name(written)
+    except ValueError:
         return
-    assert [JOB.image(copy) for copy in copies(name, n)] == [JOB.image(name, i) for i in range(n)]
+    assert [JOB.image(copy) for copy in image_names(name, n)] == [
+        JOB.image(name, i) for i in range(n)
+    ]
 
 
 @pytest.mark.parametrize("key", ["1", "000007", "A-7_b.c", "x" * 100])
 def test_good_keys_are_kept(key: str) -> None:
-    assert check_key(key, "index") == key
+    assert parse_key(key) == key
 
 
 @pytest.mark.parametrize(
     "key", ["-1", ".a", "a.", "a/b", "a b", "\xe9", "x" * 101, "con", "LPT1.x", "a\n", "\u0661"]
 )
 def test_keys_that_cannot_name_a_file_are_refused(key: str) -> None:
-    with pytest.raises(RowRejected, match=r"column id: .* cannot name a file"):
-        check_key(key, "id")
+    with pytest.raises(ValueError, match="cannot be used as a file name"):
+        parse_key(key)
+
+
+def test_a_rejected_key_names_its_column() -> None:
+    columns = read_columns(("instruction", "id"), JobOptions())
+    with pytest.raises(RowRejected, match="column id: 'a/b' cannot be used as a file name"):
+        row_key(columns, ["red", "a/b"], 0)
 
 
 @given(st.lists(st.text(max_size=2), max_size=60))

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.csv_input.fields import ALIASES, read_columns
-from darkroom.csv_input.row_parser import parse_row, row_key
+from darkroom.csv_input.fields import COLUMN_FIELDS, read_columns
+from darkroom.csv_input.reader import parse_row, row_key
 from darkroom.errors import Reason, RowRejected
 from darkroom.jobs import JobOptions
 from darkroom.rows import RowMessage, RowRequest
 
-NAMES = tuple(names[0] for names in ALIASES.values())
+NAMES = tuple(field.columns[0] for field in COLUMN_FIELDS)
 COLUMNS = read_columns((*NAMES, "sku"), JobOptions())
 PLAIN = {"image_url": "a.jpg", "instruction": "make it red"}
 
@@ -94,7 +94,7 @@ def test_values_are_read_generously(column: str, written: str, value: object) ->
         ("n", "2.5", "from 1 to 10"),
         ("n", "-1", "from 1 to 10"),
         ("n", "9" * 5_000, "from 1 to 10"),
-        ("model", "gpt image", "no model name"),
+        ("model", "gpt image", "not a valid model name"),
         ("image_url", "ftp://x.test/a", "neither an https:// or s3:// URL"),
         ("mask_url", "ftp://x.test/a", "neither an https:// or s3:// URL"),
         ("output_name", "../x", "leaves its folder"),
@@ -113,7 +113,7 @@ def test_a_bad_value_names_its_column_and_what_it_takes(
 
 
 def test_a_mask_without_an_image_is_refused() -> None:
-    assert "no image to apply it to" in refusal(image_url="", mask_url="m.png")
+    assert "no image to apply the mask to" in refusal(image_url="", mask_url="m.png")
 
 
 def test_an_empty_cell_takes_the_jobs_default_and_a_filled_one_its_own() -> None:

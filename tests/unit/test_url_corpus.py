@@ -15,10 +15,11 @@ from botocore.response import StreamingBody
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.csv_input.row_parser import split_references
+from darkroom.csv_input.values import parse_images
 from darkroom.errors import Reason, RetryRow, RowRejected
 from darkroom.fetcher import SafeImageFetcher
 from darkroom.images.references import HostList, ImageRules, is_public
+from tests.fakes.csv_files import rows_of
 from tests.fakes.internet import FakeInternet, http_answer, moved
 
 CORPUS = yaml.safe_load((Path(__file__).parents[1] / "corpus/urls.yaml").read_text())
@@ -88,7 +89,7 @@ def test_the_corpus_is_as_large_as_promised() -> None:
 def test_a_good_reference_makes_its_one_request(
     world: World, reference: str, request_made: str
 ) -> None:
-    assert split_references(reference, "image_url") == (reference,)
+    assert parse_images(reference) == (reference,)
     assert world.fetcher.fetch(reference, BASE) == PICTURE
     seen = [f"{bucket} {key}" for bucket, key in world.s3.read]
     for head, address in zip(world.internet.requests, world.internet.connected, strict=True):
@@ -102,16 +103,16 @@ def test_a_good_reference_makes_its_one_request(
 def test_a_reference_that_is_none_fails_the_row_before_it_is_queued(
     reference: str, sentence: str
 ) -> None:
-    with pytest.raises(RowRejected) as caught:
-        split_references(reference, "image_url")
-    assert (caught.value.reason, caught.value.detail) == (Reason.BAD_INPUT, sentence)
+    (row,) = rows_of(f'image_url,instruction\n"{reference}",red\n')
+    assert isinstance(row.request, RowRejected)
+    assert (row.request.reason, row.request.detail) == (Reason.BAD_INPUT, sentence)
 
 
 @pytest.mark.parametrize(("reference", "sentence"), CORPUS["bad_image"])
 def test_a_refused_reference_gets_its_sentence_and_reaches_nobody(
     world: World, reference: str, sentence: str
 ) -> None:
-    assert split_references(reference, "image_url") == (reference,)
+    assert parse_images(reference) == (reference,)
     with pytest.raises(RowRejected) as caught:
         world.fetcher.fetch(reference, BASE)
     assert (caught.value.reason, caught.value.detail) == (Reason.BAD_IMAGE, sentence)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from darkroom.calls import Provider
-from darkroom.dispatch.dispatcher import Dispatcher, DispatchResult
+from darkroom.dispatch.dispatcher import TieredDispatcher
 from darkroom.endpoints import EndpointsSecret
 from darkroom.errors import DarkroomError, DeferRow
+from darkroom.ports import DispatchResult
+from darkroom.providers.registry import Provider
 from tests.fakes.dispatching import FakeSecretSource, PlainErrand, gemini, openai, secret
 from tests.fakes.endpoint_states import InMemoryEndpointStates
 from tests.fakes.services import FakeTelemetry
@@ -48,14 +49,14 @@ class Fleet:
                 lambda rng=rng: rng.uniform(0, self.late),  # type: ignore[misc]
             )
             editors = {p: s.for_worker(clock, rng, self.wire) for p, s in providers.items()}
-            dispatcher = Dispatcher(
+            dispatcher = TieredDispatcher(
                 FakeSecretSource(self.given), self.states, editors, clock, rng, self.telemetry
             )
             for _ in range(self.threads):
                 self.time.start(self._worker(dispatcher, clock), after=rng.uniform(0, 2))
         self.time.run()
 
-    def _worker(self, dispatcher: Dispatcher, clock: SkewedClock) -> Callable[[], None]:
+    def _worker(self, dispatcher: TieredDispatcher, clock: SkewedClock) -> Callable[[], None]:
         def work() -> None:
             while self.time.at < START + self.seconds:
                 begun = self.time.at

@@ -1,149 +1,53 @@
 """Wiring: which adapter stands behind which port. Built once per process, at the first event.
 
-Imports are inside the functions, so that each Lambda loads only what it needs.
+Imports are inside the methods, so that each Lambda function loads only what it needs.
 """
 # ruff: noqa: PLC0415, TID251
 
 import os
+import pkgutil
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
-from darkroom.calls import Provider
+from darkroom.ports import SystemClock
+from darkroom.providers.registry import PROVIDERS, Provider
 from darkroom.settings import Settings
 
 if TYPE_CHECKING:
     from darkroom.aws.ledger_table import LedgerTable
-    from darkroom.aws.s3 import S3ObjectStore
+    from darkroom.aws.s3 import S3CsvStore, S3ObjectStore
     from darkroom.aws.sqs import SqsRowQueue
     from darkroom.aws.telemetry import PowertoolsTelemetry
-    from darkroom.dispatch.dispatcher import Dispatcher
+    from darkroom.dispatch.dispatcher import TieredDispatcher
     from darkroom.editor.batch import Completion, EditorBatch
+    from darkroom.editor.heartbeat import Timings
     from darkroom.editor.row_editor import RowEditor
-    from darkroom.jobs import Run
-    from darkroom.ports import ImageEditor, SystemClock
+    from darkroom.ports import ImageEditor, Telemetry
     from darkroom.report.reporter import Reporter
     from darkroom.splitter import CsvUploaded, Splitter
 
 
 @contextmanager
-def invocation(request_id: str) -> Iterator[None]:
-    """Around each event: lines carry its request id, metrics are printed at its end."""
-    telemetry().correlate(request_id)
+def invocation(request_id: str) -> Iterator["Wiring"]:
+    """Around each event: log lines carry its request id; metrics are printed at its end."""
+    telemetry = _telemetry()
+    telemetry.correlate(request_id)
     try:
-        yield
+        yield _wiring()
     finally:
-        telemetry().flush()
+        telemetry.flush()
 
 
 @cache
-def splitter() -> "Splitter":
-    from darkroom.aws.events import continuation_event
-    from darkroom.aws.s3 import S3CsvStore
-    from darkroom.splitter import Splitter
-
-    def continue_later(upload: "CsvUploaded") -> None:
-        _start(os.environ["AWS_LAMBDA_FUNCTION_NAME"], continuation_event(upload))
-
-    return Splitter(
-        runs=_ledger(),
-        rows=_ledger(),
-        queue=_queue(),
-        store=S3CsvStore(_client("s3")),
-        clock=_clock(),
-        telemetry=telemetry(),
-        continue_later=continue_later,
-        request_report=_request_report,
-        check_complete=_completion().check,
-    )
+def _wiring() -> "Wiring":
+    return Wiring(_settings(), _telemetry())
 
 
 @cache
-def editor() -> "EditorBatch":
-    from darkroom.editor.batch import EditorBatch
-    from darkroom.editor.heartbeat import Heartbeat
-
-    return EditorBatch(
-        editor=_row_editor(),
-        runs=_ledger(),
-        queue=_queue(),
-        heartbeat=Heartbeat(_queue(), _ledger(), telemetry()),
-        completion=_completion(),
-        clock=_clock(),
-        telemetry=telemetry(),
-        threads=_settings().rows_per_worker,
-    )
-
-
-@cache
-def reporter() -> "Reporter":
-    from darkroom.aws.events import SnsTopic
-    from darkroom.aws.s3 import S3CsvStore, S3Uploads
-    from darkroom.csv_input.reader import JobRows, read_job_rows
-    from darkroom.report.reporter import Reporter
-
-    csv_store = S3CsvStore(_client("s3"))
-
-    def job_rows(run: "Run") -> JobRows:
-        return read_job_rows(lambda offset: csv_store.read(run.source, offset), run.options)
-
-    return Reporter(
-        runs=_ledger(),
-        rows=_ledger(),
-        store=_results(),
-        uploads=S3Uploads(_client("s3"), _settings().results_bucket),
-        job_rows=job_rows,
-        notify=SnsTopic(_client("sns"), _settings().jobs_topic_arn).publish,
-        clock=_clock(),
-        telemetry=telemetry(),
-    )
-
-
-def _row_editor() -> "RowEditor":
-    from darkroom.editor.image_storage import ImageStorage
-    from darkroom.editor.row_editor import RowEditor
-    from darkroom.fetcher import SafeImageFetcher
-
-    return RowEditor(
-        rows=_ledger(),
-        images=ImageStorage(_results(), _clock(), telemetry()),
-        queue=_queue(),
-        fetcher=SafeImageFetcher.from_settings(_client("s3"), _settings()),
-        dispatcher=_dispatcher(),
-        clock=_clock(),
-        telemetry=telemetry(),
-        on_unknown_outcome=_settings().on_unknown_outcome,
-    )
-
-
-def _dispatcher() -> "Dispatcher":
-    from darkroom.aws.endpoint_table import DynamoDBEndpointStates
-    from darkroom.aws.secrets import SecretsManagerSource
-    from darkroom.dispatch.dispatcher import Dispatcher
-
-    secret = SecretsManagerSource(
-        _client("secretsmanager"), _settings().endpoints_secret_arn, _clock(), telemetry()
-    )
-    states = DynamoDBEndpointStates(_client("dynamodb"), _settings().endpoints_table)
-    return Dispatcher(secret, states, _image_editor, _clock(), random.Random(), telemetry())  # noqa: S311
-
-
-@cache
-def _image_editor(provider: Provider) -> "ImageEditor":
-    """Each SDK is imported when its provider is first needed: openai only in a fallback."""
-    if provider is Provider.GEMINI:
-        from darkroom.providers.gemini import GeminiImageEditor
-
-        return GeminiImageEditor()
-    from darkroom.providers.openai import OpenAIImageEditor
-
-    return OpenAIImageEditor()
-
-
-@cache
-def telemetry() -> "PowertoolsTelemetry":
+def _telemetry() -> "PowertoolsTelemetry":
     from darkroom.aws.telemetry import PowertoolsTelemetry
 
     service = os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "darkroom")
@@ -155,16 +59,8 @@ def _settings() -> Settings:
     return Settings.from_environment()
 
 
-@cache
-def _clock() -> "SystemClock":
-    from darkroom.ports import SystemClock
-
-    return SystemClock()
-
-
-@cache
-def _client(service: str) -> Any:
-    """A boto3 client: its retries cover throttles, its pool serves all threads of a function."""
+def aws_client(service: str) -> Any:
+    """A boto3 client: its retries cover throttling, its pool serves all threads of a function."""
     import boto3
     from botocore.config import Config
 
@@ -175,43 +71,179 @@ def _client(service: str) -> Any:
         max_pool_connections=32,
         tcp_keepalive=True,
     )
-    return boto3.client(service, config=config)  # type: ignore[call-overload]
+    return boto3.client(service, config=config)  # type: ignore[call-overload]  # any service's name
+
+
+class Wiring:
+    """The use cases of the three functions with their adapters, each built once, at first use.
+
+    Whatever runs them outside Lambda passes what differs there: where clients connect to, shorter
+    timings, and how another function is started.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        telemetry: "Telemetry",
+        *,
+        client: Callable[[str], Any] = aws_client,
+        timings: "Timings | None" = None,
+        start_function: Callable[[str, Mapping[str, object]], None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._telemetry = telemetry
+        self._client = cache(client)
+        self._given_timings = timings
+        self._given_start = start_function
+        self._clock = SystemClock()
+
+    @cached_property
+    def splitter(self) -> "Splitter":
+        from darkroom.splitter import Splitter
+
+        return Splitter(
+            runs=self.ledger,
+            rows=self.ledger,
+            queue=self._queue,
+            store=self._csv_store,
+            clock=self._clock,
+            telemetry=self._telemetry,
+            continue_later=self._continue_later,
+            request_report=self._request_report,
+            check_complete=self._completion.check,
+        )
+
+    @cached_property
+    def editor(self) -> "EditorBatch":
+        from darkroom.editor.batch import EditorBatch
+        from darkroom.editor.heartbeat import Heartbeat
+
+        return EditorBatch(
+            editor=self._row_editor,
+            runs=self.ledger,
+            queue=self._queue,
+            heartbeat=Heartbeat(self._queue, self.ledger, self._telemetry, self._timings),
+            completion=self._completion,
+            clock=self._clock,
+            telemetry=self._telemetry,
+            threads=self._settings.rows_per_worker,
+        )
+
+    @cached_property
+    def reporter(self) -> "Reporter":
+        from darkroom.aws.events import SnsTopic
+        from darkroom.aws.s3 import S3Uploads
+        from darkroom.csv_input.reader import read_job_rows
+        from darkroom.report.reporter import Reporter
+
+        csv_store = self._csv_store
+        return Reporter(
+            runs=self.ledger,
+            rows=self.ledger,
+            store=self._results,
+            uploads=S3Uploads(self._client("s3"), self._settings.results_bucket),
+            job_rows=lambda run: read_job_rows(
+                lambda offset: csv_store.read(run.source, offset), run.options
+            ),
+            notify=SnsTopic(self._client("sns"), self._settings.jobs_topic_arn).publish,
+            clock=self._clock,
+            telemetry=self._telemetry,
+        )
+
+    @cached_property
+    def ledger(self) -> "LedgerTable":
+        from darkroom.aws.ledger_table import LedgerTable
+
+        return LedgerTable(
+            self._client("dynamodb"),
+            self._settings.ledger_table,
+            lease_seconds=self._timings.lease,
+        )
+
+    @cached_property
+    def _row_editor(self) -> "RowEditor":
+        from darkroom.editor.image_storage import ImageStorage
+        from darkroom.editor.row_editor import RowEditor
+        from darkroom.fetcher import SafeImageFetcher
+
+        return RowEditor(
+            rows=self.ledger,
+            images=ImageStorage(self._results, self._clock, self._telemetry),
+            queue=self._queue,
+            fetcher=SafeImageFetcher.from_settings(self._client("s3"), self._settings),
+            dispatcher=self._dispatcher,
+            clock=self._clock,
+            telemetry=self._telemetry,
+            on_unknown_outcome=self._settings.on_unknown_outcome,
+            timings=self._timings,
+        )
+
+    @cached_property
+    def _dispatcher(self) -> "TieredDispatcher":
+        from darkroom.aws.endpoint_table import DynamoDBEndpointStates
+        from darkroom.aws.secrets import SecretsManagerSource
+        from darkroom.dispatch.dispatcher import TieredDispatcher
+
+        secret = SecretsManagerSource(
+            self._client("secretsmanager"),
+            self._settings.endpoints_secret_arn,
+            self._clock,
+            self._telemetry,
+        )
+        states = DynamoDBEndpointStates(self._client("dynamodb"), self._settings.endpoints_table)
+        rng = random.Random()  # noqa: S311  # for jitter
+        return TieredDispatcher(secret, states, _image_editor, self._clock, rng, self._telemetry)
+
+    @cached_property
+    def _timings(self) -> "Timings":
+        from darkroom.editor.heartbeat import TIMINGS
+
+        return self._given_timings or TIMINGS
+
+    @cached_property
+    def _queue(self) -> "SqsRowQueue":
+        from darkroom.aws.sqs import SqsRowQueue
+
+        settings = self._settings
+        return SqsRowQueue(
+            self._client("sqs"), settings.rows_queue_url, settings.dead_letter_queue_url
+        )
+
+    @cached_property
+    def _results(self) -> "S3ObjectStore":
+        from darkroom.aws.s3 import S3ObjectStore
+
+        return S3ObjectStore(self._client("s3"), self._settings.results_bucket)
+
+    @cached_property
+    def _csv_store(self) -> "S3CsvStore":
+        from darkroom.aws.s3 import S3CsvStore
+
+        return S3CsvStore(self._client("s3"))
+
+    @cached_property
+    def _completion(self) -> "Completion":
+        from darkroom.editor.batch import Completion
+
+        return Completion(self.ledger, self._request_report, self._telemetry)
+
+    def _request_report(self, job: str) -> None:
+        self._start_function(self._settings.reporter_function, {"job": job})
+
+    def _continue_later(self, upload: "CsvUploaded") -> None:
+        from darkroom.aws.events import continuation_event
+
+        self._start_function(os.environ["AWS_LAMBDA_FUNCTION_NAME"], continuation_event(upload))
+
+    @cached_property
+    def _start_function(self) -> Callable[[str, Mapping[str, object]], None]:
+        from darkroom.aws.events import LambdaFunctions
+
+        return self._given_start or LambdaFunctions(self._client("lambda")).start
 
 
 @cache
-def _ledger() -> "LedgerTable":
-    from darkroom.aws.ledger_table import LedgerTable
-
-    return LedgerTable(_client("dynamodb"), _settings().ledger_table)
-
-
-@cache
-def _queue() -> "SqsRowQueue":
-    from darkroom.aws.sqs import SqsRowQueue
-
-    return SqsRowQueue(
-        _client("sqs"), _settings().rows_queue_url, _settings().dead_letter_queue_url
-    )
-
-
-@cache
-def _results() -> "S3ObjectStore":
-    from darkroom.aws.s3 import S3ObjectStore
-
-    return S3ObjectStore(_client("s3"), _settings().results_bucket)
-
-
-def _completion() -> "Completion":
-    from darkroom.editor.batch import Completion
-
-    return Completion(_ledger(), _request_report, telemetry())
-
-
-def _request_report(job: str) -> None:
-    _start(_settings().reporter_function, {"job": job})
-
-
-def _start(function: str, event: dict[str, object]) -> None:
-    from darkroom.aws.events import LambdaFunctions
-
-    LambdaFunctions(_client("lambda")).start(function, event)
+def _image_editor(provider: Provider) -> "ImageEditor":
+    """Each SDK is imported when its provider is first needed: openai only in a fallback."""
+    adapter: ImageEditor = pkgutil.resolve_name(PROVIDERS[provider].adapter)()
+    return adapter

@@ -4,11 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from darkroom.errors import DarkroomError, Reason
-
-
-class Provider(StrEnum):
-    GEMINI = "gemini"
-    OPENAI = "openai"
+from darkroom.providers.registry import Provider
 
 
 class Outcome(StrEnum):

@@ -1,32 +1,51 @@
-"""The endpoints secret: who may be called, with which keys, inside which limits."""
+"""Endpoints, the secret that lists them, and making it from environment variables.
+
+Bulk editing scripts already use these variables. For each provider P (GEMINI, OPENAI), `DG_P_…`
+takes precedence over `P_…`:
+
+| variable | meaning |
+|---|---|
+| `P_API_KEY` (Gemini also `GOOGLE_GENAI_API_KEY`, `GOOGLE_API_KEY`) | one key |
+| `P_API_KEYS` | keys of every endpoint, comma-separated; or a group per endpoint (`;`, `|`) |
+| `P_API_BASE`, `P_BASE_URL` | one base URL |
+| `P_ENDPOINTS` | several base URLs, comma-separated; an empty item is the provider's own |
+| `P_RATE_LIMIT` | requests per minute of each endpoint, 0 for no limit |
+| `P_RATE_LIMITS`, `P_WEIGHTS` | one number per endpoint, comma-separated |
+| `P_TIMEOUT`, `P_MAX_RETRIES`, `P_RETRY_DELAY`, `P_API_VERSION`, `P_MODEL` | of each endpoint |
+
+What is not set gets the provider's default from `providers/registry.py`.
+"""
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Self
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from darkroom.calls import Provider
 from darkroom.errors import ConfigurationError
 from darkroom.formatting import describe_validation
+from darkroom.providers.registry import PROVIDERS, Provider
 
-DEFAULT_MODELS = {Provider.GEMINI: "gemini-3-pro-image", Provider.OPENAI: "gpt-image-1.5"}
-# Source B (the fallback guide): time-outs, retries and base delays per provider.
-DEFAULT_TIMING: dict[Provider, dict[str, float]] = {
-    Provider.GEMINI: {"timeout_seconds": 60, "max_retries": 2, "retry_delay_seconds": 5},
-    Provider.OPENAI: {"timeout_seconds": 300, "max_retries": 0, "retry_delay_seconds": 1},
+_DEFAULTS_BY_PROVIDER = ("model", "tier", "timeout_seconds", "max_retries", "retry_delay_seconds")
+_BASE_URL = re.compile(r"https?://[^/\s]")
+_COMMON_SETTINGS = {  # suffix of the variable -> field of every endpoint
+    "TIMEOUT": "timeout_seconds",
+    "MAX_RETRIES": "max_retries",
+    "RETRY_DELAY": "retry_delay_seconds",
+    "API_VERSION": "api_version",
+    "MODEL": "model",
 }
-DEFAULT_TIERS = {Provider.GEMINI: 1, Provider.OPENAI: 2}
 
 
 def key_fingerprint(key: SecretStr) -> str:
-    """Short digest that names a key in logs and state without showing it."""
+    """Short digest that identifies a key in logs and state without showing it."""
     return hashlib.sha256(key.get_secret_value().encode()).hexdigest()[:12]
 
 
 class Endpoint(BaseModel):
-    """One quota at one provider: a base URL, a model, keys that share its limits.
+    """One quota at one provider: a base URL, a model, and the keys that share its limits.
 
     `requests_per_minute`, `requests_per_day`, `max_in_flight`: 0 means no limit. Times in seconds.
     """
@@ -51,23 +70,19 @@ class Endpoint(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _provider_defaults(cls, data: Any) -> Any:
+    def _add_provider_defaults(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
         try:
-            provider = Provider(data.get("provider", ""))
+            entry = PROVIDERS[Provider(data.get("provider", ""))]
         except ValueError:
-            return data  # the field's own check names it
-        defaults: dict[str, Any] = {
-            **DEFAULT_TIMING[provider],
-            "model": DEFAULT_MODELS[provider],
-            "tier": DEFAULT_TIERS[provider],
-        }
+            return data  # the field's own validation reports it
+        defaults = {name: getattr(entry, name) for name in _DEFAULTS_BY_PROVIDER}
         return defaults | {k: v for k, v in data.items() if v is not None}
 
 
 class EndpointsSecret(BaseModel):
-    """What the secret holds. Unknown keys are an error that names them."""
+    """The content of the secret. An unknown field is an error that names it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -76,185 +91,158 @@ class EndpointsSecret(BaseModel):
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
         names = [e.name for e in self.endpoints]
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
-            raise ValueError(f"endpoint names must be unique, {', '.join(twice)} is used twice")
+        repeated = sorted({n for n in names if names.count(n) > 1})
+        if repeated:
+            raise ValueError(f"endpoint names must be unique, {', '.join(repeated)} is used twice")
         return self
 
     def tiers(self) -> Iterator[tuple[Endpoint, ...]]:
-        """Endpoints grouped by tier, the first to be tried first."""
+        """Endpoints grouped by tier, in the order in which the tiers are tried."""
         for tier in sorted({e.tier for e in self.endpoints}):
             yield tuple(e for e in self.endpoints if e.tier == tier)
 
 
 def parse_endpoints(text: str) -> EndpointsSecret:
-    """The secret's JSON, checked. Raises ConfigurationError that names fields, never a value."""
+    """Validate the secret's JSON. Raises ConfigurationError that names fields, never a value."""
     try:
         return EndpointsSecret.model_validate_json(text)
     except ValidationError as error:
-        # The original error is left behind on purpose: it may carry what was typed.
+        # Not chained: the original error may contain what was typed.
         raise ConfigurationError(
             describe_validation(error, "the endpoints are not usable")
         ) from None
-
-
-# The endpoints secret from the environment variables that bulk editing scripts already use.
-#
-# For each provider P (OPENAI, GEMINI), `DG_P_…` before `P_…`:
-#
-# | variable | meaning |
-# |---|---|
-# | `P_API_KEY` (Gemini also `GOOGLE_GENAI_API_KEY`, `GOOGLE_API_KEY`) | one key |
-# | `P_API_KEYS` | several for every endpoint, comma-separated; or a group per endpoint (`;`, `|`) |
-# | `P_API_BASE`, `P_BASE_URL` | one base URL |
-# | `P_ENDPOINTS` | several base URLs, comma-separated; an empty item is the provider's own |
-# | `P_RATE_LIMIT` | requests per minute of each endpoint, 0 for none |
-# | `P_RATE_LIMITS`, `P_WEIGHTS` | one number per endpoint, comma-separated |
-# | `P_TIMEOUT`, `P_MAX_RETRIES`, `P_RETRY_DELAY`, `P_API_VERSION`, `P_MODEL` | of each endpoint |
-#
-# What is not set gets the endpoint's default. Gemini is the first tier, OpenAI the second.
-
-
-_KEY_NAMES = {
-    Provider.OPENAI: ("DG_OPENAI_API_KEY", "OPENAI_API_KEY"),
-    Provider.GEMINI: (
-        "DG_GEMINI_API_KEY",
-        "GEMINI_API_KEY",
-        "GOOGLE_GENAI_API_KEY",
-        "GOOGLE_API_KEY",
-    ),
-}
-_SHARED_FIELDS = {
-    "TIMEOUT": "timeout_seconds",
-    "MAX_RETRIES": "max_retries",
-    "RETRY_DELAY": "retry_delay_seconds",
-    "API_VERSION": "api_version",
-    "MODEL": "model",
-}
 
 
 def endpoints_from_environment(environment: Mapping[str, str]) -> EndpointsSecret:
     """Raises ConfigurationError that names the variable and says what to do, never a key."""
     found = [
         endpoint
-        for provider in (Provider.GEMINI, Provider.OPENAI)
-        for endpoint in _of_provider(_Variables(environment, provider))
+        for provider in PROVIDERS
+        for endpoint in _endpoints_of(_ProviderVariables(environment, provider))
     ]
     if not found:
+        keys = [name for entry in PROVIDERS.values() for name in entry.key_variables]
         raise ConfigurationError(
-            "no provider is set in the environment: set GEMINI_API_KEY or GOOGLE_GENAI_API_KEY, "
-            "OPENAI_API_KEY, or the DG_GEMINI_… and DG_OPENAI_… variables"
+            "no provider is set in the environment: set "
+            f"{', '.join(keys[:-1])} or {keys[-1]}, or a list of keys such as DG_OPENAI_API_KEYS"
         )
     try:
         return EndpointsSecret.model_validate({"endpoints": found})
     except ValidationError as error:
-        raise ConfigurationError(_describe(error, found)) from None
+        text = describe_validation(error, "the environment gives an endpoint that is not usable")
+    for position, endpoint in enumerate(found):
+        text = text.replace(f"endpoints[{position}]", str(endpoint["name"]))
+    raise ConfigurationError(text)
 
 
-class _Variables:
-    """One provider's variables; an empty one counts as not set."""
-
-    def __init__(self, environment: Mapping[str, str], provider: Provider) -> None:
-        self.provider = provider
-        self._environment = environment
-
-    def get(self, *suffixes: str) -> tuple[str, str] | None:
-        """(name, value) of the first that is set, DG_ before plain."""
-        upper = self.provider.value.upper()
-        return self.first(*(f"{p}{upper}_{s}" for s in suffixes for p in ("DG_", "")))
-
-    def first(self, *names: str) -> tuple[str, str] | None:
-        for name in names:
-            value = self._environment.get(name, "").strip()
-            if value:
-                return name, value
-        return None
+class _Variable(NamedTuple):
+    name: str
+    value: str
 
 
-def _of_provider(variables: _Variables) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class _ProviderVariables:
+    """The variables of one provider; an empty one counts as not set."""
+
+    environment: Mapping[str, str]
+    provider: Provider
+
+    def find(self, *suffixes: str) -> _Variable | None:
+        """The first that is set, `DG_…` before plain."""
+        prefix = self.provider.value.upper()
+        return self.first(f"{dg}{prefix}_{s}" for s in suffixes for dg in ("DG_", ""))
+
+    def first(self, names: Iterable[str]) -> _Variable | None:
+        found = (_Variable(name, self.environment.get(name, "").strip()) for name in names)
+        return next((variable for variable in found if variable.value), None)
+
+
+def _endpoints_of(variables: _ProviderVariables) -> list[dict[str, Any]]:
+    """Fields of the provider's endpoints; empty when it has no key."""
+    provider = variables.provider.value
     urls = _base_urls(variables)
     keys = _keys(variables, len(urls))
     if not keys:
-        told = variables.get("ENDPOINTS", "API_BASE", "BASE_URL")
-        if told:
+        addressed = variables.find("ENDPOINTS", "API_BASE", "BASE_URL")
+        if addressed is not None:
             raise ConfigurationError(
-                f"{told[0]} is set but no key: set {variables.provider.value.upper()}_API_KEY "
-                f"or DG_{variables.provider.value.upper()}_API_KEYS"
+                f"{addressed.name} is set but no key: set {provider.upper()}_API_KEY "
+                f"or DG_{provider.upper()}_API_KEYS"
             )
         return []
-    limits = _per_endpoint(variables, "RATE_LIMITS", len(urls))
-    one_limit = variables.get("RATE_LIMIT")
-    if limits is None and one_limit is not None:
-        limits = [_number(*one_limit)] * len(urls)
-    weights = _per_endpoint(variables, "WEIGHTS", len(urls))
-    shared = {
-        attribute: told[1]
-        for suffix, attribute in _SHARED_FIELDS.items()
-        if (told := variables.get(suffix)) is not None
+    settings = {
+        field: variable.value
+        for suffix, field in _COMMON_SETTINGS.items()
+        if (variable := variables.find(suffix)) is not None
     }
-    several = len(urls) > 1
-    name = variables.provider.value
+    limits = _one_each(variables, len(urls), "RATE_LIMITS", "RATE_LIMIT")
+    weights = _one_each(variables, len(urls), "WEIGHTS")
     return [
         {
-            "name": f"{name}-{position + 1}" if several else name,
-            "provider": name,
+            "name": f"{provider}-{position + 1}" if len(urls) > 1 else provider,
+            "provider": provider,
             "base_url": url,
             "api_keys": [SecretStr(key) for key in keys[position]],
-            "requests_per_minute": limits[position] if limits else None,
-            "weight": weights[position] if weights else None,
-            **shared,
+            "requests_per_minute": limits[position],
+            "weight": weights[position],
+            **settings,
         }
         for position, url in enumerate(urls)
     ]
 
 
-def _base_urls(variables: _Variables) -> list[str | None]:
-    several = variables.get("ENDPOINTS")
-    told = several or variables.get("API_BASE", "BASE_URL")
-    if told is None:
+def _base_urls(variables: _ProviderVariables) -> list[str | None]:
+    """One per endpoint; None is the provider's own."""
+    variable = variables.find("ENDPOINTS") or variables.find("API_BASE", "BASE_URL")
+    if variable is None:
         return [None]
-    urls = [url.strip() or None for url in told[1].split(",")]
+    urls = [url.strip() or None for url in variable.value.split(",")]
     for position, url in enumerate(urls, 1):
-        if url is not None and not re.match(r"https?://[^/\s]", url):
+        if url is not None and not _BASE_URL.match(url):
             raise ConfigurationError(
-                f"{told[0]}: item {position} is not a base URL; write it with https:// in front"
+                f"{variable.name}: item {position} is not a base URL; start it with https://"
             )
     return urls
 
 
-def _keys(variables: _Variables, endpoints: int) -> list[list[str]]:
+def _keys(variables: _ProviderVariables, endpoints: int) -> list[list[str]]:
     """One list of keys per endpoint; empty when no key is set."""
-    several = variables.get("API_KEYS")
-    if several is None:
-        one = variables.first(*_KEY_NAMES[variables.provider])
-        return [[one[1]]] * endpoints if one else []
-    name, value = several
+    variable = variables.find("API_KEYS")
+    if variable is None:
+        one = variables.first(PROVIDERS[variables.provider].key_variables)
+        return [[one.value]] * endpoints if one else []
     groups = [
         [key.strip() for key in group.split(",") if key.strip()]
-        for group in re.split(r"[;|]", value)
+        for group in re.split(r"[;|]", variable.value)
     ]
     if len(groups) == 1:
         groups *= endpoints
     if len(groups) != endpoints:
         raise ConfigurationError(
-            f"{name} has {len(groups)} groups of keys for {endpoints} endpoint(s): write one "
-            "group per endpoint, separated by ;, or one list for all"
+            f"{variable.name} has {len(groups)} groups of keys for {endpoints} endpoint(s): write "
+            "one group per endpoint, separated by ;, or one list for all"
         )
     for position, group in enumerate(groups, 1):
         if not group:
-            raise ConfigurationError(f"{name}: group {position} has no key")
+            raise ConfigurationError(f"{variable.name}: group {position} has no key")
     return groups
 
 
-def _per_endpoint(variables: _Variables, suffix: str, endpoints: int) -> list[float] | None:
-    told = variables.get(suffix)
-    if told is None:
-        return None
-    name, value = told
-    numbers = [_number(name, item) for item in value.split(",")]
+def _one_each(
+    variables: _ProviderVariables, endpoints: int, suffix: str, *common: str
+) -> list[float | None]:
+    """One number per endpoint: of its own, the `common` variable's, or None for the default."""
+    variable = variables.find(suffix)
+    if variable is None:
+        shared = variables.find(*common)
+        return [None if shared is None else _number(*shared)] * endpoints
+    numbers: list[float | None] = [
+        _number(variable.name, item) for item in variable.value.split(",")
+    ]
     if len(numbers) != endpoints:
         raise ConfigurationError(
-            f"{name} has {len(numbers)} number(s) for {endpoints} endpoint(s): write one for each"
+            f"{variable.name} has {len(numbers)} number(s) for {endpoints} endpoint(s): write one "
+            "for each"
         )
     return numbers
 
@@ -263,12 +251,4 @@ def _number(name: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ConfigurationError(f"{name} holds something that is not a number") from None
-
-
-def _describe(error: ValidationError, endpoints: list[dict[str, Any]]) -> str:
-    """The problems, with each endpoint by its name instead of its position."""
-    text = describe_validation(error, "the environment gives an endpoint that is not usable")
-    for position, endpoint in enumerate(endpoints):
-        text = text.replace(f"endpoints[{position}]", str(endpoint["name"]))
-    return text
+        raise ConfigurationError(f"{name} contains something that is not a number") from None

@@ -75,6 +75,14 @@ class DeferRow(DarkroomError):
         self.delay_seconds = delay_seconds
 
 
+class Ineligible(DarkroomError):
+    """An endpoint's model cannot honour the row (a mask, say); another endpoint's may."""
+
+
+class LeaseLost(DarkroomError):
+    """Another worker owns the row now: stop without calling and without settling."""
+
+
 class ServiceUnavailable(DarkroomError):
     """An AWS service failed even after the SDK's own retries: come back later."""
 

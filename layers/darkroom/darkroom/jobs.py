@@ -1,12 +1,12 @@
-"""A job: one CSV, its options, its runs (one per upload) and where its results lie."""
+"""A job: one CSV, its options, its runs (one per upload) and the paths of its results."""
 
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import PurePosixPath
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from darkroom.rows import AspectRatio, Background, Resolution, StatusCounts
+from darkroom.rows import EditSettings, StatusCounts
 
 
 def job_id(key: str) -> str:
@@ -14,10 +14,8 @@ def job_id(key: str) -> str:
     return key.removesuffix(".gz").removesuffix(".csv")
 
 
-class JobOptions(BaseModel):
+class JobOptions(EditSettings):
     """User metadata of the uploaded CSV, names as in S3 with dashes as underscores."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     filter_rows: str | None = None
     resume: bool = True
@@ -25,11 +23,6 @@ class JobOptions(BaseModel):
     instruction_column: str | None = None
     output_name_column: str | None = None
     budget_usd: float | None = Field(default=None, ge=0)
-    model: str | None = None
-    aspect_ratio: AspectRatio | None = None
-    resolution: Resolution | None = None
-    quality: str | None = None
-    background: Background | None = None
     max_attempts: int = Field(default=5, ge=1, le=50)
 
     @property
@@ -48,7 +41,7 @@ class Source:
 
     @property
     def base(self) -> str:
-        """Where relative image paths start from: `s3://bucket/folder/`."""
+        """What relative image paths are resolved against: `s3://bucket/folder/`."""
         parent = PurePosixPath(self.key).parent.as_posix()
         return f"s3://{self.bucket}/" + ("" if parent == "." else f"{parent}/")
 
@@ -59,12 +52,12 @@ class RunState(StrEnum):
     REPORTING = "reporting"
     DONE = "done"
     FAILED = "failed"  # the file could not be used; `reason` says why
-    STOPPED = "stopped"  # by the user; rows left over end as `failed: stopped`
+    STOPPED = "stopped"  # by the user; unfinished rows end as `failed: stopped`
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What the splitter made of the CSV's data rows; they add up to `rows`."""
+    """What the splitter did with the CSV's data rows. The others add up to `rows`."""
 
     rows: int = 0
     queued: int = 0
@@ -76,7 +69,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where the splitter goes on: byte offset in the decompressed text, next data row."""
+    """Where the splitter continues: byte offset in the decompressed text, next data row."""
 
     offset: int = 0
     row: int = 0
@@ -86,7 +79,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One upload of a job's CSV, as the ledger knows it. Times in Unix seconds."""
+    """One upload of a job's CSV. Times in Unix seconds."""
 
     job: str
     run: str
@@ -94,20 +87,20 @@ class Run:
     source: Source
     options: JobOptions
     started_at: float
-    sequencer: str = ""  # S3's order of events for one key, as a hex string
+    sequencer: str = ""  # hex string that orders S3's events for one key
     split_done: bool = False
     totals: Totals = Totals()
     checkpoint: Checkpoint = Checkpoint()
     reason: str | None = None  # why it FAILED
-    finished_at: float | None = None  # set: nothing more happens unless rows are redriven
+    finished_at: float | None = None  # set: nothing changes unless rows are redriven
     warnings: tuple[str, ...] = ()
-    number: int = 0  # 1 for the job's first run; given by the ledger, orders the runs
-    spent_before: int = 0  # micro-USD spent by earlier runs that kept no budget
+    number: int = 0  # 1 for the job's first run; assigned by the ledger
+    spent_before: int = 0  # micro-USD spent by earlier runs without a budget
 
 
 @dataclass(frozen=True, slots=True)
 class Counters(StatusCounts):
-    """Sums over a run's counter shards: rows settled in this run, and what they cost."""
+    """A run's totals: the rows settled in it, and their cost."""
 
     fallback: int = 0
     attempts: int = 0
@@ -115,7 +108,7 @@ class Counters(StatusCounts):
     possible_duplicate_charges: int = 0
     unpriced: int = 0  # rows whose cost is not known
     redriven: int = 0  # rows of an earlier upload, redriven into this run: settled beyond `queued`
-    transitions: int = 0  # changes ever made to these sums: shows whether a report is current
+    transitions: int = 0  # changes ever made to these sums; a report is made for one value
 
     def __neg__(self) -> "Counters":
         return Counters(*(-getattr(self, f.name) for f in fields(self)))
@@ -140,7 +133,7 @@ class ResultPaths:
         return f"{self.job}/job.json"
 
     def report_page(self, page: int) -> str:
-        """Page 1 is `report.html` itself, the others lie beside it."""
+        """Page 1 is `report.html`, the others are next to it."""
         return self.report if page == 1 else f"{self.job}/report-{page:03d}.html"
 
     def image(self, name: str, copy: int = 0) -> str:

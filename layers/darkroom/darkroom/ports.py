@@ -3,11 +3,12 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import IO, Protocol
 
 from pydantic import SecretStr
 
-from darkroom.calls import CallPlan, EditResult
+from darkroom.calls import CallFailed, CallPlan, EditResult
 from darkroom.endpoint_state import (
     EndpointState,
     KeyCooldown,
@@ -16,7 +17,7 @@ from darkroom.endpoint_state import (
     ReservationRequest,
 )
 from darkroom.endpoints import Endpoint, EndpointsSecret
-from darkroom.jobs import Checkpoint, Counters, Run, Totals
+from darkroom.jobs import Checkpoint, Counters, Run, Source, Totals
 from darkroom.metrics import Metric
 from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowRecord, RowResult
 
@@ -59,6 +60,46 @@ class SecretSource(Protocol):
 
     def refresh(self) -> None:
         """Read again at the next use: a key was rejected."""
+
+
+class CallContext(Protocol):
+    """One row during its dispatch: plans the calls, and is notified before and after each."""
+
+    def plan(self, endpoint: Endpoint) -> CallPlan:
+        """Fit the row to the endpoint's model. Raises Ineligible."""
+
+    def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
+        """Just before money is spent. Raises RowRejected (budget, stopped) or LeaseLost."""
+
+    def after_call(
+        self, endpoint: Endpoint, plan: CallPlan, outcome: EditResult | CallFailed
+    ) -> None:
+        """Right after each call, whatever its outcome."""
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchResult:
+    """A call that returned images, and how the dispatch led to it."""
+
+    result: EditResult
+    plan: CallPlan
+    endpoint: Endpoint
+    fallback: bool  # another tier than the first one configured
+    latency_ms: int  # of the successful call
+    slot_wait_ms: int
+    calls: int  # all calls made for this attempt
+    warnings: tuple[str, ...] = ()
+
+
+class Dispatcher(Protocol):
+    def dispatch(self, context: CallContext, deadline: float) -> DispatchResult:
+        """Choose an endpoint, call it, retry and fall back; done by `deadline` (Unix seconds).
+
+        Raises RowRejected (refused, no_image, bad_request; or no endpoint can honour the row),
+        RetryRow (all calls failed: the first tier's error; or every key is cooling down), DeferRow
+        (no slot in time, or every endpoint is out of service; nothing was called), LeaseLost, and
+        ConfigurationError when no usable secret was ever read.
+        """
 
 
 class EndpointStates(Protocol):
@@ -110,23 +151,33 @@ class Telemetry(Protocol):
         """Like error, with the traceback of the exception being handled."""
 
 
+class CsvStore(Protocol):
+    """The input bucket, read at one version of an object."""
+
+    def metadata(self, source: Source) -> Mapping[str, str]:
+        """User metadata. Raises JobRejected when the object is gone."""
+
+    def read(self, source: Source, offset: int = 0) -> Iterator[bytes]:
+        """Bytes from `offset` to the end. Raises JobRejected, ServiceUnavailable."""
+
+
 class RunLedger(Protocol):
     """Jobs and their runs."""
 
     def start(self, run: Run, lease_seconds: float) -> Run | None:
         """Make `run` the job's current run, or take over one whose splitter died.
 
-        Returns the run to split (its checkpoint tells from where), or None when there is nothing
-        to do: the event came twice, or a newer upload (by sequencer) is current.
+        Returns the run to split, from its checkpoint, or None when there is nothing to do: the
+        event came twice, or a newer upload (by sequencer) is current.
         """
 
     def checkpoint(self, run: Run, checkpoint: Checkpoint, lease_seconds: float) -> bool:
-        """Remember how far the splitter is; False when a newer upload superseded the run."""
+        """Record the splitter's progress; False when a newer upload superseded the run."""
 
     def finish_split(self, run: Run, totals: Totals, warnings: Sequence[str]) -> None: ...
 
     def fail(self, run: Run, reason: str) -> None:
-        """The file cannot be used: the run ends as FAILED with this sentence."""
+        """The file cannot be used: the run ends as FAILED, with `reason` as a sentence."""
 
     def stop(self, job: str) -> Run | None:
         """The user stops the job: rows not yet sent end as `failed: stopped`."""
@@ -138,26 +189,27 @@ class RunLedger(Protocol):
         """Sum of the run's shards, read consistently."""
 
     def begin_report(self, run: Run, lease_seconds: float, owner: str = "") -> bool:
-        """True for exactly one caller once all rows are settled and the report is not yet made.
+        """True for exactly one caller once all rows are settled and the report is not made yet.
 
         The lease must outlast the caller's own time limit. `owner` names an invocation:
         retried after a crash under the same name, it gets its own lease again.
         """
 
     def finish_report(self, run: Run, finished_at: float) -> bool:
-        """Mark DONE; False if rows were redriven meanwhile and the report is stale.
+        """Mark the run DONE; False if rows were redriven meanwhile and the report is stale.
 
-        After False, ask `begin_report` again: True means that all rows are settled anew.
+        After False, call `begin_report` again: True means that all rows are settled once more.
         """
 
     def report_due(self, job: str) -> bool:
-        """All rows of the current run are settled, and no report tells so yet."""
+        """All rows of the current run are settled, and no report covers their outcomes yet."""
 
 
 class RowLedger(Protocol):
-    """Rows: claims, moves and outcomes. Every write is one conditional put or transaction.
+    """Rows: claims, transitions and outcomes. Every write is one conditional put or transaction.
 
-    All methods may raise ServiceUnavailable: nothing has changed then, or a repeat finds it done.
+    All methods may raise ServiceUnavailable. Nothing has changed then, or the write was made and
+    only its response was lost, which a repeat recognises.
     """
 
     def get_many(self, job: str, keys: Sequence[str]) -> Mapping[str, RowRecord]:
@@ -172,12 +224,12 @@ class RowLedger(Protocol):
         """`run` is the job's current run; `owner` is unique to this delivery of the message."""
 
     def renew(self, claims: Sequence[Claim], lease_seconds: float) -> None:
-        """Extend the leases while the work goes on; a lost lease is not an error here."""
+        """Extend the leases of rows in work; a lost lease is not an error here."""
 
     def mark_sent(
         self, claim: Claim, endpoint: str, *, reserve: int = 0, limit: int | None = None
     ) -> Claim | NotSent:
-        """Written before the paid call, in one transaction with what is reserved for it.
+        """Record that a paid call is about to be made, in one transaction with its reservation.
 
         `reserve` and `limit`, the job's hard budget, in micro-USD; no limit, no reservation.
         NotSent: do not call.
@@ -186,27 +238,20 @@ class RowLedger(Protocol):
     def mark_failed_call(
         self, claim: Claim, *, cost_micro_usd: int = 0, maybe_charged: bool = False
     ) -> Claim | None:
-        """The call is over without an image; None when the lease was lost.
+        """Record that a call gave no image; None when the lease was lost.
 
         `cost_micro_usd` is what it is known to have cost. `maybe_charged` counts a possible
         duplicate charge; if its cost is not known, what was reserved for it stays committed.
         """
 
     def release(self, claim: Claim, *, refund_attempt: bool) -> None:
-        """Give the row back for another attempt. A deferral refunds its attempt."""
+        """End the lease, for another attempt later. A deferral refunds its attempt."""
 
     def settle(self, claim: Claim, result: RowResult) -> bool:
-        """Outcome, counter shard and budget in one transaction; False when the lease was lost.
+        """Write outcome, counters and budget in one transaction; False when the lease was lost.
 
         `result.cost_micro_usd` is the row's whole cost, earlier attempts included.
         """
-
-
-class Budget(Protocol):
-    """What a job has spent or holds reserved under a hard budget, over all its runs."""
-
-    def committed(self, job: str) -> int:
-        """Micro-USD. Written only by RowLedger, together with the row it belongs to."""
 
 
 class RowQueue(Protocol):
@@ -214,10 +259,10 @@ class RowQueue(Protocol):
         """Send any number, in batches; retries only the entries reported failed."""
 
     def dead_letter(self, body: str, attributes: Mapping[str, str]) -> None:
-        """To the dead-letter queue, with reason attributes."""
+        """Send to the dead-letter queue, with attributes that give the reason."""
 
     def extend(self, receipts: Sequence[str], seconds: int) -> None:
-        """Set the visibility of messages in work."""
+        """Hide messages for `seconds` from now."""
 
 
 class ObjectStore(Protocol):

@@ -1,6 +1,7 @@
-"""What a row of the CSV asks for, and the message that carries it."""
+"""A row of the CSV: its request, its message in the queue, its record in the ledger, its result."""
 
 import hashlib
+import json
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Literal, Self
@@ -14,34 +15,39 @@ Resolution = Literal["1K", "2K", "4K"]
 Background = Literal["transparent", "opaque", "auto"]
 
 
-class RowRequest(BaseModel):
-    """A row's wish, independent of any provider. Image references are as written in the CSV."""
+class EditSettings(BaseModel):
+    """Settings that a row has in its cells, or takes from its job's options (JobOptions)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = None
+    aspect_ratio: AspectRatio | None = None
+    resolution: Resolution | None = None
+    quality: str | None = None
+    background: Background | None = None  # OpenAI's newer models
+
+
+class RowRequest(EditSettings):
+    """What to edit, independent of any provider. Image references are as written in the CSV."""
 
     instruction: str = Field(min_length=1)
     images: tuple[str, ...] = ()
     mask: str | None = None
-    aspect_ratio: AspectRatio | None = None
-    resolution: Resolution | None = None
     size: str | None = None
-    quality: str | None = None
-    background: Background | None = None  # OpenAI's newer models
     n: int = Field(default=1, ge=1, le=10)
     output_name: str | None = None
-    model: str | None = None
 
     def fingerprint(self) -> str:
-        """Hex digest of what the row asks for: a changed row has another one."""
-        canonical = self.model_dump_json(exclude_defaults=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:24]
+        """Hex digest of the request. New settings do not change it unless the row uses them."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24]
 
 
 class RowMessage(BaseModel):
-    """One row on its way through the queue.
+    """A row in the queue.
 
     `generation` counts redrives: the copy in the dead-letter queue carries one more than the row
-    died with, so that a redriven message can be told from an old one delivered twice.
+    died with, which distinguishes a redriven message from an old one delivered twice.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,14 +56,11 @@ class RowMessage(BaseModel):
     job: str
     run: str
     row: int = Field(ge=0)  # position in the CSV, the first data row is 0
-    key: str  # the row's identity in the ledger and in file names: "000000", or its index column
-    base: str  # "s3://bucket/folder/" that relative image paths start from
+    key: str  # identifies the row in the ledger and in file names: "000000", or its index
+    base: str  # "s3://bucket/folder/" that relative image paths are resolved against
     request: RowRequest
-    redo: bool = False  # resume=false: edit again although an earlier upload succeeded
+    redo: bool = False  # resume=false: edit again even if an earlier upload succeeded
     generation: int = 0
-
-
-# The states of a row and the moves between them, as pure values.
 
 
 class RowState(StrEnum):
@@ -88,26 +91,32 @@ class StatusCounts:
         return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallResult:
+    """Which call a row's images come from. Stored as their metadata, in the ledger and manifest."""
+
+    provider: str | None = None
+    endpoint: str | None = None
+    model: str | None = None
+    fallback: bool = False  # another tier than the first one configured
+    latency_ms: int = 0
+    cost_micro_usd: int | None = 0  # of all the row's calls; None: not known
+    warnings: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
-class RowResult:
-    """How a row ended, as the manifest tells it. Costs in millionths of a US dollar."""
+class RowResult(CallResult):
+    """The outcome of a row."""
 
     status: RowState  # terminal
     reason: Reason | None = None
     detail: str = ""
     outputs: tuple[str, ...] = ()  # keys in the results bucket
-    provider: str | None = None
-    endpoint: str | None = None
-    model: str | None = None
-    fallback: bool = False
-    latency_ms: int = 0
-    cost_micro_usd: int | None = 0  # None: not known
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RowRecord:
-    """A row as the ledger holds it. Times in Unix seconds, money in millionths of a US dollar."""
+    """A row in the ledger. Times in Unix seconds, money in micro-USD."""
 
     key: str
     row: int
@@ -115,29 +124,29 @@ class RowRecord:
     fingerprint: str
     run: str
     run_number: int = 0
-    generation: int = 0  # the redrive it was last brought back by; 0: none
-    attempts: int = 0  # of this run, and of this generation
+    generation: int = 0  # of the last redrive; 0: none
+    attempts: int = 0  # in this run and generation
     possible_duplicate_charges: int = 0
     lease_owner: str | None = None
     lease_until: float = 0.0
     updated_at: float = 0.0
     result: RowResult | None = None  # set when the state is terminal
-    endpoint: str | None = None  # where it was last sent
-    sent_run: str | None = None  # SENT: the run it was sent in
-    reserved: int = 0  # SENT: held in the job's budget for this call
+    endpoint: str | None = None  # of the last call
+    sent_run: str | None = None  # SENT: the run of the call
+    reserved: int = 0  # SENT: reserved in the job's budget for the call
     spent: int = 0  # known cost of earlier calls that gave no image
     redriven: bool = False  # from an earlier upload: this run's splitter did not queue it
-    version: int = 0  # one more with every change except the lease's renewal
+    version: int = 0  # incremented by every write except a renewal of the lease
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to work on a row until the lease ends, with the row as this worker knows it."""
+    """A worker's lease of a row, with the record it last wrote."""
 
     job: str
     owner: str
     record: RowRecord
-    attempts_spent: bool = False  # its workers keep dying: settle it, do not call again
+    attempts_spent: bool = False  # its workers died in every attempt: settle it without a call
 
     @property
     def key(self) -> str:
@@ -154,16 +163,16 @@ class Claim:
 
     @property
     def sent_before(self) -> bool:
-        """An earlier call was sent and what came of it is not known."""
+        """An earlier call was sent, and its outcome is not known."""
         return self.record.state is RowState.SENT
 
 
 class NotClaimed(StrEnum):
-    """Why a message gets no claim, and so what becomes of the message."""
+    """Why a message gets no claim, and what to do with the message."""
 
-    SETTLED = "settled"  # done already: delete the message
-    SUPERSEDED = "superseded"  # a later upload replaced this run: delete the message
-    HELD = "held"  # another worker holds the lease: come back later
+    SETTLED = "settled"  # done already: delete it
+    SUPERSEDED = "superseded"  # a later upload replaced this run: delete it
+    HELD = "held"  # another worker holds the lease: return it to the queue
 
 
 class NotSent(StrEnum):

@@ -1,4 +1,4 @@
-"""What an AWS error means to us: come back later, or a fault that somebody must see."""
+"""AWS error codes, and which errors are transient."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +13,8 @@ from botocore.exceptions import (
 
 from darkroom.errors import ServiceUnavailable
 
-# Codes beside the 5xx that AWS documents as passing, whatever the HTTP status they come with.
-PASSING_CODES = frozenset(
+# Codes that AWS documents as transient whatever their HTTP status; every 5xx is transient too.
+TRANSIENT_CODES = frozenset(
     {
         "InternalError",
         "InternalFailure",
@@ -38,6 +38,8 @@ PASSING_CODES = frozenset(
 
 # S3 answers a HEAD request for a missing object with the bare HTTP status.
 MISSING_CODES = frozenset({"404", "NoSuchKey", "NotFound"})
+# Nothing to read: the object, its version or its bucket is missing, or the version is a deletion.
+GONE_CODES = MISSING_CODES | {"NoSuchVersion", "NoSuchBucket", "MethodNotAllowed", "405"}
 DENIED_CODES = frozenset(
     {
         "403",
@@ -68,17 +70,17 @@ def is_transient(error: Exception) -> bool:
     """True when the same request may well succeed in a while."""
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return status >= 500 or error_code(error) in PASSING_CODES  # noqa: PLR2004  # HTTP's server errors
+        return status >= 500 or error_code(error) in TRANSIENT_CODES  # noqa: PLR2004  # HTTP's server errors
     return isinstance(error, (ConnectionError, HTTPClientError, ResponseStreamingError))
 
 
 @contextmanager
 def translate_errors(service: str) -> Iterator[None]:
-    """Raises ServiceUnavailable for what passes; lets everything else through as it is."""
+    """Raises ServiceUnavailable for transient errors; other errors propagate unchanged."""
     try:
         yield
     except (BotoCoreError, ClientError) as error:
         if not is_transient(error):
             raise
         kind = error_code(error) if isinstance(error, ClientError) else type(error).__name__
-        raise ServiceUnavailable(f"{service} does not answer for the moment ({kind})") from error
+        raise ServiceUnavailable(f"{service} is unavailable at the moment ({kind})") from error

@@ -1,4 +1,4 @@
-"""S3's events, as the splitter gets them from S3 and, to go on with a long file, from itself."""
+"""Events: S3 uploads in; continuations, function invocations and notifications out."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,9 +13,6 @@ from darkroom.splitter import CsvUploaded
 
 if TYPE_CHECKING:
     from mypy_boto3_lambda import LambdaClient
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
     from mypy_boto3_sns import SNSClient
 
 
@@ -46,40 +43,42 @@ class _Event(BaseModel):
 
 
 def uploads_in(event: Mapping[str, object]) -> Iterator[CsvUploaded]:
-    """Source of the format: "Event message structure" in the S3 user guide."""
+    """The uploads in an S3 event.
+
+    Source of the format: "Event message structure" in the S3 user guide.
+    """
     for record in _Event.model_validate(event).records:
-        told = record.s3.object
+        s3_object = record.s3.object
         yield CsvUploaded(
             bucket=record.s3.bucket.name,
-            key=unquote_plus(told.key),
-            version_id=told.version_id,
-            sequencer=told.sequencer,
-            size=told.size,
-            etag=told.e_tag,
+            key=unquote_plus(s3_object.key),
+            version_id=s3_object.version_id,
+            sequencer=s3_object.sequencer,
+            size=s3_object.size,
+            etag=s3_object.e_tag,
         )
 
 
 def continuation_event(upload: CsvUploaded) -> dict[str, object]:
-    """The event that `uploads_in` reads as this upload."""
-    told = {
+    """The event from which `uploads_in` reads this upload again."""
+    s3_object = {
         "key": quote_plus(upload.key),
         "size": upload.size,
         "eTag": upload.etag,
         "versionId": upload.version_id,
         "sequencer": upload.sequencer,
     }
-    return {"Records": [{"s3": {"bucket": {"name": upload.bucket}, "object": told}}]}
-
-
-# Starts another function of the stack and does not wait for it.
+    return {"Records": [{"s3": {"bucket": {"name": upload.bucket}, "object": s3_object}}]}
 
 
 class LambdaFunctions:
+    """Starts functions of the stack without waiting for them."""
+
     def __init__(self, client: "LambdaClient") -> None:
         self._client = client
 
     def start(self, function: str, event: Mapping[str, object]) -> None:
-        """Invoke `function` asynchronously. Raises ServiceUnavailable: it may be tried again."""
+        """Invoke asynchronously. Raises ServiceUnavailable; a retry is safe then."""
         try:
             self._client.invoke(
                 FunctionName=function, InvocationType="Event", Payload=json.dumps(event)
@@ -88,10 +87,9 @@ class LambdaFunctions:
             raise ServiceUnavailable(f"The function {function} cannot be started") from error
 
 
-# The topic that hears of finished jobs.
-
-
 class SnsTopic:
+    """The topic that is notified of finished jobs."""
+
     def __init__(self, client: "SNSClient", arn: str) -> None:
         self._client = client
         self._arn = arn

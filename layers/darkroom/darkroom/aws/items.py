@@ -1,4 +1,4 @@
-"""Our values as DynamoDB items and back: dataclasses by pydantic, numbers as they are."""
+"""Converts dataclasses to DynamoDB items and back."""
 
 from collections.abc import Mapping
 from decimal import Decimal
@@ -6,11 +6,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-Item = dict[str, Any]  # attribute name -> {"S": ...}, as the client takes and gives it
+Item = dict[str, Any]  # attribute name -> {"S": ...}
 
 
 class ItemCodec[T]:
-    """For one dataclass. Fields at their default are left out of the item."""
+    """Converts one dataclass. Fields with their default value are left out of the item."""
 
     def __init__(self, kind: type[T]) -> None:
         self._adapter = TypeAdapter(kind)
@@ -20,7 +20,7 @@ class ItemCodec[T]:
         return {name: to_attribute(field) for name, field in fields.items()}
 
     def from_item(self, item: Mapping[str, Any]) -> T:
-        """Attributes that are not fields are left aside: keys, and what newer versions add."""
+        """Ignores attributes that are not fields: keys, and what newer versions add."""
         return self._adapter.validate_python({k: from_attribute(v) for k, v in item.items()})
 
 
@@ -38,7 +38,7 @@ def to_attribute(value: Any) -> dict[str, Any]:  # JSON
             return {"L": [to_attribute(v) for v in value]}
         case dict():
             return {"M": {k: to_attribute(v) for k, v in value.items()}}
-    raise TypeError(f"{type(value).__name__} has no place in an item")
+    raise TypeError(f"{type(value).__name__} cannot be stored in an item")
 
 
 def from_attribute(attribute: Mapping[str, Any]) -> Any:  # JSON

@@ -1,47 +1,52 @@
-"""How the ledger's changes are written: one conditional put, or one transaction.
+"""The ledger in DynamoDB: reads a record, applies a transition, writes it by compare-and-swap.
 
-Items of a job: `row#<key>`, `job`, `budget`, `run#<run>`, `run#<run>#shard#<0-7>`.
+The items of a job (partition key `job`, sort key `item`):
+
+    job                      which run is the current one
+    run#<run>                a run
+    run#<run>#shard#<0-7>    a share of the run's counters
+    row#<key>                a row, from its first claim on
+    budget                   micro-USD spent or reserved by runs with a budget
+
+A record is written only if it still has the version that the transition started from. A worker
+that holds a row knows its record, so a transition of a row is one write and no read. A write whose
+response was lost is recognised when it is repeated.
 """
 
+import time
 import zlib
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
 from darkroom.aws.errors import error_code, translate_errors
-from darkroom.aws.items import Item, ItemCodec
-from darkroom.jobs import Counters
-from darkroom.ledger.rows import Change
-from darkroom.rows import RowRecord
-
-if TYPE_CHECKING:
-    from mypy_boto3_dynamodb import DynamoDBClient
-import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
-
-from darkroom.aws.items import from_attribute
-from darkroom.editor.heartbeat import TIMINGS
+from darkroom.aws.items import Item, ItemCodec, from_attribute, to_attribute
 from darkroom.errors import ServiceUnavailable
-from darkroom.jobs import Checkpoint, Run, Totals
+from darkroom.jobs import Checkpoint, Counters, Run, Totals
+from darkroom.ledger import rows as row_transitions
 from darkroom.ledger import runs as run_transitions
+from darkroom.ledger.rows import LEASE_SECONDS, Change, ClaimRequest
 from darkroom.ledger.runs import JobRecord, RunRecord
+from darkroom.retry import backoff
+from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowRecord, RowResult
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
-from darkroom.ledger import rows as row_transitions
-from darkroom.ledger.rows import ClaimRequest
-from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowResult
-
-SERVICE = "the ledger (DynamoDB)"
-SHARDS = 8
+_SHARDS = 8  # one item takes about 1,000 writes a second
 ROWS = ItemCodec(RowRecord)
-SUMS = tuple(field.name for field in fields(Counters))
-_PASSING_REASONS = {
+_RUNS = ItemCodec(RunRecord)
+_JOBS = ItemCodec(JobRecord)
+_SERVICE = "the ledger (DynamoDB)"
+_JOB_ITEM = "job"
+_MAX_TRIES = 10
+_PAUSE_SECONDS = 0.02
+_PAUSE_CAP_SECONDS = 1.0
+_COUNTERS = tuple(field.name for field in fields(Counters))
+_TRANSIENT_CANCELLATIONS = {
     "None",
     "ProvisionedThroughputExceeded",
     "ThrottlingError",
@@ -49,142 +54,23 @@ _PASSING_REASONS = {
 }
 
 
-class Conflict(Exception):
-    """The write met another one on the same items; nothing was written. Try again."""
+class _Conflict(Exception):
+    """Another write was first, and this one was not made: repeat it."""
 
 
-class Refused(Exception):
-    """A condition failed: `item` is the row's as it is, or None when another condition did."""
+class _ConditionFailed(Exception):
+    """`item` is the record in the table, or None when the condition of another item failed."""
 
     def __init__(self, item: Item | None) -> None:
         super().__init__("a condition failed")
         self.item = item
 
 
-def address(job: str, item: str) -> Item:
-    return {"job": {"S": job}, "item": {"S": item}}
+class LedgerTable:
+    """RowLedger and RunLedger on one table. Thread-safe.
 
-
-def row_item(key: str) -> str:
-    return f"row#{key}"
-
-
-def run_item(run: str) -> str:
-    return f"run#{run}"
-
-
-def shard_prefix(run: str) -> str:
-    return f"run#{run}#shard#"
-
-
-def _shard_item(run: str, key: str) -> str:
-    return f"{shard_prefix(run)}{zlib.crc32(key.encode()) % SHARDS}"
-
-
-def write(
-    db: "DynamoDBClient",
-    table: str,
-    job: str,
-    change: Change,
-    *,
-    before: RowRecord | None,
-    limit: int | None = None,
-) -> None:
-    """Write a row's move if the row is still as it was `before`, with its counters and money.
-
-    Raises Refused, Conflict, ServiceUnavailable.
+    Every transition of a row extends its lease to at least `lease_seconds` from then.
     """
-    put = _put_row(table, job, change.record, before)
-    others = [_add(table, job, run, change.record.key, c) for run, c in change.counters.items()]
-    if change.budget or limit is not None:
-        others.append(_commit(table, job, change.budget, limit))
-    try:
-        with translate_errors(SERVICE):
-            if others:
-                writes: list[Any] = [{"Put": put}, *({"Update": other} for other in others)]
-                db.transact_write_items(TransactItems=writes)
-            else:
-                db.put_item(**put)
-    except ClientError as error:
-        _understand(error)
-        raise
-
-
-def _put_row(table: str, job: str, record: RowRecord, before: RowRecord | None) -> Any:
-    put: dict[str, Any] = {
-        "TableName": table,
-        "Item": address(job, row_item(record.key)) | ROWS.to_item(record),
-        "ConditionExpression": "attribute_not_exists(#item)",
-        "ExpressionAttributeNames": {"#item": "item"},
-        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
-    }
-    if before is None:
-        return put
-    put["ConditionExpression"] = "#version = :version"
-    put["ExpressionAttributeNames"] = {"#version": "version"}
-    put["ExpressionAttributeValues"] = {":version": {"N": str(before.version)}}
-    if record.lease_owner not in (None, before.lease_owner):
-        # The heartbeat renews a lease without a new version: see that it did not.
-        put["ConditionExpression"] += " AND (attribute_not_exists(#until) OR #until <= :now)"
-        put["ExpressionAttributeNames"]["#until"] = "lease_until"
-        put["ExpressionAttributeValues"][":now"] = {"N": repr(record.updated_at)}
-    return put
-
-
-def _add(table: str, job: str, run: str, key: str, counters: Counters) -> Any:
-    changed = {name: getattr(counters, name) for name in SUMS if getattr(counters, name)}
-    return {
-        "TableName": table,
-        "Key": address(job, _shard_item(run, key)),
-        "UpdateExpression": "ADD " + ", ".join(f"#{name} :{name}" for name in changed),
-        "ExpressionAttributeNames": {f"#{name}": name for name in changed},
-        "ExpressionAttributeValues": {f":{n}": {"N": str(v)} for n, v in changed.items()},
-    }
-
-
-def _commit(table: str, job: str, amount: int, limit: int | None) -> Any:
-    update: dict[str, Any] = {
-        "TableName": table,
-        "Key": address(job, "budget"),
-        "UpdateExpression": "ADD committed :amount",
-        "ExpressionAttributeValues": {":amount": {"N": str(amount)}},
-    }
-    if limit is not None:
-        room = "committed <= :room"
-        if amount <= limit:
-            room = f"attribute_not_exists(committed) OR {room}"
-        update["ConditionExpression"] = room
-        update["ExpressionAttributeValues"][":room"] = {"N": str(limit - amount)}
-    return update
-
-
-def _understand(error: ClientError) -> None:
-    """Raises Refused or Conflict if that is what the error tells."""
-    response: Any = error.response
-    if error_code(error) == "ConditionalCheckFailedException":
-        raise Refused(response.get("Item")) from error
-    if error_code(error) != "TransactionCanceledException":
-        return
-    reasons = response.get("CancellationReasons", [])
-    codes = [reason.get("Code", "None") for reason in reasons]
-    if codes and codes[0] == "ConditionalCheckFailed":
-        raise Refused(reasons[0].get("Item")) from error
-    if "ConditionalCheckFailed" in codes:
-        raise Refused(None) from error
-    if set(codes) <= _PASSING_REASONS:
-        raise Conflict from error
-
-
-# The ledger's jobs and runs in DynamoDB: read, decide as the pure moves say, compare and swap.
-
-
-_TRIES = 10
-_jobs = ItemCodec(JobRecord)
-_runs = ItemCodec(RunRecord)
-
-
-class RunItems:
-    """RunLedger. Raises ServiceUnavailable, as all adapters do."""
 
     def __init__(
         self,
@@ -193,307 +79,88 @@ class RunItems:
         *,
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
-        lease_seconds: float = TIMINGS.lease,
+        lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         self._db = dynamodb
         self._table = table
         self._now = now
         self._sleep = sleep
-        self._lease_seconds = lease_seconds  # that each move of a row gives it anew
+        self._lease_seconds = lease_seconds
 
-    def start(self, run: Run, lease_seconds: float) -> Run | None:
-        for attempt in range(_TRIES):
-            current = self._job(run.job)
-            if current is not None and current.run == run.run:
-                return self._take_over(run, lease_seconds)
-            known = self._record(run.job, run.run) is not None
-            if known or (
-                current is not None and not run_transitions.is_newer(run.sequencer, current)
-            ):
-                return None
-            spent = self._unbudgeted(run.job) if current else 0
-            record = run_transitions.start(run, current, spent, self._now() + lease_seconds)
-            if self._make_current(record, current):
-                return record.run
-            self._pause(attempt)
-        raise ServiceUnavailable(f"job {run.job} is started by too many uploads at once")
-
-    def checkpoint(self, run: Run, checkpoint: Checkpoint, lease_seconds: float) -> bool:
-        if not self._is_current(run):
-            return False
-        until = self._now() + lease_seconds
-        self._change(run, lambda record: run_transitions.checkpoint(record, checkpoint, until))
-        return True
-
-    def finish_split(self, run: Run, totals: Totals, warnings: Sequence[str]) -> None:
-        self._change(run, lambda record: run_transitions.finish_split(record, totals, warnings))
-
-    def fail(self, run: Run, reason: str) -> None:
-        now = self._now()
-        self._change(run, lambda record: run_transitions.fail(record, reason, now))
-
-    def stop(self, job: str) -> Run | None:
-        run = self.current(job)
-        return None if run is None else self._change(run, run_transitions.stop)
-
-    def reopen(self, job: str, run: str) -> None:
-        """Rows were redriven into the run: it goes on."""
-        for attempt in range(_TRIES):
-            record = self._record(job, run)
-            opened = run_transitions.reopen(record) if record else None
-            if opened is None or self._swap(opened):
-                return
-            self._pause(attempt)
-
-    def current(self, job: str) -> Run | None:
-        current = self._job(job)
-        record = self._record(job, current.run) if current else None
-        return record.run if record else None
-
-    def counters(self, job: str, run: str) -> Counters:
-        return _sum(self._items(job, shard_prefix(run)))
-
-    def report_due(self, job: str) -> bool:
-        current = self._job(job)
-        return current is not None and run_transitions.report_due(*self._snapshot(job, current.run))
-
-    def begin_report(self, run: Run, lease_seconds: float, owner: str = "") -> bool:
-        for attempt in range(_TRIES):
-            if not self._is_current(run):
-                return False
-            record, counters = self._snapshot(run.job, run.run)
-            begun, new = run_transitions.begin_report(
-                record, counters, owner, self._now(), lease_seconds
-            )
-            # Eight items are not read at one moment; two equal readings are as good as that.
-            if begun and self.counters(run.job, run.run) != counters:
-                continue
-            if new is None or self._swap(new):
-                return begun
-            self._pause(attempt)
-        raise ServiceUnavailable(f"the counters of job {run.job} change too fast to report them")
-
-    def finish_report(self, run: Run, finished_at: float) -> bool:
-        for attempt in range(_TRIES):
-            record, counters = self._snapshot(run.job, run.run)
-            true, new = run_transitions.finish_report(record, counters, finished_at)
-            if self._swap(new):
-                return true
-            self._pause(attempt)
-        raise ServiceUnavailable(f"the report of job {run.job} could not be booked")
-
-    def _take_over(self, run: Run, lease_seconds: float) -> Run | None:
-        record = self._record(run.job, run.run)
-        if record is None:
-            return None
-        taken = run_transitions.take_over_split(record, self._now(), lease_seconds)
-        return taken.run if taken is not None and self._swap(taken) else None
-
-    def _make_current(self, record: RunRecord, before: JobRecord | None) -> bool:
-        """The new run and the job's word of it in one transaction; False: another was faster."""
-        run = record.run
-        old = before.version if before else None
-        version = 0 if old is None else old + 1
-        job = JobRecord(run.job, run.run, run.number, run.sequencer, version)
-        puts: list[Any] = [
-            {"Put": self._put(record.run.job, run_item(run.run), _runs.to_item(record), None)},
-            {"Put": self._put(run.job, "job", _jobs.to_item(job), old)},
-        ]
-        try:
-            with translate_errors(SERVICE):
-                self._db.transact_write_items(TransactItems=puts)
-        except ClientError as error:
-            if error_code(error) != "TransactionCanceledException":
-                raise
-            now_current = self._job(run.job)  # our own write, if only its answer was lost
-            return now_current == job and self._record(run.job, run.run) == record
-        return True
-
-    def _change(self, run: Run, move: Callable[[RunRecord], RunRecord | None]) -> Run | None:
-        for attempt in range(_TRIES):
-            record = self._record(run.job, run.run)
-            changed = move(record) if record else None
-            if changed is None:
-                return None
-            if self._swap(changed):
-                return changed.run
-            self._pause(attempt)
-        raise ServiceUnavailable(f"run {run.run} of job {run.job} is written by too many at once")
-
-    def _swap(self, record: RunRecord) -> bool:
-        """Write over the version before; False when somebody else did."""
-        job, item = record.run.job, run_item(record.run.run)
-        put = self._put(job, item, _runs.to_item(record), record.version - 1)
-        try:
-            with translate_errors(SERVICE):
-                self._db.put_item(**put)
-        except ClientError as error:
-            if error_code(error) != "ConditionalCheckFailedException":
-                raise
-            return self._record(job, record.run.run) == record  # only its answer was lost
-        return True
-
-    def _put(self, job: str, item: str, attributes: Item, version: int | None) -> Any:
-        put: dict[str, Any] = {
-            "TableName": self._table,
-            "Item": attributes | address(job, item),
-            "ConditionExpression": "attribute_not_exists(#key)",
-            "ExpressionAttributeNames": {"#key": "item"},
-        }
-        if version is not None:
-            # Version 0 is a default, and those are left out of items.
-            missing = "attribute_not_exists(#key) OR " if version == 0 else ""
-            put["ConditionExpression"] = f"{missing}#key = :version"
-            put["ExpressionAttributeNames"] = {"#key": "version"}
-            put["ExpressionAttributeValues"] = {":version": {"N": str(version)}}
-        return put
-
-    def _is_current(self, run: Run) -> bool:
-        current = self._job(run.job)
-        return current is not None and current.run == run.run
-
-    def _job(self, job: str) -> JobRecord | None:
-        item = self._read(job, "job")
-        return _jobs.from_item(item) if item else None
-
-    def _record(self, job: str, run: str) -> RunRecord | None:
-        item = self._read(job, run_item(run))
-        return _runs.from_item(item) if item else None
-
-    def _read(self, job: str, item: str) -> Any:
-        with translate_errors(SERVICE):
-            answer = self._db.get_item(
-                TableName=self._table, Key=address(job, item), ConsistentRead=True
-            )
-        return answer.get("Item")
-
-    def _snapshot(self, job: str, run: str) -> tuple[RunRecord, Counters]:
-        """The run and its counters, in one read of about 2 KB."""
-        items = list(self._items(job, run_item(run)))
-        (mine,) = [i for i in items if i["item"]["S"] == run_item(run)]
-        shards = [i for i in items if i["item"]["S"].startswith(shard_prefix(run))]
-        return _runs.from_item(mine), _sum(shards)
-
-    def _unbudgeted(self, job: str) -> int:
-        """Micro-USD that runs without a budget have cost."""
-        items = list(self._items(job, "run#"))
-        runs = [_runs.from_item(i) for i in items if "#shard#" not in i["item"]["S"]]
-        free = [r.run.run for r in runs if r.run.options.budget_micro_usd is None]
-        prefixes = tuple(shard_prefix(run) for run in free)
-        return _sum(i for i in items if i["item"]["S"].startswith(prefixes)).cost_micro_usd
-
-    def _items(self, job: str, prefix: str) -> Iterable[Item]:
-        with translate_errors(SERVICE):
-            pages = self._db.get_paginator("query").paginate(
-                TableName=self._table,
-                KeyConditionExpression="job = :job AND begins_with(#item, :prefix)",
-                ExpressionAttributeNames={"#item": "item"},
-                ExpressionAttributeValues={":job": {"S": job}, ":prefix": {"S": prefix}},
-                ConsistentRead=True,
-            )
-            for page in pages:
-                yield from page["Items"]
-
-    def _pause(self, attempt: int) -> None:
-        self._sleep(min(0.02 * 2.0**attempt, 1.0))
-
-
-def _sum(shards: Iterable[Item]) -> Counters:
-    total = Counters()
-    for shard in shards:
-        total += Counters(**{n: from_attribute(shard[n]) for n in SUMS if n in shard})
-    return total
-
-
-# The ledger in DynamoDB. Its rows: the pure moves, written by compare and swap.
-#
-# A row has an item from its first claim on. Whoever holds a row knows it, so a move is one
-# conditional put, or one transaction where counters or money change; a failed condition brings the
-# row as it is along.
-
-
-_TRIES_ledger_table = 8  # of a write that meets others on the same items
-
-
-class LedgerTable(RunItems):
-    """RowLedger, RunLedger and Budget on one table. Thread-safe."""
+    # -- rows
 
     def get_many(self, job: str, keys: Sequence[str]) -> Mapping[str, RowRecord]:
-        if not keys:
-            return {}
-        wanted: list[Any] = [address(job, row_item(key)) for key in dict.fromkeys(keys)]
         found: dict[str, RowRecord] = {}
-        for attempt in range(_TRIES_ledger_table):
-            with translate_errors(SERVICE):
-                answer = self._db.batch_get_item(
-                    RequestItems={self._table: {"Keys": wanted, "ConsistentRead": True}}
+        pending: list[Any] = [_key(job, _row_item(key)) for key in dict.fromkeys(keys)]
+
+        def read() -> None:
+            nonlocal pending
+            with translate_errors(_SERVICE):
+                response = self._db.batch_get_item(
+                    RequestItems={self._table: {"Keys": pending, "ConsistentRead": True}}
                 )
-            for item in answer["Responses"].get(self._table, []):
-                record = ROWS.from_item(item)
+            for record in map(ROWS.from_item, response["Responses"].get(self._table, [])):
                 found[record.key] = record
-            left = answer["UnprocessedKeys"].get(self._table)
-            wanted = list(left["Keys"]) if left else []
-            if not wanted:
-                return found
-            self._pause(attempt)
-        raise ServiceUnavailable(f"{SERVICE} left keys unread: too many requests")
+            if unread := response["UnprocessedKeys"].get(self._table):
+                pending = list(unread["Keys"])
+                raise _Conflict
+
+        if pending:
+            self._retry(read, f"{_SERVICE} left keys unread: too many requests")
+        return found
 
     def all(self, job: str) -> Iterator[RowRecord]:
-        pages = self._db.get_paginator("query").paginate(
-            TableName=self._table,
-            KeyConditionExpression="job = :job AND begins_with(#item, :rows)",
-            ExpressionAttributeNames={"#item": "item"},
-            ExpressionAttributeValues={":job": {"S": job}, ":rows": {"S": "row#"}},
-            ConsistentRead=True,
-        )
-        with translate_errors(SERVICE):
-            for page in pages:
-                yield from map(ROWS.from_item, page["Items"])
+        return map(ROWS.from_item, self._query(job, "row#"))
 
     def claim(
         self, message: RowMessage, run: Run, owner: str, lease_seconds: float
     ) -> Claim | NotClaimed:
-        record: RowRecord | None = None  # most rows are new: guess so, and save a read
-        for attempt in range(_TRIES_ledger_table):
+        record: RowRecord | None = None  # most rows are new: assuming so saves a read
+        for tries in range(1, _MAX_TRIES + 1):
             request = ClaimRequest(message, run, owner, self._now(), lease_seconds)
             decision = request.decide(record)
             if decision.change is None:
                 if record is not None:
                     return decision.verdict
-                record = self._row(message.job, message.key)
+                record = self._read(ROWS, message.job, _row_item(message.key))
                 if record is None:
                     return decision.verdict
                 continue
             try:
-                write(self._db, self._table, message.job, decision.change, before=record)
-            except Refused as refused:
-                record = ROWS.from_item(refused.item) if refused.item else None
-            except Conflict:
-                self._pause(attempt)
+                self._write_change(message.job, decision.change, before=record)
+            except _ConditionFailed as failed:
+                record = ROWS.from_item(failed.item) if failed.item else None
+            except _Conflict:
+                self._pause(tries)
             else:
-                if decision.change.counters:
-                    self.reopen(message.job, decision.change.record.run)
+                if decision.change.counters:  # redriven into a run that may have finished
+                    changed_run = decision.change.record.run
+                    self._update_run(message.job, changed_run, run_transitions.reopen)
                 return decision.verdict
-        raise ServiceUnavailable(f"row {message.key} is wanted by too many workers at once")
-
-    def _row(self, job: str, key: str) -> RowRecord | None:
-        item = self._read(job, row_item(key))
-        return ROWS.from_item(item) if item else None
+        raise ServiceUnavailable(f"row {message.key} is claimed by too many workers at once")
 
     def renew(self, claims: Sequence[Claim], lease_seconds: float) -> None:
         for claim in claims:
-            with translate_errors(SERVICE):
-                self._renew(claim, self._now() + lease_seconds)
+            update = {
+                "TableName": self._table,
+                "Key": _key(claim.job, _row_item(claim.key)),
+                "UpdateExpression": "SET lease_until = :until",
+                "ConditionExpression": "lease_owner = :owner AND lease_until > :zero",
+                "ExpressionAttributeValues": {
+                    ":until": to_attribute(self._now() + lease_seconds),
+                    ":owner": to_attribute(claim.owner),
+                    ":zero": to_attribute(0),
+                },
+            }
+            with suppress(_ConditionFailed):  # a lost lease is not renewed
+                self._write({"Update": update})
 
     def mark_sent(
         self, claim: Claim, endpoint: str, *, reserve: int = 0, limit: int | None = None
     ) -> Claim | NotSent:
         amount = reserve if limit is not None else 0
         change = row_transitions.send(claim, endpoint, amount, self._now(), self._lease_seconds)
-        moved = self._move(claim, change, limit=limit)
-        if moved is None:
-            return NotSent.LEASE_LOST
-        return NotSent.NO_BUDGET if moved is claim else moved
+        return self._apply(claim, change, limit=limit)
 
     def mark_failed_call(
         self, claim: Claim, *, cost_micro_usd: int = 0, maybe_charged: bool = False
@@ -505,53 +172,326 @@ class LedgerTable(RunItems):
             now=self._now(),
             lease_seconds=self._lease_seconds,
         )
-        return self._move(claim, change)
+        after = self._apply(claim, change)
+        return after if isinstance(after, Claim) else None
 
     def release(self, claim: Claim, *, refund_attempt: bool) -> None:
-        self._move(
-            claim, row_transitions.release(claim, self._now(), refund_attempt=refund_attempt)
-        )
+        change = row_transitions.release(claim, self._now(), refund_attempt=refund_attempt)
+        self._apply(claim, change)
 
     def settle(self, claim: Claim, result: RowResult) -> bool:
-        return self._move(claim, row_transitions.settle(claim, result, self._now())) is not None
+        change = row_transitions.settle(claim, result, self._now())
+        return isinstance(self._apply(claim, change), Claim)
 
-    def committed(self, job: str) -> int:
-        with translate_errors(SERVICE):
-            answer = self._db.get_item(
-                TableName=self._table, Key=address(job, "budget"), ConsistentRead=True
-            )
-        return int(answer.get("Item", {}).get("committed", {}).get("N", "0"))
+    def _apply(self, claim: Claim, change: Change, *, limit: int | None = None) -> Claim | NotSent:
+        """The claim after the change, or why the change was not made."""
+        after = replace(claim, record=change.record)
 
-    def _move(self, claim: Claim, change: Change, *, limit: int | None = None) -> Claim | None:
-        """The claim after the move; None: lease lost; the same one: no room in the budget."""
-        moved = replace(claim, record=change.record)
-        for attempt in range(_TRIES_ledger_table):
+        def attempt() -> Claim | NotSent:
             try:
-                write(self._db, self._table, claim.job, change, before=claim.record, limit=limit)
-            except Refused as refused:
-                if refused.item is None:
-                    return claim
-                written = ROWS.from_item(refused.item)
-                return moved if row_transitions.same_write(written, change.record) else None
-            except Conflict:
-                self._pause(attempt)
-            else:
-                return moved
-        raise ServiceUnavailable(f"row {claim.key} could not be written: too many at once")
+                self._write_change(claim.job, change, before=claim.record, limit=limit)
+            except _ConditionFailed as failed:
+                if failed.item is None:
+                    return NotSent.NO_BUDGET
+                ours = row_transitions.same_write(ROWS.from_item(failed.item), change.record)
+                return after if ours else NotSent.LEASE_LOST
+            return after
 
-    def _renew(self, claim: Claim, until: float) -> None:
-        try:
-            self._db.update_item(
-                TableName=self._table,
-                Key=address(claim.job, row_item(claim.key)),
-                UpdateExpression="SET lease_until = :until",
-                ConditionExpression="lease_owner = :owner AND lease_until > :zero",
-                ExpressionAttributeValues={
-                    ":until": {"N": repr(until)},
-                    ":owner": {"S": claim.owner},
-                    ":zero": {"N": "0"},
-                },
+        return self._retry(attempt, f"row {claim.key} is written by too many workers at once")
+
+    def _write_change(
+        self, job: str, change: Change, *, before: RowRecord | None, limit: int | None = None
+    ) -> None:
+        """Write the row if it is still as `before`, together with its counters and money.
+
+        Raises _ConditionFailed, _Conflict, ServiceUnavailable.
+        """
+        record = change.record
+        version = before.version if before else None
+        put = self._put(job, _row_item(record.key), ROWS.to_item(record), version)
+        if before is not None and record.lease_owner not in (None, before.lease_owner):
+            # The heartbeat renews a lease without a new version, so the lease is checked as well.
+            put["ConditionExpression"] += (
+                " AND (attribute_not_exists(lease_until) OR lease_until <= :now)"
             )
+            put["ExpressionAttributeValues"][":now"] = to_attribute(record.updated_at)
+        updates = [
+            self._add_counters(job, _shard_item(run, record.key), counters)
+            for run, counters in change.counters.items()
+        ]
+        if change.budget or limit is not None:
+            updates.append(self._add_to_budget(job, change.budget, limit))
+        self._write({"Put": put}, *({"Update": update} for update in updates))
+
+    def _add_counters(self, job: str, shard: str, counters: Counters) -> Any:
+        changed = {name: getattr(counters, name) for name in _COUNTERS if getattr(counters, name)}
+        return {
+            "TableName": self._table,
+            "Key": _key(job, shard),
+            "UpdateExpression": "ADD " + ", ".join(f"#{name} :{name}" for name in changed),
+            "ExpressionAttributeNames": {f"#{name}": name for name in changed},
+            "ExpressionAttributeValues": {f":{n}": to_attribute(v) for n, v in changed.items()},
+        }
+
+    def _add_to_budget(self, job: str, amount: int, limit: int | None) -> Any:
+        update: dict[str, Any] = {
+            "TableName": self._table,
+            "Key": _key(job, "budget"),
+            "UpdateExpression": "ADD committed :amount",
+            "ExpressionAttributeValues": {":amount": to_attribute(amount)},
+        }
+        if limit is not None:
+            condition = "committed <= :room"
+            if amount <= limit:
+                condition = f"attribute_not_exists(committed) OR {condition}"
+            update["ConditionExpression"] = condition
+            update["ExpressionAttributeValues"][":room"] = to_attribute(limit - amount)
+        return update
+
+    # -- runs
+
+    def start(self, run: Run, lease_seconds: float) -> Run | None:
+        def attempt() -> Run | None:
+            current = self._read(_JOBS, run.job, _JOB_ITEM)
+            known = self._read(_RUNS, run.job, _run_item(run.run))
+            if known is not None:
+                if current is None or current.run != run.run:
+                    return None
+                taken = run_transitions.take_over_split(known, self._now(), lease_seconds)
+                return self._swap_run(taken) if taken else None
+            if current is not None and not run_transitions.is_newer(run.sequencer, current):
+                return None
+            spent = self._spent_without_budget(run.job) if current else 0
+            record = run_transitions.start(run, current, spent, self._now() + lease_seconds)
+            self._make_current(record, current)
+            return record.run
+
+        return self._retry(attempt, f"job {run.job} is started by too many uploads at once")
+
+    def checkpoint(self, run: Run, checkpoint: Checkpoint, lease_seconds: float) -> bool:
+        if not self._is_current(run):
+            return False
+        until = self._now() + lease_seconds
+        self._update_run(
+            run.job,
+            run.run,
+            lambda record: run_transitions.checkpoint(record, checkpoint, until),
+        )
+        return True
+
+    def finish_split(self, run: Run, totals: Totals, warnings: Sequence[str]) -> None:
+        self._update_run(
+            run.job, run.run, lambda record: run_transitions.finish_split(record, totals, warnings)
+        )
+
+    def fail(self, run: Run, reason: str) -> None:
+        now = self._now()
+        self._update_run(run.job, run.run, lambda record: run_transitions.fail(record, reason, now))
+
+    def stop(self, job: str) -> Run | None:
+        run = self.current(job)
+        return None if run is None else self._update_run(job, run.run, run_transitions.stop)
+
+    def current(self, job: str) -> Run | None:
+        current = self._read(_JOBS, job, _JOB_ITEM)
+        record = self._read(_RUNS, job, _run_item(current.run)) if current else None
+        return record.run if record else None
+
+    def counters(self, job: str, run: str) -> Counters:
+        return _sum(self._query(job, _shard_prefix(run)))
+
+    def report_due(self, job: str) -> bool:
+        current = self._read(_JOBS, job, _JOB_ITEM)
+        return current is not None and run_transitions.report_due(*self._snapshot(job, current.run))
+
+    def begin_report(self, run: Run, lease_seconds: float, owner: str = "") -> bool:
+        def attempt() -> bool:
+            if not self._is_current(run):
+                return False
+            record, counters = self._snapshot(run.job, run.run)
+            begun, changed = run_transitions.begin_report(
+                record, counters, owner, self._now(), lease_seconds
+            )
+            # The shards are not read at one moment: two equal readings are as good as that.
+            if begun and self.counters(run.job, run.run) != counters:
+                raise _Conflict
+            if changed is not None:
+                self._swap_run(changed)
+            return begun
+
+        return self._retry(attempt, f"the counters of job {run.job} change too fast to report them")
+
+    def finish_report(self, run: Run, finished_at: float) -> bool:
+        def attempt() -> bool:
+            record, counters = self._snapshot(run.job, run.run)
+            is_current, changed = run_transitions.finish_report(record, counters, finished_at)
+            self._swap_run(changed)
+            return is_current
+
+        return self._retry(attempt, f"the report of job {run.job} could not be recorded")
+
+    def _update_run(
+        self, job: str, run: str, transition: Callable[[RunRecord], RunRecord | None]
+    ) -> Run | None:
+        """The run after the transition, or None if there is nothing to change."""
+
+        def attempt() -> Run | None:
+            record = self._read(_RUNS, job, _run_item(run))
+            changed = transition(record) if record else None
+            return self._swap_run(changed) if changed else None
+
+        return self._retry(attempt, f"run {run} of job {job} is written by too many at once")
+
+    def _swap_run(self, record: RunRecord) -> Run:
+        """Replace the previous version. Raises _Conflict when another write was first."""
+        job, item = record.run.job, _run_item(record.run.run)
+        put = self._put(job, item, _RUNS.to_item(record), record.version - 1)
+        try:
+            self._write({"Put": put})
+        except _ConditionFailed as failed:
+            if failed.item is None or _RUNS.from_item(failed.item) != record:
+                raise _Conflict from failed
+        return record.run
+
+    def _make_current(self, record: RunRecord, before: JobRecord | None) -> None:
+        """Write the new run and the job's reference to it. Raises _Conflict."""
+        run = record.run
+        previous = before.version if before else None
+        version = 0 if previous is None else previous + 1
+        job = JobRecord(run.job, run.run, run.number, run.sequencer, version)
+        try:
+            self._write(
+                {"Put": self._put(run.job, _run_item(run.run), _RUNS.to_item(record), None)},
+                {"Put": self._put(run.job, _JOB_ITEM, _JOBS.to_item(job), previous)},
+            )
+        except (_ConditionFailed, _Conflict) as failed:
+            written = self._read(_RUNS, run.job, _run_item(run.run))
+            if written != record or self._read(_JOBS, run.job, _JOB_ITEM) != job:
+                raise _Conflict from failed
+
+    def _is_current(self, run: Run) -> bool:
+        current = self._read(_JOBS, run.job, _JOB_ITEM)
+        return current is not None and current.run == run.run
+
+    def _snapshot(self, job: str, run: str) -> tuple[RunRecord, Counters]:
+        """A run and its counters, in one query of about 2 KB."""
+        items = {item["item"]["S"]: item for item in self._query(job, _run_item(run))}
+        shards = [i for name, i in items.items() if name.startswith(_shard_prefix(run))]
+        return _RUNS.from_item(items[_run_item(run)]), _sum(shards)
+
+    def _spent_without_budget(self, job: str) -> int:
+        """Micro-USD spent by the job's runs that had no budget."""
+        items = list(self._query(job, "run#"))
+        records = [_RUNS.from_item(i) for i in items if "#shard#" not in i["item"]["S"]]
+        runs = [r.run for r in records if r.run.options.budget_micro_usd is None]
+        prefixes = tuple(_shard_prefix(run.run) for run in runs)
+        return _sum(i for i in items if i["item"]["S"].startswith(prefixes)).cost_micro_usd
+
+    # -- the table
+
+    def _read[T](self, codec: ItemCodec[T], job: str, item: str) -> T | None:
+        with translate_errors(_SERVICE):
+            response = self._db.get_item(
+                TableName=self._table, Key=_key(job, item), ConsistentRead=True
+            )
+        found = response.get("Item")
+        return codec.from_item(found) if found else None
+
+    def _query(self, job: str, prefix: str) -> Iterator[Item]:
+        pages = self._db.get_paginator("query").paginate(
+            TableName=self._table,
+            KeyConditionExpression="job = :job AND begins_with(#item, :prefix)",
+            ExpressionAttributeNames={"#item": "item"},
+            ExpressionAttributeValues={":job": {"S": job}, ":prefix": {"S": prefix}},
+            ConsistentRead=True,
+        )
+        with translate_errors(_SERVICE):
+            for page in pages:
+                yield from page["Items"]
+
+    def _put(self, job: str, item: str, attributes: Item, version: int | None) -> Any:
+        """A put over the record of this version, or where no record is (None)."""
+        put = {
+            "TableName": self._table,
+            "Item": attributes | _key(job, item),
+            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+        }
+        if version is None:
+            put["ConditionExpression"] = "attribute_not_exists(#item)"
+            put["ExpressionAttributeNames"] = {"#item": "item"}
+            return put
+        # Version 0 is a default, which items leave out.
+        missing = "attribute_not_exists(#version) OR " if version == 0 else ""
+        put["ConditionExpression"] = f"({missing}#version = :version)"
+        put["ExpressionAttributeNames"] = {"#version": "version"}
+        put["ExpressionAttributeValues"] = {":version": to_attribute(version)}
+        return put
+
+    def _write(self, *writes: Any) -> None:
+        """Write all or nothing. Raises _ConditionFailed, _Conflict, ServiceUnavailable."""
+        try:
+            with translate_errors(_SERVICE):
+                if len(writes) > 1:
+                    self._db.transact_write_items(TransactItems=writes)
+                elif "Put" in writes[0]:
+                    self._db.put_item(**writes[0]["Put"])
+                else:
+                    self._db.update_item(**writes[0]["Update"])
         except ClientError as error:
-            if error_code(error) != "ConditionalCheckFailedException":
-                raise
+            _raise_refusal(error)
+            raise
+
+    def _retry[T](self, attempt: Callable[[], T], failure: str) -> T:
+        """Repeat what another write was faster than. Raises ServiceUnavailable(failure)."""
+        for tries in range(1, _MAX_TRIES + 1):
+            try:
+                return attempt()
+            except _Conflict:
+                self._pause(tries)
+        raise ServiceUnavailable(failure)
+
+    def _pause(self, tries: int) -> None:
+        self._sleep(backoff(tries, _PAUSE_SECONDS, _PAUSE_CAP_SECONDS))
+
+
+def _raise_refusal(error: ClientError) -> None:
+    """Raises _ConditionFailed or _Conflict if that is what the error means."""
+    response: Any = error.response
+    if error_code(error) == "ConditionalCheckFailedException":
+        raise _ConditionFailed(response.get("Item")) from error
+    if error_code(error) != "TransactionCanceledException":
+        return
+    reasons = response.get("CancellationReasons", [])
+    codes = [reason.get("Code", "None") for reason in reasons]
+    if "ConditionalCheckFailed" in codes:
+        first_failed = codes[0] == "ConditionalCheckFailed"
+        raise _ConditionFailed(reasons[0].get("Item") if first_failed else None) from error
+    if set(codes) <= _TRANSIENT_CANCELLATIONS:
+        raise _Conflict from error
+
+
+def _sum(shards: Iterable[Item]) -> Counters:
+    total = Counters()
+    for shard in shards:
+        total += Counters(**{n: from_attribute(shard[n]) for n in _COUNTERS if n in shard})
+    return total
+
+
+def _key(job: str, item: str) -> Item:
+    return {"job": {"S": job}, "item": {"S": item}}
+
+
+def _row_item(key: str) -> str:
+    return f"row#{key}"
+
+
+def _run_item(run: str) -> str:
+    return f"run#{run}"
+
+
+def _shard_prefix(run: str) -> str:
+    return f"run#{run}#shard#"
+
+
+def _shard_item(run: str, key: str) -> str:
+    return f"{_shard_prefix(run)}{zlib.crc32(key.encode()) % _SHARDS}"

@@ -1,40 +1,40 @@
-"""The input bucket as the splitter, the reporter and the quote read it."""
+"""S3: the input bucket's CSVs as streams, and the results bucket's objects and uploads."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from darkroom.aws.errors import (
+    DENIED_CODES,
+    GONE_CODES,
+    MISSING_CODES,
+    error_code,
+    translate_errors,
+)
 from darkroom.errors import JobRejected, ServiceUnavailable
 from darkroom.jobs import Source
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
-from typing import IO, TYPE_CHECKING
-from urllib.parse import quote, unquote
-
-from darkroom.aws.errors import error_code, translate_errors
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
-
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, GetObjectOutputTypeDef
 
 CHUNK_BYTES = 256 * 1024
-_TRIES = 4  # of one read that breaks off; each goes on where the last one stopped
-_GONE = ("NoSuchKey", "NoSuchVersion", "NoSuchBucket", "404", "MethodNotAllowed", "405")
-_PAST_END = ("InvalidRange", "416")
-_DENIED = ("AccessDenied", "403")
+PART_BYTES = 8 * 1024 * 1024  # S3 takes 10,000 parts of at least 5 MiB: up to 80 GB
+_READ_TRIES = 4  # of one read that is cut off; each resumes where the last one stopped
+_METADATA_BYTES = 2000  # S3 takes 2 KB in all, names included
+_SERVICE = "the results bucket (S3)"
+# A version that was deleted is answered with MethodNotAllowed: a delete marker takes no GET.
+_PAST_END_CODES = frozenset({"InvalidRange", "416"})
+_CONDITION_FAILED_CODES = frozenset({"PreconditionFailed", "412"})
+_CONFLICT_CODES = frozenset({"ConditionalRequestConflict", "409"})
+_PLAIN = "".join(chr(c) for c in range(0x20, 0x7F) if chr(c) != "%")
 
 
 class S3CsvStore:
-    """Reads one version of an object as a stream, again from where it broke off."""
+    """Reads one version of an object as a stream; resumes a read that was cut off."""
 
     def __init__(self, s3: "S3Client") -> None:
         self._s3 = s3
@@ -44,7 +44,7 @@ class S3CsvStore:
         try:
             return self._s3.head_object(**_address(source))["Metadata"]
         except ClientError as error:
-            raise _translated(error, source) from error
+            raise _csv_error(error, source) from error
         except BotoCoreError as error:
             raise ServiceUnavailable(f"S3 cannot be reached: {type(error).__name__}") from error
 
@@ -59,36 +59,36 @@ class S3CsvStore:
                     arguments["Range"] = f"bytes={position}-"
                 if etag:
                     arguments["IfMatch"] = etag
-                answer = self._s3.get_object(**arguments)
-                etag = answer["ETag"]
-                for chunk in _from(position, answer):
+                response = self._s3.get_object(**arguments)
+                etag = response["ETag"]
+                for chunk in _from(position, response):
                     position += len(chunk)
                     failures = 0
                     yield chunk
             except ClientError as error:
-                if _code(error) in _PAST_END:
+                if error_code(error) in _PAST_END_CODES:
                     return
-                raise _translated(error, source) from error
-            except BotoCoreError as error:  # the stream broke off: time-out, reset, too short
+                raise _csv_error(error, source) from error
+            except BotoCoreError as error:  # cut off: time-out, reset, too short
                 failures += 1
-                if failures >= _TRIES:
+                if failures >= _READ_TRIES:
                     raise ServiceUnavailable(
-                        f"S3 broke off at byte {position}: {type(error).__name__}"
+                        f"S3 closed the connection at byte {position}: {type(error).__name__}"
                     ) from error
             else:
                 return
 
 
-def _from(position: int, answer: "GetObjectOutputTypeDef") -> Iterator[bytes]:
-    """The body from `position` on, also where the server ignored Range and sent the whole.
+def _from(position: int, response: "GetObjectOutputTypeDef") -> Iterator[bytes]:
+    """The body from `position` on, even if the server ignored Range and sent the whole object.
 
-    It may (RFC 9110, section 14.2), and MiniStack does where a version is named.
+    It may (RFC 9110, section 14.2), and MiniStack does when a version is named.
     """
-    unasked = 0 if "ContentRange" in answer else position
-    for chunk in answer["Body"].iter_chunks(CHUNK_BYTES):
-        asked, unasked = chunk[unasked:], max(0, unasked - len(chunk))
-        if asked:
-            yield asked
+    surplus = 0 if "ContentRange" in response else position
+    for chunk in response["Body"].iter_chunks(CHUNK_BYTES):
+        wanted, surplus = chunk[surplus:], max(0, surplus - len(chunk))
+        if wanted:
+            yield wanted
 
 
 def _address(source: Source) -> dict[str, Any]:
@@ -96,37 +96,22 @@ def _address(source: Source) -> dict[str, Any]:
     return {"Bucket": source.bucket, "Key": source.key, **version}
 
 
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _translated(error: ClientError, source: Source) -> Exception:
-    code = _code(error)
-    if code in _GONE:
-        return JobRejected(f"The file {source.key} is not in the bucket any more: upload it again.")
+def _csv_error(error: ClientError, source: Source) -> Exception:
+    code = error_code(error)
+    if code in GONE_CODES:
+        return JobRejected(f"The file {source.key} is no longer in the bucket: upload it again.")
     if code == "PreconditionFailed":
-        return JobRejected(f"The file {source.key} was replaced while it was read.")
-    if code in _DENIED:
+        return JobRejected(f"The file {source.key} was replaced while it was being read.")
+    if code in DENIED_CODES:
         return JobRejected(
-            f"The file {source.key} may not be read by this stack: check its encryption key and "
+            f"The file {source.key} cannot be read by this stack: check its encryption key and "
             "the bucket's policy."
         )
-    return ServiceUnavailable(f"S3 answered {code} for {source.key}")
-
-
-# The results bucket in S3.
-
-
-_SERVICE = "the results bucket (S3)"
-_MISSING = ("404", "NoSuchKey", "NotFound")
-_EXISTS = ("PreconditionFailed", "412")
-_MEANWHILE = ("ConditionalRequestConflict", "409")
-_METADATA_BYTES = 2000  # S3 takes 2 KB in all, names included
-_PLAIN = "".join(chr(c) for c in range(0x20, 0x7F) if chr(c) != "%")
+    return ServiceUnavailable(f"S3 returned {code} for {source.key}")
 
 
 class S3ObjectStore:
-    """ObjectStore. Metadata is percent-encoded where it is not printable ASCII."""
+    """Implements ports.ObjectStore. Metadata that is not printable ASCII is percent-encoded."""
 
     def __init__(self, s3: "S3Client", bucket: str) -> None:
         self._s3 = s3
@@ -158,9 +143,10 @@ class S3ObjectStore:
                     **condition,
                 )
         except ClientError as error:
-            if error_code(error) in _EXISTS or (replaces and error_code(error) in _MISSING):
+            code = error_code(error)
+            if code in _CONDITION_FAILED_CODES or (replaces and code in MISSING_CODES):
                 return False
-            if error_code(error) in _MEANWHILE:
+            if code in _CONFLICT_CODES:
                 raise ServiceUnavailable(f"{key} is being written by another worker") from error
             raise
         return True
@@ -170,7 +156,7 @@ class S3ObjectStore:
             with translate_errors(_SERVICE):
                 head = self._s3.head_object(Bucket=self._bucket, Key=key)
         except ClientError as error:
-            if error_code(error) in _MISSING:
+            if error_code(error) in MISSING_CODES:
                 return None
             raise
         found = {name: unquote(value) for name, value in head["Metadata"].items()}
@@ -181,13 +167,13 @@ class S3ObjectStore:
             with translate_errors(_SERVICE):
                 return self._s3.get_object(Bucket=self._bucket, Key=key)["Body"].read()
         except ClientError as error:
-            if error_code(error) in _MISSING:
+            if error_code(error) in MISSING_CODES:
                 return None
             raise
 
 
 def _encoded(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Header-safe, and within S3's limit: the longest values are cut first."""
+    """Header-safe and within S3's limit: the longest values are shortened first."""
     encoded = {name: quote(value, safe=_PLAIN).strip() for name, value in metadata.items()}
     while sum(len(n) + len(v) for n, v in encoded.items()) > _METADATA_BYTES:
         longest = max(encoded, key=lambda name: len(encoded[name]))
@@ -196,14 +182,8 @@ def _encoded(metadata: Mapping[str, str]) -> dict[str, str]:
     return encoded
 
 
-# Objects of unknown size streamed to S3, a part at a time.
-
-
-PART_BYTES = 8 * 1024 * 1024  # S3 takes 10,000 parts of at least 5 MiB: up to 80 GB
-
-
 class S3Uploads:
-    """Implements `report.reporting.Uploads` on one bucket. Holds one part in memory."""
+    """Streams objects of unknown size to one bucket, a part at a time; holds one part in memory."""
 
     def __init__(self, client: "S3Client", bucket: str, part_bytes: int = PART_BYTES) -> None:
         self._client = client
@@ -212,7 +192,7 @@ class S3Uploads:
 
     @contextmanager
     def open(self, key: str, content_type: str) -> Iterator["_Upload"]:
-        """A sink for bytes. The object appears at the end, or, after an error, not at all."""
+        """A sink for bytes. The object appears at the end, or not at all after an error."""
         upload = _Upload(self._client, self._bucket, key, content_type, self._part_bytes)
         try:
             yield upload
@@ -259,7 +239,7 @@ class _Upload:
         )
 
     def abort(self) -> None:
-        """Give the parts back; the bucket's lifecycle rule does it for a worker that was killed."""
+        """Delete the parts; those of a killed worker go by the bucket's lifecycle rule."""
         if self._upload_id is not None:
             self._client.abort_multipart_upload(
                 Bucket=self._bucket, Key=self._key, UploadId=self._upload_id

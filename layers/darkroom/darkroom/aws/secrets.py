@@ -1,10 +1,11 @@
-"""The endpoints secret, read from Secrets Manager and kept while it is good."""
+"""The endpoints secret, read from Secrets Manager and cached."""
 
 import threading
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from darkroom.aws.errors import error_code
 from darkroom.endpoints import EndpointsSecret, parse_endpoints
 from darkroom.errors import ConfigurationError
 from darkroom.ports import Clock, Telemetry
@@ -12,17 +13,16 @@ from darkroom.ports import Clock, Telemetry
 if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
 
-
-KEEP_SECONDS = 300.0
-# A rejected key asks for a new look at once; a storm of them asks no more often than this.
-LOOK_AGAIN_SECONDS = 15.0
+CACHE_SECONDS = 300.0
+# A rejected key has the secret read again at once, but however many there are, no sooner than this.
+REFRESH_SECONDS = 15.0
 
 
 class SecretsManagerSource:
     """Implements ports.SecretSource. Thread-safe: one thread reads, the others do not wait for it.
 
-    Read every 5 minutes. A secret that cannot be read or is not valid leaves the last good one in
-    force, with an error in the log at each try.
+    Read every CACHE_SECONDS. While the secret cannot be read or is not valid, the last valid one
+    stays in use, with an error in the log at each try.
     """
 
     def __init__(
@@ -33,56 +33,53 @@ class SecretsManagerSource:
         self._clock = clock
         self._telemetry = telemetry
         self._lock = threading.Lock()
-        self._good: EndpointsSecret | None = None
+        self._valid: EndpointsSecret | None = None
         self._version: str | None = None
         self._read_at = float("-inf")
-        self._wanted = False
+        self._refresh_requested = False
 
     def endpoints(self) -> EndpointsSecret:
-        """Raises ConfigurationError when there never was a good secret."""
-        good = self._good
-        if good is not None and not self._due():
-            return good
-        if good is not None and not self._lock.acquire(blocking=False):
-            return good  # another thread is reading
-        if good is None:
+        """Raises ConfigurationError when no valid secret was ever read."""
+        valid = self._valid
+        if valid is not None and not self._due():
+            return valid
+        if valid is not None and not self._lock.acquire(blocking=False):
+            return valid  # another thread is reading
+        if valid is None:
             self._lock.acquire()
         try:
-            return self._read() if self._good is None or self._due() else self._good
+            return self._read() if self._valid is None or self._due() else self._valid
         finally:
             self._lock.release()
 
     def refresh(self) -> None:
-        """Read again at the next use, or LOOK_AGAIN_SECONDS after the last read."""
-        self._wanted = True
+        """Read again at the next use, or REFRESH_SECONDS after the last read."""
+        self._refresh_requested = True
 
     def _due(self) -> bool:
         age = self._clock.now() - self._read_at
-        return age >= KEEP_SECONDS or (self._wanted and age >= LOOK_AGAIN_SECONDS)
+        return age >= CACHE_SECONDS or (self._refresh_requested and age >= REFRESH_SECONDS)
 
     def _read(self) -> EndpointsSecret:
         self._read_at = self._clock.now()
-        self._wanted = False
+        self._refresh_requested = False
         try:
             fresh, version = self._fetch()
         except ConfigurationError as error:
-            if self._good is None:
+            if self._valid is None:
                 raise
             self._telemetry.error("secret_not_usable", detail=str(error), kept=self._version)
-            return self._good
+            return self._valid
         if version != self._version:
             names = [endpoint.name for endpoint in fresh.endpoints]
             self._telemetry.info("secret_read", version=version, endpoints=names)
-        self._good, self._version = fresh, version
+        self._valid, self._version = fresh, version
         return fresh
 
     def _fetch(self) -> tuple[EndpointsSecret, str]:
         try:
-            answer = self._client.get_secret_value(SecretId=self._secret_id)
-        except ClientError as error:
-            code = error.response.get("Error", {}).get("Code", "unknown")
-            raise ConfigurationError(f"the endpoints secret cannot be read ({code})") from error
-        except BotoCoreError as error:
-            kind = type(error).__name__
+            response = self._client.get_secret_value(SecretId=self._secret_id)
+        except (ClientError, BotoCoreError) as error:
+            kind = error_code(error) if isinstance(error, ClientError) else type(error).__name__
             raise ConfigurationError(f"the endpoints secret cannot be read ({kind})") from error
-        return parse_endpoints(answer.get("SecretString", "")), answer["VersionId"]
+        return parse_endpoints(response.get("SecretString", "")), response["VersionId"]

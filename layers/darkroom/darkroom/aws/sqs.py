@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import batched
 from typing import TYPE_CHECKING, Any
 
 from darkroom.aws.errors import translate_errors
 from darkroom.errors import ServiceUnavailable
+from darkroom.retry import backoff
 from darkroom.rows import RowMessage
 
 if TYPE_CHECKING:
@@ -14,15 +16,17 @@ if TYPE_CHECKING:
 
 _SERVICE = "the queue (SQS)"
 _BATCH = 10
-# SQS takes 1 MiB a batch; the envelope of ten entries is left some room.
+# SQS accepts 1 MiB a batch; leave room for the envelope of ten entries.
 _BATCH_BYTES = 1024 * 1024 - 16 * 1024
-_TRIES = 6
-_LONGEST_GROUP = 128
-_LONGEST_ATTRIBUTE = 1000  # characters: for people to read
+_MAX_TRIES = 6
+_PAUSE_SECONDS = 0.1
+_PAUSE_CAP_SECONDS = 3.0
+_MAX_GROUP_CHARS = 128
+_MAX_ATTRIBUTE_CHARS = 1000
 
 
 class SqsRowQueue:
-    """RowQueue."""
+    """RowQueue on SQS. Thread-safe."""
 
     def __init__(
         self,
@@ -39,13 +43,14 @@ class SqsRowQueue:
 
     def send(self, messages: Sequence[RowMessage]) -> None:
         for batch in _batches(messages):
-            self._send_batch(batch)
+            self._repeat(self._send_batch, batch)
 
     def dead_letter(self, body: str, attributes: Mapping[str, str]) -> None:
+        values = {name: _sendable(value) for name, value in attributes.items()}
         described: dict[str, Any] = {
-            name: {"DataType": "String", "StringValue": _sendable(value)}
-            for name, value in attributes.items()
-            if _sendable(value)
+            name: {"DataType": "String", "StringValue": value}
+            for name, value in values.items()
+            if value
         }
         with translate_errors(_SERVICE):
             self._sqs.send_message(
@@ -53,44 +58,36 @@ class SqsRowQueue:
             )
 
     def extend(self, receipts: Sequence[str], seconds: int) -> None:
-        """A receipt no longer in work (its message is gone, or hidden anew) is passed over."""
-        for start in range(0, len(receipts), _BATCH):
-            entries: list[Any] = [
+        """Skips receipts that are no longer valid: deleted, or received by another worker."""
+        for batch in batched(receipts, _BATCH, strict=False):
+            entries = [
                 {"Id": str(n), "ReceiptHandle": receipt, "VisibilityTimeout": seconds}
-                for n, receipt in enumerate(receipts[start : start + _BATCH])
+                for n, receipt in enumerate(batch)
             ]
-            self._extend_batch(entries)
+            self._repeat(self._extend_batch, entries)
 
-    def _extend_batch(self, entries: list[Any]) -> None:
-        for attempt in range(_TRIES):
+    def _extend_batch(self, entries: list[Any]) -> list[Any]:
+        response = self._sqs.change_message_visibility_batch(QueueUrl=self._queue, Entries=entries)
+        return [f for f in response.get("Failed", []) if not f.get("SenderFault")]
+
+    def _send_batch(self, entries: list[Any]) -> list[Any]:
+        response = self._sqs.send_message_batch(QueueUrl=self._queue, Entries=entries)
+        failures: list[Any] = response.get("Failed", [])
+        for failure in failures:
+            if failure.get("SenderFault"):
+                raise ValueError(f"SQS rejected a message: {failure.get('Message')}")
+        return failures
+
+    def _repeat(self, request: Callable[[list[Any]], list[Any]], entries: list[Any]) -> None:
+        """Make a batch request, and again with the entries that failed."""
+        for tries in range(1, _MAX_TRIES + 1):
             with translate_errors(_SERVICE):
-                answer = self._sqs.change_message_visibility_batch(
-                    QueueUrl=self._queue, Entries=entries
-                )
-            failed = {f["Id"] for f in answer.get("Failed", []) if not f.get("SenderFault")}
+                failed = {failure["Id"] for failure in request(entries)}
             entries = [entry for entry in entries if entry["Id"] in failed]
             if not entries:
                 return
-            self._pause(attempt)
-        raise ServiceUnavailable(f"{_SERVICE} keeps refusing to extend messages")
-
-    def _send_batch(self, entries: list[Any]) -> None:
-        for attempt in range(_TRIES):
-            with translate_errors(_SERVICE):
-                answer = self._sqs.send_message_batch(QueueUrl=self._queue, Entries=entries)
-            failures = answer.get("Failed", [])
-            failed = {failure["Id"] for failure in failures}
-            entries = [entry for entry in entries if entry["Id"] in failed]
-            if not entries:
-                return
-            faults = [f for f in failures if f.get("SenderFault")]
-            if faults:
-                raise ValueError(f"SQS takes no such message: {faults[0].get('Message')}")
-            self._pause(attempt)
-        raise ServiceUnavailable(f"{_SERVICE} keeps refusing messages")
-
-    def _pause(self, attempt: int) -> None:
-        self._sleep(min(0.1 * 2.0**attempt, 3.0))
+            self._sleep(backoff(tries, _PAUSE_SECONDS, _PAUSE_CAP_SECONDS))
+        raise ServiceUnavailable(f"{_SERVICE} keeps failing entries of a batch")
 
 
 def _batches(messages: Sequence[RowMessage]) -> Iterator[list[Any]]:
@@ -114,9 +111,9 @@ def _batches(messages: Sequence[RowMessage]) -> Iterator[list[Any]]:
 def message_group(job: str) -> str:
     """The group id of a job's messages, for fair queues: ASCII letters, digits and punctuation."""
     safe = "".join(c if c.isascii() and c.isprintable() and c != " " else "_" for c in job)
-    return safe[-_LONGEST_GROUP:]
+    return safe[-_MAX_GROUP_CHARS:]
 
 
 def _sendable(value: str) -> str:
-    """Without the control characters that SQS refuses."""
-    return "".join(c for c in value[:_LONGEST_ATTRIBUTE] if c.isprintable())
+    """Removes the control characters that SQS rejects."""
+    return "".join(c for c in value[:_MAX_ATTRIBUTE_CHARS] if c.isprintable())

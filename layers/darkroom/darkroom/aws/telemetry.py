@@ -28,7 +28,7 @@ class PowertoolsTelemetry:
     def __init__(self, stack: str, service: str) -> None:
         self._stack = stack
         self._logger = Logger(service=service)
-        # The SDKs log whole requests at DEBUG; ours is the only voice.
+        # The SDKs log whole requests, with keys and images, at DEBUG.
         for noisy in ("openai", "httpx", "httpcore", "google_genai", "botocore", "urllib3"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         self._lock = threading.Lock()
@@ -43,7 +43,7 @@ class PowertoolsTelemetry:
             _bound.reset(token)
 
     def correlate(self, request_id: str) -> None:
-        """Every later line carries this invocation's request id."""
+        """Add this invocation's request id to all further lines."""
         self._logger.set_correlation_id(request_id)
 
     def metric(self, metric: Metric, value: float = 1, *, endpoint: str | None = None) -> None:
@@ -87,5 +87,5 @@ class PowertoolsTelemetry:
     @staticmethod
     def _fields(fields: dict[str, object]) -> dict[str, object]:
         both = {**(_bound.get() or {}), **fields}
-        # logging refuses its own attribute names ("name", "args", ...) as extra fields.
+        # logging rejects its own attribute names ("name", "args", ...) as extra fields.
         return {f"{k}_" if k in _RESERVED else k: v for k, v in both.items()}

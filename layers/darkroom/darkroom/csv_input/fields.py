@@ -1,112 +1,240 @@
-"""Values that a row and a job option share: read generously, refused with the choices."""
+"""The field table: every CSV column, job option and option of `darkroom submit`, once.
+
+A new column that is also a job option needs an entry in FIELDS and an attribute of EditSettings
+(rows.py), or of RowRequest if it is a column only, or of JobOptions (jobs.py) if an option only.
+"""
 
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, cast, get_args
+from typing import Any
 
+from darkroom.csv_input import values
+from darkroom.csv_input.names import parse_key, parse_output_name
 from darkroom.errors import JobRejected
 from darkroom.formatting import quoted, quoted_list
 from darkroom.jobs import JobOptions
-from darkroom.rows import AspectRatio, Background, Resolution
 
-_RATIOS: tuple[str, ...] = get_args(AspectRatio)
-_RESOLUTIONS: tuple[str, ...] = get_args(Resolution)
-_BACKGROUNDS: tuple[str, ...] = get_args(Background)
-_QUALITIES = ("auto", "low", "medium", "high", "standard", "hd")
-# "16:9" also as 16x9, 16/9, and as a spreadsheet's idea of a time: 16:09 or 16:09:00.
-_RATIO = re.compile(r"(\d{1,3})\s*[:x\xd7/]\s*(\d{1,3})(?::00)?", re.ASCII | re.IGNORECASE)
-_SIZE = re.compile(r"([1-9]\d{1,4})\s*[x\xd7*]\s*([1-9]\d{1,4})", re.ASCII | re.IGNORECASE)
-_WHOLE = re.compile(r"(\d{1,9})(?:\.0+)?", re.ASCII)
-_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}", re.ASCII)
+MAX_COLUMN_NAME_CHARS = 100
+# Metadata that upload tools (rclone, s3cmd, S3 Browser, s3fs, gsutil) add by themselves.
+_METADATA_OF_TOOLS = frozenset(
+    {
+        *("mtime", "md5chksum", "s3cmd-attrs", "s3b-last-modified", "goog-reserved-file-mtime"),
+        *("sha256", "uid", "gid", "mode", "atime", "ctime", "content-type"),
+    }
+)
 
-
-def read_aspect_ratio(text: str) -> AspectRatio:
-    """All functions here raise ValueError with the rest of a sentence: "'5:3' is not one of …"."""
-    match = _RATIO.fullmatch(text)
-    ratio = f"{int(match[1])}:{int(match[2])}" if match else text
-    if ratio not in _RATIOS:
-        raise ValueError(f"{quoted(text)} is not one of {', '.join(_RATIOS)}")
-    return cast("AspectRatio", ratio)
+# filter-rows: `0:50`, `:10`, `5,7,20:30`.
 
 
-def read_resolution(text: str) -> Resolution:
-    if text.upper() not in _RESOLUTIONS:
-        raise ValueError(f"{quoted(text)} is not one of {', '.join(_RESOLUTIONS)}")
-    return cast("Resolution", text.upper())
+@dataclass(frozen=True, slots=True)
+class RowFilter:
+    """Data rows by position, the first is 0. Ranges are sorted and separated by gaps."""
+
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]  # exclusive
+
+    def __contains__(self, row: int) -> bool:
+        place = bisect_right(self.starts, row) - 1
+        return place >= 0 and row < self.ends[place]
 
 
-def read_quality(text: str) -> str:
-    if text.lower() not in _QUALITIES:
-        raise ValueError(f"{quoted(text)} is not one of {', '.join(_QUALITIES)}")
-    return text.lower()
+_NO_END = 10**15
+ALL_ROWS = RowFilter((0,), (_NO_END,))
+_RANGE = re.compile(r"(?P<first>\d{1,12})?(?P<colon>\s*:\s*)?(?P<last>\d{1,12})?", re.ASCII)
+_RANGE_SEPARATOR = re.compile(r"[,;]")
 
 
-def read_background(text: str) -> Background:
-    if text.lower() not in _BACKGROUNDS:
-        raise ValueError(f"{quoted(text)} is not one of {', '.join(_BACKGROUNDS)}")
-    return cast("Background", text.lower())
+def parse_row_filter(text: str | None) -> RowFilter:
+    """Ranges `a:b` (b excluded, as in Python), `a:`, `:b`, and single rows, joined by commas.
+
+    Raises JobRejected naming the part that is not valid.
+    """
+    if text is None:
+        return ALL_ROWS
+    ranges = sorted(_parse_range(part.strip()) for part in _RANGE_SEPARATOR.split(text))
+    merged: list[tuple[int, int]] = []
+    for start, end in ranges:
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return RowFilter(tuple(start for start, _ in merged), tuple(end for _, end in merged))
 
 
-def read_size(text: str) -> str:
-    if text.lower() == "auto":
-        return "auto"
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{quoted(text)} is no size: write auto, or width x height like 1024x1536")
-    return f"{match[1]}x{match[2]}"
+def _parse_range(part: str) -> tuple[int, int]:
+    match = _RANGE.fullmatch(part)
+    if match is None or not part:
+        raise JobRejected(
+            f"The option filter-rows cannot be read at {quoted(part)}: write rows and ranges such "
+            "as 5,7,20:30 (the first row is 0, a range's end is excluded)."
+        )
+    first, last = match["first"], match["last"]
+    if match["colon"] is None:
+        return int(first), int(first) + 1
+    start = int(first) if first else 0
+    end = int(last) if last else _NO_END
+    if end <= start:
+        raise JobRejected(
+            f"The option filter-rows contains the range {quoted(part)}, which is empty: its end "
+            "must be larger than its start."
+        )
+    return start, end
 
 
-def read_count(text: str) -> int:
-    """1 to 10, also as 2.0, which tools write into columns with gaps."""
-    match = _WHOLE.fullmatch(text)
-    if match is None or not 1 <= int(match[1]) <= 10:  # noqa: PLR2004 - what OpenAI takes
-        raise ValueError(f"{quoted(text)} is not a number from 1 to 10")
-    return int(match[1])
-
-
-def read_model(text: str) -> str:
-    if _MODEL.fullmatch(text) is None:
-        raise ValueError(f"{quoted(text)} is no model name")
+def _checked_row_filter(text: str) -> str:
+    parse_row_filter(text)
     return text
 
 
-# The header row: which column means what.
+# The table.
 
 
-# The names a column may go by, the most particular first.
-ALIASES: Mapping[str, tuple[str, ...]] = {
-    "images": ("image_url", "input_images", "images", "image"),
-    "instruction": ("instruction", "prompt"),
-    "index": ("index", "id"),
-    "mask": ("mask_url", "mask"),
-    "aspect_ratio": ("aspect_ratio",),
-    "resolution": ("resolution",),
-    "size": ("size",),
-    "quality": ("quality",),
-    "background": ("background",),
-    "n": ("n",),
-    "output_name": ("output_name",),
-    "model": ("model",),
-}
-KNOWN_NAMES = frozenset(name for names in ALIASES.values() for name in names)
-_LONGEST_NAME = 100
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A CSV column, a job option, or both: then the option is the default for empty cells."""
+
+    name: str  # the attribute of RowRequest, of JobOptions, or of both
+    parse: Callable[[str], Any]  # from text without surrounding blanks; ValueError: see values.py
+    columns: tuple[str, ...] = ()  # names of the CSV column, the preferred one first
+    required: bool = False  # an empty cell is parsed too
+    option: bool = False  # job option: metadata of the uploaded CSV, and on the command line
+    help: str = ""  # of the option, on the command line
+    metavar: str = ""
+    in_quote: bool = True  # the option is also one of `darkroom quote`
+
+    @property
+    def option_name(self) -> str:
+        """As in S3 metadata and, after two dashes, on the command line."""
+        return self.name.replace("_", "-")
+
+    @property
+    def is_switch(self) -> bool:
+        """An option that is true or false."""
+        return self.parse is values.parse_switch
 
 
-def normalized(name: str) -> str:
-    """Header names are compared without regard to case, spaces and dashes: "Image URL"."""
+FIELDS = (
+    Field("images", values.parse_images, ("image_url", "input_images", "images", "image")),
+    Field("instruction", values.parse_instruction, ("instruction", "prompt"), required=True),
+    Field("index", parse_key, ("index", "id")),
+    Field("mask", values.parse_reference, ("mask_url", "mask")),
+    Field("size", values.parse_size, ("size",)),
+    Field("n", values.parse_image_count, ("n",)),
+    Field("output_name", parse_output_name, ("output_name",)),
+    Field(
+        "filter_rows",
+        _checked_row_filter,
+        option=True,
+        help="Process only these rows: 0:50, :10, 5,7,20:30 (the first is 0).",
+        metavar="ROWS",
+    ),
+    Field(
+        "budget_usd",
+        values.parse_budget,
+        option=True,
+        help="Never spend more than this; rows beyond it fail as `budget`.",
+        metavar="USD",
+        in_quote=False,
+    ),
+    Field(
+        "resume",
+        values.parse_switch,
+        option=True,
+        help="Keep rows that succeeded in an earlier upload (the default), or edit them again.",
+        in_quote=False,
+    ),
+    Field(
+        "retry_failed",
+        values.parse_switch,
+        option=True,
+        help="Also retry rows that failed in an earlier upload.",
+        in_quote=False,
+    ),
+    Field(
+        "model",
+        values.parse_model,
+        ("model",),
+        option=True,
+        help="For rows that do not name a model.",
+        metavar="NAME",
+    ),
+    Field(
+        "aspect_ratio",
+        values.parse_aspect_ratio,
+        ("aspect_ratio",),
+        option=True,
+        help="For rows without one: 1:1, 2:3, 16:9 …",
+        metavar="W:H",
+    ),
+    Field(
+        "resolution",
+        values.parse_resolution,
+        ("resolution",),
+        option=True,
+        help="For rows without one: 1K, 2K or 4K.",
+        metavar="SIZE",
+    ),
+    Field(
+        "quality",
+        values.parse_quality,
+        ("quality",),
+        option=True,
+        help="For rows without one: low, medium, high.",
+        metavar="NAME",
+    ),
+    Field(
+        "background",
+        values.parse_background,
+        ("background",),
+        option=True,
+        help="For rows without one: transparent, opaque, auto.",
+        metavar="NAME",
+    ),
+    Field(
+        "max_attempts",
+        values.parse_attempts,
+        option=True,
+        help="Attempts per row before it is dead (default 5).",
+        metavar="NUMBER",
+        in_quote=False,
+    ),
+    Field(
+        "instruction_column",
+        values.parse_text,
+        option=True,
+        help="The column with the instructions.",
+        metavar="COLUMN",
+    ),
+    Field(
+        "output_name_column",
+        values.parse_text,
+        option=True,
+        help="The column with the names of the edited images.",
+        metavar="COLUMN",
+    ),
+)
+COLUMN_FIELDS = tuple(field for field in FIELDS if field.columns)
+COLUMN_NAMES = frozenset(name for field in COLUMN_FIELDS for name in field.columns)
+OPTION_FIELDS: Mapping[str, Field] = {field.option_name: field for field in FIELDS if field.option}
+
+# The header row: which column is which field.
+
+
+def normalize_name(name: str) -> str:
+    """Column names are compared ignoring case, and with spaces and dashes as underscores."""
     return name.strip().casefold().replace(" ", "_").replace("-", "_")
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Where each field lies in a row. Columns that mean nothing here are carried on."""
+    """The position of each field in a row. Other columns are only copied into the manifest."""
 
     header: tuple[str, ...]
     positions: Mapping[str, int]
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
     def has(self, field_name: str) -> bool:
         return field_name in self.positions
@@ -123,24 +251,26 @@ class Columns:
         return cells[position].strip()
 
     def align(self, cells: Sequence[str]) -> tuple[str, ...]:
-        """As many cells as the header has names."""
+        """The cells, cut or filled with empty ones to the length of the header."""
         width = len(self.header)
         return tuple(cells[:width]) + ("",) * (width - len(cells))
 
 
 def read_columns(header: tuple[str, ...], options: JobOptions) -> Columns:
-    """Raises JobRejected: no header, no instruction column, a named column that is not there."""
-    names = [normalized(name) for name in header]
+    """Find the fields' columns.
+
+    Raises JobRejected if there is no header or no instruction column, if a column of a field occurs
+    twice, or if an option names a column that does not exist.
+    """
+    names = [normalize_name(name) for name in header]
     positions: dict[str, int] = {}
     warnings: list[str] = []
-    chosen = {"instruction": options.instruction_column, "output_name": options.output_name_column}
-    for field_name, aliases in ALIASES.items():
-        wanted = chosen.get(field_name)
-        if wanted is not None:
-            option = f"{field_name.replace('_', '-')}-column"
-            positions[field_name] = _find_named(wanted, option, header)
+    for field in COLUMN_FIELDS:
+        option = f"{field.name}_column"
+        if chosen := getattr(options, option, None):
+            positions[field.name] = _find_chosen(chosen, option.replace("_", "-"), header)
             continue
-        present = [alias for alias in aliases if alias in names]
+        present = [alias for alias in field.columns if alias in names]
         if not present:
             continue
         if names.count(present[0]) > 1:
@@ -148,142 +278,77 @@ def read_columns(header: tuple[str, ...], options: JobOptions) -> Columns:
                 f"The header row has the column {quoted(present[0])} {names.count(present[0])} "
                 "times: keep one."
             )
-        positions[field_name] = names.index(present[0])
+        positions[field.name] = names.index(present[0])
         if len(present) > 1:
             warnings.append(
                 f"The columns {quoted_list(present)} mean the same: {quoted(present[0])} is used, "
-                "the others are only carried into the manifest."
+                "the others are only copied into the manifest."
             )
     if "instruction" not in positions:
-        raise JobRejected(_no_instruction(header))
+        raise JobRejected(_describe_missing_instruction(header))
     return Columns(header, positions, tuple(warnings))
 
 
-def _find_named(wanted: str, option: str, header: tuple[str, ...]) -> int:
-    if header.count(wanted) == 1:
-        return header.index(wanted)
-    matches = [i for i, name in enumerate(header) if normalized(name) == normalized(wanted)]
+def _find_chosen(chosen: str, option: str, header: tuple[str, ...]) -> int:
+    if header.count(chosen) == 1:
+        return header.index(chosen)
+    matches = [i for i, name in enumerate(header) if normalize_name(name) == normalize_name(chosen)]
     if len(matches) == 1:
         return matches[0]
-    problem = "is there more than once" if matches else "is not there"
+    problem = "exists more than once" if matches else "does not exist"
     raise JobRejected(
-        f"The column {quoted(wanted)} that {option} names {problem}: the columns are "
+        f"The column {quoted(chosen)} named by the option {option} {problem}: the columns are "
         f"{quoted_list(header)}."
     )
 
 
-def _no_instruction(header: tuple[str, ...]) -> str:
+def _describe_missing_instruction(header: tuple[str, ...]) -> str:
     for name in header:
-        if "://" in name or len(name) > _LONGEST_NAME or name.replace(".", "").isdigit():
+        is_number = name.replace(".", "").isdigit()
+        if "://" in name or len(name) > MAX_COLUMN_NAME_CHARS or is_number:
             return (
-                f"The file has no header row: its first row holds {quoted(name)}. Add one such as "
-                "image_url,instruction."
+                f"The file has no header row: its first row contains {quoted(name)}. Add a header "
+                "such as image_url,instruction."
             )
     return (
-        f"No column says what to do: the columns are {quoted_list(header)}. Name one instruction "
-        "(or prompt), or say which it is with the option instruction-column."
+        f"No column contains instructions: the columns are {quoted_list(header)}. Name one of them "
+        "instruction (or prompt), or name it in the option instruction-column."
     )
 
 
-# The option filter-rows: `0:50`, `:10`, `5,7,20:30`.
-
-
-_PART = re.compile(r"(?P<first>\d{1,12})?(?P<colon>\s*:\s*)?(?P<last>\d{1,12})?", re.ASCII)
-_SEPARATOR = re.compile(r"[,;]")
-_END = 10**15
-
-
-@dataclass(frozen=True, slots=True)
-class RowFilter:
-    """Data rows by position, the first is 0. Ranges are sorted and do not touch."""
-
-    starts: tuple[int, ...]
-    ends: tuple[int, ...]  # exclusive
-
-    def __contains__(self, row: int) -> bool:
-        place = bisect_right(self.starts, row) - 1
-        return place >= 0 and row < self.ends[place]
-
-
-ALL_ROWS = RowFilter((0,), (_END,))
-
-
-def parse_row_filter(text: str | None) -> RowFilter:
-    """Ranges `a:b` (b excluded, like Python's), `a:`, `:b`, and single rows, joined by commas.
-
-    Raises JobRejected that names the part which cannot be read.
-    """
-    if text is None:
-        return ALL_ROWS
-    ranges = sorted(_parse_part(part.strip()) for part in _SEPARATOR.split(text))
-    merged: list[tuple[int, int]] = []
-    for start, end in ranges:
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return RowFilter(tuple(start for start, _ in merged), tuple(end for _, end in merged))
-
-
-def _parse_part(part: str) -> tuple[int, int]:
-    match = _PART.fullmatch(part)
-    if match is None or not part:
-        raise JobRejected(
-            f"The option filter-rows cannot be read at {quoted(part)}: write rows and ranges such "
-            "as 5,7,20:30 (the first row is 0, a range's end is excluded)."
-        )
-    first, last = match["first"], match["last"]
-    if match["colon"] is None:
-        return int(first), int(first) + 1
-    start = int(first) if first else 0
-    end = int(last) if last else _END
-    if end <= start:
-        raise JobRejected(
-            f"The option filter-rows holds the range {quoted(part)}, which is empty: its end must "
-            "be larger than its beginning."
-        )
-    return start, end
-
-
-# User metadata of the uploaded CSV as job options.
-
-
-# What upload tools (rclone, s3cmd, S3 Browser, s3fs, gsutil) write without being asked.
-_NOT_OURS = frozenset(
-    {
-        *("mtime", "md5chksum", "s3cmd-attrs", "s3b-last-modified", "goog-reserved-file-mtime"),
-        *("sha256", "uid", "gid", "mode", "atime", "ctime", "content-type"),
-    }
-)
-_LARGEST_BUDGET = 10_000_000.0
-_MOST_ATTEMPTS = 50
+# Job options.
 
 
 def parse_options(metadata: Mapping[str, str]) -> JobOptions:
-    """Names as in S3, `filter-rows`. Raises JobRejected that names the option and what it takes."""
-    values: dict[str, Any] = {}
+    """The user metadata of the uploaded CSV as job options: `{"filter-rows": "0:50"}`.
+
+    Raises JobRejected naming the option and its valid values.
+    """
+    parsed: dict[str, Any] = {}
     for written, raw in metadata.items():
         name = written.strip().lower().replace("_", "-")
-        if name in _NOT_OURS:
+        if name in _METADATA_OF_TOOLS:
             continue
-        read = _READERS.get(name)
-        if read is None:
-            raise JobRejected(_unknown(written, name))
+        field = OPTION_FIELDS.get(name)
+        if field is None:
+            raise JobRejected(_describe_unknown_option(written, name))
         try:
-            values[name.replace("-", "_")] = read(_decoded(raw).strip())
+            parsed[field.name] = field.parse(_decode(raw).strip())
         except ValueError as error:
             raise JobRejected(f"The option {name}: {error}.") from error
-    return JobOptions(**values)
+    return JobOptions(**parsed)
 
 
-def _unknown(written: str, name: str) -> str:
-    close = get_close_matches(name, _READERS, n=1)
+def _describe_unknown_option(written: str, name: str) -> str:
+    close = get_close_matches(name, OPTION_FIELDS, n=1)
     hint = f" Did you mean {close[0]}?" if close else ""
-    return f"There is no option {quoted(written)}.{hint} The options are {', '.join(_READERS)}."
+    return (
+        f"There is no option {quoted(written)}.{hint} The options are {', '.join(OPTION_FIELDS)}."
+    )
 
 
-def _decoded(value: str) -> str:
-    """S3 gives metadata that is not ASCII back as RFC 2047 words."""
+def _decode(value: str) -> str:
+    """S3 returns metadata that is not ASCII as RFC 2047 encoded words."""
     if "=?" not in value:
         return value
     from email.errors import HeaderParseError  # noqa: PLC0415 - rare, and slow to import
@@ -293,54 +358,3 @@ def _decoded(value: str) -> str:
         return str(make_header(decode_header(value)))
     except (HeaderParseError, LookupError, UnicodeError):
         return value
-
-
-def _text(value: str) -> str:
-    if not value:
-        raise ValueError("it is empty")
-    return value
-
-
-def _switch(value: str) -> bool:
-    if value.lower() in ("true", "yes", "on", "1"):
-        return True
-    if value.lower() in ("false", "no", "off", "0"):
-        return False
-    raise ValueError(f"{quoted(value)} is neither true nor false")
-
-
-def _filter_rows(value: str) -> str:
-    parse_row_filter(value)  # raises JobRejected with its own sentence
-    return value
-
-
-def _budget(value: str) -> float:
-    try:
-        amount = float(value.removeprefix("$"))
-    except ValueError:
-        amount = -1.0
-    if not 0 <= amount <= _LARGEST_BUDGET:  # also false for nan
-        raise ValueError(f"{quoted(value)} is not an amount of US dollars such as 5 or 2.50")
-    return amount
-
-
-def _attempts(value: str) -> int:
-    if not (value.isascii() and value.isdigit()) or not 1 <= int(value[:9]) <= _MOST_ATTEMPTS:
-        raise ValueError(f"{quoted(value)} is not a number from 1 to {_MOST_ATTEMPTS}")
-    return int(value)
-
-
-_READERS: Mapping[str, Callable[[str], object]] = {
-    "filter-rows": _filter_rows,
-    "resume": _switch,
-    "retry-failed": _switch,
-    "instruction-column": _text,
-    "output-name-column": _text,
-    "budget-usd": _budget,
-    "model": read_model,
-    "aspect-ratio": read_aspect_ratio,
-    "resolution": read_resolution,
-    "quality": read_quality,
-    "background": read_background,
-    "max-attempts": _attempts,
-}

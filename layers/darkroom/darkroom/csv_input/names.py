@@ -1,12 +1,10 @@
-"""Names of rows and pictures: safe as file names on every system, and used once per job."""
+"""Names of rows and images: valid as file names on every system, and unique within a job."""
 
 import re
 from array import array
-from collections.abc import Callable
 from hashlib import blake2b
 from unicodedata import normalize
 
-from darkroom.errors import Reason, RowRejected
 from darkroom.formatting import quoted
 
 OUTPUT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -17,9 +15,9 @@ _OTHER_FORMATS = (
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?<![.])", re.ASCII)
 _FORBIDDEN = re.compile(r'[\\:*?"<>|\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]')
 _WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.ASCII | re.IGNORECASE)
-_OUR_FOLDERS = ("images", "thumbs")
-_LONGEST_PART = 200  # bytes; file systems take 255, copies and thumbnails add a few
-_LONGEST_NAME = 500  # bytes; an S3 key takes 1,024 with the job's prefix
+_RESERVED_FOLDERS = ("images", "thumbs")
+_MAX_PART_BYTES = 200  # file systems allow 255; copies and thumbnails add a few
+_MAX_NAME_BYTES = 500  # an S3 key may have 1,024 with the job's prefix
 
 
 def default_key(row: int) -> str:
@@ -27,77 +25,73 @@ def default_key(row: int) -> str:
     return f"{row:06d}"
 
 
-def check_key(value: str, column: str) -> str:
-    """A value of the index column that can name the row's files. Raises RowRejected (bad_input)."""
-    if _KEY.fullmatch(value) is None or _WINDOWS_DEVICES.fullmatch(value):
-        raise RowRejected(
-            Reason.BAD_INPUT,
-            f"column {column}: {quoted(value)} cannot name a file: use up to 100 letters (a-z), "
-            "digits, dots, dashes and underscores, beginning with a letter or digit",
+def parse_key(text: str) -> str:
+    """A value of the index column. Raises ValueError unless it can be part of file names."""
+    if _KEY.fullmatch(text) is None or _WINDOWS_DEVICES.fullmatch(text):
+        raise ValueError(
+            f"{quoted(text)} cannot be used as a file name: use up to 100 letters (a-z), digits, "
+            "dots, dashes and underscores, beginning with a letter or digit"
         )
-    return value
+    return text
 
 
-def check_output_name(value: str, column: str) -> str:
-    """The picture's path under the job's `images/`, with an extension; `.png` where it has none.
+def parse_output_name(text: str) -> str:
+    """The image's path below the job's `images/`; the extension `.png` is added where it has none.
 
-    Raises RowRejected (bad_input) for a name that would leave that folder, that some system cannot
-    store, or that asks for a format no provider gives.
+    Raises ValueError for a path that leaves that folder, that some system cannot store, or whose
+    extension is a format that no provider returns.
     """
-
-    def refuse(why: str) -> RowRejected:
-        return RowRejected(Reason.BAD_INPUT, f"column {column}: {quoted(value)} {why}")
-
-    name = normalize("NFC", value)
-    found = _FORBIDDEN.search(name)
-    if found:
-        raise refuse(
-            f"holds {_character(found[0])}, which some systems cannot store in a file name"
-        )
-    if name.startswith("/"):
-        raise refuse("begins with a slash: give a name or a path below the job's images folder")
+    problem, name = None, normalize("NFC", text)
     parts = name.removeprefix("images/").split("/")
-    for part in parts:
-        _check_part(part, refuse)
-    if any(part.casefold() in _OUR_FOLDERS for part in parts[:-1]):
-        raise refuse("uses a folder named images or thumbs, where Darkroom keeps its own files")
-    name = "/".join(parts)
     suffix = "." + parts[-1].rpartition(".")[2].lower() if "." in parts[-1] else ""
-    if suffix in _OTHER_FORMATS:
-        raise refuse(f"asks for {suffix}: the formats are {', '.join(OUTPUT_SUFFIXES)}")
-    if suffix not in OUTPUT_SUFFIXES:
-        name += ".png"
-    if len(name.encode()) > _LONGEST_NAME:
-        raise refuse(f"is longer than {_LONGEST_NAME} bytes")
+    if forbidden := _FORBIDDEN.search(name):
+        problem = (
+            f"contains {_character(forbidden[0])}, which some systems do not allow in a file name"
+        )
+    elif name.startswith("/"):
+        problem = "begins with a slash: write a name or a path below the job's images folder"
+    elif part_problems := [found for part in parts if (found := _part_problem(part))]:
+        problem = part_problems[0]
+    elif any(part.casefold() in _RESERVED_FOLDERS for part in parts[:-1]):
+        problem = "uses a folder named images or thumbs, which are reserved for Darkroom's files"
+    elif suffix in _OTHER_FORMATS:
+        problem = f"has the extension {suffix}: the formats are {', '.join(OUTPUT_SUFFIXES)}"
+    else:
+        name = "/".join(parts) + ("" if suffix in OUTPUT_SUFFIXES else ".png")
+        if len(name.encode()) > _MAX_NAME_BYTES:
+            problem = f"is longer than {_MAX_NAME_BYTES} bytes"
+    if problem:
+        raise ValueError(f"{quoted(text)} {problem}")
     return name
 
 
-def _check_part(part: str, refuse: Callable[[str], RowRejected]) -> None:
+def _part_problem(part: str) -> str | None:
     if part in ("", ".", ".."):
-        raise refuse("leaves its folder or has an empty part: give a plain name or path")
+        return "leaves its folder or has an empty part: write a plain name or path"
     if part.startswith(".") or part != part.strip() or part.endswith("."):
-        raise refuse("has a part that begins with a dot, or ends with a dot or a blank")
+        return "has a part that begins with a dot, or ends with a dot or a blank"
     if _WINDOWS_DEVICES.fullmatch(part):
-        raise refuse(f"uses {part}, a name Windows keeps for a device")
-    if len(part.encode()) > _LONGEST_PART:
-        raise refuse(f"has a part of more than {_LONGEST_PART} bytes")
+        return f"uses {part}, a name that Windows reserves for a device"
+    if len(part.encode()) > _MAX_PART_BYTES:
+        return f"has a part of more than {_MAX_PART_BYTES} bytes"
+    return None
 
 
 def _character(character: str) -> str:
     return f"'{character}'" if character.isprintable() else f"the character U+{ord(character):04X}"
 
 
-def copies(output_name: str, n: int) -> list[str]:
-    """The paths of all pictures of a row that asks for `n`, as ResultPaths.image names them."""
+def image_names(output_name: str, n: int) -> list[str]:
+    """The paths of all `n` images of a row, as ResultPaths.image names them."""
     stem, _, suffix = output_name.rpartition(".")
     return [output_name, *(f"{stem}-{copy}.{suffix}" for copy in range(1, n))]
 
 
 class UsedNames:
-    """Which row was first to use a name, in 12 bytes a slot: a million names take 25 MB.
+    """Which row used a name first, in 12 bytes a slot: a million names take 25 MB.
 
-    Names are kept as 64-bit digests (two of a million names meet by chance once in 40 million jobs)
-    and compared without regard to case, as the disks of macOS and Windows do.
+    Names are stored as 64-bit digests (in a job of a million names, two collide with a probability
+    of 1 in 40 million) and compared ignoring case, as the file systems of macOS and Windows do.
     """
 
     def __init__(self) -> None:
@@ -105,7 +99,7 @@ class UsedNames:
         self._resize(1024)
 
     def first_user(self, name: str, row: int) -> int | None:
-        """The row that uses the name already, or None: it is `row`'s from now on."""
+        """The row that used the name before; None if there was none: `row` is the first, then."""
         digest = blake2b(normalize("NFC", name).casefold().encode(), digest_size=8).digest()
         number = int.from_bytes(digest) or 1
         slot = self._slot(number)

@@ -1,30 +1,46 @@
-"""The CSV as records, streamed: header, delimiter, rows, and where in the text each row ends."""
+"""Reads the rows of a job from its CSV, streamed: records, and the request each of them contains.
+
+For the same bytes and options every pass yields the same rows, so that the manifest can list rows
+(bad input, skipped) of which the ledger has no record.
+"""
 
 import codecs
 import contextlib
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from darkroom.csv_input.fields import (
-    KNOWN_NAMES,
+    COLUMN_FIELDS,
+    COLUMN_NAMES,
     Columns,
     RowFilter,
-    normalized,
+    normalize_name,
     parse_row_filter,
     read_columns,
 )
-from darkroom.csv_input.names import UsedNames, copies, default_key
-from darkroom.csv_input.row_parser import parse_row, row_key
-from darkroom.csv_input.text import HEAD_BYTES, Lines, OpenBytes, TextFormat, read_format, read_text
+from darkroom.csv_input.names import UsedNames, default_key, image_names, parse_key
+from darkroom.csv_input.text import (
+    HEAD_BYTES,
+    MAX_FIELD_CHARS,
+    Lines,
+    OpenBytes,
+    TextFormat,
+    read_format,
+    read_text,
+)
 from darkroom.errors import JobRejected, Reason, RowRejected
-from darkroom.formatting import quoted
+from darkroom.formatting import describe_validation, quoted
 from darkroom.jobs import JobOptions
 from darkroom.rows import RowRequest
 
 DELIMITERS = (",", ";", "\t")
 MAX_COLUMNS = 1_000
+MAX_ROWS = 5_000_000  # bounds the time of the check and the memory for names (UsedNames)
+_REQUEST_FIELDS = tuple(field for field in COLUMN_FIELDS if field.name in RowRequest.model_fields)
 
 
 class Record(NamedTuple):
@@ -36,7 +52,7 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CsvInput:
-    """An opened CSV: what the header row tells. Rows come from `records`."""
+    """An opened CSV: its format and header row. `records` reads the data rows."""
 
     open_bytes: OpenBytes
     text_format: TextFormat
@@ -46,20 +62,20 @@ class CsvInput:
 
     @classmethod
     def open(cls, open_bytes: OpenBytes) -> "CsvInput":
-        """Read the header row. Raises JobRejected with the sentence for the user."""
+        """Read the header row, with the delimiter that finds most columns. Raises JobRejected."""
         text_format, head = read_format(open_bytes)
         found: list[_Header] = []
-        refused: list[JobRejected] = []
+        errors: list[JobRejected] = []
         for delimiter in DELIMITERS:
             try:
                 found.append(_read_header(head, text_format, delimiter))
             except JobRejected as error:
-                refused.append(error)
+                errors.append(error)
         if not found:
-            raise refused[0]
+            raise errors[0]
         best = max(found, key=lambda header: header.score)
-        if refused and best.score <= (0, 1):
-            raise refused[0]  # a header of one odd column only because its quote is never closed
+        if errors and best.score <= (0, 1):
+            raise errors[0]  # a header of one unknown column: its quote is never closed
         if len(best.names) > MAX_COLUMNS:
             raise JobRejected(f"The header row has more than {MAX_COLUMNS:,} columns.")
         return cls(open_bytes, text_format, best.delimiter, best.names, best.end)
@@ -67,8 +83,8 @@ class CsvInput:
     def records(self, offset: int | None = None) -> Iterator[Record]:
         """Data rows from the byte `offset` of an earlier record's `end`, or from the first.
 
-        Blank lines, and rows whose cells are all empty, are no rows. Raises JobRejected when the
-        rest of the file cannot be read as CSV.
+        Blank lines, and rows whose cells are all empty, are skipped. Raises JobRejected when the
+        remaining file cannot be read as CSV.
         """
         start = self.data_start if offset is None else offset
         lines = Lines(
@@ -83,7 +99,7 @@ class CsvInput:
             except StopIteration:
                 return
             except csv.Error as error:
-                raise JobRejected(_sentence(error, lines)) from error
+                raise JobRejected(_describe_csv_error(error, lines)) from error
             lines.record_chars = 0
             if any(cells) and any(cell.strip() for cell in cells):
                 yield Record(cells, lines.offset)
@@ -98,11 +114,11 @@ class _Header(NamedTuple):
 
     @property
     def score(self) -> tuple[int, int]:
-        return sum(normalized(name) in KNOWN_NAMES for name in self.names), len(self.names)
+        return sum(normalize_name(name) in COLUMN_NAMES for name in self.names), len(self.names)
 
 
 def _read_header(head: bytes, text_format: TextFormat, delimiter: str) -> _Header:
-    lines = Lines(_whole_text(head, text_format), text_format.encoding, text_format.start)
+    lines = Lines(_complete_text(head, text_format), text_format.encoding, text_format.start)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         for cells in reader:
@@ -111,21 +127,21 @@ def _read_header(head: bytes, text_format: TextFormat, delimiter: str) -> _Heade
                 return _Header(delimiter, tuple(cell.strip() for cell in cells), lines.offset)
     except csv.Error as error:
         _check_complete(lines.offset, head)
-        raise JobRejected(_sentence(error, lines)) from error
+        raise JobRejected(_describe_csv_error(error, lines)) from error
     raise JobRejected("The file is empty: it needs a header row and at least one row.")
 
 
 def _is_excel_hint(cells: list[str]) -> bool:
-    """Excel's first line "sep=;", which says the delimiter."""
+    """Excel's first line "sep=;", which names the delimiter."""
     return cells[0].lower().startswith("sep=") and not any(cells[1:])
 
 
-def _whole_text(head: bytes, text_format: TextFormat) -> Iterator[bytes]:
-    """The head's text without a character cut in two at its end."""
+def _complete_text(head: bytes, text_format: TextFormat) -> Iterator[bytes]:
+    """The text of `head`, without an incomplete character at its end."""
     body = head[text_format.start :]
     if len(head) > HEAD_BYTES:
         decoder = codecs.getincrementaldecoder(text_format.encoding)()
-        with contextlib.suppress(UnicodeDecodeError):  # met again, and named, by Lines
+        with contextlib.suppress(UnicodeDecodeError):  # Lines reports it
             body = decoder.decode(body).encode(text_format.encoding)
     yield body
 
@@ -137,7 +153,7 @@ def _check_complete(offset: int, head: bytes) -> None:
         )
 
 
-def _sentence(error: csv.Error, lines: Lines) -> str:
+def _describe_csv_error(error: csv.Error, lines: Lines) -> str:
     text = str(error)
     if "unexpected end of data" in text:
         return (
@@ -146,8 +162,8 @@ def _sentence(error: csv.Error, lines: Lines) -> str:
         )
     if "field limit" in text:
         return (
-            f"Line {lines.line} holds a field of more than 131,072 characters: probably a quote "
-            "before it is never closed."
+            f"Line {lines.line} contains a field of more than {MAX_FIELD_CHARS:,} characters: "
+            "probably a quote before it is never closed."
         )
     if "expected after" in text:
         return (
@@ -157,39 +173,30 @@ def _sentence(error: csv.Error, lines: Lines) -> str:
     return f"Line {lines.line} cannot be read as CSV ({text})."
 
 
-# The rows of a job: what splitter, reporter and quote all read from the pinned CSV.
-#
-# For the same bytes and the same options every pass gives the same rows, so that the manifest can
-# tell of rows (bad input, skipped) that the ledger never heard of.
-
-
-MAX_ROWS = 5_000_000  # bounds the time of the check and the memory for names (UsedNames)
-
-
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """One data row. `asked` is what it wants, or why it ends as `failed: bad_input`.
+    """One data row. `request` is what to edit, or why the row ends as `failed: bad_input`.
 
-    `skipped` (outside filter-rows) comes before both: such a row is not done whatever `asked` says.
-    The ledger knows a row by `key`; rows skipped or rejected have no record of this run there.
+    `skipped` (outside filter-rows) has precedence: such a row is not edited whatever its request.
+    The ledger stores a row under `key`; it has no record in this run of rows skipped or rejected.
     """
 
     row: int  # position in the CSV, the first data row is 0
     key: str
     cells: tuple[str, ...]  # as in the CSV, one for each name of the header
-    asked: RowRequest | RowRejected
+    request: RowRequest | RowRejected
     skipped: bool
     end: int  # byte offset in the decompressed text where the next row begins
 
 
 @dataclass(frozen=True, slots=True)
 class JobRows:
-    """A CSV opened with its options. Iterate for its rows; every iteration reads anew."""
+    """A CSV opened with its job options. Every iteration reads the rows from the start again."""
 
     csv: CsvInput
     columns: Columns
     options: JobOptions
-    wanted: RowFilter
+    row_filter: RowFilter
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -210,67 +217,113 @@ class JobRows:
         has_names = self.columns.has("index") or self.columns.has("output_name")
         used = UsedNames() if has_names else None
         if used is not None or offset is None:
-            # Which name was used first only the rows before can tell: read, not given out.
+            # Which row used a name first depends on the rows before: read them, but skip them.
             start, records = 0, self.csv.records()
         else:
             start, records = row, self.csv.records(offset)
         for number, record in enumerate(records, start):
             if number >= MAX_ROWS:
                 raise JobRejected(f"The file has more than {MAX_ROWS:,} rows: split it.")
-            job_row = self._row(number, record.cells, record.end, used)
+            job_row = self._row(number, record, used)
             if number >= row:
                 yield job_row
 
     def check(self) -> Iterator[int]:
-        """Read the whole file as the splitter's first pass, giving each row's number as it goes.
+        """Read the whole file without parsing its rows, yielding the number of each.
 
-        Raises JobRejected: not CSV to its end, no rows, or none that filter-rows wants.
+        Raises JobRejected: not CSV to its end, no rows, or none selected by filter-rows.
         """
-        number, wanted = -1, 0
+        number, selected = -1, 0
         for number, _ in enumerate(self.csv.records()):
             if number >= MAX_ROWS:
                 raise JobRejected(f"The file has more than {MAX_ROWS:,} rows: split it.")
-            wanted += number in self.wanted
+            selected += number in self.row_filter
             yield number
         if number < 0:
             raise JobRejected("The file has a header row but no rows.")
-        if not wanted:
+        if not selected:
             raise JobRejected(
                 f"The option filter-rows {quoted(self.options.filter_rows or '')} selects none of "
                 f"the file's {number + 1:,} rows (the first row is 0)."
             )
 
-    def _row(self, number: int, cells: Sequence[str], end: int, used: UsedNames | None) -> JobRow:
+    def _row(self, number: int, record: Record, used: UsedNames | None) -> JobRow:
+        columns, cells = self.columns, record.cells
         key = default_key(number)
-        asked: RowRequest | RowRejected
+        request: RowRequest | RowRejected
         try:
-            key = row_key(self.columns, cells, number)
-            asked = parse_row(self.columns, cells, self.options)
+            key = row_key(columns, cells, number)
+            request = parse_row(columns, cells, self.options)
             if used is not None:
-                self._claim_names(asked, key, number, used)
+                self._reject_used_names(request, key, number, used)
         except RowRejected as rejected:
-            asked = rejected
-        return JobRow(number, key, self.columns.align(cells), asked, number not in self.wanted, end)
+            request = rejected
+        skipped = number not in self.row_filter
+        return JobRow(number, key, columns.align(cells), request, skipped, record.end)
 
-    def _claim_names(self, asked: RowRequest, key: str, number: int, used: UsedNames) -> None:
-        """A second row of the same name would overwrite the first one's record or pictures."""
-        names = copies(asked.output_name or f"{key}.png", asked.n)
-        for name in (f"key {key}", *(f"picture {name}" for name in names)):
-            first = used.first_user(name, number)
+    def _reject_used_names(
+        self, request: RowRequest, key: str, number: int, used: UsedNames
+    ) -> None:
+        """A second row of the same name would overwrite the record or the images of the first."""
+        image_field = "output_name" if self.columns.has("output_name") else "index"
+        images = image_names(request.output_name or f"{key}.png", request.n)
+        for field, kind, name in (
+            ("index", "key", key),
+            *((image_field, "image", image) for image in images),
+        ):
+            first = used.first_user(f"{kind} {name}", number)
             if first is not None and first != number:
-                raise RowRejected(Reason.BAD_INPUT, self._taken(name, first))
-
-    def _taken(self, name: str, first: int) -> str:
-        kind, _, value = name.partition(" ")
-        field = "output_name" if kind == "picture" and self.columns.has("output_name") else "index"
-        column = self.columns.name(field)
-        return (
-            f"column {column}: row {first} uses the name {quoted(value)} already, give each its own"
-        )
+                raise _rejected(
+                    f"column {self.columns.name(field)}: row {first} already uses the name "
+                    f"{quoted(name)}, give each row its own"
+                )
 
 
 def read_job_rows(open_bytes: OpenBytes, options: JobOptions) -> JobRows:
     """Open a CSV. Raises JobRejected: no CSV, no header, no instruction column, bad filter-rows."""
-    wanted = parse_row_filter(options.filter_rows)
+    row_filter = parse_row_filter(options.filter_rows)
     csv = CsvInput.open(open_bytes)
-    return JobRows(csv, read_columns(csv.header, options), options, wanted)
+    return JobRows(csv, read_columns(csv.header, options), options, row_filter)
+
+
+def row_key(columns: Columns, cells: Sequence[str], row: int) -> str:
+    """The row's identity: its index cell, or its number where that is empty.
+
+    Raises RowRejected (bad_input) when the index cannot be part of file names.
+    """
+    index = columns.cell(cells, "index")
+    return _parse_cell(parse_key, index, columns.name("index")) if index else default_key(row)
+
+
+def parse_row(columns: Columns, cells: Sequence[str], options: JobOptions) -> RowRequest:
+    """Raises RowRejected (bad_input) with a sentence that names the column."""
+    width = len(columns.header)
+    if any(cell.strip() for cell in cells[width:]):
+        raise _rejected(
+            f"the row has {len(cells)} cells where the header has {width}: put cells that contain "
+            "the delimiter into quotes, with no blank before the quote"
+        )
+    values: dict[str, Any] = {}
+    for field in _REQUEST_FIELDS:
+        text = columns.cell(cells, field.name)
+        if text or field.required:
+            values[field.name] = _parse_cell(field.parse, text, columns.name(field.name))
+        elif field.option and (default := getattr(options, field.name)) is not None:
+            values[field.name] = default
+    if "mask" in values and not values.get("images"):
+        raise _rejected(f"column {columns.name('mask')}: the row has no image to apply the mask to")
+    try:
+        return RowRequest(**values)
+    except ValidationError as error:  # a rule of RowRequest that no parser checks
+        raise _rejected(f"column {describe_validation(error)}") from error
+
+
+def _parse_cell(parse: Callable[[str], Any], text: str, column: str) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise _rejected(f"column {column}: {error}") from error
+
+
+def _rejected(detail: str) -> RowRejected:
+    return RowRejected(Reason.BAD_INPUT, detail)

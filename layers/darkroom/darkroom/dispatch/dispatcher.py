@@ -3,56 +3,26 @@
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from darkroom.calls import CallFailed, CallPlan, EditResult, Provider
+from darkroom.calls import CallFailed, CallPlan, EditResult
 from darkroom.dispatch import rate_limiter
 from darkroom.dispatch.outcomes import LONG_WAIT_SECONDS, OutcomeRecorder
 from darkroom.dispatch.selector import NoSlot, Permit, Pool
 from darkroom.dispatch.state_cache import StateCache
 from darkroom.endpoint_state import SECOND, RejectionReason, StatesUnavailable
 from darkroom.endpoints import Endpoint, EndpointsSecret
-from darkroom.errors import DarkroomError, DeferRow, Reason, RetryRow, RowRejected
-from darkroom.ports import Clock, EndpointStates, ImageEditor, SecretSource, Telemetry
+from darkroom.errors import DeferRow, Ineligible, Reason, RetryRow, RowRejected
+from darkroom.ports import (
+    CallContext,
+    Clock,
+    DispatchResult,
+    EndpointStates,
+    ImageEditor,
+    SecretSource,
+    Telemetry,
+)
+from darkroom.providers.registry import Provider
 from darkroom.retry import backoff, with_jitter
-
-
-class Ineligible(DarkroomError):
-    """This endpoint's model cannot honour the row (a mask, say); another may. Says why."""
-
-
-class LeaseLost(DarkroomError):
-    """Another worker owns the row now: stop without calling and without settling."""
-
-
-class CallContext(Protocol):
-    """One row, as the dispatcher sees it: how to plan a call, and what to do around each."""
-
-    def plan(self, endpoint: Endpoint) -> CallPlan:
-        """Fit the row to the endpoint's model. Raises Ineligible."""
-
-    def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
-        """Just before money is spent. Raises RowRejected (budget, stopped) or LeaseLost."""
-
-    def after_call(
-        self, endpoint: Endpoint, plan: CallPlan, outcome: EditResult | CallFailed
-    ) -> None:
-        """Right after each call, whatever it came to."""
-
-
-@dataclass(frozen=True, slots=True)
-class DispatchResult:
-    """A call that gave an image, and how it came about."""
-
-    answer: EditResult
-    plan: CallPlan
-    endpoint: Endpoint
-    fallback: bool  # another tier than the first one configured
-    latency_ms: int  # of the successful call
-    slot_wait_ms: int
-    calls: int  # all calls made for this attempt
-    warnings: tuple[str, ...] = ()
-
 
 # Retry and fallback: which endpoint a row is sent to, and what an outcome leads to.
 #
@@ -65,7 +35,7 @@ class DispatchResult:
 type Editors = Mapping[Provider, ImageEditor] | Callable[[Provider], ImageEditor]
 
 
-class Dispatcher:
+class TieredDispatcher:
     """One per process, shared by its threads.
 
     `editors` may be a function of the provider, so that an SDK is imported only when it is needed;
@@ -143,7 +113,7 @@ _REASONS = {
 
 @dataclass(slots=True)
 class RowDispatch:
-    home: "Dispatcher"
+    home: "TieredDispatcher"
     context: CallContext
     deadline: float
     secret: EndpointsSecret
@@ -291,7 +261,7 @@ class RowDispatch:
             self.failures.append((endpoint, outcome))
             return outcome
         return DispatchResult(
-            answer=outcome,
+            result=outcome,
             plan=plan,
             endpoint=endpoint,
             fallback=endpoint.tier != min(e.tier for e in self.secret.endpoints),

@@ -7,9 +7,9 @@ late (at most LATE, else it books again), and the way to the provider.
 """
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import date, datetime, timedelta
+from zoneinfo import ZoneInfo
 
-from darkroom.calls import Provider
 from darkroom.endpoint_state import (
     SECOND,
     Day,
@@ -21,6 +21,7 @@ from darkroom.endpoint_state import (
     ReservationUpdate,
 )
 from darkroom.endpoints import Endpoint
+from darkroom.providers.registry import PROVIDERS, Provider
 
 MINUTE = 60 * SECOND
 MARGIN = 2 * SECOND
@@ -29,6 +30,7 @@ LEASE_GRACE = 15 * SECOND  # a lease outlives its call's time-out by this
 EXPIRED_AT_ONCE = 8  # leases of dead workers that one booking clears away
 RECOVERY = 300 * SECOND  # a learned interval halves in this time
 UNKNOWN_GAP = SECOND // 2  # the pace taken for known when a 429 meets an endpoint without a limit
+_EPOCH = date(1970, 1, 1).toordinal()
 
 
 def limits_of(endpoint: Endpoint, margin: int = MARGIN) -> Limits:
@@ -134,40 +136,12 @@ def _day_gate(state: EndpointState, ask: ReservationRequest, day: Day) -> Reject
 
 
 def provider_day(provider: Provider, now: int) -> Day:
-    """The day that `requests_per_day` counts: US Pacific time for Gemini, UTC for OpenAI."""
-    moment = datetime.fromtimestamp(now / SECOND, UTC)
-    if provider is Provider.OPENAI:
-        start = moment.replace(hour=0, minute=0, second=0, microsecond=0)
-        return _day(start, start + timedelta(days=1), start)
-    local = moment + _pacific_offset(moment)
-    midnight = local.replace(hour=0, minute=0, second=0, microsecond=0)
-    return _day(_from_pacific(midnight), _from_pacific(midnight + timedelta(days=1)), midnight)
-
-
-def _day(start: datetime, end: datetime, label: datetime) -> Day:
+    """The day that `requests_per_day` counts, in the time zone of the provider's quotas."""
+    zone = ZoneInfo(PROVIDERS[provider].time_zone)
+    moment = datetime.fromtimestamp(now / SECOND, zone)
+    midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
     return Day(
-        number=int(label.timestamp()) // 86_400,
-        start=int(start.timestamp()) * SECOND,
-        end=int(end.timestamp()) * SECOND,
+        number=midnight.toordinal() - _EPOCH,
+        start=int(midnight.timestamp()) * SECOND,
+        end=int((midnight + timedelta(days=1)).timestamp()) * SECOND,
     )
-
-
-def _pacific_offset(moment: datetime) -> timedelta:
-    """US Pacific time by its rule (since 2007), since not every runtime ships a zone database.
-
-    Summer time: from the second Sunday of March, 10:00 UTC, to the first of November, 9:00 UTC.
-    """
-    begins = _sunday(moment.year, 3, 2) + timedelta(hours=10)
-    ends = _sunday(moment.year, 11, 1) + timedelta(hours=9)
-    return timedelta(hours=-7 if begins <= moment < ends else -8)
-
-
-def _sunday(year: int, month: int, nth: int) -> datetime:
-    first = datetime(year, month, 1, tzinfo=UTC)
-    return first + timedelta(days=(6 - first.weekday()) % 7 + 7 * (nth - 1))
-
-
-def _from_pacific(wall: datetime) -> datetime:
-    """A midnight's true moment: clocks change at 2 a.m., so noon's neighbour does not matter."""
-    guess = wall + timedelta(hours=8)
-    return wall - _pacific_offset(guess)

@@ -3,31 +3,25 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from darkroom.calls import CallFailed, CallPlan, EditResult, Provider, SourceImage
-from darkroom.dispatch.dispatcher import LeaseLost
+from darkroom.calls import CallFailed, CallPlan, EditResult, SourceImage
 from darkroom.endpoints import Endpoint
-from darkroom.errors import Reason, RowRejected
+from darkroom.errors import LeaseLost, Reason, RowRejected
 from darkroom.jobs import Run, RunState
 from darkroom.metrics import Metric
-from darkroom.models.catalog import provider_of
 from darkroom.models.planner import plan_call
 from darkroom.ports import RowLedger, Telemetry
+from darkroom.providers.registry import likely_provider_of
 from darkroom.rows import Claim, NotSent, RowRequest
 
 
 def model_for(wanted: str | None, endpoint: Endpoint) -> str:
     """The row's model where the endpoint's provider makes it, else the endpoint's own.
 
-    A name nobody knows goes to Gemini if it speaks of Gemini or Imagen, else to OpenAI, whose
-    interface is the one that compatible servers offer.
+    `likely_provider_of` decides which provider that is.
     """
     if wanted is None:
         return endpoint.model
-    provider = provider_of(wanted)
-    if provider is None:
-        google = any(word in wanted.lower() for word in ("gemini", "imagen"))
-        provider = Provider.GEMINI if google else Provider.OPENAI
-    return wanted if provider is endpoint.provider else endpoint.model
+    return wanted if likely_provider_of(wanted) is endpoint.provider else endpoint.model
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Loads the pictures a row names, as forgiving as it can be."""
+"""Loads a row's input images and mask; a reference that fails is skipped if another one loads."""
 
 from dataclasses import dataclass
 
@@ -11,37 +11,40 @@ from darkroom.rows import RowRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedImages:
     images: tuple[SourceImage, ...] = ()
     mask: SourceImage | None = None
     warnings: tuple[str, ...] = ()
 
 
-def load(request: RowRequest, base: str, fetcher: ImageFetcher, *, last_attempt: bool) -> Loaded:
-    """A reference that fails is skipped with a warning if another one loads.
+def load_images(
+    request: RowRequest, base: str, fetcher: ImageFetcher, *, last_attempt: bool
+) -> LoadedImages:
+    """The images and mask that the row names, with a warning for each reference skipped.
 
-    One that may load later is worth another attempt, if there is one. Raises RowRejected (the
-    first reference's error when none loads; bad_image for a mask), RetryRow (image_unavailable).
+    A reference that may load later is worth another attempt, if there is one. Raises RowRejected
+    (the first reference's error when none loads; bad_image for a mask), RetryRow
+    (image_unavailable).
     """
     images: list[SourceImage] = []
-    broken: list[tuple[str, RowRejected]] = []
-    away: list[tuple[str, RetryRow]] = []
+    rejected: list[tuple[str, RowRejected]] = []
+    unavailable: list[tuple[str, RetryRow]] = []
     for reference in request.images:
         try:
             images.append(open_source(fetcher.fetch(reference, base), redact_url(reference)))
         except RowRejected as error:
-            broken.append((reference, error))
+            rejected.append((reference, error))
         except RetryRow as error:
-            away.append((reference, error))
-    if away and not (last_attempt and images):
-        raise away[0][1]
-    if broken and not images:
-        raise broken[0][1]
-    skipped: list[tuple[str, RowRejected | RetryRow]] = [*broken, *away]
+            unavailable.append((reference, error))
+    if unavailable and not (last_attempt and images):
+        raise unavailable[0][1]
+    if rejected and not images:
+        raise rejected[0][1]
+    skipped: list[tuple[str, RowRejected | RetryRow]] = [*rejected, *unavailable]
     warnings = tuple(
         f"skipped {redact_url(reference)}: {error.detail}" for reference, error in skipped
     )
-    return Loaded(tuple(images), _load_mask(request.mask, base, fetcher), warnings)
+    return LoadedImages(tuple(images), _load_mask(request.mask, base, fetcher), warnings)
 
 
 def _load_mask(reference: str | None, base: str, fetcher: ImageFetcher) -> SourceImage | None:

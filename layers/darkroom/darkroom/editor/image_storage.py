@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
 
-from darkroom.dispatch.dispatcher import DispatchResult, LeaseLost
 from darkroom.editor.call_context import RowCallContext
-from darkroom.errors import ServiceUnavailable
+from darkroom.errors import LeaseLost, ServiceUnavailable
 from darkroom.images.codec import render, thumbnail
 from darkroom.jobs import ResultPaths
-from darkroom.ports import Clock, ObjectStore, Telemetry
+from darkroom.ports import Clock, DispatchResult, ObjectStore, Telemetry
 from darkroom.rows import Claim, RowRecord, RowRequest, RowResult, RowState
 
 _SEPARATOR = " | "
@@ -27,13 +26,13 @@ def result_of(
     delivery: DispatchResult, claim: Claim, outputs: tuple[str, ...], warnings: tuple[str, ...]
 ) -> RowResult:
     """The outcome of a call that gave images; its cost includes the row's earlier calls."""
-    cost = delivery.answer.cost_micro_usd
+    cost = delivery.result.cost_micro_usd
     return RowResult(
         status=RowState.SUCCEEDED,
         outputs=outputs,
         provider=delivery.plan.provider.value,
         endpoint=delivery.endpoint.name,
-        model=delivery.answer.model or delivery.plan.model,
+        model=delivery.result.model or delivery.plan.model,
         fallback=delivery.fallback,
         latency_ms=delivery.latency_ms,
         cost_micro_usd=None if cost is None else claim.record.spent + cost,
@@ -131,7 +130,7 @@ class ImageStorage:
         """
         claim = context.claim
         paths, name = ResultPaths(claim.job), image_name(context.request, claim.key)
-        images = delivery.answer.images
+        images = delivery.result.images
         outputs = tuple(paths.image(name, copy) for copy in range(len(images)))
         result = result_of(delivery, claim, outputs, warnings)
         metadata = to_metadata(claim, result)

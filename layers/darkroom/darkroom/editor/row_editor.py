@@ -4,15 +4,14 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from darkroom.dispatch.dispatcher import Dispatcher, LeaseLost
 from darkroom.editor.call_context import RowCallContext, reject_if_stopped
 from darkroom.editor.heartbeat import TIMINGS, Leases, Timings
-from darkroom.editor.image_loading import load
+from darkroom.editor.image_loading import load_images
 from darkroom.editor.image_storage import ImageStorage
-from darkroom.errors import DeferRow, Reason, RetryRow, RowRejected, ServiceUnavailable
+from darkroom.errors import DeferRow, LeaseLost, Reason, RetryRow, RowRejected, ServiceUnavailable
 from darkroom.jobs import Run, RunState
 from darkroom.metrics import Metric
-from darkroom.ports import Clock, ImageFetcher, RowLedger, RowQueue, Telemetry
+from darkroom.ports import Clock, Dispatcher, ImageFetcher, RowLedger, RowQueue, Telemetry
 from darkroom.retry import backoff, with_jitter
 from darkroom.rows import Claim, NotClaimed, RowMessage, RowResult, RowState
 
@@ -101,7 +100,7 @@ class RowEditor:
         if context.claim.attempts_spent:
             raise RetryRow(Reason.WORKER_LOST, "its worker died in every attempt")
         reject_if_stopped(context.run)
-        loaded = load(
+        loaded = load_images(
             message.request, message.base, self.fetcher, last_attempt=self._is_last(context)
         )
         context.images, context.mask = loaded.images, loaded.mask

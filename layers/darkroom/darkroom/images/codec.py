@@ -1,324 +1,290 @@
-"""Pillow, and what is done with it: decode in full, normalise, encode. See `images/pictures.py`."""
+"""Decodes, normalises and encodes images: the only module that uses Pillow.
+
+Bytes that already fit are passed on untouched. Pillow is imported at its first use.
+"""
 
 import io
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from darkroom.models.catalog import JPEG, PNG, WEBP
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
-
 from darkroom.calls import CallFailed, Outcome, SourceImage
 from darkroom.errors import Reason, RowRejected
-from darkroom.images.file_types import describe_unsupported, is_image
-from darkroom.models.catalog import MIB
+from darkroom.images.file_types import describe_unsupported, is_heic, is_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MIB = 1024 * 1024
+PNG, JPEG, WEBP = "image/png", "image/jpeg", "image/webp"
+MIME_TYPES = {"PNG": PNG, "JPEG": JPEG, "WEBP": WEBP}  # by Pillow's name of the format
+EXTENSIONS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
 
+MAX_SOURCE_BYTES = 100 * MIB
 MAX_PIXELS = 64_000_000  # 8,000 x 8,000: 256 MB while it is open
-MIME = {"PNG": PNG, "JPEG": JPEG, "WEBP": WEBP}
-UNDECODABLE = (OSError, ValueError, SyntaxError, KeyError, EOFError, IndexError, MemoryError)
-_READ = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO")
-_SAVE: dict[str, dict[str, Any]] = {
+MAX_JPEG_PIXELS = 400_000_000  # a JPEG can be decoded at a half, a quarter or an eighth
+_UNDECODABLE = (OSError, ValueError, SyntaxError, KeyError, EOFError, IndexError, MemoryError)
+_READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO")
+_JPEG_FORMATS = frozenset({"JPEG", "MPO"})
+_PLAIN_MODES = frozenset({"RGB", "RGBA", "L", "LA"})
+_DEEP_GREY_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_IHDR_DEPTH = 24  # offset of a PNG's bits per channel
+_EXIF_ORIENTATION = 0x0112
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {"compress_level": 4},
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"quality": 92, "method": 2},
 }
-_DEEP_GREYS = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_IHDR_DEPTH = 24  # offset of the byte that tells a PNG's bits per channel
+_REDUCED_QUALITY = 85
+_SCALES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
+
+
+def open_source(data: bytes, name: str) -> SourceImage:
+    """Check a row's input image in full and convert it to a form that every model reads.
+
+    The format is detected from the content, not the name. An image with an EXIF rotation, in CMYK,
+    with 16 bits a channel or a palette, animated (its first frame is used), or in a format other
+    than PNG, JPEG and WebP is re-encoded. Raises RowRejected (bad_image) with a sentence that
+    starts with `name`.
+    """
+    image, full_size = _read(data, name)
+    image_format = image.format or ""
+    if image_format in MIME_TYPES and full_size and not _needs_rewriting(image, data):
+        return SourceImage(data, MIME_TYPES[image_format], image.width, image.height, name)
+    return _as_source(_normalise(image), "JPEG" if image_format in _JPEG_FORMATS else "PNG", name)
+
+
+def open_mask(data: bytes, name: str) -> SourceImage:
+    """A mask as a PNG: the image is edited where the mask is transparent.
+
+    A mask without transparency is read as black and white; white marks what is edited. Raises
+    RowRejected (bad_image).
+    """
+    image, _ = _read(data, name)
+    if image.format == "PNG" and image.mode in {"RGBA", "LA"} and not _is_16_bit_png(data):
+        return SourceImage(data, PNG, image.width, image.height, name)
+    mask = _normalise(image)
+    if "A" not in mask.getbands():
+        from PIL import ImageOps  # noqa: PLC0415 - see _pillow
+
+        alpha = ImageOps.invert(mask.convert("L"))
+        mask = _pillow().new("RGBA", mask.size, (0, 0, 0, 255))
+        mask.putalpha(alpha)
+    return _as_source(mask, "PNG", name)
+
+
+def resize_mask(mask: SourceImage, width: int, height: int) -> SourceImage:
+    """The mask at the size of its image."""
+    return _as_source(_decode(mask.data).convert("RGBA").resize((width, height)), "PNG", mask.name)
+
+
+def square(source: SourceImage) -> SourceImage:
+    """The image padded with transparent bars to a square PNG; untouched if it is square."""
+    if source.width == source.height:
+        return source
+    side = max(source.width, source.height)
+    canvas = _pillow().new("RGBA", (side, side), (0, 0, 0, 0))
+    offset = ((side - source.width) // 2, (side - source.height) // 2)
+    canvas.paste(_decode(source.data).convert("RGBA"), offset)
+    return _as_source(canvas, "PNG", source.name)
+
+
+def has_transparency(source: SourceImage) -> bool:
+    """Whether any pixel is transparent."""
+    lowest, _ = _decode(source.data).convert("RGBA").getchannel("A").getextrema()
+    return isinstance(lowest, int | float) and lowest < 255  # noqa: PLR2004 - opaque
+
+
+def fit(source: SourceImage, mime_types: Sequence[str], max_bytes: int) -> SourceImage:
+    """The image in one of `mime_types` within `max_bytes`; untouched if it already fits.
+
+    Tries another format or a lower quality before a smaller size. Raises RowRejected (bad_image)
+    when nothing is small enough.
+    """
+    if source.mime in mime_types and len(source.data) <= max_bytes:
+        return source
+    image = _decode(source.data)
+    if image.mode not in {"RGB", "RGBA"}:
+        image = image.convert("RGBA" if "A" in image.getbands() else "RGB")
+    for scale, image_format, quality in _encodings(mime_types, alpha="A" in image.getbands()):
+        size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
+        scaled = image if scale == 1 else image.resize(size, _pillow().Resampling.LANCZOS)
+        data = _encode(scaled, image_format, quality)
+        if len(data) <= max_bytes:
+            return SourceImage(data, MIME_TYPES[image_format], *scaled.size, source.name)
+    raise RowRejected(
+        Reason.BAD_IMAGE, f"{source.name} cannot be reduced to {max_bytes // 1024} KiB"
+    )
+
+
+def verify(data: bytes) -> None:
+    """Decode a provider's image in full. Raises ValueError when that fails."""
+    _decode(data)
+
+
+def render(data: bytes, extension: str) -> tuple[bytes, str]:
+    """A provider's image in the format of `output_name`'s extension, and its content type.
+
+    Takes png, jpg, jpeg and webp, with or without the dot. Bytes of that format are passed on
+    untouched. Raises CallFailed (unavailable, maybe charged) if `data` does not decode, which the
+    provider adapters have already checked, and ValueError for another extension.
+    """
+    image_format = EXTENSIONS.get(extension.lower().lstrip("."))
+    if image_format is None:
+        raise ValueError(f"{extension!r} is not a supported output format: use png, jpg or webp")
+    try:
+        image = _decode(data)
+    except ValueError as error:
+        raise CallFailed(
+            Outcome.UNAVAILABLE, "the answer's image does not decode", maybe_charged=True
+        ) from error
+    if image.format != image_format:
+        data = _encode(image, image_format)
+    return data, MIME_TYPES[image_format]
+
+
+def thumbnail(data: bytes, longest_side: int = 320) -> bytes:
+    """A small WebP for the gallery. Raises ValueError when `data` does not decode."""
+    try:
+        image = _open(data)
+        image.draft("RGB", (longest_side * 2, longest_side * 2))
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError("too many pixels")
+        image = _normalise(image)
+        image.thumbnail((longest_side, longest_side))
+    except _UNDECODABLE as error:
+        raise ValueError("not an image, or a damaged one") from error
+    out = io.BytesIO()
+    image.save(out, "WEBP", quality=78, method=2)
+    return out.getvalue()
 
 
 @cache
-def pillow() -> Any:
-    """PIL.Image, with its own bomb check off: ours is lower and runs before anything is decoded."""
+def _pillow() -> Any:
+    """PIL.Image, with its own limit on pixels off: ours is lower and is checked before decoding."""
     from PIL import Image  # noqa: PLC0415 - 19 ms that not every start needs
 
     Image.MAX_IMAGE_PIXELS = None
     return Image
 
 
-def open_lazily(data: bytes) -> "Image":
-    """The header only. Raises one of UNDECODABLE."""
-    picture: Image = pillow().open(io.BytesIO(data), formats=_READ)
-    return picture
+def _open(data: bytes) -> "Image":
+    """The image with only its header read. Raises one of _UNDECODABLE."""
+    image: Image = _pillow().open(io.BytesIO(data), formats=_READABLE)
+    return image
 
 
-def decode(data: bytes) -> "Image":
-    """All of it. Raises ValueError for what is no picture, is damaged or is too large."""
+def _decode(data: bytes) -> "Image":
+    """Raises ValueError for what is not an image, is damaged or has too many pixels."""
     try:
-        picture = open_lazily(data)
-        if picture.width * picture.height > MAX_PIXELS:
-            raise ValueError(f"{picture.width}x{picture.height} is too large a picture")
-        picture.load()
-    except UNDECODABLE as error:
-        raise ValueError("not a picture, or a damaged one") from error
-    return picture
-
-
-def is_deep_png(data: bytes) -> bool:
-    """A PNG of 16 bits a channel; in colour, Pillow shows it as an ordinary one."""
-    return data.startswith(_PNG_MAGIC) and data[_IHDR_DEPTH : _IHDR_DEPTH + 1] == b"\x10"
-
-
-def normalised(picture: "Image") -> "Image":
-    """Upright, one frame, eight bits a channel, RGB or RGBA."""
-    from PIL import ImageOps  # noqa: PLC0415
-
-    picture.seek(0)
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode in _DEEP_GREYS:
-        upright = _eight_bits(upright)
-    if upright.mode == "CMYK":
-        return _from_cmyk(upright)
-    seen_through = "A" in upright.getbands() or "transparency" in upright.info
-    return upright.convert("RGBA" if seen_through else "RGB")
-
-
-def _eight_bits(picture: "Image") -> "Image":
-    """Greys of sixteen bits scaled down, where Pillow's own conversion would cut them off."""
-    return picture.convert("F").point(lambda value: value * (1 / 257) + 0.0).convert("L")
-
-
-def _from_cmyk(picture: "Image") -> "Image":
-    """By the picture's own colour profile where it has a usable one, else by Pillow's formula."""
-    from PIL import ImageCms  # noqa: PLC0415
-
-    profile = picture.info.get("icc_profile")
-    if profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            target = ImageCms.createProfile("sRGB")
-            done = ImageCms.profileToProfile(picture, source, target, outputMode="RGB")
-        except (ImageCms.PyCMSError, OSError, ValueError):
-            done = None
-        if done is not None:
-            return done
-    return picture.convert("RGB")
-
-
-def mask_of_greys(picture: "Image") -> "Image":
-    """Transparent where the picture is white."""
-    from PIL import ImageOps  # noqa: PLC0415
-
-    mask: Image = pillow().new("RGBA", picture.size, (0, 0, 0, 255))
-    mask.putalpha(ImageOps.invert(picture.convert("L")))
-    return mask
-
-
-def squared(picture: "Image") -> "Image":
-    """With transparent bars."""
-    side = max(picture.size)
-    canvas: Image = pillow().new("RGBA", (side, side), (0, 0, 0, 0))
-    offset = ((side - picture.width) // 2, (side - picture.height) // 2)
-    canvas.paste(picture.convert("RGBA"), offset)
-    return canvas
-
-
-def encode(picture: "Image", kind: str, quality: int | None = None) -> bytes:
-    """`kind`: PNG, JPEG or WEBP. Flattened on white where that has no transparency."""
-    if kind == "JPEG" and picture.mode not in {"RGB", "L"}:
-        seen: Image = picture.convert("RGBA")
-        canvas: Image = pillow().new("RGB", seen.size, "white")
-        canvas.paste(seen, mask=seen.getchannel("A"))
-        picture = canvas
-    out = io.BytesIO()
-    picture.save(out, kind, **_SAVE[kind] | ({"quality": quality} if quality else {}))
-    return out.getvalue()
-
-
-# Pictures: what a source may be, what becomes of it, and how an answer is stored.
-#
-# Bytes that already fit are passed on untouched. Pillow is imported at the first use.
-
-
-MAX_SOURCE_BYTES = 100 * MIB
-MAX_JPEG_PIXELS = 400_000_000  # a JPEG can be read at a half, a quarter or an eighth
-EXTENSIONS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
-_EXIF_ORIENTATION = 0x0112
-_PLAIN_MODES = frozenset({"RGB", "RGBA", "L", "LA"})
-_HEIC_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"})
-_LESS_DETAIL = 85
-_SCALES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
-
-
-def open_source(data: bytes, name: str) -> SourceImage:
-    """Check a row's input picture in full and bring it into a form that every model reads.
-
-    The content decides what it is, not the name. Turned by EXIF, in CMYK, of 16 bits, with a
-    palette, animated (its first picture counts), or in another format than PNG, JPEG or WebP, it is
-    written anew. Raises RowRejected (bad_image) with a sentence that names it.
-    """
-    picture, whole = _read(data, name)
-    kind = picture.format or ""
-    if kind in MIME and whole and not _needs_rewriting(picture, data):
-        return SourceImage(data, MIME[kind], picture.width, picture.height, name)
-    return _as_source(normalised(picture), "JPEG" if kind in {"JPEG", "MPO"} else "PNG", name)
-
-
-def open_mask(data: bytes, name: str) -> SourceImage:
-    """A mask as a PNG: where it is transparent, the picture is edited.
-
-    One without transparency is read as black and white, white marking what is edited. Raises
-    RowRejected (bad_image).
-    """
-    picture, _ = _read(data, name)
-    if picture.format == "PNG" and picture.mode in {"RGBA", "LA"} and not is_deep_png(data):
-        return SourceImage(data, PNG, picture.width, picture.height, name)
-    mask = normalised(picture)
-    return _as_source(mask if "A" in mask.getbands() else mask_of_greys(mask), "PNG", name)
-
-
-def resize_mask(mask: SourceImage, width: int, height: int) -> SourceImage:
-    """The mask at the size of its picture."""
-    resized = decode(mask.data).convert("RGBA").resize((width, height))
-    return _as_source(resized, "PNG", mask.name)
-
-
-def square(source: SourceImage) -> SourceImage:
-    """As a square PNG, with transparent bars where the picture is not."""
-    if source.width == source.height:
-        return source
-    return _as_source(squared(decode(source.data)), "PNG", source.name)
-
-
-def has_transparency(source: SourceImage) -> bool:
-    """Whether any pixel is transparent."""
-    picture = decode(source.data).convert("RGBA")
-    least, _ = picture.getchannel("A").getextrema()
-    return isinstance(least, int | float) and least < 255  # noqa: PLR2004 - opaque
-
-
-def fit(source: SourceImage, formats: Sequence[str], max_bytes: int) -> SourceImage:
-    """The same picture in one of `formats` (mime types) within `max_bytes`; untouched if it is.
-
-    Another format or less detail first, then fewer pixels. Raises RowRejected (bad_image) when
-    nothing helps.
-    """
-    if source.mime in formats and len(source.data) <= max_bytes:
-        return source
-    picture = decode(source.data)
-    if picture.mode not in {"RGB", "RGBA"}:
-        picture = picture.convert("RGBA" if "A" in picture.getbands() else "RGB")
-    for scale, kind, quality in _attempts(formats, seen_through="A" in picture.getbands()):
-        size = (max(1, int(picture.width * scale)), max(1, int(picture.height * scale)))
-        scaled = picture if scale == 1 else picture.resize(size, pillow().Resampling.LANCZOS)
-        data = encode(scaled, kind, quality)
-        if len(data) <= max_bytes:
-            return SourceImage(data, MIME[kind], scaled.width, scaled.height, source.name)
-    raise RowRejected(
-        Reason.BAD_IMAGE, f"{source.name} cannot be brought below {max_bytes // 1024} KiB"
-    )
-
-
-def verify(data: bytes) -> tuple[int, int]:
-    """Decode an answer in full: its width and height. Raises ValueError when it is no picture."""
-    return decode(data).size
-
-
-def render(data: bytes, extension: str) -> tuple[bytes, str]:
-    """An answer in the format of `output_name`'s extension, and its content type.
-
-    Takes png, jpg, jpeg and webp, with or without the dot. Bytes of that format are passed on
-    untouched. Raises CallFailed (unavailable, maybe charged) if `data` does not decode, which the
-    editors have already made sure of, and ValueError for another extension.
-    """
-    kind = EXTENSIONS.get(extension.lower().lstrip("."))
-    if kind is None:
-        raise ValueError(f"{extension!r} is not a format to write: use png, jpg or webp")
-    try:
-        picture = decode(data)
-    except ValueError as error:
-        raise CallFailed(
-            Outcome.UNAVAILABLE, "the answer's image does not decode", maybe_charged=True
-        ) from error
-    if picture.format == kind:
-        return data, MIME[kind]
-    return encode(picture, kind), MIME[kind]
-
-
-def thumbnail(data: bytes, longest_side: int = 320) -> bytes:
-    """A small WebP for the gallery. Raises ValueError when `data` is no picture."""
-    try:
-        picture = open_lazily(data)
-        picture.draft("RGB", (longest_side * 2, longest_side * 2))
-        if picture.width * picture.height > MAX_PIXELS:
-            raise ValueError("too large a picture")
-        picture = normalised(picture)
-        picture.thumbnail((longest_side, longest_side))
-    except UNDECODABLE as error:
-        raise ValueError("not a picture, or a damaged one") from error
-    out = io.BytesIO()
-    picture.save(out, "WEBP", quality=78, method=2)
-    return out.getvalue()
+        image = _open(data)
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} are too many pixels")
+        image.load()
+    except _UNDECODABLE as error:
+        raise ValueError("not an image, or a damaged one") from error
+    return image
 
 
 def _read(data: bytes, name: str) -> tuple["Image", bool]:
     """A source decoded in full, and whether at its full size. Raises RowRejected."""
     if len(data) > MAX_SOURCE_BYTES:
-        size, most = len(data) // MIB, MAX_SOURCE_BYTES // MIB
-        raise RowRejected(Reason.BAD_IMAGE, f"{name} has {size} MiB: at most {most} are read")
-    if (sentence := _known_by_its_first_bytes(data)) is not None:
-        raise RowRejected(Reason.BAD_IMAGE, f"{name} {sentence}")
+        size, limit = len(data) // MIB, MAX_SOURCE_BYTES // MIB
+        raise RowRejected(Reason.BAD_IMAGE, f"{name} has {size} MiB: at most {limit} are read")
+    if is_heic(data) or not is_image(data):
+        raise RowRejected(Reason.BAD_IMAGE, f"{name} {describe_unsupported(data)}")
     try:
-        picture = open_lazily(data)
-    except UNDECODABLE as error:
+        image = _open(data)
+        full_size = _check_pixels(image, name)
+        image.load()
+    except _UNDECODABLE as error:
         raise RowRejected(Reason.BAD_IMAGE, f"{name} is damaged or cut off") from error
-    whole = _check_pixels(picture, name)
-    try:
-        picture.load()
-    except UNDECODABLE as error:
-        raise RowRejected(Reason.BAD_IMAGE, f"{name} is damaged or cut off") from error
-    return picture, whole
+    return image, full_size
 
 
-def _known_by_its_first_bytes(data: bytes) -> str | None:
-    """A sentence for what people upload by mistake."""
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
-        return "is HEIC, which is not read: save it as JPEG (on an iPhone: Most Compatible)"
-    return None if is_image(data) else describe_unsupported(data)
-
-
-def _check_pixels(picture: "Image", name: str) -> bool:
-    """Refuse bombs before anything is decoded; False when a large JPEG is read at a fraction."""
-    width, height = picture.size
-    most = MAX_JPEG_PIXELS if picture.format in {"JPEG", "MPO"} else MAX_PIXELS
-    if width * height > most:
+def _check_pixels(image: "Image", name: str) -> bool:
+    """Reject decompression bombs before decoding; False when a large JPEG is read at a fraction."""
+    width, height = image.size
+    limit = MAX_JPEG_PIXELS if image.format in _JPEG_FORMATS else MAX_PIXELS
+    if width * height > limit:
         raise RowRejected(
             Reason.BAD_IMAGE,
-            f"{name} has {width}x{height} pixels: at most {most // 1_000_000} million are read",
+            f"{name} has {width}x{height} pixels: at most {limit // 1_000_000} million are read",
         )
     if width * height > MAX_PIXELS:
-        picture.draft(picture.mode, (width // 2, height // 2))
+        image.draft(image.mode, (width // 2, height // 2))
         return False
     return True
 
 
-def _needs_rewriting(picture: "Image", data: bytes) -> bool:
+def _needs_rewriting(image: "Image", data: bytes) -> bool:
     return (
-        picture.mode not in _PLAIN_MODES
-        or picture.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
-        or getattr(picture, "n_frames", 1) > 1
-        or is_deep_png(data)
+        image.mode not in _PLAIN_MODES
+        or image.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
+        or getattr(image, "n_frames", 1) > 1
+        or _is_16_bit_png(data)
     )
 
 
-def _attempts(
-    formats: Sequence[str], *, seen_through: bool
+def _is_16_bit_png(data: bytes) -> bool:
+    """Read from the header, because Pillow shows a 16-bit colour PNG as an ordinary one."""
+    return data.startswith(_PNG_MAGIC) and data[_IHDR_DEPTH : _IHDR_DEPTH + 1] == b"\x10"
+
+
+def _normalise(image: "Image") -> "Image":
+    """Upright, one frame, eight bits a channel, RGB or RGBA."""
+    from PIL import ImageOps  # noqa: PLC0415 - see _pillow
+
+    image.seek(0)
+    image = ImageOps.exif_transpose(image)
+    if image.mode in _DEEP_GREY_MODES:  # scaled, where Pillow's own conversion would clip
+        image = image.convert("F").point(lambda value: value * (1 / 257) + 0.0).convert("L")
+    if image.mode == "CMYK":
+        return _cmyk_to_rgb(image)
+    alpha = "A" in image.getbands() or "transparency" in image.info
+    return image.convert("RGBA" if alpha else "RGB")
+
+
+def _cmyk_to_rgb(image: "Image") -> "Image":
+    """By the image's own colour profile where it has a usable one, else by Pillow's formula."""
+    from PIL import ImageCms  # noqa: PLC0415 - see _pillow
+
+    if profile := image.info.get("icc_profile"):
+        with suppress(ImageCms.PyCMSError, OSError, ValueError):
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            target = ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+            if converted is not None:
+                return converted
+    return image.convert("RGB")
+
+
+def _encodings(
+    mime_types: Sequence[str], *, alpha: bool
 ) -> Iterable[tuple[float, str, int | None]]:
     """Scale, format and quality to try, the best first."""
-    order = ("PNG", "WEBP", "JPEG") if seen_through else ("JPEG", "WEBP", "PNG")
-    kinds = [kind for kind in order if MIME[kind] in formats]
-    smallest = kinds[:2][-1] if seen_through else kinds[0]
-    yield 1.0, kinds[0], None
+    order = ("PNG", "WEBP", "JPEG") if alpha else ("JPEG", "WEBP", "PNG")
+    formats = [name for name in order if MIME_TYPES[name] in mime_types]
+    smallest = formats[:2][-1] if alpha else formats[0]
+    yield 1.0, formats[0], None
     for scale in _SCALES:
-        yield scale, smallest, None if smallest == "PNG" else _LESS_DETAIL
+        yield scale, smallest, None if smallest == "PNG" else _REDUCED_QUALITY
 
 
-def _as_source(picture: "Image", kind: str, name: str) -> SourceImage:
-    return SourceImage(encode(picture, kind), MIME[kind], picture.width, picture.height, name)
+def _encode(image: "Image", image_format: str, quality: int | None = None) -> bytes:
+    """Transparency becomes white in a JPEG."""
+    if image_format == "JPEG" and image.mode not in {"RGB", "L"}:
+        foreground = image.convert("RGBA")
+        image = _pillow().new("RGB", foreground.size, "white")
+        image.paste(foreground, mask=foreground.getchannel("A"))
+    out = io.BytesIO()
+    options = _SAVE_OPTIONS[image_format] | ({"quality": quality} if quality else {})
+    image.save(out, image_format, **options)
+    return out.getvalue()
+
+
+def _as_source(image: "Image", image_format: str, name: str) -> SourceImage:
+    data = _encode(image, image_format)
+    return SourceImage(data, MIME_TYPES[image_format], image.width, image.height, name)

@@ -1,4 +1,8 @@
-"""Which addresses belong to the public internet."""
+"""What an image reference names, and whether this stack may read it.
+
+Nothing is looked up here: a reference is resolved and checked by its text, and `is_public` checks
+the addresses that the fetcher finds for its host.
+"""
 
 import re
 from dataclasses import dataclass
@@ -9,13 +13,23 @@ from urllib.parse import quote, urljoin, urlsplit
 from darkroom.errors import ConfigurationError, Reason, RowRejected
 from darkroom.formatting import quoted
 
+_DEFAULT_PORTS = {"https": 443, "http": 80}
+_MAX_HOST_CHARACTERS = 253
+_MAX_KEY_BYTES = 1_024
+_FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\\ud800-\udfff]")
+_FORBIDDEN_IN_KEY = re.compile(r"[\x00-\x1f\ud800-\udfff]")
+_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*")
+_NUMERIC_LABEL = re.compile(r"(0x[0-9a-f]*|\d+)", re.ASCII)
+_HOST_ENTRY = re.compile(r"(\*?\.)?([a-z0-9_][a-z0-9_.-]*|\[[0-9a-f:.]+\])(?::(\d{1,5}))?")
+
 # Routed somewhere special although the registries call parts of them global:
 # IETF protocol assignments (RFC 6890) and the anycast relays of 6to4 (RFC 7526).
 _SPECIAL_V4 = (IPv4Network("192.0.0.0/24"), IPv4Network("192.88.99.0/24"))
-# All of today's global unicast IPv6 lies in here (IANA); everything else is refused unread.
+# All global unicast IPv6 addresses of today are in here (IANA); all others are refused.
 _GLOBAL_V6 = IPv6Network("2000::/3")
-# Teredo, ORCHID and other protocol assignments; 6to4, whose inner IPv4 address is anybody's;
-# documentation; the AS112 sinks.
+# Teredo, ORCHID and other protocol assignments; documentation; 6to4, whose inner IPv4 address can
+# be any; documentation again; the AS112 sinks.
 _SPECIAL_V6 = (
     IPv6Network("2001::/23"),
     IPv6Network("2001:db8::/32"),
@@ -27,9 +41,10 @@ _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last four bytes are the IP
 
 
 def is_public(address: str) -> bool:
-    """True only for an address on the public internet; False for what is no address at all.
+    """True only for an address on the public internet; False for text that is not an address.
 
-    IPv4 addresses inside IPv6 ones (mapped, NAT64) are judged by the IPv4 address a packet reaches.
+    For IPv4 addresses inside IPv6 ones (mapped, NAT64), the IPv4 address that a packet reaches
+    decides.
     """
     try:
         parsed = ip_address(address)
@@ -56,23 +71,9 @@ def _is_public_v6(address: IPv6Address) -> bool:
     return address.is_global and address in _GLOBAL_V6 and not special
 
 
-# What an image reference names, and whether this stack may read it. Nothing is looked up here.
-
-
-_FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\\ud800-\udfff]")
-_HOST = re.compile(
-    r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*"
-)
-_LOOKS_NUMERIC = re.compile(r"(0x[0-9a-f]*|\d+)", re.ASCII)
-_LONGEST_HOST = 253
-_LONGEST_KEY = 1_024
-_DEFAULT_PORTS = {"https": 443, "http": 80}
-_ENTRY = re.compile(r"(\*?\.)?([a-z0-9_][a-z0-9_.-]*|\[[0-9a-f:.]+\])(?::(\d{1,5}))?")
-
-
 @dataclass(frozen=True, slots=True)
 class HostList:
-    """Hosts: `example.com` (itself only), `*.example.com` (all below), or `…:port`."""
+    """Hosts: `example.com` itself, `*.example.com` for its subdomains, each also with a port."""
 
     entries: tuple[tuple[bool, str, int | None], ...] = ()
 
@@ -81,10 +82,10 @@ class HostList:
         """Raises ConfigurationError that names the entry."""
         entries = []
         for entry in filter(None, (part.strip().lower() for part in text.split(","))):
-            match = _ENTRY.fullmatch(entry)
+            match = _HOST_ENTRY.fullmatch(entry)
             if match is None:
                 raise ConfigurationError(
-                    f"{name}: {quoted(entry)} is no host: write example.com or *.example.com"
+                    f"{name}: {quoted(entry)} is not a host: write example.com or *.example.com"
                 )
             port = int(match[3]) if match[3] else None
             entries.append((bool(match[1]), match[2].strip("[]").rstrip("."), port))
@@ -95,8 +96,8 @@ class HostList:
 
     def matches(self, host: str, port: int) -> bool:
         return any(
-            (host.endswith(f".{name}") if below else host == name) and only in (None, port)
-            for below, name, only in self.entries
+            (host.endswith(f".{name}") if below else host == name) and only_port in (None, port)
+            for below, name, only_port in self.entries
         )
 
 
@@ -111,13 +112,13 @@ class WebImage:
 
     @property
     def authority(self) -> str:
-        """Host and port, as a Host header has them."""
+        """Host and port as in a Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
     def url(self) -> str:
-        """To resolve a redirect against, not to show: the query may hold a signature."""
+        """Base for redirects. Not to be shown: the query may contain a signature."""
         return f"{self.scheme}://{self.authority}{self.target}"
 
 
@@ -131,7 +132,7 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True)
 class ImageRules:
-    """What rows may name. `trusted` hosts may also use http, any port and private addresses."""
+    """What rows may name. Trusted hosts may also use http, any port and private addresses."""
 
     buckets: tuple[str, ...]
     allowed: HostList = HostList()  # empty: any public host
@@ -145,34 +146,35 @@ class ImageRules:
         if scheme == "s3":
             bucket, _, key = reference[len("s3://") :].partition("/")
             if any(part in (".", "..") for part in key.split("/")):
-                raise _refused(reference, "has . or .. in its path: write the object's own key")
+                raise _rejected(reference, "has . or .. in its path: write the object's own key")
             return self._stored(reference, bucket, key)
         if scheme:
-            raise _refused(reference, "is neither an https:// nor an s3:// URL")
+            raise _rejected(reference, "is neither an https:// nor an s3:// URL")
         return self._relative(reference, base)
 
     def redirect(self, origin: WebImage, location: str) -> WebImage:
-        """Where an answer of `origin` sends us; judged like any URL. Raises RowRejected."""
+        """The target of a redirect by `origin`, checked like any URL. Raises RowRejected."""
         try:
             url = urljoin(origin.url, location)
         except ValueError as error:
-            raise _refused(location.partition("?")[0], "is no valid URL") from error
+            raise _rejected(location.partition("?")[0], "is not a valid URL") from error
         return self.check_url(url)
 
     def check_url(self, url: str) -> WebImage:
-        """Raises RowRejected (bad_image) with what is wrong with the URL."""
-        if _FORBIDDEN.search(url.strip().replace(" ", "%20")):
-            raise _refused(url, "holds a backslash or a control character")
+        """Raises RowRejected (bad_image) with the problem."""
+        escaped = url.strip().replace(" ", "%20")
+        if _FORBIDDEN.search(escaped):
+            raise _rejected(url, "contains a backslash or a control character")
         try:
-            parts = urlsplit(url.strip().replace(" ", "%20"))
+            parts = urlsplit(escaped)
             port = parts.port
         except ValueError as error:
-            raise _refused(url, "is no valid URL") from error
+            raise _rejected(url, "is not a valid URL") from error
         scheme = parts.scheme.lower()
         if scheme not in _DEFAULT_PORTS:
-            raise _refused(url, "is not an https:// URL")
+            raise _rejected(url, "is not an https:// URL")
         if "@" in parts.netloc:
-            raise _refused(url, "holds a user name or password: leave them out")
+            raise _rejected(url, "contains a user name or password: remove them")
         host = _ascii_host(url, parts.hostname or "")
         port = _DEFAULT_PORTS[scheme] if port is None else port
         self._check_host(url, scheme, host, port)
@@ -184,64 +186,66 @@ class ImageRules:
         if self.trusted.matches(host, port):
             return
         if scheme != "https":
-            raise _refused(url, "is not encrypted: use https://")
+            raise _rejected(url, "is not encrypted: use https://")
         if self.allowed and not self.allowed.matches(host, port):
-            raise _refused(url, f"is on the host {host}, which AllowedImageHosts does not name")
+            raise _rejected(url, f"is on the host {host}, which AllowedImageHosts does not list")
         if port != _DEFAULT_PORTS["https"]:
-            raise _refused(url, f"uses port {port}: only the port of https, 443, is allowed")
+            raise _rejected(url, f"uses port {port}: only the port of https, 443, is allowed")
         if "." not in host and ":" not in host:
-            raise _refused(url, f"is on {host}, which is no public host name")
+            raise _rejected(url, f"is on {host}, which is not a public host name")
 
     def _stored(self, reference: str, bucket: str, key: str) -> StoredImage:
         if bucket not in self.buckets:
-            raise _refused(
+            raise _rejected(
                 reference,
                 "is in another bucket: copy the image into the bucket of the CSV, or name it "
                 "by an https:// URL",
             )
         if not key or key.endswith("/"):
-            raise _refused(reference, "names a folder, not an image")
-        if len(key.encode(errors="surrogatepass")) > _LONGEST_KEY or _no_key(key):
-            raise _refused(reference, "cannot be the key of an object")
+            raise _rejected(reference, "names a folder, not an image")
+        too_long = len(key.encode(errors="surrogatepass")) > _MAX_KEY_BYTES
+        if too_long or _FORBIDDEN_IN_KEY.search(key):
+            raise _rejected(reference, "cannot be the key of an object")
         return StoredImage(bucket, key)
 
     def _relative(self, reference: str, base: str) -> StoredImage:
         bucket, _, folder = base.removeprefix("s3://").partition("/")
         if not reference.strip():
-            raise _refused(reference, "is empty")
+            raise _rejected(reference, "is empty")
         if reference.startswith("/"):
-            raise _refused(reference, "begins with a slash: paths are relative to the CSV's folder")
+            raise _rejected(
+                reference, "begins with a slash: paths are relative to the CSV's folder"
+            )
         if "\\" in reference:
-            raise _refused(reference, "holds a backslash: write paths with /")
+            raise _rejected(reference, "contains a backslash: write paths with /")
         path = normpath(folder + reference)
         if path == ".." or path.startswith("../"):
-            raise _refused(reference, "leads out of the CSV's bucket")
+            raise _rejected(reference, "leads outside the CSV's bucket")
         if reference.rpartition("/")[2] in ("", ".", "..") or path == ".":
-            raise _refused(reference, "names a folder, not an image")
+            raise _rejected(reference, "names a folder, not an image")
         return self._stored(reference, bucket, path)
 
 
-def _refused(reference: str, why: str) -> RowRejected:
-    return RowRejected(Reason.BAD_IMAGE, f"image {quoted(reference)} {why}")
-
-
-def _no_key(key: str) -> bool:
-    return any("\ud800" <= c <= "\udfff" or c < " " for c in key)
+def _rejected(reference: str, problem: str) -> RowRejected:
+    return RowRejected(Reason.BAD_IMAGE, f"image {quoted(reference)} {problem}")
 
 
 def _ascii_host(url: str, host: str) -> str:
+    """The host in lower case, of a form that is looked up as it is written."""
     if ":" in host:
         return _ipv6(url, host)
     if not host.isascii():
         host = _from_unicode(url, host)
     host = host.lower().removesuffix(".")
-    if len(host) > _LONGEST_HOST or _HOST.fullmatch(host) is None:
-        raise _refused(url, "has no valid host name")
-    if _LOOKS_NUMERIC.fullmatch(host.rpartition(".")[2]):
+    if len(host) > _MAX_HOST_CHARACTERS or _HOST.fullmatch(host) is None:
+        raise _rejected(url, "does not have a valid host name")
+    if _NUMERIC_LABEL.fullmatch(host.rpartition(".")[2]):
         try:
             IPv4Address(host)
         except ValueError as error:
-            raise _refused(url, "writes an address in an unusual way: use a host name") from error
+            raise _rejected(
+                url, "has an address in an unusual notation: use a host name"
+            ) from error
     return host
 
 
@@ -249,9 +253,9 @@ def _ipv6(url: str, host: str) -> str:
     try:
         address = IPv6Address(host)
     except ValueError as error:
-        raise _refused(url, "has no valid host name") from error
-    if address.scope_id is not None:  # means something on one machine only
-        raise _refused(url, "has no valid host name")
+        raise _rejected(url, "does not have a valid host name") from error
+    if address.scope_id is not None:  # valid on one machine only
+        raise _rejected(url, "does not have a valid host name")
     return address.compressed
 
 
@@ -261,4 +265,4 @@ def _from_unicode(url: str, host: str) -> str:
     try:
         return idna.encode(host, uts46=True).decode()
     except (idna.IDNAError, UnicodeError) as error:
-        raise _refused(url, "has no valid host name") from error
+        raise _rejected(url, "does not have a valid host name") from error

@@ -7,11 +7,12 @@ another value, so no order of crashes, redrives and late deliveries can leave an
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from darkroom.jobs import Checkpoint, Counters, Run, RunState, Totals
 
 _SEQUENCER_DIGITS = 64
-_OVER = (RunState.FAILED, RunState.STOPPED)
+_FINAL_STATES = (RunState.FAILED, RunState.STOPPED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +28,20 @@ class JobRecord:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run with what only the ledger needs to know of it."""
+    """A run with what only the ledger uses."""
 
     run: Run
-    split_until: float = 0.0  # a splitter is at work until then
-    report_until: float = 0.0  # a reporter is at work until then
+    split_until: float = 0.0  # lease of the splitter
+    report_until: float = 0.0  # lease of the reporter
     report_owner: str = ""
-    reporting: int = -1  # the `transitions` it reports
+    reporting: int = -1  # the `transitions` of the report being made
     reported: int = -1  # the `transitions` of the last finished report
-    again: bool = False  # asked for while the reporter was at work
+    report_requested: bool = False  # by another reporter while one held the lease
     version: int = 0
 
 
 def is_newer(sequencer: str, current: JobRecord) -> bool:
-    """S3's rule: pad the shorter one with zeros on the right, compare as text. No number: newer."""
+    """Compare S3 sequencers: right-padded with zeros, as text. One without a sequencer is newer."""
     if not sequencer or not current.sequencer:
         return True
     padded = sequencer.lower().ljust(_SEQUENCER_DIGITS, "0")
@@ -48,14 +49,14 @@ def is_newer(sequencer: str, current: JobRecord) -> bool:
 
 
 def start(run: Run, current: JobRecord | None, spent_before: int, until: float) -> RunRecord:
-    """The job's next run. `spent_before`: what its unbudgeted runs have cost, micro-USD."""
+    """The job's next run. `spent_before` is the cost of its unbudgeted runs, in micro-USD."""
     number = current.number + 1 if current else 1
-    fresh = replace(run, number=number, spent_before=spent_before, state=RunState.SPLITTING)
-    return RunRecord(fresh, split_until=until)
+    started = replace(run, number=number, spent_before=spent_before, state=RunState.SPLITTING)
+    return RunRecord(started, split_until=until)
 
 
 def take_over_split(record: RunRecord, now: float, lease_seconds: float) -> RunRecord | None:
-    """The same upload again: only if its splitter died before it was through."""
+    """A repeated event of the same upload: only if its splitter died before it finished."""
     if record.run.split_done or record.run.state is RunState.FAILED or record.split_until > now:
         return None
     return _next(record, split_until=now + lease_seconds)
@@ -84,14 +85,14 @@ def fail(record: RunRecord, reason: str, now: float) -> RunRecord:
 
 
 def stop(record: RunRecord) -> RunRecord | None:
-    """None when there is nothing left to stop."""
+    """None when there is nothing to stop."""
     if record.run.finished_at is not None or record.run.state is RunState.STOPPED:
         return None
     return _next(record, run=replace(record.run, state=RunState.STOPPED))
 
 
 def reopen(record: RunRecord) -> RunRecord | None:
-    """Rows were redriven: show that the run goes on. What makes the report due are the moves."""
+    """Rows were redriven: the run continues. The changed counters make its report due."""
     if record.run.finished_at is None or record.run.state is RunState.FAILED:
         return None
     state = RunState.RUNNING if record.run.state is RunState.DONE else record.run.state
@@ -113,24 +114,24 @@ def begin_report(
     """Whether the caller makes the report, and what to write (None: nothing).
 
     The owner of the lease may begin again: it is the same invocation, retried after a crash.
-    A caller refused for another's lease leaves a mark, so that the other one's report counts
-    as stale if it was begun too early.
+    A caller refused because of another's lease sets `report_requested`, so that a report which
+    was begun too early counts as stale.
     """
     if not report_due(record, counters):
         return False, None
     if record.report_until > now and not (owner and owner == record.report_owner):
-        if record.reporting == counters.transitions or record.again:
+        if record.reporting == counters.transitions or record.report_requested:
             return False, None
-        return False, _next(record, again=True)
+        return False, _next(record, report_requested=True)
     state = record.run.state
-    run = replace(record.run, state=state if state in _OVER else RunState.REPORTING)
+    run = replace(record.run, state=state if state in _FINAL_STATES else RunState.REPORTING)
     begun = _next(
         record,
         run=run,
         report_until=now + lease_seconds,
         report_owner=owner,
         reporting=counters.transitions,
-        again=False,
+        report_requested=False,
     )
     return True, begun
 
@@ -138,16 +139,18 @@ def begin_report(
 def finish_report(
     record: RunRecord, counters: Counters, finished_at: float
 ) -> tuple[bool, RunRecord]:
-    """Whether the report is still true, and what to write."""
+    """Whether the report is still current, and what to write."""
     state = record.run.state
-    if record.again or record.reporting != counters.transitions:
-        run = replace(record.run, state=state if state in _OVER else RunState.RUNNING)
-        return False, _next(record, run=run, report_until=0.0, again=False)
+    if record.report_requested or record.reporting != counters.transitions:
+        run = replace(record.run, state=state if state in _FINAL_STATES else RunState.RUNNING)
+        return False, _next(record, run=run, report_until=0.0, report_requested=False)
     run = replace(
-        record.run, state=state if state in _OVER else RunState.DONE, finished_at=finished_at
+        record.run,
+        state=state if state in _FINAL_STATES else RunState.DONE,
+        finished_at=finished_at,
     )
     return True, _next(record, run=run, report_until=0.0, reported=record.reporting)
 
 
-def _next(record: RunRecord, **changes: object) -> RunRecord:
-    return replace(record, version=record.version + 1, **changes)  # type: ignore[arg-type]
+def _next(record: RunRecord, **changes: Any) -> RunRecord:  # fields of RunRecord
+    return replace(record, version=record.version + 1, **changes)

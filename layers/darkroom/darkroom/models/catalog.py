@@ -1,4 +1,8 @@
-"""What there is to know about an image model before calling it."""
+"""The image models: what each accepts, makes and costs, with sources.
+
+To add a model or change a figure, edit its entry with its source and `CHECKED`, then run
+`python -m darkroom_local.models_page`, which writes docs/models.md.
+"""
 
 import re
 from collections.abc import Mapping
@@ -6,26 +10,26 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from math import ceil
 
-from darkroom.calls import Provider
-
-MIB = 1024 * 1024
-PNG, JPEG, WEBP = "image/png", "image/jpeg", "image/webp"
+from darkroom.calls import CallPlan
+from darkroom.images.codec import JPEG, MIB, PNG, WEBP
+from darkroom.models import sizes
+from darkroom.providers.registry import Provider
 
 
 @dataclass(frozen=True, slots=True)
 class TokenPrices:
-    """US dollars per million tokens, which is millionths of a dollar per token."""
+    """US dollars per million tokens, which is micro-USD per token."""
 
     text_in: float
     image_in: float
     image_out: float
-    text_out: float = 0.0  # thoughts, and words beside the picture
+    text_out: float = 0.0  # thoughts, and text beside the image
     input_image_tokens: int = 0  # the most that one input image is counted as
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One image model. An empty tuple means that the model takes no such parameter."""
+    """One image model. An empty tuple means that the model has no such parameter."""
 
     name: str
     provider: Provider
@@ -44,14 +48,14 @@ class Model:
     qualities: tuple[str, ...] = ()
     backgrounds: tuple[str, ...] = ()
     output_formats: tuple[str, ...] = ()
-    asks_for_base64: bool = False  # `response_format` is taken, and needed
+    needs_response_format: bool = False  # returns a URL unless `response_format` is b64_json
     max_n: int = 1
     max_prompt_characters: int = 32_000
-    thinking_tokens: int = 0  # thoughts and words beside a picture, allowed for in an estimate
-    prices: TokenPrices | None = None
-    # Micro-USD for one picture by "quality/size", "quality" or resolution, as the provider's own
-    # table says: for quotes and budgets, and where an answer does not count its tokens.
-    picture_prices: Mapping[str, int] = field(default_factory=dict)
+    thinking_tokens: int = 0  # allowance in an estimate for thoughts and text beside an image
+    token_prices: TokenPrices | None = None
+    # Micro-USD of one image by resolution, "quality" or "quality/size", as in the provider's own
+    # table: for quotes and budgets, and where a response does not count its tokens.
+    image_prices: Mapping[str, int] = field(default_factory=dict)
     retired_on: date | None = None
     note: str = ""
     aliases: tuple[str, ...] = ()
@@ -60,39 +64,35 @@ class Model:
     known: bool = True
 
 
-# The image models, as data. Change a figure here with its source and `CHECKED`, then run
-# `python -m darkroom_local.models_page`.
-#
-# Prices in US dollars per million tokens; `picture_prices` in micro-USD ($0.134 is 134_000). A
-# source that "tells" is second hand. Read from stored copies of these pages,
-# as of the dates they carry.
-
+# --- The catalogue ------------------------------------------------------------------------------
+# Token prices in US dollars per million; `image_prices` in micro-USD ($0.134 is 134_000). A source
+# that "quotes" is second hand. Read from stored copies of these pages, as of the dates they carry.
 
 CHECKED = date(2026, 11, 21)
 
 _OPENAI_API = "openai 3.52, image_edit_params and image_generate_params"
 _OPENAI_MODELS = "https://developers.openai.com/api/docs/models"
 _GPT_1_PRICES = (
-    "https://www.aifreeapi.com/en/posts/gpt-image-1-5-pricing (tells OpenAI's prices of 2026-03-23)"
+    "https://www.aifreeapi.com/en/posts/gpt-image-1-5-pricing (quotes OpenAI's of 2026-03-23)"
 )
 _GPT_15_PRICES = (
-    "https://www.llmreference.com/model/gpt-image-1.5/openai-api (tells OpenAI's of 2026-05-10)"
+    "https://www.llmreference.com/model/gpt-image-1.5/openai-api (quotes OpenAI's of 2026-05-10)"
 )
 _GPT_2_PRICES = (
-    "https://yingtu.ai/en/blog/gpt-image-2-cost-per-image (tells OpenAI's prices of 2026-05-06)"
+    "https://yingtu.ai/en/blog/gpt-image-2-cost-per-image (quotes OpenAI's prices of 2026-05-06)"
 )
 _GPT_25_PRICES = (
-    "https://apidog.com/blog/gpt-image-2-5-api/ (tells OpenAI's prices of 2026-09-09); tokens of a "
-    "picture: https://github.com/sanand0/blog, quality-levels-of-gpt-image-2.5-flare, 2026-09-26"
+    "https://apidog.com/blog/gpt-image-2-5-api/ (quotes OpenAI's prices of 2026-09-09); tokens of "
+    "an image: https://github.com/sanand0/blog, quality-levels-of-gpt-image-2.5-flare, 2026-09-26"
 )
 _DALL_E_PRICES = "OpenAI's last price list for DALL-E, from before it was shut down; not read again"
 _GEMINI_PRICES = (
-    "https://www.aifreeapi.com/en/posts/gemini-3-pro-image-preview-pricing (tells "
+    "https://www.aifreeapi.com/en/posts/gemini-3-pro-image-preview-pricing (quotes "
     "https://ai.google.dev/gemini-api/docs/pricing of 2026-03-23)"
 )
 _GEMINI_TYPES = "google-genai 3.4, types.ImageConfig"
 _GEMINI_25_PRICES = (
-    "1,290 tokens a picture at $30 per million, as many pages tell Google's price page"
+    "1,290 tokens an image at $30 per million, as many pages quote Google's price page"
 )
 _VERTEX = "https://docs.cloud.google.com/vertex-ai/generative-ai/docs/models/gemini"
 
@@ -103,7 +103,7 @@ _SQUARE, _TALL, _WIDE = "1024x1024", "1024x1536", "1536x1024"
 def _by_size(
     low: tuple[int, int], medium: tuple[int, int], high: tuple[int, int]
 ) -> dict[str, int]:
-    """Micro-USD of (square, tall or wide) pictures of each quality."""
+    """Micro-USD of (square, tall or wide) images of each quality."""
     levels = {"low": low, "medium": medium, "high": high}
     return {
         f"{quality}/{size}": square if size == _SQUARE else other
@@ -129,8 +129,8 @@ GEMINI_MODELS = (
         _GEMINI,
         name="gemini-3-pro-image",
         thinking_tokens=4096,
-        prices=TokenPrices(2, 2, 120, text_out=12, input_image_tokens=1120),
-        picture_prices={"1K": 134_400, "2K": 134_400, "4K": 240_000},
+        token_prices=TokenPrices(2, 2, 120, text_out=12, input_image_tokens=1120),
+        image_prices={"1K": 134_400, "2K": 134_400, "4K": 240_000},
         aliases=("gemini-3-pro-image-preview",),
         sources=(_GEMINI_PRICES, _GEMINI_TYPES),
     ),
@@ -138,8 +138,8 @@ GEMINI_MODELS = (
         _GEMINI,
         name="gemini-3.1-flash-image",
         thinking_tokens=4096,
-        prices=TokenPrices(0.5, 0.5, 60, text_out=3, input_image_tokens=1120),
-        picture_prices={"1K": 67_200, "2K": 100_800, "4K": 151_200},
+        token_prices=TokenPrices(0.5, 0.5, 60, text_out=3, input_image_tokens=1120),
+        image_prices={"1K": 67_200, "2K": 100_800, "4K": 151_200},
         aliases=("gemini-3.1-flash-image-preview",),
         retired_names={"gemini-3.1-flash-image-preview": date(2026, 7, 17)},
         sources=(f"{_VERTEX}/3-1-flash-image", _GEMINI_TYPES),
@@ -150,8 +150,8 @@ GEMINI_MODELS = (
         max_images=3,
         resolutions=(),
         thinking_tokens=2048,
-        prices=TokenPrices(0.3, 0.3, 30, text_out=2.5, input_image_tokens=4128),
-        picture_prices={"1K": 38_700},
+        token_prices=TokenPrices(0.3, 0.3, 30, text_out=2.5, input_image_tokens=4128),
+        image_prices={"1K": 38_700},
         note="always about one megapixel",
         aliases=("gemini-2.5-flash-image-preview",),
         retired_names={"gemini-2.5-flash-image-preview": date(2025, 10, 31)},
@@ -172,26 +172,32 @@ _GPT = Model(
     backgrounds=("transparent", "opaque", "auto"),
     output_formats=("png", "jpeg", "webp"),
     max_n=10,
-    prices=TokenPrices(5, 8, 32, text_out=10, input_image_tokens=1024),
-    picture_prices=_by_size((9_000, 13_000), (34_000, 50_000), (133_200, 200_000)),
+    token_prices=TokenPrices(5, 8, 32, text_out=10, input_image_tokens=1024),
+    image_prices=_by_size((9_000, 13_000), (34_000, 50_000), (133_200, 200_000)),
 )
-# Always reads its input images at high fidelity, which counts up to 6,240 tokens on top.
+# Input images are always read at high fidelity, which counts up to 6,240 tokens on top.
 _GPT_2 = replace(
     _GPT,
     free_sizes=True,
-    prices=TokenPrices(5, 8, 30, text_out=10, input_image_tokens=7264),
-    picture_prices=_by_size((6_000, 5_000), (53_000, 41_000), (211_000, 165_000)),
+    token_prices=TokenPrices(5, 8, 30, text_out=10, input_image_tokens=7264),
+    image_prices=_by_size((6_000, 5_000), (53_000, 41_000), (211_000, 165_000)),
 )
 _GPT_25 = replace(
     _GPT_2,
     qualities=("low", "medium", "high", "xhigh", "max"),
-    picture_prices={
+    image_prices={
         "low": 5_880,
         "medium": 13_170,
         "high": 52_680,
         "xhigh": 93_660,
         "max": 210_720,
     },
+    sources=(_GPT_25_PRICES, _OPENAI_API),
+)
+_GPT_26 = replace(
+    _GPT_25,
+    note="image prices of 2.5 assumed: its token prices are the same",
+    sources=(f"{_OPENAI_MODELS}/gpt-image-2.6-sunburst", _OPENAI_API),
 )
 OPENAI_MODELS = (
     replace(
@@ -204,44 +210,29 @@ OPENAI_MODELS = (
         name="gpt-image-2",
         sources=(_GPT_2_PRICES, _OPENAI_API),
     ),
-    *(
-        replace(
-            _GPT_25,
-            name=name,
-            sources=(
-                f"{_OPENAI_MODELS}/gpt-image-2.6-sunburst" if "2.6" in name else _GPT_25_PRICES,
-                _OPENAI_API,
-            ),
-            note=""
-            if "2.5" in name
-            else "price of a picture taken from 2.5: same price of a token",
-        )
-        for name in (
-            "gpt-image-2.5-sunburst",
-            "gpt-image-2.5-flare",
-            "gpt-image-2.6-sunburst",
-            "gpt-image-2.6-flare",
-        )
-    ),
+    replace(_GPT_25, name="gpt-image-2.5-sunburst"),
+    replace(_GPT_25, name="gpt-image-2.5-flare"),
+    replace(_GPT_26, name="gpt-image-2.6-sunburst"),
+    replace(_GPT_26, name="gpt-image-2.6-flare"),
     replace(
         _GPT,
         name="gpt-image-1-mini",
-        prices=TokenPrices(2, 2.5, 8, text_out=8, input_image_tokens=1024),
-        picture_prices=_by_size((5_000, 6_000), (11_000, 15_000), (36_000, 52_000)),
-        note="its provider calls it deprecated",
+        token_prices=TokenPrices(2, 2.5, 8, text_out=8, input_image_tokens=1024),
+        image_prices=_by_size((5_000, 6_000), (11_000, 15_000), (36_000, 52_000)),
+        note="deprecated by its provider",
         sources=(f"{_OPENAI_MODELS}/gpt-image-1-mini", _OPENAI_API),
     ),
     replace(
         _GPT,
         name="chatgpt-image-latest",
-        note="an alias that its provider moves; prices of gpt-image-1.5 assumed",
+        note="an alias that its provider redirects; prices of gpt-image-1.5 assumed",
         sources=(_GPT_1_PRICES, _OPENAI_API),
     ),
     replace(
         _GPT,
         name="gpt-image-1",
-        prices=TokenPrices(5, 10, 40, text_out=10, input_image_tokens=1024),
-        picture_prices=_by_size((11_000, 16_000), (42_000, 63_000), (167_000, 250_000)),
+        token_prices=TokenPrices(5, 10, 40, text_out=10, input_image_tokens=1024),
+        image_prices=_by_size((11_000, 16_000), (42_000, 63_000), (167_000, 250_000)),
         retired_on=date(2026, 10, 23),
         sources=(_GPT_1_PRICES, _OPENAI_API),
     ),
@@ -253,10 +244,10 @@ OPENAI_MODELS = (
         max_image_bytes=4 * MIB - 1,
         square_input=True,
         sizes=("256x256", "512x512", "1024x1024"),
-        asks_for_base64=True,
+        needs_response_format=True,
         max_n=10,
         max_prompt_characters=1000,
-        picture_prices={"any/256x256": 16_000, "any/512x512": 18_000, "any/1024x1024": 20_000},
+        image_prices={"any/256x256": 16_000, "any/512x512": 18_000, "any/1024x1024": 20_000},
         retired_on=date(2026, 5, 12),
         note="edits one square PNG, where a mask or the image itself is transparent",
         sources=(_DALL_E_PRICES, _OPENAI_API),
@@ -267,9 +258,9 @@ OPENAI_MODELS = (
         edits=False,
         sizes=("1024x1024", "1024x1792", "1792x1024"),
         qualities=("standard", "hd"),
-        asks_for_base64=True,
+        needs_response_format=True,
         max_prompt_characters=4000,
-        picture_prices={
+        image_prices={
             "standard/1024x1024": 40_000,
             "standard/1024x1792": 80_000,
             "standard/1792x1024": 80_000,
@@ -278,47 +269,31 @@ OPENAI_MODELS = (
             "hd/1792x1024": 120_000,
         },
         retired_on=date(2026, 5, 12),
-        note="makes one new picture from words, edits none",
+        note="generates one image from text, cannot edit",
         sources=(_DALL_E_PRICES, _OPENAI_API),
     ),
 )
 
 MODELS: tuple[Model, ...] = (*GEMINI_MODELS, *OPENAI_MODELS)
 
-# What a model that is not in the table is taken to be: the least that its family has in common.
+# Assumed of a model that is not in the catalogue: the least that its family has in common.
 DEFAULTS: dict[Provider, Model] = {
     Provider.GEMINI: replace(_GEMINI, name="any other", max_images=3, resolutions=(), known=False),
-    Provider.OPENAI: replace(_GPT, name="any other", prices=None, picture_prices={}, known=False),
+    Provider.OPENAI: replace(
+        _GPT, name="any other", token_prices=None, image_prices={}, known=False
+    ),
 }
 
 
-# Which model a name means, and what its pictures cost.
-#
-# What a model takes and gives is data: `models/model_table.py`, shown in docs/models.md.
-
+# --- Lookup and prices --------------------------------------------------------------------------
 
 _SNAPSHOT = re.compile(r"-\d{4}-\d{2}-\d{2}$")
-_PROVIDER_BY_PREFIX = (
-    ("gemini-", Provider.GEMINI),
-    ("gpt-image-", Provider.OPENAI),
-    ("chatgpt-image-", Provider.OPENAI),
-    ("dall-e-", Provider.OPENAI),
-)
 
 
-def provider_of(model: str) -> Provider | None:
-    """Whose model a name is, by how the providers name theirs; None when it cannot be told."""
-    name = model.removeprefix("models/").lower()
-    for prefix, provider in _PROVIDER_BY_PREFIX:
-        if name.startswith(prefix):
-            return provider
-    return None
-
-
-def find(provider: Provider, model: str) -> Model:
+def find_model(provider: Provider, model: str) -> Model:
     """The model's entry, by its name, an alias or the name of a dated snapshot.
 
-    A name that is not in the table gets the provider's stated defaults; `known` tells.
+    A name that is not in the catalogue gets the provider's defaults, with `known` False.
     """
     name = _SNAPSHOT.sub("", model.removeprefix("models/"))
     for entry in MODELS:
@@ -328,49 +303,67 @@ def find(provider: Provider, model: str) -> Model:
 
 
 def image_price(
-    model: Model, *, quality: str | None = None, size: str | None = None, megapixels: float = 1
+    model: Model,
+    *,
+    quality: str | None = None,
+    size: str | None = None,
+    resolution: str | None = None,
+    megapixels: float = 1,
 ) -> int | None:
-    """The most that one picture costs, in micro-USD; None when the price is not known.
+    """The most that one image costs, in micro-USD; None when the price is not known.
 
-    What is left to the provider (quality or size None or "auto") counts as its dearest. A size that
-    its table does not have is estimated by area, and never below the price of one megapixel.
+    A quality or size of None or "auto" counts as the most expensive one. A size that is not in the
+    price table is estimated by its area, and never below the price of one megapixel.
     """
-    table = model.picture_prices
-    if not table:
+    prices = model.image_prices
+    if not prices:
         return None
+    if not model.sizes:
+        return prices[resolution or "1K"]
     fixed_quality = quality not in (None, "auto")
-    keys = [k for k in table if fixed_quality and k.split("/")[0] in (quality, "any")] or [*table]
+    keys = [k for k in prices if fixed_quality and k.split("/")[0] in (quality, "any")] or [*prices]
     if size in (None, "auto"):
-        return max(table[k] for k in keys)
+        return max(prices[k] for k in keys)
     exact = [k for k in keys if k.endswith(f"/{size}")]
     if exact:
-        return max(table[k] for k in exact)
-    return ceil(max(table[k] for k in keys) * max(1.0, megapixels))
+        return max(prices[k] for k in exact)
+    return ceil(max(prices[k] for k in keys) * max(1.0, megapixels))
 
 
-def worst_cost(
-    model: Model, prompt: str, images: int, one_picture: int | None, n: int
-) -> int | None:
-    """The most that a call should cost, in micro-USD; None when the price is not known.
+def planned_image_price(model: Model, plan: CallPlan) -> int | None:
+    """The most that one image of a planned call costs, in micro-USD; None if not known."""
+    size = sizes.parse_size(plan.size or "")
+    megapixels = size[0] * size[1] / sizes.PIXELS["1K"] if size else 1
+    return image_price(
+        model,
+        quality=plan.quality,
+        size=plan.size,
+        resolution=plan.resolution,
+        megapixels=megapixels,
+    )
 
-    Words count as one token a byte, which no tokenizer exceeds; thoughts as the allowance in the
-    table, which is generous but no promise of the provider.
+
+def worst_cost(model: Model, plan: CallPlan) -> int | None:
+    """The most that a planned call should cost, in micro-USD; None when the price is not known.
+
+    Text counts as one token per byte, which no tokenizer exceeds; thoughts as the catalogue's
+    allowance, which is generous but not guaranteed by the provider.
     """
-    if one_picture is None:
-        return None
-    prices = model.prices
-    if prices is None:
-        return one_picture * n
-    read = len(prompt.encode()) * prices.text_in
-    read += images * prices.input_image_tokens * prices.image_in
-    return ceil(read + model.thinking_tokens * prices.text_out) + one_picture * n
+    image = planned_image_price(model, plan)
+    prices = model.token_prices
+    if image is None or prices is None:
+        return None if image is None else image * plan.n
+    text_in = len(plan.prompt.encode()) * prices.text_in
+    images_in = len(plan.images) * prices.input_image_tokens * prices.image_in
+    thoughts = model.thinking_tokens * prices.text_out
+    return ceil(text_in + images_in + thoughts) + image * plan.n
 
 
 def token_cost(
     model: Model, *, text_in: int = 0, image_in: int = 0, text_out: int = 0, image_out: int = 0
 ) -> int | None:
-    """What the counted tokens cost, in micro-USD, rounded up; None when the price is not known."""
-    prices = model.prices
+    """The price of the counted tokens in micro-USD, rounded up; None when it is not known."""
+    prices = model.token_prices
     if prices is None:
         return None
     return ceil(

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 from pydantic import SecretStr
 
-from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, Provider, Usage
+from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, Usage
 from darkroom.endpoints import Endpoint
 from darkroom.images import codec
-from darkroom.models.catalog import Model, find, token_cost
+from darkroom.models.catalog import Model, find_model, token_cost
 from darkroom.providers import http as provider_http
 from darkroom.providers.errors import (
     Failure,
@@ -25,6 +25,7 @@ from darkroom.providers.errors import (
     names,
     safe_text,
 )
+from darkroom.providers.registry import Provider
 
 if TYPE_CHECKING:
     from google.genai import Client, types
@@ -216,7 +217,7 @@ def _config(plan: CallPlan, key: str, timeout_seconds: float) -> "types.Generate
 
 def _read(answer: Any, plan: CallPlan, key: str) -> EditResult:
     """The pictures that are no thoughts, decoded in full. Raises CallFailed."""
-    model = find(Provider.GEMINI, plan.model)
+    model = find_model(Provider.GEMINI, plan.model)
     parts = list(_parts(answer))
     found = [p.inline_data for p in parts if p.inline_data is not None]
     images = tuple(blob.data for blob in found if (blob.mime_type or "image/").startswith("image/"))

@@ -1,39 +1,50 @@
-"""One HTTP client for all provider calls of a process, with a total deadline per call.
+"""HTTP with a total deadline per call, and the one client of all provider calls in a process.
 
-httpx's time-outs are per phase and start anew with every byte that arrives: a server that trickles
-holds a worker for ever. Here each wait on the network is cut to what the call's deadline leaves.
+httpx's time-outs are per phase and start again with every byte that arrives, so a server that sends
+a byte now and then holds a worker for ever. Here each wait on the network is cut to what is left of
+the deadline. The image fetcher uses the same back end, with a check of the addresses.
 """
 
+import ssl
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from types import TracebackType
 from typing import Any
 
 import httpcore2
 import httpx2
 
-MAX_ANSWER_BYTES = 256 * 1024 * 1024  # ten 4K pictures in base64
+MAX_RESPONSE_BYTES = 256 * 1024 * 1024  # ten 4K images in base64
 MAX_CONNECTIONS = 64
 _WRITE_BYTES = 64 * 1024
-_deadline: ContextVar[float | None] = ContextVar("provider_call_deadline", default=None)
+_end: ContextVar[float | None] = ContextVar("deadline_end", default=None)
+
+type SocketOptions = Iterable[Any] | None
+type AddressLookup = Callable[[str, int], Sequence[str]]
 
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Calls of this thread inside the block end within `seconds`, as httpx2.TimeoutException."""
-    token = _deadline.set(time.monotonic() + seconds)
+    """Bounds all requests of this thread inside the block, in seconds from now.
+
+    When the time is up they raise a subclass of httpcore2.TimeoutException or, with `new_client`,
+    of httpx2.TimeoutException.
+    """
+    token = _end.set(time.monotonic() + seconds)
     try:
         yield
     finally:
-        _deadline.reset(token)
+        _end.reset(token)
 
 
-def _left(timeout: float | None, expired: type[Exception]) -> float | None:
-    """The shorter of the phase's time-out and what is left of the deadline, in seconds."""
-    end = _deadline.get()
+def time_left(
+    timeout: float | None = None,
+    expired: type[httpcore2.TimeoutException] = httpcore2.ReadTimeout,
+) -> float | None:
+    """The shorter of `timeout` and what is left of the deadline. Raises `expired` at its end."""
+    end = _end.get()
     if end is None:
         return timeout
     left = end - time.monotonic()
@@ -43,34 +54,48 @@ def _left(timeout: float | None, expired: type[Exception]) -> float | None:
 
 
 class _Stream(httpcore2.NetworkStream):
+    """A connection whose every wait ends at the deadline."""
+
     def __init__(self, inner: httpcore2.NetworkStream) -> None:
         self._inner = inner
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, _left(timeout, httpcore2.ReadTimeout))
+        return self._inner.read(max_bytes, time_left(timeout, httpcore2.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         view = memoryview(buffer)
         for start in range(0, len(view), _WRITE_BYTES):
             part = bytes(view[start : start + _WRITE_BYTES])
-            self._inner.write(part, _left(timeout, httpcore2.WriteTimeout))
+            self._inner.write(part, time_left(timeout, httpcore2.WriteTimeout))
 
     def close(self) -> None:
         self._inner.close()
 
     def start_tls(
-        self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
     ) -> httpcore2.NetworkStream:
-        left = _left(timeout, httpcore2.ConnectTimeout)
+        left = time_left(timeout, httpcore2.ConnectTimeout)
         return _Stream(self._inner.start_tls(ssl_context, server_hostname, left))
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
 
 
-class _Backend(httpcore2.NetworkBackend):
-    def __init__(self) -> None:
-        self._inner = httpcore2.SyncBackend()
+class DeadlineBackend(httpcore2.NetworkBackend):
+    """Connections bounded by the deadline.
+
+    With `lookup`, a host is connected to only at the addresses that it returns, tried in order; it
+    may refuse the host by raising.
+    """
+
+    def __init__(
+        self, lookup: AddressLookup | None = None, inner: httpcore2.NetworkBackend | None = None
+    ) -> None:
+        self._lookup = lookup
+        self._inner = inner or httpcore2.SyncBackend()
 
     def connect_tcp(
         self,
@@ -78,18 +103,23 @@ class _Backend(httpcore2.NetworkBackend):
         port: int,
         timeout: float | None = None,
         local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
+        socket_options: SocketOptions = None,
     ) -> httpcore2.NetworkStream:
-        left = _left(timeout, httpcore2.ConnectTimeout)
-        return _Stream(self._inner.connect_tcp(host, port, left, local_address, socket_options))
-
-    def sleep(self, seconds: float) -> None:
-        self._inner.sleep(seconds)
+        failure: Exception = httpcore2.ConnectError(f"no address of {host} can be used")
+        for address in [host] if self._lookup is None else self._lookup(host, port):
+            left = time_left(timeout, httpcore2.ConnectTimeout)
+            try:
+                return _Stream(
+                    self._inner.connect_tcp(address, port, left, local_address, socket_options)
+                )
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+                failure = error
+        raise failure
 
 
 @contextmanager
 def _as_httpx_errors(request: httpx2.Request) -> Iterator[None]:
-    """httpx2 has an error of the same name for each public one of httpcore2."""
+    """Translates errors of httpcore2 into those of the same name of httpx2."""
     try:
         yield
     except (
@@ -104,6 +134,8 @@ def _as_httpx_errors(request: httpx2.Request) -> Iterator[None]:
 
 
 class _Body(httpx2.SyncByteStream):
+    """A response's body, cut off at MAX_RESPONSE_BYTES."""
+
     def __init__(self, inner: Any, request: httpx2.Request) -> None:
         self._inner = inner
         self._request = request
@@ -113,8 +145,8 @@ class _Body(httpx2.SyncByteStream):
         with _as_httpx_errors(self._request):
             for part in self._inner:
                 received += len(part)
-                if received > MAX_ANSWER_BYTES:
-                    raise httpcore2.ReadError("the answer is larger than any picture can be")
+                if received > MAX_RESPONSE_BYTES:
+                    raise httpcore2.ReadError("the response is larger than any image can be")
                 yield part
 
     def close(self) -> None:
@@ -123,7 +155,7 @@ class _Body(httpx2.SyncByteStream):
 
 
 class DeadlineTransport(httpx2.BaseTransport):
-    """A connection pool that honours `deadline`; otherwise as httpx2's own transport."""
+    """A connection pool that keeps to `deadline`; otherwise as httpx2's own transport."""
 
     def __init__(self) -> None:
         self._pool = httpcore2.ConnectionPool(
@@ -131,23 +163,11 @@ class DeadlineTransport(httpx2.BaseTransport):
             max_connections=MAX_CONNECTIONS,
             max_keepalive_connections=MAX_CONNECTIONS,
             keepalive_expiry=5.0,
-            network_backend=_Backend(),
+            network_backend=DeadlineBackend(),
         )
 
-    def __enter__(self) -> "DeadlineTransport":
-        self._pool.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_value: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
-        self._pool.__exit__(exc_type, exc_value, traceback)
-
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        asked = httpcore2.Request(
+        core_request = httpcore2.Request(
             method=request.method,
             url=httpcore2.URL(
                 scheme=request.url.raw_scheme,
@@ -160,12 +180,12 @@ class DeadlineTransport(httpx2.BaseTransport):
             extensions=request.extensions,
         )
         with _as_httpx_errors(request):
-            answer = self._pool.handle_request(asked)
+            response = self._pool.handle_request(core_request)
         return httpx2.Response(
-            status_code=answer.status,
-            headers=answer.headers,
-            stream=_Body(answer.stream, request),
-            extensions=answer.extensions,
+            status_code=response.status,
+            headers=response.headers,
+            stream=_Body(response.stream, request),
+            extensions=response.extensions,
         )
 
     def close(self) -> None:
@@ -173,7 +193,7 @@ class DeadlineTransport(httpx2.BaseTransport):
 
 
 def new_client() -> httpx2.Client:
-    """No redirects (they would carry the key along) and no proxies from the environment."""
+    """Follows no redirects (they would carry the key along), uses no proxies of the environment."""
     return httpx2.Client(
         transport=DeadlineTransport(), follow_redirects=False, trust_env=False, timeout=60
     )
@@ -181,12 +201,12 @@ def new_client() -> httpx2.Client:
 
 @cache
 def shared_client() -> httpx2.Client:
-    """The process's client, built at the first call."""
+    """The client of this process, built at the first call."""
     return new_client()
 
 
 def close_shared_client() -> None:
-    """Close its connections; the next call builds another."""
+    """Closes its connections; the next call builds another."""
     if shared_client.cache_info().currsize:
         shared_client().close()
         shared_client.cache_clear()

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 from pydantic import SecretStr
 
-from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, Provider, SourceImage, Usage
+from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, SourceImage, Usage
 from darkroom.endpoints import Endpoint
 from darkroom.images import codec
-from darkroom.models import sizes
-from darkroom.models.catalog import Model, find, image_price, token_cost
+from darkroom.models.catalog import Model, find_model, planned_image_price, token_cost
 from darkroom.providers import http as provider_http
 from darkroom.providers.errors import (
     Failure,
@@ -27,6 +26,7 @@ from darkroom.providers.errors import (
     names,
     safe_text,
 )
+from darkroom.providers.registry import Provider
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -172,14 +172,14 @@ class OpenAIImageEditor:
             return client
 
     def _send(self, client: "OpenAI", plan: CallPlan) -> Any:
-        model = find(Provider.OPENAI, plan.model)
+        model = find_model(Provider.OPENAI, plan.model)
         options: dict[str, Any] = {
             "size": plan.size,
             "quality": plan.quality,
             "background": plan.background,
             "output_format": plan.output_format,
             "n": plan.n if plan.n > 1 else None,
-            "response_format": "b64_json" if model.asks_for_base64 else None,
+            "response_format": "b64_json" if model.needs_response_format else None,
         }
         options = {name: value for name, value in options.items() if value is not None}
         if not plan.images:
@@ -200,7 +200,7 @@ class OpenAIImageEditor:
             )
         if not hasattr(answer, "data") or not isinstance(answer.data, list | None):
             raise TypeError("no list of images")
-        model = find(Provider.OPENAI, plan.model)
+        model = find_model(Provider.OPENAI, plan.model)
         usage = getattr(answer, "usage", None)
         data: Sequence[Any] = answer.data or ()
         cost = _cost(model, plan, usage, len(data))
@@ -275,13 +275,11 @@ def _status_failure(error: Any, plan: CallPlan, endpoint: Endpoint, key: str) ->
 def _cost(model: Model, plan: CallPlan, usage: Any, pictured: int) -> int | None:
     """By the tokens counted; by the picture where the answer counts none."""
     counted = getattr(usage, "output_tokens", None)
-    if not isinstance(counted, int) or model.prices is None:
+    if not isinstance(counted, int) or model.token_prices is None:
         if not pictured:
             return None
-        size = sizes.parse_size(plan.size or "")
-        megapixels = size[0] * size[1] / sizes.PIXELS["1K"] if size else 1.0
-        one = image_price(model, quality=plan.quality, size=plan.size, megapixels=megapixels)
-        return None if one is None else one * pictured
+        price = planned_image_price(model, plan)
+        return None if price is None else price * pictured
     read = getattr(usage, "input_tokens_details", None)
     made = getattr(usage, "output_tokens_details", None)
     text_in = getattr(read, "text_tokens", None) or 0

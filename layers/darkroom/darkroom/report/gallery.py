@@ -19,6 +19,7 @@ from urllib.parse import quote
 from darkroom.errors import remediation
 from darkroom.formatting import duration, money
 from darkroom.jobs import ResultPaths
+from darkroom.providers.registry import Provider
 from darkroom.report.rows import ReportRow, RowStatus
 from darkroom.report.summary import BAR_STATUSES, Bar, EndpointSummary, ErrorClass, JobSummary
 
@@ -466,7 +467,7 @@ def when(moment: datetime) -> str:
 # The frame of every page: head, content security policy, style sheet.
 
 
-PROVIDERS = ("gemini", "openai", "none")  # "none": no provider was called for the row
+PROVIDERS = (*Provider, "none")  # "none": no provider was called for the row
 STATUSES = tuple(s.value for s in RowStatus)
 
 

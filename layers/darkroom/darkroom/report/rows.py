@@ -63,7 +63,7 @@ class ReportRow:
 
 def join(source: JobRow, record: RowRecord | None, run: Run) -> ReportRow:
     """What became of one row: exactly one of the four statuses, whatever the ledger holds."""
-    asked = source.asked
+    asked = source.request
     if source.skipped:
         return _skipped(source, record)
     if isinstance(asked, RowRejected):
@@ -80,10 +80,10 @@ def join(source: JobRow, record: RowRecord | None, run: Run) -> ReportRow:
 def _skipped(source: JobRow, record: RowRecord | None) -> ReportRow:
     """A skipped row keeps the picture an earlier upload made of it, if it asks for the same."""
     same = (
-        isinstance(source.asked, RowRequest)
+        isinstance(source.request, RowRequest)
         and record is not None
         and record.state is RowState.SUCCEEDED
-        and record.fingerprint == source.asked.fingerprint()
+        and record.fingerprint == source.request.fingerprint()
     )
     if same and record is not None and record.result is not None:
         line = _told(_bare(source, RowStatus.SKIPPED), record, record.result, earlier=True)
@@ -92,7 +92,7 @@ def _skipped(source: JobRow, record: RowRecord | None) -> ReportRow:
 
 
 def _bare(source: JobRow, status: RowStatus) -> ReportRow:
-    asked = source.asked
+    asked = source.request
     wish = asked if isinstance(asked, RowRequest) else None
     return ReportRow(
         row=source.row,
@@ -145,7 +145,7 @@ def ledger_report_rows(rows: RowLedger, run: Run) -> Iterator[ReportRow]:
 
 
 def _keys(chunk: tuple[JobRow, ...]) -> list[str]:
-    return list({s.key: None for s in chunk if isinstance(s.asked, RowRequest)})
+    return list({s.key: None for s in chunk if isinstance(s.request, RowRequest)})
 
 
 def _joined(

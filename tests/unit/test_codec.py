@@ -1,4 +1,4 @@
-"""Input pictures are checked and brought into a form every model reads; answers are rendered."""
+"""Input images are checked and converted to what every model reads; output images are rendered."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 from darkroom.calls import CallFailed, Outcome, SourceImage
 from darkroom.errors import Reason, RowRejected
 from darkroom.images import codec
-from darkroom.models.catalog import JPEG, PNG, WEBP
+from darkroom.images.codec import JPEG, PNG, WEBP
 
 ALL = (PNG, JPEG, WEBP)
 
@@ -27,7 +27,7 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def photo(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Image:
-    """Left half red, right half blue, so that turning it shows."""
+    """Left half red, right half blue, so that a rotation is visible."""
     image = Image.new("RGB", (width, height), "red")
     image.paste("blue", (width // 2, 0, width, height))
     return image.convert(mode)
@@ -51,7 +51,7 @@ def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_bytes_that_already_fit_are_passed_on_untouched(kind: str, mode: str) -> None:
+def test_bytes_that_already_fit_are_passed_on_unchanged(kind: str, mode: str) -> None:
     data = encoded(photo(mode=mode), kind)
     source = codec.open_source(data, "a.bin")
     assert source.data is data
@@ -59,13 +59,13 @@ def test_bytes_that_already_fit_are_passed_on_untouched(kind: str, mode: str) ->
     assert (source.width, source.height) == (64, 48)
 
 
-def test_the_content_decides_not_the_name() -> None:
+def test_format_is_detected_from_the_content_not_the_name() -> None:
     assert codec.open_source(encoded(photo(), "PNG"), "photo.jpg").mime == PNG
 
 
-def test_a_photo_turned_by_exif_is_turned() -> None:
+def test_exif_rotation_is_applied() -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     source = codec.open_source(encoded(photo(), "JPEG", exif=exif), "phone.jpg")
     image = opened(source)
     assert image.size == (48, 64)
@@ -85,18 +85,18 @@ def test_cmyk_becomes_rgb_of_about_the_same_colour() -> None:
     assert max(green, blue) < 90
 
 
-def test_a_broken_colour_profile_does_not_lose_the_picture() -> None:
+def test_broken_colour_profile_is_ignored() -> None:
     data = encoded(photo(mode="CMYK"), "JPEG", icc_profile=b"no profile at all")
     assert opened(codec.open_source(data, "print.jpg")).mode == "RGB"
 
 
-def test_a_profile_of_another_colour_space_does_not_lose_the_picture() -> None:
+def test_profile_of_another_colour_space_is_ignored() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     data = encoded(photo(mode="CMYK"), "JPEG", icc_profile=profile)
     assert opened(codec.open_source(data, "print.jpg")).mode == "RGB"
 
 
-def test_sixteen_bit_greys_are_scaled_not_cut_off() -> None:
+def test_16_bit_grey_is_scaled_not_clipped() -> None:
     grey = Image.new("I;16", (8, 8), 32768)
     image = opened(codec.open_source(encoded(grey, "PNG"), "scan.png"))
     assert image.mode in {"RGB", "L"}
@@ -104,11 +104,11 @@ def test_sixteen_bit_greys_are_scaled_not_cut_off() -> None:
     assert value == pytest.approx(127, abs=2)
 
 
-def test_a_png_of_sixteen_bit_colour_is_written_with_eight() -> None:
-    data = deep_png(4, 3)
+def test_16_bit_colour_png_is_rewritten_with_8_bits() -> None:
+    data = png_16_bit(4, 3)
     source = codec.open_source(data, "scan.png")
     assert source.data != data
-    assert not codec.is_deep_png(source.data)
+    assert source.data[24] == 8  # bits per channel, in the IHDR chunk
     assert opened(source).size == (4, 3)
 
 
@@ -116,7 +116,7 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def deep_png(width: int, height: int) -> bytes:
+def png_16_bit(width: int, height: int) -> bytes:
     rows = b"".join(b"\0" + b"\x80\x00\x40\x00\xff\xff" * width for _ in range(height))
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
     body = (
@@ -127,7 +127,7 @@ def deep_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def test_a_palette_becomes_colours_and_keeps_its_transparency() -> None:
+def test_palette_becomes_rgb_and_keeps_its_transparency() -> None:
     palette = photo().convert("P")
     assert opened(codec.open_source(encoded(palette, "PNG"), "p.png")).mode == "RGB"
     data = encoded(palette, "PNG", transparency=palette.getpixel((0, 0)))
@@ -137,7 +137,7 @@ def test_a_palette_becomes_colours_and_keeps_its_transparency() -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_of_an_animation_the_first_picture_counts(kind: str) -> None:
+def test_first_frame_of_an_animation_is_used(kind: str) -> None:
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "lime")
     data = encoded(first, kind, save_all=True, append_images=[second])
     image = opened(codec.open_source(data, "a"))
@@ -156,7 +156,7 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 64
 
 
 @pytest.mark.parametrize(
-    ("data", "word"),
+    ("data", "expected"),
     [
         (HEIC, "HEIC"),
         (b"", "empty"),
@@ -169,32 +169,32 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 64
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "damaged"),
     ],
 )
-def test_what_is_no_usable_picture_is_refused_in_a_sentence(data: bytes, word: str) -> None:
+def test_unusable_bytes_are_rejected_with_a_sentence(data: bytes, expected: str) -> None:
     with pytest.raises(RowRejected) as caught:
         codec.open_source(data, "s3://bucket/it.jpg")
     assert caught.value.reason is Reason.BAD_IMAGE
     assert "s3://bucket/it.jpg" in caught.value.detail
-    assert word in caught.value.detail
+    assert expected in caught.value.detail
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG's header that promises more pixels than a memory has."""
+    """A PNG whose header declares more pixels than fit into memory."""
     body = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", body) + png_chunk(b"IDAT", b"\0" * 64)
 
 
-def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+def test_decompression_bomb_is_rejected_before_it_is_decoded() -> None:
     with pytest.raises(RowRejected, match="60000x60000 pixels"):
         codec.open_source(bomb(60_000, 60_000), "bomb.png")
 
 
-def test_too_many_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_bytes_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "MAX_SOURCE_BYTES", 100)
     with pytest.raises(RowRejected, match="MiB"):
         codec.open_source(encoded(photo(), "PNG"), "a.png")
 
 
-def test_a_very_large_jpeg_is_read_at_a_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_very_large_jpeg_is_read_at_a_fraction_of_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(photo(400, 200), "JPEG")
     monkeypatch.setattr(codec, "MAX_PIXELS", 30_000)
     source = codec.open_source(data, "large.jpg")
@@ -220,7 +220,7 @@ def test_a_very_large_jpeg_is_read_at_a_fraction(monkeypatch: pytest.MonkeyPatch
         ]
     ),
 )
-def test_no_bytes_whatever_raise_anything_but_a_rejection(body: bytes, magic: bytes) -> None:
+def test_arbitrary_bytes_raise_only_rejections(body: bytes, magic: bytes) -> None:
     for read in (codec.open_source, codec.open_mask):
         with contextlib.suppress(RowRejected):
             read(magic + body, "x")
@@ -229,12 +229,12 @@ def test_no_bytes_whatever_raise_anything_but_a_rejection(body: bytes, magic: by
             use(magic + body)
 
 
-def test_a_mask_with_transparency_is_passed_on_untouched() -> None:
+def test_mask_with_transparency_is_passed_on_unchanged() -> None:
     data = encoded(photo(mode="RGBA"), "PNG")
     assert codec.open_mask(data, "m.png").data is data
 
 
-def test_a_black_and_white_mask_is_transparent_where_it_is_white() -> None:
+def test_black_and_white_mask_becomes_transparent_where_it_is_white() -> None:
     mask = Image.new("L", (10, 10), 0)
     mask.paste(255, (5, 0, 10, 10))
     for kind in ("PNG", "JPEG"):
@@ -245,7 +245,7 @@ def test_a_black_and_white_mask_is_transparent_where_it_is_white() -> None:
         assert alpha.getpixel((9, 9)) < 5  # type: ignore[operator]
 
 
-def test_a_mask_takes_the_size_of_its_picture() -> None:
+def test_mask_is_resized_to_its_image() -> None:
     source = codec.open_mask(encoded(photo(mode="RGBA"), "PNG"), "m")
     assert opened(codec.resize_mask(source, 30, 20)).size == (30, 20)
 
@@ -254,17 +254,17 @@ def source_of(image: Image.Image, kind: str) -> SourceImage:
     return codec.open_source(encoded(image, kind), "a")
 
 
-def test_a_picture_that_fits_is_not_touched() -> None:
+def test_image_that_fits_is_unchanged() -> None:
     source = source_of(photo(), "PNG")
     assert codec.fit(source, ALL, 10**6) is source
 
 
-def test_a_format_that_the_model_does_not_take_is_changed_at_full_size() -> None:
+def test_unsupported_format_is_converted_at_full_size() -> None:
     fitted = codec.fit(source_of(photo(), "WEBP"), (PNG,), 10**6)
     assert (fitted.mime, fitted.width, fitted.height) == (PNG, 64, 48)
 
 
-def test_less_detail_comes_before_fewer_pixels() -> None:
+def test_quality_is_reduced_before_size() -> None:
     source = source_of(noise(300, 300), "PNG")
     fitted = codec.fit(source, ALL, len(source.data) - 1)
     assert (fitted.width, fitted.height) == (300, 300)
@@ -272,22 +272,22 @@ def test_less_detail_comes_before_fewer_pixels() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA"])
-@pytest.mark.parametrize("most", [60_000, 20_000, 5_000])
-def test_a_shrunk_picture_is_small_enough_and_keeps_its_shape(mode: str, most: int) -> None:
+@pytest.mark.parametrize("max_bytes", [60_000, 20_000, 5_000])
+def test_reduced_image_is_small_enough_and_keeps_its_shape(mode: str, max_bytes: int) -> None:
     source = source_of(noise(400, 300, mode), "PNG")
-    fitted = codec.fit(source, ALL, most)
-    assert len(fitted.data) <= most
+    fitted = codec.fit(source, ALL, max_bytes)
+    assert len(fitted.data) <= max_bytes
     assert fitted.width / fitted.height == pytest.approx(4 / 3, rel=0.05)
     assert ("A" in opened(fitted).getbands()) == ("A" in mode)
 
 
-def test_a_picture_that_nothing_makes_small_enough_is_bad() -> None:
+def test_image_that_cannot_be_reduced_enough_is_a_bad_image() -> None:
     with pytest.raises(RowRejected) as caught:
         codec.fit(source_of(noise(400, 300), "PNG"), ALL, 10)
     assert caught.value.reason is Reason.BAD_IMAGE
 
 
-def test_a_square_picture_gets_transparent_bars() -> None:
+def test_image_is_padded_to_a_square_with_transparent_bars() -> None:
     source = source_of(photo(), "PNG")
     squared = codec.square(source)
     image = opened(squared)
@@ -309,7 +309,7 @@ def test_a_square_picture_gets_transparent_bars() -> None:
     ],
 )
 @pytest.mark.parametrize("given_kind", ["PNG", "JPEG", "WEBP"])
-def test_an_answer_takes_the_format_of_the_output_name(
+def test_output_has_the_format_of_its_extension(
     extension: str, kind: str, mime: str, given_kind: str
 ) -> None:
     data = encoded(photo(), given_kind)
@@ -319,18 +319,18 @@ def test_an_answer_takes_the_format_of_the_output_name(
     assert (rendered is data) == (kind == given_kind)
 
 
-def test_a_transparent_answer_becomes_white_in_a_jpeg() -> None:
+def test_transparency_becomes_white_in_a_jpeg() -> None:
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     rendered, _ = codec.render(encoded(clear, "PNG"), "jpg")
     assert Image.open(io.BytesIO(rendered)).getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_an_unknown_extension_is_an_error_of_the_caller() -> None:
+def test_unknown_extension_raises_a_value_error() -> None:
     with pytest.raises(ValueError, match="gif"):
         codec.render(encoded(photo(), "PNG"), "gif")
 
 
-def test_an_answer_that_does_not_decode_is_unavailable() -> None:
+def test_output_that_does_not_decode_is_unavailable() -> None:
     with pytest.raises(CallFailed) as caught:
         codec.render(b"\x89PNG no", "png")
     assert caught.value.outcome is Outcome.UNAVAILABLE
@@ -346,7 +346,7 @@ def test_an_answer_that_does_not_decode_is_unavailable() -> None:
         lambda: encoded(photo(2000, 1000, "CMYK"), "JPEG"),
     ],
 )
-def test_a_thumbnail_is_a_small_webp_of_the_same_shape(make: Callable[[], bytes]) -> None:
+def test_thumbnail_is_a_small_webp_of_the_same_shape(make: Callable[[], bytes]) -> None:
     thumb = codec.thumbnail(make())
     image = Image.open(io.BytesIO(thumb))
     assert image.format == "WEBP"
@@ -354,18 +354,18 @@ def test_a_thumbnail_is_a_small_webp_of_the_same_shape(make: Callable[[], bytes]
     assert len(thumb) < 20_000
 
 
-def test_a_thumbnail_of_a_turned_photo_is_upright() -> None:
+def test_thumbnail_of_a_rotated_photo_is_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 8
     data = encoded(photo(600, 300), "JPEG", exif=exif)
     assert Image.open(io.BytesIO(codec.thumbnail(data))).size == (160, 320)
 
 
-def test_a_thumbnail_does_not_enlarge() -> None:
+def test_thumbnail_is_never_enlarged() -> None:
     assert Image.open(io.BytesIO(codec.thumbnail(encoded(photo(), "PNG")))).size == (64, 48)
 
 
-def test_a_jpeg_of_needless_quality_keeps_its_pixels() -> None:
+def test_jpeg_of_high_quality_keeps_its_size() -> None:
     source = codec.open_source(encoded(noise(400, 300), "JPEG", quality=100), "fine.jpg")
     fitted = codec.fit(source, ALL, len(source.data) * 6 // 10)
     assert (fitted.mime, fitted.width, fitted.height) == (JPEG, 400, 300)

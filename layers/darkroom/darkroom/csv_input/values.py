@@ -1,0 +1,194 @@
+"""Parsers from the text of a cell or a job option to its value.
+
+Each parser accepts common spellings, and raises ValueError for anything else. The message completes
+a sentence that begins with the column or option: "column size: 'x' is not a valid size: write …".
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import get_args
+
+from darkroom.formatting import quoted
+from darkroom.rows import AspectRatio, Background, Resolution
+
+MAX_IMAGES = 16  # the most that any model accepts
+MAX_INSTRUCTION_CHARS = 32_000  # the longest prompt an image model accepts (gpt-image; Gemini more)
+_MAX_REFERENCE_CHARS = 8_192  # presigned URLs with session tokens have about 2,000
+_MAX_BUDGET_USD = 10_000_000.0
+_MAX_IMAGES_OUT = 10  # what OpenAI accepts
+_MAX_ATTEMPTS = 50
+
+# Also 16x9, 16/9, and what a spreadsheet makes of 16:9 as a time of day: 16:09 or 16:09:00.
+_RATIO = re.compile(r"(\d{1,3})\s*[:x\xd7/]\s*(\d{1,3})(?::00)?", re.ASCII | re.IGNORECASE)
+_SIZE = re.compile(r"([1-9]\d{1,4})\s*[x\xd7*]\s*([1-9]\d{1,4})", re.ASCII | re.IGNORECASE)
+_WHOLE_NUMBER = re.compile(r"(\d{1,9})(?:\.0+)?", re.ASCII)
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}", re.ASCII)
+# Characters that SQS does not accept, and no instruction needs.
+_NOT_IN_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+_NOT_IN_REFERENCE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?")
+_STARTS_URL = re.compile(r"\s*(https?|s3)://", re.IGNORECASE)
+_ENDS_AS_IMAGE = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic)$", re.IGNORECASE)
+
+
+def choice_parser(
+    choices: Sequence[str], normalize: Callable[[str], str] = str.lower
+) -> Callable[[str], str]:
+    """A parser for one of `choices`, compared after `normalize`."""
+
+    def parse(text: str) -> str:
+        if normalize(text) not in choices:
+            raise ValueError(f"{quoted(text)} is not one of {', '.join(choices)}")
+        return normalize(text)
+
+    return parse
+
+
+def _normalize_ratio(text: str) -> str:
+    match = _RATIO.fullmatch(text)
+    return f"{int(match[1])}:{int(match[2])}" if match else text
+
+
+parse_aspect_ratio = choice_parser(get_args(AspectRatio), _normalize_ratio)
+parse_resolution = choice_parser(get_args(Resolution), str.upper)
+parse_quality = choice_parser(("auto", "low", "medium", "high", "standard", "hd"))
+parse_background = choice_parser(get_args(Background))
+
+
+def parse_size(text: str) -> str:
+    if text.lower() == "auto":
+        return "auto"
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(
+            f"{quoted(text)} is not a valid size: write auto, or width x height such as 1024x1536"
+        )
+    return f"{match[1]}x{match[2]}"
+
+
+def parse_image_count(text: str) -> int:
+    """1 to 10, also as 2.0, which some tools write into columns with empty cells."""
+    match = _WHOLE_NUMBER.fullmatch(text)
+    if match is None or not 1 <= int(match[1]) <= _MAX_IMAGES_OUT:
+        raise ValueError(f"{quoted(text)} is not a number from 1 to {_MAX_IMAGES_OUT}")
+    return int(match[1])
+
+
+def parse_model(text: str) -> str:
+    if _MODEL.fullmatch(text) is None:
+        raise ValueError(f"{quoted(text)} is not a valid model name")
+    return text
+
+
+def parse_instruction(text: str) -> str:
+    if not text:
+        raise ValueError("it is empty, describe the image you want")
+    if len(text) > MAX_INSTRUCTION_CHARS:
+        raise ValueError(
+            f"it has {len(text):,} characters, at most {MAX_INSTRUCTION_CHARS:,} can be sent"
+        )
+    if found := _NOT_IN_TEXT.search(text):
+        raise ValueError(f"it contains the control character U+{ord(found[0]):04X}")
+    return text
+
+
+def parse_text(text: str) -> str:
+    if not text:
+        raise ValueError("it is empty")
+    return text
+
+
+def parse_switch(text: str) -> bool:
+    if text.lower() in ("true", "yes", "on", "1"):
+        return True
+    if text.lower() in ("false", "no", "off", "0"):
+        return False
+    raise ValueError(f"{quoted(text)} is neither true nor false")
+
+
+def parse_budget(text: str) -> float:
+    try:
+        amount = float(text.removeprefix("$"))
+    except ValueError:
+        amount = -1.0
+    if not 0 <= amount <= _MAX_BUDGET_USD:  # also false for nan
+        raise ValueError(f"{quoted(text)} is not an amount of US dollars such as 5 or 2.50")
+    return amount
+
+
+def parse_attempts(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= _MAX_ATTEMPTS:
+        raise ValueError(f"{quoted(text)} is not a number from 1 to {_MAX_ATTEMPTS}")
+    return int(text)
+
+
+def parse_images(cell: str) -> tuple[str, ...]:
+    """Image references in the order written.
+
+    A cell that begins with `[` is a JSON list. Otherwise `|` and line ends separate references, and
+    in a cell without any, commas do. A comma belongs to the URL before it (`…/w_400,h_300/a.jpg`)
+    unless a blank or another URL follows it, or the text on both sides ends like an image's name.
+    """
+    if cell.startswith("["):
+        references = _from_json(cell)
+    elif "|" in cell or "\n" in cell:
+        references = [part.strip() for part in re.split(r"[|\r\n]+", cell)]
+    else:
+        references = _split_commas(cell)
+    references = [reference for reference in references if reference]
+    if len(references) > MAX_IMAGES:
+        raise ValueError(f"{len(references)} images, but no model accepts more than {MAX_IMAGES}")
+    return tuple(map(parse_reference, references))
+
+
+def parse_reference(reference: str) -> str:
+    """An https, http or s3 URL or a path. Whether it may be fetched is decided when it is used."""
+    problem = None
+    scheme = _SCHEME.match(reference)
+    if len(reference) > _MAX_REFERENCE_CHARS:
+        problem = f"is longer than {_MAX_REFERENCE_CHARS:,} characters"
+    elif _NOT_IN_REFERENCE.search(reference):
+        problem = "contains a control character"
+    elif scheme and scheme[1].lower() == "data":
+        raise ValueError("data: URLs are not accepted, upload the image to S3 and write its URL")
+    elif scheme and (scheme[1].lower() not in ("https", "http", "s3") or not scheme[2]):
+        problem = "is neither an https:// or s3:// URL nor a path relative to the CSV"
+    elif scheme and not reference[scheme.end() :].strip("/"):
+        problem = "has no host or bucket"
+    if problem:
+        raise ValueError(f"{quoted(reference)} {problem}")
+    return reference
+
+
+def _from_json(cell: str) -> list[str]:
+    try:
+        values = json.loads(cell)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{quoted(cell)} begins like a JSON list but is not valid JSON: "
+            'write ["a.jpg", "b.jpg"]'
+        ) from error
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError(f"the JSON list {quoted(cell)} must contain strings only")
+    return [value.strip() for value in values]
+
+
+def _split_commas(cell: str) -> list[str]:
+    pieces = cell.split(",")
+    references = [pieces[0]]
+    for piece in pieces[1:]:
+        if _separates(references[-1], piece):
+            references.append(piece)
+        else:
+            references[-1] += "," + piece
+    return [reference.strip() for reference in references]
+
+
+def _separates(before: str, after: str) -> bool:
+    """Whether the comma between them ends a reference."""
+    if not _STARTS_URL.match(before) or _STARTS_URL.match(after) or after[:1].isspace():
+        return True
+    if not after.strip():
+        return True
+    return bool(_ENDS_AS_IMAGE.search(before) and _ENDS_AS_IMAGE.search(after))

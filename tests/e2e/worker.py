@@ -1,0 +1,109 @@
+"""The editor outside Lambda: a process that polls the queue as Lambda's event source mapping does.
+
+For fault tests, which kill many of these: it starts in a fraction of a function's time, and its
+leases are short, so that a crash is repaired in seconds. The editor's code and adapters are the
+real ones; `poll` stands in for Lambda: it receives a batch, calls the editor, and deletes the
+messages that the editor does not return. Lambda's own requests bypass the faulting proxy.
+"""
+
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+from darkroom.aws.telemetry import PowertoolsTelemetry
+from darkroom.bootstrap import Wiring
+from darkroom.editor.batch import EditorBatch, Received
+from darkroom.editor.heartbeat import Timings
+from darkroom.ports import Telemetry
+from darkroom.settings import Settings
+from darkroom_local import ministack
+
+RETRIES = Config(
+    retries={"mode": "standard", "total_max_attempts": 5},
+    connect_timeout=5,
+    read_timeout=30,
+    max_pool_connections=32,
+    s3={"addressing_style": "path"},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """The editor reaches AWS at `url`; the poller, which stands in for Lambda, at `poller_url`."""
+
+    url: str
+    poller_url: str
+    settings: Settings
+    timings: Timings
+    invocation_seconds: float = 900.0  # the function's time-out
+    idle_seconds: float = 1.0  # one long poll
+
+
+def client(service: str, url: str) -> Any:
+    return boto3.client(  # type: ignore[call-overload]
+        service,
+        endpoint_url=url,
+        region_name=ministack.REGION,
+        aws_access_key_id=ministack.ACCESS_KEY,
+        aws_secret_access_key=ministack.SECRET_KEY,
+        config=RETRIES,
+    )
+
+
+def wiring(url: str, settings: Settings, timings: Timings, telemetry: Telemetry) -> Wiring:
+    """The real use cases against the AWS at `url`; no function is started."""
+    return Wiring(
+        settings,
+        telemetry,
+        client=lambda service: client(service, url),
+        timings=timings,
+        start_function=lambda function, event: None,
+    )
+
+
+def run(config: WorkerConfig) -> None:
+    """Poll until the process is killed."""
+    telemetry = PowertoolsTelemetry(config.settings.stack_name, "worker")
+    batch = wiring(config.url, config.settings, config.timings, telemetry).editor
+    sqs = client("sqs", config.poller_url)
+    while True:
+        poll(sqs, config, batch)
+        telemetry.flush()
+
+
+def poll(sqs: Any, config: WorkerConfig, batch: EditorBatch) -> None:
+    """Receive and handle one batch, if there is one."""
+    queue = config.settings.rows_queue_url
+    response = sqs.receive_message(
+        QueueUrl=queue,
+        MaxNumberOfMessages=config.settings.rows_per_worker,
+        WaitTimeSeconds=round(config.idle_seconds),
+        # The template's is 5,400 s. The first heartbeat follows at once; a worker that is killed
+        # before it would hide its messages for all that time.
+        VisibilityTimeout=round(2 * config.timings.lease),
+        MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
+    )
+    messages = response.get("Messages", [])
+    if not messages:
+        return
+    deadline = time.time() + config.invocation_seconds
+    kept = batch.handle([_received(m) for m in messages], deadline, uuid.uuid4().hex)
+    done = [m for m in messages if m["MessageId"] not in kept]
+    if done:
+        entries = [{"Id": str(n), "ReceiptHandle": m["ReceiptHandle"]} for n, m in enumerate(done)]
+        sqs.delete_message_batch(QueueUrl=queue, Entries=entries)
+
+
+def _received(message: Any) -> Received:
+    attributes = message["Attributes"]
+    return Received(
+        message_id=message["MessageId"],
+        receipt=message["ReceiptHandle"],
+        body=message["Body"],
+        receive_count=int(attributes["ApproximateReceiveCount"]),
+        sent_at=int(attributes["SentTimestamp"]) / 1000,
+    )

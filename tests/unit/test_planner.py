@@ -1,0 +1,404 @@
+"""A row is fitted to a model: what is sent, what is left out with a warning, what is rejected."""
+
+import io
+from functools import cache
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+from PIL import Image
+
+from darkroom.calls import CallPlan, SourceImage
+from darkroom.errors import Ineligible
+from darkroom.images import codec
+from darkroom.images.codec import JPEG, MIB, PNG, WEBP
+from darkroom.models import sizes
+from darkroom.models.catalog import MODELS, Model, find_model
+from darkroom.models.planner import plan_call
+from darkroom.providers.registry import Provider
+from darkroom.rows import RowRequest
+
+GEMINI, OPENAI = Provider.GEMINI, Provider.OPENAI
+
+
+@cache
+def photo(
+    width: int = 60, height: int = 40, kind: str = "JPEG", mode: str = "RGB", name: str = "a.jpg"
+) -> SourceImage:
+    noise = Image.effect_noise((width, height), 90).convert(mode)
+    if "A" in mode:
+        noise.putalpha(100)
+    out = io.BytesIO()
+    noise.save(out, kind)
+    return codec.open_source(out.getvalue(), name)
+
+
+@cache
+def full_mask(width: int = 60, height: int = 40) -> SourceImage:
+    out = io.BytesIO()
+    Image.new("RGBA", (width, height), (0, 0, 0, 0)).save(out, "PNG")
+    return codec.open_mask(out.getvalue(), "mask.png")
+
+
+def plan(
+    model: str,
+    *images: SourceImage,
+    mask: SourceImage | None = None,
+    provider: Provider | None = None,
+    **settings: Any,
+) -> CallPlan:
+    request = RowRequest.model_validate({"instruction": "make it red", **settings})
+    of = provider or (GEMINI if model.startswith("gemini") else OPENAI)
+    return plan_call(request, images, mask, of, model)
+
+
+def test_request_that_fits_is_sent_unchanged_without_a_warning() -> None:
+    image = photo()
+    planned = plan("gemini-3-pro-image", image, aspect_ratio="3:2", resolution="2K")
+    assert planned.images == (image,)
+    assert planned.images[0].data is image.data
+    assert (planned.prompt, planned.aspect_ratio, planned.resolution) == (
+        "make it red",
+        "3:2",
+        "2K",
+    )
+    assert (planned.size, planned.quality, planned.n, planned.warnings) == (None, None, 1, ())
+
+
+def test_row_without_settings_leaves_them_to_the_provider() -> None:
+    planned = plan("gpt-image-1.5", photo())
+    assert (planned.size, planned.quality, planned.background, planned.output_format) == (None,) * 4
+    assert planned.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "most"),
+    [
+        ("gemini-3-pro-image", 14),
+        ("gemini-3.1-flash-image", 14),
+        ("gemini-2.5-flash-image", 3),
+        ("gpt-image-1.5", 16),
+        ("gpt-image-2", 16),
+    ],
+)
+def test_images_beyond_the_models_maximum_are_left_out_and_named(model: str, most: int) -> None:
+    images = [photo(name=f"{i}.jpg") for i in range(most + 2)]
+    planned = plan(model, *images)
+    assert planned.images == tuple(images[:most])
+    (warning,) = planned.warnings
+    assert f"{most}.jpg, {most + 1}.jpg" in warning
+    assert plan(model, *images[:most]).warnings == ()
+
+
+@pytest.mark.parametrize(
+    "model", ["gemini-3-pro-image", "gemini-2.5-flash-image", "gemini-3.1-flash-image"]
+)
+def test_mask_makes_gemini_ineligible(model: str) -> None:
+    with pytest.raises(Ineligible, match="mask"):
+        plan(model, photo(), mask=full_mask())
+
+
+def test_mask_without_an_image_is_ineligible() -> None:
+    with pytest.raises(Ineligible, match="needs an image"):
+        plan("gpt-image-1.5", mask=full_mask())
+
+
+def test_mask_of_the_images_size_is_sent_unchanged() -> None:
+    mask = full_mask()
+    planned = plan("gpt-image-1.5", photo(), mask=mask)
+    assert planned.mask is mask
+    assert planned.warnings == ()
+
+
+def test_mask_of_another_size_is_scaled_with_a_warning() -> None:
+    planned = plan("gpt-image-1.5", photo(), mask=full_mask(120, 80))
+    assert planned.mask is not None
+    assert (planned.mask.width, planned.mask.height) == (60, 40)
+    assert "120x80" in planned.warnings[0]
+
+
+def test_model_that_only_generates_cannot_edit() -> None:
+    with pytest.raises(Ineligible, match="cannot edit"):
+        plan("dall-e-3", photo())
+    assert plan("dall-e-3").images == ()
+
+
+def test_dall_e_2_edits_one_square_png_where_a_mask_is_transparent() -> None:
+    planned = plan("dall-e-2", photo(), photo(name="b.jpg"), mask=full_mask())
+    (image,) = planned.images
+    assert (image.mime, image.width, image.height) == (PNG, 60, 60)
+    assert planned.mask is not None
+    assert (planned.mask.width, planned.mask.height) == (60, 60)
+    assert any("bars" in warning for warning in planned.warnings)
+    assert any("b.jpg" in warning for warning in planned.warnings)
+
+
+def test_dall_e_2_without_a_mask_needs_a_transparent_image() -> None:
+    with pytest.raises(Ineligible, match="mask"):
+        plan("dall-e-2", photo())
+    assert plan("dall-e-2", photo(kind="PNG", mode="RGBA")).images
+    assert plan("dall-e-2").images == ()
+
+
+def test_instruction_too_long_for_the_model_is_ineligible() -> None:
+    with pytest.raises(Ineligible, match="1001 characters"):
+        plan("dall-e-2", instruction="x" * 1001)
+    assert len(plan("gpt-image-1.5", instruction="x" * 1001).prompt) == 1001
+
+
+def test_unsupported_format_is_converted() -> None:
+    webp = photo(50, 50, kind="WEBP")
+    assert webp.mime == WEBP
+    assert plan("gpt-image-1.5", webp).images == (webp,)
+    assert plan("dall-e-2", webp, mask=full_mask(50, 50)).images[0].mime == PNG
+
+
+def test_image_too_large_for_gemini_is_reduced() -> None:
+    noisy = SourceImage(*_noisy_png())
+    planned = plan("gemini-3-pro-image", noisy)
+    assert len(noisy.data) > 7 * MIB
+    assert len(planned.images[0].data) <= 7 * MIB
+    assert planned.images[0].mime in {JPEG, WEBP, PNG}
+    assert plan("gpt-image-1.5", noisy).images == (noisy,)
+
+
+@cache
+def _noisy_png() -> tuple[bytes, str, int, int, str]:
+    side = 1850
+    bands = [Image.effect_noise((side, side), 200) for _ in range(3)]
+    out = io.BytesIO()
+    Image.merge("RGB", bands).save(out, "PNG", compress_level=1)
+    return out.getvalue(), PNG, side, side, "noisy.png"
+
+
+def test_images_share_the_size_limit_of_a_request() -> None:
+    noisy = SourceImage(*_noisy_png())
+    small = photo()
+    planned = plan("gemini-3-pro-image", noisy, noisy, noisy, small)
+    assert sum(len(image.data) for image in planned.images) <= 14 * MIB
+    assert planned.images[3] is small
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"aspect_ratio": "9:16"}, "1024x1536"),
+        ({"aspect_ratio": "1:1", "resolution": "1K"}, "1024x1024"),
+        ({"size": "1536x1024"}, "1536x1024"),
+        ({"size": "1920x1080"}, "1536x1024"),
+        ({"size": "auto"}, None),
+        ({"resolution": "4K"}, None),
+        ({}, None),
+    ],
+)
+def test_shape_becomes_the_nearest_fixed_size(settings: dict[str, Any], size: str | None) -> None:
+    assert plan("gpt-image-1.5", **settings).size == size
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"aspect_ratio": "16:9", "resolution": "4K"}, "3840x2160"),
+        ({"aspect_ratio": "1:1", "resolution": "2K"}, "2048x2048"),
+        ({"aspect_ratio": "1:1"}, "1024x1024"),
+        ({"size": "1536x864"}, "1536x864"),
+        ({"size": "2000x1000"}, "2000x1008"),
+    ],
+)
+def test_shape_becomes_a_free_size(settings: dict[str, Any], size: str) -> None:
+    found = plan("gpt-image-2", **settings).size or ""
+    width, height = sizes.parse_size(found) or (0, 0)
+    assert sizes.is_free_size(width, height)
+    if settings.get("size") != "2000x1000":
+        assert found == size
+    else:
+        assert width / height == pytest.approx(2, rel=0.02)
+
+
+def test_resolution_alone_keeps_the_images_shape_where_sizes_are_free() -> None:
+    size = plan("gpt-image-2", photo(60, 40), resolution="2K").size or ""
+    width, height = sizes.parse_size(size) or (0, 0)
+    assert width / height == pytest.approx(1.5, rel=0.02)
+    assert width * height == pytest.approx(2048 * 2048, rel=0.16)
+
+
+@pytest.mark.parametrize(
+    ("settings", "aspect_ratio", "resolution"),
+    [
+        ({"size": "1024x1536"}, "2:3", "1K"),
+        ({"size": "3840x2160"}, "16:9", "2K"),
+        ({"size": "2048x2048"}, "1:1", "2K"),
+        ({"size": "1024x1024", "aspect_ratio": "9:16", "resolution": "4K"}, "9:16", "4K"),
+        ({"size": "auto"}, None, None),
+        ({"size": "auto", "aspect_ratio": "3:4"}, "3:4", None),
+    ],
+)
+def test_size_becomes_an_aspect_ratio_and_resolution_for_gemini(
+    settings: dict[str, Any], aspect_ratio: str | None, resolution: str | None
+) -> None:
+    planned = plan("gemini-3-pro-image", **settings)
+    assert (planned.aspect_ratio, planned.resolution, planned.size) == (
+        aspect_ratio,
+        resolution,
+        None,
+    )
+
+
+def test_unsupported_settings_are_warned_about() -> None:
+    assert "9:16 4K" in plan("gpt-image-1.5", aspect_ratio="9:16", resolution="4K").warnings[0]
+    assert "4K" in plan("gemini-2.5-flash-image", resolution="4K").warnings[0]
+    assert plan("gemini-2.5-flash-image", resolution="1K").warnings == ()
+    assert "1920x1080" in plan("gemini-3-pro-image", size="1920x1080").warnings[0]
+    assert plan("gpt-image-2", aspect_ratio="21:9", resolution="4K").warnings == ()
+    assert (
+        "'large' is not a valid size (like 1024x1536)"
+        in plan("gpt-image-1.5", size="large").warnings[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "requested", "sent"),
+    [
+        ("gpt-image-1.5", "high", "high"),
+        ("gpt-image-1.5", "HIGH", "high"),
+        ("gpt-image-1.5", "auto", None),
+        ("gpt-image-1.5", "hd", "high"),
+        ("gpt-image-1.5", "standard", "medium"),
+        ("gpt-image-1.5", "max", "high"),
+        ("gpt-image-2.5-flare", "xhigh", "xhigh"),
+        ("gpt-image-1.5", "superb", None),
+        ("dall-e-3", "hd", "hd"),
+        ("dall-e-3", "high", "hd"),
+        ("dall-e-3", "low", "standard"),
+        ("dall-e-2", "high", None),
+        ("gemini-3-pro-image", "high", None),
+    ],
+)
+def test_unsupported_quality_becomes_the_nearest(
+    model: str, requested: str, sent: str | None
+) -> None:
+    planned = plan(model, quality=requested)
+    assert planned.quality == sent
+    warned = any("quality" in warning for warning in planned.warnings)
+    assert warned == (requested.lower() not in {sent, "auto"})
+
+
+def test_shape_goes_into_the_prompt_where_the_model_has_no_setting_for_it() -> None:
+    for ratio, word in (("9:16", "portrait"), ("1:1", "square"), ("16:9", "landscape")):
+        prompt = plan("dall-e-2", aspect_ratio=ratio).prompt
+        assert prompt.startswith("make it red\n\n")
+        assert word in prompt
+        assert ratio in prompt
+    for model in ("gemini-3-pro-image", "gpt-image-1.5", "gpt-image-2", "dall-e-3"):
+        assert plan(model, aspect_ratio="9:16").prompt == "make it red"
+
+
+def test_n_is_reduced_to_what_the_model_makes_per_call() -> None:
+    assert plan("gpt-image-1.5", n=4).n == 4
+    for model in ("gemini-3-pro-image", "dall-e-3"):
+        planned = plan(model, n=4)
+        assert planned.n == 1
+        assert any("n was 4" in warning for warning in planned.warnings)
+
+
+@pytest.mark.parametrize(
+    ("name", "output_format"),
+    [("a.png", None), ("a.jpg", "jpeg"), ("dir/a.JPEG", "jpeg"), ("a.webp", "webp"), (None, None)],
+)
+def test_output_names_format_is_requested_where_supported(
+    name: str | None, output_format: str | None
+) -> None:
+    assert plan("gpt-image-1.5", output_name=name).output_format == output_format
+    assert plan("gemini-3-pro-image", output_name=name).output_format is None
+    assert plan("dall-e-3", output_name=name).output_format is None
+
+
+def test_background_is_sent_only_to_models_that_support_it() -> None:
+    assert plan("gpt-image-1.5", background="transparent").background == "transparent"
+    assert "background" in plan("gemini-3-pro-image", background="transparent").warnings[0]
+    planned = plan("gpt-image-1.5", background="transparent", output_name="a.jpg")
+    assert (planned.background, planned.output_format) == (None, "jpeg")
+    assert "JPEG" in planned.warnings[0]
+
+
+def test_unknown_model_is_called_with_a_warning_and_without_a_price() -> None:
+    planned = plan("seedream-9", photo(), provider=OPENAI)
+    assert planned.model == "seedream-9"
+    assert planned.worst_cost_micro_usd is None
+    assert "not in Darkroom's model catalogue" in planned.warnings[0]
+
+
+@pytest.mark.parametrize("name", ["gpt-image-1", "dall-e-2", "dall-e-3"])
+def test_retired_model_is_called_with_a_warning(name: str) -> None:
+    assert any("shut down" in warning for warning in plan(name).warnings)
+
+
+def test_retired_name_is_called_with_a_warning_that_names_its_replacement() -> None:
+    (warning,) = plan("gemini-2.5-flash-image-preview").warnings
+    assert "use gemini-2.5-flash-image" in warning
+    assert plan("gemini-3-pro-image-preview").warnings == ()
+
+
+def test_model_name_is_sent_as_given() -> None:
+    assert plan("gemini-3-pro-image-preview").model == "gemini-3-pro-image-preview"
+    assert plan("gpt-image-2-2026-04-21").model == "gpt-image-2-2026-04-21"
+
+
+def test_worst_cost_grows_with_the_request() -> None:
+    def worst(model: str, *images: SourceImage, **settings: Any) -> int:
+        return plan(model, *images, **settings).worst_cost_micro_usd or 0
+
+    low = worst("gpt-image-1.5", quality="low", size="1024x1024")
+    assert 9_000 <= low < worst("gpt-image-1.5", quality="high", size="1024x1024")
+    assert worst("gpt-image-1.5", n=3) > 2 * worst("gpt-image-1.5")
+    assert worst("gpt-image-1.5", photo()) > worst("gpt-image-1.5")
+    assert worst("gemini-3-pro-image", resolution="4K") > worst("gemini-3-pro-image") > 134_400
+
+
+every_model = st.sampled_from(MODELS)
+settings = st.fixed_dictionaries(
+    {},
+    optional={
+        "aspect_ratio": st.sampled_from(["1:1", "2:3", "21:9", "9:16"]),
+        "resolution": st.sampled_from(["1K", "2K", "4K"]),
+        "size": st.sampled_from(["auto", "1024x1024", "1920x1080", "17x9000", "big"]),
+        "quality": st.sampled_from(["auto", "low", "max", "hd", "standard", "?"]),
+        "background": st.sampled_from(["transparent", "auto", "opaque"]),
+        "n": st.integers(1, 10),
+        "output_name": st.sampled_from(["a.png", "b.jpg", "c.webp"]),
+    },
+)
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(every_model, settings, st.integers(0, 3), st.booleans())
+def test_only_what_the_model_supports_is_sent_for_any_request(
+    model: Model, requested: dict[str, Any], count: int, masked: bool
+) -> None:
+    images = [photo(name=f"{i}.jpg") for i in range(count)]
+    mask = full_mask() if masked else None
+    try:
+        planned = plan(model.name, *images, mask=mask, provider=model.provider, **requested)
+    except Ineligible:
+        return
+    assert planned.aspect_ratio in (None, *model.aspect_ratios)
+    assert planned.resolution in (None, *model.resolutions)
+    assert planned.quality in (None, *model.qualities)
+    assert planned.background in (None, *model.backgrounds)
+    assert planned.output_format in (None, *model.output_formats)
+    assert 1 <= planned.n <= model.max_n
+    assert len(planned.images) <= model.max_images
+    assert all(image.mime in model.input_formats for image in planned.images)
+    assert (planned.mask is not None) == masked
+    parsed = sizes.parse_size(planned.size or "")
+    assert planned.size in (None, *model.sizes) or (
+        model.free_sizes and parsed is not None and sizes.is_free_size(*parsed)
+    )
+    assert planned.worst_cost_micro_usd
+    assert not (planned.background == "transparent" and planned.output_format == "jpeg")
+
+
+def test_unknown_model_has_its_providers_defaults() -> None:
+    model = find_model(OPENAI, "seedream-9")
+    assert (model.edits, model.generates, model.masks, model.max_images) == (True, True, True, 16)
