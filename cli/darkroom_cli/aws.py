@@ -173,9 +173,7 @@ class S3Bucket:
             response = self._client.head_object(Bucket=self.name, Key=key)
         else:
             with path.open("rb") as body:
-                response = self._client.put_object(
-                    Bucket=self.name, Key=key, Body=body, **headers
-                )
+                response = self._client.put_object(Bucket=self.name, Key=key, Body=body, **headers)
         version = response.get("VersionId")
         return None if version is None else str(version)
 

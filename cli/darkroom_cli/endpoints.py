@@ -53,7 +53,7 @@ def load_current(session: Session) -> EndpointsSecret:
     text = session.stack.secret.read()
     if not text:
         raise CommandFailed(
-            "The stack has no endpoints yet: run `darkroom endpoints push FILE`, or with --from-env."
+            "The stack has no endpoints yet: run `darkroom endpoints push FILE` (or --from-env)."
         )
     return _parse(text, "The endpoints secret")
 

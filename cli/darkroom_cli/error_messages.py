@@ -55,27 +55,29 @@ def _describe_aws(error: BaseException | None) -> str | None:
         return None
     from botocore import exceptions as aws  # noqa: PLC0415 - loaded already
 
-    message = str(error).rstrip(".: ")
+    text = str(error).rstrip(".: ")
     match error:
         case aws.NoCredentialsError() | aws.PartialCredentialsError():
-            return (
+            text = (
                 "No AWS credentials found: set AWS_PROFILE, run `aws configure`, or add --local "
                 "for the stack on this machine."
             )
         case aws.ProfileNotFound() | aws.TokenRetrievalError() | aws.SSOTokenLoadError():
-            return f"{message}: check AWS_PROFILE, or run `aws sso login`."
+            text += ": check AWS_PROFILE, or run `aws sso login`."
         case aws.NoRegionError():
-            return "No AWS region given: use --region, or set AWS_REGION."
+            text = "No AWS region given: use --region, or set AWS_REGION."
         case aws.HTTPClientError():
-            return (
-                f"{message}: check --endpoint-url and the network (for the stack on this machine: "
+            text += (
+                ": check --endpoint-url and the network (for the stack on this machine: "
                 "`darkroom local up`)."
             )
         case aws.ClientError():
-            return _describe_client_error(error)
+            text = _describe_client_error(error)
         case aws.BotoCoreError():
-            return f"AWS: {message}."
-    return None
+            text = f"AWS: {text}."
+        case _:
+            return None
+    return text
 
 
 def _describe_client_error(error: "ClientError") -> str:

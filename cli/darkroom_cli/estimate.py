@@ -185,7 +185,7 @@ def _add_row(totals: Estimate, request: RowRequest, candidates: _Candidates) -> 
 
 @dataclass(slots=True)
 class _CachingPlanner:
-    """Plans once for all rows that differ only in their instruction and in which images they name."""
+    """Plans once for all rows that differ only in their instruction and image references."""
 
     secret: EndpointsSecret
     cache: dict[tuple[object, ...], _Candidates] = field(default_factory=dict)

@@ -154,7 +154,7 @@ def quote(
     ] = None,
     **options: object,
 ) -> None:
-    """Show what a job would cost and take.
+    """Estimate a job's cost and duration.
 
     Starts nothing and calls no provider. Uses the models and limits of the stack's endpoints.
     """

@@ -229,7 +229,7 @@ def with_session(run: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             typer.echo("Interrupted.", err=True)
             raise typer.Exit(130) from None
-        except Exception as error:  # noqa: BLE001 - the outermost frame: nothing may pass it
+        except Exception as error:
             if os.environ.get("DARKROOM_DEBUG"):
                 raise
             typer.echo(f"Error: {describe_error(error)}", err=True)

@@ -21,7 +21,9 @@ def cli() -> CliHarness:
     return cli
 
 
-def test_every_result_is_written_where_the_gallery_links_to(cli: CliHarness, tmp_path: Path) -> None:
+def test_every_result_is_written_where_the_gallery_links_to(
+    cli: CliHarness, tmp_path: Path
+) -> None:
     result = cli.run("download", "jobs/p", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.strip() == str(tmp_path / "out/report.html")
@@ -38,7 +40,10 @@ def test_a_second_download_fetches_only_what_is_new_or_changed(
     later = UPLOADED_AT + timedelta(seconds=1)
     cli.stack.results_bucket.objects["jobs/p/job.json"] = FakeObject(b"JOB.JSON", modified=later)
     answer = cli.json("download", "jobs/p", tmp_path)
-    assert sorted(cli.stack.results_bucket.fetches) == ["jobs/p/images/000000.png", "jobs/p/job.json"]
+    assert sorted(cli.stack.results_bucket.fetches) == [
+        "jobs/p/images/000000.png",
+        "jobs/p/job.json",
+    ]
     assert (answer["files"], answer["downloaded"]) == (7, 2)
     assert (tmp_path / "job.json").read_bytes() == b"JOB.JSON"
 
@@ -66,7 +71,9 @@ def test_an_interrupted_download_leaves_no_partial_file_under_its_name(
     assert list(tmp_path.rglob("*.part")) == []
 
 
-def test_results_of_a_job_in_a_subfolder_are_not_downloaded(cli: CliHarness, tmp_path: Path) -> None:
+def test_results_of_a_job_in_a_subfolder_are_not_downloaded(
+    cli: CliHarness, tmp_path: Path
+) -> None:
     cli.stack.results_bucket.objects["jobs/p/summer/images/000000.png"] = FakeObject(b"other")
     cli.stack.results_bucket.objects["jobs/p/summer/report.html"] = FakeObject(b"other")
     cli.run("download", "jobs/p", tmp_path)

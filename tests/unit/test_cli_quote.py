@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -31,7 +30,9 @@ def write_csv(tmp_path: Path, *rows: str, header: str = "image_url,instruction")
 
 
 def test_rows_are_counted_by_kind_and_invalid_ones_named(cli: CliHarness, tmp_path: Path) -> None:
-    file = write_csv(tmp_path, "https://h/a.png,warm", "https://h/b.png,", ",new", "https://h/c.png,x")
+    file = write_csv(
+        tmp_path, "https://h/a.png,warm", "https://h/b.png,", ",new", "https://h/c.png,x"
+    )
     quoted = cli.json("quote", file, "--filter-rows", "0:3")
     assert (quoted["rows"], quoted["to_do"], quoted["skipped"]) == (4, 2, 1)
     assert quoted["invalid"] == 1
@@ -65,9 +66,7 @@ def test_a_fixed_quality_narrows_the_range(cli: CliHarness, tmp_path: Path) -> N
     assert low["cost_usd"]["most"] < free["cost_usd"]["most"] / 5
 
 
-def test_rows_of_unknown_price_are_counted_apart(
-    cli: CliHarness, tmp_path: Path
-) -> None:
+def test_rows_of_unknown_price_are_counted_apart(cli: CliHarness, tmp_path: Path) -> None:
     cli.push_endpoints(OPENAI | {"model": "house-brand-1"})
     file = write_csv(tmp_path, ",a fox", ",a hen")
     assert cli.json("quote", file)["unpriced_rows"] == 2
@@ -195,7 +194,9 @@ def test_an_instruction_that_is_too_long_excludes_only_its_own_row(
     assert quoted["impossible_reasons"][0]["first_rows"] == [1]
 
 
-def test_rows_that_fail_alike_are_grouped_whatever_their_values(cli: CliHarness, tmp_path: Path) -> None:
+def test_rows_that_fail_alike_are_grouped_whatever_their_values(
+    cli: CliHarness, tmp_path: Path
+) -> None:
     rows = [f",a fox,1:{10 + i}" for i in range(500)] + [",,1:1"]
     file = write_csv(tmp_path, *rows, header="image_url,instruction,aspect_ratio")
     ratio, empty = cli.json("quote", file)["invalid_reasons"]
@@ -223,7 +224,9 @@ def test_rows_beyond_a_daily_limit_go_to_the_next_tier(cli: CliHarness, tmp_path
     assert "70 rows beyond the 30 requests a day of g" in cli.run("quote", file).stderr
 
 
-def test_rows_beyond_the_last_tiers_daily_limit_wait_for_the_next_day(cli: CliHarness, tmp_path: Path) -> None:
+def test_rows_beyond_the_last_tiers_daily_limit_wait_for_the_next_day(
+    cli: CliHarness, tmp_path: Path
+) -> None:
     cli.push_endpoints(GEMINI | {"requests_per_day": 30})
     file = write_csv(tmp_path, *[",a fox"] * 100)
     assert cli.json("quote", file)["seconds"] > 3 * 86_400
@@ -234,7 +237,9 @@ def test_a_quote_with_an_endpoints_file_needs_no_stack(cli: CliHarness, tmp_path
     cli.stack.secret.text, cli.stack.workers = None, None
     endpoints = tmp_path / "endpoints.json"
     endpoints.write_text(json.dumps({"endpoints": [GEMINI]}))
-    quoted = cli.json("quote", write_csv(tmp_path, ",a fox"), "--endpoints", endpoints, "--workers", 2)
+    quoted = cli.json(
+        "quote", write_csv(tmp_path, ",a fox"), "--endpoints", endpoints, "--workers", 2
+    )
     assert (quoted["calls"], quoted["workers"]) == ({"g": 1}, 2)
     assert cli.json("quote", tmp_path / "p.csv", "--endpoints", endpoints)["workers"] == 16
 

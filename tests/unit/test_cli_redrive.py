@@ -91,7 +91,11 @@ def test_messages_that_are_not_rows_match_no_job(cli: CliHarness) -> None:
         DeadLetter("1", "1", "not json", {"reason": "unparseable"}),
         DeadLetter("2", "2", '["a list"]'),
     ]
-    assert cli.json("redrive", "jobs/a") == {"redriven": 0, "by_reason": {}, "kept": {"unparseable": 1, "": 1}}
+    assert cli.json("redrive", "jobs/a") == {
+        "redriven": 0,
+        "by_reason": {},
+        "kept": {"unparseable": 1, "": 1},
+    }
 
 
 def test_an_empty_queue_is_not_an_error(cli: CliHarness) -> None:

@@ -130,7 +130,9 @@ class FlakyLedger(FakeLedger):
 def test_watch_continues_while_the_ledger_is_unavailable(cli: CliHarness) -> None:
     run = start(cli, rows=1, queued=1)
     cli.stack.ledger.fail(run, "No header.")
-    cli.stack.ledger = FlakyLedger(cli.clock, runs=cli.stack.ledger.runs, jobs=cli.stack.ledger.jobs)
+    cli.stack.ledger = FlakyLedger(
+        cli.clock, runs=cli.stack.ledger.runs, jobs=cli.stack.ledger.jobs
+    )
     result = cli.run("status", JOB, "--watch")
     assert "reason: No header." in result.stdout
     assert cli.clock.slept == [2.0, 2.0]
@@ -149,9 +151,7 @@ def test_an_interrupted_watch_says_that_the_job_continues(cli: CliHarness) -> No
 
 
 @pytest.mark.parametrize("end", [RunState.FAILED, RunState.STOPPED])
-def test_watch_exits_with_1_unless_the_job_is_done(
-    cli: CliHarness, end: RunState
-) -> None:
+def test_watch_exits_with_1_unless_the_job_is_done(cli: CliHarness, end: RunState) -> None:
     run = start(cli, rows=1, queued=1)
     if end is RunState.FAILED:
         cli.stack.ledger.fail(run, "No header.")

@@ -34,9 +34,7 @@ def write_image(path: Path, body: bytes = b"image") -> Path:
     return path
 
 
-def test_relative_images_keep_their_place_beside_the_csv(
-    cli: CliHarness, tmp_path: Path
-) -> None:
+def test_relative_images_keep_their_place_beside_the_csv(cli: CliHarness, tmp_path: Path) -> None:
     write_image(tmp_path / "photos/a.png")
     file = write_csv(tmp_path / "products.csv", ["photos/a.png", "warm"])
     result = cli.run("submit", file)
@@ -46,9 +44,7 @@ def test_relative_images_keep_their_place_beside_the_csv(
     assert cli.stack.input_bucket.objects["jobs/products.csv"].body == file.read_bytes()
 
 
-def test_the_csv_is_uploaded_after_all_images(
-    cli: CliHarness, tmp_path: Path
-) -> None:
+def test_the_csv_is_uploaded_after_all_images(cli: CliHarness, tmp_path: Path) -> None:
     for i in range(60):
         write_image(tmp_path / f"{i}.png", bytes([i]))
     file = write_csv(tmp_path / "p.csv", *[[f"{i}.png", "warm"] for i in range(60)])
@@ -81,9 +77,7 @@ def test_only_missing_and_changed_images_are_uploaded(
     assert "--no-resume" in result.stderr
 
 
-def test_an_image_of_another_job_is_never_overwritten(
-    cli: CliHarness, tmp_path: Path
-) -> None:
+def test_an_image_of_another_job_is_never_overwritten(cli: CliHarness, tmp_path: Path) -> None:
     for folder in ("summer", "winter"):
         write_image(tmp_path / folder / "a.png", folder.encode())
         write_csv(tmp_path / folder / f"{folder}.csv", ["a.png", "warm"])
@@ -169,9 +163,7 @@ def test_options_become_metadata_that_the_splitter_reads_back(
     assert (options.quality, options.background) == ("high", "transparent")
 
 
-def test_without_options_the_object_has_no_metadata(
-    cli: CliHarness, tmp_path: Path
-) -> None:
+def test_without_options_the_object_has_no_metadata(cli: CliHarness, tmp_path: Path) -> None:
     cli.run("submit", write_csv(tmp_path / "p.csv", ["https://h/x.png", "warm"]))
     assert cli.stack.input_bucket.objects["jobs/p.csv"].metadata == {}
 
@@ -228,16 +220,12 @@ def test_a_file_name_that_would_not_start_a_job_is_rejected(
     assert cli.stack.input_bucket.puts == []
 
 
-def test_an_upper_case_suffix_is_uploaded_in_lower_case(
-    cli: CliHarness, tmp_path: Path
-) -> None:
+def test_an_upper_case_suffix_is_uploaded_in_lower_case(cli: CliHarness, tmp_path: Path) -> None:
     cli.run("submit", write_csv(tmp_path / "P.CSV", ["https://h/x.png", "warm"]))
     assert cli.stack.input_bucket.puts == ["jobs/P.csv"]
 
 
-def test_rows_that_will_fail_get_a_warning(
-    cli: CliHarness, tmp_path: Path
-) -> None:
+def test_rows_that_will_fail_get_a_warning(cli: CliHarness, tmp_path: Path) -> None:
     file = write_csv(tmp_path / "p.csv", ["gone.png", "warm"], ["https://h/x.png", ""])
     result = cli.run("submit", file)
     assert result.exit_code == 0
@@ -265,9 +253,7 @@ def test_images_of_rows_outside_the_filter_are_not_uploaded(
     assert cli.stack.input_bucket.puts == ["jobs/b.png", "jobs/p.csv"]
 
 
-def test_wait_follows_the_new_run_and_not_an_older_one(
-    cli: CliHarness, tmp_path: Path
-) -> None:
+def test_wait_follows_the_new_run_and_not_an_older_one(cli: CliHarness, tmp_path: Path) -> None:
     source = Source("in", "jobs/p.csv", "v0")
     old = running("jobs/p", source=source)
     cli.stack.ledger.start(old, 10)
@@ -291,9 +277,7 @@ def test_wait_follows_the_new_run_and_not_an_older_one(
     assert len(cli.clock.slept) == 4
 
 
-def test_wait_gives_up_if_the_job_does_not_start(
-    cli: CliHarness, tmp_path: Path
-) -> None:
+def test_wait_gives_up_if_the_job_does_not_start(cli: CliHarness, tmp_path: Path) -> None:
     file = write_csv(tmp_path / "p.csv", ["https://h/x.png", "warm"])
     result = cli.run("submit", file, "--wait")
     assert result.exit_code == 1
