@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.bootstrap import Wiring
-from darkroom.editor.heartbeat import Timings
+from darkroom.editor.batch import Timings
 from darkroom.jobs import job_id
 from darkroom.report.reporter import ReportOutcome
 from darkroom.settings import Settings
@@ -31,7 +31,14 @@ from darkroom_local.providers.config import Config, Fault, FaultKind, SimulatedE
 from tests.e2e import worker
 from tests.fakes.services import FakeTelemetry
 
-TIMINGS = Timings(lease=6.0, beat=1.5, held=1.0, trouble=0.5, backoff=0.2, longest_backoff=2.0)
+TIMINGS = Timings(
+    lease_seconds=6.0,
+    heartbeat_seconds=1.5,
+    held_delay_seconds=1.0,
+    aws_delay_seconds=0.5,
+    backoff_seconds=0.2,
+    backoff_cap_seconds=2.0,
+)
 FORKED = multiprocessing.get_context("forkserver")
 
 

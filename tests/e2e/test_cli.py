@@ -1,4 +1,4 @@
-"""The command against the deployed stack: from a folder of pictures to a gallery on the disk."""
+"""The command against the deployed stack: from a folder of images to a downloaded gallery."""
 
 import json
 import time
@@ -54,7 +54,7 @@ def last_line(result: Result) -> dict[str, object]:
     return dict(json.loads(result.stdout.splitlines()[-1]))
 
 
-def test_a_folder_becomes_a_gallery_and_dead_rows_come_back(
+def test_a_folder_becomes_a_gallery_and_dead_rows_are_redriven(
     darkroom: Command, outage: Callable[[], None], folder: Path
 ) -> None:
     csv = folder / "people.csv"
