@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.bootstrap import Wiring
-from darkroom.editor.heartbeat import Timings
+from darkroom.editor.batch import Timings
 from darkroom.jobs import job_id
 from darkroom.report.reporter import ReportOutcome
 from darkroom.settings import Settings
@@ -33,7 +33,14 @@ from tests.e2e.faulting_proxy import AwsFault, FaultingProxy
 from tests.e2e.harness import Results
 from tests.fakes.services import FakeTelemetry
 
-TIMINGS = Timings(lease=6.0, beat=1.5, held=1.0, trouble=0.5, backoff=0.2, longest_backoff=2.0)
+TIMINGS = Timings(
+    lease_seconds=6.0,
+    heartbeat_seconds=1.5,
+    held_delay_seconds=1.0,
+    aws_delay_seconds=0.5,
+    backoff_seconds=0.2,
+    backoff_cap_seconds=2.0,
+)
 FORKSERVER = multiprocessing.get_context("forkserver")
 
 

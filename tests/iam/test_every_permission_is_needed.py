@@ -73,7 +73,7 @@ ACTIONS = [
 NOT_CHECKED_HERE = {
     "WriteLogs": "MiniStack writes the functions' logs itself",
     "KeepFailedEvents": "MiniStack forwards failed events itself",
-    "DistinguishMissingFromForbidden": "MiniStack's S3 answers 404 for a missing object in any case",
+    "DistinguishMissingFromForbidden": "MiniStack's S3 always answers 404",
 }
 # Actions that no run of a new stack needs, and what the role has them for.
 FOR_OTHER_CASES = {
