@@ -196,7 +196,7 @@ def test_a_provider_that_is_not_there_is_a_warning() -> None:
     )
     for _ in range(3):
         assert alone.dispatch(PlainErrand(), START + 900).endpoint.name == "openai"
-    assert world.telemetry.told("warning") == ["provider_missing"]
+    assert world.telemetry.logged("warning") == ["provider_missing"]
 
 
 @pytest.mark.parametrize("make", [gemini, openai])
@@ -206,7 +206,7 @@ def test_either_provider_alone_works_with_one_warning(
     world = World(secret(make()))
     world.go()
     world.go()
-    assert world.telemetry.told("warning") == ["no_fallback"]
+    assert world.telemetry.logged("warning") == ["no_fallback"]
 
 
 # Keys
@@ -548,7 +548,7 @@ def test_a_table_that_fails_after_the_call_does_not_lose_the_picture() -> None:
 
     world.states.settle = down  # type: ignore[method-assign,assignment]
     assert world.go().result.images == (b"png",)
-    assert "lease_not_given_back" in world.telemetry.told("warning")
+    assert "lease_not_given_back" in world.telemetry.logged("warning")
 
 
 def test_every_call_is_told_before_and_after_in_order() -> None:

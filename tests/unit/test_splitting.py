@@ -99,7 +99,7 @@ def test_a_file_without_a_name_is_left_alone_and_told(key: str) -> None:
     world = World()
     world.split(world.upload(csv_of(1), key=key))
     assert world.ledger.jobs == {}
-    assert world.telemetry.told("warning") == ["csv_without_name"]
+    assert world.telemetry.logged("warning") == ["csv_without_name"]
 
 
 def test_the_same_event_twice_queues_nothing_twice() -> None:
@@ -127,7 +127,7 @@ def test_an_older_upload_told_of_late_changes_nothing() -> None:
     world.split(older)
     assert world.run.run == newer.run
     assert [message.run for message in world.queue.sent] == [newer.run] * 2
-    assert world.telemetry.told("info")[-1] == "upload_superseded"
+    assert world.telemetry.logged("info")[-1] == "upload_superseded"
 
 
 def test_a_newer_upload_ends_the_split_of_the_older_one() -> None:
@@ -145,7 +145,7 @@ def test_a_newer_upload_ends_the_split_of_the_older_one() -> None:
     assert world.run.run == newer.run
     assert world.run.totals == Totals(rows=2, queued=2)
     assert Counter(message.run for message in world.queue.sent) == {older.run: 1_000, newer.run: 2}
-    assert world.telemetry.told("info")[-1] == "split_interrupted"
+    assert world.telemetry.logged("info")[-1] == "split_interrupted"
 
 
 def test_another_upload_of_the_same_bytes_is_another_run() -> None:
