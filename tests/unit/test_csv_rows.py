@@ -126,7 +126,7 @@ def test_a_file_cut_off_is_told_by_the_check_after_it_gave_the_rows_before() -> 
 
 
 def test_a_bad_filter_is_told_before_the_file_is_opened() -> None:
-    with pytest.raises(JobRejected, match="filter-rows cannot be read"):
+    with pytest.raises(JobRejected, match="filter-rows: 'x' is not a row"):
         job_rows(b"\x89PNG", filter_rows="x")
 
 
