@@ -191,9 +191,9 @@ def _split_commas(cell: str) -> list[str]:
 
 def _separates(before: str, after: str) -> bool:
     """Whether the comma between them ends a reference."""
-    if not _STARTS_URL.match(before) or _STARTS_URL.match(after) or after[:1].isspace():
+    if not _STARTS_URL.match(before) or _STARTS_URL.match(after):
         return True
-    if not after.strip():
+    if not after or after[0].isspace():
         return True
     return bool(_ENDS_AS_IMAGE.search(before) and _ENDS_AS_IMAGE.search(after))
 
