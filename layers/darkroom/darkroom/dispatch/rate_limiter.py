@@ -7,7 +7,8 @@ late (at most LATE, else it books again), and the way to the provider.
 """
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import date, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 from darkroom.endpoint_state import (
     SECOND,
@@ -29,6 +30,7 @@ LEASE_GRACE = 15 * SECOND  # a lease outlives its call's time-out by this
 EXPIRED_AT_ONCE = 8  # leases of dead workers that one booking clears away
 RECOVERY = 300 * SECOND  # a learned interval halves in this time
 UNKNOWN_GAP = SECOND // 2  # the pace taken for known when a 429 meets an endpoint without a limit
+_EPOCH = date(1970, 1, 1).toordinal()
 
 
 def limits_of(endpoint: Endpoint, margin: int = MARGIN) -> Limits:
@@ -135,16 +137,11 @@ def _day_gate(state: EndpointState, ask: ReservationRequest, day: Day) -> Reject
 
 def provider_day(provider: Provider, now: int) -> Day:
     """The day that `requests_per_day` counts, in the time zone of the provider's quotas."""
-    offset = PROVIDERS[provider].utc_offset
-    moment = datetime.fromtimestamp(now / SECOND, UTC)
-    midnight = (moment + offset(moment)).replace(hour=0, minute=0, second=0, microsecond=0)
-
-    def timestamp(wall: datetime) -> int:
-        """Of a midnight; clocks change at other hours, so the offset is the same nearby."""
-        return int((wall - offset(wall - offset(wall))).timestamp()) * SECOND
-
+    zone = ZoneInfo(PROVIDERS[provider].time_zone)
+    moment = datetime.fromtimestamp(now / SECOND, zone)
+    midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
     return Day(
-        number=int(midnight.timestamp()) // 86_400,
-        start=timestamp(midnight),
-        end=timestamp(midnight + timedelta(days=1)),
+        number=midnight.toordinal() - _EPOCH,
+        start=int(midnight.timestamp()) * SECOND,
+        end=int((midnight + timedelta(days=1)).timestamp()) * SECOND,
     )
