@@ -31,7 +31,7 @@ class Field:
     """A CSV column, a job option, or both: then the option is the default for empty cells."""
 
     name: str  # of the attribute of RowRequest, of JobOptions, or of both
-    parse: Callable[[str], Any]  # from text without surrounding whitespace; ValueError: see values.py
+    parse: Callable[[str], Any]  # the text has no surrounding whitespace; see values.py
     columns: tuple[str, ...] = ()  # names of the CSV column, the preferred one first
     required: bool = False  # an empty cell is parsed too
     option: bool = False  # job option: metadata of the uploaded CSV, and on the command line
