@@ -127,16 +127,16 @@ def _limits(endpoint: Endpoint) -> str:
 
 
 def _key(fingerprint: str, state: EndpointState | None, now: int) -> str:
-    rest = state.keys.get(fingerprint) if state else None
+    rest = state.key_cooldowns.get(fingerprint) if state else None
     if rest is None or rest.until <= now:
         return fingerprint
-    why = rest.why.value.replace("_", " ")
+    why = rest.reason.value.replace("_", " ")
     return f"{fingerprint} (resting for {duration((rest.until - now) / SECOND)}: {why})"
 
 
 def describe_state(state: EndpointState, now: int) -> str:
     """What keeps the endpoint from being called now, in words."""
-    if not state.rev:
+    if not state.revision:
         return "never used"
     match _breaker(state, now):
         case "open":
@@ -149,7 +149,7 @@ def describe_state(state: EndpointState, now: int) -> str:
     in_flight = sum(until > now for until in state.leases.values())
     if in_flight:
         parts.append(f"{plural(in_flight, 'call')} in flight")
-    ahead = max(state.next, state.paused_until) - now
+    ahead = max(state.next_slot, state.paused_until) - now
     if ahead > SECOND:
         parts.append(f"next slot in {duration(ahead / SECOND)}")
     failures = circuit_breaker.recent_failures(state, now)
@@ -160,7 +160,7 @@ def describe_state(state: EndpointState, now: int) -> str:
 
 
 def _breaker(state: EndpointState, now: int) -> str:
-    if not state.tripped:
+    if not state.breaker_open:
         return "closed"
     return "open" if state.breaker_until > now else "half open"
 
@@ -169,17 +169,17 @@ def _as_json(endpoint: Endpoint, state: EndpointState | None, now: int) -> dict[
     dumped = endpoint.model_dump(mode="json", exclude={"api_keys"})
     dumped["keys"] = _fingerprints(endpoint)
     if state is not None:
-        resting = {f: r for f, r in state.keys.items() if r.until > now}
+        resting = {f: r for f, r in state.key_cooldowns.items() if r.until > now}
         dumped["state"] = {
-            "used": bool(state.rev),
+            "used": bool(state.revision),
             "breaker": _breaker(state, now),
-            "breaker_until": _moment(state.breaker_until) if state.tripped else None,
+            "breaker_until": _moment(state.breaker_until) if state.breaker_open else None,
             "in_flight": sum(until > now for until in state.leases.values()),
-            "next_slot": _moment(state.next) if state.next > now else None,
+            "next_slot": _moment(state.next_slot) if state.next_slot > now else None,
             "recent_failures": round(circuit_breaker.recent_failures(state, now), 2),
             "calls": state.calls,
             "resting_keys": {
-                f: {"until": _moment(r.until), "why": r.why.value} for f, r in resting.items()
+                f: {"until": _moment(r.until), "why": r.reason.value} for f, r in resting.items()
             },
         }
     return dumped

@@ -108,7 +108,7 @@ class Town:
         dispatcher = TieredDispatcher(
             FakeSecretSource(ways),
             InMemoryEndpointStates(),
-            self.editors,
+            self.editors.__getitem__,
             clock,
             random.Random(1),
             FakeTelemetry(),

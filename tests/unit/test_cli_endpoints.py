@@ -140,12 +140,12 @@ def test_show_tells_breaker_calls_and_resting_keys(stack: FakeStack) -> None:
     stack.secret.text = json.dumps(document())
     now = int(stack.clock.now() * SECOND)
     stack.endpoint_states.states["gemini-main"] = EndpointState(
-        rev=7,
+        revision=7,
         calls=12,
-        tripped=True,
+        breaker_open=True,
         breaker_until=now + 20 * SECOND,
         leases={"a": now + SECOND, "b": now - SECOND},
-        keys={PRINTS[1]: KeyCooldown(now + 300 * SECOND, Outcome.KEY_REJECTED)},
+        key_cooldowns={PRINTS[1]: KeyCooldown(now + 300 * SECOND, Outcome.KEY_REJECTED)},
     )
     result = run(stack, "endpoints", "show")
     assert "state: breaker open for 20 s, 1 call in flight, 12 calls so far" in result.stdout
