@@ -104,7 +104,7 @@ def test_utf16_cut_or_broken_is_told(data: bytes) -> None:
 
 
 def test_nul_characters_are_told_with_their_line() -> None:
-    with pytest.raises(JobRejected, match="Line 2 holds NUL"):
+    with pytest.raises(JobRejected, match="Line 2 contains NUL"):
         list(Lines(pieces(b"ok\nno\0t ok\n", 4), "utf-8", 0))
 
 

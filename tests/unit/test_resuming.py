@@ -72,7 +72,7 @@ def test_a_row_still_in_work_for_an_earlier_upload_is_queued(state: RowState) ->
 def test_a_row_settled_in_this_run_is_not_sent_again(
     state: RowState, options: dict[str, bool]
 ) -> None:
-    expected = ResumeDecision.SENT_BEFORE if state.terminal else ResumeDecision.QUEUED
+    expected = ResumeDecision.QUEUED_BEFORE if state.terminal else ResumeDecision.QUEUED
     assert fate(record(state, run="run-1"), **options) is expected
 
 

@@ -17,7 +17,7 @@ from darkroom.endpoint_state import (
     Settlement,
 )
 from darkroom.endpoints import Endpoint, EndpointsSecret
-from darkroom.jobs import Checkpoint, Counters, Run, Totals
+from darkroom.jobs import Checkpoint, Counters, Run, Source, Totals
 from darkroom.metrics import Metric
 from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowRecord, RowResult
 
@@ -151,6 +151,16 @@ class Telemetry(Protocol):
 
     def exception(self, event: str, **fields: object) -> None:
         """Like error, with the traceback of the exception being handled."""
+
+
+class CsvStore(Protocol):
+    """The input bucket, read at one version of an object."""
+
+    def metadata(self, source: Source) -> Mapping[str, str]:
+        """User metadata. Raises JobRejected when the object is gone."""
+
+    def read(self, source: Source, offset: int = 0) -> Iterator[bytes]:
+        """Bytes from `offset` to the end. Raises JobRejected, ServiceUnavailable."""
 
 
 class RunLedger(Protocol):

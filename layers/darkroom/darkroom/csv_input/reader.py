@@ -23,7 +23,15 @@ from darkroom.csv_input.fields import (
     read_columns,
 )
 from darkroom.csv_input.names import UsedNames, default_key, image_names, parse_key
-from darkroom.csv_input.text import HEAD_BYTES, Lines, OpenBytes, TextFormat, read_format, read_text
+from darkroom.csv_input.text import (
+    HEAD_BYTES,
+    MAX_FIELD_CHARS,
+    Lines,
+    OpenBytes,
+    TextFormat,
+    read_format,
+    read_text,
+)
 from darkroom.errors import JobRejected, Reason, RowRejected
 from darkroom.formatting import describe_validation, quoted
 from darkroom.jobs import JobOptions
@@ -31,8 +39,8 @@ from darkroom.rows import RowRequest
 
 DELIMITERS = (",", ";", "\t")
 MAX_COLUMNS = 1_000
-_REQUEST_FIELDS = tuple(field for field in COLUMN_FIELDS if field.name in RowRequest.model_fields)
 MAX_ROWS = 5_000_000  # bounds the time of the check and the memory for names (UsedNames)
+_REQUEST_FIELDS = tuple(field for field in COLUMN_FIELDS if field.name in RowRequest.model_fields)
 
 
 class Record(NamedTuple):
@@ -154,8 +162,8 @@ def _describe_csv_error(error: csv.Error, lines: Lines) -> str:
         )
     if "field limit" in text:
         return (
-            f"Line {lines.line} contains a field of more than 131,072 characters: probably a quote "
-            "before it is never closed."
+            f"Line {lines.line} contains a field of more than {MAX_FIELD_CHARS:,} characters: "
+            "probably a quote before it is never closed."
         )
     if "expected after" in text:
         return (

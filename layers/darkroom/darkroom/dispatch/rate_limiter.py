@@ -6,7 +6,8 @@ margin covers skew between the workers' clocks, a worker that wakes late (at mos
 it makes a new reservation), and the network delay to the provider.
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import date, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 from darkroom.dispatch.circuit_breaker import is_open
 from darkroom.endpoint_state import (
@@ -29,6 +30,7 @@ LEASE_GRACE = 15 * SECOND  # a lease outlives its call's time-out by this
 MAX_EXPIRED_LEASES = 8  # leases of dead workers that one reservation removes
 SLOWDOWN_HALF_LIFE = 300 * SECOND
 MIN_SLOWED_INTERVAL = SECOND // 1000  # below this, a slowdown is over
+_EPOCH = date(1970, 1, 1).toordinal()
 
 
 def limits_of(endpoint: Endpoint, margin: int = MARGIN) -> Limits:
@@ -105,17 +107,11 @@ def _check_day(state: EndpointState, request: ReservationRequest, day: Day) -> R
 
 def provider_day(provider: Provider, now: int) -> Day:
     """The day that `requests_per_day` counts, in the time zone of the provider's quotas."""
-    offset = PROVIDERS[provider].utc_offset
-    moment = datetime.fromtimestamp(now / SECOND, UTC)
-    midnight = (moment + offset(moment)).replace(hour=0, minute=0, second=0, microsecond=0)
-
-    def timestamp(local_midnight: datetime) -> int:
-        # Clocks change at other hours, so the offset is the same around midnight.
-        utc = local_midnight - offset(local_midnight - offset(local_midnight))
-        return int(utc.timestamp()) * SECOND
-
+    zone = ZoneInfo(PROVIDERS[provider].time_zone)
+    moment = datetime.fromtimestamp(now / SECOND, zone)
+    midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
     return Day(
-        number=int(midnight.timestamp()) // 86_400,
-        start=timestamp(midnight),
-        end=timestamp(midnight + timedelta(days=1)),
+        number=midnight.toordinal() - _EPOCH,
+        start=int(midnight.timestamp()) * SECOND,
+        end=int((midnight + timedelta(days=1)).timestamp()) * SECOND,
     )
