@@ -10,7 +10,7 @@ from math import ceil
 from darkroom.calls import CallPlan
 from darkroom.csv_input.reader import JobRow
 from darkroom.dispatch import rate_limiter
-from darkroom.editor.call_context import model_for
+from darkroom.editor.row_editor import model_for
 from darkroom.endpoint_state import SECOND
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import Ineligible, RowRejected

@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
 
 from darkroom.editor.batch import (
     FRESH_COPY_RECEIVES,
     FRESH_COPY_SECONDS,
+    TIMINGS,
     Completion,
     EditorBatch,
+    Heartbeat,
+    Leases,
     Received,
 )
-from darkroom.editor.heartbeat import TIMINGS, Heartbeat, Leases
-from darkroom.editor.row_editor import RowEditor
 from darkroom.errors import ServiceUnavailable
 from darkroom.jobs import Run, Totals
 from darkroom.rows import Claim, RowMessage, RowRequest, RowResult, RowState
@@ -58,7 +58,7 @@ class Station:
 
     def handle(self, *batch: Received) -> list[str]:
         station = EditorBatch(
-            editor=cast("RowEditor", self.rows),
+            editor=self.rows,
             runs=self.ledger,
             queue=self.queue,
             heartbeat=Heartbeat(self.queue, self.ledger, self.telemetry),
@@ -95,7 +95,7 @@ def test_a_row_that_comes_back_is_hidden_until_then_and_fails_alone() -> None:
     station = Station()
     station.rows.delays["000001"] = 61.2
     assert station.handle(received("000000"), received("000001")) == ["m000001"]
-    assert station.queue.visibility == {"r000000": TIMINGS.lease, "r000001": 62}
+    assert station.queue.visibility == {"r000000": TIMINGS.lease_seconds, "r000001": 62}
 
 
 def test_each_delivery_has_an_owner_of_its_own() -> None:
@@ -136,7 +136,7 @@ def test_one_message_that_crashes_does_not_fail_the_others() -> None:
     station = Station()
     station.rows.delays["000000"] = ZeroDivisionError()
     assert station.handle(received("000000"), received("000001")) == ["m000000"]
-    assert station.queue.visibility["r000000"] == TIMINGS.trouble
+    assert station.queue.visibility["r000000"] == TIMINGS.aws_delay_seconds
     assert station.telemetry.told("exception") == ["message_crashed"]
 
 
@@ -164,24 +164,24 @@ def test_a_beat_hides_messages_and_renews_leases_of_what_is_in_work() -> None:
     claim = station.ledger.claim(message, run, "w", 90)
     assert isinstance(claim, Claim)
     leases = Leases()
-    leases.hold("r1")
-    leases.hold("r2")
-    with leases.held(claim):
-        leases.let_go("r2", station.queue, 700)
+    leases.add_message("r1")
+    leases.add_message("r2")
+    with leases.claimed(claim):
+        leases.return_message("r2", station.queue, 700)
         station.clock.time += 80
-        leases.beat(station.queue, station.ledger, 90.0)
-    assert station.queue.visibility == {"r1": TIMINGS.lease, "r2": 700}
+        leases.renew(station.queue, station.ledger, 90.0)
+    assert station.queue.visibility == {"r1": TIMINGS.lease_seconds, "r2": 700}
     assert station.ledger.rows[JOB, "000000"].lease_until == station.clock.now() + 90
 
 
 def test_a_missed_beat_does_not_stop_the_heart() -> None:
     station = Station()
     leases = Leases()
-    leases.hold("r1")
+    leases.add_message("r1")
     failing: Callable[[list[str], int], None] = lambda receipts, seconds: _raise()  # noqa: E731
     station.queue.extend = failing  # type: ignore[assignment,method-assign]
     heartbeat = Heartbeat(station.queue, station.ledger, station.telemetry)
-    heartbeat.beat(leases)
+    heartbeat.renew(leases)
     assert station.telemetry.told("warning") == ["heartbeat_missed"]
 
 

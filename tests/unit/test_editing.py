@@ -10,10 +10,9 @@ import pytest
 from PIL import Image
 
 from darkroom.calls import CallFailed, EditResult, Outcome
-from darkroom.editor.call_context import model_for
-from darkroom.editor.heartbeat import TIMINGS, Leases
+from darkroom.editor.batch import TIMINGS, Leases
 from darkroom.editor.image_storage import ImageStorage
-from darkroom.editor.row_editor import RowEditor
+from darkroom.editor.row_editor import RowEditor, model_for
 from darkroom.endpoints import Endpoint
 from darkroom.errors import DeferRow, Reason, RetryRow, RowRejected, ServiceUnavailable
 from darkroom.jobs import JobOptions, Run, RunState, Totals
@@ -225,7 +224,7 @@ def test_deferring_costs_no_attempt() -> None:
 def test_a_row_in_another_workers_hands_is_left_alone() -> None:
     desk = Desk()
     desk.ledger.claim(desk.message(), desk.run, "other", 90)
-    assert desk.handle() == TIMINGS.held
+    assert desk.handle() == TIMINGS.held_delay_seconds
     assert desk.dispatcher.errands == []
 
 
@@ -237,7 +236,7 @@ def test_a_worker_that_lost_its_lease_neither_calls_nor_settles() -> None:
         desk.ledger.claim(desk.message(), desk.run, "other", 90)
 
     desk.dispatcher.meanwhile = another_takes_it
-    assert desk.handle(DOWN) == TIMINGS.held
+    assert desk.handle(DOWN) == TIMINGS.held_delay_seconds
     assert desk.row.lease_owner == "other"
     assert desk.row.state is RowState.SENT  # the other one's to find out
 
@@ -245,7 +244,7 @@ def test_a_worker_that_lost_its_lease_neither_calls_nor_settles() -> None:
 def test_a_crash_after_storing_is_found_again_by_the_stored_image() -> None:
     desk = Desk()
     desk.ledger.settle = _fail_once(desk.ledger.settle)  # type: ignore[method-assign]
-    assert desk.handle(ANSWER) == TIMINGS.trouble
+    assert desk.handle(ANSWER) == TIMINGS.aws_delay_seconds
     desk.clock.time += 100
     assert desk.handle() is None
     assert len(desk.dispatcher.errands) == 1
@@ -272,7 +271,7 @@ def _fail_once[**P, R](method: Callable[P, R]) -> Callable[P, R]:
 
 def _lost_in_flight(desk: Desk) -> None:
     desk.ledger.mark_failed_call = _fail_once(desk.ledger.mark_failed_call)  # type: ignore[method-assign]
-    assert desk.handle(DOWN) == TIMINGS.trouble
+    assert desk.handle(DOWN) == TIMINGS.aws_delay_seconds
     assert desk.row.state is RowState.SENT
     desk.clock.time += 100
 
@@ -348,7 +347,7 @@ def test_a_worker_of_an_old_upload_does_not_overwrite_the_new_ones_image() -> No
         assert desk.handle(blue, message=desk.message(instruction="a blue hat")) is None
 
     desk.dispatcher.meanwhile = the_new_upload_is_faster
-    assert desk.handle(ANSWER, message=old) == TIMINGS.held
+    assert desk.handle(ANSWER, message=old) == TIMINGS.held_delay_seconds
     assert desk.store.objects[IMAGE][0] == picture("blue")
     assert desk.handle(message=old) is None
 
@@ -363,7 +362,7 @@ def test_a_slower_worker_takes_the_image_of_the_faster_one() -> None:
         assert desk.handle(blue) is None
 
     desk.dispatcher.meanwhile = another_is_faster
-    assert desk.handle(ANSWER) == TIMINGS.held
+    assert desk.handle(ANSWER) == TIMINGS.held_delay_seconds
     assert desk.store.objects[IMAGE][0] == picture("blue")
     assert desk.row.possible_duplicate_charges == 1
 
@@ -446,14 +445,14 @@ def test_a_bug_after_the_call_was_sent_leaves_its_charge_counted_and_committed()
 def test_aws_failing_at_the_claim_brings_the_message_back() -> None:
     desk = Desk()
     desk.ledger.claim = _fail_once(desk.ledger.claim)  # type: ignore[method-assign]
-    assert desk.handle(ANSWER) == TIMINGS.trouble
+    assert desk.handle(ANSWER) == TIMINGS.aws_delay_seconds
     desk.dispatcher.attempts.clear()
     assert desk.handle(ANSWER) is None
 
 
 def test_aws_failing_before_the_call_costs_no_attempt() -> None:
     desk = Desk()
-    assert desk.handle(ServiceUnavailable("throttled")) == TIMINGS.trouble
+    assert desk.handle(ServiceUnavailable("throttled")) == TIMINGS.aws_delay_seconds
     assert desk.row.attempts == 0
 
 

@@ -24,10 +24,9 @@ from hypothesis.stateful import (
 from PIL import Image
 
 from darkroom.calls import CallFailed, EditResult, Outcome
-from darkroom.editor.call_context import RowCallContext
-from darkroom.editor.heartbeat import Leases
+from darkroom.editor.batch import Leases
 from darkroom.editor.image_storage import ImageStorage
-from darkroom.editor.row_editor import RowEditor
+from darkroom.editor.row_editor import RowCallContext, RowEditor
 from darkroom.endpoints import Endpoint
 from darkroom.errors import DeferRow, RetryRow, RowRejected
 from darkroom.jobs import Counters, JobOptions, Run, Totals
@@ -237,7 +236,7 @@ class World(RuleBasedStateMachine):
             self.disturbances += len(self.flights)
         else:
             for flight in self.flights:
-                flight.leases.beat(self.queue, self.ledger, 90.0)
+                flight.leases.renew(self.queue, self.ledger, 90.0)
 
     @precondition(lambda self: self.queue.dead)
     @rule(pick=PICK, twice=st.booleans())

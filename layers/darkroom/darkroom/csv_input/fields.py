@@ -4,8 +4,6 @@ A new column that is also a job option needs an entry in FIELDS and an attribute
 (rows.py), or of RowRequest if it is a column only, or of JobOptions (jobs.py) if an option only.
 """
 
-import re
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -26,77 +24,12 @@ _METADATA_OF_TOOLS = frozenset(
     }
 )
 
-# filter-rows: `0:50`, `:10`, `5,7,20:30`.
-
-
-@dataclass(frozen=True, slots=True)
-class RowFilter:
-    """Data rows by position, the first is 0. Ranges are sorted and separated by gaps."""
-
-    starts: tuple[int, ...]
-    ends: tuple[int, ...]  # exclusive
-
-    def __contains__(self, row: int) -> bool:
-        place = bisect_right(self.starts, row) - 1
-        return place >= 0 and row < self.ends[place]
-
-
-_NO_END = 10**15
-ALL_ROWS = RowFilter((0,), (_NO_END,))
-_RANGE = re.compile(r"(?P<first>\d{1,12})?(?P<colon>\s*:\s*)?(?P<last>\d{1,12})?", re.ASCII)
-_RANGE_SEPARATOR = re.compile(r"[,;]")
-
-
-def parse_row_filter(text: str | None) -> RowFilter:
-    """Ranges `a:b` (b excluded, as in Python), `a:`, `:b`, and single rows, joined by commas.
-
-    Raises JobRejected naming the part that is not valid.
-    """
-    if text is None:
-        return ALL_ROWS
-    ranges = sorted(_parse_range(part.strip()) for part in _RANGE_SEPARATOR.split(text))
-    merged: list[tuple[int, int]] = []
-    for start, end in ranges:
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return RowFilter(tuple(start for start, _ in merged), tuple(end for _, end in merged))
-
-
-def _parse_range(part: str) -> tuple[int, int]:
-    match = _RANGE.fullmatch(part)
-    if match is None or not part:
-        raise JobRejected(
-            f"The option filter-rows cannot be read at {quoted(part)}: write rows and ranges such "
-            "as 5,7,20:30 (the first row is 0, a range's end is excluded)."
-        )
-    first, last = match["first"], match["last"]
-    if match["colon"] is None:
-        return int(first), int(first) + 1
-    start = int(first) if first else 0
-    end = int(last) if last else _NO_END
-    if end <= start:
-        raise JobRejected(
-            f"The option filter-rows contains the range {quoted(part)}, which is empty: its end "
-            "must be larger than its start."
-        )
-    return start, end
-
-
-def _checked_row_filter(text: str) -> str:
-    parse_row_filter(text)
-    return text
-
-
-# The table.
-
 
 @dataclass(frozen=True, slots=True)
 class Field:
     """A CSV column, a job option, or both: then the option is the default for empty cells."""
 
-    name: str  # the attribute of RowRequest, of JobOptions, or of both
+    name: str  # of the attribute of RowRequest, of JobOptions, or of both
     parse: Callable[[str], Any]  # from text without surrounding blanks; ValueError: see values.py
     columns: tuple[str, ...] = ()  # names of the CSV column, the preferred one first
     required: bool = False  # an empty cell is parsed too
@@ -126,7 +59,7 @@ FIELDS = (
     Field("output_name", parse_output_name, ("output_name",)),
     Field(
         "filter_rows",
-        _checked_row_filter,
+        values.check_row_filter,
         option=True,
         help="Process only these rows: 0:50, :10, 5,7,20:30 (the first is 0).",
         metavar="ROWS",
