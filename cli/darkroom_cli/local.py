@@ -11,7 +11,7 @@ from darkroom_local import stack
 
 def up(session: Session) -> None:
     with _steps(session) as show:
-        info = stack.up(stack=session.target.stack, say=show)
+        info = stack.up(stack=session.target.stack, progress=show)
     session.print_result(
         f"Stack {info.stack} runs at {info.url}. Add --local to use it, or for this shell: "
         'export DARKROOM_LOCAL=1. For the aws command: eval "$(darkroom local env)".',

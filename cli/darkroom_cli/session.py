@@ -201,11 +201,27 @@ _SHARED_OPTIONS = (
 )
 
 
+@contextmanager
+def _error_messages(session: Session) -> Iterator[None]:
+    """Replaces tracebacks by a sentence and an exit code."""
+    try:
+        yield
+    except (typer.Exit, BrokenPipeError):  # typer handles both; a closed pipe ends quietly
+        raise
+    except KeyboardInterrupt:
+        session.err.print("Interrupted.")
+        raise typer.Exit(130) from None
+    except Exception as error:
+        if os.environ.get("DARKROOM_DEBUG"):
+            raise
+        session.err.print(f"Error: {describe_error(error)}", markup=False)
+        raise typer.Exit(2 if isinstance(error, UsageMistake) else 1) from None
+
+
 def with_session(run: Callable[..., None]) -> Callable[..., None]:
     """Makes `run(session, ...)` a typer command with the shared options.
 
-    Errors end it with a sentence and an exit code instead of a traceback. A function with
-    `**options` gets the job options in them, under SubmitCommand or QuoteCommand.
+    A function with `**options` gets the job options in them, under SubmitCommand or QuoteCommand.
     """
     parameters = list(inspect.signature(run, eval_str=True).parameters.values())[1:]
     own = [p for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
@@ -222,18 +238,8 @@ def with_session(run: Callable[..., None]) -> Callable[..., None]:
             local=given.pop("local"),
         )
         session = Session(target, given.pop("as_json"), ctx.obj or Wiring())
-        try:
+        with _error_messages(session):
             run(session, **given, **ctx.meta.get(JOB_OPTIONS, {}))
-        except (typer.Exit, BrokenPipeError):  # typer handles both; a closed pipe ends quietly
-            raise
-        except KeyboardInterrupt:
-            typer.echo("Interrupted.", err=True)
-            raise typer.Exit(130) from None
-        except Exception as error:
-            if os.environ.get("DARKROOM_DEBUG"):
-                raise
-            typer.echo(f"Error: {describe_error(error)}", err=True)
-            raise typer.Exit(2 if isinstance(error, UsageMistake) else 1) from None
 
     signature = inspect.Signature([context, *own, *_SHARED_OPTIONS])
     command.__signature__ = signature  # type: ignore[attr-defined]  # read by inspect.signature

@@ -13,7 +13,7 @@ from darkroom.jobs import JobOptions, job_id
 from darkroom.rows import RowMessage, RowRequest
 from darkroom.settings import Settings
 from darkroom.splitter import CsvUploaded
-from darkroom_local.sam_local.prepare import EVENTS, prepared
+from darkroom_local.sam_local import EVENTS, prepared_events
 
 EXAMPLE = json.loads((EVENTS / "env.json").read_text())
 
@@ -61,7 +61,7 @@ def test_prepared_events_hold_the_names_of_the_stack_and_none_of_the_example() -
         function: {name: f"{name.lower()}-of-mine" for name in variables}
         for function, variables in EXAMPLE.items()
     }
-    files = prepared(deployed)
+    files = prepared_events(deployed)
     assert set(files) == {path.name for path in Path(EVENTS).glob("*.json")}
     assert '"input_bucket-of-mine"' in files["splitter-s3-put.json"]
     assert not re.search("0a1b2c3d4e5f", "".join(files.values()))
