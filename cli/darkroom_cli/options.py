@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from darkroom.csv_input.fields import Field
 
 DEFAULT_STACK = "darkroom"
+JOB_OPTIONS = "darkroom_cli.job_options"  # typer's context keeps their values under this name
 
 StackOption = Annotated[
     str, typer.Option("--stack", envvar="DARKROOM_STACK", help="Name of the stack.")
@@ -110,9 +111,6 @@ class QuoteCommand(SubmitCommand):
 
     def includes(self, field: "Field") -> bool:
         return field.in_quote
-
-
-JOB_OPTIONS = "darkroom_cli.job_options"  # where a context keeps their values
 
 
 def _parameter(field: "Field") -> inspect.Parameter:
