@@ -108,7 +108,7 @@ class FallbackHarness:
         dispatcher = TieredDispatcher(
             FakeSecretSource(endpoints),
             InMemoryEndpointStates(),
-            self.editors,
+            self.editors.__getitem__,
             clock,
             random.Random(1),
             FakeTelemetry(),
@@ -195,7 +195,7 @@ def test_a_row_with_a_mask_calls_only_the_provider_that_supports_masks(
     assert result.plan.provider is OPENAI
     assert result.plan.mask is not None
     assert harness.calls() == (0, 1)
-    assert any("takes no mask" in warning for warning in result.warnings)
+    assert any("does not support masks" in warning for warning in result.warnings)
 
 
 def test_a_refusal_by_the_fallback_ends_the_row(harness: FallbackHarness) -> None:
