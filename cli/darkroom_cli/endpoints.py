@@ -125,16 +125,16 @@ def _limits(endpoint: Endpoint) -> str:
 
 
 def _key(fingerprint: str, state: EndpointState | None, now: int) -> str:
-    cooldown = state.keys.get(fingerprint) if state else None
+    cooldown = state.key_cooldowns.get(fingerprint) if state else None
     if cooldown is None or cooldown.until <= now:
         return fingerprint
     remaining = duration((cooldown.until - now) / SECOND)
-    reason = cooldown.why.value.replace("_", " ")
+    reason = cooldown.reason.value.replace("_", " ")
     return f"{fingerprint} (cooling down for {remaining}: {reason})"
 
 
 def _describe_state(state: EndpointState, now: int) -> str:
-    if not state.rev:
+    if not state.revision:
         return "never used"
     match _breaker(state, now):
         case "open":
@@ -146,7 +146,7 @@ def _describe_state(state: EndpointState, now: int) -> str:
             parts = ["ready"]
     if in_flight := _in_flight(state, now):
         parts.append(f"{plural(in_flight, 'call')} in flight")
-    wait = max(state.next, state.paused_until) - now
+    wait = max(state.next_slot, state.paused_until) - now
     if wait > SECOND:
         parts.append(f"next slot in {duration(wait / SECOND)}")
     failures = circuit_breaker.recent_failures(state, now)
@@ -157,7 +157,7 @@ def _describe_state(state: EndpointState, now: int) -> str:
 
 
 def _breaker(state: EndpointState, now: int) -> str:
-    if not state.tripped:
+    if not state.breaker_open:
         return "closed"
     return "open" if state.breaker_until > now else "half open"
 
@@ -171,16 +171,16 @@ def _as_json(endpoint: Endpoint, state: EndpointState | None, now: int) -> dict[
     dumped["keys"] = _fingerprints(endpoint)
     if state is not None:
         dumped["state"] = {
-            "used": bool(state.rev),
+            "used": bool(state.revision),
             "breaker": _breaker(state, now),
-            "breaker_until": _timestamp(state.breaker_until) if state.tripped else None,
+            "breaker_until": _timestamp(state.breaker_until) if state.breaker_open else None,
             "in_flight": _in_flight(state, now),
-            "next_slot": _timestamp(state.next) if state.next > now else None,
+            "next_slot": _timestamp(state.next_slot) if state.next_slot > now else None,
             "recent_failures": round(circuit_breaker.recent_failures(state, now), 2),
             "calls": state.calls,
             "resting_keys": {
-                fingerprint: {"until": _timestamp(cooldown.until), "why": cooldown.why.value}
-                for fingerprint, cooldown in state.keys.items()
+                fingerprint: {"until": _timestamp(cooldown.until), "why": cooldown.reason.value}
+                for fingerprint, cooldown in state.key_cooldowns.items()
                 if cooldown.until > now
             },
         }

@@ -11,14 +11,18 @@ from darkroom_cli.session import Session, with_session
 # Modules are imported where they run: `darkroom --help` and completion must not wait for boto3.
 # ruff: noqa: PLC0415
 
-_SETTINGS = {"help_option_names": ["-h", "--help"]}
-app = typer.Typer(
-    name="darkroom",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help is three times as fast, and reads better in 80 columns
-    context_settings=_SETTINGS,
-    help="""Edit images in bulk: a CSV in, edited images, a manifest and a gallery out.
+
+def _typer(help_text: str) -> typer.Typer:
+    return typer.Typer(
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # plain help is three times as fast, and reads better in 80 columns
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help=help_text,
+    )
+
+
+app = _typer("""Edit images in bulk: a CSV in, edited images, a manifest and a gallery out.
 
 A first job, after `darkroom local up` or a deployment to AWS:
 
@@ -27,20 +31,9 @@ A first job, after `darkroom local up` or a deployment to AWS:
   darkroom quote products.csv
   darkroom submit products.csv --wait
   darkroom download jobs/products out
-""",
-)
-endpoints = typer.Typer(
-    rich_markup_mode=None,
-    no_args_is_help=True,
-    context_settings=_SETTINGS,
-    help="Push and show providers, keys and limits.",
-)
-local = typer.Typer(
-    rich_markup_mode=None,
-    no_args_is_help=True,
-    context_settings=_SETTINGS,
-    help="Run the whole stack on this machine.",
-)
+""")
+endpoints = _typer("Push and show providers, keys and limits.")
+local = _typer("Run the whole stack on this machine.")
 
 
 def _print_version(requested: bool) -> None:
@@ -188,9 +181,7 @@ def failures(
 @with_session
 def redrive(
     session: Session,
-    job: Annotated[
-        str | None, typer.Argument(metavar="[JOB]", help="Only this job's rows.")
-    ] = None,
+    job: Annotated[str | None, typer.Argument(metavar="JOB", help="Only this job's rows.")] = None,
     reason: Annotated[
         str | None,
         typer.Option(
@@ -224,7 +215,7 @@ def stop(session: Session, job: Job) -> None:
 def list_jobs(
     session: Session,
     prefix: Annotated[
-        str, typer.Argument(metavar="[PREFIX]", help="Only jobs whose names start with it.")
+        str, typer.Argument(metavar="PREFIX", help="Only jobs whose names start with it.")
     ] = "",
     limit: Annotated[
         int, typer.Option("--limit", min=1, help="How many of the newest jobs to list.")

@@ -47,17 +47,8 @@ def quote(
     session.print_fields(_fields(totals, secret, call_seconds, seconds))
     _print_groups(session, "Rows that will fail", totals.invalid)
     _print_groups(session, "Rows that no endpoint can take", totals.impossible)
-    for warning in (
-        *rows.warnings,
-        *(f"{text} ({plural(count, 'row')})" for text, count in totals.warnings.items()),
-        *_daily_limit_warnings(totals, secret),
-    ):
+    for warning in (*rows.warnings, *_warnings(totals, secret, seconds)):
         session.warn(warning)
-    if seconds > RETENTION_SECONDS:
-        session.warn(
-            f"The queue keeps rows for {duration(RETENTION_SECONDS)}: split the file or raise the "
-            "limits, or rows will expire before their turn."
-        )
 
 
 def _fields(
@@ -92,7 +83,9 @@ def _cost(totals: Estimate) -> str:
     return text
 
 
-def _daily_limit_warnings(totals: Estimate, secret: EndpointsSecret) -> Iterator[str]:
+def _warnings(totals: Estimate, secret: EndpointsSecret, seconds: float) -> Iterator[str]:
+    for text, count in totals.warnings.items():
+        yield f"{text} ({plural(count, 'row')})"
     last_tier = max(endpoint.tier for endpoint in secret.endpoints)
     for endpoint in secret.endpoints:
         if over := totals.over_daily_limit[endpoint.name]:
@@ -105,6 +98,11 @@ def _daily_limit_warnings(totals: Estimate, secret: EndpointsSecret) -> Iterator
                 f"{plural(over, 'row')} beyond the {endpoint.requests_per_day:,} requests a day of "
                 f"{endpoint.name}: {consequence}."
             )
+    if seconds > RETENTION_SECONDS:
+        yield (
+            f"The queue keeps rows for {duration(RETENTION_SECONDS)}: split the file or raise the "
+            "limits, or rows will expire before their turn."
+        )
 
 
 def _print_groups(session: Session, title: str, failures: FailureGroups) -> None:

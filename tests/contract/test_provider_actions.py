@@ -108,7 +108,7 @@ class FallbackHarness:
         dispatcher = TieredDispatcher(
             FakeSecretSource(endpoints),
             InMemoryEndpointStates(),
-            self.editors,
+            self.editors.__getitem__,
             clock,
             random.Random(1),
             FakeTelemetry(),

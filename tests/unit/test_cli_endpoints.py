@@ -139,12 +139,12 @@ def test_show_includes_breaker_calls_and_keys_that_are_cooling_down(cli: CliHarn
     cli.stack.secret.text = json.dumps(document())
     now = int(cli.clock.now() * SECOND)
     cli.stack.endpoint_states.states["gemini-main"] = EndpointState(
-        rev=7,
+        revision=7,
         calls=12,
-        tripped=True,
+        breaker_open=True,
         breaker_until=now + 20 * SECOND,
         leases={"a": now + SECOND, "b": now - SECOND},
-        keys={FINGERPRINTS[1]: KeyCooldown(now + 300 * SECOND, Outcome.KEY_REJECTED)},
+        key_cooldowns={FINGERPRINTS[1]: KeyCooldown(now + 300 * SECOND, Outcome.KEY_REJECTED)},
     )
     result = cli.run("endpoints", "show")
     assert "state: breaker open for 20 s, 1 call in flight, 12 calls so far" in result.stdout

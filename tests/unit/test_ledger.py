@@ -116,7 +116,7 @@ class WatchedLedger(FakeLedger):
 
 
 OUTCOMES = st.sampled_from(["image", "image", "down", "down", "billed but lost", "refused", "busy"])
-FAULTS = st.sampled_from([Fault.NONE, Fault.NONE, Fault.LOST_REQUEST, Fault.LOST_ANSWER])
+FAULTS = st.sampled_from([Fault.NONE, Fault.NONE, Fault.LOST_REQUEST, Fault.LOST_RESPONSE])
 PICK = st.integers(0, 5)  # which of several, modulo their number
 STEPS = st.sampled_from(
     [

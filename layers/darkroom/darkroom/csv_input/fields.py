@@ -1,4 +1,4 @@
-"""The field table: every CSV column, job option and option of `darkroom submit`, once.
+"""The field table: every CSV column, job option and command-line option of a job, once.
 
 A new column that is also a job option needs an entry in FIELDS and an attribute of EditSettings
 (rows.py), or of RowRequest if it is a column only, or of JobOptions (jobs.py) if an option only.
@@ -7,13 +7,14 @@ A new column that is also a job option needs an entry in FIELDS and an attribute
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args
 
 from darkroom.csv_input import values
 from darkroom.csv_input.names import parse_key, parse_output_name
 from darkroom.errors import JobRejected
 from darkroom.formatting import quoted, quoted_list
 from darkroom.jobs import JobOptions
+from darkroom.rows import AspectRatio, Background, Resolution
 
 MAX_COLUMN_NAME_CHARS = 100
 # Metadata that upload tools (rclone, s3cmd, S3 Browser, s3fs, gsutil) add by themselves.
@@ -30,7 +31,7 @@ class Field:
     """A CSV column, a job option, or both: then the option is the default for empty cells."""
 
     name: str  # of the attribute of RowRequest, of JobOptions, or of both
-    parse: Callable[[str], Any]  # from text without surrounding blanks; ValueError: see values.py
+    parse: Callable[[str], Any]  # the text has no surrounding whitespace; see values.py
     columns: tuple[str, ...] = ()  # names of the CSV column, the preferred one first
     required: bool = False  # an empty cell is parsed too
     option: bool = False  # job option: metadata of the uploaded CSV, and on the command line
@@ -96,7 +97,7 @@ FIELDS = (
     ),
     Field(
         "aspect_ratio",
-        values.parse_aspect_ratio,
+        values.choice_parser(get_args(AspectRatio), values.normalize_ratio),
         ("aspect_ratio",),
         option=True,
         help="For rows without one: 1:1, 2:3, 16:9 …",
@@ -104,7 +105,7 @@ FIELDS = (
     ),
     Field(
         "resolution",
-        values.parse_resolution,
+        values.choice_parser(get_args(Resolution), str.upper),
         ("resolution",),
         option=True,
         help="For rows without one: 1K, 2K or 4K.",
@@ -112,7 +113,7 @@ FIELDS = (
     ),
     Field(
         "quality",
-        values.parse_quality,
+        values.choice_parser(("auto", "low", "medium", "high", "standard", "hd")),
         ("quality",),
         option=True,
         help="For rows without one: low, medium, high.",
@@ -120,7 +121,7 @@ FIELDS = (
     ),
     Field(
         "background",
-        values.parse_background,
+        values.choice_parser(get_args(Background)),
         ("background",),
         option=True,
         help="For rows without one: transparent, opaque, auto.",
@@ -177,7 +178,7 @@ class Columns:
         return self.header[self.positions[field_name]]
 
     def cell(self, cells: Sequence[str], field_name: str) -> str:
-        """The field's cell without surrounding blanks; empty where there is none."""
+        """The field's cell without surrounding whitespace; empty where there is none."""
         position = self.positions.get(field_name)
         if position is None or position >= len(cells):
             return ""

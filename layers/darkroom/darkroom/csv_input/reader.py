@@ -303,7 +303,7 @@ def parse_row(columns: Columns, cells: Sequence[str], options: JobOptions) -> Ro
     if any(cell.strip() for cell in cells[width:]):
         raise _rejected(
             f"the row has {len(cells)} cells where the header has {width}: put cells that contain "
-            "the delimiter into quotes, with no blank before the quote"
+            "the delimiter into quotes, with no space before the quote"
         )
     values: dict[str, Any] = {}
     for field in _REQUEST_FIELDS:
