@@ -88,8 +88,10 @@ PATHS = st.lists(
 ).map("/".join)
 
 
-@given(PATHS)
-def test_an_accepted_name_is_in_the_images_folder_with_a_known_extension(written: str) -> None:
+@given(PATHS, st.integers(1, 10))
+def test_accepted_names_are_in_the_images_folder_with_a_known_extension(
+    written: str, n: int
+) -> None:
     try:
         name = parse_output_name(written)
     except ValueError:
@@ -100,14 +102,6 @@ def test_an_accepted_name_is_in_the_images_folder_with_a_known_extension(written
     assert key.lower().endswith(OUTPUT_SUFFIXES)
     assert parse_output_name(name) == name
     name.encode()
-
-
-@given(PATHS, st.integers(1, 10))
-def test_all_images_of_a_row_are_named_as_they_are_stored(written: str, n: int) -> None:
-    try:
-        name = parse_output_name(written)
-    except ValueError:
-        return
     assert [JOB.image(copy) for copy in image_names(name, n)] == [
         JOB.image(name, i) for i in range(n)
     ]

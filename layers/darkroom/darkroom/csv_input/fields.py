@@ -34,10 +34,13 @@ class Field:
     parse: Callable[[str], Any]  # the text has no surrounding whitespace; see values.py
     columns: tuple[str, ...] = ()  # names of the CSV column, the preferred one first
     required: bool = False  # an empty cell is parsed too
-    option: bool = False  # job option: metadata of the uploaded CSV, and on the command line
-    help: str = ""  # of the option, on the command line
-    metavar: str = ""
+    help: str = ""  # makes it a job option (S3 metadata and command line), and describes that
+    metavar: str = ""  # on the command line
     in_quote: bool = True  # the option is also one of `darkroom quote`
+
+    @property
+    def option(self) -> bool:
+        return bool(self.help)
 
     @property
     def option_name(self) -> str:
@@ -56,19 +59,17 @@ FIELDS = (
     Field("index", parse_key, ("index", "id")),
     Field("mask", values.parse_reference, ("mask_url", "mask")),
     Field("size", values.parse_size, ("size",)),
-    Field("n", values.parse_image_count, ("n",)),
+    Field("n", values.number_parser(10), ("n",)),  # what OpenAI accepts
     Field("output_name", parse_output_name, ("output_name",)),
     Field(
         "filter_rows",
         values.check_row_filter,
-        option=True,
         help="Process only these rows: 0:50, :10, 5,7,20:30 (the first is 0).",
         metavar="ROWS",
     ),
     Field(
         "budget_usd",
         values.parse_budget,
-        option=True,
         help="Never spend more than this; rows beyond it fail as `budget`.",
         metavar="USD",
         in_quote=False,
@@ -76,14 +77,12 @@ FIELDS = (
     Field(
         "resume",
         values.parse_switch,
-        option=True,
         help="Keep rows that succeeded in an earlier upload (the default), or edit them again.",
         in_quote=False,
     ),
     Field(
         "retry_failed",
         values.parse_switch,
-        option=True,
         help="Also retry rows that failed in an earlier upload.",
         in_quote=False,
     ),
@@ -91,7 +90,6 @@ FIELDS = (
         "model",
         values.parse_model,
         ("model",),
-        option=True,
         help="For rows that do not name a model.",
         metavar="NAME",
     ),
@@ -99,7 +97,6 @@ FIELDS = (
         "aspect_ratio",
         values.choice_parser(get_args(AspectRatio), values.normalize_ratio),
         ("aspect_ratio",),
-        option=True,
         help="For rows without one: 1:1, 2:3, 16:9 …",
         metavar="W:H",
     ),
@@ -107,7 +104,6 @@ FIELDS = (
         "resolution",
         values.choice_parser(get_args(Resolution), str.upper),
         ("resolution",),
-        option=True,
         help="For rows without one: 1K, 2K or 4K.",
         metavar="SIZE",
     ),
@@ -115,7 +111,6 @@ FIELDS = (
         "quality",
         values.choice_parser(("auto", "low", "medium", "high", "standard", "hd")),
         ("quality",),
-        option=True,
         help="For rows without one: low, medium, high.",
         metavar="NAME",
     ),
@@ -123,14 +118,12 @@ FIELDS = (
         "background",
         values.choice_parser(get_args(Background)),
         ("background",),
-        option=True,
         help="For rows without one: transparent, opaque, auto.",
         metavar="NAME",
     ),
     Field(
         "max_attempts",
-        values.parse_attempts,
-        option=True,
+        values.number_parser(50),
         help="Attempts per row before it is dead (default 5).",
         metavar="NUMBER",
         in_quote=False,
@@ -138,14 +131,12 @@ FIELDS = (
     Field(
         "instruction_column",
         values.parse_text,
-        option=True,
         help="The column with the instructions.",
         metavar="COLUMN",
     ),
     Field(
         "output_name_column",
         values.parse_text,
-        option=True,
         help="The column with the names of the edited images.",
         metavar="COLUMN",
     ),

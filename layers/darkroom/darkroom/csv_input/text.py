@@ -1,6 +1,7 @@
 """From an uploaded object's bytes to lines of text: gzip, encodings, files that are not CSVs."""
 
 import codecs
+import gzip
 import io
 import zlib
 from collections.abc import Buffer, Callable, Iterator
@@ -57,31 +58,19 @@ def gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
     Raises JobRejected when the file is cut off or damaged.
     """
-    decompressor = zlib.decompressobj(wbits=31)
-    at_start = True  # of a member
-    for chunk in chunks:
-        data = chunk
-        while data:
-            if at_start and not data.strip(b"\0"):
-                break  # zero padding between or after members
-            try:
-                piece = decompressor.decompress(data, _PIECE_BYTES)
-            except zlib.error as error:
-                raise JobRejected(
-                    "The file's gzip compression is damaged: compress it again and upload it again."
-                ) from error
-            at_start = False
-            if piece:
-                yield piece
-            data = decompressor.unconsumed_tail
-            if decompressor.eof:
-                data = decompressor.unused_data
-                decompressor = zlib.decompressobj(wbits=31)
-                at_start = True
-    if not at_start:
+    packed = io.BufferedReader(_RawStream(chunks), buffer_size=_PIECE_BYTES)
+    text = gzip.GzipFile(fileobj=packed)
+    try:
+        while piece := text.read1(_PIECE_BYTES):
+            yield piece
+    except EOFError as error:
         raise JobRejected(
             "The gzip file ends too early: its upload was probably cut off, upload it again."
-        )
+        ) from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise JobRejected(
+            "The file's gzip compression is damaged: compress it again and upload it again."
+        ) from error
 
 
 def read_format(open_bytes: OpenBytes) -> tuple[TextFormat, bytes]:

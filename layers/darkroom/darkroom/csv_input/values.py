@@ -16,8 +16,6 @@ MAX_IMAGES = 16  # the most that any model accepts
 MAX_INSTRUCTION_CHARS = 32_000  # the longest prompt an image model accepts (gpt-image; Gemini more)
 _MAX_REFERENCE_CHARS = 8_192  # presigned URLs with session tokens have about 2,000
 _MAX_BUDGET_USD = 10_000_000.0
-_MAX_IMAGES_OUT = 10  # what OpenAI accepts
-_MAX_ATTEMPTS = 50
 _NO_END = 10**15  # of a range of rows
 
 _RATIO = re.compile(r"(\d{1,3})\s*[:x\xd7/]\s*(\d{1,3})(?::00)?", re.ASCII | re.IGNORECASE)
@@ -63,12 +61,16 @@ def parse_size(text: str) -> str:
     return f"{match[1]}x{match[2]}"
 
 
-def parse_image_count(text: str) -> int:
-    """1 to 10, also as 2.0, which some tools write into columns with empty cells."""
-    match = _WHOLE_NUMBER.fullmatch(text)
-    if match is None or not 1 <= int(match[1]) <= _MAX_IMAGES_OUT:
-        raise ValueError(f"{quoted(text)} is not a number from 1 to {_MAX_IMAGES_OUT}")
-    return int(match[1])
+def number_parser(largest: int) -> Callable[[str], int]:
+    """A parser for 1 to `largest`, also as 2.0, which some tools write for whole numbers."""
+
+    def parse(text: str) -> int:
+        match = _WHOLE_NUMBER.fullmatch(text)
+        if match is None or not 1 <= int(match[1]) <= largest:
+            raise ValueError(f"{quoted(text)} is not a number from 1 to {largest}")
+        return int(match[1])
+
+    return parse
 
 
 def parse_model(text: str) -> str:
@@ -111,12 +113,6 @@ def parse_budget(text: str) -> float:
     if not 0 <= amount <= _MAX_BUDGET_USD:  # also false for nan
         raise ValueError(f"{quoted(text)} is not an amount of US dollars such as 5 or 2.50")
     return amount
-
-
-def parse_attempts(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= _MAX_ATTEMPTS:
-        raise ValueError(f"{quoted(text)} is not a number from 1 to {_MAX_ATTEMPTS}")
-    return int(text)
 
 
 def parse_images(cell: str) -> tuple[str, ...]:
