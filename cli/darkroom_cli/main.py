@@ -181,9 +181,7 @@ def failures(
 @with_session
 def redrive(
     session: Session,
-    job: Annotated[
-        str | None, typer.Argument(metavar="[JOB]", help="Only this job's rows.")
-    ] = None,
+    job: Annotated[str | None, typer.Argument(metavar="JOB", help="Only this job's rows.")] = None,
     reason: Annotated[
         str | None,
         typer.Option(
@@ -217,7 +215,7 @@ def stop(session: Session, job: Job) -> None:
 def list_jobs(
     session: Session,
     prefix: Annotated[
-        str, typer.Argument(metavar="[PREFIX]", help="Only jobs whose names start with it.")
+        str, typer.Argument(metavar="PREFIX", help="Only jobs whose names start with it.")
     ] = "",
     limit: Annotated[
         int, typer.Option("--limit", min=1, help="How many of the newest jobs to list.")

@@ -13,35 +13,7 @@ if TYPE_CHECKING:
     from darkroom.csv_input.fields import Field
 
 DEFAULT_STACK = "darkroom"
-
-StackOption = Annotated[
-    str, typer.Option("--stack", envvar="DARKROOM_STACK", help="Name of the stack.")
-]
-LocalOption = Annotated[
-    bool,
-    typer.Option(
-        "--local", envvar="DARKROOM_LOCAL", help="Use the stack that `darkroom local up` started."
-    ),
-]
-EndpointUrlOption = Annotated[
-    str | None,
-    typer.Option(
-        "--endpoint-url",
-        envvar="AWS_ENDPOINT_URL",
-        help="URL of an AWS API other than Amazon's.",
-        metavar="URL",
-    ),
-]
-RegionOption = Annotated[
-    str | None,
-    typer.Option(
-        "--region",
-        envvar=["AWS_REGION", "AWS_DEFAULT_REGION"],
-        help="AWS region.",
-        metavar="NAME",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+JOB_OPTIONS = "darkroom_cli.job_options"  # typer's context keeps their values under this name
 
 CsvFile = Annotated[
     Path,
@@ -61,14 +33,64 @@ Every = Annotated[
 ]
 
 
+def _parameter(name: str, kind: object, option: Any, default: object = None) -> inspect.Parameter:
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, option],
+    )
+
+
+SHARED_OPTIONS = (
+    _parameter("as_json", bool, typer.Option("--json", help="Print JSON, for scripts."), False),
+    _parameter(
+        "stack",
+        str,
+        typer.Option("--stack", envvar="DARKROOM_STACK", help="Name of the stack."),
+        DEFAULT_STACK,
+    ),
+    _parameter(
+        "local",
+        bool,
+        typer.Option(
+            "--local",
+            envvar="DARKROOM_LOCAL",
+            help="Use the stack that `darkroom local up` started.",
+        ),
+        False,
+    ),
+    _parameter(
+        "endpoint_url",
+        str | None,
+        typer.Option(
+            "--endpoint-url",
+            envvar="AWS_ENDPOINT_URL",
+            help="URL of an AWS API other than Amazon's.",
+            metavar="URL",
+        ),
+    ),
+    _parameter(
+        "region",
+        str | None,
+        typer.Option(
+            "--region",
+            envvar=["AWS_REGION", "AWS_DEFAULT_REGION"],
+            help="AWS region.",
+            metavar="NAME",
+        ),
+    ),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which stack a command uses."""
+    """Which stack a command uses: SHARED_OPTIONS without `as_json`."""
 
     stack: str = DEFAULT_STACK
+    local: bool = False
     endpoint_url: str | None = None
     region: str | None = None
-    local: bool = False
 
 
 class SubmitCommand(TyperCommand):
@@ -85,7 +107,7 @@ class SubmitCommand(TyperCommand):
     def _job_options(self) -> list[Any]:
         from darkroom.csv_input.fields import OPTION_FIELDS  # noqa: PLC0415 - imports pydantic
 
-        parameters = [_parameter(field) for field in OPTION_FIELDS.values() if self.includes(field)]
+        parameters = [_job_option(f) for f in OPTION_FIELDS.values() if self.includes(f)]
 
         def command() -> None: ...
 
@@ -112,22 +134,11 @@ class QuoteCommand(SubmitCommand):
         return field.in_quote
 
 
-JOB_OPTIONS = "darkroom_cli.job_options"  # where a context keeps their values
-
-
-def _parameter(field: "Field") -> inspect.Parameter:
+def _job_option(field: "Field") -> inspect.Parameter:
     from darkroom.jobs import JobOptions  # noqa: PLC0415 - imports pydantic
 
     flag = f"--{field.option_name}"
-    annotation: object = str | None
-    if field.is_switch:
-        annotation = bool | None
-        if getattr(JobOptions(), field.name):  # on by default: it needs a way to switch it off
-            flag = f"{flag}/--no-{field.option_name}"
+    if field.is_switch and getattr(JobOptions(), field.name):  # on by default: needs an off switch
+        flag = f"{flag}/--no-{field.option_name}"
     option = typer.Option(flag, help=field.help, metavar=field.metavar or None, show_default=False)
-    return inspect.Parameter(
-        field.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[annotation, option],
-    )
+    return _parameter(field.name, bool | None if field.is_switch else str | None, option)

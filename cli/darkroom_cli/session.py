@@ -14,16 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from darkroom_cli.error_messages import UsageMistake, describe_error
-from darkroom_cli.options import (
-    DEFAULT_STACK,
-    JOB_OPTIONS,
-    EndpointUrlOption,
-    JsonOption,
-    LocalOption,
-    RegionOption,
-    StackOption,
-    Target,
-)
+from darkroom_cli.options import JOB_OPTIONS, SHARED_OPTIONS, Target
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -186,21 +177,6 @@ class Session:
             yield
 
 
-def _option(name: str, annotation: object, default: object) -> inspect.Parameter:
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-    )
-
-
-_SHARED_OPTIONS = (
-    _option("as_json", JsonOption, default=False),
-    _option("stack", StackOption, DEFAULT_STACK),
-    _option("local", LocalOption, default=False),
-    _option("endpoint_url", EndpointUrlOption, None),
-    _option("region", RegionOption, None),
-)
-
-
 @contextmanager
 def _error_messages(session: Session) -> Iterator[None]:
     """Replaces tracebacks by a sentence and an exit code."""
@@ -231,16 +207,12 @@ def with_session(run: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(run)
     def command(ctx: typer.Context, **given: Any) -> None:
-        target = Target(
-            stack=given.pop("stack"),
-            endpoint_url=given.pop("endpoint_url"),
-            region=given.pop("region"),
-            local=given.pop("local"),
-        )
-        session = Session(target, given.pop("as_json"), ctx.obj or Wiring())
+        as_json = given.pop("as_json")
+        target = Target(**{name: given.pop(name) for name in Target.__dataclass_fields__})
+        session = Session(target, as_json, ctx.obj or Wiring())
         with _error_messages(session):
             run(session, **given, **ctx.meta.get(JOB_OPTIONS, {}))
 
-    signature = inspect.Signature([context, *own, *_SHARED_OPTIONS])
+    signature = inspect.Signature([context, *own, *SHARED_OPTIONS])
     command.__signature__ = signature  # type: ignore[attr-defined]  # read by inspect.signature
     return command

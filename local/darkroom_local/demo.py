@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from darkroom.providers.registry import PROVIDERS
 from darkroom_local import stack
 from darkroom_local.processes import LOOPBACK, ROOT, LocalStackError, serving
 from darkroom_local.providers.config import Config, Fault, FaultKind, SimulatedEndpoint, When
@@ -38,7 +39,7 @@ CONFIG = Config(
     }
 )
 OVERRIDES = {"gemini-main": {"max_retries": 1, "retry_delay_seconds": 0.5}}
-KEY_VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY", "GOOGLE_GENAI_API_KEY", "OPENAI_API_KEY")
+KEY_VARIABLES = [name for entry in PROVIDERS.values() for name in entry.key_variables]
 STYLES = {"succeeded": "green", "failed": "yellow", "dead": "red", "skipped": "dim"}
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,10 +78,14 @@ class FakeDeadLetterQueue:
 
     visible: list[DeadLetter] = field(default_factory=list)
     hidden: list[DeadLetter] = field(default_factory=list)
-    rows_queue: list[DeadLetter] = field(default_factory=list)
+    batches: list[Sequence[DeadLetter]] = field(default_factory=list)  # sent to the rows queue
     has_move_task: bool = False
     refused: set[str] = field(default_factory=set)  # ids that the rows queue does not accept
     interrupt_after: int | None = None  # requests to the rows queue
+
+    @property
+    def rows_queue(self) -> list[DeadLetter]:
+        return [letter for batch in self.batches for letter in batch]
 
     def count(self) -> int:
         return len(self.visible) + len(self.hidden)
@@ -97,7 +101,7 @@ class FakeDeadLetterQueue:
             if self.interrupt_after < 0:
                 raise KeyboardInterrupt
         accepted = [letter for letter in letters if letter.id not in self.refused]
-        self.rows_queue += accepted
+        self.batches.append(accepted)
         return accepted
 
     def delete(self, letters: Sequence[DeadLetter]) -> None:
@@ -110,7 +114,7 @@ class FakeDeadLetterQueue:
     def move_all(self) -> Iterator[int] | None:
         if not self.has_move_task:
             return None
-        self.rows_queue += self.visible
+        self.batches.append(self.visible)
         moved, self.visible = len(self.visible), []
         return iter([moved])
 
@@ -124,10 +128,21 @@ class FakeEndpointStates:
 
 
 @dataclass
+class ScriptedClock(FakeClock):
+    """`on_sleep` is called after each sleep: what happens while the command waits."""
+
+    on_sleep: Callable[[], None] = lambda: None
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        self.on_sleep()
+
+
+@dataclass
 class FakeStack:
     """Implements Stack."""
 
-    clock: FakeClock = field(default_factory=FakeClock)
+    clock: ScriptedClock = field(default_factory=ScriptedClock)
     name: str = "darkroom"
     workers: int | None = 16
     outputs: Outputs = field(
@@ -151,7 +166,7 @@ class CliHarness:
     stack: FakeStack = field(default_factory=FakeStack)
 
     @property
-    def clock(self) -> FakeClock:
+    def clock(self) -> ScriptedClock:
         return self.stack.clock
 
     def run(self, *arguments: object, stdin: str | None = None) -> Result:

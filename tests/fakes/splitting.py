@@ -40,7 +40,7 @@ class CsvBucket:
 
 @dataclass
 class Queue:
-    """RowQueue with deliveries, so that editors can process rows during the split."""
+    """The part of RowQueue that the splitter uses, and messages for editors to process."""
 
     sent: list[RowMessage] = field(default_factory=list)
     waiting: list[RowMessage] = field(default_factory=list)
@@ -48,12 +48,6 @@ class Queue:
     def send(self, messages: Sequence[RowMessage]) -> None:
         self.sent += messages
         self.waiting += messages
-
-    def dead_letter(self, body: str, attributes: Mapping[str, str]) -> None:
-        raise AssertionError("the splitter sends no dead letters")
-
-    def extend(self, receipts: Sequence[str], seconds: int) -> None:
-        raise AssertionError("the splitter receives no messages")
 
 
 @dataclass

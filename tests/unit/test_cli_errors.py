@@ -74,11 +74,15 @@ def test_an_error_is_one_sentence_on_standard_error(error: Exception, message: s
     ("arguments", "environment", "target"),
     [
         ([], {}, Target()),
-        (["--stack", "s", "--region", "eu-west-1"], {}, Target("s", None, "eu-west-1")),
+        (["--stack", "s", "--region", "eu-west-1"], {}, Target("s", region="eu-west-1")),
         ([], {"DARKROOM_STACK": "s", "DARKROOM_LOCAL": "1"}, Target("s", local=True)),
         (["--local"], {}, Target(local=True)),
         ([], {"AWS_ENDPOINT_URL": "http://x"}, Target(endpoint_url="http://x")),
-        (["--endpoint-url", "http://y"], {"AWS_REGION": "r"}, Target("darkroom", "http://y", "r")),
+        (
+            ["--endpoint-url", "http://y"],
+            {"AWS_REGION": "r"},
+            Target(endpoint_url="http://y", region="r"),
+        ),
     ],
 )
 def test_options_and_environment_choose_the_stack(

@@ -96,17 +96,15 @@ def test_an_unknown_job_is_reported_in_one_sentence(cli: CliHarness) -> None:
 def test_watch_ends_with_the_job_and_prints_only_changes(cli: CliHarness) -> None:
     run = start(cli, rows=3, queued=3)
 
-    def work(seconds: float) -> None:
-        cli.clock.slept.append(seconds)
-        cli.clock.time += seconds
-        done = len(cli.clock.slept)
-        if done in (2, 4, 6):
-            settle(cli, run, done // 2 - 1, GOOD)
-        if done == 7:
+    def work() -> None:
+        sleeps = len(cli.clock.slept)
+        if sleeps in (2, 4, 6):
+            settle(cli, run, sleeps // 2 - 1, GOOD)
+        if sleeps == 7:
             assert cli.stack.ledger.begin_report(run, 60)
             assert cli.stack.ledger.finish_report(run, cli.clock.now())
 
-    cli.clock.sleep = work  # type: ignore[method-assign]
+    cli.clock.on_sleep = work
     result = cli.run("status", JOB, "--watch", "--every", "5")
     assert result.exit_code == 0
     assert cli.clock.slept == [5.0] * 7
@@ -141,10 +139,10 @@ def test_watch_continues_while_the_ledger_is_unavailable(cli: CliHarness) -> Non
 def test_an_interrupted_watch_says_that_the_job_continues(cli: CliHarness) -> None:
     start(cli, rows=1, queued=1)
 
-    def interrupt(_: float) -> None:
+    def interrupt() -> None:
         raise KeyboardInterrupt
 
-    cli.clock.sleep = interrupt  # type: ignore[method-assign, assignment]
+    cli.clock.on_sleep = interrupt
     result = cli.run("status", JOB, "--watch")
     assert result.exit_code == 130
     assert "The job continues" in result.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from darkroom.csv_input.fields import parse_options
+from darkroom.csv_input.fields import OPTION_FIELDS, parse_options
 from darkroom.jobs import Source
 from tests.fakes.command import CliHarness, FakeObject
 from tests.fakes.ledger import running
@@ -163,6 +163,11 @@ def test_options_become_metadata_that_the_splitter_reads_back(
     assert (options.quality, options.background) == ("high", "transparent")
 
 
+def test_every_job_option_is_an_option_of_submit(cli: CliHarness) -> None:
+    printed = cli.run("submit", "--help").stdout
+    assert [name for name in OPTION_FIELDS if f"--{name}" not in printed] == []
+
+
 def test_without_options_the_object_has_no_metadata(cli: CliHarness, tmp_path: Path) -> None:
     cli.run("submit", write_csv(tmp_path / "p.csv", ["https://h/x.png", "warm"]))
     assert cli.stack.input_bucket.objects["jobs/p.csv"].metadata == {}
@@ -258,17 +263,15 @@ def test_wait_follows_the_new_run_and_not_an_older_one(cli: CliHarness, tmp_path
     old = running("jobs/p", source=source)
     cli.stack.ledger.start(old, 10)
     cli.stack.ledger.fail(old, "The old file was a PNG.")
-    sleep = cli.clock.sleep
 
-    def start_and_fail_the_run(seconds: float) -> None:
-        sleep(seconds)
+    def start_and_fail_the_run() -> None:
         new = running("jobs/p", run="run-2", started_at=cli.clock.now())
         if len(cli.clock.slept) == 2:
             cli.stack.ledger.start(new, 10)
         if len(cli.clock.slept) == 4:
             cli.stack.ledger.fail(new, "The file is empty.")
 
-    cli.clock.sleep = start_and_fail_the_run  # type: ignore[method-assign]
+    cli.clock.on_sleep = start_and_fail_the_run
     file = write_csv(tmp_path / "p.csv", ["https://h/x.png", "warm"])
     result = cli.run("submit", file, "--wait")
     assert result.exit_code == 1

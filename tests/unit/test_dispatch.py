@@ -142,7 +142,7 @@ def test_a_provider_without_an_editor_is_skipped_with_one_warning() -> None:
     worker = harness.worker(editor_of={Provider.OPENAI: harness.editor}.__getitem__)
     for _ in range(3):
         assert harness.dispatch(worker=worker).endpoint.name == "openai"
-    assert harness.telemetry.told("warning") == ["provider_missing"]
+    assert harness.telemetry.logged("warning") == ["provider_missing"]
 
 
 @pytest.mark.parametrize("make", [gemini, openai])
@@ -152,7 +152,7 @@ def test_either_provider_alone_works_with_one_warning(
     harness = DispatchHarness(make())
     harness.dispatch()
     harness.dispatch()
-    assert harness.telemetry.told("warning") == ["no_fallback"]
+    assert harness.telemetry.logged("warning") == ["no_fallback"]
 
 
 # Keys
@@ -469,7 +469,7 @@ def test_a_table_that_fails_after_the_call_does_not_lose_the_image() -> None:
     harness = two_tiers()
     harness.states.unavailable = {"settle"}
     assert harness.dispatch().result.images == (b"png",)
-    assert "lease_not_released" in harness.telemetry.told("warning")
+    assert "lease_not_released" in harness.telemetry.logged("warning")
 
 
 def test_the_context_is_notified_before_and_after_every_call_in_order() -> None:

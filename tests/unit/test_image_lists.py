@@ -55,7 +55,7 @@ def test_bars_and_line_ends_separate_anything(references: list[str], separator: 
 
 
 @given(LISTS)
-def test_a_comma_with_a_blank_always_separates(references: list[str]) -> None:
+def test_a_comma_with_a_space_always_separates(references: list[str]) -> None:
     assert list(parse_images(", ".join(references))) == references
 
 

@@ -80,7 +80,7 @@ def test_a_broken_secret_leaves_the_last_good_one_in_force_and_says_so_loudly(br
     world.secrets.put(broken)
     world.clock.time += 301
     assert world.names() == ["a"]
-    assert world.telemetry.told("error") == ["secret_not_usable"]
+    assert world.telemetry.logged("error") == ["secret_not_usable"]
     assert KEY not in repr(world.telemetry.events)
     for _ in range(50):
         world.names()
@@ -103,7 +103,7 @@ def test_a_service_that_fails_leaves_the_last_good_secret_in_force(error: Except
     world.secrets.put(error)
     world.clock.time += 301
     assert world.names() == ["a"]
-    assert world.telemetry.told("error") == ["secret_not_usable"]
+    assert world.telemetry.logged("error") == ["secret_not_usable"]
 
 
 def test_without_ever_a_good_one_the_error_names_the_field_and_no_key() -> None:

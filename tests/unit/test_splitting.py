@@ -101,7 +101,7 @@ def test_a_key_too_long_for_its_results_fails_the_job(harness: SplitterHarness) 
 def test_a_file_without_a_name_is_ignored_and_logged(harness: SplitterHarness, key: str) -> None:
     harness.split(harness.upload(csv_of(1), key=key))
     assert harness.ledger.jobs == {}
-    assert harness.telemetry.told("warning") == ["csv_without_name"]
+    assert harness.telemetry.logged("warning") == ["csv_without_name"]
 
 
 def test_the_same_event_twice_queues_nothing_twice(harness: SplitterHarness) -> None:
@@ -128,7 +128,7 @@ def test_a_late_event_of_an_older_upload_changes_nothing(harness: SplitterHarnes
     harness.split(older)
     assert harness.run.run == newer.run
     assert [message.run for message in harness.queue.sent] == [newer.run] * 2
-    assert harness.telemetry.told("info")[-1] == "upload_superseded"
+    assert harness.telemetry.logged("info")[-1] == "upload_superseded"
 
 
 def test_a_newer_upload_stops_the_split_of_the_older_one(harness: SplitterHarness) -> None:
@@ -148,7 +148,7 @@ def test_a_newer_upload_stops_the_split_of_the_older_one(harness: SplitterHarnes
         older.run: 1_000,
         newer.run: 2,
     }
-    assert harness.telemetry.told("info")[-1] == "split_interrupted"
+    assert harness.telemetry.logged("info")[-1] == "split_interrupted"
 
 
 def test_a_second_upload_of_the_same_bytes_is_a_second_run(harness: SplitterHarness) -> None:

@@ -37,20 +37,17 @@ class ImageEditor(Protocol):
     def edit(
         self, plan: CallPlan, endpoint: Endpoint, key: SecretStr, timeout_seconds: float
     ) -> EditResult:
-        """Make one call, no retries, given up after `timeout_seconds` in all.
-
-        Raises CallFailed.
-        """
+        """One call without retries, ended after `timeout_seconds` in all. Raises CallFailed."""
 
 
 class ImageFetcher(Protocol):
     """Loads the images that rows name."""
 
     def fetch(self, reference: str, base: str) -> bytes:
-        """Bytes behind an https:// or s3:// URL or a path relative to `base` ("s3://bucket/dir/").
+        """The bytes at an https:// or s3:// URL or a path relative to `base` ("s3://bucket/dir/").
 
         Raises RowRejected (bad_image: missing, forbidden, too large, not an image) or RetryRow
-        (image_unavailable: its host failed for the moment).
+        (image_unavailable: a transient failure of its host).
         """
 
 

@@ -121,18 +121,16 @@ def _read_header(head: bytes, text_format: TextFormat, delimiter: str) -> _Heade
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         for cells in reader:
-            if any(cell.strip() for cell in cells) and not _is_excel_hint(cells):
+            is_excel_hint = (
+                bool(cells) and cells[0].lower().startswith("sep=") and not any(cells[1:])
+            )
+            if any(cell.strip() for cell in cells) and not is_excel_hint:
                 _check_complete(lines.offset, head)
                 return _Header(delimiter, tuple(cell.strip() for cell in cells), lines.offset)
     except csv.Error as error:
         _check_complete(lines.offset, head)
         raise JobRejected(_describe_csv_error(error, lines)) from error
     raise JobRejected("The file is empty: it needs a header row and at least one row.")
-
-
-def _is_excel_hint(cells: list[str]) -> bool:
-    """Excel's first line "sep=;", which names the delimiter."""
-    return cells[0].lower().startswith("sep=") and not any(cells[1:])
 
 
 def _complete_text(head: bytes, text_format: TextFormat) -> Iterator[bytes]:
@@ -303,7 +301,7 @@ def parse_row(columns: Columns, cells: Sequence[str], options: JobOptions) -> Ro
     if any(cell.strip() for cell in cells[width:]):
         raise _rejected(
             f"the row has {len(cells)} cells where the header has {width}: put cells that contain "
-            "the delimiter into quotes, with no blank before the quote"
+            "the delimiter into quotes, with no space before the quote"
         )
     values: dict[str, Any] = {}
     for field in _REQUEST_FIELDS:

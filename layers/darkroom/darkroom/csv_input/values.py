@@ -9,20 +9,15 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 from darkroom.formatting import quoted
-from darkroom.rows import AspectRatio, Background, Resolution
 
 MAX_IMAGES = 16  # the most that any model accepts
 MAX_INSTRUCTION_CHARS = 32_000  # the longest prompt an image model accepts (gpt-image; Gemini more)
 _MAX_REFERENCE_CHARS = 8_192  # presigned URLs with session tokens have about 2,000
 _MAX_BUDGET_USD = 10_000_000.0
-_MAX_IMAGES_OUT = 10  # what OpenAI accepts
-_MAX_ATTEMPTS = 50
 _NO_END = 10**15  # of a range of rows
 
-# Also 16x9, 16/9, and what a spreadsheet makes of 16:9 as a time of day: 16:09 or 16:09:00.
 _RATIO = re.compile(r"(\d{1,3})\s*[:x\xd7/]\s*(\d{1,3})(?::00)?", re.ASCII | re.IGNORECASE)
 _SIZE = re.compile(r"([1-9]\d{1,4})\s*[x\xd7*]\s*([1-9]\d{1,4})", re.ASCII | re.IGNORECASE)
 _RANGE = re.compile(r"(?P<first>\d{1,12})?(?P<colon>\s*:\s*)?(?P<last>\d{1,12})?", re.ASCII)
@@ -39,7 +34,7 @@ _ENDS_AS_IMAGE = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic)$", re.I
 def choice_parser(
     choices: Sequence[str], normalize: Callable[[str], str] = str.lower
 ) -> Callable[[str], str]:
-    """A parser for one of `choices`, compared after `normalize`."""
+    """A parser for one of `choices`, which the text must equal after `normalize`."""
 
     def parse(text: str) -> str:
         if normalize(text) not in choices:
@@ -49,15 +44,10 @@ def choice_parser(
     return parse
 
 
-def _normalize_ratio(text: str) -> str:
+def normalize_ratio(text: str) -> str:
+    """16:9 from 16x9, 16/9, or the time of day that a spreadsheet makes of it: 16:09, 16:09:00."""
     match = _RATIO.fullmatch(text)
     return f"{int(match[1])}:{int(match[2])}" if match else text
-
-
-parse_aspect_ratio = choice_parser(get_args(AspectRatio), _normalize_ratio)
-parse_resolution = choice_parser(get_args(Resolution), str.upper)
-parse_quality = choice_parser(("auto", "low", "medium", "high", "standard", "hd"))
-parse_background = choice_parser(get_args(Background))
 
 
 def parse_size(text: str) -> str:
@@ -71,12 +61,16 @@ def parse_size(text: str) -> str:
     return f"{match[1]}x{match[2]}"
 
 
-def parse_image_count(text: str) -> int:
-    """1 to 10, also as 2.0, which some tools write into columns with empty cells."""
-    match = _WHOLE_NUMBER.fullmatch(text)
-    if match is None or not 1 <= int(match[1]) <= _MAX_IMAGES_OUT:
-        raise ValueError(f"{quoted(text)} is not a number from 1 to {_MAX_IMAGES_OUT}")
-    return int(match[1])
+def number_parser(largest: int) -> Callable[[str], int]:
+    """A parser for 1 to `largest`, also as 2.0, which some tools write for whole numbers."""
+
+    def parse(text: str) -> int:
+        match = _WHOLE_NUMBER.fullmatch(text)
+        if match is None or not 1 <= int(match[1]) <= largest:
+            raise ValueError(f"{quoted(text)} is not a number from 1 to {largest}")
+        return int(match[1])
+
+    return parse
 
 
 def parse_model(text: str) -> str:
@@ -121,18 +115,12 @@ def parse_budget(text: str) -> float:
     return amount
 
 
-def parse_attempts(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= _MAX_ATTEMPTS:
-        raise ValueError(f"{quoted(text)} is not a number from 1 to {_MAX_ATTEMPTS}")
-    return int(text)
-
-
 def parse_images(cell: str) -> tuple[str, ...]:
     """Image references in the order written.
 
     A cell that begins with `[` is a JSON list. Otherwise `|` and line ends separate references, and
     in a cell without any, commas do. A comma belongs to the URL before it (`…/w_400,h_300/a.jpg`)
-    unless a blank or another URL follows it, or the text on both sides ends like an image's name.
+    unless a space or another URL follows it, or the text on both sides ends like an image's name.
     """
     if cell.startswith("["):
         references = _from_json(cell)
