@@ -198,10 +198,10 @@ def main(count: int) -> int:
         "manifest_lines": lines,
         "manifest_mb": round(disk.written[ResultPaths(JOB).manifest] / 1e6, 1),
         "pages": len(pages),
-        "errors": telemetry.told("error"),
+        "errors": telemetry.logged("error"),
     }
     print(json.dumps(measured))
-    passed = outcome is ReportOutcome.MADE and lines == count and not telemetry.told("error")
+    passed = outcome is ReportOutcome.MADE and lines == count and not telemetry.logged("error")
     return 0 if passed and peak < MAX_MEGABYTES else 1
 
 

@@ -19,7 +19,7 @@ from darkroom_local.providers.config import Config, Fault, Lognormal, SimulatedE
 from darkroom_local.providers.faults import Ask, FaultScript
 from darkroom_local.providers.limits import SlidingWindow, densest
 from darkroom_local.providers.server import EndpointState
-from tests.contract.provider_world import left_half_mask, photo
+from tests.contract.provider_harness import left_half_mask, photo
 
 EDITS = "/x/v1/images/edits"
 GENERATIONS = "/x/v1/images/generations"

@@ -199,7 +199,7 @@ def test_a_row_without_an_outcome_in_the_ledger_is_reported_as_failed() -> None:
     harness.report()
     line = harness.manifest[0]
     assert (line["status"], line["reason"]) == ("failed", "worker_lost")
-    assert "manifest_disagrees_with_counters" in harness.telemetry.told("error")
+    assert "manifest_disagrees_with_counters" in harness.telemetry.logged("error")
 
 
 def test_a_deleted_csv_still_gets_a_report_of_the_ledgers_rows() -> None:
@@ -238,7 +238,7 @@ def test_a_csv_that_becomes_unreadable_midway_leaves_no_partial_manifest() -> No
 def test_counters_that_agree_log_no_error() -> None:
     harness = complete_job()
     harness.report()
-    assert harness.telemetry.told("error") == []
+    assert harness.telemetry.logged("error") == []
 
 
 def test_a_rejected_file_gets_its_reason_and_nothing_else() -> None:
@@ -309,7 +309,7 @@ def test_redriven_rows_that_this_csv_no_longer_has_log_no_error() -> None:
     harness = complete_job()
     harness.add_to_counters(succeeded=1, redriven=1)
     harness.report()
-    assert harness.telemetry.told("error") == []
+    assert harness.telemetry.logged("error") == []
 
 
 def test_the_report_of_a_stopped_job_says_so() -> None:
@@ -350,14 +350,14 @@ def test_a_notification_that_cannot_be_sent_does_not_undo_the_report() -> None:
         raise OSError("no topic")
 
     assert harness.report(notify=broken) is ReportOutcome.MADE
-    assert harness.telemetry.told("exception") == ["notification_not_sent"]
+    assert harness.telemetry.logged("exception") == ["notification_not_sent"]
 
 
 def test_an_unreadable_old_job_json_does_not_prevent_a_report() -> None:
     harness = complete_job()
     harness.store.put(f"{JOB}/job.json", b'{"version": 99}', "application/json")
     assert harness.report() is ReportOutcome.MADE
-    assert harness.telemetry.told("warning") == ["summary_not_readable"]
+    assert harness.telemetry.logged("warning") == ["summary_not_readable"]
 
 
 def test_surplus_pages_of_an_earlier_report_link_to_the_new_one() -> None:

@@ -44,8 +44,8 @@ class Reason(StrEnum):
     BAD_REQUEST = (
         "bad_request",
         (
-            "The provider does not accept these settings. Change the row's size, model or images as "
-            "the detail says, then upload again."
+            "The provider does not accept these settings. Change the row's size, model or images "
+            "as the detail says, then upload again."
         ),
     )
     BUDGET = (
@@ -97,8 +97,8 @@ class Reason(StrEnum):
     NO_ENDPOINT = (
         "no_endpoint",
         (
-            "No endpoint was free or suitable for this row in time. Add one to the endpoints secret "
-            "or raise its limits, then redrive."
+            "No endpoint was free or suitable for this row in time. Add one to the endpoints "
+            "secret or raise its limits, then redrive."
         ),
     )
     UNPARSEABLE = (

@@ -17,9 +17,7 @@ from darkroom.csv_input.fields import (
     COLUMN_FIELDS,
     COLUMN_NAMES,
     Columns,
-    RowFilter,
     normalize_name,
-    parse_row_filter,
     read_columns,
 )
 from darkroom.csv_input.names import UsedNames, default_key, image_names, parse_key
@@ -32,6 +30,7 @@ from darkroom.csv_input.text import (
     read_format,
     read_text,
 )
+from darkroom.csv_input.values import RowFilter, parse_row_filter
 from darkroom.errors import JobRejected, Reason, RowRejected
 from darkroom.formatting import describe_validation, quoted
 from darkroom.jobs import JobOptions
@@ -122,18 +121,16 @@ def _read_header(head: bytes, text_format: TextFormat, delimiter: str) -> _Heade
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         for cells in reader:
-            if any(cell.strip() for cell in cells) and not _is_excel_hint(cells):
+            is_excel_hint = (
+                bool(cells) and cells[0].lower().startswith("sep=") and not any(cells[1:])
+            )
+            if any(cell.strip() for cell in cells) and not is_excel_hint:
                 _check_complete(lines.offset, head)
                 return _Header(delimiter, tuple(cell.strip() for cell in cells), lines.offset)
     except csv.Error as error:
         _check_complete(lines.offset, head)
         raise JobRejected(_describe_csv_error(error, lines)) from error
     raise JobRejected("The file is empty: it needs a header row and at least one row.")
-
-
-def _is_excel_hint(cells: list[str]) -> bool:
-    """Excel's first line "sep=;", which names the delimiter."""
-    return cells[0].lower().startswith("sep=") and not any(cells[1:])
 
 
 def _complete_text(head: bytes, text_format: TextFormat) -> Iterator[bytes]:
@@ -281,7 +278,10 @@ class JobRows:
 
 def read_job_rows(open_bytes: OpenBytes, options: JobOptions) -> JobRows:
     """Open a CSV. Raises JobRejected: no CSV, no header, no instruction column, bad filter-rows."""
-    row_filter = parse_row_filter(options.filter_rows)
+    try:
+        row_filter = parse_row_filter(":" if options.filter_rows is None else options.filter_rows)
+    except ValueError as error:
+        raise JobRejected(f"The option filter-rows: {error}.") from error
     csv = CsvInput.open(open_bytes)
     return JobRows(csv, read_columns(csv.header, options), options, row_filter)
 
@@ -301,7 +301,7 @@ def parse_row(columns: Columns, cells: Sequence[str], options: JobOptions) -> Ro
     if any(cell.strip() for cell in cells[width:]):
         raise _rejected(
             f"the row has {len(cells)} cells where the header has {width}: put cells that contain "
-            "the delimiter into quotes, with no blank before the quote"
+            "the delimiter into quotes, with no space before the quote"
         )
     values: dict[str, Any] = {}
     for field in _REQUEST_FIELDS:

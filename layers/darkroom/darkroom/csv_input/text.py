@@ -1,10 +1,12 @@
 """From an uploaded object's bytes to lines of text: gzip, encodings, files that are not CSVs."""
 
 import codecs
+import gzip
 import io
 import zlib
 from collections.abc import Buffer, Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from darkroom.errors import JobRejected
 
@@ -14,10 +16,9 @@ OpenBytes = Callable[[int], Iterator[bytes]]
 HEAD_BYTES = 65_536  # the header row must end within these
 MAX_RECORD_CHARS = 1_000_000
 MAX_TEXT_BYTES = 16 * 1024**3  # after decompression; stops a gzip bomb of blank lines
-_PIECE = 1 << 20
+MAX_FIELD_CHARS = 131_072  # the default of csv.field_size_limit
+_PIECE_BYTES = 1 << 20
 _GZIP = b"\x1f\x8b"
-# Python's default. No model accepts instructions of more than 32,000; other columns may be longer.
-MAX_FIELD_CHARS = 131_072
 
 _NOT_CSV = (
     (b"\x89PNG", "a PNG image"),
@@ -57,31 +58,19 @@ def gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
     Raises JobRejected when the file is cut off or damaged.
     """
-    decompressor = zlib.decompressobj(wbits=31)
-    at_start = True  # of a member
-    for chunk in chunks:
-        data = chunk
-        while data:
-            if at_start and not data.strip(b"\0"):
-                break  # zero padding between or after members
-            try:
-                piece = decompressor.decompress(data, _PIECE)
-            except zlib.error as error:
-                raise JobRejected(
-                    "The file's gzip compression is damaged: compress it again and upload it again."
-                ) from error
-            at_start = False
-            if piece:
-                yield piece
-            data = decompressor.unconsumed_tail
-            if decompressor.eof:
-                data = decompressor.unused_data
-                decompressor = zlib.decompressobj(wbits=31)
-                at_start = True
-    if not at_start:
+    packed = io.BufferedReader(_RawStream(chunks), buffer_size=_PIECE_BYTES)
+    text = gzip.GzipFile(fileobj=packed)
+    try:
+        while piece := text.read1(_PIECE_BYTES):
+            yield piece
+    except EOFError as error:
         raise JobRejected(
             "The gzip file ends too early: its upload was probably cut off, upload it again."
-        )
+        ) from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise JobRejected(
+            "The file's gzip compression is damaged: compress it again and upload it again."
+        ) from error
 
 
 def read_format(open_bytes: OpenBytes) -> tuple[TextFormat, bytes]:
@@ -96,14 +85,14 @@ def read_format(open_bytes: OpenBytes) -> tuple[TextFormat, bytes]:
         if len(first) >= len(_GZIP):
             break
     gzipped = first.startswith(_GZIP)
-    chunks = _chain(first, raw)
+    chunks = chain([first], raw)
     head = bytearray()
     for chunk in gunzip(chunks) if gzipped else chunks:
         head += chunk
         if len(head) > HEAD_BYTES:
             break
     text = bytes(head[: HEAD_BYTES + 1])
-    encoding, start = _encoding(text)
+    encoding, start = _detect_encoding(text)
     return TextFormat(gzipped, encoding, start), text
 
 
@@ -119,12 +108,7 @@ def read_text(open_bytes: OpenBytes, text_format: TextFormat, offset: int) -> It
             yield piece[max(0, offset - (position - len(piece))) :]
 
 
-def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
-
-
-def _encoding(head: bytes) -> tuple[str, int]:
+def _detect_encoding(head: bytes) -> tuple[str, int]:
     if not head.strip(b" \t\r\n\xef\xbb\xbf"):
         raise JobRejected("The file is empty: it needs a header row and at least one row.")
     for magic, kind in _NOT_CSV:
@@ -187,7 +171,7 @@ class Lines:
     """
 
     def __init__(self, chunks: Iterator[bytes], encoding: str, offset: int) -> None:
-        buffered = io.BufferedReader(_RawStream(chunks), buffer_size=_PIECE)
+        buffered = io.BufferedReader(_RawStream(chunks), buffer_size=_PIECE_BYTES)
         # newline="": nothing is translated, quoted newlines stay as they are.
         self._text = io.TextIOWrapper(buffered, encoding=encoding, errors="strict", newline="")
         self._encoding = encoding

@@ -21,6 +21,7 @@ class ProviderEntry:
 
     display_name: str
     adapter: str  # "module:class" of its ports.ImageEditor, imported when first needed
+    sdk_logger: str  # kept above DEBUG, where SDKs log whole requests
     model: str
     tier: int
     timeout_seconds: float
@@ -54,6 +55,7 @@ PROVIDERS: dict[Provider, ProviderEntry] = {
     Provider.GEMINI: ProviderEntry(
         display_name="Gemini",
         adapter="darkroom.providers.gemini:GeminiImageEditor",
+        sdk_logger="google_genai",
         model="gemini-3-pro-image",
         tier=1,
         timeout_seconds=60,
@@ -72,6 +74,7 @@ PROVIDERS: dict[Provider, ProviderEntry] = {
     Provider.OPENAI: ProviderEntry(
         display_name="OpenAI",
         adapter="darkroom.providers.openai:OpenAIImageEditor",
+        sdk_logger="openai",
         model="gpt-image-1.5",
         tier=2,
         timeout_seconds=300,
