@@ -59,7 +59,7 @@ class World:
         self.openai.close()
 
     def set_up(self, **endpoint: Any) -> None:
-        """Start the endpoint afresh; pictures are canned unless `mode="paint"`."""
+        """Start the endpoint afresh; pictures are canned unless `mode="effects"`."""
         self.simulator.configure({"endpoints": {NAME: {"mode": "fast", **endpoint}}})
 
     def fault(self, **fault: Any) -> None:

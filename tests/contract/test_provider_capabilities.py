@@ -43,7 +43,7 @@ def what_it_edits(model: Model) -> dict[str, Any]:
 
 @pytest.mark.parametrize("model", [m for m in MODELS if m.edits], ids=lambda m: m.name)
 def test_each_editing_model_edits(world: World, model: Model) -> None:
-    world.set_up(mode="paint")
+    world.set_up(mode="effects")
     answer = world.call(model.provider, photo(), model=model.name, **what_it_edits(model))
     (image,) = answer.images
     assert opened(image).size[0] >= 256
@@ -52,7 +52,7 @@ def test_each_editing_model_edits(world: World, model: Model) -> None:
 
 @pytest.mark.parametrize("model", [m for m in MODELS if m.generates], ids=lambda m: m.name)
 def test_each_generating_model_makes_a_picture_from_words(world: World, model: Model) -> None:
-    world.set_up(mode="paint")
+    world.set_up(mode="effects")
     answer = world.call(model.provider, model=model.name)
     assert opened(answer.images[0]).size[0] >= 256
 
@@ -92,7 +92,7 @@ def test_each_wish_of_the_table_is_one_the_api_takes(
 
 @pytest.mark.parametrize("model", [m for m in MODELS if m.edits], ids=lambda m: m.name)
 def test_as_many_references_as_the_table_says(world: World, model: Model) -> None:
-    world.set_up(mode="paint")
+    world.set_up(mode="effects")
     images = [photo(name=str(i)) for i in range(model.max_images)]
     assert world.call(model.provider, *images, model=model.name, **what_it_edits(model)).images
 
@@ -102,7 +102,7 @@ def test_as_many_references_as_the_table_says(world: World, model: Model) -> Non
 def test_each_input_format_arrives_as_one_the_model_takes(
     world: World, model: Model, kind: str
 ) -> None:
-    world.set_up(mode="paint")
+    world.set_up(mode="effects")
     world.call(model.provider, photo(kind=kind), model=model.name, **what_it_edits(model))
     assert world.stats()["statuses"] == {"200": 1}
 
@@ -110,7 +110,7 @@ def test_each_input_format_arrives_as_one_the_model_takes(
 @pytest.mark.parametrize("provider", BOTH)
 def test_the_input_picture_reaches_the_model(world: World, provider: Provider) -> None:
     """Two different pictures give two different edits: none is dropped on the way."""
-    world.set_up(mode="paint")
+    world.set_up(mode="effects")
     wide = world.call(provider, photo(96, 64), aspect_ratio="1:1", instruction="flip it")
     flat = world.call(provider, photo(64, 64, "PNG"), aspect_ratio="1:1", instruction="flip it")
     difference = ImageChops.difference(
@@ -123,7 +123,7 @@ def test_the_input_picture_reaches_the_model(world: World, provider: Provider) -
 
 @pytest.mark.parametrize("model", [m for m in OPENAI_MODELS if m.masks], ids=lambda m: m.name)
 def test_a_mask_keeps_what_it_covers(world: World, model: Model) -> None:
-    world.set_up(mode="paint")
+    world.set_up(mode="effects")
     square, mask = photo(128, 128, "PNG"), left_half_mask(128, 128)
     options: dict[str, Any] = {"model": model.name, "size": "1024x1024", "instruction": "invert it"}
     edited = opened(world.call(OPENAI, square, mask=mask, **options).images[0]).convert("L")
@@ -147,7 +147,7 @@ def mean_difference(one: Any, other: Any, box: tuple[int, int, int, int]) -> flo
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("model", GEMINI_MODELS, ids=lambda m: m.name)
 def test_gemini_gives_the_shape_asked_for(world: World, model: Model, ratio: str) -> None:
-    world.set_up(mode="paint")
+    world.set_up(mode="effects")
     width, height = opened(
         world.call(GEMINI, photo(), model=model.name, aspect_ratio=ratio).images[0]
     ).size
@@ -157,20 +157,20 @@ def test_gemini_gives_the_shape_asked_for(world: World, model: Model, ratio: str
 
 @pytest.mark.parametrize(("resolution", "edge"), [("1K", 1024), ("2K", 2048), ("4K", 4096)])
 def test_gemini_gives_the_resolution_asked_for(world: World, resolution: str, edge: int) -> None:
-    world.set_up(mode="paint")
+    world.set_up(mode="effects")
     answer = world.call(GEMINI, aspect_ratio="1:1", resolution=resolution)
     assert opened(answer.images[0]).size == (edge, edge)
 
 
 @pytest.mark.parametrize("size", ["1024x1024", "1024x1536", "1536x1024"])
 def test_openai_gives_the_size_asked_for(world: World, size: str) -> None:
-    world.set_up(mode="paint")
+    world.set_up(mode="effects")
     width, height = opened(world.call(OPENAI, photo(), size=size).images[0]).size
     assert f"{width}x{height}" == size
 
 
 def test_openai_gives_a_free_size_where_the_model_takes_one(world: World) -> None:
-    world.set_up(mode="paint")
+    world.set_up(mode="effects")
     answer = world.call(OPENAI, photo(), model="gpt-image-2", size="1920x1088")
     assert opened(answer.images[0]).size == (1920, 1088)
 
@@ -179,12 +179,12 @@ def test_openai_gives_a_free_size_where_the_model_takes_one(world: World) -> Non
     ("name", "kind"), [("a.jpg", "JPEG"), ("a.webp", "WEBP"), ("a.png", "PNG")]
 )
 def test_openai_gives_the_format_of_the_output_name(world: World, name: str, kind: str) -> None:
-    world.set_up(mode="paint")
+    world.set_up(mode="effects")
     assert opened(world.call(OPENAI, photo(), output_name=name).images[0]).format == kind
 
 
 def test_openai_gives_a_transparent_background(world: World) -> None:
-    world.set_up(mode="paint")
+    world.set_up(mode="effects")
     image = opened(world.call(OPENAI, photo(), background="transparent").images[0])
     assert image.mode == "RGBA"
 
