@@ -43,7 +43,7 @@ demo: setup ## edit a dozen photos on the one-machine stack (PROVIDERS=real: wit
 # ---------------------------------------------------------------- checks
 
 test: setup ## all tests, the real template on the one-machine stack included
-	$(BIN)/pytest -m "not soak" $(ARGS)
+	$(BIN)/pytest -m "not soak" --numprocesses auto --maxprocesses 4 --dist loadgroup $(ARGS)
 
 check: .venv/.synced .venv-sam/.synced ## format, lint, types, template
 	$(BIN)/ruff format --check .
@@ -52,7 +52,7 @@ check: .venv/.synced .venv-sam/.synced ## format, lint, types, template
 	$(BIN)/cfn-lint template.yaml
 	$(SAM) validate --lint
 	@mkdir -p build
-	$(PYTHON) -m darkroom_local.transform template.yaml > $(LINT_TRANSFORMED)
+	$(PYTHON) -m tests.template.transform template.yaml > $(LINT_TRANSFORMED)
 	$(BIN)/cfn-lint $(LINT_TRANSFORMED)
 	$(SAM) validate --lint --template $(LINT_TRANSFORMED)
 
@@ -60,7 +60,7 @@ checkov: .venv-checkov/.synced ## security findings of the template
 	.venv-checkov/bin/checkov --quiet --compact --skip-download --framework cloudformation -f template.yaml
 
 test-sam-local: setup ## `sam local invoke` of the three functions in containers, where that can be done
-	$(PYTHON) -m darkroom_local.sam_local $(ARGS)
+	$(PYTHON) -m tests.sam_local $(ARGS)
 
 test-iam: setup ## take each permission away in turn and see the run fail (about an hour)
 	$(BIN)/pytest tests/iam -m soak $(ARGS)

@@ -198,10 +198,10 @@ def main(count: int) -> int:
         "manifest_lines": lines,
         "manifest_mb": round(disk.written[ResultPaths(JOB).manifest] / 1e6, 1),
         "pages": len(pages),
-        "complaints": telemetry.told("error"),
+        "complaints": telemetry.logged("error"),
     }
     print(json.dumps(told))
-    good = outcome is ReportOutcome.MADE and lines == count and not telemetry.told("error")
+    good = outcome is ReportOutcome.MADE and lines == count and not telemetry.logged("error")
     return 0 if good and peak < MOST_MEGABYTES else 1
 
 

@@ -1,7 +1,7 @@
 """Load by diffgentor's APIClientPool, run in an environment of its own: see peers.py.
 
-Set up as its README says: one endpoint with its rate limit, retries as by default; the pool is made
-in each worker process, as its launcher does.
+Configured as its README says: one endpoint with its rate limit, default retries. Each worker
+process has its own pool, as with its launcher.
 """
 
 import importlib.util
@@ -17,13 +17,13 @@ from benchmarks.limits.sender import send
 
 
 def load_pool_module() -> Any:
-    """The pool's module by its file: the package's own __init__ would import torch."""
-    found = next(
+    """The pool's module, loaded by path: the package's own __init__ would import torch."""
+    path = next(
         file for p in sys.path if (file := Path(p) / "diffgentor/utils/api_pool.py").exists()
     )
-    spec = importlib.util.spec_from_file_location("api_pool", found)
+    spec = importlib.util.spec_from_file_location("api_pool", path)
     if spec is None or spec.loader is None:
-        raise ImportError(str(found))
+        raise ImportError(str(path))
     module = importlib.util.module_from_spec(spec)
     sys.modules["api_pool"] = module
     spec.loader.exec_module(module)
@@ -38,7 +38,7 @@ def make_row(load: Load) -> Callable[[], str | None]:
             self,
             base_url: str,
             api_key: str,
-            api_version: None,  # noqa: ARG002 - its signature
+            api_version: None,  # noqa: ARG002 - the base class's signature
             timeout: float,
         ) -> tuple[str, str, float]:
             return base_url, api_key, timeout

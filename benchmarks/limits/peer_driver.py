@@ -1,4 +1,4 @@
-"""What every peer's load has in common; standard library only. See peers.py for who runs it."""
+"""The part that all peers' loads share; standard library only. peers.py runs it."""
 
 import json
 import multiprocessing
@@ -14,12 +14,12 @@ type MakeRow = Callable[[Load], Callable[[], str | None]]
 
 
 def drive(make_row: MakeRow) -> None:
-    """Run the loads given as JSON on the command line, from one line of standard input to the next.
+    """Run the loads given as JSON on the command line, from one line of input to the next.
 
-    In each process `make_row(load)` gives the function that edits one row: None when it succeeded,
-    else the error.
+    In each process `make_row(load)` returns the function that edits one row, which returns None on
+    success, else the error.
     """
-    context = multiprocessing.get_context("fork")  # after the peer's import, which can take seconds
+    context = multiprocessing.get_context("fork")  # spawn would import the peer again: seconds
     go, ready = context.Event(), context.Semaphore(0)
 
     def run(load: Load, number: int) -> None:
@@ -29,11 +29,11 @@ def drive(make_row: MakeRow) -> None:
 
             def work() -> None:
                 while True:
-                    begun = time.time()
+                    started = time.time()
                     error = row()
-                    took = {"took": time.time() - begun, "wait": None}
-                    told = took if error is None else {"error": error}
-                    out.write(json.dumps({"begun": begun} | told) + "\n")
+                    done = {"seconds": time.time() - started, "wait": None}
+                    record = done if error is None else {"error": error}
+                    out.write(json.dumps({"started": started} | record) + "\n")
 
             ready.release()
             go.wait()

@@ -1,10 +1,10 @@
 """Load by LiteLLM's Router, run in an environment of its own: see peers.py.
 
-Set up as its documentation says for limits over several instances: rpm per deployment, a Redis that
-the instances share, and the routing strategy "usage-based-routing-v2", which checks the limit
-before each call. When the router itself says that the limit is reached, the row asks again a second
-later. Its image generation lets the OpenAI SDK make two retries of its own after a 429; no setting
-of the router stops them (a call with `max_retries: 0` was seen to make three).
+Configured as its documentation says for limits over several instances: rpm per deployment, a Redis
+that the instances share, and the routing strategy "usage-based-routing-v2", which checks the limit
+before each call. When the router itself reports that the limit is reached, the row is tried again
+a second later. Its image generation lets the OpenAI SDK make two retries of its own after a 429,
+which no setting of the router prevents (a call with `max_retries: 0` made three requests).
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The peers, each in a virtual environment of its own under .local/bench/, made when missing."""
+"""The peers, each in a virtual environment of its own under .local/bench/, created when missing."""
 
 import json
 import os
@@ -24,7 +24,7 @@ PEERS = {
 
 @dataclass
 class PeerLoad:
-    """A peer's driver process, told to start and to stop by a line each."""
+    """A peer's driver process, started and stopped by a line of input each."""
 
     process: subprocess.Popen[str]
 
@@ -32,13 +32,13 @@ class PeerLoad:
         if self.process.stdout is None or "ready" not in self.process.stdout.readline():
             raise RuntimeError("the peer did not start; its errors are above")
 
-    def tell(self) -> None:
+    def go(self) -> None:
         if self.process.stdin is not None:
             self.process.stdin.write("\n")
             self.process.stdin.flush()
 
     def stop(self) -> None:
-        self.tell()
+        self.go()
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
@@ -47,11 +47,11 @@ class PeerLoad:
 
 def python_of(peer: str) -> Path:
     """The peer's interpreter; installs the peer from PyPI the first time."""
-    home = ENVIRONMENTS / peer
-    python = home / "bin" / "python"
+    environment = ENVIRONMENTS / peer
+    python = environment / "bin" / "python"
     if not python.exists():
-        print(f"installing {peer} into {home}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
+        print(f"installing {peer} into {environment}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
         for arguments in PEERS[peer]:
             subprocess.run([str(python), "-m", "pip", "install", "-q", *arguments], check=True)
     return python
@@ -72,7 +72,7 @@ def start(peer: str, loads: list[dict[str, Any]]) -> PeerLoad:
 
 @contextmanager
 def redis() -> Iterator[int | None]:
-    """The port of a Redis for LiteLLM's instances to share; None where there is no redis-server."""
+    """The port of a Redis that LiteLLM's instances share; None without a redis-server."""
     server = shutil.which("redis-server")
     if server is None:
         print(

@@ -1,5 +1,7 @@
-"""One call to a simulated endpoint, standard library only: all systems measured send with this or
-with their own client, so that the machine's two cores are not spent on an SDK."""
+"""One call to a simulated endpoint; standard library only.
+
+The systems that have no client of their own send with it, so that an SDK does not use up the cores.
+"""
 
 import http.client
 import json
@@ -12,15 +14,15 @@ _local = threading.local()
 
 def send(base_url: str, key: str, timeout: float) -> tuple[int, float | None]:
     """POST images/generations; (status, Retry-After). Raises OSError."""
-    address = urllib.parse.urlsplit(base_url)
+    url = urllib.parse.urlsplit(base_url)
     pool = _local.__dict__.setdefault("connections", {})
-    connection = pool.get(address.netloc)
+    connection = pool.get(url.netloc)
     if connection is None:
-        connection = http.client.HTTPConnection(address.netloc, timeout=timeout)
-        pool[address.netloc] = connection
+        connection = http.client.HTTPConnection(url.netloc, timeout=timeout)
+        pool[url.netloc] = connection
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     try:
-        connection.request("POST", f"{address.path}/images/generations", _BODY, headers)
+        connection.request("POST", f"{url.path}/images/generations", _BODY, headers)
         response = connection.getresponse()
         response.read()
     except (OSError, http.client.HTTPException) as error:

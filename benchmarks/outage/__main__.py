@@ -1,17 +1,15 @@
-"""Gemini answers 503 from second 10 to 70: what becomes of the rows?
+"""Gemini answers 503 from second 10 to 70: what happens to the rows?
 
 python -m benchmarks.outage [--processes 4] [--note TEXT]
 
-Ours, with the real DynamoDB adapter on MiniStack, against the plain way of the fallback guide: each
-call is tried, retried twice from a base delay of 5 s, and then sent to OpenAI. Same workers, same
-simulated providers, same sender; the plain way gets its share of the limit per process (limit /
-processes), so that it does not suffer from 429s as well.
+Darkroom, with the real DynamoDB adapter on MiniStack, against the plain procedure of the fallback
+guide: each call is tried, retried twice from a base delay of 5 s, and then sent to OpenAI. Same
+workers, same simulated providers, same sender. A process of the plain procedure keeps its share of
+the limit (limit / processes), so that it does not suffer from 429s as well.
 """
 
 import argparse
 import json
-import os
-import platform
 import random
 import statistics
 import tempfile
@@ -20,20 +18,26 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.limits import ours
-from benchmarks.limits.__main__ import simulator, stop_children_when_terminated
+from benchmarks.common import (
+    RESULTS,
+    exit_on_sigterm,
+    markdown_table,
+    measurement,
+    records,
+    simulator,
+)
+from benchmarks.limits import darkroom_load
 from benchmarks.limits.sender import send
+from darkroom.retry import backoff, with_jitter
 from darkroom_local import ministack
-from darkroom_local.processes import ROOT
 from darkroom_local.providers import Simulator
 
 THREADS = 4
-DOWN = (10.0, 70.0)
-LASTS = 100.0
+OUTAGE = (10.0, 70.0)
+DURATION = 100.0
 LATENCY = 3.0
 GEMINI_RATE = 60
 OPENAI_RATE = 600
-RESULTS = ROOT / "benchmarks" / "results" / "outage.json"
 
 
 def main() -> None:
@@ -41,29 +45,27 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--systems", nargs="+", default=["darkroom", "plain"])
     parser.add_argument("--note", default="", help="what else ran on the machine")
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    chosen = parser.parse_args()
-    stop_children_when_terminated()
+    parser.add_argument("--output", type=Path, default=RESULTS / "outage.json")
+    options = parser.parse_args()
+    exit_on_sigterm()
     runs = []
-    for system in chosen.systems:
-        runs.append(_run(system, chosen.processes))
+    for system in options.systems:
+        runs.append(_run(system, options.processes))
         print(runs[-1], flush=True)
-    document = {
-        "measured": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "machine": f"{os.cpu_count()} cores, {platform.platform()}",
-        "also_running": chosen.note,
-        "down_seconds": DOWN,
-        "workers": f"{chosen.processes} processes x {THREADS} threads",
+    document = measurement(options.note) | {
+        "down_seconds": OUTAGE,
+        "workers": f"{options.processes} processes x {THREADS} threads",
         "call_latency_seconds": LATENCY,
         "runs": runs,
     }
-    chosen.output.write_text(json.dumps(document, indent=1) + "\n")
-    print(table(runs))
+    options.output.write_text(json.dumps(document, indent=1) + "\n")
+    columns = [c for c in runs[0] if c != "seconds_of_wasted_calls"]
+    print(markdown_table(columns, runs))
 
 
 def _config() -> dict[str, Any]:
     latency = {"kind": "fixed", "seconds": LATENCY}
-    outage = {"kind": "overloaded", "when": {"from_second": DOWN[0], "until_second": DOWN[1]}}
+    outage = {"kind": "overloaded", "when": {"from_second": OUTAGE[0], "until_second": OUTAGE[1]}}
     return {
         "endpoints": {
             "first": {
@@ -97,34 +99,30 @@ def _secret(provider: Simulator) -> str:
 def _run(system: str, processes: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, simulator(_config()) as provider:
         drive = _darkroom if system == "darkroom" else _plain
-        began = drive(provider, processes, folder)
+        started = drive(provider, processes, folder)
         stats = provider.stats(arrivals=True)
-        rows = [
-            json.loads(line)
-            for file in Path(folder).glob("*.jsonl")
-            for line in file.read_text().splitlines()
-            if '"took"' in line and line.endswith("}")
-        ]
-    return {"system": system} | _measured(rows, began, stats)
+        rows = [record for record in records(folder) if "seconds" in record]
+    return {"system": system} | _figures(rows, started, stats)
 
 
 def _darkroom(provider: Simulator, processes: int, folder: str) -> float:
     with ministack.running(auth=False) as stack:
-        ours.make_table(stack.url)
-        spec = ours.Spec("outage", _secret(provider), stack.url, processes, THREADS, folder)
-        members, wait_ready, go = ours.start(spec)
-        wait_ready()
+        darkroom_load.create_table(stack.url)
+        secret = _secret(provider)
+        load = darkroom_load.DarkroomLoad(
+            darkroom_load.Spec("outage", secret, stack.url, processes, THREADS, folder)
+        )
+        load.wait_ready()
         provider.configure(_config())
-        began = time.time()
-        go()
-        time.sleep(LASTS)
-        for member in members:
-            member.kill()
-        return began
+        started = time.time()
+        load.go()
+        time.sleep(DURATION)
+        load.stop()
+        return started
 
 
-class _Pace:
-    """A process's own share of the limit: slots an equal time apart."""
+class _ProcessLimiter:
+    """Keeps a process's share of the limit: slots at equal intervals."""
 
     def __init__(self, per_minute: float) -> None:
         self._interval = 60 / per_minute
@@ -139,84 +137,79 @@ class _Pace:
 
 
 def _plain(provider: Simulator, processes: int, folder: str) -> float:
-    """Threads in this process stand for the processes: they share nothing but the interpreter."""
+    """Threads of this process stand for the processes; they share only the interpreter."""
     stop = threading.Event()
     provider.configure(_config())
-    began = time.time()
+    started = time.time()
     threads = []
     for number in range(processes):
-        pace = _Pace(GEMINI_RATE / processes)
+        limiter = _ProcessLimiter(GEMINI_RATE / processes)
         for thread in range(THREADS):
             log = Path(folder) / f"plain-{number}-{thread}.jsonl"
-            arguments = (provider, pace, log, stop)
+            arguments = (provider, limiter, log, stop)
             threads.append(threading.Thread(target=_plain_worker, args=arguments, daemon=True))
-    for each in threads:
-        each.start()
-    time.sleep(LASTS)
+    for worker in threads:
+        worker.start()
+    time.sleep(DURATION)
     stop.set()
-    return began
+    return started
 
 
-def _plain_worker(provider: Simulator, pace: _Pace, log: Path, stop: threading.Event) -> None:
+def _plain_worker(
+    provider: Simulator, limiter: _ProcessLimiter, log: Path, stop: threading.Event
+) -> None:
     with log.open("w", buffering=1) as out:
         while not stop.is_set():
-            begun = time.time()
-            endpoint = _plain_row(provider, pace)
+            started = time.time()
+            endpoint = _plain_row(provider, limiter)
             if endpoint and not stop.is_set():
-                line = {"begun": begun, "took": time.time() - begun, "endpoint": endpoint}
-                out.write(json.dumps(line) + "\n")
+                seconds = time.time() - started
+                record = {"started": started, "seconds": seconds, "endpoint": endpoint}
+                out.write(json.dumps(record) + "\n")
 
 
-def _plain_row(provider: Simulator, pace: _Pace) -> str | None:
+def _plain_row(provider: Simulator, limiter: _ProcessLimiter) -> str | None:
     """Two retries from 5 s, doubling, 30 % jitter; then the other provider."""
-    for tries in range(3):
-        pace.wait()
-        if _sent(provider.base_url("first")):
+    for attempt in (1, 2, 3):
+        limiter.wait()
+        if _succeeds(provider.base_url("first")):
             return "first"
-        if tries < 2:
-            time.sleep(min(60.0, 5.0 * 2**tries) * random.uniform(0.7, 1.3))
-    return "second" if _sent(provider.base_url("second")) else None
+        if attempt <= 2:
+            time.sleep(with_jitter(backoff(attempt, 5.0), random.random))
+    return "second" if _succeeds(provider.base_url("second")) else None
 
 
-def _sent(url: str) -> bool:
+def _succeeds(url: str) -> bool:
     try:
         return send(url, "k", 60.0)[0] == 200
     except OSError:
         return False
 
 
-def _measured(rows: list[dict[str, Any]], began: float, stats: dict[str, Any]) -> dict[str, Any]:
-    start, end = began + DOWN[0], began + DOWN[1]
-    ended = sorted((r["begun"] + r["took"], r["endpoint"]) for r in rows)
-    during = [r for r in rows if start <= r["begun"] + r["took"] < end]
-    # Rows that began in the outage, however long they took; those that never ended do not count.
-    began_in = [r["took"] for r in rows if start <= r["begun"] < end]
-    by_fallback = [t for t, endpoint in ended if endpoint == "second" and t >= start]
-    wasted_at = [
-        round(t - DOWN[0], 1) for t in stats["first"]["arrivals"] if DOWN[0] <= t < DOWN[1]
-    ]
-    wasted = len(wasted_at)
-    back = [r["begun"] + r["took"] for r in rows if r["endpoint"] == "first"]
-    recovered = [t for t in back if t >= end + LATENCY]
+def _figures(rows: list[dict[str, Any]], started: float, stats: dict[str, Any]) -> dict[str, Any]:
+    start, end = started + OUTAGE[0], started + OUTAGE[1]
+    ends = sorted((r["started"] + r["seconds"], r["endpoint"]) for r in rows)
+    during = [at for at, _ in ends if start <= at < end]
+    # Rows that started in the outage, however long they took; those that never ended do not count.
+    durations = sorted(r["seconds"] for r in rows if start <= r["started"] < end)
+    by_fallback = [at for at, endpoint in ends if endpoint == "second" and at >= start]
+    recovered = [at for at, endpoint in ends if endpoint == "first" and at >= end + LATENCY]
+    arrivals = stats["first"]["arrivals"]
+    wasted = [round(t - OUTAGE[0], 1) for t in arrivals if OUTAGE[0] <= t < OUTAGE[1]]
+    per_minute = 60 / (OUTAGE[1] - OUTAGE[0])
     return {
         "seconds_to_first_image_after_it_began": (
-            round(min(by_fallback) - start, 2) if by_fallback else None
+            round(by_fallback[0] - start, 2) if by_fallback else None
         ),
-        "images_per_minute_in_outage": round(len(during) * 60 / (DOWN[1] - DOWN[0]), 1),
-        "calls_wasted_per_minute": round(wasted * 60 / (DOWN[1] - DOWN[0]), 1),
-        "row_seconds_p50": round(statistics.median(began_in), 2),
-        "row_seconds_p95": round(sorted(began_in)[int(0.95 * (len(began_in) - 1))], 2),
+        "images_per_minute_in_outage": round(len(during) * per_minute, 1),
+        "calls_wasted_per_minute": round(len(wasted) * per_minute, 1),
+        "row_seconds_p50": round(statistics.median(durations), 2),
+        "row_seconds_p95": round(durations[int(0.95 * (len(durations) - 1))], 2),
         "healthy_fallback_call_seconds": LATENCY,
-        "seconds_until_first_tier_is_back": round(min(recovered) - end, 1) if recovered else None,
+        "seconds_until_first_tier_is_back": round(recovered[0] - end, 1) if recovered else None,
         "refused": stats["first"]["refused"] + stats["second"]["refused"],
-        "seconds_of_wasted_calls": wasted_at,
+        "seconds_of_wasted_calls": wasted,
     }
-
-
-def table(runs: list[dict[str, Any]]) -> str:
-    columns = [c for c in runs[0] if c != "seconds_of_wasted_calls"]
-    head = "| " + " | ".join(columns) + " |\n|" + "---|" * len(columns)
-    return "\n".join([head, *("| " + " | ".join(str(r[c]) for c in columns) + " |" for r in runs)])
 
 
 if __name__ == "__main__":

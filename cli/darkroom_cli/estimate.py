@@ -1,221 +1,278 @@
 """What a job would cost and how long it would take, from its rows and the endpoints. No I/O."""
 
+import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
 from darkroom.calls import CallPlan
 from darkroom.csv_input.reader import JobRow
-from darkroom.editor.call_context import model_for
+from darkroom.dispatch import rate_limiter
+from darkroom.editor.row_editor import model_for
+from darkroom.endpoint_state import SECOND
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import Ineligible, RowRejected
 from darkroom.models.catalog import DEFAULTS, MODELS, Model, find_model, image_price
 from darkroom.models.planner import plan_call
 from darkroom.rows import RowRequest
-from darkroom_cli.reasons import MOST_GROUPS, Failures
-from darkroom_cli.speed import Pace, rate
 
-_MOST_FITS = 2_000
+MAX_GROUPS = 30  # different reasons or warnings that are counted apart
+DAY_SECONDS = 86_400
+RETENTION_SECONDS = 14 * DAY_SECONDS  # SQS's maximum, set in the template
+_FIRST_ROWS = 5
+_MAX_CACHED_PLANS = 2_000
+_UNLIMITED_CALLS_PER_SECOND = 1_000.0
+_ROW_VALUES = re.compile(r"'[^']*'|\d[\d,.]*")  # quoted cells and numbers within a detail
 _PROMPT_LIMITS = sorted({m.max_prompt_characters for m in (*MODELS, *DEFAULTS.values())})
 
 
 @dataclass(slots=True)
+class FailureGroup:
+    """Rows that will fail for the same reason; `detail` is the first one's."""
+
+    detail: str
+    count: int = 0
+    first_rows: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class FailureGroups:
+    """Rows that will fail, grouped by reason. Bounded in size, whatever the rows contain."""
+
+    count: int = 0
+    groups: dict[str, FailureGroup] = field(default_factory=dict)
+
+    def add(self, row: int, detail: str) -> None:
+        self.count += 1
+        reason = _ROW_VALUES.sub("'…'", detail)
+        if reason not in self.groups and len(self.groups) >= MAX_GROUPS:
+            reason, detail = "", "other reasons"
+        group = self.groups.setdefault(reason, FailureGroup(detail))
+        group.count += 1
+        if len(group.first_rows) < _FIRST_ROWS:
+            group.first_rows.append(row)
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """How fast the workers and the endpoints' limits let calls through."""
+
+    call_seconds: float  # assumed duration of a call
+    workers: int | None = None  # rows in work at once, over all processes
+
+    def calls_per_second(self, endpoint: Endpoint) -> float:
+        """Within the endpoint's limits, except its daily one."""
+        limits = rate_limiter.limits_of(endpoint)
+        bounds = [self.workers / self.call_seconds] if self.workers else []
+        if limits.interval:
+            bounds.append(SECOND / limits.interval)
+        if limits.max_in_flight:
+            bounds.append(limits.max_in_flight / self.call_seconds)
+        return min(bounds, default=_UNLIMITED_CALLS_PER_SECOND)
+
+    def job_seconds(self, calls: Mapping[str, int], secret: EndpointsSecret) -> float:
+        """Until the last call ends, for `calls` by endpoint."""
+        bounds = [self._endpoint_seconds(e, calls.get(e.name, 0)) for e in secret.endpoints]
+        if self.workers:
+            bounds.append(sum(calls.values()) * self.call_seconds / self.workers)
+        return max(bounds, default=0.0)
+
+    def _endpoint_seconds(self, endpoint: Endpoint, calls: int) -> float:
+        if not calls:
+            return 0.0
+        daily = endpoint.requests_per_day
+        full_days = ceil(calls / daily) - 1 if daily else 0
+        calls -= full_days * daily
+        limits = rate_limiter.limits_of(endpoint)
+        # The last call begins when the others have had their turn, and takes as long as any.
+        spaced = (calls - 1) * limits.interval / SECOND + self.call_seconds
+        parallel = min((n for n in (limits.max_in_flight, self.workers) if n), default=calls)
+        return full_days * DAY_SECONDS + max(spaced, ceil(calls / parallel) * self.call_seconds)
+
+
+@dataclass(slots=True)
 class Estimate:
-    """Sums over a job's rows. Money in micro-USD, for calls that each succeed the first time."""
+    """Totals over a job's rows. Money in micro-USD, for calls that each succeed the first time."""
 
     rows: int = 0
     skipped: int = 0
-    invalid: Failures = field(default_factory=Failures)
-    impossible: Failures = field(default_factory=Failures)  # no endpoint can take them
-    pictures: int = 0
-    least: int = 0  # each row at the cheapest of its first tier's endpoints, pictures alone
-    expected_most: int = 0  # at the dearest of its first tier, words and thoughts included
-    most: int = 0  # at its dearest endpoint of any tier
-    unpriced: int = 0  # rows that may go to a model whose price is not known
+    invalid: FailureGroups = field(default_factory=FailureGroups)
+    impossible: FailureGroups = field(default_factory=FailureGroups)  # no endpoint can take them
+    images: int = 0
+    least: int = 0  # each row at the cheapest endpoint of its first tier, output images alone
+    expected_most: int = 0  # at the most expensive of its first tier, text and thoughts included
+    most: int = 0  # at its most expensive endpoint of any tier
+    unpriced: int = 0  # rows that may go to a model whose price is unknown
     unpriced_models: set[str] = field(default_factory=set)
-    calls: Counter[str] = field(default_factory=Counter)  # by endpoint, all going well
-    spilled: Counter[str] = field(default_factory=Counter)  # beyond its day's limit, by endpoint
+    calls: Counter[str] = field(default_factory=Counter)  # by endpoint, if every call succeeds
+    over_daily_limit: Counter[str] = field(default_factory=Counter)  # rows, by endpoint
     warnings: Counter[str] = field(default_factory=Counter)
 
     @property
     def to_do(self) -> int:
         return self.rows - self.skipped - self.invalid.count - self.impossible.count
 
+    def calls_by_tier(self, secret: EndpointsSecret) -> Iterator[tuple[str, int]]:
+        """The endpoints that would be used and their calls, first tier first."""
+        for tier in secret.tiers():
+            for endpoint in tier:
+                if self.calls[endpoint.name]:
+                    yield endpoint.name, self.calls[endpoint.name]
+
+
+def estimate(rows: Iterable[JobRow], secret: EndpointsSecret, throughput: Throughput) -> Estimate:
+    """One pass over the rows, in memory that does not grow with their number."""
+    totals = Estimate()
+    planner = _CachingPlanner(secret)
+    rows_by_endpoints: Counter[tuple[str, ...]] = Counter()
+    for row in rows:
+        totals.rows += 1
+        if row.skipped:
+            totals.skipped += 1
+        elif isinstance(row.request, RowRejected):
+            totals.invalid.add(row.row, row.request.detail)
+        else:
+            candidates = planner.candidates(row.request)
+            if not candidates.all:
+                totals.impossible.add(row.row, candidates.rejections)
+                continue
+            _add_row(totals, row.request, candidates)
+            rows_by_endpoints[tuple(c.endpoint.name for c in candidates.all)] += 1
+    for names, count in rows_by_endpoints.items():
+        tiers = [[e for e in tier if e.name in names] for tier in secret.tiers()]
+        _distribute(totals, [tier for tier in tiers if tier], count, throughput)
+    return totals
+
 
 @dataclass(frozen=True, slots=True)
-class _Option:
-    """One endpoint that can take a row. Prices leave out the words of the row's instruction."""
+class _Candidate:
+    """An endpoint that can take a row. Prices without the row's instruction, in micro-USD."""
 
     endpoint: Endpoint
     plan: CallPlan
     least: int | None
     most: float | None
-    per_byte: float
+    per_instruction_byte: float
+
+    def worst_price(self, request: RowRequest) -> int:
+        """0 if the price is unknown: such rows are counted as `unpriced`."""
+        size = len(request.instruction.encode())
+        return ceil((self.most or 0) + size * self.per_instruction_byte)
 
 
 @dataclass(frozen=True, slots=True)
-class _Fit:
-    """What becomes of all rows that ask alike."""
-
-    options: tuple[_Option, ...] = ()
-    first_tier: tuple[_Option, ...] = ()
-    why_not: str = ""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(o.endpoint.name for o in self.options)
+class _Candidates:
+    all: tuple[_Candidate, ...]
+    first_tier: tuple[_Candidate, ...]
+    rejections: str  # why the other endpoints cannot take the row
 
 
-def estimate(rows: Iterable[JobRow], secret: EndpointsSecret, pace: Pace) -> Estimate:
-    """One pass over the rows, in memory that does not grow with them."""
-    told = Estimate()
-    fits: dict[tuple[object, ...], _Fit] = {}
-    seen: Counter[tuple[str, ...]] = Counter()
-    for row in rows:
-        told.rows += 1
-        if row.skipped:
-            told.skipped += 1
-        elif isinstance(row.request, RowRejected):
-            told.invalid.add(row.row, row.request.detail)
-        else:
-            _add(told, seen, row.row, row.request, _fit(fits, row.request, secret))
-    for names, count in seen.items():
-        tiers = [[e for e in tier if e.name in names] for tier in secret.tiers()]
-        _spread(told, [tier for tier in tiers if tier], count, pace)
-    return told
+def _add_row(totals: Estimate, request: RowRequest, candidates: _Candidates) -> None:
+    first_tier = candidates.first_tier
+    totals.images += first_tier[0].plan.n
+    for warning in {w for c in first_tier for w in c.plan.warnings}:
+        known = warning in totals.warnings or len(totals.warnings) < MAX_GROUPS
+        totals.warnings[warning if known else "other warnings"] += 1
+    totals.least += min((c.least for c in first_tier if c.least is not None), default=0)
+    totals.expected_most += max(c.worst_price(request) for c in first_tier)
+    totals.most += max(c.worst_price(request) for c in candidates.all)
+    unpriced = [c.plan.model for c in candidates.all if c.most is None]
+    totals.unpriced += bool(unpriced)
+    totals.unpriced_models.update(unpriced[:MAX_GROUPS])
 
 
-def _add(
-    told: Estimate, seen: Counter[tuple[str, ...]], row: int, request: RowRequest, fit: _Fit
-) -> None:
-    if not fit.options:
-        told.impossible.add(row, fit.why_not)
-        return
-    told.pictures += fit.first_tier[0].plan.n
-    for warning in {w for o in fit.first_tier for w in o.plan.warnings}:
-        known = warning in told.warnings or len(told.warnings) < MOST_GROUPS
-        told.warnings[warning if known else "other warnings"] += 1
-    told.least += min((o.least for o in fit.first_tier if o.least is not None), default=0)
-    size = len(request.instruction.encode())
-    told.expected_most += max((_price(o, size) for o in fit.first_tier), default=0)
-    told.most += max((_price(o, size) for o in fit.options), default=0)
-    unpriced = [o.plan.model for o in fit.options if o.most is None]
-    told.unpriced += bool(unpriced)
-    told.unpriced_models.update(unpriced[:MOST_GROUPS])
-    seen[fit.names] += 1
+@dataclass(slots=True)
+class _CachingPlanner:
+    """Plans once for all rows that differ only in their instruction and image references."""
+
+    secret: EndpointsSecret
+    cache: dict[tuple[object, ...], _Candidates] = field(default_factory=dict)
+
+    def candidates(self, request: RowRequest) -> _Candidates:
+        key = (
+            *(len(request.images), request.mask is None, request.model, request.n),
+            *(request.aspect_ratio, request.resolution, request.size, request.quality),
+            *(request.background, (request.output_name or "").rpartition(".")[2].lower()),
+            bisect_left(_PROMPT_LIMITS, len(request.instruction)),
+        )
+        found = self.cache.get(key)
+        if found is None:
+            if len(self.cache) >= _MAX_CACHED_PLANS:
+                self.cache.clear()
+            found = self.cache[key] = self._plan(request)
+        return found
+
+    def _plan(self, request: RowRequest) -> _Candidates:
+        candidates: list[_Candidate] = []
+        rejections: dict[str, None] = {}
+        for endpoint in self.secret.endpoints:
+            try:
+                candidates.append(_candidate(endpoint, request))
+            except Ineligible as error:
+                rejections[str(error)] = None
+        first = min((c.endpoint.tier for c in candidates), default=0)
+        first_tier = tuple(c for c in candidates if c.endpoint.tier == first)
+        return _Candidates(tuple(candidates), first_tier, "; ".join(rejections))
 
 
-def _price(option: _Option, instruction_bytes: int) -> int:
-    """0 where it is not known: `unpriced` tells."""
-    return ceil((option.most or 0) + instruction_bytes * option.per_byte)
-
-
-def _fit(
-    fits: dict[tuple[object, ...], _Fit], request: RowRequest, secret: EndpointsSecret
-) -> _Fit:
-    """Planned once for all rows that differ in words and pictures only."""
-    alike = (
-        *(len(request.images), request.mask is None, request.model, request.n),
-        *(request.aspect_ratio, request.resolution, request.size, request.quality),
-        *(request.background, (request.output_name or "").rpartition(".")[2].lower()),
-        bisect_left(_PROMPT_LIMITS, len(request.instruction)),
-    )
-    found = fits.get(alike)
-    if found is None:
-        if len(fits) >= _MOST_FITS:
-            fits.clear()
-        found = fits[alike] = _planned(request, secret)
-    return found
-
-
-def _planned(request: RowRequest, secret: EndpointsSecret) -> _Fit:
-    reasons: list[str] = []
-    options = [o for e in secret.endpoints if (o := _option(e, request, reasons)) is not None]
-    first = min((o.endpoint.tier for o in options), default=0)
-    return _Fit(
-        tuple(options),
-        tuple(o for o in options if o.endpoint.tier == first),
-        "; ".join(dict.fromkeys(reasons)),
-    )
-
-
-def _option(endpoint: Endpoint, request: RowRequest, reasons: list[str]) -> _Option | None:
-    """The row fitted to the endpoint's model; the pictures themselves are not looked at."""
+def _candidate(endpoint: Endpoint, request: RowRequest) -> _Candidate:
+    """Plan the row for the endpoint's model without loading its images. Raises Ineligible."""
     name = model_for(request.model, endpoint)
-    entry = find_model(endpoint.provider, name)
+    model = find_model(endpoint.provider, name)
+    if request.images and not model.edits:
+        raise Ineligible(f"{model.name} only generates images, it cannot edit one")
+    if request.mask and not model.masks:
+        raise Ineligible(f"{model.name} does not support masks")
     bare = request.model_copy(update={"images": (), "mask": None})
-    try:
-        _check_images(entry, request)
-        plan = plan_call(bare, (), None, endpoint.provider, name)
-    except Ineligible as why:
-        reasons.append(str(why))
-        return None
-    most: float | None = _most(entry, plan, len(request.images))
-    per_byte = entry.token_prices.text_in if entry.token_prices and most is not None else 0.0
-    if most is not None:
-        most -= len(request.instruction.encode()) * per_byte
-    return _Option(endpoint, plan, _least(entry, plan), most, per_byte)
+    plan = plan_call(bare, (), None, endpoint.provider, name)
+    least, worst = _images_price(model, plan), plan.worst_cost_micro_usd
+    if worst is None or model.token_prices is None:
+        return _Candidate(endpoint, plan, least, worst, 0.0)
+    prices = model.token_prices
+    inputs = min(len(request.images), model.max_images)
+    input_price = ceil(inputs * prices.input_image_tokens * prices.image_in)
+    instruction_price = len(request.instruction.encode()) * prices.text_in
+    most = worst + input_price - instruction_price
+    return _Candidate(endpoint, plan, least, most, prices.text_in)
 
 
-def _check_images(entry: Model, request: RowRequest) -> None:
-    """What the planner would see if it had the pictures."""
-    if request.images and not entry.edits:
-        raise Ineligible(f"{entry.name} only generates images, it cannot edit one")
-    if request.mask and not entry.masks:
-        raise Ineligible(f"{entry.name} does not support masks")
-
-
-def _least(entry: Model, plan: CallPlan) -> int | None:
-    """The pictures alone, at the cheapest that the provider may choose where the row leaves it."""
-    if plan.resolution or not entry.sizes:
-        prices = [image_price(entry, resolution=plan.resolution)]
+def _images_price(model: Model, plan: CallPlan) -> int | None:
+    """Output images alone, at the cheapest setting the provider may choose."""
+    if plan.resolution or not model.sizes:
+        prices = [image_price(model, resolution=plan.resolution)]
     else:
         prices = [
-            image_price(entry, quality=quality, size=size)
-            for quality in ([plan.quality] if plan.quality else entry.qualities or [None])
-            for size in ([plan.size] if plan.size else entry.sizes)
+            image_price(model, quality=quality, size=size)
+            for quality in ([plan.quality] if plan.quality else model.qualities or [None])
+            for size in ([plan.size] if plan.size else model.sizes)
         ]
     known = [price for price in prices if price is not None]
     return min(known) * plan.n if known else None
 
 
-def _most(entry: Model, plan: CallPlan, images: int) -> int | None:
-    prices = entry.token_prices
-    if plan.worst_cost_micro_usd is None or prices is None:
-        return plan.worst_cost_micro_usd
-    read = min(images, entry.max_images) * prices.input_image_tokens * prices.image_in
-    return plan.worst_cost_micro_usd + ceil(read)
+def _distribute(
+    totals: Estimate, tiers: Sequence[Sequence[Endpoint]], rows: int, throughput: Throughput
+) -> None:
+    """Share rows among the first tier's endpoints in proportion to their throughput.
 
-
-def _spread(told: Estimate, tiers: Sequence[Sequence[Endpoint]], count: int, pace: Pace) -> None:
-    """Rows go where there is room: in proportion to what each endpoint of the tier can do.
-
-    What is beyond an endpoint's limit for the day goes to the next tier, as the workers do; in the
-    last tier it waits for the next day.
+    Rows over an endpoint's daily limit go to the next tier, as the workers do; in the last tier
+    they wait for the next day.
     """
-    endpoints, later = tiers[0], tiers[1:]
-    rates = [rate(endpoint, pace) for endpoint in endpoints]
-    left, beyond = count, 0
+    endpoints, next_tiers = tiers[0], tiers[1:]
+    rates = [throughput.calls_per_second(endpoint) for endpoint in endpoints]
+    left, passed_on = rows, 0
     for place, endpoint in enumerate(endpoints):
         last = place == len(endpoints) - 1
-        share = left if last else min(left, round(count * rates[place] / sum(rates)))
+        share = left if last else min(left, round(rows * rates[place] / sum(rates)))
         left -= share
-        told.calls[endpoint.name] += share
+        totals.calls[endpoint.name] += share
         daily = endpoint.requests_per_day
-        over = min(share, max(0, told.calls[endpoint.name] - daily)) if daily else 0
-        told.spilled[endpoint.name] += over
-        if later:
-            told.calls[endpoint.name] -= over
-            beyond += over
-    if beyond:
-        _spread(told, later, beyond, pace)
-
-
-def chosen(told: Estimate, secret: EndpointsSecret) -> Iterator[tuple[str, int]]:
-    """The endpoints that would be used and their calls, the first tier first."""
-    for tier in secret.tiers():
-        for endpoint in tier:
-            if told.calls[endpoint.name]:
-                yield endpoint.name, told.calls[endpoint.name]
+        over = min(share, max(0, totals.calls[endpoint.name] - daily)) if daily else 0
+        totals.over_daily_limit[endpoint.name] += over
+        if next_tiers:
+            totals.calls[endpoint.name] -= over
+            passed_on += over
+    if passed_on:
+        _distribute(totals, next_tiers, passed_on, throughput)

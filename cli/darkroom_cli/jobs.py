@@ -1,73 +1,150 @@
-"""`list` and `stop`: the jobs of a stack."""
+"""`darkroom list`, `stop` and `failures`: a stack's jobs, and the rows of one that failed."""
 
+import csv
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from heapq import nlargest
-from typing import Any
+from pathlib import Path
 
-from darkroom.jobs import job_id
-from darkroom_cli.ports import StoredObject
-from darkroom_cli.progress import Progress, measure
+from darkroom.formatting import plural
+from darkroom.jobs import ResultPaths, RunState, job_id
+from darkroom.report.manifest import OWN_COLUMNS, unguard
+from darkroom.rows import RowState
 from darkroom_cli.session import Session
-from darkroom_cli.status import no_such_job
+from darkroom_cli.stack import StoredObject
+from darkroom_cli.status import Progress, find_run, measure_run
+
+_FAILED_STATES = frozenset({RowState.FAILED, RowState.DEAD})
+
+
+@dataclass(frozen=True, slots=True)
+class _ListedJob:
+    job: str
+    uploaded: str
+    progress: Progress | None  # None: its run does not exist yet
+
+    def as_json(self) -> dict[str, object]:
+        row = {"job": self.job, "uploaded": self.uploaded, "state": "not started"}
+        return row | (self.progress.as_json() if self.progress else {})
+
+    def cells(self) -> tuple[str, ...]:
+        p = self.progress
+        state, rows, failed = (
+            (p.state.value, f"{p.done:,}/{p.rows:,}", f"{p.failed + p.dead:,}")
+            if p
+            else ("not started", "", "")
+        )
+        return self.job, state, rows, failed, self.uploaded[:16].replace("T", " ")
 
 
 def list_jobs(session: Session, prefix: str, limit: int) -> None:
-    uploads = (o for o in session.stack.inputs.list(prefix) if o.key.endswith((".csv", ".csv.gz")))
-    newest = nlargest(limit, uploads, key=lambda o: o.modified)
-    found = [_look(session, upload) for upload in newest]
+    listed = session.stack.input_bucket.list(prefix)
+    uploads = (o for o in listed if o.key.endswith((".csv", ".csv.gz")))
+    jobs = [_look_up(session, o) for o in nlargest(limit, uploads, key=lambda o: o.modified)]
     if session.json:
-        session.print_json([row for row, _ in found])
-        return
-    if not found:
-        session.note("No CSV was uploaded yet: `darkroom submit CSV` starts a job.")
-        return
-    _show(session, found)
+        session.print_json([job.as_json() for job in jobs])
+    elif not jobs:
+        session.note("No CSV has been uploaded yet: `darkroom submit CSV` starts a job.")
+    else:
+        header = {
+            "job": "left",
+            "state": "left",
+            "rows": "right",
+            "failed": "right",
+            "uploaded (UTC)": "left",
+        }
+        session.print_table(header, [job.cells() for job in jobs], folded="job")
 
 
-def _look(session: Session, upload: StoredObject) -> tuple[dict[str, Any], Progress | None]:
+def _look_up(session: Session, upload: StoredObject) -> _ListedJob:
     job = job_id(upload.key)
-    run = session.stack.runs.current(job)
-    row = {"job": job, "uploaded": upload.modified.isoformat(timespec="seconds")}
-    if run is None:
-        return {**row, "state": "not started"}, None
-    counters = session.stack.runs.counters(job, run.run)
-    progress = measure(run, counters, session.wiring.clock.now())
-    return {**row, **progress.as_json()}, progress
-
-
-def _show(session: Session, found: list[tuple[dict[str, Any], Progress | None]]) -> None:
-    lines = [
-        (
-            str(row["job"]),
-            str(row["state"]),
-            f"{p.done:,}/{p.rows:,}" if p else "",
-            f"{p.failed + p.dead:,}" if p else "",
-            str(row["uploaded"])[:16].replace("T", " "),
-        )
-        for row, p in found
-    ]
-    if not session.out.is_terminal:
-        for line in lines:
-            session.plain(*line)
-        return
-    from rich.table import Table  # noqa: PLC0415
-
-    table = Table("job", "state", "rows", "failed", "uploaded (UTC)", box=None, pad_edge=False)
-    table.columns[0].overflow = "fold"
-    for column in table.columns[2:4]:
-        column.justify = "right"
-    for line in lines:
-        table.add_row(*line)
-    session.out.print(table)
+    run = session.stack.ledger.current(job)
+    uploaded = upload.modified.isoformat(timespec="seconds")
+    return _ListedJob(job, uploaded, measure_run(session, run) if run else None)
 
 
 def stop(session: Session, job: str) -> None:
-    if session.stack.runs.current(job) is None:
-        raise no_such_job(session, job)
-    stopped = session.stack.runs.stop(job)
+    find_run(session, job)
+    stopped = session.stack.ledger.stop(job) is not None
     text = (
-        f"Stopped {job}: calls under way end, rows not yet sent end as `failed: stopped`. "
-        "Submit the CSV again to go on."
+        f"Stopped {job}: calls in flight finish, rows not yet sent end as `failed: stopped`. "
+        "Submit the CSV again to continue."
         if stopped
-        else f"Job {job} is over already: there is nothing to stop."
+        else f"Job {job} has already ended: there is nothing to stop."
     )
-    session.answer(text, {"job": job, "stopped": stopped is not None})
+    session.print_result(text, {"job": job, "stopped": stopped})
+
+
+@dataclass(frozen=True, slots=True)
+class _FailedRow:
+    row: int
+    status: str
+    reason: str
+    detail: str
+    endpoint: str
+    attempts: int
+
+    def cells(self) -> tuple[str, ...]:
+        return str(self.row), self.status, self.reason, " ".join(self.detail.split())
+
+
+def failures(session: Session, job: str, reason: str | None) -> None:
+    run = find_run(session, job)
+    done = run.state is RunState.DONE
+    rows = _from_manifest(session, job) if done else _from_ledger(session, job)
+    found = [row for row in rows if reason is None or row.reason == reason]
+    if session.json:
+        session.print_json([asdict(row) for row in found])
+        return
+    if run.state is RunState.FAILED:
+        session.note(f"The job failed as a whole: {run.reason}")
+    elif not done:
+        session.note(
+            f"The job is {run.state.value}: these rows failed so far, not including rows with bad "
+            "input."
+        )
+    if not found:
+        session.note("No row failed.")
+        return
+    header = {"row": "right", "status": "left", "reason": "left", "detail": "left"}
+    session.print_table(header, [row.cells() for row in found], folded="detail")
+    counts = Counter(row.reason for row in found).most_common()
+    by_reason = ", ".join(f"{count:,} {name}" for name, count in counts)
+    session.note(f"{plural(len(found), 'row')}: {by_reason}.")
+
+
+def _from_manifest(session: Session, job: str) -> Iterator[_FailedRow]:
+    with tempfile.TemporaryDirectory(prefix="darkroom-") as scratch:
+        path = Path(scratch) / "manifest.csv"
+        session.stack.results_bucket.fetch(ResultPaths(job).manifest, path)
+        with path.open(encoding="utf-8", newline="") as text:
+            lines = csv.reader(text)
+            next(lines, None)
+            for cells in lines:
+                own = map(unguard, cells[-len(OWN_COLUMNS) :])
+                line = dict(zip(OWN_COLUMNS, own, strict=True))
+                if line["status"] in _FAILED_STATES:
+                    yield _FailedRow(
+                        int(line["row"]),
+                        line["status"],
+                        line["reason"],
+                        line["detail"],
+                        line["endpoint"],
+                        int(line["attempts"] or 0),
+                    )
+
+
+def _from_ledger(session: Session, job: str) -> Iterator[_FailedRow]:
+    for record in session.stack.ledger.all(job):
+        result = record.result
+        if result is not None and result.status in _FAILED_STATES:
+            yield _FailedRow(
+                record.row,
+                result.status.value,
+                result.reason.value if result.reason else "",
+                result.detail,
+                result.endpoint or "",
+                record.attempts,
+            )

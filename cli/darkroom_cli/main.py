@@ -1,40 +1,28 @@
-"""The `darkroom` command: its verbs, their options, their help. What they do lies in modules."""
-
-# Verbs are imported where they run: `darkroom --help` and completion must not wait for boto3.
-# ruff: noqa: PLC0415, PLR0917
+"""The `darkroom` command: its subcommands, their options and their help texts."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from darkroom_cli.groups import HELP, endpoints, local
-from darkroom_cli.options import (
-    Aspect,
-    Attempts,
-    Background,
-    Budget,
-    CsvFile,
-    Every,
-    FilterRows,
-    InstructionColumn,
-    Job,
-    Model,
-    OutputNameColumn,
-    Quality,
-    Resolution,
-    Resume,
-    RetryFailed,
-)
-from darkroom_cli.session import Session, verb
+from darkroom_cli.options import CsvFile, Every, Job, QuoteCommand, SubmitCommand
+from darkroom_cli.session import Session, with_session
 
-app = typer.Typer(
-    name="darkroom",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help is three times as fast, and reads better in 80 columns
-    context_settings=HELP,
-    help="""Edit images in bulk: a CSV in, edited images, a manifest and a gallery out.
+# Modules are imported where they run: `darkroom --help` and completion must not wait for boto3.
+# ruff: noqa: PLC0415
+
+
+def _typer(help_text: str) -> typer.Typer:
+    return typer.Typer(
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # plain help is three times as fast, and reads better in 80 columns
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help=help_text,
+    )
+
+
+app = _typer("""Edit images in bulk: a CSV in, edited images, a manifest and a gallery out.
 
 A first job, after `darkroom local up` or a deployment to AWS:
 
@@ -43,12 +31,13 @@ A first job, after `darkroom local up` or a deployment to AWS:
   darkroom quote products.csv
   darkroom submit products.csv --wait
   darkroom download jobs/products out
-""",
-)
+""")
+endpoints = _typer("Push and show providers, keys and limits.")
+local = _typer("Run the whole stack on this machine.")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         typer.echo(f"darkroom {version('darkroom')}")
@@ -67,204 +56,255 @@ def _main(
     pass
 
 
-@app.command()
-@verb
+@app.command(cls=SubmitCommand)
+@with_session
 def submit(
     session: Session,
     csv: CsvFile,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Watch the job until it ends; exit 1 unless it is done.")
+        bool,
+        typer.Option("--wait", help="Wait until the job ends; exit with 1 unless it is done."),
     ] = False,
     to: Annotated[
         str, typer.Option("--to", help="Folder in the input bucket.", metavar="PREFIX")
     ] = "jobs",
     every: Every = 2.0,
-    filter_rows: FilterRows = None,
-    budget_usd: Budget = None,
-    resume: Resume = None,
-    retry_failed: RetryFailed = False,
-    model: Model = None,
-    aspect_ratio: Aspect = None,
-    resolution: Resolution = None,
-    quality: Quality = None,
-    background: Background = None,
-    max_attempts: Attempts = None,
-    instruction_column: InstructionColumn = None,
-    output_name_column: OutputNameColumn = None,
+    **options: object,
 ) -> None:
-    """Start a job: upload the local images a CSV names, then the CSV. Prints the job's name.
+    """Start a job from a CSV.
 
-    Images are uploaded in parallel, only those missing or changed. Submitting a corrected CSV again
-    does only what is new or changed.
+    Uploads the local images that the CSV names, if they are missing or changed, then the CSV, and
+    prints the job's name. Submitting a corrected CSV again processes only new and changed rows.
     """
-    from darkroom_cli import submit as verbs
+    from darkroom_cli.submit import submit
 
-    given = {
-        "filter_rows": filter_rows,
-        "budget_usd": budget_usd,
-        "resume": resume,
-        "retry_failed": retry_failed or None,
-        "model": model,
-        "aspect_ratio": aspect_ratio,
-        "resolution": resolution,
-        "quality": quality,
-        "background": background,
-        "max_attempts": max_attempts,
-        "instruction_column": instruction_column,
-        "output_name_column": output_name_column,
-    }
-    verbs.submit(session, csv, to, given, wait=wait, every=every)
+    submit(session, csv, to, options, wait=wait, every=every)
 
 
 @app.command()
-@verb
+@with_session
 def status(
     session: Session,
     job: Job,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Until the job ends.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Update until the job ends.")
+    ] = False,
     every: Every = 2.0,
 ) -> None:
-    """Show how far a job is. Exits with 1 for a job that failed or was stopped."""
-    from darkroom_cli import status as verbs
-    from darkroom_cli.watch import watch_job
+    """Show a job's progress.
+
+    Exits with 1 if the job failed or was stopped.
+    """
+    from darkroom_cli import status
 
     if watch:
-        watch_job(session, job, every=every)
+        status.watch(session, job, every=every)
     else:
-        verbs.status(session, job)
+        status.status(session, job)
 
 
 @app.command()
-@verb
+@with_session
 def download(
     session: Session,
     job: Job,
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", file_okay=False, help="Made if it is not there.")
+        Path, typer.Argument(metavar="DIR", file_okay=False, help="Created if missing.")
     ],
 ) -> None:
-    """Fetch a job's images, manifest and gallery. Run it again to go on where it stopped.
+    """Download images, manifest and gallery.
 
-    Prints the path of the folder's report.html, which works offline.
+    Prints the path of the folder's report.html, which works offline. Run it again to continue an
+    interrupted download.
     """
-    from darkroom_cli import download as verbs
+    from darkroom_cli.download import download
 
-    verbs.download(session, job, folder)
+    download(session, job, folder)
 
 
-@app.command()
-@verb
+@app.command(cls=QuoteCommand)
+@with_session
 def quote(
     session: Session,
     csv: CsvFile,
     call_seconds: Annotated[
         float,
-        typer.Option("--call-seconds", min=0.1, help="How long a call takes.", metavar="SECONDS"),
+        typer.Option(
+            "--call-seconds", min=0.1, help="Assumed duration of a call.", metavar="SECONDS"
+        ),
     ] = 20.0,
     endpoints_file: Annotated[
         Path | None,
-        typer.Option("--endpoints", help="Of this file, not of the stack.", metavar="FILE"),
+        typer.Option(
+            "--endpoints", help="Use the endpoints of this file, not the stack's.", metavar="FILE"
+        ),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=1, help="Rows in work at once, if not as the stack's."),
+        typer.Option(
+            "--workers", min=1, help="Rows in work at once, if different from the stack's."
+        ),
     ] = None,
-    filter_rows: FilterRows = None,
-    model: Model = None,
-    aspect_ratio: Aspect = None,
-    resolution: Resolution = None,
-    quality: Quality = None,
-    background: Background = None,
-    instruction_column: InstructionColumn = None,
-    output_name_column: OutputNameColumn = None,
+    **options: object,
 ) -> None:
-    """Tell what a job would cost and how long it would take.
+    """Estimate a job's cost and duration.
 
-    Starts nothing, calls no provider. Models and limits are those of the stack's endpoints.
+    Starts nothing and calls no provider. Uses the models and limits of the stack's endpoints.
     """
-    from darkroom_cli import quote as verbs
+    from darkroom_cli.quote import quote
 
-    given = {
-        "filter_rows": filter_rows,
-        "model": model,
-        "aspect_ratio": aspect_ratio,
-        "resolution": resolution,
-        "quality": quality,
-        "background": background,
-        "instruction_column": instruction_column,
-        "output_name_column": output_name_column,
-    }
-    verbs.quote(
-        session, csv, given, call_seconds=call_seconds, endpoints=endpoints_file, workers=workers
+    quote(
+        session, csv, options, call_seconds=call_seconds, endpoints=endpoints_file, workers=workers
     )
 
 
 @app.command()
-@verb
+@with_session
 def failures(
     session: Session,
     job: Job,
     reason: Annotated[
-        str | None, typer.Option("--reason", help="Only these, such as refused.", metavar="R")
+        str | None,
+        typer.Option("--reason", help="Only rows with this reason, such as refused.", metavar="R"),
     ] = None,
 ) -> None:
-    """List the rows that failed or are dead, with reason and detail.
+    """List failed and dead rows with reasons.
 
-    From the manifest once the job is done, before that from the ledger.
+    Read from the manifest once the job is done, before that from the ledger.
     """
-    from darkroom_cli import failures as verbs
+    from darkroom_cli.jobs import failures
 
-    verbs.failures(session, job, reason)
+    failures(session, job, reason)
 
 
 @app.command()
-@verb
+@with_session
 def redrive(
     session: Session,
-    job: Annotated[
-        str | None, typer.Argument(metavar="[JOB]", help="Only this job's rows.")
-    ] = None,
+    job: Annotated[str | None, typer.Argument(metavar="JOB", help="Only this job's rows.")] = None,
     reason: Annotated[
         str | None,
-        typer.Option("--reason", help="Only rows dead for this, such as unavailable.", metavar="R"),
+        typer.Option(
+            "--reason", help="Only rows dead for this reason, such as unavailable.", metavar="R"
+        ),
     ] = None,
 ) -> None:
-    """Bring dead rows back from the dead-letter queue.
+    """Return dead rows to the rows queue.
 
-    Without JOB and --reason, all of them. Nothing is lost when it is interrupted: run it again.
+    Without JOB and --reason, all of them. An interrupted redrive loses nothing: run it again.
     """
-    from darkroom_cli import redrive as verbs
+    from darkroom_cli.redrive import redrive
 
-    verbs.redrive(session, job, reason)
+    redrive(session, job, reason)
 
 
 @app.command()
-@verb
+@with_session
 def stop(session: Session, job: Job) -> None:
     """Stop a job.
 
-    Calls under way end, rows not yet sent fail as `stopped`. Submit the CSV again to go on.
+    Calls in flight finish; rows not yet sent fail as `stopped`. Submit the CSV again to continue.
     """
-    from darkroom_cli import jobs as verbs
+    from darkroom_cli.jobs import stop
 
-    verbs.stop(session, job)
+    stop(session, job)
 
 
 @app.command("list")
-@verb
+@with_session
 def list_jobs(
     session: Session,
-    prefix: Annotated[str, typer.Argument(metavar="[PREFIX]", help="Only below it.")] = "",
-    limit: Annotated[int, typer.Option("--limit", min=1, help="The newest ones.")] = 20,
+    prefix: Annotated[
+        str, typer.Argument(metavar="PREFIX", help="Only jobs whose names start with it.")
+    ] = "",
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="How many of the newest jobs to list.")
+    ] = 20,
 ) -> None:
     """List the newest jobs."""
-    from darkroom_cli import jobs as verbs
+    from darkroom_cli.jobs import list_jobs
 
-    verbs.list_jobs(session, prefix, limit)
+    list_jobs(session, prefix, limit)
 
 
 app.add_typer(endpoints, name="endpoints")
 app.add_typer(local, name="local")
+
+
+@endpoints.command("push")
+@with_session
+def endpoints_push(
+    session: Session,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="JSON; - reads standard input.")
+    ] = None,
+    from_env: Annotated[
+        bool,
+        typer.Option(
+            "--from-env",
+            help="Use OPENAI_API_KEY, DG_OPENAI_ENDPOINTS, GEMINI_API_KEY and so on.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Validate and show, but do not write.")
+    ] = False,
+) -> None:
+    """Write endpoints to the stack's secret.
+
+    They are validated first. Keys are shown by fingerprint only.
+    """
+    from darkroom_cli.endpoints import push
+
+    push(session, file, from_env=from_env, dry_run=dry_run)
+
+
+@endpoints.command("show")
+@with_session
+def endpoints_show(session: Session) -> None:
+    """Show endpoints, limits and state.
+
+    The state includes the circuit breaker, calls in flight and keys that are cooling down.
+    """
+    from darkroom_cli.endpoints import show
+
+    show(session)
+
+
+@local.command("up")
+@with_session
+def local_up(session: Session) -> None:
+    """Start the stack on this machine.
+
+    Deploys the real template with simulated providers; needs no AWS account. It runs until
+    `darkroom local down`.
+    """
+    from darkroom_cli.local import up
+
+    up(session)
+
+
+@local.command("down")
+@with_session
+def local_down(session: Session) -> None:
+    """Stop the stack and remove its state.
+
+    Jobs, images and everything else in it are deleted.
+    """
+    from darkroom_cli.local import down
+
+    down(session)
+
+
+@local.command("env")
+@with_session
+def local_env(session: Session) -> None:
+    """Print environment variables for the aws command.
+
+    Use it as eval "$(darkroom local env)".
+    """
+    from darkroom_cli.local import env
+
+    env(session)
 
 
 if __name__ == "__main__":

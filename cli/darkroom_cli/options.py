@@ -1,43 +1,19 @@
-"""The options and arguments that several verbs share."""
+"""The options and arguments that several subcommands share, and the job options."""
 
+import inspect
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from darkroom.csv_input.fields import Field
 
 DEFAULT_STACK = "darkroom"
-
-StackOption = Annotated[
-    str,
-    typer.Option("--stack", envvar="DARKROOM_STACK", help="Name of the stack."),
-]
-LocalOption = Annotated[
-    bool,
-    typer.Option(
-        "--local",
-        envvar="DARKROOM_LOCAL",
-        help="The stack on this machine (`darkroom local up`).",
-    ),
-]
-EndpointOption = Annotated[
-    str | None,
-    typer.Option(
-        "--endpoint-url",
-        envvar="AWS_ENDPOINT_URL",
-        help="Another AWS API than Amazon's.",
-        metavar="URL",
-    ),
-]
-RegionOption = Annotated[
-    str | None,
-    typer.Option(
-        "--region",
-        envvar=["AWS_REGION", "AWS_DEFAULT_REGION"],
-        help="AWS region.",
-        metavar="NAME",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+JOB_OPTIONS = "darkroom_cli.job_options"  # typer's context keeps their values under this name
 
 CsvFile = Annotated[
     Path,
@@ -52,66 +28,117 @@ Job = Annotated[
     ),
 ]
 Every = Annotated[
-    float, typer.Option("--every", min=0.2, help="Seconds between two looks.", metavar="SECONDS")
+    float,
+    typer.Option("--every", min=0.2, help="Seconds between two updates.", metavar="SECONDS"),
 ]
 
 
-def _job_option(name: str, text: str, metavar: str) -> object:
-    return typer.Option(name, help=text, metavar=metavar)
+def _parameter(name: str, kind: object, option: Any, default: object = None) -> inspect.Parameter:
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, option],
+    )
 
 
-FilterRows = Annotated[
-    str | None,
-    _job_option(
-        "--filter-rows", "Do only these rows: 0:50, :10, 5,7,20:30 (the first is 0).", "ROWS"
+SHARED_OPTIONS = (
+    _parameter("as_json", bool, typer.Option("--json", help="Print JSON, for scripts."), False),
+    _parameter(
+        "stack",
+        str,
+        typer.Option("--stack", envvar="DARKROOM_STACK", help="Name of the stack."),
+        DEFAULT_STACK,
     ),
-]
-Resume = Annotated[
-    bool | None,
-    typer.Option(
-        "--resume/--no-resume",
-        help="Keep rows that succeeded in an earlier upload (the default), or edit them again.",
-        show_default=False,
+    _parameter(
+        "local",
+        bool,
+        typer.Option(
+            "--local",
+            envvar="DARKROOM_LOCAL",
+            help="Use the stack that `darkroom local up` started.",
+        ),
+        False,
     ),
-]
-RetryFailed = Annotated[
-    bool,
-    typer.Option(
-        "--retry-failed",
-        help="Also do rows again that failed in an earlier upload.",
+    _parameter(
+        "endpoint_url",
+        str | None,
+        typer.Option(
+            "--endpoint-url",
+            envvar="AWS_ENDPOINT_URL",
+            help="URL of an AWS API other than Amazon's.",
+            metavar="URL",
+        ),
     ),
-]
-Budget = Annotated[
-    str | None,
-    _job_option(
-        "--budget-usd", "Never spend more than this; rows beyond it fail as `budget`.", "USD"
+    _parameter(
+        "region",
+        str | None,
+        typer.Option(
+            "--region",
+            envvar=["AWS_REGION", "AWS_DEFAULT_REGION"],
+            help="AWS region.",
+            metavar="NAME",
+        ),
     ),
-]
-Model = Annotated[
-    str | None, _job_option("--model", "For rows that name no model themselves.", "NAME")
-]
-Aspect = Annotated[
-    str | None, _job_option("--aspect-ratio", "For rows without one: 1:1, 2:3, 16:9 …", "W:H")
-]
-Resolution = Annotated[
-    str | None, _job_option("--resolution", "For rows without one: 1K, 2K or 4K.", "SIZE")
-]
-Quality = Annotated[
-    str | None, _job_option("--quality", "For rows without one: low, medium, high.", "NAME")
-]
-Background = Annotated[
-    str | None,
-    _job_option("--background", "For rows without one: transparent, opaque, auto.", "NAME"),
-]
-Attempts = Annotated[
-    str | None,
-    _job_option("--max-attempts", "Tries per row before it is dead (default 5).", "NUMBER"),
-]
-InstructionColumn = Annotated[
-    str | None,
-    _job_option("--instruction-column", "The column with the instructions.", "COLUMN"),
-]
-OutputNameColumn = Annotated[
-    str | None,
-    _job_option("--output-name-column", "The column with the pictures' names.", "COLUMN"),
-]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which stack a command uses: SHARED_OPTIONS without `as_json`."""
+
+    stack: str = DEFAULT_STACK
+    local: bool = False
+    endpoint_url: str | None = None
+    region: str | None = None
+
+
+class SubmitCommand(TyperCommand):
+    """A command with the job options of the field table beside its own parameters.
+
+    Their values are passed as `**options` of a function under `with_session`. The table is read
+    when the command is used, so that `darkroom --help` does not import it.
+    """
+
+    def includes(self, _field: "Field") -> bool:
+        return True
+
+    @cached_property
+    def _job_options(self) -> list[Any]:
+        from darkroom.csv_input.fields import OPTION_FIELDS  # noqa: PLC0415 - imports pydantic
+
+        parameters = [_job_option(f) for f in OPTION_FIELDS.values() if self.includes(f)]
+
+        def command() -> None: ...
+
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by inspect.signature
+        converter = typer.Typer(add_completion=False)
+        converter.command()(command)
+        return list(typer.main.get_command(converter).params)
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        own = super().get_params(ctx)
+        position = next(i for i, parameter in enumerate(own) if parameter.name == "as_json")
+        return [*own[:position], *self._job_options, *own[position:]]
+
+    def invoke(self, ctx: Any) -> Any:
+        values = {p.name: ctx.params.pop(p.name) for p in self._job_options}
+        ctx.meta[JOB_OPTIONS] = {name: v for name, v in values.items() if v is not None}
+        return super().invoke(ctx)
+
+
+class QuoteCommand(SubmitCommand):
+    """Like SubmitCommand, with only the options that a quote depends on."""
+
+    def includes(self, field: "Field") -> bool:
+        return field.in_quote
+
+
+def _job_option(field: "Field") -> inspect.Parameter:
+    from darkroom.jobs import JobOptions  # noqa: PLC0415 - imports pydantic
+
+    flag = f"--{field.option_name}"
+    if field.is_switch and getattr(JobOptions(), field.name):  # on by default: needs an off switch
+        flag = f"{flag}/--no-{field.option_name}"
+    option = typer.Option(flag, help=field.help, metavar=field.metavar or None, show_default=False)
+    return _parameter(field.name, bool | None if field.is_switch else str | None, option)

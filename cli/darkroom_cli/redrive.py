@@ -1,66 +1,71 @@
-"""`redrive`: dead letters back into the rows queue, each sent before it is deleted."""
+"""`darkroom redrive`: returns dead letters to the rows queue, each sent before it is deleted."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from darkroom.formatting import plural
-from darkroom_cli.bars import counting
-from darkroom_cli.ports import DeadLetter, DeadLetters
-from darkroom_cli.sentences import CommandFailed
+from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.session import Session
+from darkroom_cli.stack import DeadLetter, DeadLetterQueue
 
 _BATCH_BYTES = 900_000  # SQS takes 1 MiB per request, attributes included
 _POLL_SECONDS = 2.0
 
 
 @dataclass(slots=True)
-class Redriven:
-    """What a redrive came to. `kept`: messages that did not match, by reason."""
+class _Redriven:
+    """Messages by reason: those moved, and those that did not match."""
 
     moved: Counter[str] = field(default_factory=Counter)
     kept: Counter[str] = field(default_factory=Counter)
 
 
 def redrive(session: Session, job: str | None, reason: str | None) -> None:
-    letters = session.stack.dead_letters
-    if job is None and reason is None and _moved_by_sqs(session, letters):
+    queue = session.stack.dead_letters
+    if job is None and reason is None and _moved_by_sqs(session, queue):
         return
 
-    def wanted(letter: DeadLetter) -> bool:
+    def matches(letter: DeadLetter) -> bool:
         return (job is None or letter.job == job) and (reason is None or letter.reason == reason)
 
-    with counting(session, "Redriving", None) as moved:
-        done = move_matching(letters, wanted, moved)
-    total = sum(done.moved.values())
-    session.answer(
-        _sentence(total, done, job, reason),
-        {"redriven": total, "by_reason": dict(done.moved), "kept": dict(done.kept)},
+    with session.progress_bar("Redriving", None) as advance:
+        result = _move_matching(queue, matches, advance)
+    session.print_result(
+        _summary(result, job, reason),
+        {
+            "redriven": result.moved.total(),
+            "by_reason": dict(result.moved),
+            "kept": dict(result.kept),
+        },
     )
 
 
-def _sentence(total: int, done: Redriven, job: str | None, reason: str | None) -> str:
-    what = "".join((f" of job {job}" if job else "", f" with reason {reason}" if reason else ""))
-    if not total:
-        left = sum(done.kept.values())
-        held = f" ({plural(left, 'other message')} stayed)" if left else ""
-        return f"The dead-letter queue holds no messages{what}{held}."
-    by = ", ".join(f"{n:,} {r or 'without a reason'}" for r, n in done.moved.most_common())
-    named = "" if reason else f": {by}"
-    return f"Redrove {plural(total, 'row')}{what}{named}. They are in the rows queue again."
+def _summary(result: _Redriven, job: str | None, reason: str | None) -> str:
+    scope = "".join((f" of job {job}" if job else "", f" with reason {reason}" if reason else ""))
+    if not result.moved:
+        kept = result.kept.total()
+        others = f" ({plural(kept, 'other message')} left in it)" if kept else ""
+        return f"The dead-letter queue has no messages{scope}{others}."
+    by_reason = ", ".join(
+        f"{count:,} {name or 'without a reason'}" for name, count in result.moved.most_common()
+    )
+    reasons = "" if reason else f": {by_reason}"
+    rows = plural(result.moved.total(), "row")
+    return f"Redrove {rows}{scope}{reasons}. They are in the rows queue again."
 
 
-def _moved_by_sqs(session: Session, letters: DeadLetters) -> bool:
-    """True when SQS did it. It has no filter, and its progress is approximate."""
-    waiting = letters.count()
-    progress = letters.move_all() if waiting else iter(())
+def _moved_by_sqs(session: Session, queue: DeadLetterQueue) -> bool:
+    """True if SQS moved the messages. It has no filter, and its progress is approximate."""
+    waiting = queue.count()
+    progress = queue.move_all() if waiting else iter(())
     if progress is None:
         return False
     moved = 0
     for moved in progress:
         session.note(f"{moved:,} of about {waiting:,} moved")
-        session.wiring.clock.sleep(_POLL_SECONDS)
-    session.answer(
+        session.clock.sleep(_POLL_SECONDS)
+    session.print_result(
         f"Redrove {plural(moved, 'message')}. They are in the rows queue again."
         if moved
         else "The dead-letter queue is empty.",
@@ -69,52 +74,52 @@ def _moved_by_sqs(session: Session, letters: DeadLetters) -> bool:
     return True
 
 
-def move_matching(
-    letters: DeadLetters, wanted: Callable[[DeadLetter], bool], moved: Callable[[], None]
-) -> Redriven:
-    """Move what matches; make the rest visible again, even when interrupted.
+def _move_matching(
+    queue: DeadLetterQueue, matches: Callable[[DeadLetter], bool], advance: Callable[[], None]
+) -> _Redriven:
+    """Move what matches; make the other messages visible again, even when interrupted.
 
     A message is sent before it is deleted: an interruption leaves it in both queues at worst, and
-    the ledger lets a row be edited once only.
+    the ledger lets a row be edited only once.
     """
-    done, seen, held = Redriven(), set[str](), dict[str, DeadLetter]()
+    result, seen, held = _Redriven(), set[str](), dict[str, DeadLetter]()
     try:
-        while batch := letters.receive():
-            fresh = [letter for letter in batch if letter.id not in seen]
-            if not fresh:
-                break  # what we hold comes round again: all others were seen
-            seen.update(letter.id for letter in fresh)
-            held |= {letter.id: letter for letter in fresh}
-            for part in _parts([letter for letter in fresh if wanted(letter)]):
-                for letter in _move(letters, part):
+        while batch := queue.receive():
+            new = [letter for letter in batch if letter.id not in seen]
+            if not new:
+                break  # messages received earlier became visible again: all others were seen
+            seen.update(letter.id for letter in new)
+            held |= {letter.id: letter for letter in new}
+            for group in _batches([letter for letter in new if matches(letter)]):
+                for letter in _move(queue, group):
                     del held[letter.id]
-                    done.moved[letter.reason] += 1
-                    moved()
+                    result.moved[letter.reason] += 1
+                    advance()
     finally:
-        letters.release(list(held.values()))
-    done.kept.update(letter.reason for letter in held.values())
-    return done
+        queue.release(list(held.values()))
+    result.kept.update(letter.reason for letter in held.values())
+    return result
 
 
-def _move(letters: DeadLetters, part: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
-    accepted = letters.send_back(part)
-    letters.delete(accepted)
-    if len(accepted) < len(part):
+def _move(queue: DeadLetterQueue, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+    accepted = queue.requeue(letters)
+    queue.delete(accepted)
+    if rejected := len(letters) - len(accepted):
         raise CommandFailed(
-            f"The rows queue did not take {plural(len(part) - len(accepted), 'message')}: they "
-            "stay in the dead-letter queue, run the command again."
+            f"The rows queue did not accept {plural(rejected, 'message')}: they stay in the "
+            "dead-letter queue, run the command again."
         )
     return accepted
 
 
-def _parts(letters: Sequence[DeadLetter]) -> Iterator[list[DeadLetter]]:
-    part, size = list[DeadLetter](), 0
+def _batches(letters: Sequence[DeadLetter]) -> Iterator[list[DeadLetter]]:
+    batch, size = list[DeadLetter](), 0
     for letter in letters:
-        weight = len(letter.body.encode())
-        if part and size + weight > _BATCH_BYTES:
-            yield part
-            part, size = [], 0
-        part.append(letter)
-        size += weight
-    if part:
-        yield part
+        letter_bytes = len(letter.body.encode())
+        if batch and size + letter_bytes > _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(letter)
+        size += letter_bytes
+    if batch:
+        yield batch

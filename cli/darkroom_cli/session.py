@@ -1,71 +1,54 @@
-"""What every verb shares: the options that choose a stack, output, and errors as sentences."""
+"""One run of a subcommand: its stack, its output, and how errors end it."""
 
 import functools
 import inspect
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from darkroom_cli.options import (
-    DEFAULT_STACK,
-    EndpointOption,
-    JsonOption,
-    LocalOption,
-    RegionOption,
-    StackOption,
-)
-from darkroom_cli.sentences import UsageMistake, sentence_for
+from darkroom_cli.error_messages import UsageMistake, describe_error
+from darkroom_cli.options import JOB_OPTIONS, SHARED_OPTIONS, Target
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from darkroom_cli.ports import Stack
+    from darkroom.ports import Clock
+    from darkroom_cli.stack import Stack
 
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Which stack a command talks to."""
-
-    stack: str = DEFAULT_STACK
-    endpoint_url: str | None = None
-    region: str | None = None
-    local: bool = False
+# Rich, boto3 and pydantic are imported where they are used: --help and completion stay fast.
+# ruff: noqa: PLC0415
 
 
 def _connect(target: Target) -> "Stack":
-    from darkroom_cli.aws import AwsStack  # noqa: PLC0415 - boto3 takes 0.2 s to import
+    from darkroom_cli.aws import AwsStack
 
     return AwsStack(target)
 
 
-class SystemClock:
-    """darkroom.ports.Clock on the machine's own clock."""
+def _system_clock() -> "Clock":
+    from darkroom.ports import SystemClock
 
-    def now(self) -> float:
-        return time.time()
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
+    return SystemClock()
 
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """The outside world; tests give another one as typer's `obj`."""
+    """What tests replace, by passing another one as typer's `obj`."""
 
     connect: "Callable[[Target], Stack]" = _connect
-    clock: Any = field(default_factory=SystemClock)
+    clock: "Clock" = field(default_factory=_system_clock)
 
 
 @dataclass
 class Session:
-    """One run of one verb."""
+    """One run of a subcommand: results go to standard output, everything else to standard error."""
 
     target: Target
     json: bool
@@ -75,22 +58,29 @@ class Session:
     def stack(self) -> "Stack":
         return self.wiring.connect(self.target)
 
+    @property
+    def clock(self) -> "Clock":
+        return self.wiring.clock
+
     @cached_property
     def out(self) -> "Console":
-        """Where answers go."""
-        from rich.console import Console  # noqa: PLC0415 - keeps --help fast
+        from rich.console import Console
 
         return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
 
     @cached_property
     def err(self) -> "Console":
-        """Where notes, warnings and progress go: never in the way of a pipe."""
-        from rich.console import Console  # noqa: PLC0415
+        from rich.console import Console
 
         return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
 
-    def answer(self, text: str, value: object) -> None:
-        """The answer for a person, or with --json `value` for a script."""
+    @property
+    def shows_progress(self) -> bool:
+        """False for scripts and where standard error is not a terminal."""
+        return not self.json and self.err.is_terminal
+
+    def print_result(self, text: str, value: object) -> None:
+        """The result: `text` for people, or with --json `value` for scripts."""
         if self.json:
             self.print_json(value)
         else:
@@ -99,24 +89,42 @@ class Session:
     def print_json(self, value: object) -> None:
         typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
-    def plain(self, *cells: object) -> None:
-        """A line for `cut` and `awk`."""
-        typer.echo("\t".join(str(cell) for cell in cells))
-
-    def facts(self, facts: Iterable[tuple[str, str]]) -> None:
-        """Names and values: aligned on a terminal, one per line in a pipe."""
+    def print_fields(self, fields: Iterable[tuple[str, str]]) -> None:
+        """Names and values: aligned on a terminal, one `name: value` per line in a pipe."""
         if not self.out.is_terminal:
-            for name, value in facts:
+            for name, value in fields:
                 typer.echo(f"{name}: {value}")
             return
-        from rich.table import Table  # noqa: PLC0415
-        from rich.text import Text  # noqa: PLC0415
+        from rich.table import Table
+        from rich.text import Text
 
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
-        for name, value in facts:
+        for name, value in fields:
             table.add_row(name, Text(value))
+        self.out.print(table)
+
+    def print_table(
+        self, header: dict[str, str], rows: Iterable[tuple[str, ...]], *, folded: str
+    ) -> None:
+        """A table on a terminal, tab-separated lines without a header in a pipe.
+
+        `header` maps column names to "left" or "right"; the column `folded` breaks anywhere.
+        """
+        if not self.out.is_terminal:
+            for row in rows:
+                typer.echo("\t".join(row))
+            return
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False)
+        for name, justify in header.items():
+            overflow = "fold" if name == folded else "ellipsis"
+            table.add_column(name, justify=justify, overflow=overflow)  # type: ignore[arg-type]  # rich's literals
+        for row in rows:
+            table.add_row(*map(Text, row))
         self.out.print(table)
 
     def note(self, text: str) -> None:
@@ -126,62 +134,85 @@ class Session:
     def warn(self, text: str) -> None:
         self.err.print(f"Warning: {text}", markup=False, style="yellow")
 
+    @contextmanager
+    def progress_bar(self, label: str, total: int | None) -> Iterator[Callable[[], None]]:
+        """Yields the function to call once per finished item."""
+        if not self.shows_progress:
+            yield lambda: None
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-def _option(name: str, annotation: object, default: object) -> inspect.Parameter:
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-    )
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
+        with Progress(*columns, console=self.err, transient=True) as bar:
+            task = bar.add_task(label, total=total)
+            yield lambda: bar.advance(task)
+
+    def run_parallel[T](
+        self, label: str, function: Callable[[T], None], items: Sequence[T]
+    ) -> None:
+        """Call `function` for each item, in threads and with a progress bar.
+
+        The first error cancels the calls that have not begun.
+        """
+        from concurrent.futures import ThreadPoolExecutor, as_completed
+
+        from darkroom_cli.stack import PARALLEL_TRANSFERS
+
+        pool = ThreadPoolExecutor(PARALLEL_TRANSFERS)
+        try:
+            with self.progress_bar(label, len(items)) as advance:
+                for done in as_completed([pool.submit(function, item) for item in items]):
+                    done.result()
+                    advance()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    @contextmanager
+    def spinner(self, label: str) -> Iterator[None]:
+        """For work of unknown length."""
+        if not self.shows_progress:
+            yield
+            return
+        with self.err.status(label):
+            yield
 
 
-_JSON = _option("as_json", JsonOption, default=False)
-_COMMON = (
-    _option("stack", StackOption, DEFAULT_STACK),
-    _option("local", LocalOption, default=False),
-    _option("endpoint_url", EndpointOption, None),
-    _option("region", RegionOption, None),
-)
+@contextmanager
+def _error_messages(session: Session) -> Iterator[None]:
+    """Replaces tracebacks by a sentence and an exit code."""
+    try:
+        yield
+    except (typer.Exit, BrokenPipeError):  # typer handles both; a closed pipe ends quietly
+        raise
+    except KeyboardInterrupt:
+        session.err.print("Interrupted.")
+        raise typer.Exit(130) from None
+    except Exception as error:
+        if os.environ.get("DARKROOM_DEBUG"):
+            raise
+        session.err.print(f"Error: {describe_error(error)}", markup=False)
+        raise typer.Exit(2 if isinstance(error, UsageMistake) else 1) from None
 
 
-def verb(run: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb `run(session, ...)` the shared options, and end it without a traceback."""
-    own = list(inspect.signature(run, eval_str=True).parameters.values())[1:]
+def with_session(run: Callable[..., None]) -> Callable[..., None]:
+    """Makes `run(session, ...)` a typer command with the shared options.
+
+    A function with `**options` gets the job options in them, under SubmitCommand or QuoteCommand.
+    """
+    parameters = list(inspect.signature(run, eval_str=True).parameters.values())[1:]
+    own = [p for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
     context = inspect.Parameter(
         "ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
     )
 
     @functools.wraps(run)
     def command(ctx: typer.Context, **given: Any) -> None:
-        target = Target(
-            stack=given.pop("stack"),
-            endpoint_url=given.pop("endpoint_url"),
-            region=given.pop("region"),
-            local=given.pop("local"),
-        )
-        session = Session(target, given.pop("as_json"), ctx.obj or Wiring())
-        try:
-            run(session, **given)
-        except (typer.Exit, BrokenPipeError):  # the reader of a pipe has seen enough: typer ends it
-            raise
-        except KeyboardInterrupt:
-            typer.echo("Interrupted.", err=True)
-            raise typer.Exit(130) from None
-        except Exception as error:  # noqa: BLE001 - the outermost frame: nothing may pass it
-            raise _ending(error) from None
+        as_json = given.pop("as_json")
+        target = Target(**{name: given.pop(name) for name in Target.__dataclass_fields__})
+        session = Session(target, as_json, ctx.obj or Wiring())
+        with _error_messages(session):
+            run(session, **given, **ctx.meta.get(JOB_OPTIONS, {}))
 
-    parameters = [context, *own, _JSON, *_COMMON]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    signature = inspect.Signature([context, *own, *SHARED_OPTIONS])
+    command.__signature__ = signature  # type: ignore[attr-defined]  # read by inspect.signature
     return command
-
-
-def _ending(error: Exception) -> typer.Exit:
-    """Print the sentence for an error; its exit code."""
-    if os.environ.get("DARKROOM_DEBUG"):
-        raise error
-    sentence = sentence_for(error)
-    if sentence is None:
-        sentence = (
-            f"Unexpected {type(error).__name__}: this is a bug in darkroom; "
-            "DARKROOM_DEBUG=1 shows where."
-        )
-    typer.echo(f"Error: {sentence}", err=True)
-    return typer.Exit(2 if isinstance(error, UsageMistake) else 1)

@@ -1,64 +1,161 @@
-"""`status`: how far a job is."""
+"""`darkroom status`: a job's progress, once or watched to its end."""
 
-from collections.abc import Iterator
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from darkroom.errors import ServiceUnavailable
 from darkroom.formatting import duration, money, plural
-from darkroom.jobs import RunState
-from darkroom_cli.progress import Pace, Progress, measure
-from darkroom_cli.sentences import CommandFailed
+from darkroom.jobs import Counters, Run, RunState
+from darkroom.ports import Clock
+from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.session import Session
 
+if TYPE_CHECKING:
+    from rich.progress import Progress as ProgressBar
 
-def status(session: Session, job: str) -> None:
-    progress = look(session, job)
-    if progress is None:
-        raise no_such_job(session, job)
-    show(session, progress)
-    exit_as(progress)
+ENDED = frozenset({RunState.DONE, RunState.FAILED, RunState.STOPPED})
+_RATE_WINDOW_SECONDS = 60.0
+_MAX_UNAVAILABLE = 20  # consecutive polls that AWS does not answer
+_LINE_INTERVAL_SECONDS = 10.0  # between two lines of progress where there is no terminal
+_START_TIMEOUT_SECONDS = 120.0  # from the upload until its run must exist
 
 
-def no_such_job(session: Session, job: str) -> CommandFailed:
-    return CommandFailed(
-        f"Stack {session.stack.name} knows no job {job}: a job is named after its CSV without "
-        "the extension (jobs/products.csv is jobs/products); `darkroom list` shows all."
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A job at one moment. Rates in rows per minute, times in seconds, money in US dollars."""
+
+    job: str
+    run: str
+    state: RunState
+    rows: int  # data rows read so far; all of them once `split_done`
+    split_done: bool
+    done: int
+    succeeded: int  # including those of earlier uploads
+    failed: int
+    dead: int
+    skipped: int
+    resumed: int  # succeeded in an earlier upload
+    fallback_rate: float
+    cost_usd: float
+    unpriced: int
+    possible_duplicate_charges: int
+    elapsed_seconds: float
+    rows_per_minute: float | None
+    eta_seconds: float | None
+    reason: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure(
+    run: Run, counters: Counters, now: float, rows_per_minute: float | None = None
+) -> Progress:
+    """Without a recent rate, and once the job has ended, the average rate is used."""
+    totals = run.totals if run.split_done else run.checkpoint.totals
+    elapsed = max((run.finished_at or now) - run.started_at, 0.0)
+    ended = run.state in ENDED
+    rate = rows_per_minute
+    if (rate is None or ended) and counters.settled and elapsed > 0:
+        rate = counters.settled * 60 / elapsed
+    # The splitter counted the rows that were redriven since then as `kept_failed`.
+    kept_failed = max(totals.kept_failed - counters.redriven, 0)
+    left = max(totals.queued + counters.redriven - counters.settled, 0)
+    eta = left * 60 / rate if rate and left and run.split_done and not ended else None
+    never_queued = totals.resumed + kept_failed + totals.invalid + totals.skipped
+    return Progress(
+        job=run.job,
+        run=run.run,
+        state=run.state,
+        rows=totals.rows,
+        split_done=run.split_done,
+        done=counters.settled + never_queued,
+        succeeded=counters.succeeded + totals.resumed,
+        failed=counters.failed + totals.invalid + kept_failed,
+        dead=counters.dead,
+        skipped=totals.skipped,
+        resumed=totals.resumed,
+        fallback_rate=counters.fallback / counters.succeeded if counters.succeeded else 0.0,
+        cost_usd=counters.cost_micro_usd / 1e6,
+        unpriced=counters.unpriced,
+        possible_duplicate_charges=counters.possible_duplicate_charges,
+        elapsed_seconds=elapsed,
+        rows_per_minute=rate,
+        eta_seconds=eta,
+        reason=run.reason,
+        warnings=run.warnings,
     )
 
 
-def look(session: Session, job: str, pace: Pace | None = None) -> Progress | None:
-    run = session.stack.runs.current(job)
+@dataclass(slots=True)
+class RecentRate:
+    """Rows per minute over the last minute of polling."""
+
+    _samples: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def update(self, now: float, settled: int) -> float | None:
+        """None until two samples differ in time and in settled rows."""
+        self._samples.append((now, settled))
+        while self._samples[0][0] < now - _RATE_WINDOW_SECONDS:
+            self._samples.popleft()
+        since, before = self._samples[0]
+        if now <= since or settled <= before:
+            return None
+        return (settled - before) * 60 / (now - since)
+
+
+def find_run(session: Session, job: str) -> Run:
+    """The job's current run. Raises CommandFailed if there is no such job."""
+    run = session.stack.ledger.current(job)
     if run is None:
-        return None
-    counters = session.stack.runs.counters(job, run.run)
-    now = session.wiring.clock.now()
-    rate = pace.note(now, counters.settled) if pace else None
-    return measure(run, counters, now, rate)
+        raise CommandFailed(
+            f"Stack {session.stack.name} has no job {job}: a job is named after its CSV without "
+            "the extension (jobs/products.csv is jobs/products); `darkroom list` shows all."
+        )
+    return run
 
 
-def show(session: Session, progress: Progress) -> None:
-    """The whole picture, as a small table or JSON."""
+def measure_run(session: Session, run: Run, recent: RecentRate | None = None) -> Progress:
+    counters = session.stack.ledger.counters(run.job, run.run)
+    now = session.clock.now()
+    return measure(run, counters, now, recent.update(now, counters.settled) if recent else None)
+
+
+def status(session: Session, job: str) -> None:
+    """Print the progress. Exits with 1 if the job failed or was stopped."""
+    progress = measure_run(session, find_run(session, job))
     if session.json:
         session.print_json(progress.as_json())
-        return
-    session.facts(_facts(progress))
+    else:
+        _print(session, progress)
+    _exit_for(progress)
+
+
+def _print(session: Session, progress: Progress) -> None:
+    session.print_fields(_fields(progress))
     if session.err.is_terminal:
         for hint in _hints(progress):
             session.note(hint)
 
 
-def _hints(p: Progress) -> Iterator[str]:
-    """What to do next."""
-    if p.state is not RunState.DONE:
-        return
-    if p.failed or p.dead:
-        yield f"Which rows and why: darkroom failures {p.job}"
-    if p.dead:
-        yield f"To try the dead ones again: darkroom redrive {p.job}"
-    yield f"For images, manifest and gallery: darkroom download {p.job} DIR"
+def _exit_for(progress: Progress) -> None:
+    """A script that waits for the job must not continue as if it were done."""
+    if progress.state in (RunState.FAILED, RunState.STOPPED):
+        raise typer.Exit(1)
 
 
-def _facts(p: Progress) -> Iterator[tuple[str, str]]:
+def _fields(p: Progress) -> Iterator[tuple[str, str]]:
     yield "job", p.job
     yield "state", p.state.value
     if p.reason:
@@ -74,22 +171,139 @@ def _facts(p: Progress) -> Iterator[tuple[str, str]]:
     if p.skipped:
         yield "skipped", f"{p.skipped:,}"
     yield "fallback", f"{p.fallback_rate:.1%}"
-    unpriced = f" and {plural(p.unpriced, 'answer')} of unknown price" if p.unpriced else ""
+    unpriced = f" and {plural(p.unpriced, 'call')} of unknown price" if p.unpriced else ""
     yield "cost", money(p.cost_usd) + unpriced
     if p.possible_duplicate_charges:
-        yield "maybe paid twice", plural(p.possible_duplicate_charges, "call")
-    yield (
-        "time",
-        duration(p.elapsed_seconds)
-        + (f", {p.rows_per_minute:,.1f} rows/min" if p.rows_per_minute else ""),
-    )
+        yield "maybe charged twice", plural(p.possible_duplicate_charges, "call")
+    rate = f", {p.rows_per_minute:,.1f} rows/min" if p.rows_per_minute else ""
+    yield "time", duration(p.elapsed_seconds) + rate
     if p.eta_seconds is not None:
         yield "left", f"about {duration(p.eta_seconds)}"
     for warning in p.warnings:
         yield "warning", warning
 
 
-def exit_as(progress: Progress) -> None:
-    """A script that waits for the job must not go on as if it were done."""
-    if progress.state in (RunState.FAILED, RunState.STOPPED):
-        raise typer.Exit(1)
+def _hints(p: Progress) -> Iterator[str]:
+    if p.state is not RunState.DONE:
+        return
+    if p.failed or p.dead:
+        yield f"To see which rows and why: darkroom failures {p.job}"
+    if p.dead:
+        yield f"To retry the dead ones: darkroom redrive {p.job}"
+    yield f"To get images, manifest and gallery: darkroom download {p.job} DIR"
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """The upload whose run to watch: by its version, else any run but the `previous_run`."""
+
+    version: str | None
+    previous_run: str | None
+
+    def started(self, run: Run) -> bool:
+        # A still newer upload may have replaced it: that counts, or the wait would never end.
+        return run.source.version_id == self.version or run.run != self.previous_run
+
+
+def watch(session: Session, job: str, *, every: float, upload: Upload | None = None) -> None:
+    """Poll every `every` seconds until the job ends. Exits with 1 unless it is done.
+
+    With `upload`, waits for that upload's run first.
+    """
+    try:
+        if upload is not None:
+            _await_run(session, job, every, upload)
+        with _progress_display(session) as show:
+            for progress in _poll(session, job, every):
+                show(progress)
+    except KeyboardInterrupt:
+        session.note(f"The job continues: darkroom status {job} --watch")
+        raise typer.Exit(130) from None
+    if not session.json:
+        _print(session, progress)
+    _exit_for(progress)
+
+
+def _await_run(session: Session, job: str, every: float, upload: Upload) -> None:
+    clock = session.clock
+    began = clock.now()
+    while clock.now() - began < _START_TIMEOUT_SECONDS:
+        run = session.stack.ledger.current(job)
+        if run and upload.started(run):
+            return
+        clock.sleep(every)
+    raise CommandFailed(
+        f"The file is uploaded, but job {job} did not start within {_START_TIMEOUT_SECONDS:.0f} s: "
+        f"see the log group /aws/lambda/{session.stack.outputs.SplitterFunctionName}."
+    )
+
+
+def _poll(session: Session, job: str, every: float) -> Iterator[Progress]:
+    """Yields at least once; ends with the job."""
+    recent, unavailable = RecentRate(), 0
+    while True:
+        try:
+            progress = measure_run(session, find_run(session, job), recent)
+        except ServiceUnavailable:
+            unavailable += 1
+            if unavailable == _MAX_UNAVAILABLE:
+                raise
+        else:
+            unavailable = 0
+            yield progress
+            if progress.ended:
+                return
+        session.clock.sleep(every)
+
+
+@contextmanager
+def _progress_display(session: Session) -> Iterator[Callable[[Progress], None]]:
+    """JSON lines for scripts, a bar on a terminal, lines of text for logs and pipes."""
+    if session.json:
+        yield lambda p: typer.echo(json.dumps(p.as_json()))
+    elif session.err.is_terminal:
+        with _progress_bar(session) as bar:
+            task = bar.add_task("waiting for the job to start", total=None)
+            yield lambda p: bar.update(
+                task, total=p.rows if p.split_done else None, completed=p.done, description=_line(p)
+            )
+    else:
+        yield _LinePrinter(session.clock).show
+
+
+def _progress_bar(session: Session) -> "ProgressBar":
+    from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415 - start-up
+
+    columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
+    return Progress(*columns, console=session.err, transient=True)
+
+
+@dataclass(slots=True)
+class _LinePrinter:
+    """A line for every new state, and for other changes at most every _LINE_INTERVAL_SECONDS."""
+
+    clock: Clock
+    last: tuple[RunState, int, int] | None = None
+    printed_at: float = float("-inf")
+
+    def show(self, p: Progress) -> None:
+        current, now = (p.state, p.done, p.rows), self.clock.now()
+        new_state = self.last is None or p.state is not self.last[0]
+        due = current != self.last and now - self.printed_at >= _LINE_INTERVAL_SECONDS
+        if (due or new_state) and not p.ended:
+            typer.echo(_line(p), err=True)
+            self.last, self.printed_at = current, now
+
+
+def _line(p: Progress) -> str:
+    """`600/1,240 rows · 15 failed · 39/min · $22.19 · 16 min 25 s left`."""
+    parts = [f"{p.done:,}/{p.rows:,}{'' if p.split_done else '+'} rows"]
+    parts += [p.state.value] if p.state is not RunState.RUNNING else []
+    parts += [f"{n:,} {label}" for n, label in ((p.failed, "failed"), (p.dead, "dead")) if n]
+    if p.rows_per_minute:
+        parts.append(f"{p.rows_per_minute:,.0f}/min")
+    if p.cost_usd:
+        parts.append(money(p.cost_usd))
+    if p.eta_seconds is not None:
+        parts.append(f"{duration(p.eta_seconds)} left")
+    return " · ".join(parts)

@@ -2,63 +2,64 @@
 
 import csv
 import functools
-import http.server
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from darkroom_local import simulation, stack
-from darkroom_local.processes import LOOPBACK, ROOT, LocalStackError
+from darkroom.providers.registry import PROVIDERS
+from darkroom_local import stack
+from darkroom_local.processes import LOOPBACK, ROOT, LocalStackError, serving
 from darkroom_local.providers.config import Config, Fault, FaultKind, SimulatedEndpoint, When
 
 EXAMPLES = ROOT / "examples"
 WORK = ROOT / ".local" / "demo"
 JOB = "demo/photos"
-PHOTO_HOST = "https://photos.example.com"  # in the CSV; the demo plays that host itself
-# Gemini is "down" for one row and refuses another, so that the demo shows what happens then.
-SCRIPT = Config(
+PHOTO_HOST = "https://photos.example.com"  # in the CSV; replaced by a web server of the demo
+# Gemini is overloaded for one row and refuses another, so that the demo shows what happens then.
+CONFIG = Config(
     endpoints={
         "gemini-main": SimulatedEndpoint(
-            latency=simulation.LATENCY,
+            latency=stack.LATENCY,
             faults=(
                 Fault(kind=FaultKind.OVERLOADED, when=When(prompt_contains="sunrise")),
                 Fault(kind=FaultKind.REFUSED, when=When(prompt_contains="brand's logo")),
             ),
         ),
-        "openai-main": SimulatedEndpoint(latency=simulation.LATENCY),
+        "openai-main": SimulatedEndpoint(latency=stack.LATENCY),
     }
 )
-QUICK = {"gemini-main": {"max_retries": 1, "retry_delay_seconds": 0.5}}
-KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY", "GOOGLE_GENAI_API_KEY", "OPENAI_API_KEY")
+OVERRIDES = {"gemini-main": {"max_retries": 1, "retry_delay_seconds": 0.5}}
+KEY_VARIABLES = [name for entry in PROVIDERS.values() for name in entry.key_variables]
 STYLES = {"succeeded": "green", "failed": "yellow", "dead": "red", "skipped": "dim"}
 
 
 def main() -> int:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     real = os.environ.get("PROVIDERS", "simulated") == "real"
-    if real and not any(os.environ.get(name, "").strip() for name in KEYS):
-        console.print(f"PROVIDERS=real needs a key in {' or '.join(KEYS)}.", style="red")
+    if real and not any(os.environ.get(name, "").strip() for name in KEY_VARIABLES):
+        console.print(f"PROVIDERS=real needs a key in {' or '.join(KEY_VARIABLES)}.", style="red")
         return 2
-    began = time.monotonic()
+    started = time.monotonic()
 
-    def say(step: str) -> None:
-        console.print(f"[dim]{time.monotonic() - began:5.1f} s[/]  {step}")
+    def progress(step: str) -> None:
+        console.print(f"[dim]{time.monotonic() - started:5.1f} s[/]  {step}")
 
     try:
         with (
-            stack.running(config=SCRIPT, overrides=QUICK, simulate=not real, say=say) as info,
-            _photo_host(EXAMPLES / "photos") as host,
+            stack.running(
+                config=CONFIG, overrides=OVERRIDES, simulate=not real, progress=progress
+            ) as info,
+            serving(_photo_server()) as host,
         ):
             return _main_job(console, info, host, real=real)
     except (LocalStackError, subprocess.CalledProcessError) as error:
@@ -78,8 +79,7 @@ def _main_job(console: Console, info: stack.StackInfo, host: str, *, real: bool)
     _darkroom(console, info, "download", JOB, str(results))
     manifest = _read(results / "manifest.csv")
     console.print(_summary(manifest))
-    wrong = missing_rows(_read(table), manifest)
-    if wrong:
+    if wrong := _missing_rows(_read(table), manifest):
         console.print(f"Rows that are not in the manifest exactly once: {wrong}", style="red")
         return 1
     console.print(f"\nGallery: [bold]{results / 'report.html'}[/]")
@@ -87,7 +87,7 @@ def _main_job(console: Console, info: stack.StackInfo, host: str, *, real: bool)
 
 
 def _prepare(host: str) -> Path:
-    """A working copy of the examples, in which photos.example.com is the demo's own web server."""
+    """Copy the examples, with the demo's own web server in place of photos.example.com."""
     shutil.rmtree(WORK, ignore_errors=True)
     shutil.copytree(EXAMPLES / "photos", WORK / "photos")
     table = WORK / "photos.csv"
@@ -96,21 +96,21 @@ def _prepare(host: str) -> Path:
 
 
 def _darkroom(console: Console, info: stack.StackInfo, *arguments: str) -> None:
-    """Run the command as a user would, in front of the user."""
+    """Run the darkroom command as a user would, and print it first."""
     shown = [os.path.relpath(a, ROOT) if a.startswith(str(ROOT)) else a for a in arguments]
     console.print(f"\n[bold cyan]$ darkroom {shlex.join(shown)}[/]")
-    elsewhere = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "DARKROOM_"))}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "DARKROOM_"))}
     subprocess.run(  # noqa: S603 - our own command
         [sys.executable, "-m", "darkroom_cli.main", *arguments],
-        env=elsewhere | info.environment(),
+        env=inherited | info.environment(),
         check=True,
     )
 
 
-def missing_rows(
+def _missing_rows(
     rows: Sequence[Mapping[str, str]], manifest: Sequence[Mapping[str, str]]
 ) -> list[int]:
-    """Rows of the CSV, counted from 0, that do not stand in the manifest exactly once."""
+    """Numbers (from 0) of the CSV's rows that are not in the manifest exactly once."""
     settled = [int(line["row"]) for line in manifest if line["status"] in STYLES]
     return [row for row in range(len(rows)) if settled.count(row) != 1]
 
@@ -126,14 +126,14 @@ def _summary(manifest: Sequence[Mapping[str, str]]) -> Table:
     table.add_column("status", no_wrap=True)
     table.add_column("by", no_wrap=True)
     table.add_column("USD", justify="right", no_wrap=True)
-    table.add_column("picture, or why there is none", overflow="fold")
+    table.add_column("image, or reason", overflow="fold")
     for line in manifest:
         status = line["status"]
         by = line["provider"] + (" (fallback)" if line["fallback"] == "true" else "")
-        why = Text(line["output"].removeprefix(f"{JOB}/") or f"{line['reason']}: {line['detail']}")
-        style = STYLES.get(status, "")
-        table.add_row(line["row"], Text(status, style), by, f"{_usd(line):.4f}", why)
-    table.caption = f"${sum(map(_usd, manifest)):.4f} in all"
+        text = line["output"].removeprefix(f"{JOB}/") or f"{line['reason']}: {line['detail']}"
+        styled = Text(status, STYLES.get(status, ""))
+        table.add_row(line["row"], styled, by, f"{_usd(line):.4f}", Text(text))
+    table.caption = f"${sum(map(_usd, manifest)):.4f} in total"
     return table
 
 
@@ -141,21 +141,15 @@ def _usd(line: Mapping[str, str]) -> float:
     return float(line["cost_usd"] or 0)
 
 
-@contextmanager
-def _photo_host(folder: Path) -> Iterator[str]:
+def _photo_server() -> ThreadingHTTPServer:
     """A web server for the rows that name their photo by URL."""
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
+    class Handler(SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
             pass
 
-    handler = functools.partial(Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer((LOOPBACK, 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://{LOOPBACK}:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+    handler = functools.partial(Handler, directory=str(EXAMPLES / "photos"))
+    return ThreadingHTTPServer((LOOPBACK, 0), handler)
 
 
 if __name__ == "__main__":

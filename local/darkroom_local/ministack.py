@@ -1,72 +1,57 @@
-"""MiniStack, the AWS of one machine, as a child process with a state of its own."""
+"""MiniStack, an emulation of AWS on one machine, as a child process with its own state."""
 
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from darkroom_local.processes import (
     LOOPBACK,
     ROOT,
+    ChildProcess,
     LocalStackError,
     free_port,
     spawn,
-    stop_group,
     wait_until,
 )
 
 PYTHON = ROOT / ".venv-ministack" / "bin" / "python"
 REGION = "us-east-1"
 ACCESS_KEY = "test"
-SECRET_KEY = "test"  # noqa: S105 - MiniStack's root credentials, no secret
+SECRET_KEY = "test"  # noqa: S105 - MiniStack's well-known root credentials
 START_SECONDS = 60.0
-# What may reach MiniStack, and so the functions, from the shell that starts it. Anything else (keys
-# above all) stays out: the functions must find in their environment what the template says.
+# The variables of the shell that MiniStack, and so the functions, inherit. No others (above all no
+# API keys): the functions' environment must be what the template defines.
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class MiniStack:
     """A running MiniStack. `stop()` ends it and its function workers, and removes its state."""
 
     url: str
     state_dir: Path
-    process: subprocess.Popen[bytes] = field(repr=False)
+    process: ChildProcess
     owns_state: bool = True
 
-    @property
-    def pid(self) -> int:
-        """Also the id of its process group."""
-        return self.process.pid
-
-    @property
-    def log(self) -> Path:
-        return self.state_dir / "ministack.log"
-
-    def environment(self) -> dict[str, str]:
-        """What a user would export to reach it with the aws command, SAM CLI or an SDK."""
-        return aws_environment(self.url)
-
     def stop(self) -> None:
-        # It would wait for open connections, and has nothing to save.
-        stop_group(self.process.pid, self.process, grace=0)
-        if self.process.stdin is not None:
-            self.process.stdin.close()
+        # With time to end, it would wait for open connections; there is nothing to save.
+        self.process.stop(grace_seconds=0)
         if self.owns_state:
             shutil.rmtree(self.state_dir, ignore_errors=True)
 
 
 def aws_environment(url: str) -> dict[str, str]:
+    """Variables that lead the aws command, SAM CLI or an SDK to the MiniStack at `url`."""
     return {
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -90,7 +75,7 @@ def start(
     state = state_dir or Path(tempfile.mkdtemp(prefix="darkroom-ministack-"))
     (state / "tmp").mkdir(parents=True, exist_ok=True)
     port = port or free_port()
-    token = uuid.uuid4().hex  # tells our MiniStack from another one that has the port already
+    token = uuid.uuid4().hex  # distinguishes ours from another MiniStack on the same port
     process = spawn(
         [str(PYTHON), "-m", "ministack"],
         _environment(state, port, auth=auth) | {"MINISTACK_EDITION": token},
@@ -99,14 +84,16 @@ def start(
     )
     stack = MiniStack(f"http://{LOOPBACK}:{port}", state, process, owns_state=state_dir is None)
 
-    def answered() -> bool:
+    def ready() -> bool:
         health = _health(stack.url)
-        return process.poll() is not None or (health is not None and health["edition"] == token)
+        return process.ended or (health is not None and health["edition"] == token)
 
-    if not wait_until(answered, START_SECONDS):
-        _give_up(stack, f"did not answer within {START_SECONDS:.0f} s")
-    if process.poll() is not None:
-        _give_up(stack, "ended at once")
+    answered = wait_until(ready, START_SECONDS)
+    if process.ended or not answered:
+        problem = "ended at once" if process.ended else f"did not answer in {START_SECONDS:.0f} s"
+        tail = process.log_tail()
+        stack.stop()
+        raise LocalStackError(f"MiniStack {problem}: {tail}")
     return stack
 
 
@@ -116,7 +103,7 @@ def running(
     state_dir: Path | None = None,
     port: int = 0,
 ) -> Iterator[MiniStack]:
-    """MiniStack for the length of a `with` block."""
+    """Run MiniStack for the length of a `with` block."""
     stack = start(auth=auth, state_dir=state_dir, port=port)
     try:
         yield stack
@@ -138,28 +125,22 @@ def _environment(state: Path, port: int, *, auth: bool) -> dict[str, str]:
         "STATE_DIR": str(state / "state"),
         "S3_DATA_DIR": str(state / "s3"),
         "LAMBDA_EXECUTOR": "local",
-        "IOT_MTLS_ENABLED": "false",  # it would take a fixed port
+        "IOT_MTLS_ENABLED": "false",  # would listen on a fixed port
         "SFTP_ENABLED": "false",
         "DOCKER_HOST": f"unix://{state}/no-docker.sock",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
 
 
-def answers(url: str) -> bool:
-    """Whether a MiniStack is at `url` and ready."""
+def is_ready(url: str) -> bool:
+    """Whether a MiniStack answers at `url`."""
     return _health(url) is not None
 
 
 def _health(url: str) -> dict[str, Any] | None:
     try:
-        with urllib.request.urlopen(f"{url}/_ministack/health", timeout=2) as answer:  # noqa: S310
-            health: dict[str, Any] = json.load(answer)
+        with urllib.request.urlopen(f"{url}/_ministack/health", timeout=2) as response:  # noqa: S310
+            health: dict[str, Any] = json.load(response)
     except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError):
         return None
     return health if health["ready_scripts"]["status"] == "completed" else None
-
-
-def _give_up(stack: MiniStack, what: str) -> None:
-    tail = stack.log.read_text(errors="replace").splitlines()[-5:] if stack.log.exists() else []
-    stack.stop()
-    raise LocalStackError(f"MiniStack {what}: {' / '.join(tail) or 'it printed nothing'}")

@@ -1,13 +1,24 @@
-"""Child processes on loopback: start them, wait until they answer, stop their whole group."""
+"""Servers on loopback and child processes: start them, wait until they answer, stop them.
 
+`python -m darkroom_local.processes COMMAND ...` runs a command that must not outlive its parent
+process; `spawn` starts its commands that way.
+"""
+
+import asyncio
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from socketserver import TCPServer
 
 from darkroom.errors import DarkroomError
 
@@ -16,7 +27,93 @@ LOOPBACK = "127.0.0.1"
 
 
 class LocalStackError(DarkroomError):
-    """The one-machine stack could not be started; says what to do."""
+    """The one-machine stack could not be started; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildProcess:
+    """A server started by `spawn`, in a process group of its own."""
+
+    process: subprocess.Popen[bytes] = field(repr=False)
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is also the id of its process group."""
+        return self.process.pid
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def log_tail(self, lines: int = 5) -> str:
+        text = self.log.read_text(errors="replace").strip() if self.log.exists() else ""
+        return " / ".join(text.splitlines()[-lines:]) or "it printed nothing"
+
+    def stop(self, grace_seconds: float = 5.0) -> None:
+        stop_group(self.pid, self.process, grace_seconds)
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+
+def spawn(
+    command: Sequence[str], environment: Mapping[str, str], log: Path, *, detached: bool = False
+) -> ChildProcess:
+    """Start `command` in a process group of its own, with its output appended to `log`.
+
+    Unless `detached`, it ends when this process ends.
+    """
+    watchdog = () if detached else (sys.executable, "-m", "darkroom_local.processes")
+    with log.open("ab") as output:
+        process = subprocess.Popen(  # noqa: S603 - our own commands
+            [*watchdog, *command],
+            env=dict(environment),
+            stdin=subprocess.DEVNULL if detached else subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return ChildProcess(process, log)
+
+
+def run(
+    command: Sequence[str | Path],
+    environment: Mapping[str, str] | None = None,
+    *,
+    timeout_seconds: float,
+    stdin: int = subprocess.DEVNULL,
+    error_lines: int = 1,
+) -> str:
+    """Run a command to its end in the project's folder and return its standard output.
+
+    Raises LocalStackError, with the last lines it printed, when it fails or takes too long.
+    """
+    try:
+        done = subprocess.run(  # noqa: S603 - our own commands
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=stdin,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout_seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LocalStackError(
+            f"{_shown(command)} took longer than {timeout_seconds:.0f} s"
+        ) from error
+    if done.returncode != 0:
+        printed = (done.stderr.strip() or done.stdout.strip()).splitlines()[-error_lines:]
+        reason = "\n".join(printed) or "it printed nothing"
+        raise LocalStackError(f"{_shown(command)} failed in {ROOT}: {reason}")
+    return done.stdout
+
+
+def _shown(command: Sequence[str | Path]) -> str:
+    name, *arguments = map(str, command)
+    return shlex.join([Path(name).name, *arguments[:2]])
 
 
 def free_port() -> int:
@@ -26,56 +123,106 @@ def free_port() -> int:
     return port
 
 
-def spawn(
-    command: Sequence[str], environment: Mapping[str, str], log: Path, *, detached: bool = False
-) -> subprocess.Popen[bytes]:
-    """Start `command` in a process group of its own, output to `log`.
+@contextmanager
+def serving(server: TCPServer) -> Iterator[str]:
+    """Run a server in a thread for the length of the block; yields its URL."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"http://{LOOPBACK}:{server.socket.getsockname()[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
 
-    Unless `detached`, it ends when this process ends.
+
+@contextmanager
+def in_event_loop[T](context: Callable[[], AbstractAsyncContextManager[T]]) -> Iterator[T]:
+    """Enter an asynchronous context manager in the event loop of a new thread.
+
+    At the end of the block it is left, and asyncio.run ends whatever tasks it started.
     """
-    guard = () if detached else (sys.executable, "-m", "darkroom_local.guard")
-    with log.open("ab") as output:
-        return subprocess.Popen(  # noqa: S603 - commands of our own
-            [*guard, *command],
-            env=dict(environment),
-            stdin=subprocess.DEVNULL if detached else subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    entered: Future[tuple[T, Callable[[], object]]] = Future()
+
+    async def enter() -> None:
+        loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+        try:
+            async with context() as value:
+                entered.set_result((value, lambda: loop.call_soon_threadsafe(stopped.set)))
+                await stopped.wait()
+        except Exception as error:
+            if entered.done():
+                raise
+            entered.set_exception(error)
+
+    thread = threading.Thread(target=lambda: asyncio.run(enter()))
+    thread.start()
+    value, stop = entered.result()
+    try:
+        yield value
+    finally:
+        stop()
+        thread.join()
 
 
-def wait_until(ready: Callable[[], bool], seconds: float, pause: float = 0.05) -> bool:
-    """Ask until `ready` says yes; False after `seconds`."""
+def wait_until(ready: Callable[[], bool], seconds: float, pause_seconds: float = 0.05) -> bool:
+    """Poll until `ready` returns True; False after `seconds`."""
     deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline:
             return False
-        time.sleep(pause)
+        time.sleep(pause_seconds)
     return True
 
 
 def stop_group(
-    group: int, process: subprocess.Popen[bytes] | None = None, grace: float = 5.0
+    group: int, process: subprocess.Popen[bytes] | None = None, grace_seconds: float = 5.0
 ) -> None:
-    """End every process of a group: politely, and after `grace` seconds not."""
+    """End every process of a group: SIGTERM, and SIGKILL after `grace_seconds` (0: at once)."""
+    for number, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 10.0)):
+        if seconds and group_exists(group):
+            with suppress(ProcessLookupError):
+                os.killpg(group, number)
+            wait_until(lambda: not group_exists(group), seconds)
+    if process is not None:
+        process.wait(timeout=10)  # reap it
 
-    def gone() -> bool:
-        if process is not None:
-            process.poll()  # reap it, or its group stays
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
+
+def group_exists(group: int) -> bool:
+    """Whether a process of the group is running. Zombies do not count: some inits reap slowly."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
         return False
+    statuses = [_process_status(path) for path in Path("/proc").glob("[0-9]*/stat")]
+    if not statuses:
+        return True  # a system without /proc
+    return any(pgid == str(group) and state not in "ZX" for state, pgid in statuses)
 
-    for how, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
-        if gone():
-            return
-        if not seconds:
-            continue
-        try:
-            os.killpg(group, how)
-        except ProcessLookupError:
-            return
-        wait_until(gone, seconds)
+
+def _process_status(path: Path) -> tuple[str, str]:
+    """State and process group of a process, from its /proc/PID/stat."""
+    try:
+        state, _parent, group, *_ = path.read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return "X", ""  # it has just ended
+    return state, group
+
+
+def main() -> int:
+    """The parent watchdog: runs a command, and kills its process group when the parent has died.
+
+    The parent holds the other end of standard input; however it dies, the pipe closes.
+    """
+
+    def kill_when_parent_dies() -> None:
+        os.read(sys.stdin.fileno(), 1)  # nothing is ever written: returns when the pipe closes
+        os.killpg(0, signal.SIGKILL)
+
+    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)  # noqa: S603 - our own command
+    threading.Thread(target=kill_when_parent_dies, daemon=True).start()
+    return child.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

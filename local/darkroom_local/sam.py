@@ -1,36 +1,34 @@
-"""SAM CLI, called just as a user calls it."""
+"""SAM CLI, called as a user calls it."""
 
 import fcntl
 import hashlib
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from darkroom_local.ministack import aws_environment
-from darkroom_local.processes import ROOT, LocalStackError
+from darkroom_local.processes import ROOT, LocalStackError, run
 
 BIN = ROOT / ".venv-sam" / "bin"
-BUILT = ROOT / ".aws-sam" / "build" / ".sources"  # gone when another `sam build` ran
-SECONDS = 600
+SOURCES_DIGEST = ROOT / ".aws-sam" / "build" / ".sources"  # gone when another `sam build` ran
+TIMEOUT_SECONDS = 600
 # A profile or endpoint of the shell must not lead a local deployment into a real account.
-_KEPT_OUT = ("AWS_", "UV_PYTHON", "VIRTUAL_ENV", "SAM_", "DARKROOM_")
+_EXCLUDED_PREFIXES = ("AWS_", "UV_PYTHON", "VIRTUAL_ENV", "SAM_", "DARKROOM_")
 
 
 def build() -> None:
     """`sam build`, unless nothing changed since the last one. Raises LocalStackError."""
-    sources = _digest()
-    if BUILT.exists() and BUILT.read_text() == sources:
+    digest = _sources_digest()
+    if SOURCES_DIGEST.exists() and SOURCES_DIGEST.read_text() == digest:
         return
-    BUILT.unlink(missing_ok=True)
+    SOURCES_DIGEST.unlink(missing_ok=True)
     _sam(["build"], _environment())
-    BUILT.write_text(sources)
+    SOURCES_DIGEST.write_text(digest)
 
 
 def deploy(url: str, stack: str, parameters: Mapping[str, str]) -> None:
-    """`sam deploy` of what was built to the AWS at `url`. Raises LocalStackError."""
+    """`sam deploy` of the last build to the AWS at `url`. Raises LocalStackError."""
     overrides = [f"{name}={value}" for name, value in parameters.items()]
     arguments = ["deploy", "--stack-name", stack, "--no-progressbar"]
     if overrides:
@@ -38,8 +36,23 @@ def deploy(url: str, stack: str, parameters: Mapping[str, str]) -> None:
     _sam(arguments, _environment() | aws_environment(url))
 
 
-def _digest() -> str:
-    """Of everything that `sam build` reads."""
+@contextmanager
+def exclusive() -> Iterator[None]:
+    """One build or deployment at a time per checkout: they share .aws-sam/."""
+    folder = ROOT / ".aws-sam"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def uv() -> str:
+    """Path of a working uv. Raises LocalStackError."""
+    return run([ROOT / "scripts" / "uv"], timeout_seconds=TIMEOUT_SECONDS).strip()
+
+
+def _sources_digest() -> str:
+    """A digest of every file that `sam build` reads."""
     digest = hashlib.sha256()
     files = [ROOT / "template.yaml", ROOT / "samconfig.toml"]
     for folder in ("layers", "functions"):
@@ -51,19 +64,9 @@ def _digest() -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def alone() -> Iterator[None]:
-    """One build or deployment at a time per checkout: they share .aws-sam/."""
-    folder = ROOT / ".aws-sam"
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _environment() -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(_KEPT_OUT)}
-    return kept | {
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(_EXCLUDED_PREFIXES)}
+    return inherited | {
         "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "UV": uv(),
         "DARKROOM_PYTHON": sys.executable,
@@ -72,32 +75,7 @@ def _environment() -> dict[str, str]:
     }
 
 
-def uv() -> str:
-    """Path of a uv that runs. Raises LocalStackError."""
-    found = subprocess.run(  # noqa: S603 - our own script
-        [ROOT / "scripts" / "uv"], capture_output=True, text=True, check=False
-    )
-    if found.returncode:
-        raise LocalStackError(found.stderr.strip())
-    return found.stdout.strip()
-
-
 def _sam(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
     if not (BIN / "sam").exists():
         raise LocalStackError(f"{BIN / 'sam'} is missing: run `make setup` in {ROOT}")
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
-        done = subprocess.run(  # noqa: S603 - our own arguments
-            [BIN / "sam", *arguments],
-            cwd=ROOT,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            timeout=SECONDS,
-            check=False,
-        )
-        if done.returncode == 0:
-            return
-        output.seek(0)
-        tail = "\n".join(output.read().splitlines()[-30:])
-    raise LocalStackError(f"sam {' '.join(arguments)} failed in {ROOT}:\n{tail}")
+    run([BIN / "sam", *arguments], environment, timeout_seconds=TIMEOUT_SECONDS, error_lines=30)

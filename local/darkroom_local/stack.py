@@ -1,13 +1,15 @@
-"""The real template on this machine: MiniStack, SAM CLI, simulated providers.
+"""The real template on this machine: MiniStack, SAM CLI and the simulated providers.
 
-`running()` for the length of a with block; `up()` and `down()` for one in the background.
+`running()` for the length of a `with` block; `up()` and `down()` for a stack in the background.
 """
 
 import json
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,16 @@ from typing import Any
 import boto3
 from botocore.config import Config as ClientConfig
 
-from darkroom_local import ministack, sam, simulation
-from darkroom_local.processes import ROOT, stop_group
-from darkroom_local.providers.config import Config
+from darkroom_local import ministack, sam
+from darkroom_local.processes import (
+    ROOT,
+    ChildProcess,
+    LocalStackError,
+    spawn,
+    stop_group,
+    wait_until,
+)
+from darkroom_local.providers.config import Config, Fixed, SimulatedEndpoint
 
 STATE = ROOT / ".local" / "stack.json"
 DEFAULT_STACK = "darkroom"
@@ -28,7 +37,15 @@ DEFAULT_PARAMETERS = {
     # Images may come from this machine; the default allows public hosts over https only.
     "TrustedImageHosts": "127.0.0.1",
 }
-Say = Callable[[str], None]
+PROVIDERS_START_SECONDS = 30.0
+LATENCY = Fixed(seconds=0.3)  # short enough for a demo; real providers take 5 s to 60 s
+DEFAULT_CONFIG = Config(
+    endpoints={
+        "gemini-main": SimulatedEndpoint(latency=LATENCY),
+        "openai-main": SimulatedEndpoint(latency=LATENCY),
+    }
+)
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,160 +74,193 @@ class StackInfo:
         )
 
     def environment(self) -> dict[str, str]:
-        """What to export so that the aws and darkroom commands reach it."""
+        """Variables that lead the aws and darkroom commands to this stack."""
         return ministack.aws_environment(self.url) | {"DARKROOM_STACK": self.stack}
 
     def push_secret(self, secret: Mapping[str, Any]) -> None:
-        client = self.client("secretsmanager")
-        client.put_secret_value(
-            SecretId=self.outputs["EndpointsSecretArn"], SecretString=json.dumps(secret)
-        )
-        client.close()
+        with closing(self.client("secretsmanager")) as client:
+            client.put_secret_value(
+                SecretId=self.outputs["EndpointsSecretArn"], SecretString=json.dumps(secret)
+            )
 
 
 @contextmanager
 def running(
     *,
     stack: str = DEFAULT_STACK,
-    config: Config = simulation.DEFAULT_CONFIG,
-    secret: Mapping[str, Any] | None = None,
+    config: Config = DEFAULT_CONFIG,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
-    parameters: Mapping[str, str] | None = None,
-    auth: bool = True,
     simulate: bool = True,
-    say: Say = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> Iterator[StackInfo]:
-    """A stack of its own, gone with everything it made at the end of the block.
+    """Run a separate stack, removed with everything it created at the end of the block.
 
     `config` scripts the simulated providers, `overrides` are fields of their endpoints in the
-    secret; a `secret` of your own takes the place of theirs. Without `simulate` none of them is
-    there, and without a `secret` none is pushed. Raises LocalStackError.
+    secret. Without `simulate` there are none, and no secret is pushed. Raises LocalStackError.
     """
     work = Path(tempfile.mkdtemp(prefix="darkroom-stack-"))
     with ExitStack() as cleanup:
         cleanup.callback(shutil.rmtree, work, ignore_errors=True)
         simulated = config if simulate else None
-        plan = _Plan(stack, work, simulated, secret, overrides or {}, parameters or {}, auth=auth)
-        yield _start(plan, say, cleanup, detached=False)
+        yield _start(
+            stack, work, simulated, overrides, progress=progress, cleanup=cleanup, detached=False
+        )
 
 
-def up(
-    *,
-    stack: str = DEFAULT_STACK,
-    config: Config = simulation.DEFAULT_CONFIG,
-    secret: Mapping[str, Any] | None = None,
-    parameters: Mapping[str, str] | None = None,
-    say: Say = lambda _: None,
-) -> StackInfo:
-    """Start the background stack of this checkout, or return the one that runs already.
+def up(*, stack: str = DEFAULT_STACK, progress: Progress = lambda _: None) -> StackInfo:
+    """Start the background stack of this checkout, or return the one that already runs.
 
-    It lives until `down()`; logs lie in `.local/stack/`. Raises LocalStackError.
+    It runs until `down()`; its logs are in `.local/stack/`. Raises LocalStackError.
     """
-    if (found := current()) is not None:
-        return found
+    if (info := current()) is not None:
+        return info
     down()
     work = STATE.parent / "stack"
     work.mkdir(parents=True)
     with ExitStack() as cleanup:
-        plan = _Plan(stack, work, config, secret, {}, parameters or {}, auth=True)
-        info = _start(plan, say, cleanup, detached=True)
+        info = _start(
+            stack, work, DEFAULT_CONFIG, None, progress=progress, cleanup=cleanup, detached=True
+        )
         STATE.write_text(json.dumps(asdict(info), indent=2))
-        cleanup.pop_all()  # it stays
+        cleanup.pop_all()  # started: keep it running
     return info
 
 
 def down() -> bool:
     """Stop the background stack and remove its state and logs; False if there was none."""
-    found = STATE.exists()
-    if found:
-        for group in _read().groups:
+    existed = STATE.exists()
+    if existed:
+        for group in _read_state().groups:
             stop_group(group)
         STATE.unlink()
     shutil.rmtree(STATE.parent / "stack", ignore_errors=True)
-    return found
+    return existed
 
 
 def current() -> StackInfo | None:
     """The background stack of this checkout, if it answers."""
     if not STATE.exists():
         return None
-    info = _read()
-    return info if ministack.answers(info.url) else None
+    info = _read_state()
+    return info if ministack.is_ready(info.url) else None
 
 
-def _read() -> StackInfo:
+def _read_state() -> StackInfo:
     state = json.loads(STATE.read_text())
     return StackInfo(**{**state, "groups": tuple(state["groups"])})
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    stack: str
-    work: Path
-    config: Config | None  # None: no simulated providers
-    secret: Mapping[str, Any] | None
-    overrides: Mapping[str, Mapping[str, Any]]
-    parameters: Mapping[str, str]
-    auth: bool
-
-
-def _start(plan: _Plan, say: Say, cleanup: ExitStack, *, detached: bool) -> StackInfo:
-    say("starting MiniStack")
-    state = plan.work / "ministack"
-    aws = ministack.start(auth=plan.auth, state_dir=state, detached=detached)
+def _start(
+    stack: str,
+    work: Path,
+    config: Config | None,  # None: no simulated providers
+    overrides: Mapping[str, Mapping[str, Any]] | None,
+    *,
+    progress: Progress,
+    cleanup: ExitStack,
+    detached: bool,
+) -> StackInfo:
+    progress("starting MiniStack")
+    aws = ministack.start(state_dir=work / "ministack", detached=detached)
     cleanup.callback(aws.stop)
-    providers = None
-    if plan.config is not None:
-        say("starting the simulated providers")
-        providers = simulation.start(plan.work, plan.config, detached=detached)
-        cleanup.callback(providers.stop)
-    with sam.alone():
-        say("building the layers and functions (sam build)")
+    groups = [aws.process.pid]
+    providers_url = None
+    if config is not None:
+        progress("starting the simulated providers")
+        process, providers_url = start_providers(work, config, detached=detached)
+        cleanup.callback(process.stop)
+        groups.append(process.pid)
+    with sam.exclusive():
+        progress("building the layers and functions (sam build)")
         sam.build()
-        say("deploying the template (sam deploy)")
-        sam.deploy(aws.url, plan.stack, {**DEFAULT_PARAMETERS, **plan.parameters})
-    groups = (aws.pid,) if providers is None else (aws.pid, providers.pid)
+        progress("deploying the template (sam deploy)")
+        sam.deploy(aws.url, stack, DEFAULT_PARAMETERS)
     info = StackInfo(
-        plan.stack,
-        aws.url,
-        ministack.ACCESS_KEY,
-        ministack.SECRET_KEY,
-        ministack.REGION,
-        providers.url if providers else None,
-        _outputs(aws.url, plan.stack),
-        str(plan.work),
-        groups,
+        stack=stack,
+        url=aws.url,
+        access_key=ministack.ACCESS_KEY,
+        secret_key=ministack.SECRET_KEY,
+        region=ministack.REGION,
+        providers_url=providers_url,
+        outputs=_outputs(aws.url, stack),
+        work=str(work),
+        groups=tuple(groups),
     )
-    _number_the_concurrency(info)
-    secret = plan.secret
-    if secret is None and providers is not None and plan.config is not None:
-        secret = simulation.secret_for(providers.url, plan.config, plan.overrides)
-    if secret is not None:
-        say("pushing the endpoints secret")
-        info.push_secret(secret)
+    _set_numeric_concurrency(info)
+    if config is not None and providers_url is not None:
+        progress("pushing the endpoints secret")
+        info.push_secret(endpoints_secret(providers_url, config, overrides))
     return info
 
 
+def start_providers(
+    work: Path, config: Config, *, detached: bool = False
+) -> tuple[ChildProcess, str]:
+    """Start the simulated providers on a free port, with logs and configuration in `work`.
+
+    Returns the process and its URL; `{url}/{endpoint name}/` serves either wire format. Raises
+    LocalStackError.
+    """
+    settings, log = work / "providers.json", work / "providers.log"
+    settings.write_text(config.model_dump_json(indent=2))
+    log.unlink(missing_ok=True)
+    environment = {k: os.environ[k] for k in ("PATH", "HOME", "LANG") if k in os.environ}
+    module = [sys.executable, "-m", "darkroom_local.providers"]
+    command = [*module, "--port", "0", "--config", str(settings)]
+    process = spawn(command, environment, log, detached=detached)
+
+    def announcement() -> str:
+        lines = log.read_text(errors="replace").splitlines()
+        return next((x for x in lines if x.startswith('{"port"') and x.endswith("}")), "")
+
+    wait_until(lambda: bool(announcement()) or process.ended, PROVIDERS_START_SECONDS)
+    if not (line := announcement()):
+        process.stop()
+        raise LocalStackError(f"The simulated providers did not start: {process.log_tail()}")
+    return process, json.loads(line)["url"]
+
+
+def endpoints_secret(
+    url: str,
+    config: Config = DEFAULT_CONFIG,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """An endpoints secret for the simulated endpoints at `url`; provider and tier follow the name.
+
+    A name that starts with "openai" is an OpenAI endpoint in tier 2, any other a Gemini endpoint in
+    tier 1. `overrides` are fields of the secret by endpoint name.
+    """
+    return {
+        "endpoints": [
+            {
+                "name": name,
+                "provider": "openai" if name.startswith("openai") else "gemini",
+                "base_url": f"{url}/{name}" + ("/v1" if name.startswith("openai") else ""),
+                "api_keys": list(endpoint.keys) or [f"simulated-key-of-{name}"],
+                "requests_per_minute": endpoint.requests_per_minute,
+                "max_in_flight": endpoint.max_in_flight or 16,
+                **(overrides or {}).get(name, {}),
+            }
+            for name, endpoint in config.endpoints.items()
+        ]
+    }
+
+
 def _outputs(url: str, stack: str) -> dict[str, str]:
-    client = boto3.client(
-        "cloudformation",
-        endpoint_url=url,
-        aws_access_key_id=ministack.ACCESS_KEY,
-        aws_secret_access_key=ministack.SECRET_KEY,
-        region_name=ministack.REGION,
+    session = boto3.Session(
+        ministack.ACCESS_KEY, ministack.SECRET_KEY, region_name=ministack.REGION
     )
-    answer = client.describe_stacks(StackName=stack)["Stacks"][0]
-    client.close()
-    return {output["OutputKey"]: output["OutputValue"] for output in answer["Outputs"]}
+    with closing(session.client("cloudformation", endpoint_url=url)) as client:
+        description = client.describe_stacks(StackName=stack)["Stacks"][0]
+    return {output["OutputKey"]: output["OutputValue"] for output in description["Outputs"]}
 
 
-def _number_the_concurrency(info: StackInfo) -> None:
-    """MiniStack 1.5.33 takes a MaximumConcurrency from a parameter as text and its poller stops."""
-    client = info.client("lambda")
-    for mapping in client.list_event_source_mappings()["EventSourceMappings"]:
-        most = mapping.get("ScalingConfig", {}).get("MaximumConcurrency")
-        if most is not None:
-            client.update_event_source_mapping(
-                UUID=mapping["UUID"], ScalingConfig={"MaximumConcurrency": int(most)}
-            )
-    client.close()
+def _set_numeric_concurrency(info: StackInfo) -> None:
+    """Work around MiniStack 1.5.33, whose poller stops at a MaximumConcurrency from a parameter."""
+    with closing(info.client("lambda")) as client:
+        for mapping in client.list_event_source_mappings()["EventSourceMappings"]:
+            maximum = mapping.get("ScalingConfig", {}).get("MaximumConcurrency")
+            if maximum is not None:
+                client.update_event_source_mapping(
+                    UUID=mapping["UUID"], ScalingConfig={"MaximumConcurrency": int(maximum)}
+                )

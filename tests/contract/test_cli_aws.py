@@ -1,4 +1,4 @@
-"""The command against AWS's own wire formats: buckets, queues, tables, outputs of a real stack."""
+"""The command against the APIs of CloudFormation, S3, SQS, DynamoDB and Secrets Manager."""
 
 import json
 import uuid
@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from darkroom.aws.ledger_table import LedgerTable
 from darkroom.jobs import JobOptions, Run, RunState, Source, Totals
 from darkroom_cli.main import app
-from darkroom_cli.ports import Outputs
+from darkroom_cli.stack import Outputs
 from darkroom_local import ministack
 from tests.conftest import ClientFactory
 
@@ -22,7 +22,7 @@ _QUEUES = ("RowsQueue", "DeadLetterQueue")
 
 
 def template() -> str:
-    """Only what the command touches, with the outputs of the real template."""
+    """The resources that the command uses, with the outputs of the real template."""
     tables = {"LedgerTable": ("job", "item"), "EndpointsTable": ("endpoint",)}
     resources: dict[str, Any] = {
         name: {
@@ -84,14 +84,14 @@ def darkroom(aws_endpoint: str, stack: str) -> Command:
     return invoke
 
 
-def test_a_stack_that_is_not_there_is_one_sentence(darkroom: Command) -> None:
+def test_a_missing_stack_is_reported_in_one_sentence(darkroom: Command) -> None:
     result = darkroom("list", "--stack", "nothing")
     assert result.exit_code == 1
     assert "There is no stack named nothing in us-east-1" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_submit_uploads_images_and_csv_with_options_and_only_once(
+def test_submit_uploads_csv_options_and_images_but_no_image_twice(
     darkroom: Command, aws_client: ClientFactory, outputs: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "photos").mkdir()
@@ -103,20 +103,20 @@ def test_submit_uploads_images_and_csv_with_options_and_only_once(
     options = ("--instruction-column", "Änderung", "--filter-rows", "0:11", "--json")
     first = darkroom("submit", csv, *options)
     assert first.exit_code == 0, first.stderr
-    told = json.loads(first.stdout)
-    assert (told["job"], told["images_uploaded"]) == ("jobs/products", 11)
+    answer = json.loads(first.stdout)
+    assert (answer["job"], answer["images_uploaded"]) == ("jobs/products", 11)
     s3 = aws_client("s3")
     bucket = outputs["InputBucketName"]
     head = s3.head_object(Bucket=bucket, Key="jobs/products.csv")
-    assert head["VersionId"] == told["version"]
+    assert head["VersionId"] == answer["version"]
     assert head["Metadata"]["filter-rows"] == "0:11"
     assert s3.head_object(Bucket=bucket, Key="jobs/photos/3.png")["ContentType"] == "image/png"
     again = json.loads(darkroom("submit", csv, *options).stdout)
     assert (again["images_uploaded"], again["images_unchanged"]) == (0, 11)
-    assert again["version"] != told["version"]
+    assert again["version"] != answer["version"]
 
 
-def test_download_writes_what_the_bucket_holds_and_then_nothing_more(
+def test_download_fetches_all_results_and_nothing_twice(
     darkroom: Command, aws_client: ClientFactory, outputs: dict[str, str], tmp_path: Path
 ) -> None:
     names = [f"images/{n:06d}.png" for n in range(30)] + ["manifest.csv", "report.html", "job.json"]
@@ -131,7 +131,7 @@ def test_download_writes_what_the_bucket_holds_and_then_nothing_more(
     assert (second["files"], second["downloaded"]) == (len(names), 0)
 
 
-def dead_letters(sqs: Any, url: str, count: int) -> None:
+def send_dead_letters(sqs: Any, url: str, count: int) -> None:
     for n in range(count):
         reason = ("unavailable", "quota_spent")[n % 2]
         body = json.dumps({"job": "jobs/a b" if n % 3 else "jobs/ü", "row": n})
@@ -142,7 +142,7 @@ def dead_letters(sqs: Any, url: str, count: int) -> None:
         )
 
 
-def drained(sqs: Any, url: str) -> list[dict[str, Any]]:
+def drain(sqs: Any, url: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     while batch := sqs.receive_message(
         QueueUrl=url, MaxNumberOfMessages=10, AttributeNames=["MessageGroupId"]
@@ -153,33 +153,33 @@ def drained(sqs: Any, url: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_a_redrive_by_reason_moves_those_and_leaves_the_rest_visible(
+def test_a_redrive_by_reason_moves_those_and_leaves_the_others_visible(
     darkroom: Command, aws_client: ClientFactory, outputs: dict[str, str]
 ) -> None:
     sqs = aws_client("sqs")
-    dead_letters(sqs, outputs["DeadLetterQueueUrl"], 30)
-    told = json.loads(darkroom("redrive", "--reason", "quota_spent", "--json").stdout)
-    assert told["redriven"] == 15
-    moved = drained(sqs, outputs["RowsQueueUrl"])
+    send_dead_letters(sqs, outputs["DeadLetterQueueUrl"], 30)
+    answer = json.loads(darkroom("redrive", "--reason", "quota_spent", "--json").stdout)
+    assert answer["redriven"] == 15
+    moved = drain(sqs, outputs["RowsQueueUrl"])
     assert {json.loads(m["Body"])["row"] for m in moved} == set(range(1, 30, 2))
-    left = drained(sqs, outputs["DeadLetterQueueUrl"])
+    left = drain(sqs, outputs["DeadLetterQueueUrl"])
     assert {json.loads(m["Body"])["row"] for m in left} == set(range(0, 30, 2))
 
 
-def test_an_unfiltered_redrive_moves_all_where_sqs_has_no_move_task(
+def test_an_unfiltered_redrive_works_without_sqs_move_tasks(
     darkroom: Command, aws_client: ClientFactory, outputs: dict[str, str]
 ) -> None:
     sqs = aws_client("sqs")
-    dead_letters(sqs, outputs["DeadLetterQueueUrl"], 23)
+    send_dead_letters(sqs, outputs["DeadLetterQueueUrl"], 23)
     result = darkroom("redrive")
     assert "Redrove 23 rows: 12 unavailable, 11 quota_spent." in result.stdout, result.stderr
-    moved = drained(sqs, outputs["RowsQueueUrl"])
+    moved = drain(sqs, outputs["RowsQueueUrl"])
     assert {json.loads(m["Body"])["row"] for m in moved} == set(range(23))
     assert {m["Attributes"]["MessageGroupId"] for m in moved} == {"jobs/a_b", "jobs/_"}
-    assert drained(sqs, outputs["DeadLetterQueueUrl"]) == []
+    assert drain(sqs, outputs["DeadLetterQueueUrl"]) == []
 
 
-def test_endpoints_go_into_the_secret_and_show_as_never_used(
+def test_pushed_endpoints_are_in_the_secret_and_shown_as_never_used(
     darkroom: Command, aws_client: ClientFactory, outputs: dict[str, str], tmp_path: Path
 ) -> None:
     file = tmp_path / "endpoints.json"
@@ -189,8 +189,8 @@ def test_endpoints_go_into_the_secret_and_show_as_never_used(
         '{"endpoints": [{"name": "g", "provider": "gemini", "api_keys": ["AIza-secret-1"]}]}'
     )
     assert darkroom("endpoints", "push", file).exit_code == 0
-    held = aws_client("secretsmanager").get_secret_value(SecretId=outputs["EndpointsSecretArn"])
-    assert json.loads(held["SecretString"])["endpoints"][0]["api_keys"] == ["AIza-secret-1"]
+    secret = aws_client("secretsmanager").get_secret_value(SecretId=outputs["EndpointsSecretArn"])
+    assert json.loads(secret["SecretString"])["endpoints"][0]["api_keys"] == ["AIza-secret-1"]
     shown = darkroom("endpoints", "show")
     assert "state: never used" in shown.stdout
     assert "AIza-secret-1" not in shown.output
@@ -202,13 +202,13 @@ def test_status_list_and_stop_read_the_ledger(
     ledger = LedgerTable(aws_client("dynamodb"), outputs["LedgerTableName"])
     source = Source(outputs["InputBucketName"], "jobs/p.csv", "v1")
     run = Run("jobs/p", "run-1", RunState.SPLITTING, source, JobOptions(), started_at=1.0)
-    begun = ledger.start(run, 60)
-    assert begun is not None
-    ledger.finish_split(begun, Totals(rows=3, queued=2, invalid=1), ["A warning."])
+    started = ledger.start(run, 60)
+    assert started is not None
+    ledger.finish_split(started, Totals(rows=3, queued=2, invalid=1), ["A warning."])
     aws_client("s3").put_object(Bucket=outputs["InputBucketName"], Key="jobs/p.csv", Body=b"x")
-    told = json.loads(darkroom("status", "jobs/p", "--json").stdout)
-    assert (told["state"], told["rows"], told["failed"]) == ("running", 3, 1)
-    assert told["warnings"] == ["A warning."]
+    answer = json.loads(darkroom("status", "jobs/p", "--json").stdout)
+    assert (answer["state"], answer["rows"], answer["failed"]) == ("running", 3, 1)
+    assert answer["warnings"] == ["A warning."]
     assert json.loads(darkroom("list", "--json").stdout)[0]["job"] == "jobs/p"
     assert darkroom("stop", "jobs/p").exit_code == 0
     assert darkroom("status", "jobs/p", "--watch").exit_code == 1

@@ -1,4 +1,4 @@
-"""The fetcher against real sockets, real TLS and S3: what loads, what is refused, and by when."""
+"""The fetcher with real sockets, TLS and S3: what loads, what is rejected, and time limits."""
 
 import io
 import time
@@ -16,15 +16,23 @@ from darkroom.errors import Reason, RetryRow, RowRejected
 from darkroom.fetcher import FetchLimits, HostUnknown, SafeImageFetcher, resolve
 from darkroom.images.references import HostList, ImageRules
 from darkroom.settings import Settings
-from tests.fakes.internet import FakeInternet, http_answer, moved
-from tests.fakes.web import Certificates, Line, Talk, Web, certificates, hang_up, web
+from tests.fakes.network import FakeNetwork, http_response, redirect_to
+from tests.fakes.web_server import (
+    Certificates,
+    Exchange,
+    Handler,
+    WebServer,
+    certificates,
+    disconnect,
+    web_server,
+)
 
 PUBLIC, OTHER, PRIVATE = "93.184.215.14", "93.184.215.15", "10.0.0.7"
 HOST, CDN = "photos.example.com", "cdn.example.com"
 BASE = "s3://in/jobs/"
 LIMITS = FetchLimits(max_bytes=100_000)
-HASTE = FetchLimits(total_seconds=0.6, connect_seconds=0.6, read_seconds=0.6)
-LATE = 3.0  # what a busy machine may add
+SHORT_LIMITS = FetchLimits(total_seconds=0.6, connect_seconds=0.6, read_seconds=0.6)
+MARGIN_SECONDS = 3.0  # for a busy machine
 SECRET = "X-Amz-Signature=5ecret"
 
 
@@ -34,11 +42,11 @@ def png() -> bytes:
     return out.getvalue()
 
 
-PICTURE = png()
+IMAGE = png()
 
 
-def say(answer: bytes) -> Talk:
-    return lambda line: line.send(answer)
+def respond(response: bytes) -> Handler:
+    return lambda exchange: exchange.send(response)
 
 
 @pytest.fixture(scope="session")
@@ -52,20 +60,22 @@ def unknown(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 @dataclass
-class World:
-    """Servers at public addresses; what the fetcher connects to is kept in `internet`."""
+class FetchHarness:
+    """A fetcher and servers at public addresses; `network` records the connections."""
 
     stack: ExitStack
     tls: Certificates
-    internet: FakeInternet = field(default_factory=FakeInternet)
+    network: FakeNetwork = field(default_factory=FakeNetwork)
     rules: ImageRules = field(default_factory=lambda: ImageRules(("in",)))
     limits: FetchLimits = LIMITS
     s3: Any = None
     _fetcher: SafeImageFetcher | None = None
 
-    def serve(self, talk: Talk, address: str = PUBLIC, tls: Certificates | None = None) -> Web:
-        server = self.stack.enter_context(web(talk, (tls or self.tls).server))
-        self.internet.servers = {**self.internet.servers, address: server.port}
+    def serve(
+        self, handle: Handler, address: str = PUBLIC, tls: Certificates | None = None
+    ) -> WebServer:
+        server = self.stack.enter_context(web_server(handle, (tls or self.tls).server))
+        self.network.servers = {**self.network.servers, address: server.port}
         return server
 
     @property
@@ -75,8 +85,8 @@ class World:
                 self.s3,
                 self.rules,
                 self.limits,
-                resolver=self.internet.resolve,
-                network=self.internet,
+                resolver=self.network.resolve,
+                network=self.network,
                 ssl_context=self.tls.client,
             )
             self.stack.callback(self._fetcher.close)
@@ -85,16 +95,16 @@ class World:
     def fetch(self, path: str = "/a.png", host: str = HOST) -> bytes:
         return self.fetcher.fetch(f"https://{host}{path}", BASE)
 
-    def refused(self, path: str = "/a.png") -> str:
-        """The sentence of a permanent refusal."""
+    def rejection(self, path: str = "/a.png") -> str:
+        """The detail of a permanent failure."""
         with pytest.raises(RowRejected) as caught:
             self.fetch(f"{path}?{SECRET}")
         assert caught.value.reason is Reason.BAD_IMAGE
         assert "5ecret" not in caught.value.detail
         return caught.value.detail
 
-    def put_off(self, path: str = "/a.png") -> RetryRow:
-        """The error of a failure that may pass."""
+    def unavailable(self, path: str = "/a.png") -> RetryRow:
+        """The error of a transient failure."""
         with pytest.raises(RetryRow) as caught:
             self.fetch(f"{path}?{SECRET}")
         assert caught.value.reason is Reason.IMAGE_UNAVAILABLE
@@ -103,19 +113,23 @@ class World:
 
 
 @pytest.fixture
-def world(trusted: Certificates) -> Iterator[World]:
+def harness(trusted: Certificates) -> Iterator[FetchHarness]:
     with ExitStack() as stack:
-        world = World(stack, trusted)
-        world.internet.names = {HOST: [[PUBLIC]], CDN: [[OTHER]], "inside.example.com": [[PRIVATE]]}
-        yield world
+        harness = FetchHarness(stack, trusted)
+        harness.network.names = {
+            HOST: [[PUBLIC]],
+            CDN: [[OTHER]],
+            "inside.example.com": [[PRIVATE]],
+        }
+        yield harness
 
 
 # --- what loads ------------------------------------------------------------------------------
 
 
-def test_a_picture_comes_byte_for_byte(world: World) -> None:
-    server = world.serve(say(http_answer(PICTURE, "Content-Type: text/html")))
-    assert world.fetch("/a.png?sig=1") == PICTURE
+def test_an_image_is_loaded_byte_for_byte(harness: FetchHarness) -> None:
+    server = harness.serve(respond(http_response(IMAGE, "Content-Type: text/html")))
+    assert harness.fetch("/a.png?sig=1") == IMAGE
     (head,) = server.heads
     assert head.startswith(f"GET /a.png?sig=1 HTTP/1.1\r\nHost: {HOST}\r\n")
     assert "cookie" not in head.lower()
@@ -123,50 +137,52 @@ def test_a_picture_comes_byte_for_byte(world: World) -> None:
 
 
 @pytest.mark.parametrize("host", [PUBLIC, "[2606:4700::1111]"])
-def test_an_address_as_host_loads_with_its_own_certificate(world: World, host: str) -> None:
-    server = world.serve(say(http_answer(PICTURE)), host.strip("[]"))
-    assert world.fetch(host=host) == PICTURE
+def test_an_address_as_host_loads_with_its_own_certificate(
+    harness: FetchHarness, host: str
+) -> None:
+    server = harness.serve(respond(http_response(IMAGE)), host.strip("[]"))
+    assert harness.fetch(host=host) == IMAGE
     assert f"\r\nHost: {host}\r\n" in server.heads[0]
 
 
-def test_a_body_in_chunks_and_one_that_ends_with_the_connection_load(world: World) -> None:
-    def talk(line: Line) -> None:
-        if line.path == "/chunked":
-            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(PICTURE), PICTURE)
-            line.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+def test_a_chunked_body_and_one_that_ends_with_the_connection_load(harness: FetchHarness) -> None:
+    def handle(exchange: Exchange) -> None:
+        if exchange.path == "/chunked":
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(IMAGE), IMAGE)
+            exchange.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
             return
-        line.send(b"HTTP/1.1 200 OK\r\n\r\n" + PICTURE)
-        hang_up(line)
+        exchange.send(b"HTTP/1.1 200 OK\r\n\r\n" + IMAGE)
+        disconnect(exchange)
 
-    world.serve(talk)
-    assert world.fetch("/chunked") == world.fetch("/open") == PICTURE
+    harness.serve(handle)
+    assert harness.fetch("/chunked") == harness.fetch("/open") == IMAGE
 
 
-def test_connections_are_kept_for_further_pictures_of_a_host(world: World) -> None:
-    server = world.serve(say(http_answer(PICTURE)))
+def test_connections_are_reused_for_further_images_of_a_host(harness: FetchHarness) -> None:
+    server = harness.serve(respond(http_response(IMAGE)))
     for _ in range(5):
-        world.fetch()
+        harness.fetch()
     assert (server.connections, len(server.heads)) == (1, 5)
 
 
-def test_a_redirect_to_another_public_host_is_followed(world: World) -> None:
-    world.serve(say(moved(f"https://{CDN}/b.png")))
-    server = world.serve(say(http_answer(PICTURE)), OTHER)
-    assert world.fetch() == PICTURE
+def test_a_redirect_to_another_public_host_is_followed(harness: FetchHarness) -> None:
+    harness.serve(respond(redirect_to(f"https://{CDN}/b.png")))
+    server = harness.serve(respond(http_response(IMAGE)), OTHER)
+    assert harness.fetch() == IMAGE
     assert f"\r\nHost: {CDN}\r\n" in server.heads[0]
 
 
-def test_a_trusted_host_loads_over_http_from_loopback_by_the_real_resolver() -> None:
-    with web(say(http_answer(PICTURE))) as server:
+def test_a_trusted_host_loads_over_http_from_loopback_with_the_real_resolver() -> None:
+    with web_server(respond(http_response(IMAGE))) as server:
         rules = ImageRules(("in",), trusted=HostList.parse(f"127.0.0.1:{server.port}"))
         with closing(SafeImageFetcher(None, rules, LIMITS)) as fetcher:  # type: ignore[arg-type]
-            assert fetcher.fetch(f"http://127.0.0.1:{server.port}/a.png", BASE) == PICTURE
+            assert fetcher.fetch(f"http://127.0.0.1:{server.port}/a.png", BASE) == IMAGE
             with pytest.raises(RowRejected, match="not encrypted"):
                 fetcher.fetch(f"http://127.0.0.2:{server.port}/a.png", BASE)
 
 
-def test_without_trust_loopback_is_out_of_reach_by_the_real_resolver() -> None:
-    with web(say(http_answer(PICTURE))) as server:
+def test_untrusted_loopback_is_rejected_with_the_real_resolver() -> None:
+    with web_server(respond(http_response(IMAGE))) as server:
         rules = ImageRules(("in",), trusted=HostList.parse("elsewhere:80"))
         with closing(SafeImageFetcher(None, rules, LIMITS)) as fetcher:  # type: ignore[arg-type]
             for host in ("127.0.0.1", "[::1]", "[::ffff:127.0.0.1]"):
@@ -175,50 +191,52 @@ def test_without_trust_loopback_is_out_of_reach_by_the_real_resolver() -> None:
         assert server.connections == 0
 
 
-def test_the_real_resolver_gives_addresses_as_they_are_and_knows_what_does_not_exist() -> None:
+def test_the_real_resolver_returns_addresses_unchanged_and_reports_missing_names() -> None:
     assert resolve("127.0.0.1", 443) == ["127.0.0.1"]
     assert resolve("::ffff:127.0.0.1", 443) == ["::ffff:127.0.0.1"]
     with pytest.raises((HostUnknown, httpcore2.ConnectError)):
-        resolve("nowhere.invalid", 443)  # without any network, a resolver cannot know
+        resolve("nowhere.invalid", 443)  # ConnectError without any network
     with pytest.raises(HostUnknown):
         resolve("a" * 64 + ".example", 443)
 
 
-# --- nothing inside is reached ---------------------------------------------------------------
+# --- private addresses are not reached ---------------------------------------------------------
 
 
-def test_a_name_that_changes_between_check_and_use_is_used_as_it_was_checked(world: World) -> None:
-    world.internet.names = {HOST: [[PUBLIC], [PRIVATE]]}
-    world.serve(say(http_answer(PICTURE)))
-    inside = world.serve(say(http_answer(PICTURE)), PRIVATE)
-    assert world.fetch() == PICTURE
-    assert world.internet.lookups == [HOST]
-    assert world.internet.connected == [PUBLIC]
+def test_a_connection_goes_to_the_address_that_was_checked(harness: FetchHarness) -> None:
+    harness.network.names = {HOST: [[PUBLIC], [PRIVATE]]}
+    harness.serve(respond(http_response(IMAGE)))
+    inside = harness.serve(respond(http_response(IMAGE)), PRIVATE)
+    assert harness.fetch() == IMAGE
+    assert harness.network.lookups == [HOST]
+    assert harness.network.connected == [PUBLIC]
     assert inside.connections == 0
 
 
-def test_a_name_that_turns_private_is_refused_at_the_next_connection(world: World) -> None:
-    world.internet.names = {HOST: [[PUBLIC], [PRIVATE]]}
-    world.serve(say(http_answer(PICTURE, "Connection: close")))
-    inside = world.serve(say(http_answer(PICTURE)), PRIVATE)
-    assert world.fetch() == PICTURE
-    assert "no public address" in world.refused()
-    assert world.internet.lookups == [HOST, HOST]
-    assert world.internet.connected == [PUBLIC]
+def test_a_name_that_becomes_private_is_rejected_at_the_next_connection(
+    harness: FetchHarness,
+) -> None:
+    harness.network.names = {HOST: [[PUBLIC], [PRIVATE]]}
+    harness.serve(respond(http_response(IMAGE, "Connection: close")))
+    inside = harness.serve(respond(http_response(IMAGE)), PRIVATE)
+    assert harness.fetch() == IMAGE
+    assert "no public address" in harness.rejection()
+    assert harness.network.lookups == [HOST, HOST]
+    assert harness.network.connected == [PUBLIC]
     assert inside.connections == 0
 
 
-def test_of_mixed_answers_only_the_public_addresses_are_tried(world: World) -> None:
-    world.internet.names = {HOST: [[PRIVATE, "::1", OTHER, PUBLIC]]}
-    world.serve(say(http_answer(PICTURE)))
-    inside = world.serve(say(http_answer(PICTURE)), PRIVATE)
-    assert world.fetch() == PICTURE
-    assert world.internet.connected == [OTHER, PUBLIC]  # nothing listens at the first
+def test_only_the_public_addresses_of_a_host_are_tried(harness: FetchHarness) -> None:
+    harness.network.names = {HOST: [[PRIVATE, "::1", OTHER, PUBLIC]]}
+    harness.serve(respond(http_response(IMAGE)))
+    inside = harness.serve(respond(http_response(IMAGE)), PRIVATE)
+    assert harness.fetch() == IMAGE
+    assert harness.network.connected == [OTHER, PUBLIC]  # nothing listens at the first
     assert inside.connections == 0
 
 
 @pytest.mark.parametrize(
-    ("location", "says"),
+    ("location", "problem"),
     [
         ("https://inside.example.com/", "is on inside.example.com, which has no public address"),
         (f"https://{PRIVATE}/", f"is on {PRIVATE}, which has no public address"),
@@ -232,223 +250,232 @@ def test_of_mixed_answers_only_the_public_addresses_are_tried(world: World) -> N
         ("", "is redirected, but its server does not give the new location"),
     ],
 )
-@pytest.mark.parametrize("hops", [0, 2])
-def test_every_hop_of_a_redirect_is_checked(
-    world: World, location: str, says: str, hops: int
+@pytest.mark.parametrize("redirects", [0, 2])
+def test_every_redirect_is_checked(
+    harness: FetchHarness, location: str, problem: str, redirects: int
 ) -> None:
-    def talk(line: Line) -> None:
-        hop = int(line.path.strip("/") or 0)
-        line.send(moved(f"/{hop + 1}" if hop < hops else location))
+    def handle(exchange: Exchange) -> None:
+        count = int(exchange.path.strip("/") or 0)
+        exchange.send(redirect_to(f"/{count + 1}" if count < redirects else location))
 
-    server = world.serve(talk)
-    inside = world.serve(say(http_answer(PICTURE)), PRIVATE)
-    sentence = world.refused("/0")
-    assert sentence.startswith(f"image 'https://{HOST}/0?…' ")
-    assert says in sentence
-    assert len(server.heads) == hops + 1
-    assert set(world.internet.connected) == {PUBLIC}
+    server = harness.serve(handle)
+    inside = harness.serve(respond(http_response(IMAGE)), PRIVATE)
+    detail = harness.rejection("/0")
+    assert detail.startswith(f"image 'https://{HOST}/0?…' ")
+    assert problem in detail
+    assert len(server.heads) == redirects + 1
+    assert set(harness.network.connected) == {PUBLIC}
     assert inside.connections == 0
 
 
-def test_a_redirect_leaves_the_allowed_hosts_no_more_than_a_row_does(world: World) -> None:
-    world.rules = ImageRules(("in",), allowed=HostList.parse(HOST))
-    world.serve(say(moved(f"https://{CDN}/b.png?sig=5ecret")))
-    assert f"is on the host {CDN}, which AllowedImageHosts does not list" in world.refused()
-    assert world.internet.lookups == [HOST]
+def test_a_redirect_may_not_leave_the_allowed_hosts(harness: FetchHarness) -> None:
+    harness.rules = ImageRules(("in",), allowed=HostList.parse(HOST))
+    harness.serve(respond(redirect_to(f"https://{CDN}/b.png?sig=5ecret")))
+    assert f"is on the host {CDN}, which AllowedImageHosts does not list" in harness.rejection()
+    assert harness.network.lookups == [HOST]
 
 
-@pytest.mark.parametrize("hops", [5, 6])
-def test_five_redirects_are_followed_and_not_six(world: World, hops: int) -> None:
-    def talk(line: Line) -> None:
-        hop = int(line.path.strip("/"))
-        line.send(moved(f"/{hop + 1}") if hop < hops else http_answer(PICTURE))
+@pytest.mark.parametrize("redirects", [5, 6])
+def test_five_redirects_are_followed_but_not_six(harness: FetchHarness, redirects: int) -> None:
+    def handle(exchange: Exchange) -> None:
+        count = int(exchange.path.strip("/"))
+        exchange.send(redirect_to(f"/{count + 1}") if count < redirects else http_response(IMAGE))
 
-    world.serve(talk)
-    if hops == 5:
-        assert world.fetch("/0") == PICTURE
+    harness.serve(handle)
+    if redirects == 5:
+        assert harness.fetch("/0") == IMAGE
     else:
-        assert "is redirected more than 5 times" in world.refused("/0")
+        assert "is redirected more than 5 times" in harness.rejection("/0")
 
 
-def test_a_redirect_loop_ends(world: World) -> None:
-    server = world.serve(say(moved("/a.png")))
-    assert "is redirected more than 5 times" in world.refused()
+def test_a_redirect_loop_ends(harness: FetchHarness) -> None:
+    server = harness.serve(respond(redirect_to("/a.png")))
+    assert "is redirected more than 5 times" in harness.rejection()
     assert len(server.heads) == 6
 
 
 # --- size and time ---------------------------------------------------------------------------
 
 
-def test_an_announced_size_is_refused_unread(world: World) -> None:
-    world.serve(say(b"HTTP/1.1 200 OK\r\nContent-Length: 100001\r\n\r\n" + PICTURE))
-    assert "is larger than" in world.refused()
+def test_a_body_announced_as_too_large_is_rejected_unread(harness: FetchHarness) -> None:
+    harness.serve(respond(b"HTTP/1.1 200 OK\r\nContent-Length: 100001\r\n\r\n" + IMAGE))
+    assert "is larger than" in harness.rejection()
 
 
 @pytest.mark.parametrize("form", ["chunked", "to the end"])
-def test_an_unannounced_size_is_cut_off_at_the_limit(world: World, form: str) -> None:
+def test_a_body_of_unannounced_size_is_cut_off_at_the_limit(
+    harness: FetchHarness, form: str
+) -> None:
     sent = 0
 
-    def talk(line: Line) -> None:
+    def handle(exchange: Exchange) -> None:
         nonlocal sent
         head = b"Transfer-Encoding: chunked\r\n" if form == "chunked" else b""
-        line.send(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n")
+        exchange.send(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n")
         piece = b"x" * 10_000
         while sent < 50_000_000:
-            line.send(b"2710\r\n%b\r\n" % piece if form == "chunked" else piece)
+            exchange.send(b"2710\r\n%b\r\n" % piece if form == "chunked" else piece)
             sent += len(piece)
 
-    world.serve(talk)
-    assert "is larger than" in world.refused()
-    assert sent < 10_000_000  # what lies in the system's buffers when the connection is closed
+    harness.serve(handle)
+    assert "is larger than" in harness.rejection()
+    assert sent < 10_000_000  # what the system's buffers hold when the connection is closed
 
 
-def test_the_limit_itself_is_allowed(world: World) -> None:
-    body = PICTURE + bytes(LIMITS.max_bytes - len(PICTURE))
-    world.serve(say(http_answer(body)))
-    assert world.fetch() == body
+def test_the_limit_itself_is_allowed(harness: FetchHarness) -> None:
+    body = IMAGE + bytes(LIMITS.max_bytes - len(IMAGE))
+    harness.serve(respond(http_response(body)))
+    assert harness.fetch() == body
 
 
-def _trickle(data: bytes) -> Callable[[Line], None]:
-    def talk(line: Line) -> None:
+def _byte_by_byte(data: bytes) -> Callable[[Exchange], None]:
+    def handle(exchange: Exchange) -> None:
         for byte in data:
-            line.send(bytes([byte]))
-            line.pause(0.05)
+            exchange.send(bytes([byte]))
+            exchange.pause(0.05)
 
-    return talk
+    return handle
 
 
-def _slow_redirects(line: Line) -> None:
-    line.pause(0.25)
-    line.send(moved("/again"))
+def _slow_redirects(exchange: Exchange) -> None:
+    exchange.pause(0.25)
+    exchange.send(redirect_to("/again"))
 
 
 @pytest.mark.parametrize(
-    "talk",
+    "handle",
     [
-        _trickle(http_answer(PICTURE)),
-        lambda line: (line.send(b"HTTP/1.1 200 OK\r\n\r\n"), _trickle(PICTURE)(line)),
-        lambda line: line.pause(20),
-        lambda line: (line.send(http_answer(PICTURE)[:-9]), line.pause(20)),
+        _byte_by_byte(http_response(IMAGE)),
+        lambda exchange: (
+            exchange.send(b"HTTP/1.1 200 OK\r\n\r\n"),
+            _byte_by_byte(IMAGE)(exchange),
+        ),
+        lambda exchange: exchange.pause(20),
+        lambda exchange: (exchange.send(http_response(IMAGE)[:-9]), exchange.pause(20)),
         _slow_redirects,
     ],
-    ids=["trickled head", "trickled body", "silence", "stops before the end", "slow redirects"],
+    ids=["slow head", "slow body", "silence", "stops before the end", "slow redirects"],
 )
-def test_one_total_time_bounds_the_slowest_server(world: World, talk: Talk) -> None:
-    world.limits = HASTE
-    world.serve(talk)
+def test_the_total_time_bounds_the_slowest_server(harness: FetchHarness, handle: Handler) -> None:
+    harness.limits = SHORT_LIMITS
+    harness.serve(handle)
     began = time.monotonic()
-    error = world.put_off()
-    assert time.monotonic() - began < HASTE.total_seconds + LATE
+    error = harness.unavailable()
+    assert time.monotonic() - began < SHORT_LIMITS.total_seconds + MARGIN_SECONDS
     assert f"was not loaded in time: {HOST} is slow or does not respond" in error.detail
 
 
-def test_a_server_that_never_shakes_hands_is_given_up_in_time(world: World) -> None:
-    with web(lambda line: None) as plain:  # waits for a request in the clear, and says nothing
-        world.limits = HASTE
-        world.internet.servers = {PUBLIC: plain.port}
+def test_a_server_without_a_tls_handshake_times_out(harness: FetchHarness) -> None:
+    with web_server(lambda exchange: None) as plain:  # waits for a plain request and sends nothing
+        harness.limits = SHORT_LIMITS
+        harness.network.servers = {PUBLIC: plain.port}
         began = time.monotonic()
-        assert "in time" in world.put_off().detail
-        assert time.monotonic() - began < HASTE.total_seconds + LATE
+        assert "in time" in harness.unavailable().detail
+        assert time.monotonic() - began < SHORT_LIMITS.total_seconds + MARGIN_SECONDS
 
 
 # --- what failures mean ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("status", "says"),
+    ("status", "problem"),
     [
-        ("404 Not Found", "does not exist (its server answered 404)"),
-        ("410 Gone", "does not exist (its server answered 410)"),
-        ("401 No", "may not be read (its server answered 401); a signed URL may have expired"),
-        ("403 No", "may not be read (its server answered 403); a signed URL may have expired"),
-        ("400 Bad", "could not be loaded: its server answered 400"),
-        ("204 Nothing", "could not be loaded: its server answered 204"),
-        ("206 Part", "could not be loaded: its server answered 206"),
-        ("300 Choose", "could not be loaded: its server answered 300"),
-        ("418 Teapot", "could not be loaded: its server answered 418"),
+        ("404 Not Found", "does not exist (its server returned 404)"),
+        ("410 Gone", "does not exist (its server returned 410)"),
+        ("401 No", "may not be read (its server returned 401); a signed URL may have expired"),
+        ("403 No", "may not be read (its server returned 403); a signed URL may have expired"),
+        ("400 Bad", "could not be loaded: its server returned 400"),
+        ("204 Nothing", "could not be loaded: its server returned 204"),
+        ("206 Part", "could not be loaded: its server returned 206"),
+        ("300 Choose", "could not be loaded: its server returned 300"),
+        ("418 Teapot", "could not be loaded: its server returned 418"),
     ],
 )
-def test_a_permanent_status_ends_the_row(world: World, status: str, says: str) -> None:
+def test_a_permanent_status_rejects_the_row(
+    harness: FetchHarness, status: str, problem: str
+) -> None:
     body = b"" if status.startswith("204") else b"sorry"
-    world.serve(say(http_answer(body, "Connection: close", status=status)))
-    assert world.refused() == f"image 'https://{HOST}/a.png?…' {says}"
+    harness.serve(respond(http_response(body, "Connection: close", status=status)))
+    assert harness.rejection() == f"image 'https://{HOST}/a.png?…' {problem}"
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 599])
-def test_a_passing_status_costs_an_attempt(world: World, status: int) -> None:
-    world.serve(say(http_answer(b"", "Retry-After: 7", status=f"{status} Later")))
-    error = world.put_off()
-    assert error.detail.endswith(f"could not be loaded: its server answered {status}")
+def test_a_transient_status_costs_an_attempt(harness: FetchHarness, status: int) -> None:
+    harness.serve(respond(http_response(b"", "Retry-After: 7", status=f"{status} Later")))
+    error = harness.unavailable()
+    assert error.detail.endswith(f"could not be loaded: its server returned {status}")
     assert error.delay_seconds == 7
 
 
 @pytest.mark.parametrize(
     ("value", "seconds"), [("99999999", 900), ("soon", 0), ("Wed, 21 Oct 2026", 0), ("-5", 0)]
 )
-def test_a_server_cannot_put_a_row_off_for_ever(world: World, value: str, seconds: float) -> None:
-    world.serve(say(http_answer(b"", f"Retry-After: {value}", status="503 Later")))
-    assert world.put_off().delay_seconds == seconds
+def test_a_retry_after_header_has_an_upper_bound(
+    harness: FetchHarness, value: str, seconds: float
+) -> None:
+    harness.serve(respond(http_response(b"", f"Retry-After: {value}", status="503 Later")))
+    assert harness.unavailable().delay_seconds == seconds
 
 
-def _hang_up_after(data: bytes) -> Talk:
-    def talk(line: Line) -> None:
-        line.send(data)
-        hang_up(line)
+def _disconnect_after(data: bytes) -> Handler:
+    def handle(exchange: Exchange) -> None:
+        exchange.send(data)
+        disconnect(exchange)
 
-    return talk
+    return handle
 
 
 @pytest.mark.parametrize(
-    "talk",
+    "handle",
     [
-        hang_up,
-        _hang_up_after(http_answer(PICTURE)[:-9]),
-        _hang_up_after(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
-        _hang_up_after(b"\x16\x03\x01 this is no HTTP\r\n\r\n"),
-        _hang_up_after(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"),
+        disconnect,
+        _disconnect_after(http_response(IMAGE)[:-9]),
+        _disconnect_after(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
+        _disconnect_after(b"\x16\x03\x01 this is no HTTP\r\n\r\n"),
+        _disconnect_after(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"),
     ],
-    ids=["hangs up", "cut body", "bad chunk", "no HTTP", "bad length"],
+    ids=["disconnects", "cut body", "bad chunk", "no HTTP", "bad length"],
 )
-def test_a_broken_connection_costs_an_attempt(world: World, talk: Talk) -> None:
-    world.serve(talk)
-    assert f"could not be loaded: {HOST} cannot be reached" in world.put_off().detail
+def test_a_broken_connection_costs_an_attempt(harness: FetchHarness, handle: Handler) -> None:
+    harness.serve(handle)
+    assert f"could not be loaded: {HOST} cannot be reached" in harness.unavailable().detail
 
 
-def test_a_host_where_nothing_listens_costs_an_attempt(world: World) -> None:
-    assert "cannot be reached" in world.put_off().detail
+def test_a_host_where_nothing_listens_costs_an_attempt(harness: FetchHarness) -> None:
+    assert "cannot be reached" in harness.unavailable().detail
 
 
-def test_a_resolver_that_fails_costs_an_attempt(world: World) -> None:
+def test_a_resolver_that_fails_costs_an_attempt(harness: FetchHarness) -> None:
     def failing(host: str, port: int) -> list[str]:
         raise httpcore2.ConnectError("name resolution failed: try again")
 
-    world.internet.resolve = failing  # type: ignore[method-assign]
-    assert "cannot be reached" in world.put_off().detail
+    harness.network.resolve = failing  # type: ignore[method-assign]
+    assert "cannot be reached" in harness.unavailable().detail
 
 
-def test_a_name_that_does_not_exist_ends_the_row(world: World) -> None:
-    world.internet.names = {}
-    assert world.refused().endswith(f"is on the host {HOST}, which does not exist")
+def test_a_name_that_does_not_exist_rejects_the_row(harness: FetchHarness) -> None:
+    harness.network.names = {}
+    assert harness.rejection().endswith(f"is on the host {HOST}, which does not exist")
 
 
-def test_a_certificate_of_another_authority_ends_the_row(
-    world: World, unknown: Certificates
+def test_a_certificate_of_another_authority_rejects_the_row(
+    harness: FetchHarness, unknown: Certificates
 ) -> None:
-    server = world.serve(say(http_answer(PICTURE)), tls=unknown)
-    assert world.refused().endswith(f"is on {HOST}, whose certificate is not valid for it")
+    server = harness.serve(respond(http_response(IMAGE)), tls=unknown)
+    assert harness.rejection().endswith(f"is on {HOST}, whose certificate is not valid for it")
     assert server.heads == []
 
 
-def test_a_certificate_for_another_host_ends_the_row(world: World) -> None:
-    world.internet.names = {"else.example.com": [[PUBLIC]]}
-    server = world.serve(say(http_answer(PICTURE)))
+def test_a_certificate_for_another_host_rejects_the_row(harness: FetchHarness) -> None:
+    harness.network.names = {"else.example.com": [[PUBLIC]]}
+    server = harness.serve(respond(http_response(IMAGE)))
     with pytest.raises(RowRejected, match="certificate is not valid for it"):
-        world.fetch(host="else.example.com")
+        harness.fetch(host="else.example.com")
     assert server.heads == []
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("body", "problem"),
     [
         (b"", "is empty"),
         (b"<!doctype html><title>Sign in</title>", "is a web page, not an image"),
@@ -456,15 +483,17 @@ def test_a_certificate_for_another_host_ends_the_row(world: World) -> None:
         (b"just words", "is not an image"),
     ],
 )
-def test_content_is_sniffed_and_not_believed(world: World, body: bytes, says: str) -> None:
-    world.serve(say(http_answer(body, "Content-Type: image/png")))
-    assert says in world.refused()
+def test_the_file_type_is_detected_whatever_the_content_type(
+    harness: FetchHarness, body: bytes, problem: str
+) -> None:
+    harness.serve(respond(http_response(body, "Content-Type: image/png")))
+    assert problem in harness.rejection()
 
 
-def test_nothing_is_left_open_after_refusals(world: World) -> None:
-    server = world.serve(say(b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n"))
+def test_rejections_leave_no_connections_open(harness: FetchHarness) -> None:
+    server = harness.serve(respond(b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n"))
     for _ in range(40):  # more than the pool holds
-        world.refused()
+        harness.rejection()
     assert server.connections == 40
 
 
@@ -479,12 +508,12 @@ def bucket(aws_client: Any) -> str:
 
 
 @pytest.fixture
-def stored(world: World, aws_client: Any, bucket: str) -> Callable[[str, bytes], None]:
-    world.s3 = aws_client("s3")
-    world.rules = ImageRules((bucket, "a-bucket-that-is-gone"))
+def stored(harness: FetchHarness, aws_client: Any, bucket: str) -> Callable[[str, bytes], None]:
+    harness.s3 = aws_client("s3")
+    harness.rules = ImageRules((bucket, "a-bucket-that-is-gone"))
 
     def put(key: str, body: bytes) -> None:
-        world.s3.put_object(Bucket=bucket, Key=key, Body=body)
+        harness.s3.put_object(Bucket=bucket, Key=key, Body=body)
 
     return put
 
@@ -492,41 +521,43 @@ def stored(world: World, aws_client: Any, bucket: str) -> Callable[[str, bytes],
 type Put = Callable[[str, bytes], None]
 
 
-def test_objects_load_by_url_and_by_path(world: World, bucket: str, stored: Put) -> None:
-    stored("jobs/photos/ä b%20.png", PICTURE)
-    fetch = world.fetcher.fetch
-    assert fetch("photos/ä b%20.png", f"s3://{bucket}/jobs/") == PICTURE
-    assert fetch(f"s3://{bucket}/jobs/photos/ä b%20.png", "s3://x/") == PICTURE
-    assert fetch("../jobs/photos/ä b%20.png", f"s3://{bucket}/jobs/") == PICTURE
+def test_objects_load_by_url_and_by_path(harness: FetchHarness, bucket: str, stored: Put) -> None:
+    stored("jobs/photos/ä b%20.png", IMAGE)
+    fetch = harness.fetcher.fetch
+    assert fetch("photos/ä b%20.png", f"s3://{bucket}/jobs/") == IMAGE
+    assert fetch(f"s3://{bucket}/jobs/photos/ä b%20.png", "s3://x/") == IMAGE
+    assert fetch("../jobs/photos/ä b%20.png", f"s3://{bucket}/jobs/") == IMAGE
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("body", "problem"),
     [
         (None, "does not exist in the bucket"),
         (b"", "is empty"),
-        (PICTURE + bytes(100_000), "is larger than"),
+        (IMAGE + bytes(100_000), "is larger than"),
         (b"<html>", "is a web page"),
     ],
 )
-def test_an_object_that_cannot_be_used_ends_the_row(
-    world: World, bucket: str, stored: Put, body: bytes | None, says: str
+def test_an_unusable_object_rejects_the_row(
+    harness: FetchHarness, bucket: str, stored: Put, body: bytes | None, problem: str
 ) -> None:
     key = f"{uuid4()}.png"
     if body is not None:
         stored(key, body)
-    with pytest.raises(RowRejected, match=says) as caught:
-        world.fetcher.fetch(key, f"s3://{bucket}/")
+    with pytest.raises(RowRejected, match=problem) as caught:
+        harness.fetcher.fetch(key, f"s3://{bucket}/")
     assert caught.value.reason is Reason.BAD_IMAGE
 
 
-def test_a_bucket_that_is_gone_ends_the_row(world: World, stored: Put) -> None:
+def test_a_missing_bucket_rejects_the_row(harness: FetchHarness, stored: Put) -> None:
     with pytest.raises(RowRejected, match="does not exist"):
-        world.fetcher.fetch("s3://a-bucket-that-is-gone/a.png", BASE)
+        harness.fetcher.fetch("s3://a-bucket-that-is-gone/a.png", BASE)
 
 
-def test_s3_out_of_reach_costs_an_attempt(world: World, aws_client: Any, bucket: str) -> None:
-    import boto3  # noqa: PLC0415 - a client of its own, for a port where nobody listens
+def test_an_unreachable_s3_costs_an_attempt(
+    harness: FetchHarness, aws_client: Any, bucket: str
+) -> None:
+    import boto3  # noqa: PLC0415 - a separate client, for a port where nothing listens
     from botocore.config import Config  # noqa: PLC0415
 
     client = boto3.client(
@@ -537,25 +568,23 @@ def test_s3_out_of_reach_costs_an_attempt(world: World, aws_client: Any, bucket:
         aws_secret_access_key="test",
         config=Config(retries={"total_max_attempts": 1}, connect_timeout=1),
     )
-    world.s3 = client
-    world.rules = ImageRules((bucket,))
+    harness.s3 = client
+    harness.rules = ImageRules((bucket,))
     with closing(client), pytest.raises(RetryRow) as caught:
-        world.fetcher.fetch("a.png", f"s3://{bucket}/")
+        harness.fetcher.fetch("a.png", f"s3://{bucket}/")
     assert caught.value.reason is Reason.IMAGE_UNAVAILABLE
 
 
-def test_a_bucket_that_the_operator_named_may_be_read_and_no_other(
-    aws_client: Any, bucket: str
-) -> None:
+def test_only_the_buckets_of_image_object_arns_may_be_read(aws_client: Any, bucket: str) -> None:
     names = dict.fromkeys(Settings.model_fields, "x") | {"on_unknown_outcome": "retry"}
     names |= {"allowed_image_hosts": "", "trusted_image_hosts": "", "rows_per_worker": "1"}
     granted = names | {"image_object_arns": f"arn:aws:s3:::{bucket}/photos/*"}
-    aws_client("s3").put_object(Bucket=bucket, Key="photos/a.png", Body=PICTURE)
+    aws_client("s3").put_object(Bucket=bucket, Key="photos/a.png", Body=IMAGE)
     reference = f"s3://{bucket}/photos/a.png"
     fetcher = SafeImageFetcher.from_settings(aws_client("s3"), Settings.model_validate(granted))
-    assert fetcher.fetch(reference, "s3://x/") == PICTURE
+    assert fetcher.fetch(reference, "s3://x/") == IMAGE
     fetcher.close()
-    stranger = SafeImageFetcher.from_settings(aws_client("s3"), Settings.model_validate(names))
+    without_grant = SafeImageFetcher.from_settings(aws_client("s3"), Settings.model_validate(names))
     with pytest.raises(RowRejected, match=bucket):
-        stranger.fetch(reference, "s3://x/")
-    stranger.close()
+        without_grant.fetch(reference, "s3://x/")
+    without_grant.close()

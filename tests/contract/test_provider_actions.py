@@ -1,6 +1,6 @@
-"""With every fault in turn, a row takes the action that its outcome asks for, and no other.
+"""Each fault of a provider leads to the action of its outcome, and to no other.
 
-The real dispatcher, planning, editors and SDKs; the providers are simulated, over HTTP. Only time
+The real dispatcher, planner, editors and SDKs; the providers are simulated, over HTTP. Only time
 and the shared state of the endpoints are in memory.
 """
 
@@ -22,7 +22,7 @@ from darkroom.providers.gemini import GeminiImageEditor
 from darkroom.providers.openai import OpenAIImageEditor
 from darkroom.rows import RowRequest
 from darkroom_local.providers import FaultKind, Simulator, running
-from tests.contract.provider_world import GEMINI, OPENAI, left_half_mask, photo
+from tests.contract.provider_harness import GEMINI, OPENAI, left_half_mask, photo
 from tests.fakes.dispatching import FakeSecretSource, gemini, openai, secret
 from tests.fakes.endpoint_states import InMemoryEndpointStates
 from tests.fakes.services import FakeClock, FakeTelemetry
@@ -58,8 +58,8 @@ FALLS_BACK = {
 
 
 @dataclass
-class ARow:
-    """Implements CallContext: one picture, and what the row asks for."""
+class Row:
+    """Implements CallContext with one image."""
 
     request: RowRequest
     images: tuple[SourceImage, ...] = field(default_factory=lambda: (photo(),))
@@ -76,8 +76,8 @@ class ARow:
 
 
 @dataclass
-class Town:
-    """Gemini first, OpenAI when that fails, both simulated."""
+class FallbackHarness:
+    """Gemini in the first tier and OpenAI as its fallback, both simulated."""
 
     simulator: Simulator
     editors: dict[Any, Any]
@@ -86,10 +86,10 @@ class Town:
         self,
         first: dict[str, Any] | None = None,
         second: dict[str, Any] | None = None,
-        row: ARow | None = None,
+        row: Row | None = None,
         **endpoint: Any,
     ) -> DispatchResult:
-        """One row; `first` and `second` are the faults of the two providers."""
+        """Dispatches one row; `first` and `second` are the faults of the two providers."""
         faults = {"gemini": first, "openai": second}
         self.simulator.configure(
             {
@@ -99,22 +99,22 @@ class Town:
                 }
             }
         )
-        given = {"timeout_seconds": 0.5, **endpoint}
-        ways = secret(
-            gemini(base_url=self.simulator.base_url("gemini"), **given),
-            openai(base_url=self.simulator.base_url("openai"), **given),
+        fields = {"timeout_seconds": 0.5, **endpoint}
+        endpoints = secret(
+            gemini(base_url=self.simulator.base_url("gemini"), **fields),
+            openai(base_url=self.simulator.base_url("openai"), **fields),
         )
         clock = FakeClock(1_795_000_000.0)
         dispatcher = TieredDispatcher(
-            FakeSecretSource(ways),
+            FakeSecretSource(endpoints),
             InMemoryEndpointStates(),
-            self.editors,
+            self.editors.__getitem__,
             clock,
             random.Random(1),
             FakeTelemetry(),
         )
         request = RowRequest(instruction="make it warm")
-        return dispatcher.dispatch(row or ARow(request), clock.now() + 900)
+        return dispatcher.dispatch(row or Row(request), clock.now() + 900)
 
     def calls(self) -> tuple[int, int]:
         stats = self.simulator.stats()
@@ -122,13 +122,13 @@ class Town:
 
 
 @pytest.fixture(scope="module")
-def town() -> Iterator[Town]:
+def harness() -> Iterator[FallbackHarness]:
     with (
         running() as simulator,
         closing(GeminiImageEditor()) as first,
         closing(OpenAIImageEditor()) as second,
     ):
-        yield Town(simulator, {GEMINI: first, OPENAI: second})
+        yield FallbackHarness(simulator, {GEMINI: first, OPENAI: second})
 
 
 def test_every_fault_has_its_action_here() -> None:
@@ -137,65 +137,69 @@ def test_every_fault_has_its_action_here() -> None:
 
 
 @pytest.mark.parametrize(("kind", "reason"), REJECTED.items())
-def test_what_blames_the_row_ends_it_after_one_call_and_without_fallback(
-    town: Town, kind: FaultKind, reason: Reason
+def test_a_failure_caused_by_the_row_ends_it_after_one_call_without_fallback(
+    harness: FallbackHarness, kind: FaultKind, reason: Reason
 ) -> None:
     with pytest.raises(RowRejected) as caught:
-        town.dispatch({"kind": kind}, max_retries=2)
+        harness.dispatch({"kind": kind}, max_retries=2)
     assert caught.value.reason is reason
-    assert town.calls() == (1, 0)
+    assert harness.calls() == (1, 0)
 
 
 @pytest.mark.parametrize("kind", FALLS_BACK)
-def test_what_does_not_blame_the_row_is_done_by_the_fallback(town: Town, kind: FaultKind) -> None:
-    delivery = town.dispatch({"kind": kind})
-    assert delivery.fallback
-    assert delivery.plan.provider is OPENAI
-    assert len(delivery.plan.images) == 1  # the fallback edits the picture, it does not invent one
-    assert town.calls() == (1, 1)
+def test_any_other_failure_is_answered_by_the_fallback(
+    harness: FallbackHarness, kind: FaultKind
+) -> None:
+    result = harness.dispatch({"kind": kind})
+    assert result.fallback
+    assert result.plan.provider is OPENAI
+    assert len(result.plan.images) == 1  # the fallback edits the image, it does not generate one
+    assert harness.calls() == (1, 1)
 
 
 @pytest.mark.parametrize(("kind", "reason"), FALLS_BACK.items())
-def test_when_both_fail_the_row_comes_back_with_the_first_tiers_reason(
-    town: Town, kind: FaultKind, reason: Reason
+def test_when_both_tiers_fail_the_row_is_retried_with_the_first_tiers_reason(
+    harness: FallbackHarness, kind: FaultKind, reason: Reason
 ) -> None:
     with pytest.raises(RetryRow) as caught:
-        town.dispatch({"kind": kind}, {"kind": "server_error"})
+        harness.dispatch({"kind": kind}, {"kind": "server_error"})
     assert caught.value.reason is reason
     assert caught.value.provider == "gemini"
-    assert town.calls() == (1, 1)
+    assert harness.calls() == (1, 1)
 
 
 @pytest.mark.parametrize("kind", [FaultKind.SERVER_ERROR, FaultKind.DROP, FaultKind.CUT_JSON])
-def test_a_passing_fault_is_retried_where_it_happened(town: Town, kind: FaultKind) -> None:
-    delivery = town.dispatch({"kind": kind, "when": {"count": 2}}, max_retries=2)
-    assert not delivery.fallback
-    assert town.calls() == (3, 0)
+def test_a_transient_failure_is_retried_at_the_same_endpoint(
+    harness: FallbackHarness, kind: FaultKind
+) -> None:
+    result = harness.dispatch({"kind": kind, "when": {"count": 2}}, max_retries=2)
+    assert not result.fallback
+    assert harness.calls() == (3, 0)
 
 
 @pytest.mark.parametrize("kind", [FaultKind.QUOTA_SPENT, FaultKind.KEY_REJECTED])
-def test_a_bad_key_is_left_for_the_next_one(town: Town, kind: FaultKind) -> None:
+def test_the_next_key_replaces_a_rejected_one(harness: FallbackHarness, kind: FaultKind) -> None:
     fault = {"kind": kind, "when": {"key": "bad"}}
-    delivery = town.dispatch(fault, api_keys=["bad", "good"])
-    assert not delivery.fallback
-    stats = town.simulator.stats()["gemini"]
+    result = harness.dispatch(fault, api_keys=["bad", "good"])
+    assert not result.fallback
+    stats = harness.simulator.stats()["gemini"]
     assert stats["keys"].get("good") == 1
     assert stats["keys"].get("bad", 0) <= 1
 
 
-def test_a_mask_goes_to_the_provider_that_honours_it_without_a_call_to_the_other(
-    town: Town,
+def test_a_row_with_a_mask_calls_only_the_provider_that_supports_masks(
+    harness: FallbackHarness,
 ) -> None:
-    row = ARow(RowRequest(instruction="make it warm"), mask=left_half_mask())
-    delivery = town.dispatch(row=row)
-    assert delivery.plan.provider is OPENAI
-    assert delivery.plan.mask is not None
-    assert town.calls() == (0, 1)
-    assert any("does not support masks" in warning for warning in delivery.warnings)
+    row = Row(RowRequest(instruction="make it warm"), mask=left_half_mask())
+    result = harness.dispatch(row=row)
+    assert result.plan.provider is OPENAI
+    assert result.plan.mask is not None
+    assert harness.calls() == (0, 1)
+    assert any("does not support masks" in warning for warning in result.warnings)
 
 
-def test_a_refusal_by_the_fallback_ends_the_row(town: Town) -> None:
+def test_a_refusal_by_the_fallback_ends_the_row(harness: FallbackHarness) -> None:
     with pytest.raises(RowRejected) as caught:
-        town.dispatch({"kind": "server_error"}, {"kind": "refused"})
+        harness.dispatch({"kind": "server_error"}, {"kind": "refused"})
     assert caught.value.reason is Reason.REFUSED
-    assert town.calls() == (1, 1)
+    assert harness.calls() == (1, 1)

@@ -1,27 +1,33 @@
-"""Each capability of the table, through the real SDKs, is taken by the simulated providers.
+"""The simulated providers accept each capability in the catalogue, through the real SDKs.
 
-They are strict from a table of their own, so that a mistake in ours is rejected here.
+They validate by a table of their own, so that a mistake in the catalogue is rejected here.
 """
 
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
+import httpx2
 import pytest
 from PIL import ImageChops, ImageStat
 
 from darkroom.calls import Outcome
 from darkroom.models.catalog import GEMINI_MODELS, MODELS, OPENAI_MODELS, Model
+from darkroom.providers.gemini import GeminiImageEditor
+from darkroom.providers.http import new_client
+from darkroom.providers.openai import OpenAIImageEditor
 from darkroom.providers.registry import Provider
-from darkroom_local.providers import running
-from tests.contract.provider_world import (
+from tests.contract.provider_harness import (
     BOTH,
     GEMINI,
     KEY,
     OPENAI,
-    World,
+    ProviderHarness,
     left_half_mask,
     opened,
     photo,
+    running_harness,
 )
 
 RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")
@@ -29,44 +35,65 @@ MODEL_IDS = [model.name for model in MODELS]
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with running() as simulator:
-        world = World(simulator)
-        yield world
-        world.close()
+def harness() -> Iterator[ProviderHarness]:
+    with running_harness() as harness:
+        yield harness
 
 
-def what_it_edits(model: Model) -> dict[str, Any]:
-    """dall-e-2 edits only under a mask."""
+@dataclass
+class RecordingHarness(ProviderHarness):
+    """Keeps the responses as the provider sent them."""
+
+    responses: list[dict[str, Any]] = field(default_factory=list)
+
+    def record(self, response: httpx2.Response) -> None:
+        response.read()
+        self.responses.append(response.json())
+
+
+@pytest.fixture
+def recording(harness: ProviderHarness) -> Iterator[RecordingHarness]:
+    with closing(new_client()) as http:
+        recording = RecordingHarness(
+            harness.simulator, GeminiImageEditor(http), OpenAIImageEditor(http)
+        )
+        http.event_hooks = {"response": [recording.record]}
+        yield recording
+
+
+def required_for_edits(model: Model) -> dict[str, Any]:
+    """dall-e-2 needs a mask to edit."""
     return {"mask": left_half_mask()} if model.square_input else {}
 
 
 @pytest.mark.parametrize("model", [m for m in MODELS if m.edits], ids=lambda m: m.name)
-def test_each_editing_model_edits(world: World, model: Model) -> None:
-    world.set_up(mode="effects")
-    answer = world.call(model.provider, photo(), model=model.name, **what_it_edits(model))
-    (image,) = answer.images
+def test_each_editing_model_edits(harness: ProviderHarness, model: Model) -> None:
+    harness.set_up(mode="effects")
+    result = harness.call(model.provider, photo(), model=model.name, **required_for_edits(model))
+    (image,) = result.images
     assert opened(image).size[0] >= 256
-    assert world.stats()["models"] == {model.name: 1}
+    assert harness.stats()["models"] == {model.name: 1}
 
 
 @pytest.mark.parametrize("model", [m for m in MODELS if m.generates], ids=lambda m: m.name)
-def test_each_generating_model_makes_a_picture_from_words(world: World, model: Model) -> None:
-    world.set_up(mode="effects")
-    answer = world.call(model.provider, model=model.name)
-    assert opened(answer.images[0]).size[0] >= 256
+def test_each_generating_model_makes_an_image_from_text(
+    harness: ProviderHarness, model: Model
+) -> None:
+    harness.set_up(mode="effects")
+    result = harness.call(model.provider, model=model.name)
+    assert opened(result.images[0]).size[0] >= 256
 
 
 @pytest.mark.parametrize(
     ("model", "edits"),
     [(m, edits) for m in MODELS for edits in (False, True) if (m.edits if edits else m.generates)],
-    ids=lambda value: getattr(value, "name", "edits" if value is True else "makes"),
+    ids=lambda value: getattr(value, "name", "edits" if value is True else "generates"),
 )
-def test_each_wish_of_the_table_is_one_the_api_takes(
-    world: World, model: Model, edits: bool
+def test_the_api_accepts_each_setting_of_the_catalogue(
+    harness: ProviderHarness, model: Model, edits: bool
 ) -> None:
-    world.set_up()
-    wishes: list[dict[str, Any]] = [
+    harness.set_up()
+    settings: list[dict[str, Any]] = [
         *({"size": size} for size in model.sizes),
         *({"quality": quality} for quality in model.qualities),
         *({"background": background} for background in model.backgrounds),
@@ -77,56 +104,58 @@ def test_each_wish_of_the_table_is_one_the_api_takes(
         {"n": 10},
         {"size": "1920x1088"},
     ]
-    for wish in wishes:
+    for setting in settings:
         images = [photo()] if edits else []
-        answer = world.call(
+        result = harness.call(
             model.provider,
             *images,
             model=model.name,
-            **(what_it_edits(model) if edits else {}),
-            **wish,
+            **(required_for_edits(model) if edits else {}),
+            **setting,
         )
-        assert len(answer.images) == min(wish.get("n", 1), model.max_n)
-    assert world.stats()["statuses"] == {"200": len(wishes)}
+        assert len(result.images) == min(setting.get("n", 1), model.max_n)
+    assert harness.stats()["statuses"] == {"200": len(settings)}
 
 
 @pytest.mark.parametrize("model", [m for m in MODELS if m.edits], ids=lambda m: m.name)
-def test_as_many_references_as_the_table_says(world: World, model: Model) -> None:
-    world.set_up(mode="effects")
+def test_each_model_takes_its_number_of_references(harness: ProviderHarness, model: Model) -> None:
+    harness.set_up(mode="effects")
     images = [photo(name=str(i)) for i in range(model.max_images)]
-    assert world.call(model.provider, *images, model=model.name, **what_it_edits(model)).images
+    assert harness.call(
+        model.provider, *images, model=model.name, **required_for_edits(model)
+    ).images
 
 
 @pytest.mark.parametrize("model", [m for m in MODELS if m.edits], ids=lambda m: m.name)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_each_input_format_arrives_as_one_the_model_takes(
-    world: World, model: Model, kind: str
+def test_each_input_format_is_sent_as_one_that_the_model_takes(
+    harness: ProviderHarness, model: Model, kind: str
 ) -> None:
-    world.set_up(mode="effects")
-    world.call(model.provider, photo(kind=kind), model=model.name, **what_it_edits(model))
-    assert world.stats()["statuses"] == {"200": 1}
+    harness.set_up(mode="effects")
+    harness.call(model.provider, photo(kind=kind), model=model.name, **required_for_edits(model))
+    assert harness.stats()["statuses"] == {"200": 1}
 
 
 @pytest.mark.parametrize("provider", BOTH)
-def test_the_input_picture_reaches_the_model(world: World, provider: Provider) -> None:
-    """Two different pictures give two different edits: none is dropped on the way."""
-    world.set_up(mode="effects")
-    wide = world.call(provider, photo(96, 64), aspect_ratio="1:1", instruction="flip it")
-    flat = world.call(provider, photo(64, 64, "PNG"), aspect_ratio="1:1", instruction="flip it")
+def test_the_input_image_reaches_the_model(harness: ProviderHarness, provider: Provider) -> None:
+    """Two different images give two different edits: none is dropped on the way."""
+    harness.set_up(mode="effects")
+    wide = harness.call(provider, photo(96, 64), aspect_ratio="1:1", instruction="flip it")
+    flat = harness.call(provider, photo(64, 64, "PNG"), aspect_ratio="1:1", instruction="flip it")
     difference = ImageChops.difference(
         opened(wide.images[0]).convert("L"), opened(flat.images[0]).convert("L")
     )
     assert difference.getbbox() is not None
-    only_words = world.call(provider, aspect_ratio="1:1", instruction="flip it")
-    assert only_words.images[0] != wide.images[0]
+    generated = harness.call(provider, aspect_ratio="1:1", instruction="flip it")
+    assert generated.images[0] != wide.images[0]
 
 
 @pytest.mark.parametrize("model", [m for m in OPENAI_MODELS if m.masks], ids=lambda m: m.name)
-def test_a_mask_keeps_what_it_covers(world: World, model: Model) -> None:
-    world.set_up(mode="effects")
+def test_the_opaque_part_of_a_mask_is_kept(harness: ProviderHarness, model: Model) -> None:
+    harness.set_up(mode="effects")
     square, mask = photo(128, 128, "PNG"), left_half_mask(128, 128)
     options: dict[str, Any] = {"model": model.name, "size": "1024x1024", "instruction": "invert it"}
-    edited = opened(world.call(OPENAI, square, mask=mask, **options).images[0]).convert("L")
+    edited = opened(harness.call(OPENAI, square, mask=mask, **options).images[0]).convert("L")
     whole = square_at(edited.size)
     upper = edited.height * 3 // 4  # below lies the caption
     left = (16, 16, edited.width // 2 - 16, upper)
@@ -146,170 +175,178 @@ def mean_difference(one: Any, other: Any, box: tuple[int, int, int, int]) -> flo
 
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("model", GEMINI_MODELS, ids=lambda m: m.name)
-def test_gemini_gives_the_shape_asked_for(world: World, model: Model, ratio: str) -> None:
-    world.set_up(mode="effects")
+def test_gemini_returns_the_requested_shape(
+    harness: ProviderHarness, model: Model, ratio: str
+) -> None:
+    harness.set_up(mode="effects")
     width, height = opened(
-        world.call(GEMINI, photo(), model=model.name, aspect_ratio=ratio).images[0]
+        harness.call(GEMINI, photo(), model=model.name, aspect_ratio=ratio).images[0]
     ).size
     across, down = map(int, ratio.split(":"))
     assert width / height == pytest.approx(across / down, rel=0.06)
 
 
 @pytest.mark.parametrize(("resolution", "edge"), [("1K", 1024), ("2K", 2048), ("4K", 4096)])
-def test_gemini_gives_the_resolution_asked_for(world: World, resolution: str, edge: int) -> None:
-    world.set_up(mode="effects")
-    answer = world.call(GEMINI, aspect_ratio="1:1", resolution=resolution)
-    assert opened(answer.images[0]).size == (edge, edge)
+def test_gemini_returns_the_requested_resolution(
+    harness: ProviderHarness, resolution: str, edge: int
+) -> None:
+    harness.set_up(mode="effects")
+    result = harness.call(GEMINI, aspect_ratio="1:1", resolution=resolution)
+    assert opened(result.images[0]).size == (edge, edge)
 
 
 @pytest.mark.parametrize("size", ["1024x1024", "1024x1536", "1536x1024"])
-def test_openai_gives_the_size_asked_for(world: World, size: str) -> None:
-    world.set_up(mode="effects")
-    width, height = opened(world.call(OPENAI, photo(), size=size).images[0]).size
+def test_openai_returns_the_requested_size(harness: ProviderHarness, size: str) -> None:
+    harness.set_up(mode="effects")
+    width, height = opened(harness.call(OPENAI, photo(), size=size).images[0]).size
     assert f"{width}x{height}" == size
 
 
-def test_openai_gives_a_free_size_where_the_model_takes_one(world: World) -> None:
-    world.set_up(mode="effects")
-    answer = world.call(OPENAI, photo(), model="gpt-image-2", size="1920x1088")
-    assert opened(answer.images[0]).size == (1920, 1088)
+def test_openai_returns_a_free_size_where_the_model_supports_it(harness: ProviderHarness) -> None:
+    harness.set_up(mode="effects")
+    result = harness.call(OPENAI, photo(), model="gpt-image-2", size="1920x1088")
+    assert opened(result.images[0]).size == (1920, 1088)
 
 
 @pytest.mark.parametrize(
     ("name", "kind"), [("a.jpg", "JPEG"), ("a.webp", "WEBP"), ("a.png", "PNG")]
 )
-def test_openai_gives_the_format_of_the_output_name(world: World, name: str, kind: str) -> None:
-    world.set_up(mode="effects")
-    assert opened(world.call(OPENAI, photo(), output_name=name).images[0]).format == kind
+def test_openai_returns_the_format_of_the_output_name(
+    harness: ProviderHarness, name: str, kind: str
+) -> None:
+    harness.set_up(mode="effects")
+    assert opened(harness.call(OPENAI, photo(), output_name=name).images[0]).format == kind
 
 
-def test_openai_gives_a_transparent_background(world: World) -> None:
-    world.set_up(mode="effects")
-    image = opened(world.call(OPENAI, photo(), background="transparent").images[0])
+def test_openai_returns_a_transparent_background(harness: ProviderHarness) -> None:
+    harness.set_up(mode="effects")
+    image = opened(harness.call(OPENAI, photo(), background="transparent").images[0])
     assert image.mode == "RGBA"
 
 
-def test_openai_gives_n_pictures_in_one_call(world: World) -> None:
-    world.set_up()
-    assert len(world.call(OPENAI, photo(), n=4).images) == 4
-    assert world.stats()["calls"] == 1
-    assert world.stats()["paid_images"] == 4
+def test_openai_returns_n_images_from_one_call(harness: ProviderHarness) -> None:
+    harness.set_up()
+    assert len(harness.call(OPENAI, photo(), n=4).images) == 4
+    assert harness.stats()["calls"] == 1
+    assert harness.stats()["paid_images"] == 4
 
 
-def test_thoughts_are_not_pictures(world: World) -> None:
-    """A thought may carry an interim image, which must not be taken for the answer."""
-    world.set_up(thoughts=True)
-    answer = world.call(GEMINI, photo())
-    assert len(answer.images) == 1
-    assert "draft" not in answer.text
+def test_images_in_thoughts_are_not_results(harness: ProviderHarness) -> None:
+    """A thought may contain an interim image."""
+    harness.set_up(thoughts=True)
+    result = harness.call(GEMINI, photo())
+    assert len(result.images) == 1
+    assert "draft" not in result.text
 
 
 @pytest.mark.parametrize("provider", BOTH)
-def test_the_key_of_the_call_is_the_one_sent(world: World, provider: Provider) -> None:
-    world.set_up()
+def test_the_key_of_the_call_is_the_one_sent(harness: ProviderHarness, provider: Provider) -> None:
+    harness.set_up()
     for key in ("key-one-111", "key-two-222", "key-one-111"):
-        world.call(provider, photo(), key=key)
-    assert world.stats()["keys"] == {"key-one-111": 2, "key-two-222": 1}
+        harness.call(provider, photo(), key=key)
+    assert harness.stats()["keys"] == {"key-one-111": 2, "key-two-222": 1}
 
 
-def test_a_compatible_base_url_may_end_in_v1(world: World) -> None:
-    world.set_up()
+def test_a_compatible_base_url_may_end_in_v1(harness: ProviderHarness) -> None:
+    harness.set_up()
     for tail in ("/v1", "/v1/", "/openai/v1/", ""):
-        endpoint = world.endpoint(OPENAI, base_url=world.simulator.base_url("endpoint") + tail)
-        assert world.call(OPENAI, photo(), endpoint=endpoint).images
+        endpoint = harness.endpoint(OPENAI, base_url=harness.simulator.base_url("endpoint") + tail)
+        assert harness.call(OPENAI, photo(), endpoint=endpoint).images
 
 
-def test_azure_is_called_by_its_deployment_path(world: World) -> None:
-    world.set_up()
-    azure = world.endpoint(OPENAI, api_version="2026-10-01", model="gpt-image-1.5")
-    assert world.call(OPENAI, photo(), endpoint=azure).images
-    assert world.call(OPENAI, endpoint=azure).images
-    assert world.stats()["keys"] == {KEY: 2}
-    assert world.stats()["models"] == {"gpt-image-1.5": 2}
+def test_azure_is_called_at_its_deployment_path(harness: ProviderHarness) -> None:
+    harness.set_up()
+    azure = harness.endpoint(OPENAI, api_version="2026-10-01", model="gpt-image-1.5")
+    assert harness.call(OPENAI, photo(), endpoint=azure).images
+    assert harness.call(OPENAI, endpoint=azure).images
+    assert harness.stats()["keys"] == {KEY: 2}
+    assert harness.stats()["models"] == {"gpt-image-1.5": 2}
 
 
 @pytest.mark.parametrize("version", ["v1", "v1beta"])
-def test_gemini_is_called_by_its_version(world: World, version: str) -> None:
-    world.set_up()
-    endpoint = world.endpoint(GEMINI, api_version=version)
-    assert world.call(GEMINI, photo(), endpoint=endpoint).images
+def test_gemini_is_called_at_its_api_version(harness: ProviderHarness, version: str) -> None:
+    harness.set_up()
+    endpoint = harness.endpoint(GEMINI, api_version=version)
+    assert harness.call(GEMINI, photo(), endpoint=endpoint).images
 
 
-def test_a_dated_snapshot_is_called_by_its_name(world: World) -> None:
-    world.set_up()
-    world.call(OPENAI, photo(), model="gpt-image-2-2026-04-21")
-    assert world.stats()["models"] == {"gpt-image-2-2026-04-21": 1}
+def test_a_dated_snapshot_is_called_by_its_name(harness: ProviderHarness) -> None:
+    harness.set_up()
+    harness.call(OPENAI, photo(), model="gpt-image-2-2026-04-21")
+    assert harness.stats()["models"] == {"gpt-image-2-2026-04-21": 1}
 
 
-def test_the_environment_does_not_move_a_call_elsewhere(
-    world: World, monkeypatch: pytest.MonkeyPatch
+def test_environment_variables_do_not_redirect_a_call(
+    harness: ProviderHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The SDKs read base URLs, versions, keys and proxies from it; an endpoint says its own."""
+    """The SDKs read base URLs, versions, keys and proxies from them; the endpoint decides."""
     for name in ("OPENAI_BASE_URL", "HTTP_PROXY", "ALL_PROXY", "GOOGLE_GEMINI_BASE_URL"):
         monkeypatch.setenv(name, "http://127.0.0.1:9/")
     monkeypatch.setenv("GOOGLE_GENAI_USE_VERTEXAI", "true")
     monkeypatch.setenv("GOOGLE_GENAI_API_VERSION", "v9")
     monkeypatch.setenv("GOOGLE_API_KEY", "of-the-environment")
     monkeypatch.setenv("OPENAI_API_KEY", "of-the-environment")
-    world.set_up()
-    fresh = World(world.simulator)
+    harness.set_up()
+    fresh = ProviderHarness(harness.simulator)
     for provider in BOTH:
         fresh.call(provider, photo())
-    assert world.stats()["keys"] == {KEY: 2}
+    assert harness.stats()["keys"] == {KEY: 2}
 
 
-def test_what_a_gemini_picture_cost(world: World) -> None:
-    """$120 per million output tokens of pictures, 1,120 of them at 1K; $2 per million read."""
-    world.set_up()
-    answer = world.call(GEMINI, photo(), resolution="1K")
-    assert answer.usage.output_tokens == 1120
-    assert answer.usage.input_tokens is not None
-    assert answer.cost_micro_usd == 1120 * 120 + answer.usage.input_tokens * 2
+def test_the_cost_of_a_gemini_image(recording: RecordingHarness) -> None:
+    """$120 per million output tokens of images, 1,120 of them at 1K; $2 per million read."""
+    recording.set_up()
+    result = recording.call(GEMINI, photo(), resolution="1K")
+    usage = recording.responses[-1]["usageMetadata"]
+    assert usage["candidatesTokenCount"] == 1120
+    assert result.cost_micro_usd == 1120 * 120 + usage["promptTokenCount"] * 2
 
 
-def test_thoughts_are_paid_as_words(world: World) -> None:
-    world.set_up(thoughts=True)
-    thinking = world.call(GEMINI, photo())
-    world.set_up()
-    assert (thinking.cost_micro_usd or 0) - (world.call(GEMINI, photo()).cost_micro_usd or 0) == (
+def test_thoughts_are_charged_as_text(harness: ProviderHarness) -> None:
+    harness.set_up(thoughts=True)
+    thinking = harness.call(GEMINI, photo())
+    harness.set_up()
+    assert (thinking.cost_micro_usd or 0) - (harness.call(GEMINI, photo()).cost_micro_usd or 0) == (
         412 * 12
     )
 
 
-def test_what_an_openai_picture_cost(world: World) -> None:
-    """gpt-image-1.5: $32 per million image tokens out, $8 in, $5 for words."""
-    world.set_up()
-    answer = world.call(OPENAI, photo(), quality="high", size="1024x1024")
-    words = (answer.usage.input_tokens or 0) - 323
-    assert answer.usage.output_tokens == 4160
-    assert answer.cost_micro_usd == 4160 * 32 + 323 * 8 + words * 5
+def test_the_cost_of_an_openai_image(recording: RecordingHarness) -> None:
+    """gpt-image-1.5: $32 per million image tokens out, $8 in, $5 for text."""
+    recording.set_up()
+    result = recording.call(OPENAI, photo(), quality="high", size="1024x1024")
+    usage = recording.responses[-1]["usage"]
+    assert usage["output_tokens"] == 4160
+    assert result.cost_micro_usd == 4160 * 32 + 323 * 8 + (usage["input_tokens"] - 323) * 5
 
 
-def test_a_model_priced_by_the_picture_costs_that(world: World) -> None:
-    world.set_up()
-    assert world.call(OPENAI, model="dall-e-3", quality="hd").cost_micro_usd == 120_000
-    assert world.call(OPENAI, model="dall-e-2", size="512x512", n=2).cost_micro_usd == 36_000
+def test_a_model_priced_by_the_image_costs_its_price(harness: ProviderHarness) -> None:
+    harness.set_up()
+    assert harness.call(OPENAI, model="dall-e-3", quality="hd").cost_micro_usd == 120_000
+    assert harness.call(OPENAI, model="dall-e-2", size="512x512", n=2).cost_micro_usd == 36_000
 
 
 @pytest.mark.parametrize("model", MODELS, ids=MODEL_IDS)
-def test_no_call_costs_more_than_its_worst_case(world: World, model: Model) -> None:
-    world.set_up(thoughts=True)
-    endpoint = world.endpoint(model.provider)
+def test_no_call_costs_more_than_its_worst_case(harness: ProviderHarness, model: Model) -> None:
+    harness.set_up(thoughts=True)
+    endpoint = harness.endpoint(model.provider)
     images = [photo()] if model.edits else []
-    asked: list[dict[str, Any]] = [{}, {"aspect_ratio": "16:9", "resolution": "2K"}, {"n": 2}]
-    for wishes in asked:
-        options = {**what_it_edits(model), **wishes} if images else wishes
-        plan = world.plan(model.provider, *images, model=model.name, **options)
-        answer = world.call(model.provider, *images, model=model.name, endpoint=endpoint, **options)
-        assert answer.cost_micro_usd is not None
-        assert answer.cost_micro_usd <= (plan.worst_cost_micro_usd or 0), wishes
+    requests: list[dict[str, Any]] = [{}, {"aspect_ratio": "16:9", "resolution": "2K"}, {"n": 2}]
+    for settings in requests:
+        options = {**required_for_edits(model), **settings} if images else settings
+        plan = harness.plan(model.provider, *images, model=model.name, **options)
+        result = harness.call(
+            model.provider, *images, model=model.name, endpoint=endpoint, **options
+        )
+        assert result.cost_micro_usd is not None
+        assert result.cost_micro_usd <= (plan.worst_cost_micro_usd or 0), settings
 
 
-def test_an_unpriced_model_says_so_instead_of_zero(world: World) -> None:
-    world.set_up()
-    endpoint = world.endpoint(GEMINI)
-    plan = world.plan(GEMINI, photo(), model="gemini-99-image")
+def test_the_cost_of_a_model_without_a_price_is_unknown_not_zero(harness: ProviderHarness) -> None:
+    harness.set_up()
+    endpoint = harness.endpoint(GEMINI)
+    plan = harness.plan(GEMINI, photo(), model="gemini-99-image")
     assert plan.worst_cost_micro_usd is None
-    failed = world.failure(GEMINI, photo(), model="gemini-99-image", endpoint=endpoint)
+    failed = harness.failure(GEMINI, photo(), model="gemini-99-image", endpoint=endpoint)
     assert failed.outcome is Outcome.BAD_REQUEST
     assert failed.cost_micro_usd is None

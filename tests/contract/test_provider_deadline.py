@@ -1,4 +1,4 @@
-"""A call's deadline against servers that misbehave below HTTP: raw sockets, no simulator."""
+"""The deadline of a call with servers that misbehave below HTTP: raw sockets, no simulator."""
 
 import socket
 import threading
@@ -16,8 +16,8 @@ LATE = DEADLINE + 1
 
 
 @contextmanager
-def server(talk: Callable[[socket.socket], None]) -> Iterator[str]:
-    """Does `talk` with one connection; gives the address."""
+def server(handle: Callable[[socket.socket], None]) -> Iterator[str]:
+    """Calls `handle` with one connection; yields the address."""
     listener = socket.create_server(("127.0.0.1", 0))
     ended = threading.Event()
 
@@ -28,7 +28,7 @@ def server(talk: Callable[[socket.socket], None]) -> Iterator[str]:
             return
         with connection:
             try:
-                talk(connection)
+                handle(connection)
             except OSError:
                 return
             ended.wait(5)
@@ -49,7 +49,7 @@ def client() -> Iterator[httpx2.Client]:
         yield client
 
 
-def given_up_in_time(client: httpx2.Client, url: str, body: bytes = b"") -> Exception:
+def error_at_deadline(client: httpx2.Client, url: str, body: bytes = b"") -> Exception:
     before = time.monotonic()
     with pytest.raises(httpx2.TransportError) as caught, provider_http.deadline(DEADLINE):
         client.post(url, content=body, timeout=60)
@@ -57,41 +57,41 @@ def given_up_in_time(client: httpx2.Client, url: str, body: bytes = b"") -> Exce
     return caught.value
 
 
-def test_a_server_that_never_reads_the_request_is_given_up(client: httpx2.Client) -> None:
+def test_a_server_that_never_reads_the_request_times_out(client: httpx2.Client) -> None:
     with server(lambda connection: None) as address:
-        error = given_up_in_time(client, f"http://{address}/", b"x" * 30_000_000)
+        error = error_at_deadline(client, f"http://{address}/", b"x" * 30_000_000)
     assert isinstance(error, httpx2.WriteTimeout)
 
 
-def test_a_server_that_never_answers_the_handshake_is_given_up(client: httpx2.Client) -> None:
+def test_a_server_that_never_answers_the_handshake_times_out(client: httpx2.Client) -> None:
     with server(lambda connection: None) as address:
-        error = given_up_in_time(client, f"https://{address}/")
+        error = error_at_deadline(client, f"https://{address}/")
     assert isinstance(error, httpx2.ConnectTimeout)
 
 
-def drip(connection: socket.socket, head: bytes, drop: bytes) -> None:
+def drip(connection: socket.socket, head: bytes, chunk: bytes) -> None:
     connection.recv(65_536)
     connection.sendall(head)
     for _ in range(400):
-        connection.sendall(drop)
+        connection.sendall(chunk)
         threading.Event().wait(0.05)
 
 
-def test_a_body_without_end_is_given_up_though_bytes_keep_coming(client: httpx2.Client) -> None:
+def test_an_endless_body_times_out_while_bytes_keep_arriving(client: httpx2.Client) -> None:
     head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
     with server(lambda connection: drip(connection, head, b"1\r\nx\r\n")) as address:
-        error = given_up_in_time(client, f"http://{address}/")
+        error = error_at_deadline(client, f"http://{address}/")
     assert isinstance(error, httpx2.ReadTimeout)
 
 
-def test_interim_answers_without_end_are_given_up(client: httpx2.Client) -> None:
-    drop = b"HTTP/1.1 102 Processing\r\n\r\n"
-    with server(lambda connection: drip(connection, b"", drop)) as address:
-        error = given_up_in_time(client, f"http://{address}/")
+def test_endless_interim_responses_time_out(client: httpx2.Client) -> None:
+    chunk = b"HTTP/1.1 102 Processing\r\n\r\n"
+    with server(lambda connection: drip(connection, b"", chunk)) as address:
+        error = error_at_deadline(client, f"http://{address}/")
     assert isinstance(error, httpx2.ReadTimeout)
 
 
-def test_an_answer_larger_than_any_picture_is_cut_off(
+def test_a_response_larger_than_any_image_is_cut_off(
     client: httpx2.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(provider_http, "MAX_RESPONSE_BYTES", 1_000_000)
@@ -123,6 +123,6 @@ def test_a_redirect_is_not_followed(client: httpx2.Client) -> None:
         assert client.post(f"http://{address}/").status_code == 307
 
 
-def test_without_a_deadline_the_time_out_per_read_holds(client: httpx2.Client) -> None:
+def test_without_a_deadline_the_time_out_per_read_applies(client: httpx2.Client) -> None:
     with server(lambda connection: None) as address, pytest.raises(httpx2.ReadTimeout):
         client.post(f"http://{address}/", timeout=0.2)

@@ -1,4 +1,4 @@
-"""What ports.ImageEditor promises, held to by both real editors and by the fake of the tests."""
+"""The contract of ports.ImageEditor, for both real editors and for the fake of the tests."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,8 +12,7 @@ from darkroom.models.planner import plan_call
 from darkroom.ports import ImageEditor
 from darkroom.providers.registry import Provider
 from darkroom.rows import RowRequest
-from darkroom_local.providers import running
-from tests.contract.provider_world import BOTH, KEY, World, photo
+from tests.contract.provider_harness import BOTH, KEY, ProviderHarness, photo, running_harness
 from tests.fakes.dispatching import ScriptedEditor
 from tests.fakes.services import FakeClock
 
@@ -30,60 +29,58 @@ FAULT_OF = {
 
 @dataclass
 class Subject:
-    """An editor, a way to have its next call fail, and a way to see the calls it made."""
+    """An editor, with functions to make its next call fail and to list the keys it used."""
 
     editor: ImageEditor
     provider: Provider
-    world: World
+    harness: ProviderHarness
     fail_with: Callable[[Outcome], None]
     keys_used: Callable[[], list[str]]
 
     def edit(self, key: str = KEY) -> EditResult:
-        endpoint = self.world.endpoint(self.provider)
+        endpoint = self.harness.endpoint(self.provider)
         request = RowRequest(instruction="make it warm")
         plan = plan_call(request, (photo(),), None, self.provider, endpoint.model)
         return self.editor.edit(plan, endpoint, SecretStr(key), 20)
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with running() as simulator:
-        world = World(simulator)
-        yield world
-        world.close()
+def harness() -> Iterator[ProviderHarness]:
+    with running_harness() as harness:
+        yield harness
 
 
 @pytest.fixture(params=["fake", *BOTH])
-def subject(request: pytest.FixtureRequest, world: World) -> Subject:
+def subject(request: pytest.FixtureRequest, harness: ProviderHarness) -> Subject:
     if request.param == "fake":
         fake = ScriptedEditor(FakeClock())
         return Subject(
             fake,
             Provider.GEMINI,
-            world,
+            harness,
             fake.scripts["e"].append,
             lambda: [call.key for call in fake.calls],
         )
-    world.set_up()
-    real: Any = world.gemini if request.param is Provider.GEMINI else world.openai
+    harness.set_up()
+    real: Any = harness.gemini if request.param is Provider.GEMINI else harness.openai
     return Subject(
         real,
         request.param,
-        world,
-        lambda outcome: world.fault(**FAULT_OF[outcome], when={"count": 1}),
-        lambda: [key for key, n in world.stats()["keys"].items() for _ in range(n)],
+        harness,
+        lambda outcome: harness.fault(**FAULT_OF[outcome], when={"count": 1}),
+        lambda: [key for key, n in harness.stats()["keys"].items() for _ in range(n)],
     )
 
 
-def test_a_good_call_gives_pictures(subject: Subject) -> None:
-    answer = subject.edit()
-    assert answer.images
-    assert all(isinstance(image, bytes) and image for image in answer.images)
-    assert answer.model
+def test_a_successful_call_returns_images(subject: Subject) -> None:
+    result = subject.edit()
+    assert result.images
+    assert all(isinstance(image, bytes) and image for image in result.images)
+    assert result.model
 
 
 @pytest.mark.parametrize("outcome", FAULT_OF)
-def test_a_bad_call_raises_its_outcome_and_the_next_is_good(
+def test_a_failed_call_raises_its_outcome_and_the_next_call_succeeds(
     subject: Subject, outcome: Outcome
 ) -> None:
     subject.fail_with(outcome)
@@ -94,7 +91,7 @@ def test_a_bad_call_raises_its_outcome_and_the_next_is_good(
     assert subject.edit().images
 
 
-def test_every_outcome_but_success_can_be_told() -> None:
+def test_every_outcome_except_success_has_a_fault_here() -> None:
     assert set(FAULT_OF) == set(Outcome) - {Outcome.SUCCEEDED}
 
 

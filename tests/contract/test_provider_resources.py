@@ -13,18 +13,15 @@ import pytest
 from darkroom.calls import CallFailed
 from darkroom.providers import http as provider_http
 from darkroom.providers.registry import Provider
-from darkroom_local.providers import running
-from tests.contract.provider_world import BOTH, KEY, NAME, World, photo
+from tests.contract.provider_harness import BOTH, KEY, NAME, ProviderHarness, photo, running_harness
 
 FAULTS = ["server_error", "drop", "cut_json", "html", "refused", "broken_image", "rate_limited"]
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    with running() as simulator:
-        world = World(simulator)
-        yield world
-        world.close()
+def harness() -> Iterator[ProviderHarness]:
+    with running_harness() as harness:
+        yield harness
 
 
 def open_files() -> int:
@@ -33,15 +30,17 @@ def open_files() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
 @pytest.mark.parametrize("provider", BOTH)
-def test_a_thousand_calls_leave_nothing_open(world: World, provider: Provider) -> None:
-    """Good ones, and ones that break in every way, from eight threads."""
-    rules = [{"kind": kind, "when": {"rate": 0.05}} for kind in FAULTS]
-    world.simulator.configure({"seed": 5, "endpoints": {NAME: {"mode": "fast", "faults": rules}}})
+def test_a_thousand_calls_leave_nothing_open(harness: ProviderHarness, provider: Provider) -> None:
+    """Successful calls and calls that fail in every way, from eight threads."""
+    faults = [{"kind": kind, "when": {"rate": 0.05}} for kind in FAULTS]
+    harness.simulator.configure(
+        {"seed": 5, "endpoints": {NAME: {"mode": "fast", "faults": faults}}}
+    )
     outcomes: list[str] = []
 
-    def one(_: int) -> None:
+    def call(_: int) -> None:
         try:
-            world.call(provider, photo())
+            harness.call(provider, photo())
             outcomes.append("succeeded")
         except CallFailed as failed:
             outcomes.append(failed.outcome.value)
@@ -49,12 +48,12 @@ def test_a_thousand_calls_leave_nothing_open(world: World, provider: Provider) -
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(one, range(20)))  # imports and the first connections
+            list(pool.map(call, range(20)))  # imports and the first connections
             threads, files = threading.active_count(), open_files()
-            list(pool.map(one, range(980)))
+            list(pool.map(call, range(980)))
             assert threading.active_count() == threads
             assert open_files() <= files + 8 * 2  # both ends of a connection are in this process
-        world.close()
+        harness.close()
         gc.collect()
     assert [str(w.message) for w in caught if issubclass(w.category, ResourceWarning)] == []
     assert len(outcomes) == 1000
@@ -63,36 +62,34 @@ def test_a_thousand_calls_leave_nothing_open(world: World, provider: Provider) -
 
 
 @pytest.mark.parametrize("provider", BOTH)
-def test_threads_share_connections(world: World, provider: Provider) -> None:
+def test_threads_share_connections(harness: ProviderHarness, provider: Provider) -> None:
     """Fifty calls on four threads need no more than four connections."""
-    world.set_up(latency={"kind": "fixed", "seconds": 0.01})
+    harness.set_up(latency={"kind": "fixed", "seconds": 0.01})
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: world.call(provider, photo()), range(50)))
-    assert world.stats()["connections"] <= 4
-    assert world.stats()["calls"] == 50
+        list(pool.map(lambda _: harness.call(provider, photo()), range(50)))
+    assert harness.stats()["connections"] <= 4
+    assert harness.stats()["calls"] == 50
 
 
-def test_a_closed_editor_opens_again(world: World) -> None:
-    world.set_up()
+def test_a_closed_editor_opens_new_connections(harness: ProviderHarness) -> None:
+    harness.set_up()
     for provider in BOTH:
-        world.call(provider, photo())
-        world.close()
-        world.call(provider, photo())
-    assert world.stats()["statuses"] == {"200": 4}
+        harness.call(provider, photo())
+        harness.close()
+        harness.call(provider, photo())
+    assert harness.stats()["statuses"] == {"200": 4}
 
 
-def test_both_providers_share_one_client(world: World) -> None:
-    world.set_up()
+def test_both_providers_share_one_http_client(harness: ProviderHarness) -> None:
+    harness.set_up()
     for provider in BOTH:
-        world.call(provider, photo())
+        harness.call(provider, photo())
     assert provider_http.shared_client.cache_info().currsize == 1
 
 
-def test_a_deadline_ends_with_its_block() -> None:
+def test_a_deadline_applies_only_inside_its_block() -> None:
     with provider_http.deadline(0.0):
         pass
-    with running() as simulator:
-        world = World(simulator)
-        world.set_up()
-        assert world.call(Provider.GEMINI, photo(), key=KEY).images
-        world.close()
+    with running_harness() as harness:
+        harness.set_up()
+        assert harness.call(Provider.GEMINI, photo(), key=KEY).images

@@ -23,7 +23,7 @@ from darkroom_local.providers.endpoint import (
     SlidingWindow,
     max_in_window,
 )
-from tests.contract.provider_world import left_half_mask, photo
+from tests.contract.provider_harness import left_half_mask, photo
 
 EDITS = "/x/v1/images/edits"
 GENERATIONS = "/x/v1/images/generations"

@@ -1,4 +1,4 @@
-"""Streams of any size into the results bucket: the fake of the unit tests and S3 alike."""
+"""Streamed uploads of any size to the results bucket: the fake and S3 alike."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -41,11 +41,11 @@ def on_s3(client: ClientFactory) -> Bucket:
     def unfinished() -> int:
         return len(s3.list_multipart_uploads(Bucket=name).get("Uploads", []))
 
-    # The smallest part S3 takes, so that the test needs no more data than it must.
+    # The smallest part size that S3 accepts, to keep the test small.
     return Bucket(S3Uploads(s3, name, 5 * MEBI), S3ObjectStore(s3, name), unfinished)
 
 
-def test_an_object_larger_than_a_part_arrives_whole(bucket: Bucket) -> None:
+def test_an_object_of_several_parts_is_stored_complete(bucket: Bucket) -> None:
     pieces = [bytes([n]) * (MEBI // 2) for n in range(25)]  # 12.5 MiB: three parts
     with bucket.uploads.open("a/manifest.csv", "text/csv") as out:
         for piece in pieces:
@@ -55,14 +55,14 @@ def test_an_object_larger_than_a_part_arrives_whole(bucket: Bucket) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 5 * MEBI])
-def test_an_object_of_any_size_arrives(bucket: Bucket, size: int) -> None:
+def test_an_object_of_any_size_is_stored_complete(bucket: Bucket, size: int) -> None:
     with bucket.uploads.open("k", "text/csv") as out:
         out.write(b"x" * size)
     assert bucket.store.get("k") == b"x" * size
 
 
 @pytest.mark.parametrize("size", [1, 6 * MEBI])
-def test_an_error_on_the_way_leaves_what_was_there_before(bucket: Bucket, size: int) -> None:
+def test_an_interrupted_upload_leaves_the_previous_object(bucket: Bucket, size: int) -> None:
     bucket.store.put("k", b"the last report", "text/csv")
     with suppress(ZeroDivisionError), bucket.uploads.open("k", "text/csv") as out:
         out.write(b"x" * size)
@@ -71,7 +71,7 @@ def test_an_error_on_the_way_leaves_what_was_there_before(bucket: Bucket, size: 
     assert bucket.unfinished() == 0
 
 
-def test_the_content_type_is_kept(aws_client: ClientFactory) -> None:
+def test_the_content_type_is_stored(aws_client: ClientFactory) -> None:
     s3 = on_s3(aws_client)
     assert isinstance(s3.store, S3ObjectStore)
     for size in (1, 6 * MEBI):

@@ -1,4 +1,4 @@
-"""The command against the deployed stack: from a folder of pictures to a gallery on the disk."""
+"""The darkroom command on a deployed stack: from a folder of images to a gallery on disk."""
 
 import json
 import time
@@ -10,19 +10,19 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from darkroom_cli.main import app
-from darkroom_local import stack
-from darkroom_local.providers import Config, Fault, FaultKind, SimulatedEndpoint, Simulator, When
-from tests.e2e.conftest import SCRIPT
+from darkroom_local.providers import Config, Fault, FaultKind, SimulatedEndpoint, When
+from tests.e2e.conftest import CONFIG
+from tests.e2e.harness import StackHarness
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("stack")]
 Command = Callable[..., Result]
 DOWN = Fault(kind=FaultKind.OVERLOADED, when=When(prompt_contains="both are down"))
 
 
 @pytest.fixture
-def darkroom(deployed: stack.StackInfo) -> Command:
+def darkroom(harness: StackHarness) -> Command:
     def invoke(*arguments: object) -> Result:
-        result = CliRunner(env=deployed.environment()).invoke(app, [str(a) for a in arguments])
+        result = CliRunner(env=harness.info.environment()).invoke(app, [str(a) for a in arguments])
         assert result.exception is None or isinstance(result.exception, SystemExit)
         return result
 
@@ -30,14 +30,12 @@ def darkroom(deployed: stack.StackInfo) -> Command:
 
 
 @pytest.fixture
-def outage(simulator: Simulator) -> Iterator[Callable[[], None]]:
-    """Both providers fail for some rows until it is called."""
-    broken = Config(
-        endpoints={name: SimulatedEndpoint(faults=(DOWN,)) for name in SCRIPT.endpoints}
-    )
-    simulator.configure(broken)
-    yield lambda: simulator.configure(SCRIPT)
-    simulator.configure(SCRIPT)
+def end_outage(harness: StackHarness) -> Iterator[Callable[[], None]]:
+    """Both providers fail for some rows until the returned function is called."""
+    failing = {name: SimulatedEndpoint(faults=(DOWN,)) for name in CONFIG.endpoints}
+    harness.simulator.configure(Config(endpoints=failing))
+    yield lambda: harness.simulator.configure(CONFIG)
+    harness.simulator.configure(CONFIG)
 
 
 @pytest.fixture
@@ -54,8 +52,8 @@ def last_line(result: Result) -> dict[str, object]:
     return dict(json.loads(result.stdout.splitlines()[-1]))
 
 
-def test_a_folder_becomes_a_gallery_and_dead_rows_come_back(
-    darkroom: Command, outage: Callable[[], None], folder: Path
+def test_a_folder_becomes_a_gallery_and_dead_rows_can_be_redriven(
+    darkroom: Command, end_outage: Callable[[], None], folder: Path
 ) -> None:
     csv = folder / "people.csv"
     submitted = darkroom(
@@ -67,10 +65,10 @@ def test_a_folder_becomes_a_gallery_and_dead_rows_come_back(
     (failure,) = json.loads(darkroom("failures", "cli/people", "--json").stdout)
     assert (failure["row"], failure["reason"]) == (2, "unavailable")
 
-    outage()
+    end_outage()
     redriven = darkroom("redrive", "cli/people", "--reason", "unavailable", "--json")
     assert json.loads(redriven.stdout)["redriven"] == 1
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while (now := json.loads(darkroom("status", "cli/people", "--json").stdout))["dead"]:
         assert time.monotonic() < deadline, now
         time.sleep(0.5)

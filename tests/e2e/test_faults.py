@@ -1,6 +1,6 @@
-"""Workers killed, AWS and providers failing: no row is lost, none counted twice, every charge told.
+"""Under kills and faults no row is lost or counted twice, and every charge is accounted for.
 
-The short form runs with all tests; the long one by `make soak`.
+The short run belongs to all tests; the long one to `make soak`.
 """
 
 import os
@@ -11,31 +11,38 @@ import pytest
 
 from darkroom.jobs import Counters
 from darkroom.ledger.rows import contribution
-from tests.e2e.fault_world import Chaos, World, world
+from tests.e2e.fault_harness import FaultHarness, FaultRates, running
+from tests.e2e.harness import Results
 
-SHORT = Chaos(rows=80, aws=0.01, providers=0.05, kill_every=2.0, kills=6, attempts=2, seconds=120)
-SOAK = Chaos(
+SHORT = FaultRates(
+    rows=80,
+    aws=0.01,
+    providers=0.05,
+    kill_every_seconds=2.0,
+    max_kills=6,
+    max_attempts=2,
+    timeout_seconds=240,
+)
+SOAK = FaultRates(
     rows=int(os.environ.get("SOAK_ROWS", "2000")),
     aws=0.02,
     providers=0.1,
-    kill_every=2.0,
+    kill_every_seconds=2.0,
     workers=4,
-    seconds=3600,
+    timeout_seconds=3600,
 )
-
-
-DEAD_ENDS = 3
+DEAD_ENDS = 3  # rows that fail at every endpoint
 
 
 def rows(count: int) -> list[dict[str, str]]:
-    """Text-to-image rows whose instruction tells the simulated providers which row it is."""
+    """Text-to-image rows whose instruction names the row to the simulated providers."""
     ends = [" dead end" if n < DEAD_ENDS else "" for n in range(count)]
     return [{"instruction": f"a hat{end} [row:{n:06d}]"} for n, end in enumerate(ends)]
 
 
-def check(world: World, job: str, count: int) -> None:
-    """What must be true of a finished job, whatever happened to it."""
-    manifest = world.manifest(job)
+def check(harness: FaultHarness, results: Results) -> None:
+    """Check what must hold for a finished job, whatever happened to it."""
+    job, count, manifest = results.job, harness.rates.rows, results.manifest
     assert [line["row"] for line in manifest] == [str(n) for n in range(count)]
     statuses = Counter(line["status"] for line in manifest)
     assert set(statuses) <= {"succeeded", "failed", "dead"}
@@ -43,56 +50,54 @@ def check(world: World, job: str, count: int) -> None:
         line for line in manifest if line["reason"] == "worker_lost" and not line["attempts"]
     ]
 
-    run = world.wiring.ledger.current(job)
+    run = harness.wiring.ledger.current(job)
     assert run is not None
-    counters = world.wiring.ledger.counters(job, run.run)
+    counters = harness.wiring.ledger.counters(job, run.run)
     summed = Counters()
-    for record in world.wiring.ledger.all(job):
+    for record in harness.wiring.ledger.all(job):
         assert record.state.terminal
         summed += contribution(record)
     assert counters.settled == count == run.totals.queued + counters.redriven
-    told = {"succeeded": counters.succeeded, "failed": counters.failed, "dead": counters.dead}
-    assert {k: v for k, v in told.items() if v} == dict(statuses)
+    counted = {"succeeded": counters.succeeded, "failed": counters.failed, "dead": counters.dead}
+    assert {k: v for k, v in counted.items() if v} == dict(statuses)
     assert (counters.cost_micro_usd, counters.attempts) == (summed.cost_micro_usd, summed.attempts)
 
-    paid = world.paid()
+    charged = harness.charged_images()
     for line in manifest:
         images = int(line["status"] == "succeeded")
         unknown = int(line["possible_duplicate_charges"])
-        bills = paid.get(f"{int(line['row']):06d}", 0)
-        assert images <= bills <= images + unknown, (line, bills)
-    assert paid.total() <= counters.succeeded + counters.possible_duplicate_charges
+        charges = charged.get(f"{int(line['row']):06d}", 0)
+        assert images <= charges <= images + unknown, (line, charges)
+    assert charged.total() <= counters.succeeded + counters.possible_duplicate_charges
 
 
-def stress(world: World) -> None:
-    """A job through all the faults, then the dead brought back in peace."""
-    count = world.chaos.rows
-    job = world.upload(
-        "jobs/faults.csv", rows(count), **{"max-attempts": str(world.chaos.attempts)}
-    )
-    world.work(job)
-    world.report(job)
-    check(world, job, count)
-    assert world.kills >= 3
-    assert sum(n for what, n in world.proxy.met.items() if "requests" not in what) > 10
+def run_job_under_faults(harness: FaultHarness) -> None:
+    """A job under all faults, then a redrive of its dead rows without faults."""
+    options = {"max-attempts": str(harness.rates.max_attempts)}
+    job = harness.upload("jobs/faults.csv", rows(harness.rates.rows), **options)
+    harness.process(job)
+    results = harness.report(job)
+    check(harness, results)
+    assert harness.kills >= 3
+    assert sum(n for name, n in harness.proxy.counts.items() if "requests" not in name) > 10
 
-    dead = [line["row"] for line in world.manifest(job) if line["status"] == "dead"]
+    dead = [line["row"] for line in results.manifest if line["status"] == "dead"]
     assert len(dead) >= DEAD_ENDS
-    world.calm()
-    assert world.redrive() >= len(dead)
-    world.work(job, kill=False, revive=True)
-    world.report(job)
-    check(world, job, count)
-    lines = {line["row"]: line["status"] for line in world.manifest(job)}
-    assert {lines[row] for row in dead} == {"succeeded"}
+    harness.stop_faults()
+    assert harness.redrive() >= len(dead)
+    harness.process(job, kill=False, until_none_dead=True)
+    results = harness.report(job)
+    check(harness, results)
+    statuses = {line["row"]: line["status"] for line in results.manifest}
+    assert {statuses[row] for row in dead} == {"succeeded"}
 
 
 def test_kills_and_faults_lose_no_row_and_hide_no_charge(tmp_path: Path) -> None:
-    with world(SHORT, tmp_path) as made:
-        stress(made)
+    with running(SHORT, tmp_path) as harness:
+        run_job_under_faults(harness)
 
 
 @pytest.mark.soak
 def test_soak(tmp_path: Path) -> None:
-    with world(SOAK, tmp_path) as made:
-        stress(made)
+    with running(SOAK, tmp_path) as harness:
+        run_job_under_faults(harness)

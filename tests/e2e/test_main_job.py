@@ -1,4 +1,4 @@
-"""The main job: a CSV in, edited images, a manifest and a gallery out, whatever its rows are."""
+"""The main job: a CSV in; edited images, a manifest and a gallery out."""
 
 import gzip
 import json
@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from darkroom_local.providers import Simulator
-from tests.e2e.jobs import Jobs, Results, picture
+from tests.e2e.harness import Results, StackHarness, encoded_image
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("stack")]
 
 HEADER = "image_url,instruction,aspect_ratio,output_name,sku\n"
 MIXED = Path(__file__).with_name("mixed.csv").read_text()
@@ -27,8 +26,8 @@ EXPECTED = [
     ("failed", "bad_input"),
     ("succeeded", ""),
 ]
-SENTENCES = {
-    "png-renamed": (picture(), "not a CSV"),
+BAD_FILES = {
+    "png-renamed": (encoded_image(), "not a CSV"),
     "empty": (b"", "empty"),
     "no-header": (b"photos/one.png,Make it night\nphotos/two.jpg,Make it day\n", "instruction"),
     "no-instruction": (b"image_url,sku\nphotos/one.png,A-1\n", "instruction"),
@@ -37,51 +36,51 @@ SENTENCES = {
 
 
 @pytest.fixture(scope="module")
-def photos(jobs: Jobs) -> None:
-    jobs.put("shop/photos/one.png", picture("teal"))
-    jobs.put("shop/photos/two.jpg", picture("orange", (200, 100), "JPEG"))
-    jobs.put("shop/photos/notes.png", b"these are notes, not a picture")
+def photos(harness: StackHarness) -> None:
+    harness.put("shop/photos/one.png", encoded_image("teal"))
+    harness.put("shop/photos/two.jpg", encoded_image("orange", (200, 100), "JPEG"))
+    harness.put("shop/photos/notes.png", b"these are notes, not an image")
 
 
 @pytest.fixture(scope="module")
-def mixed(jobs: Jobs, photos: None) -> Results:
-    return jobs.run("shop/mixed.csv", ("\ufeff" + MIXED).encode())
+def mixed(harness: StackHarness, photos: None) -> Results:
+    return harness.run("shop/mixed.csv", ("\ufeff" + MIXED).encode())
 
 
-def test_every_row_stands_in_the_manifest_exactly_once(mixed: Results) -> None:
+def test_every_row_is_in_the_manifest_exactly_once(mixed: Results) -> None:
     assert [line["row"] for line in mixed.manifest] == [str(n) for n in range(len(EXPECTED))]
     assert [line["sku"] for line in mixed.manifest] == [f"A-{n + 1}" for n in range(len(EXPECTED))]
 
 
-def test_every_row_ends_as_it_should(mixed: Results) -> None:
+def test_every_row_ends_with_the_expected_status(mixed: Results) -> None:
     assert [(line["status"], line["reason"]) for line in mixed.manifest] == EXPECTED
 
 
-def test_a_row_that_failed_says_why(mixed: Results) -> None:
+def test_a_failed_row_has_a_detailed_reason(mixed: Results) -> None:
     failed = [line for line in mixed.manifest if line["status"] == "failed"]
     assert all(line["detail"] and not line["output"] for line in failed)
     assert "instruction" in failed[3]["detail"]
     assert "5:7" in failed[4]["detail"]
 
 
-def test_every_edited_image_is_there_and_is_another_image(mixed: Results) -> None:
+def test_every_edited_image_exists_and_differs_from_its_input(mixed: Results) -> None:
     done = [line for line in mixed.manifest if line["status"] == "succeeded"]
     for line in done:
         image = mixed.image(line)
         image.load()
-        assert image.getcolors(maxcolors=1) is None, "the picture came back as it was"
+        assert image.getcolors(maxcolors=1) is None, "the image was returned unchanged"
     assert mixed.image(done[2]).format == "JPEG"
     assert done[2]["output"] == "shop/mixed/images/both.jpg"
 
 
-def test_each_result_tells_who_made_it(mixed: Results) -> None:
-    first, fallen = mixed.manifest[0], mixed.manifest[4]
+def test_each_result_names_its_provider_endpoint_and_model(mixed: Results) -> None:
+    first, fallback = mixed.manifest[0], mixed.manifest[4]
     assert (first["provider"], first["endpoint"], first["fallback"]) == (
         "gemini",
         "gemini-main",
         "false",
     )
-    assert (fallen["provider"], fallen["endpoint"], fallen["fallback"]) == (
+    assert (fallback["provider"], fallback["endpoint"], fallback["fallback"]) == (
         "openai",
         "openai-main",
         "true",
@@ -97,13 +96,13 @@ def test_refusal_never_falls_back(mixed: Results) -> None:
     assert refused["provider"] != "openai"
 
 
-def test_nothing_is_written_outside_the_job(mixed: Results, jobs: Jobs) -> None:
-    s3 = jobs.info.client("s3")
-    found = s3.list_objects_v2(Bucket=jobs.info.outputs["ResultsBucketName"])["Contents"]
+def test_nothing_is_written_outside_the_job(mixed: Results, harness: StackHarness) -> None:
+    s3 = harness.info.client("s3")
+    found = s3.list_objects_v2(Bucket=harness.info.outputs["ResultsBucketName"])["Contents"]
     assert [o["Key"] for o in found if "escape" in o["Key"]] == []
 
 
-def test_summary_and_gallery_tell_the_same_as_the_manifest(mixed: Results) -> None:
+def test_summary_and_gallery_agree_with_the_manifest(mixed: Results) -> None:
     summary = mixed.summary
     assert summary["state"] == "done"
     assert summary["counts"]["rows"] == len(EXPECTED)
@@ -115,34 +114,32 @@ def test_summary_and_gallery_tell_the_same_as_the_manifest(mixed: Results) -> No
     assert {"manifest.csv", "job.json", "report.html"} <= mixed.names()
 
 
-def test_the_same_upload_again_pays_for_nothing(
-    mixed: Results, jobs: Jobs, simulator: Simulator
-) -> None:
-    before = simulator.stats()
-    again = jobs.run("shop/mixed.csv", ("\ufeff" + MIXED).encode())
-    assert simulator.stats() == before
+def test_repeating_an_upload_pays_for_nothing(mixed: Results, harness: StackHarness) -> None:
+    before = harness.simulator.stats()
+    again = harness.run("shop/mixed.csv", ("\ufeff" + MIXED).encode())
+    assert harness.simulator.stats() == before
     assert [(line["status"], line["reason"]) for line in again.manifest] == EXPECTED
     assert again.summary["counts"]["resumed"] == 6
     assert again.summary["counts"]["succeeded"] == 6
     assert again.manifest[4]["endpoint"] == "openai-main"
 
 
-def test_a_corrected_upload_redoes_just_the_changed_rows(
-    jobs: Jobs, photos: None, simulator: Simulator
+def test_a_corrected_upload_redoes_only_the_changed_rows(
+    harness: StackHarness, photos: None
 ) -> None:
     first = HEADER + "photos/one.png,Make it [row:x] green,,,B-1\n,A [row:y] tree,,,B-2\n"
-    jobs.run("shop/corrected.csv", first.encode())
-    fixed = jobs.run("shop/corrected.csv", first.replace("green", "blue").encode())
+    harness.run("shop/corrected.csv", first.encode())
+    fixed = harness.run("shop/corrected.csv", first.replace("green", "blue").encode())
     assert [line["status"] for line in fixed.manifest] == ["succeeded", "succeeded"]
-    assert simulator.stats()["gemini-main"]["calls_by_marker"]["x"] == 2
-    assert simulator.stats()["gemini-main"]["calls_by_marker"]["y"] == 1
+    assert harness.simulator.stats()["gemini-main"]["calls_by_marker"]["x"] == 2
+    assert harness.simulator.stats()["gemini-main"]["calls_by_marker"]["y"] == 1
 
 
-def test_an_event_twice_changes_nothing(jobs: Jobs, photos: None, simulator: Simulator) -> None:
-    results = jobs.run("shop/twice.csv", (HEADER + ",A [row:twice] boat,,,C-1\n").encode())
+def test_a_duplicate_event_changes_nothing(harness: StackHarness, photos: None) -> None:
+    results = harness.run("shop/twice.csv", (HEADER + ",A [row:twice] boat,,,C-1\n").encode())
     record = {
         "s3": {
-            "bucket": {"name": jobs.info.outputs["InputBucketName"]},
+            "bucket": {"name": harness.info.outputs["InputBucketName"]},
             "object": {
                 "key": "shop/twice.csv",
                 "versionId": results.summary["source"]["version_id"],
@@ -150,24 +147,28 @@ def test_an_event_twice_changes_nothing(jobs: Jobs, photos: None, simulator: Sim
             },
         }
     }
-    answer = jobs.info.client("lambda").invoke(
-        FunctionName=jobs.info.outputs["SplitterFunctionName"],
+    answer = harness.info.client("lambda").invoke(
+        FunctionName=harness.info.outputs["SplitterFunctionName"],
         Payload=json.dumps({"Records": [record]}).encode(),
     )
     assert "FunctionError" not in answer
-    assert simulator.stats()["gemini-main"]["calls_by_marker"]["twice"] == 1
+    assert harness.simulator.stats()["gemini-main"]["calls_by_marker"]["twice"] == 1
     assert [line["status"] for line in results.manifest] == ["succeeded"]
 
 
-def test_a_gzipped_csv_is_read_as_well(jobs: Jobs, photos: None) -> None:
+def test_a_gzipped_csv_is_read(harness: StackHarness, photos: None) -> None:
     body = gzip.compress((HEADER + "photos/one.png,Make it night,,,D-1\n").encode())
-    results = jobs.run("shop/zipped.csv.gz", body)
+    results = harness.run("shop/zipped.csv.gz", body)
     assert results.job == "shop/zipped"
     assert [line["status"] for line in results.manifest] == ["succeeded"]
 
 
-def test_a_multipart_upload_starts_a_job(jobs: Jobs, photos: None) -> None:
-    s3, bucket, key = jobs.info.client("s3"), jobs.info.outputs["InputBucketName"], "shop/parts.csv"
+def test_a_multipart_upload_starts_a_job(harness: StackHarness, photos: None) -> None:
+    s3, bucket, key = (
+        harness.info.client("s3"),
+        harness.info.outputs["InputBucketName"],
+        "shop/parts.csv",
+    )
     upload = s3.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
     part = s3.upload_part(
         Bucket=bucket,
@@ -182,13 +183,13 @@ def test_a_multipart_upload_starts_a_job(jobs: Jobs, photos: None) -> None:
         UploadId=upload,
         MultipartUpload={"Parts": [{"ETag": part["ETag"], "PartNumber": 1}]},
     )
-    results = jobs.wait("shop/parts", done.get("VersionId"))
+    results = harness.wait("shop/parts", done.get("VersionId"))
     assert [line["status"] for line in results.manifest] == ["succeeded"]
 
 
-def test_options_of_the_upload_are_honoured(jobs: Jobs, photos: None) -> None:
+def test_options_of_the_upload_are_applied(harness: StackHarness, photos: None) -> None:
     rows = "".join(f",Tree number {n},,,F-{n}\n" for n in range(4))
-    results = jobs.run("shop/options.csv", (HEADER + rows).encode(), {"filter-rows": "1,3"})
+    results = harness.run("shop/options.csv", (HEADER + rows).encode(), {"filter-rows": "1,3"})
     assert [line["status"] for line in results.manifest] == [
         "skipped",
         "succeeded",
@@ -197,18 +198,18 @@ def test_options_of_the_upload_are_honoured(jobs: Jobs, photos: None) -> None:
     ]
 
 
-def test_an_unknown_option_fails_the_job_and_is_named(jobs: Jobs) -> None:
-    results = jobs.run("shop/typo.csv", (HEADER + ",A tree,,,\n").encode(), {"buget-usd": "5"})
+def test_an_unknown_option_fails_the_job_and_is_named(harness: StackHarness) -> None:
+    results = harness.run("shop/typo.csv", (HEADER + ",A tree,,,\n").encode(), {"buget-usd": "5"})
     assert results.summary["state"] == "failed"
     assert "buget-usd" in results.summary["reason"]
 
 
-@pytest.mark.parametrize("name", SENTENCES)
-def test_a_bad_file_fails_with_one_clear_sentence(jobs: Jobs, name: str) -> None:
-    body, word = SENTENCES[name]
-    results = jobs.run(f"bad/{name}.csv", body)
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_fails_with_one_clear_sentence(harness: StackHarness, name: str) -> None:
+    body, expected = BAD_FILES[name]
+    results = harness.run(f"bad/{name}.csv", body)
     assert results.summary["state"] == "failed"
     reason = results.summary["reason"]
-    assert word in reason
+    assert expected in reason
     assert "\n" not in reason
     assert "Traceback" not in reason

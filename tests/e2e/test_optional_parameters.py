@@ -1,7 +1,7 @@
-"""Every optional parameter at once: an own key, tracing, e-mail, expiry, further image buckets.
+"""Every optional parameter at once: a KMS key, tracing, e-mail, expiry, further image buckets.
 
-What MiniStack does not take from a template (buckets' encryption, reserved concurrency) is checked
-in tests/template alone.
+What MiniStack ignores in a template (encryption of buckets, reserved concurrency) is checked in
+tests/template alone.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 from darkroom_local import sam
 from tests.conftest import ClientFactory
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("optional-parameters")]
 
 STACK = "darkroom-optional"
 IMAGES = ["arn:aws:s3:::my-photos/in/*", "arn:aws:s3:::other-photos/*"]
@@ -23,8 +23,8 @@ def key(aws_client: ClientFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def made(aws_endpoint: str, aws_client: ClientFactory, key: str) -> dict[str, str]:
-    """Physical ids by logical id."""
+def resources(aws_endpoint: str, aws_client: ClientFactory, key: str) -> dict[str, str]:
+    """Deploys; returns physical ids by logical id."""
     parameters = {
         "KmsKeyArn": key,
         "TracingMode": "Active",
@@ -35,7 +35,7 @@ def made(aws_endpoint: str, aws_client: ClientFactory, key: str) -> dict[str, st
         "WorkerProcesses": "3",
         "RowsPerWorker": "2",
     }
-    with sam.alone():
+    with sam.exclusive():
         sam.build()
         sam.deploy(aws_endpoint, STACK, parameters)
     pages = aws_client("cloudformation").get_paginator("list_stack_resources")
@@ -46,17 +46,19 @@ def made(aws_endpoint: str, aws_client: ClientFactory, key: str) -> dict[str, st
     }
 
 
-def function(aws_client: ClientFactory, made: dict[str, str], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = aws_client("lambda").get_function_configuration(FunctionName=made[name])
+def function(aws_client: ClientFactory, resources: dict[str, str], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = aws_client("lambda").get_function_configuration(
+        FunctionName=resources[name]
+    )
     return found
 
 
-def test_the_own_key_encrypts_queues_and_logs(
-    aws_client: ClientFactory, made: dict[str, str], key: str
+def test_the_given_key_encrypts_queues_and_logs(
+    aws_client: ClientFactory, resources: dict[str, str], key: str
 ) -> None:
     for queue in ("RowsQueue", "DeadLetterQueue", "AsyncFailuresQueue"):
         attributes = aws_client("sqs").get_queue_attributes(
-            QueueUrl=made[queue], AttributeNames=["All"]
+            QueueUrl=resources[queue], AttributeNames=["All"]
         )["Attributes"]
         assert attributes["KmsMasterKeyId"] == key
     groups = aws_client("logs").describe_log_groups(logGroupNamePrefix=f"/aws/lambda/{STACK}-")
@@ -66,39 +68,46 @@ def test_the_own_key_encrypts_queues_and_logs(
 
 @pytest.mark.parametrize("role", ["SplitterRole", "EditorRole", "ReporterRole"])
 def test_roles_may_use_the_key_and_send_traces(
-    aws_client: ClientFactory, made: dict[str, str], key: str, role: str
+    aws_client: ClientFactory, resources: dict[str, str], key: str, role: str
 ) -> None:
     policy = role.removesuffix("Role").lower()
-    document = aws_client("iam").get_role_policy(RoleName=made[role], PolicyName=policy)
+    document = aws_client("iam").get_role_policy(RoleName=resources[role], PolicyName=policy)
     statements = {s["Sid"]: s for s in document["PolicyDocument"]["Statement"]}
     assert statements["UseKey"]["Resource"] == key
     assert "xray:PutTraceSegments" in statements["Trace"]["Action"]
 
 
-def test_the_editor_may_read_the_further_images_and_is_told_of_them(
-    aws_client: ClientFactory, made: dict[str, str]
+def test_the_editor_may_read_the_further_images_and_has_their_arns(
+    aws_client: ClientFactory, resources: dict[str, str]
 ) -> None:
-    document = aws_client("iam").get_role_policy(RoleName=made["EditorRole"], PolicyName="editor")
+    document = aws_client("iam").get_role_policy(
+        RoleName=resources["EditorRole"], PolicyName="editor"
+    )
     statements = {s["Sid"]: s for s in document["PolicyDocument"]["Statement"]}
     assert statements["ReadFurtherImages"]["Resource"] == IMAGES
-    variables = function(aws_client, made, "EditorFunction")["Environment"]["Variables"]
+    variables = function(aws_client, resources, "EditorFunction")["Environment"]["Variables"]
     assert variables["IMAGE_OBJECT_ARNS"] == ",".join(IMAGES)
 
 
-def test_functions_trace_and_the_cap_follows_its_parameters(
-    aws_client: ClientFactory, made: dict[str, str]
+def test_functions_trace_and_the_concurrency_limit_follows_its_parameters(
+    aws_client: ClientFactory, resources: dict[str, str]
 ) -> None:
-    assert function(aws_client, made, "EditorFunction")["TracingConfig"] == {"Mode": "Active"}
+    assert function(aws_client, resources, "EditorFunction")["TracingConfig"] == {"Mode": "Active"}
     (source,) = aws_client("lambda").list_event_source_mappings(
-        FunctionName=made["EditorFunction"]
+        FunctionName=resources["EditorFunction"]
     )["EventSourceMappings"]
     assert source["BatchSize"] == 2
     assert int(source["ScalingConfig"]["MaximumConcurrency"]) == 3
 
 
-def test_both_topics_write_to_the_address(aws_client: ClientFactory, made: dict[str, str]) -> None:
+def test_both_topics_notify_the_address(
+    aws_client: ClientFactory, resources: dict[str, str]
+) -> None:
     for topic in ("JobsTopic", "AlarmsTopic"):
-        (heard,) = aws_client("sns").list_subscriptions_by_topic(TopicArn=made[topic])[
+        (subscription,) = aws_client("sns").list_subscriptions_by_topic(TopicArn=resources[topic])[
             "Subscriptions"
         ]
-        assert (heard["Protocol"], heard["Endpoint"]) == ("email", "someone@example.com")
+        assert (subscription["Protocol"], subscription["Endpoint"]) == (
+            "email",
+            "someone@example.com",
+        )

@@ -16,8 +16,7 @@ from botocore.config import Config
 
 from darkroom.aws.telemetry import PowertoolsTelemetry
 from darkroom.bootstrap import Wiring
-from darkroom.editor.batch import EditorBatch, Received
-from darkroom.editor.heartbeat import Timings
+from darkroom.editor.batch import EditorBatch, Received, Timings
 from darkroom.ports import Telemetry
 from darkroom.settings import Settings
 from darkroom_local import ministack
@@ -84,7 +83,7 @@ def poll(sqs: Any, config: WorkerConfig, batch: EditorBatch) -> None:
         WaitTimeSeconds=round(config.idle_seconds),
         # The template's is 5,400 s. The first heartbeat follows at once; a worker that is killed
         # before it would hide its messages for all that time.
-        VisibilityTimeout=round(2 * config.timings.lease),
+        VisibilityTimeout=round(2 * config.timings.lease_seconds),
         MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
     )
     messages = response.get("Messages", [])

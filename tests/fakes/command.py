@@ -1,48 +1,50 @@
-"""A stack for tests of the command: buckets, secret and dead letters in memory."""
+"""Harness for tests of the command: a stack whose buckets, secret and queues are in memory."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from typer.testing import CliRunner, Result
 
 from darkroom.endpoint_state import EndpointState
 from darkroom_cli.main import app
-from darkroom_cli.ports import DeadLetter, Outputs, StoredObject
 from darkroom_cli.session import Wiring
+from darkroom_cli.stack import DeadLetter, Outputs, StoredObject
 from tests.fakes.ledger import FakeLedger
 from tests.fakes.services import FakeClock
 
-MOMENT = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+UPLOADED_AT = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
 
 @dataclass
-class Held:
+class FakeObject:
     body: bytes
-    content_type: str
-    metadata: dict[str, str]
-    modified: datetime = MOMENT
+    content_type: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    modified: datetime = UPLOADED_AT
 
 
 @dataclass
 class FakeBucket:
-    """ports.Bucket. `puts` and `fetches` keep the keys in order; `opaque` hides the MD5s (KMS)."""
+    """Implements Bucket."""
 
     name: str
-    objects: dict[str, Held] = field(default_factory=dict)
-    puts: list[str] = field(default_factory=list)
+    objects: dict[str, FakeObject] = field(default_factory=dict)
+    puts: list[str] = field(default_factory=list)  # keys, in order
     fetches: list[str] = field(default_factory=list)
-    opaque: bool = False
+    encrypted: bool = False  # with a KMS key: ETags are not MD5s
 
     def list(self, prefix: str, *, shallow: bool = False) -> Iterator[StoredObject]:
         for key in sorted(self.objects):
-            rest = key.removeprefix(prefix)
-            if key.startswith(prefix) and not (shallow and "/" in rest):
-                held = self.objects[key]
-                etag = "opaque" if self.opaque else hashlib.md5(held.body).hexdigest()
-                yield StoredObject(key, len(held.body), etag, held.modified)
+            name = key.removeprefix(prefix)
+            if key.startswith(prefix) and not (shallow and "/" in name):
+                stored = self.objects[key]
+                etag = "opaque" if self.encrypted else hashlib.md5(stored.body).hexdigest()
+                yield StoredObject(key, len(stored.body), etag, stored.modified)
 
     def metadata(self, key: str) -> Mapping[str, str] | None:
         return dict(self.objects[key].metadata) if key in self.objects else None
@@ -50,7 +52,7 @@ class FakeBucket:
     def put_file(
         self, key: str, path: Path, content_type: str, metadata: Mapping[str, str]
     ) -> str | None:
-        self.objects[key] = Held(path.read_bytes(), content_type, dict(metadata))
+        self.objects[key] = FakeObject(path.read_bytes(), content_type, dict(metadata))
         self.puts.append(key)
         return f"v{len(self.puts)}"
 
@@ -71,50 +73,54 @@ class FakeSecret:
 
 
 @dataclass
-class FakeDeadLetters:
-    """ports.DeadLetters with SQS's visibility: a received message is hidden until released."""
+class FakeDeadLetterQueue:
+    """Implements DeadLetterQueue with SQS's visibility: received messages are hidden."""
 
-    waiting: list[DeadLetter] = field(default_factory=list)
+    visible: list[DeadLetter] = field(default_factory=list)
     hidden: list[DeadLetter] = field(default_factory=list)
-    rows_queue: list[DeadLetter] = field(default_factory=list)
-    moves: bool = False  # whether the queue can move all by itself
-    refused: set[str] = field(default_factory=set)  # ids the rows queue does not take
-    break_after: int | None = None  # sends until the network breaks
+    batches: list[Sequence[DeadLetter]] = field(default_factory=list)  # sent to the rows queue
+    has_move_task: bool = False
+    refused: set[str] = field(default_factory=set)  # ids that the rows queue does not accept
+    interrupt_after: int | None = None  # requests to the rows queue
+
+    @property
+    def rows_queue(self) -> list[DeadLetter]:
+        return [letter for batch in self.batches for letter in batch]
 
     def count(self) -> int:
-        return len(self.waiting) + len(self.hidden)
+        return len(self.visible) + len(self.hidden)
 
     def receive(self) -> Sequence[DeadLetter]:
-        batch, self.waiting = self.waiting[:10], self.waiting[10:]
+        batch, self.visible = self.visible[:10], self.visible[10:]
         self.hidden += batch
         return batch
 
-    def send_back(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
-        if self.break_after is not None:
-            self.break_after -= 1
-            if self.break_after < 0:
+    def requeue(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        if self.interrupt_after is not None:
+            self.interrupt_after -= 1
+            if self.interrupt_after < 0:
                 raise KeyboardInterrupt
-        taken = [letter for letter in letters if letter.id not in self.refused]
-        self.rows_queue += taken
-        return taken
+        accepted = [letter for letter in letters if letter.id not in self.refused]
+        self.batches.append(accepted)
+        return accepted
 
     def delete(self, letters: Sequence[DeadLetter]) -> None:
         self.hidden = [letter for letter in self.hidden if letter not in letters]
 
     def release(self, letters: Sequence[DeadLetter]) -> None:
         self.hidden = [letter for letter in self.hidden if letter not in letters]
-        self.waiting += letters
+        self.visible += letters
 
     def move_all(self) -> Iterator[int] | None:
-        if not self.moves:
+        if not self.has_move_task:
             return None
-        self.rows_queue += self.waiting
-        moved, self.waiting = len(self.waiting), []
+        self.batches.append(self.visible)
+        moved, self.visible = len(self.visible), []
         return iter([moved])
 
 
 @dataclass
-class FakeStates:
+class FakeEndpointStates:
     states: dict[str, EndpointState] = field(default_factory=dict)
 
     def read(self, endpoint: str) -> EndpointState:
@@ -122,35 +128,56 @@ class FakeStates:
 
 
 @dataclass
-class FakeStack:
-    """darkroom_cli.ports.Stack."""
+class ScriptedClock(FakeClock):
+    """`on_sleep` is called after each sleep: what happens while the command waits."""
 
-    clock: FakeClock
+    on_sleep: Callable[[], None] = lambda: None
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        self.on_sleep()
+
+
+@dataclass
+class FakeStack:
+    """Implements Stack."""
+
+    clock: ScriptedClock = field(default_factory=ScriptedClock)
     name: str = "darkroom"
     workers: int | None = 16
     outputs: Outputs = field(
         default_factory=lambda: Outputs(**{n: n for n in Outputs.__dataclass_fields__})
     )
     ledger: FakeLedger = field(init=False)
-    inputs: FakeBucket = field(default_factory=lambda: FakeBucket("in"))
-    results: FakeBucket = field(default_factory=lambda: FakeBucket("out"))
+    input_bucket: FakeBucket = field(default_factory=lambda: FakeBucket("in"))
+    results_bucket: FakeBucket = field(default_factory=lambda: FakeBucket("out"))
     secret: FakeSecret = field(default_factory=FakeSecret)
-    dead_letters: FakeDeadLetters = field(default_factory=FakeDeadLetters)
-    endpoint_states: FakeStates = field(default_factory=FakeStates)
+    dead_letters: FakeDeadLetterQueue = field(default_factory=FakeDeadLetterQueue)
+    endpoint_states: FakeEndpointStates = field(default_factory=FakeEndpointStates)
 
     def __post_init__(self) -> None:
         self.ledger = FakeLedger(self.clock)
 
-    @property
-    def runs(self) -> FakeLedger:
-        return self.ledger
+
+@dataclass
+class CliHarness:
+    """The command as a user in a pipe runs it, against `stack`."""
+
+    stack: FakeStack = field(default_factory=FakeStack)
 
     @property
-    def rows(self) -> FakeLedger:
-        return self.ledger
+    def clock(self) -> ScriptedClock:
+        return self.stack.clock
 
+    def run(self, *arguments: object, stdin: str | None = None) -> Result:
+        wiring = Wiring(connect=lambda _: self.stack, clock=self.clock)
+        return CliRunner().invoke(app, [str(a) for a in arguments], input=stdin, obj=wiring)
 
-def run(stack: FakeStack, *arguments: object, typed: str | None = None) -> Result:
-    """The command as a user in a pipe sees it."""
-    wiring = Wiring(connect=lambda _: stack, clock=stack.clock)
-    return CliRunner().invoke(app, [str(a) for a in arguments], input=typed, obj=wiring)
+    def json(self, *arguments: object) -> Any:
+        """What a successful command prints with --json."""
+        result = self.run(*arguments, "--json")
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)
+
+    def push_endpoints(self, *endpoints: dict[str, Any]) -> None:
+        self.stack.secret.text = json.dumps({"endpoints": endpoints})

@@ -1,4 +1,4 @@
-"""CSVs in memory, read as an object in S3 is: from any offset, in chunks of any size."""
+"""CSVs in memory, read like an object in S3: from any offset, in chunks of any size."""
 
 from collections.abc import Iterator
 
@@ -37,6 +37,6 @@ def request_of(row: JobRow) -> RowRequest:
     return row.request
 
 
-def told(row: JobRow) -> str:
-    """Why the row is rejected; empty when it is not."""
+def rejection(row: JobRow) -> str:
+    """Why the row is rejected; empty if it is not."""
     return "" if isinstance(row.request, RowRequest) else row.request.detail

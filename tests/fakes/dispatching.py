@@ -1,32 +1,39 @@
-"""Scripted providers, a secret in memory and a plain context, for tests of the dispatcher."""
+"""The dispatch harness: scripted providers, a secret and endpoint state in memory."""
 
 import json
+import random
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from pydantic import SecretStr
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
+from darkroom.dispatch.dispatcher import TieredDispatcher
+from darkroom.endpoint_state import EndpointState
 from darkroom.endpoints import Endpoint, EndpointsSecret, parse_endpoints
 from darkroom.errors import Ineligible
-from darkroom.ports import Clock
+from darkroom.ports import Clock, DispatchResult, ImageEditor
 from darkroom.providers.registry import Provider
+from tests.fakes.endpoint_states import InMemoryEndpointStates
+from tests.fakes.services import FakeClock, FakeTelemetry
+from tests.fakes.virtual_time import START
 
-PICTURE = EditResult(images=(b"png",), model="m")
+IMAGE = EditResult(images=(b"png",), model="m")
 
 
 def secret(*endpoints: dict[str, object]) -> EndpointsSecret:
-    """Endpoints with the defaults of the tests: one key, no limits, no waiting, no retries."""
-    plain = {
+    """Endpoints with the tests' defaults: one key, no limits, no retries."""
+    defaults = {
         "api_keys": ["key-1"],
         "requests_per_minute": 0,
         "max_in_flight": 0,
         "max_retries": 0,
         "timeout_seconds": 60,
     }
-    return parse_endpoints(json.dumps({"endpoints": [plain | e for e in endpoints]}))
+    return parse_endpoints(json.dumps({"endpoints": [defaults | e for e in endpoints]}))
 
 
 def gemini(name: str = "gemini", **fields: Any) -> dict[str, object]:
@@ -39,17 +46,15 @@ def openai(name: str = "openai", **fields: Any) -> dict[str, object]:
 
 @dataclass
 class FakeSecretSource:
-    """Implements ports.SecretSource. `after_refresh`, when set, is what a refresh finds."""
+    """Implements ports.SecretSource. `after_refresh`, when set, is the secret after a refresh."""
 
     current: EndpointsSecret
     after_refresh: EndpointsSecret | None = None
-    refreshed: int = 0
 
     def endpoints(self) -> EndpointsSecret:
         return self.current
 
     def refresh(self) -> None:
-        self.refreshed += 1
         self.current = self.after_refresh or self.current
 
 
@@ -60,22 +65,21 @@ class Call:
     at: float
 
 
-type Answer = EditResult | CallFailed | Outcome | Callable[[Call], "EditResult | CallFailed"]
+type Response = EditResult | CallFailed | Outcome | Callable[[Call], "EditResult | CallFailed"]
 
 
 @dataclass
 class ScriptedEditor:
-    """Implements ports.ImageEditor: answers from a script per endpoint, then with a picture."""
+    """Implements ports.ImageEditor: responds from a script per endpoint, then with an image."""
 
     clock: Clock
     latency: float = 0.0
-    scripts: dict[str, deque[Answer]] = field(default_factory=lambda: defaultdict(deque))
-    always: dict[str, Answer] = field(default_factory=dict)
+    scripts: dict[str, deque[Response]] = field(default_factory=lambda: defaultdict(deque))
+    always: dict[str, Response] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
 
-    def script(self, endpoint: str, *answers: Answer) -> "ScriptedEditor":
-        self.scripts[endpoint].extend(answers)
-        return self
+    def script(self, endpoint: str, *responses: Response) -> None:
+        self.scripts[endpoint].extend(responses)
 
     def called(self) -> list[str]:
         return [call.endpoint for call in self.calls]
@@ -88,44 +92,89 @@ class ScriptedEditor:
         if self.latency:
             self.clock.sleep(self.latency)
         script = self.scripts[endpoint.name]
-        answer = script.popleft() if script else self.always.get(endpoint.name, PICTURE)
-        if isinstance(answer, Outcome):
-            answer = CallFailed(answer, f"scripted {answer}")
-        if not isinstance(answer, EditResult | CallFailed):
-            answer = answer(call)
-        if isinstance(answer, CallFailed):
-            raise answer
-        return answer
+        response = script.popleft() if script else self.always.get(endpoint.name, IMAGE)
+        if isinstance(response, Outcome):
+            response = CallFailed(response, f"scripted {response}")
+        if not isinstance(response, EditResult | CallFailed):
+            response = response(call)
+        if isinstance(response, CallFailed):
+            raise response
+        return response
 
 
 @dataclass
-class PlainErrand:
-    """A CallContext for any endpoint but the `unfit` ones; `refuse` is raised before a call."""
+class FakeCallContext:
+    """A CallContext for any endpoint except the `ineligible` ones; records the events in order."""
 
-    unfit: dict[str, str] = field(default_factory=dict)
-    refuse: BaseException | None = None
-    refuse_after: BaseException | None = None
+    ineligible: dict[str, str] = field(default_factory=dict)  # endpoint: why
+    raises_before: BaseException | None = None
+    raises_after: BaseException | None = None
     events: list[tuple[str, str]] = field(default_factory=list)
 
     def plan(self, endpoint: Endpoint) -> CallPlan:
         self.events.append(("plan", endpoint.name))
-        if endpoint.name in self.unfit:
-            raise Ineligible(self.unfit[endpoint.name])
+        if endpoint.name in self.ineligible:
+            raise Ineligible(self.ineligible[endpoint.name])
         return CallPlan(endpoint.provider, endpoint.model, "make it red")
 
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
         self.events.append(("before", endpoint.name))
-        if self.refuse is not None:
-            raise self.refuse
+        if self.raises_before is not None:
+            raise self.raises_before
 
     def after_call(
         self, endpoint: Endpoint, plan: CallPlan, outcome: EditResult | CallFailed
     ) -> None:
-        told = outcome.outcome.value if isinstance(outcome, CallFailed) else "succeeded"
-        self.events.append((told, endpoint.name))
-        if self.refuse_after is not None:
-            raise self.refuse_after
+        result = outcome.outcome.value if isinstance(outcome, CallFailed) else "succeeded"
+        self.events.append((result, endpoint.name))
+        if self.raises_after is not None:
+            raise self.raises_after
 
 
-def both(editor: ScriptedEditor) -> dict[Provider, ScriptedEditor]:
-    return {Provider.GEMINI: editor, Provider.OPENAI: editor}
+class DispatchHarness:
+    """Workers that share a secret, endpoint state and telemetry; one worker exists already."""
+
+    def __init__(self, *endpoints: dict[str, object]) -> None:
+        self.clock = FakeClock(START)
+        self.telemetry = FakeTelemetry()
+        self.states = InMemoryEndpointStates()
+        self.secret_source = FakeSecretSource(secret(*endpoints))
+        self.editor = ScriptedEditor(self.clock, latency=2.0)
+        self.first_worker = self.worker()
+
+    def worker(
+        self,
+        editor_of: Callable[[Provider], ImageEditor] | None = None,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+    ) -> TieredDispatcher:
+        """Another worker, whose cache of endpoint state is empty."""
+        return TieredDispatcher(
+            self.secret_source,
+            self.states,
+            editor_of or (lambda _: self.editor),
+            clock or self.clock,
+            rng or random.Random(7),
+            self.telemetry,
+        )
+
+    def dispatch(
+        self,
+        context: FakeCallContext | None = None,
+        *,
+        worker: TieredDispatcher | None = None,
+        seconds: float = 900.0,
+    ) -> DispatchResult:
+        deadline = self.clock.now() + seconds
+        return (worker or self.first_worker).dispatch(context or FakeCallContext(), deadline)
+
+    def failure[E: BaseException](
+        self, error: type[E], context: FakeCallContext | None = None, *, seconds: float = 900.0
+    ) -> E:
+        """The error that a dispatch raises."""
+        with pytest.raises(error) as caught:
+            self.dispatch(context, seconds=seconds)
+        return caught.value
+
+    def state(self, endpoint: str) -> EndpointState:
+        return self.states.items[endpoint]

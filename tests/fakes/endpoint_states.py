@@ -3,82 +3,134 @@
 import threading
 from collections import Counter, defaultdict
 from dataclasses import replace
+from typing import Any
 
 from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.endpoint_state import (
     EndpointState,
+    Health,
     KeyCooldown,
     Rejection,
-    Report,
     Reservation,
     ReservationRequest,
+    ReservationUpdate,
+    Settlement,
+    StatesUnavailable,
 )
 
 
 class InMemoryEndpointStates:
-    """One lock is the table; `requests` counts what would be round trips."""
+    """`requests` counts what would be round trips; methods named in `unavailable` fail."""
 
     def __init__(self) -> None:
         self.items: dict[str, EndpointState] = defaultdict(EndpointState)
         self.requests: Counter[str] = Counter()
+        self.unavailable: set[str] = set()
         self._lock = threading.Lock()
 
     def read(self, endpoint: str) -> EndpointState:
-        self.requests["read"] += 1
+        self._count("read")
         return self.items[endpoint]
 
-    def book(
-        self, endpoint: str, ask: ReservationRequest, guess: EndpointState | None = None
+    def reserve(
+        self, endpoint: str, request: ReservationRequest, last_known: EndpointState | None = None
     ) -> Reservation:
         with self._lock:
-            self.requests["book"] += 1
+            self._count("reserve")
             state = self.items[endpoint]
-            move = rate_limiter.decide(state, ask)
-            if isinstance(move, Rejection):
-                return Reservation(state, refused=move)
-            after = self._keep(endpoint, rate_limiter.booked(state, ask, move))
-            return Reservation(after, slot=move.slot, probe=move.probe)
+            planned = rate_limiter.plan_reservation(state, request)
+            if isinstance(planned, Rejection):
+                return Reservation(state, rejection=planned)
+            after = self.items[endpoint] = reserved(state, request, planned)
+            return Reservation(after, slot=planned.slot, probe=planned.probe)
 
-    def settle(self, endpoint: str, report: Report) -> EndpointState:
+    def settle(self, endpoint: str, settlement: Settlement) -> EndpointState:
         with self._lock:
-            self.requests["settle"] += 1
-            return self._keep(endpoint, circuit_breaker.settled(self.items[endpoint], report))
+            self._count("settle")
+            after = self.items[endpoint] = settled(self.items[endpoint], settlement)
+            return after
 
-    def pause(self, endpoint: str, until: int) -> EndpointState:
+    def pause_until(self, endpoint: str, until: int) -> EndpointState:
         with self._lock:
-            state = self.items[endpoint]
-            if state.next >= until:
-                return state
-            after = replace(state, next=until, paused_until=until, rev=state.rev + 1)
-            return self._keep(endpoint, after)
+            applies = self.items[endpoint].next_slot < until
+            return self._write(endpoint, applies, next_slot=until, paused_until=until)
 
-    def slow(self, endpoint: str, gap: int, now: int, before: int) -> EndpointState:
+    def slow_down(self, endpoint: str, interval: int, now: int, unless_since: int) -> EndpointState:
         with self._lock:
-            state = self.items[endpoint]
-            if state.slowed_at >= before:
-                return state
-            return self._keep(endpoint, replace(state, gap=gap, slowed_at=now, rev=state.rev + 1))
+            applies = self.items[endpoint].slowed_at < unless_since
+            return self._write(endpoint, applies, slowed_interval=interval, slowed_at=now)
 
-    def trip(self, endpoint: str, until: int) -> tuple[bool, EndpointState]:
+    def open_breaker(self, endpoint: str, until: int) -> tuple[bool, EndpointState]:
         with self._lock:
-            state = self.items[endpoint]
-            if state.tripped:
-                return False, state
-            return True, self._keep(endpoint, circuit_breaker.tripped(state, until))
+            before = self.items[endpoint]
+            opens = not before.breaker_open
+            after = self._write(
+                endpoint, opens, breaker_open=True, breaker_until=until, opens=before.opens + 1
+            )
+            return opens, after
 
-    def rest(self, endpoint: str, until: int) -> EndpointState:
+    def suspend_until(self, endpoint: str, until: int) -> EndpointState:
         with self._lock:
-            state = self.items[endpoint]
-            if state.breaker_until >= until:
-                return state
-            return self._keep(endpoint, circuit_breaker.resting(state, until))
+            applies = self.items[endpoint].breaker_until < until
+            return self._write(endpoint, applies, breaker_open=True, breaker_until=until)
 
-    def rest_key(self, endpoint: str, fingerprint: str, rest: KeyCooldown) -> EndpointState:
+    def cool_down_key(
+        self, endpoint: str, fingerprint: str, cooldown: KeyCooldown
+    ) -> EndpointState:
         with self._lock:
-            state = self.items[endpoint]
-            keys = {**state.keys, fingerprint: rest}
-            return self._keep(endpoint, replace(state, keys=keys, rev=state.rev + 1))
+            cooldowns = {**self.items[endpoint].key_cooldowns, fingerprint: cooldown}
+            return self._write(endpoint, applies=True, key_cooldowns=cooldowns)
 
-    def _keep(self, endpoint: str, state: EndpointState) -> EndpointState:
-        self.items[endpoint] = state
+    def _count(self, request: str) -> None:
+        self.requests[request] += 1
+        if request in self.unavailable:
+            raise StatesUnavailable("the endpoints table did not answer")
+
+    def _write(self, endpoint: str, applies: bool, **changes: Any) -> EndpointState:
+        state = self.items[endpoint]
+        if applies:
+            state = self.items[endpoint] = replace(state, **changes, revision=state.revision + 1)
         return state
+
+
+def reserved(
+    state: EndpointState, request: ReservationRequest, planned: ReservationUpdate
+) -> EndpointState:
+    """The state after the update that `planned` describes."""
+    leases = {i: until for i, until in state.leases.items() if i not in planned.expired_leases}
+    base = request.now if planned.idle else state.next_slot
+    lease_end = base + request.lease_duration
+    if request.limits.max_in_flight:
+        leases[request.lease] = lease_end
+    after = replace(
+        state,
+        next_slot=base + planned.interval,
+        calls=state.calls + 1,
+        leases=leases,
+        breaker_until=lease_end if planned.probe else state.breaker_until,
+        revision=state.revision + 1,
+    )
+    if request.day is None:
+        return after
+    day_calls = 1 if planned.new_day else state.day_calls + 1
+    return replace(after, day=max(state.day, request.day.number), day_calls=day_calls)
+
+
+def settled(state: EndpointState, settlement: Settlement) -> EndpointState:
+    """The state after a reservation's end."""
+    leases = {i: until for i, until in state.leases.items() if i != settlement.lease}
+    after = replace(state, leases=leases, revision=state.revision + 1)
+    if settlement.health is Health.NOT_CALLED:
+        # A probe that was never sent leaves its turn to the next one.
+        return replace(after, breaker_until=settlement.now) if settlement.probe else after
+    if settlement.health is Health.GOOD:
+        if settlement.probe:
+            return replace(after, breaker_open=False, breaker_until=0, opens=0, failures=0)
+        recovers = after.failures > 0 and settlement.sent_at > state.failed_at
+        return replace(after, failures=after.failures - 1) if recovers else after
+    recent = state.failed_at >= settlement.now - circuit_breaker.FAILURES_EXPIRE_AFTER
+    failures = state.failures + 1 if recent else 1
+    after = replace(after, failures=failures, failed_at=settlement.now)
+    if settlement.probe:
+        after = replace(after, breaker_until=settlement.reopen_until, opens=state.opens + 1)
+    return after

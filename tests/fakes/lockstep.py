@@ -1,4 +1,4 @@
-"""Workers that a test moves forward one outside step at a time, and kills between any two."""
+"""Workers that a test advances one call of an outside service at a time, and kills in between."""
 
 import threading
 from collections.abc import Callable
@@ -8,15 +8,15 @@ from darkroom.errors import ServiceUnavailable
 
 
 class Fault(Enum):
-    """What happens to the step a worker stands before."""
+    """What happens to the call that a worker is about to make."""
 
     NONE = "none"
-    LOST_REQUEST = "lost request"  # nothing is done, and the service is said to be unavailable
-    LOST_ANSWER = "lost answer"  # it is done, and the service is said to be unavailable
+    LOST_REQUEST = "lost request"  # nothing is done, and ServiceUnavailable is raised
+    LOST_RESPONSE = "lost response"  # it is done, and ServiceUnavailable is raised
 
 
 class _Killed(BaseException):
-    """The process is gone: no handler of errors sees this."""
+    """The process died: no error handler catches this."""
 
 
 class Worker:
@@ -44,7 +44,7 @@ class Worker:
             self.result = self._work()
         except _Killed:
             self.killed = True
-        except BaseException as error:  # noqa: BLE001  # told to the test, which fails with it
+        except BaseException as error:  # noqa: BLE001  # raised by `go`, in the test
             self.error = error
         self.over = True
         self._stopped.release()
@@ -58,7 +58,7 @@ class Worker:
         return self._fault
 
     def go(self, fault: Fault = Fault.NONE) -> None:
-        """Take the step, with its fault, and run to the next one."""
+        """Make the call, with `fault`, and run to the next one."""
         self._fault = fault
         self._turn.release()
         self._stopped.acquire()
@@ -79,7 +79,7 @@ _current = threading.local()
 
 
 def step[T](name: str, action: Callable[[], T]) -> T:
-    """An outside step of the current worker; outside of workers it is just done."""
+    """A call of an outside service by the current worker; without a worker it is just made."""
     worker: Worker | None = getattr(_current, "worker", None)
     if worker is None or worker.over:
         return action()
@@ -87,13 +87,13 @@ def step[T](name: str, action: Callable[[], T]) -> T:
     if fault is Fault.LOST_REQUEST:
         raise ServiceUnavailable(f"{name} was not done")
     result = action()
-    if fault is Fault.LOST_ANSWER:
+    if fault is Fault.LOST_RESPONSE:
         raise ServiceUnavailable(f"{name} was done")
     return result
 
 
 class Stepped:
-    """A port whose every call is a step."""
+    """A port of which every call is a step."""
 
     def __init__(self, inner: object, name: str) -> None:
         self._inner = inner

@@ -8,13 +8,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO
 
+from darkroom.errors import ServiceUnavailable
 from darkroom.metrics import Metric
 from darkroom.rows import RowMessage
 
 
+def fail_once(port: object, method: str) -> None:
+    """Make the next call of a port's method raise ServiceUnavailable."""
+    original = getattr(port, method)
+
+    def fail(*_: object, **__: object) -> None:
+        setattr(port, method, original)
+        raise ServiceUnavailable("throttled")
+
+    setattr(port, method, fail)
+
+
 @dataclass
 class FakeClock:
-    """Time that passes only when somebody sleeps or a test says so."""
+    """Time passes only by `sleep`, or when a test sets it."""
 
     time: float = 1_000_000.0
     slept: list[float] = field(default_factory=list)
@@ -29,7 +41,7 @@ class FakeClock:
 
 @dataclass
 class FakeTelemetry:
-    """Keeps what was told. `metrics` sums the values by name."""
+    """Records metrics and events. `metrics` sums the values by name."""
 
     metrics: Counter[str] = field(default_factory=Counter)
     by_endpoint: Counter[tuple[str, str | None]] = field(default_factory=Counter)
@@ -57,13 +69,13 @@ class FakeTelemetry:
     def bound(self, **fields: object) -> Iterator[None]:
         yield
 
-    def told(self, level: str) -> list[str]:
+    def logged(self, level: str) -> list[str]:
         return [event for at, event, _ in self.events if at == level]
 
 
 @dataclass
 class FakeQueue:
-    """RowQueue that keeps what it was given, in order."""
+    """RowQueue that records what it is sent, in order."""
 
     sent: list[RowMessage] = field(default_factory=list)
     dead: list[tuple[str, dict[str, str]]] = field(default_factory=list)
@@ -95,10 +107,10 @@ class FakeStore:
         only_if_new: bool = False,
         replaces: str | None = None,
     ) -> bool:
-        held = self.metadata(key)
-        if only_if_new and held is not None:
+        stored = self.metadata(key)
+        if only_if_new and stored is not None:
             return False
-        if replaces is not None and (held is None or held["etag"] != replaces):
+        if replaces is not None and (stored is None or stored["etag"] != replaces):
             return False
         data = body if isinstance(body, bytes) else body.read()
         self.objects[key] = (data, content_type, dict(metadata or {}))

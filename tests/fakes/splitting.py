@@ -1,4 +1,4 @@
-"""A world around the splitter: its bucket, ledger and queue in memory, and crashes at any call."""
+"""The splitter with its bucket, ledger and queue in memory, and a crash at any of its calls."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ JOB = "jobs/products"
 
 
 class Crash(BaseException):
-    """The process is gone: nobody handles it."""
+    """The process dies: nothing handles this."""
 
 
 @dataclass
@@ -40,7 +40,7 @@ class CsvBucket:
 
 @dataclass
 class Queue:
-    """RowQueue with deliveries, so that editors can work while the splitter does."""
+    """The part of RowQueue that the splitter uses, and messages for editors to process."""
 
     sent: list[RowMessage] = field(default_factory=list)
     waiting: list[RowMessage] = field(default_factory=list)
@@ -49,16 +49,10 @@ class Queue:
         self.sent += messages
         self.waiting += messages
 
-    def dead_letter(self, body: str, attributes: Mapping[str, str]) -> None:
-        raise AssertionError("the splitter sends nothing there")
-
-    def extend(self, receipts: Sequence[str], seconds: int) -> None:
-        raise AssertionError("the splitter holds no messages")
-
 
 @dataclass
-class Fuse:
-    """Counts calls of the ports and fails the one it is set to, before or after its effect."""
+class FaultInjector:
+    """Counts calls of the ports, and fails the one with number `at`, before or after its effect."""
 
     at: int = -1
     after: bool = False
@@ -66,9 +60,9 @@ class Fuse:
     calls: int = 0
 
     def wrap(self, port: Any) -> Any:
-        return _Fused(port, self)
+        return _FaultyPort(port, self)
 
-    def burn(self, call: Callable[[], Any]) -> Any:
+    def run(self, call: Callable[[], Any]) -> Any:
         number = self.calls
         self.calls += 1
         if number == self.at and not self.after:
@@ -79,26 +73,26 @@ class Fuse:
         return result
 
 
-class _Fused:
-    def __init__(self, port: Any, fuse: Fuse) -> None:
+class _FaultyPort:
+    def __init__(self, port: Any, faults: FaultInjector) -> None:
         self._port = port
-        self._fuse = fuse
+        self._faults = faults
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._port, name)
-        return lambda *a, **k: self._fuse.burn(lambda: method(*a, **k))
+        return lambda *a, **k: self._faults.run(lambda: method(*a, **k))
 
     def __call__(self, *args: Any) -> Any:
-        return self._fuse.burn(lambda: self._port(*args))
+        return self._faults.run(lambda: self._port(*args))
 
 
 @dataclass
-class World:
+class SplitterHarness:
     clock: FakeClock = field(default_factory=FakeClock)
     bucket: CsvBucket = field(default_factory=CsvBucket)
     queue: Queue = field(default_factory=Queue)
     telemetry: FakeTelemetry = field(default_factory=FakeTelemetry)
-    fuse: Fuse = field(default_factory=Fuse)
+    faults: FaultInjector = field(default_factory=FaultInjector)
     invoked: list[CsvUploaded] = field(default_factory=list)
     reports: list[str] = field(default_factory=list)
     checks: list[str] = field(default_factory=list)
@@ -110,17 +104,17 @@ class World:
 
     @property
     def splitter(self) -> Splitter:
-        fused = self.fuse.wrap
+        faulty = self.faults.wrap
         return Splitter(
-            runs=fused(self.ledger),
-            rows=fused(self.ledger),
-            queue=fused(self.queue),
+            runs=faulty(self.ledger),
+            rows=faulty(self.ledger),
+            queue=faulty(self.queue),
             store=self.bucket,
             clock=self.clock,
             telemetry=self.telemetry,
-            continue_later=fused(self.invoked.append),
-            request_report=fused(self.reports.append),
-            check_complete=fused(self.checks.append),
+            continue_later=faulty(self.invoked.append),
+            request_report=faulty(self.reports.append),
+            check_complete=faulty(self.checks.append),
         )
 
     def upload(self, text: str | bytes, key: str = f"{JOB}.csv", **options: str) -> CsvUploaded:
@@ -134,19 +128,19 @@ class World:
         """One invocation."""
         self.splitter.split(upload, remaining)
 
-    def split_and_go_on(self, upload: CsvUploaded, batches: int) -> int:
-        """Invocations that last for `batches` batches each, until none asks for another."""
+    def split_with_continuations(self, upload: CsvUploaded, batches: int) -> int:
+        """Invoke the splitter for `batches` batches each, until it invokes itself no more."""
         invocations = 0
         pending = [upload]
         while pending:
-            left = itertools.chain([900.0] * (batches - 1), itertools.repeat(0.0))
-            self.split(pending.pop(), lambda left=left: next(left))  # type: ignore[misc]
+            remaining = itertools.chain([900.0] * (batches - 1), itertools.repeat(0.0))
+            self.split(pending.pop(), remaining.__next__)
             invocations += 1
             pending, self.invoked = self.invoked, []
         return invocations
 
-    def split_as_lambda_does(self, upload: CsvUploaded) -> int:
-        """Tries again a minute after a crash, twice at most; returns the number of crashes."""
+    def split_with_retries(self, upload: CsvUploaded) -> int:
+        """Retry a minute after each crash, twice at most, as Lambda does. Returns the crashes."""
         for crashes in range(3):
             try:
                 self.split(upload)
@@ -154,14 +148,14 @@ class World:
                 self.clock.time += 60
             else:
                 return crashes
-        raise AssertionError("one crash should not outlast three tries")
+        raise AssertionError("one crash must not fail three attempts")
 
     def edit(self, count: int | None = None) -> None:
-        """Editors work off messages, the first ones first."""
-        due, self.queue.waiting = self.queue.waiting[:count], self.queue.waiting[count or None :]
-        if count is None:
-            self.queue.waiting = []
-        for message in due:
+        """Editors process the first `count` messages, or all."""
+        waiting = self.queue.waiting
+        end = len(waiting) if count is None else count
+        self.queue.waiting = waiting[end:]
+        for message in waiting[:end]:
             run = self.ledger.current(message.job)
             assert run is not None
             owner = f"editor-{next(self._owners)}"
@@ -177,7 +171,7 @@ class World:
         assert run is not None
         return run
 
-    def settled(self) -> bool:
+    def is_settled(self) -> bool:
         return self.ledger.report_due(JOB)
 
 

@@ -1,4 +1,4 @@
-"""A provider that forgives nothing: a strict sliding minute, a limit in flight, outages."""
+"""A provider that enforces its limits strictly, by a sliding minute, and has outages."""
 
 import random
 from bisect import bisect_right
@@ -9,19 +9,19 @@ from pydantic import SecretStr
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.endpoints import Endpoint
 from darkroom.ports import Clock
-from tests.fakes.dispatching import PICTURE
+from tests.fakes.dispatching import IMAGE
 from tests.fakes.virtual_time import VirtualTime
 
 
 @dataclass
 class StrictProvider:
-    """Implements ports.ImageEditor for one worker's clock at a time, by `for_worker`."""
+    """Times of its records are true ones, in seconds; each worker calls it by `editor`."""
 
     time: VirtualTime
     latency: float = 5.0
     failure_latency: float = 0.1
     per_minute: int = 0
-    down: tuple[float, float] = (0.0, 0.0)  # seconds since the start
+    outage: tuple[float, float] = (0.0, 0.0)  # seconds since the start
     started: float = field(init=False)
     arrivals: list[float] = field(default_factory=list)
     allowed: list[float] = field(default_factory=list)
@@ -33,47 +33,45 @@ class StrictProvider:
     def __post_init__(self) -> None:
         self.started = self.time.at
 
-    def for_worker(self, clock: Clock, rng: random.Random, wire: float = 0.0) -> "Line":
-        return Line(self, clock, rng, wire)
+    def editor(self, clock: Clock, rng: random.Random, network_delay: float) -> "NetworkEditor":
+        return NetworkEditor(self, clock, rng, network_delay)
 
     def most_in_a_minute(self) -> int:
         times = sorted(self.arrivals)
         return max((bisect_right(times, t) - bisect_right(times, t - 60) for t in times), default=0)
 
-    def _in_the_last_minute(self, now: float) -> int:
-        return len([t for t in self.allowed[-self.per_minute :] if t > now - 60])
-
     def serve(self, clock: Clock, timeout: float) -> EditResult:
         now = self.time.at
         self.arrivals.append(now)
-        if self.down[0] <= now - self.started < self.down[1]:
+        if self.outage[0] <= now - self.started < self.outage[1]:
             self.failed.append(now)
             clock.sleep(self.failure_latency)
             raise CallFailed(Outcome.UNAVAILABLE, "503")
-        if self.per_minute and self._in_the_last_minute(now) >= self.per_minute:
+        in_last_minute = sum(t > now - 60 for t in self.allowed[-self.per_minute :])
+        if self.per_minute and in_last_minute >= self.per_minute:
             self.refused += 1
             raise CallFailed(Outcome.RATE_LIMITED, "429")
         self.allowed.append(now)
-        # A call goes on at the provider when its caller has died.
-        lasts = min(self.latency, timeout)
-        self.ends = [end for end in self.ends if end > now] + [now + lasts]
+        # A call continues at the provider when its worker has died.
+        seconds = min(self.latency, timeout)
+        self.ends = [end for end in self.ends if end > now] + [now + seconds]
         self.most_in_flight = max(self.most_in_flight, len(self.ends))
-        clock.sleep(lasts)
-        return PICTURE
+        clock.sleep(seconds)
+        return IMAGE
 
 
 @dataclass
-class Line:
-    """One worker's way to the provider: up to `wire` seconds long."""
+class NetworkEditor:
+    """Implements ports.ImageEditor: one worker's calls, delayed by up to `network_delay`."""
 
     provider: StrictProvider
     clock: Clock
     rng: random.Random
-    wire: float
+    network_delay: float
 
     def edit(
         self, plan: CallPlan, endpoint: Endpoint, key: SecretStr, timeout_seconds: float
     ) -> EditResult:
-        if self.wire:
-            self.clock.sleep(self.rng.uniform(0, self.wire))
+        if self.network_delay:
+            self.clock.sleep(self.rng.uniform(0, self.network_delay))
         return self.provider.serve(self.clock, timeout_seconds)

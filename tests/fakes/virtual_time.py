@@ -1,7 +1,7 @@
 """Many workers on one virtual clock: real threads, of which exactly one runs at a time.
 
-A worker that sleeps hands over to whoever wakes next, so that hours pass in milliseconds, in the
-same order each time. Clocks of single workers may be wrong by a constant skew.
+A worker that sleeps yields to the one that wakes next, so hours pass in milliseconds, and in the
+same order in each run. A worker's clock may deviate by a constant skew.
 """
 
 import heapq
@@ -16,25 +16,22 @@ START = 1_795_000_000.0
 class VirtualTime:
     def __init__(self, start: float = START) -> None:
         self.at = start
+        self.errors: list[BaseException] = []
         self._queue: list[tuple[float, int, threading.Event]] = []
         self._order = itertools.count()
         self._threads: list[threading.Thread] = []
         self._killed: set[int | None] = set()
         self._idle = threading.Event()
-        self.errors: list[BaseException] = []
-
-    def clock(self, skew: float = 0.0) -> "SkewedClock":
-        return SkewedClock(self, skew)
 
     def start(self, work: Callable[[], None], after: float = 0.0) -> None:
-        """Let `work` run as a worker of its own, `after` seconds from now."""
+        """Start `work` as a worker, `after` seconds from now."""
         turn = self._enqueue(after)
 
         def run() -> None:
             turn.wait()
             try:
                 work()
-            except BaseException as error:  # noqa: BLE001 - told by run()
+            except BaseException as error:  # noqa: BLE001 - raised by VirtualTime.run
                 self.errors.append(error)
             finally:
                 self._next()
@@ -44,7 +41,7 @@ class VirtualTime:
         thread.start()
 
     def run(self) -> None:
-        """Run until every worker is done; raises the first error of any."""
+        """Run until every worker has finished; raises the first error of any."""
         self._next()
         self._idle.wait()
         for thread in self._threads:
@@ -59,7 +56,7 @@ class VirtualTime:
         turn.wait()
 
     def kill(self) -> None:
-        """End the calling worker here and now: nothing of it runs any more, no `finally` either."""
+        """End the calling worker at once: none of its code runs any more, no `finally` either."""
         self._killed.add(threading.get_ident())
         self._next()
         threading.Event().wait()
@@ -81,7 +78,7 @@ class VirtualTime:
 class SkewedClock:
     """A worker's own clock. Implements ports.Clock; `kill_at` ends the worker at that true time.
 
-    `oversleep` tells how much too long a sleep lasts, in seconds.
+    Each sleep lasts `oversleep()` seconds too long.
     """
 
     time: VirtualTime
@@ -93,7 +90,7 @@ class SkewedClock:
         return self.time.at + self.skew
 
     def sleep(self, seconds: float) -> None:
-        lasts = seconds + self.oversleep()
-        self.time.sleep(min(lasts, max(0.0, self.kill_at - self.time.at)))
+        seconds += self.oversleep()
+        self.time.sleep(min(seconds, max(0.0, self.kill_at - self.time.at)))
         if self.time.at >= self.kill_at:
             self.time.kill()

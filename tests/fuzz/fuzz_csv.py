@@ -2,9 +2,10 @@
 
     python -m tests.fuzz.fuzz_csv -max_total_time=300 build/fuzz/csv
 
-Inputs that reached new code are kept in the folder given; it is begun with tests/corpus/csv.
-Every input is a file. Whatever it holds: rows, or JobRejected with a sentence; the same rows in
-other chunks and compressed; the same rest from any row on; requests that the queue can carry.
+Inputs that reach new code are stored in the given folder, which starts with tests/corpus/csv. Every
+input is a file. Whatever it contains, it yields rows or JobRejected with a sentence: the same rows
+in other chunks and compressed, the same remaining rows from any row on, and requests that survive
+the way through the queue.
 """
 
 import gzip
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-atheris: Any = importlib.import_module("atheris")  # no types, and not there for the type checker
+atheris: Any = importlib.import_module("atheris")  # not installed for the type checker
 
 with atheris.instrument_imports(include=["darkroom"], enable_loader_override=False):
     from darkroom.csv_input.reader import JobRow, JobRows, read_job_rows
@@ -22,7 +23,7 @@ with atheris.instrument_imports(include=["darkroom"], enable_loader_override=Fal
     from darkroom.jobs import JobOptions
     from darkroom.rows import RowMessage, RowRequest
 
-from tests.corpus.csv.binary import FILES  # noqa: E402 - these import darkroom too: instrument first
+from tests.corpus.csv.binary import FILES  # noqa: E402 - instrument darkroom first
 from tests.fakes.csv_files import opened  # noqa: E402
 
 _SEEDS = Path(__file__).parent.parent / "corpus" / "csv"
@@ -51,28 +52,28 @@ def check_file(data: bytes) -> None:
     rows, outcome = read(data, 4_096, options)
     if rows is None or isinstance(outcome, str):
         if not outcome or not str(outcome).endswith("."):
-            raise AssertionError(f"no sentence: {outcome!r}")
+            raise AssertionError(f"not a sentence: {outcome!r}")
         return
     if (again := read(data, 7, options)[1]) != outcome:
-        raise AssertionError(f"other chunks, other rows: {outcome!r} {again!r}")
+        raise AssertionError(f"other rows in other chunks: {outcome!r} {again!r}")
     if not data.startswith(b"\x1f\x8b") and read(gzip.compress(data, 1), 50, options)[1] != outcome:
-        raise AssertionError("compressed, it has other rows")
-    for number, told in enumerate(outcome):
-        rest = [shape(row) for row in rows.from_row(number + 1, told[-1])]
-        if rest != outcome[number + 1 :]:
+        raise AssertionError("other rows when compressed")
+    for number, row_shape in enumerate(outcome):
+        following = [shape(row) for row in rows.from_row(number + 1, row_shape[-1])]
+        if following != outcome[number + 1 :]:
             raise AssertionError(f"other rows from row {number + 1} on")
-        if isinstance(told[3], RowRequest):
-            carried(told[1], told[3])
+        if isinstance(row_shape[3], RowRequest):
+            check_message(row_shape[1], row_shape[3])
 
 
-def carried(key: str, request: RowRequest) -> None:
+def check_message(key: str, request: RowRequest) -> None:
     message = RowMessage(job="j", run="r", row=0, key=key, base="s3://b/", request=request)
     if RowMessage.model_validate_json(message.model_dump_json().encode()) != message:
-        raise AssertionError("the queue gives another request back")
+        raise AssertionError("the queue returns another request")
 
 
-def begin(folder: Path) -> None:
-    """The corpus as first inputs."""
+def write_seeds(folder: Path) -> None:
+    """Write the corpus as the first inputs."""
     folder.mkdir(parents=True, exist_ok=True)
     makers: dict[str, Callable[[], bytes]] = {p.stem: p.read_bytes for p in _SEEDS.glob("*.csv")}
     for name, make in (makers | dict(FILES)).items():
@@ -84,7 +85,7 @@ def begin(folder: Path) -> None:
 def main(arguments: list[str]) -> None:
     for argument in arguments[1:]:
         if not argument.startswith("-"):
-            begin(Path(argument))
+            write_seeds(Path(argument))
             break
     atheris.Setup([*arguments, f"-max_len={_LONGEST_INPUT}"], check_file)
     atheris.Fuzz()

@@ -1,42 +1,85 @@
-"""Least privilege, proven: take one statement from a role, and the run fails (`make test-iam`).
+"""Least privilege: without any one permission of a role the run fails (`make test-iam`).
 
 The roles' policies are changed in the deployed stack; MiniStack evaluates them at every request.
 """
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from darkroom_local import stack
-from darkroom_local.transform import transformed
-from tests.iam.permissions import Permission, of_template, without
 from tests.iam.scenario import EXPECTED, Scenario
+from tests.template.transform import transformed
 
 pytestmark = pytest.mark.soak
 
-STATEMENTS = dict(of_template(transformed()))
+
+@dataclass(frozen=True, order=True)
+class Permission:
+    """One action of one statement; `action` None is the whole statement."""
+
+    role: str  # logical id
+    policy: str
+    sid: str
+    action: str | None = None
+
+    def __str__(self) -> str:
+        return "-".join(filter(None, (self.role, self.sid, self.action)))
+
+
+def permissions_of(template: Mapping[str, Any]) -> Iterator[tuple[Permission, list[str]]]:
+    """Each statement that a deployment with default parameters has, with its actions."""
+    for role, resource in template["Resources"].items():
+        if resource["Type"] != "AWS::IAM::Role":
+            continue
+        for policy in resource["Properties"]["Policies"]:
+            for statement in policy["PolicyDocument"]["Statement"]:
+                if "Fn::If" not in statement:  # the user's own KMS key, X-Ray: off by default
+                    name = Permission(role, policy["PolicyName"], statement["Sid"])
+                    yield name, _actions(statement)
+
+
+def without(document: Mapping[str, Any], permission: Permission) -> dict[str, Any]:
+    """The policy document without the statement, or without one of its actions."""
+    kept = []
+    for statement in document["Statement"]:
+        if statement["Sid"] != permission.sid:
+            kept.append(statement)
+        elif permission.action is not None:
+            remaining = [a for a in _actions(statement) if a != permission.action]
+            if remaining:
+                kept.append({**statement, "Action": remaining})
+    return {**document, "Statement": kept}
+
+
+def _actions(statement: Mapping[str, Any]) -> list[str]:
+    action = statement["Action"]
+    return [action] if isinstance(action, str) else list(action)
+
+
+STATEMENTS = dict(permissions_of(transformed()))
 ACTIONS = [
     replace(statement, action=action)
     for statement, actions in STATEMENTS.items()
     if len(actions) > 1
     for action in actions
 ]
-# What MiniStack does itself, without asking the role, so that no run on it can fail for it.
-NOT_ASKED_HERE = {
+# Statements that MiniStack does not check, so that a run on it cannot fail without them.
+NOT_CHECKED_HERE = {
     "WriteLogs": "MiniStack writes the functions' logs itself",
-    "KeepFailedEvents": "MiniStack hands failed events on itself",
-    "DistinguishMissingFromForbidden": "MiniStack's S3 tells a missing object to everybody",
+    "KeepFailedEvents": "MiniStack forwards failed events itself",
+    "DistinguishMissingFromForbidden": "MiniStack's S3 always answers 404",
 }
-# Actions that no run of a new stack needs, and why the role has them all the same.
-FOR_OTHER_DAYS = {
+# Actions that no run of a new stack needs, and what the role has them for.
+FOR_OTHER_CASES = {
     "SplitterRole-ReadUploads-s3:GetObject": "uploads while versioning is suspended",
     "ReporterRole-ReadUploads-s3:GetObject": "uploads while versioning is suspended",
-    "ReporterRole-ReadAndWriteResults-s3:AbortMultipartUpload": "a report given up half written",
+    "ReporterRole-ReadAndWriteResults-s3:AbortMultipartUpload": "a report abandoned half written",
 }
 
 
@@ -51,14 +94,14 @@ def scenario(info: stack.StackInfo) -> Scenario:
     inbox = _inbox(info)
     full = Scenario(info, inbox, seconds=180)
     assert full.run("warm/up") == EXPECTED
-    _start_afresh(info)
+    _reset_functions(info)
     started = time.monotonic()
     assert full.run("iam/whole") == EXPECTED
     return Scenario(info, inbox, seconds=10 + time.monotonic() - started)
 
 
 def _inbox(info: stack.StackInfo) -> str:
-    """A queue that gets what the jobs topic publishes."""
+    """Subscribe a new queue to the jobs topic; returns its URL."""
     sqs, topic = info.client("sqs"), info.outputs["JobsTopicArn"]
     url = str(sqs.create_queue(QueueName="inbox")["QueueUrl"])
     arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]
@@ -76,21 +119,21 @@ def _inbox(info: stack.StackInfo) -> str:
 
 
 @contextmanager
-def taken_away(info: stack.StackInfo, permission: Permission) -> Iterator[None]:
+def revoked(info: stack.StackInfo, permission: Permission) -> Iterator[None]:
     iam = info.client("iam")
     role = _physical(info, permission.role)
     policy: dict[str, Any] = iam.get_role_policy(RoleName=role, PolicyName=permission.policy)
     document = policy["PolicyDocument"]
-    less = without(document, permission)
-    assert less != document
+    reduced = without(document, permission)
+    assert reduced != document
 
     def put(which: dict[str, Any]) -> None:
         iam.put_role_policy(
             RoleName=role, PolicyName=permission.policy, PolicyDocument=json.dumps(which)
         )
-        _start_afresh(info)
+        _reset_functions(info)
 
-    put(less)
+    put(reduced)
     try:
         yield
     finally:
@@ -98,8 +141,8 @@ def taken_away(info: stack.StackInfo, permission: Permission) -> Iterator[None]:
         info.client("sqs").purge_queue(QueueUrl=info.outputs["RowsQueueUrl"])
 
 
-def _start_afresh(info: stack.StackInfo) -> None:
-    """New processes and endpoints: a warm editor has read its secret, and seeded its endpoints."""
+def _reset_functions(info: stack.StackInfo) -> None:
+    """New processes and endpoint state: a warm editor would use what it has already read."""
     table, database = info.outputs["EndpointsTableName"], info.client("dynamodb")
     for item in database.scan(TableName=table)["Items"]:
         database.delete_item(TableName=table, Key={"endpoint": item["endpoint"]})
@@ -119,14 +162,14 @@ def _physical(info: stack.StackInfo, logical: str) -> str:
 def test_the_run_fails_without(
     scenario: Scenario, info: stack.StackInfo, permission: Permission
 ) -> None:
-    with taken_away(info, permission):
-        seen = scenario.run(f"iam/{permission}")
-    if permission.sid in NOT_ASKED_HERE or str(permission) in FOR_OTHER_DAYS:
-        assert seen == EXPECTED, f"{permission} is asked for now: take it from the list"
+    with revoked(info, permission):
+        observed = scenario.run(f"iam/{permission}")
+    if permission.sid in NOT_CHECKED_HERE or str(permission) in FOR_OTHER_CASES:
+        assert observed == EXPECTED, f"{permission} is checked now: remove it from the list"
     else:
-        assert seen != EXPECTED
+        assert observed != EXPECTED
 
 
 def test_the_run_still_works_with_all_permissions(scenario: Scenario) -> None:
-    """Else the failures above would have other causes."""
+    """Otherwise the failures above would have other causes."""
     assert scenario.run("iam/whole again") == EXPECTED

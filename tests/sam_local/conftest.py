@@ -1,9 +1,10 @@
-"""A stack whose own functions stay still, and containers that can reach it."""
+"""A deployed stack whose own functions are disabled, and containers that can reach it."""
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,25 +12,60 @@ from typing import Any
 import boto3
 import pytest
 
-from darkroom_local import sam, simulation, stack
-from darkroom_local.processes import ROOT
+from darkroom_local import sam, sam_local, stack
+from darkroom_local.processes import ROOT, LocalStackError
 from darkroom_local.providers import Simulator
-from darkroom_local.sam_local import __main__ as make
-from darkroom_local.sam_local import bridge, environment, prepare
-from darkroom_local.sam_local.engine import Engine
-from darkroom_local.sam_local.invoke import Answer, SamLocal
+from darkroom_local.sam_local import ENDPOINT, VARIABLES, Environments
+from tests.sam_local import __main__ as make
+from tests.sam_local.engine import Engine
+from tests.sam_local.forwarding import forwarded
+
+INVOKE_SECONDS = 180
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What the tests work with."""
+class Answer:
+    """What the function returned (None: nothing), and all that it and SAM CLI logged."""
 
-    sam: SamLocal
+    value: Any
+    log: str
+
+
+@dataclass(frozen=True)
+class SamLocalHarness:
+    """Runs `sam local invoke` and reads the effects from the deployed stack."""
+
+    engine: Engine
+    image: str | None  # in place of AWS's own image
+    template: Path
     stack: stack.StackInfo
     events: Path  # prepared for this stack
 
     def invoke(self, function: str, event: str) -> Answer:
-        return self.sam.invoke(function, self.events / event, self.events / prepare.VARIABLES)
+        """Raises LocalStackError when SAM CLI fails or prints no JSON."""
+        done = subprocess.run(
+            self._command(function, event),
+            env=self.engine.environment() | self.stack.environment() | {"SAM_CLI_TELEMETRY": "0"},
+            capture_output=True,
+            text=True,
+            timeout=INVOKE_SECONDS,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise LocalStackError(f"sam local invoke {function} failed: {done.stderr[-2000:]}")
+        # The function's log is on stderr, its answer is the last line of stdout.
+        last = (done.stdout.strip().splitlines() or ["null"])[-1]
+        try:
+            return Answer(json.loads(last), done.stderr)
+        except ValueError as error:
+            raise LocalStackError(f"sam local invoke {function} printed {last[:200]}") from error
+
+    def _command(self, function: str, event: str) -> list[str | Path]:
+        options = {"--event": self.events / event, "--env-vars": self.events / VARIABLES}
+        command: list[str | Path] = [sam.BIN / "sam", "local", "invoke", function]
+        command += ["--template", self.template]
+        command += [part for option in options.items() for part in option]
+        return command + (["--skip-pull-image", "--invoke-image", self.image] if self.image else [])
 
     def event(self, name: str) -> Any:
         return json.loads((self.events / name).read_text())
@@ -39,40 +75,52 @@ class Bench:
         content: bytes = self.stack.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
         return content
 
-    def provider(self, name: str) -> dict[str, Any]:
-        """What the simulated endpoint counted."""
+    def endpoint_stats(self, name: str) -> dict[str, Any]:
+        """The counts of the simulated endpoint."""
         port = int(str(self.stack.providers_url).rpartition(":")[2])
-        counted: dict[str, Any] = Simulator(port).stats()[name]
-        return counted
+        stats: dict[str, Any] = Simulator(port).stats()[name]
+        return stats
 
 
 @pytest.fixture(scope="session")
 def engine() -> Engine:
-    if make.HOST not in os.environ:
+    if make.HOST_VARIABLE not in os.environ:
         pytest.skip("`make test-sam-local` sets up a container engine and runs these")
-    return Engine(os.environ[make.HOST] or None)
+    return Engine(os.environ[make.HOST_VARIABLE] or None)
 
 
 @pytest.fixture(scope="session")
-def bench(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def harness(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SamLocalHarness]:
     gateway = engine.gateway()
     with (
         stack.running() as info,
-        bridge.forwarded(info.url, gateway) as reached,
-        bridge.forwarded(str(info.providers_url), gateway) as called,
+        forwarded(info.url, gateway) as aws_url,
+        forwarded(str(info.providers_url), gateway) as providers_url,
     ):
-        _hold_still(info)
-        info.push_secret(simulation.secret_for(called))
+        _disable_triggers(info)
+        info.push_secret(stack.endpoints_secret(providers_url))
         session = boto3.Session(info.access_key, info.secret_key, region_name=info.region)
-        deployed = environment.of_stack(session, info.url, info.stack)
-        files = prepare.prepared(environment.reached_at(deployed, info.url, reached))
-        events = prepare.write(files, tmp_path_factory.mktemp("events"))
-        image = os.environ.get(make.IMAGE) or None
-        template = _built(tmp_path_factory.mktemp("sam") / "build")
-        yield Bench(SamLocal(engine, template, info.environment(), image), info, events)
+        deployed = sam_local.function_environments(session, info.url, info.stack)
+        files = sam_local.prepared_events(for_containers(deployed, info.url, aws_url))
+        events = sam_local.write(files, tmp_path_factory.mktemp("events"))
+        image = os.environ.get(make.IMAGE_VARIABLE) or None
+        template = _copy_of_build(tmp_path_factory.mktemp("sam") / "build")
+        yield SamLocalHarness(engine, image, template, info, events)
 
 
-def _hold_still(info: stack.StackInfo) -> None:
+def for_containers(functions: Environments, url: str, forwarded_url: str) -> Environments:
+    """The environments for containers, which reach the AWS at `url` by `forwarded_url`."""
+    return {
+        function: _replaced(variables, url, forwarded_url) | {ENDPOINT: forwarded_url}
+        for function, variables in functions.items()
+    }
+
+
+def _replaced(variables: Mapping[str, str], old: str, new: str) -> dict[str, str]:
+    return {name: value.replace(old, new) for name, value in variables.items()}
+
+
+def _disable_triggers(info: stack.StackInfo) -> None:
     """Uploads, messages and finished jobs no longer start the deployed functions."""
     info.client("s3").put_bucket_notification_configuration(
         Bucket=info.outputs["InputBucketName"], NotificationConfiguration={}
@@ -85,8 +133,8 @@ def _hold_still(info: stack.StackInfo) -> None:
     )
 
 
-def _built(folder: Path) -> Path:
-    """The template as built, in a folder that no other build changes meanwhile."""
-    with sam.alone():
+def _copy_of_build(folder: Path) -> Path:
+    """The built template, in a folder that no later build changes."""
+    with sam.exclusive():
         shutil.copytree(ROOT / ".aws-sam" / "build", folder)
     return folder / "template.yaml"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from darkroom_local.transform import transformed
+from tests.template.transform import transformed
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Which addresses a row's URL may lead to, against the registries' own lists."""
+"""The addresses that a row's URL may lead to, compared with the registries' lists."""
 
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from darkroom.images.references import is_public
 
-# IANA IPv4 and IPv6 Special-Purpose Address Registries and multicast, what is not for everybody.
+# IANA IPv4 and IPv6 Special-Purpose Address Registries, and multicast.
 SPECIAL = """\
 0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24
 192.0.2.0/24 192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24
@@ -17,7 +17,7 @@ SPECIAL = """\
 ::/96 64:ff9b::7f00:0/104 64:ff9b::a9fe:0/112 64:ff9b::a00:0/104 64:ff9b:1::/48 100::/64
 2001::/23 2001::/32 2001:2::/48 2001:10::/28 2001:20::/28 2001:db8::/32 2002::/16 2620:4f:8000::/48
 3fff::/20 5f00::/16 fc00::/7 fe80::/10 fec0::/10 ff00::/8
-""".split()  # noqa: SIM905 - as the registries list them
+""".split()  # noqa: SIM905 - in the order of the registries
 
 
 def ends(network: str) -> tuple[str, str]:
@@ -26,7 +26,7 @@ def ends(network: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("network", SPECIAL)
-def test_no_special_network_is_public_from_its_first_to_its_last_address(network: str) -> None:
+def test_no_address_of_a_special_network_is_public(network: str) -> None:
     first, last = ends(network)
     middle = str(ip_network(network)[ip_network(network).num_addresses // 2])
     assert not any(is_public(address) for address in (first, middle, last))
@@ -44,7 +44,7 @@ def test_no_special_network_is_public_from_its_first_to_its_last_address(network
         "fe80::1%eth0",
     ],
 )
-def test_the_metadata_services_are_out_of_reach(address: str) -> None:
+def test_metadata_services_are_not_public(address: str) -> None:
     assert not is_public(address)
 
 
@@ -71,22 +71,27 @@ def test_ordinary_addresses_are_public(address: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "example.com", "127.1", "0x7f.1", "1.2.3.4 ", "[::1]", "::g"])
-def test_what_is_no_address_is_not_public(text: str) -> None:
+def test_text_that_is_not_an_address_is_not_public(text: str) -> None:
     assert not is_public(text)
 
 
 @given(st.ip_addresses(v=4))
-def test_an_address_is_judged_the_same_however_it_is_wrapped(address: IPv4Address) -> None:
+def test_an_ipv4_address_inside_ipv6_is_treated_as_itself(address: IPv4Address) -> None:
     mapped = IPv6Address(0xFFFF_0000_0000 + int(address))
     translated = IPv6Address(int(IPv6Address("64:ff9b::")) + int(address))
     assert is_public(str(mapped)) == is_public(str(translated)) == is_public(str(address))
 
 
-WRAPPERS = (ip_network("64:ff9b::/96"), ip_network("::ffff:0:0/96"))  # judged by what is inside
+WRAPPERS = (
+    ip_network("64:ff9b::/96"),
+    ip_network("::ffff:0:0/96"),
+)  # the inner address decides
 
 
 @given(st.ip_addresses())
-def test_nothing_is_public_that_python_calls_special(address: IPv4Address | IPv6Address) -> None:
+def test_no_address_that_python_classifies_as_special_is_public(
+    address: IPv4Address | IPv6Address,
+) -> None:
     special = address.is_private or address.is_multicast or address.is_reserved
     if special and not any(address in wrapper for wrapper in WRAPPERS):
         assert not is_public(str(address))

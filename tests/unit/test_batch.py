@@ -1,30 +1,26 @@
-"""A batch of messages: which come back, what is kept alive, and who asks for the report."""
+"""A batch of messages: which are delivered again, which leases are renewed, when it is complete."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
+
+import pytest
 
 from darkroom.editor.batch import (
     FRESH_COPY_RECEIVES,
     FRESH_COPY_SECONDS,
-    Completion,
-    EditorBatch,
+    TIMINGS,
+    Leases,
     Received,
 )
-from darkroom.editor.heartbeat import TIMINGS, Heartbeat, Leases
-from darkroom.editor.row_editor import RowEditor
-from darkroom.errors import ServiceUnavailable
-from darkroom.jobs import Run, Totals
-from darkroom.rows import Claim, RowMessage, RowRequest, RowResult, RowState
-from tests.fakes.ledger import FakeLedger, running
-from tests.fakes.services import FakeClock, FakeQueue, FakeTelemetry
-
-JOB = "jobs/products"
+from darkroom.jobs import Run
+from darkroom.rows import Claim, RowMessage, RowResult, RowState
+from tests.fakes.editing import JOB, EditorHarness, row_message
+from tests.fakes.ledger import FakeLedger
+from tests.fakes.services import fail_once
 
 
 @dataclass
-class ScriptedRowEditor:
-    """Answers by the row's key; `settles` those it is done with."""
+class ScriptedHandler:
+    """Returns a row's delay by its key, or raises it; settles rows without one."""
 
     ledger: FakeLedger
     delays: dict[str, float | Exception] = field(default_factory=dict)
@@ -44,146 +40,108 @@ class ScriptedRowEditor:
         return delay
 
 
-class Station:
-    def __init__(self, rows: int = 2) -> None:
-        self.clock = FakeClock()
-        self.ledger = FakeLedger(self.clock)
-        self.queue = FakeQueue()
-        self.telemetry = FakeTelemetry()
-        self.rows = ScriptedRowEditor(self.ledger)
-        self.asked: list[str] = []
-        run = self.ledger.start(running(JOB), 90)
-        assert run is not None
-        self.ledger.finish_split(run, Totals(rows=rows, queued=rows), ())
-
-    def handle(self, *batch: Received) -> list[str]:
-        station = EditorBatch(
-            editor=cast("RowEditor", self.rows),
-            runs=self.ledger,
-            queue=self.queue,
-            heartbeat=Heartbeat(self.queue, self.ledger, self.telemetry),
-            completion=Completion(self.ledger, self.asked.append, self.telemetry),
-            clock=self.clock,
-            telemetry=self.telemetry,
-            threads=4,
-        )
-        return station.handle(batch, self.clock.now() + 800, "invocation-1")
-
-
 def received(key: str, job: str = JOB, **changes: object) -> Received:
-    message = RowMessage(
-        job=job,
-        run="run-1",
-        row=int(key),
-        key=key,
-        base="s3://in/",
-        request=RowRequest(instruction="a red hat"),
+    body = row_message("run-1", key, job=job).model_dump_json()
+    given = {"message_id": f"m{key}", "receipt": f"r{key}", "body": body}
+    return Received(**(given | changes))  # type: ignore[arg-type]  # fields of Received
+
+
+def test_messages_of_settled_rows_are_deleted_and_the_last_one_requests_the_report() -> None:
+    harness = EditorHarness.with_job(queued=2)
+    handler = ScriptedHandler(harness.ledger)
+    assert harness.handle_batch(handler, received("000000")) == []
+    assert harness.report_requests == []
+    assert harness.handle_batch(handler, received("000001")) == []
+    assert harness.report_requests == [JOB]
+
+
+def test_a_delayed_row_is_hidden_until_then_and_fails_alone() -> None:
+    harness = EditorHarness.with_job(queued=2)
+    handler = ScriptedHandler(harness.ledger, {"000001": 61.2})
+    assert harness.handle_batch(handler, received("000000"), received("000001")) == ["m000001"]
+    assert harness.queue.visibility == {"r000000": TIMINGS.lease_seconds, "r000001": 62}
+
+
+def test_each_delivery_has_its_own_owner() -> None:
+    harness = EditorHarness.with_job(queued=2)
+    handler = ScriptedHandler(harness.ledger, {"000000": 1.0})
+    harness.handle_batch(
+        handler, received("000000"), received("000000", message_id="twice", receipt="r2")
     )
-    given = {"message_id": f"m{key}", "receipt": f"r{key}", "body": message.model_dump_json()}
-    return Received(**(given | changes))  # type: ignore[arg-type]
+    assert sorted(handler.owners) == ["invocation-1/0", "invocation-1/1"]
 
 
-def test_settled_rows_go_and_the_last_one_asks_for_the_report() -> None:
-    station = Station(rows=2)
-    assert station.handle(received("000000")) == []
-    assert station.asked == []
-    assert station.handle(received("000001")) == []
-    assert station.asked == [JOB]
-
-
-def test_a_row_that_comes_back_is_hidden_until_then_and_fails_alone() -> None:
-    station = Station()
-    station.rows.delays["000001"] = 61.2
-    assert station.handle(received("000000"), received("000001")) == ["m000001"]
-    assert station.queue.visibility == {"r000000": TIMINGS.lease, "r000001": 62}
-
-
-def test_each_delivery_has_an_owner_of_its_own() -> None:
-    station = Station()
-    station.rows.delays = {"000000": 1.0}
-    station.handle(received("000000"), received("000000", message_id="twice", receipt="r2"))
-    assert sorted(station.rows.owners) == ["invocation-1/0", "invocation-1/1"]
-
-
-def test_what_is_no_row_goes_to_the_dead_letters_at_once() -> None:
-    station = Station()
+def test_a_message_that_is_not_a_row_is_dead_lettered_at_once() -> None:
+    harness = EditorHarness.with_job(queued=2)
+    handler = ScriptedHandler(harness.ledger)
     odd = Received("odd", "r", '{"v": 1, "job": "x"}')
     unknown = received("000000", job="jobs/unknown")
-    assert station.handle(odd, unknown) == []
-    by_body = dict(station.queue.dead)
+    assert harness.handle_batch(handler, odd, unknown) == []
+    by_body = dict(harness.queue.dead)
     assert by_body[odd.body]["reason"] == "unparseable"
     assert "run: is missing" in by_body[odd.body]["detail"]
     assert "jobs/unknown" in by_body[unknown.body]["detail"]
 
 
-def test_a_message_near_its_last_receive_is_replaced_by_a_fresh_copy() -> None:
-    station = Station()
-    station.rows.delays["000000"] = 60.0
-    worn = received("000000", receive_count=FRESH_COPY_RECEIVES)
-    assert station.handle(worn) == []
-    assert [m.key for m in station.queue.sent] == ["000000"]
-
-
-def test_a_message_near_the_end_of_its_retention_is_replaced_by_a_fresh_copy() -> None:
-    station = Station()
-    station.rows.delays["000000"] = 60.0
-    old = received("000000", sent_at=station.clock.now() - FRESH_COPY_SECONDS - 1)
-    assert station.handle(old) == []
-    assert len(station.queue.sent) == 1
+@pytest.mark.parametrize("expiring", ["receives", "retention"])
+def test_a_message_that_the_queue_would_soon_drop_is_replaced_by_a_fresh_copy(
+    expiring: str,
+) -> None:
+    harness = EditorHarness.with_job()
+    handler = ScriptedHandler(harness.ledger, {"000000": 60.0})
+    expired_at = harness.clock.now() - FRESH_COPY_SECONDS - 1
+    delivery = (
+        received("000000", receive_count=FRESH_COPY_RECEIVES)
+        if expiring == "receives"
+        else received("000000", sent_at=expired_at)
+    )
+    assert harness.handle_batch(handler, delivery) == []
+    assert [m.key for m in harness.queue.sent] == ["000000"]
 
 
 def test_one_message_that_crashes_does_not_fail_the_others() -> None:
-    station = Station()
-    station.rows.delays["000000"] = ZeroDivisionError()
-    assert station.handle(received("000000"), received("000001")) == ["m000000"]
-    assert station.queue.visibility["r000000"] == TIMINGS.trouble
-    assert station.telemetry.told("exception") == ["message_crashed"]
+    harness = EditorHarness.with_job(queued=2)
+    handler = ScriptedHandler(harness.ledger, {"000000": ZeroDivisionError()})
+    assert harness.handle_batch(handler, received("000000"), received("000001")) == ["m000000"]
+    assert harness.queue.visibility["r000000"] == TIMINGS.aws_delay_seconds
+    assert harness.telemetry.logged("exception") == ["message_crashed"]
 
 
-def test_an_unchecked_completion_brings_its_jobs_messages_back() -> None:
-    station = Station(rows=1)
-    station.ledger.report_due = _unavailable  # type: ignore[method-assign]
-    assert station.handle(received("000000")) == ["m000000"]
+def test_messages_are_delivered_again_when_completion_could_not_be_checked() -> None:
+    harness = EditorHarness.with_job(queued=1)
+    handler = ScriptedHandler(harness.ledger)
+    fail_once(harness.ledger, "report_due")
+    assert harness.handle_batch(handler, received("000000")) == ["m000000"]
 
 
-def _unavailable(job: str) -> bool:
-    raise ServiceUnavailable("throttled")
+def test_messages_are_delivered_again_when_their_job_cannot_be_read() -> None:
+    harness = EditorHarness.with_job(queued=2)
+    handler = ScriptedHandler(harness.ledger)
+    fail_once(harness.ledger, "current")
+    assert harness.handle_batch(handler, received("000000")) == ["m000000"]
 
 
-def test_a_batch_whose_jobs_cannot_be_read_comes_back() -> None:
-    station = Station()
-    station.ledger.current = _unavailable  # type: ignore[assignment,method-assign]
-    assert station.handle(received("000000")) == ["m000000"]
-
-
-def test_a_beat_hides_messages_and_renews_leases_of_what_is_in_work() -> None:
-    station = Station()
-    run = station.ledger.current(JOB)
-    assert run is not None
-    message = RowMessage.model_validate_json(received("000000").body)
-    claim = station.ledger.claim(message, run, "w", 90)
+def test_a_heartbeat_hides_messages_and_renews_leases_of_rows_in_work() -> None:
+    harness = EditorHarness.with_job()
+    claim = harness.ledger.claim(harness.message(), harness.run, "w", 90)
     assert isinstance(claim, Claim)
     leases = Leases()
-    leases.hold("r1")
-    leases.hold("r2")
-    with leases.held(claim):
-        leases.let_go("r2", station.queue, 700)
-        station.clock.time += 80
-        leases.beat(station.queue, station.ledger, 90.0)
-    assert station.queue.visibility == {"r1": TIMINGS.lease, "r2": 700}
-    assert station.ledger.rows[JOB, "000000"].lease_until == station.clock.now() + 90
+    leases.add_message("r1")
+    leases.add_message("r2")
+    with leases.claimed(claim):
+        leases.return_message("r2", harness.queue, 700)
+        harness.clock.time += 80
+        leases.renew(harness.queue, harness.ledger, 90.0)
+    assert harness.queue.visibility == {"r1": TIMINGS.lease_seconds, "r2": 700}
+    assert harness.ledger.rows[JOB, "000000"].lease_until == harness.clock.now() + 90
 
 
-def test_a_missed_beat_does_not_stop_the_heart() -> None:
-    station = Station()
+def test_a_missed_heartbeat_does_not_stop_the_next() -> None:
+    harness = EditorHarness.with_job()
     leases = Leases()
-    leases.hold("r1")
-    failing: Callable[[list[str], int], None] = lambda receipts, seconds: _raise()  # noqa: E731
-    station.queue.extend = failing  # type: ignore[assignment,method-assign]
-    heartbeat = Heartbeat(station.queue, station.ledger, station.telemetry)
-    heartbeat.beat(leases)
-    assert station.telemetry.told("warning") == ["heartbeat_missed"]
-
-
-def _raise() -> None:
-    raise ServiceUnavailable("throttled")
+    leases.add_message("r1")
+    fail_once(harness.queue, "extend")
+    harness.heartbeat().renew(leases)
+    assert harness.telemetry.logged("warning") == ["heartbeat_missed"]
+    harness.heartbeat().renew(leases)
+    assert harness.queue.visibility == {"r1": TIMINGS.lease_seconds}

@@ -1,4 +1,4 @@
-"""What goes wrong is one sentence on standard error and an exit code, never a traceback."""
+"""Errors are one sentence on standard error and an exit code, never a traceback."""
 
 import errno
 import subprocess
@@ -18,21 +18,22 @@ from typer.testing import CliRunner
 
 from darkroom.errors import ServiceUnavailable
 from darkroom_cli.main import app
-from darkroom_cli.session import Session, Target, Wiring, verb
+from darkroom_cli.options import Target
+from darkroom_cli.session import Session, Wiring, with_session
 from tests.fakes.command import FakeStack
 
 
-def refused(code: str, message: str, operation: str = "DescribeStacks") -> ClientError:
+def client_error(code: str, message: str, operation: str = "DescribeStacks") -> ClientError:
     return ClientError({"Error": {"Code": code, "Message": message}}, operation)
 
 
-def wrapped(error: Exception) -> ServiceUnavailable:
+def ledger_error(error: Exception) -> ServiceUnavailable:
     outer = ServiceUnavailable("the ledger does not answer")
     outer.__cause__ = error
     return outer
 
 
-DENIED = refused(
+DENIED = client_error(
     "AccessDeniedException",
     "User: arn:me is not authorized to perform: dynamodb:GetItem on resource: arn:t",
     "GetItem",
@@ -40,30 +41,30 @@ DENIED = refused(
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("error", "message"),
     [
         (NoCredentialsError(), "No AWS credentials found"),
         (NoRegionError(), "--region"),
         (ProfileNotFound(profile="work"), "(work) could not be found: check AWS_PROFILE"),
         (EndpointConnectionError(endpoint_url="http://x:1"), "http://x:1"),
         (DENIED, "may not do dynamodb:GetItem on arn:t"),
-        (wrapped(DENIED), "may not do dynamodb:GetItem on arn:t"),
-        (refused("AccessDenied", "Access Denied", "PutObject"), "may not do PutObject"),
-        (refused("ExpiredToken", "expired"), "has expired"),
-        (refused("UnrecognizedClientException", "no"), "does not know these credentials"),
-        (refused("Weird", "The moon is full."), "The moon is full (Weird)."),
+        (ledger_error(DENIED), "may not do dynamodb:GetItem on arn:t"),
+        (client_error("AccessDenied", "Access Denied", "PutObject"), "may not do PutObject"),
+        (client_error("ExpiredToken", "expired"), "has expired"),
+        (client_error("UnrecognizedClientException", "no"), "does not recognise these credentials"),
+        (client_error("Weird", "The moon is full."), "The moon is full (Weird)."),
         (ServiceUnavailable("the ledger does not answer"), "The ledger does not answer."),
         (ZeroDivisionError("x"), "bug in darkroom"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_an_error_is_one_sentence_on_standard_error(error: Exception, says: str) -> None:
+def test_an_error_is_one_sentence_on_standard_error(error: Exception, message: str) -> None:
     def connect(target: Target) -> FakeStack:
         raise error
 
     result = CliRunner().invoke(app, ["status", "jobs/p"], obj=Wiring(connect=connect))
     assert result.exit_code == 1
-    assert says in result.stderr
+    assert message in result.stderr
     assert result.stderr.startswith("Error: ")
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout == ""
@@ -73,20 +74,24 @@ def test_an_error_is_one_sentence_on_standard_error(error: Exception, says: str)
     ("arguments", "environment", "target"),
     [
         ([], {}, Target()),
-        (["--stack", "s", "--region", "eu-west-1"], {}, Target("s", None, "eu-west-1")),
+        (["--stack", "s", "--region", "eu-west-1"], {}, Target("s", region="eu-west-1")),
         ([], {"DARKROOM_STACK": "s", "DARKROOM_LOCAL": "1"}, Target("s", local=True)),
         (["--local"], {}, Target(local=True)),
         ([], {"AWS_ENDPOINT_URL": "http://x"}, Target(endpoint_url="http://x")),
-        (["--endpoint-url", "http://y"], {"AWS_REGION": "r"}, Target("darkroom", "http://y", "r")),
+        (
+            ["--endpoint-url", "http://y"],
+            {"AWS_REGION": "r"},
+            Target(endpoint_url="http://y", region="r"),
+        ),
     ],
 )
 def test_options_and_environment_choose_the_stack(
     arguments: list[str], environment: dict[str, str], target: Target
 ) -> None:
-    seen: list[Target] = []
+    targets: list[Target] = []
 
     def connect(chosen: Target) -> FakeStack:
-        seen.append(chosen)
+        targets.append(chosen)
         raise NoCredentialsError
 
     names = ("DARKROOM_STACK", "DARKROOM_LOCAL", "AWS_ENDPOINT_URL", "AWS_REGION")
@@ -94,10 +99,10 @@ def test_options_and_environment_choose_the_stack(
     CliRunner(env=clean | environment).invoke(
         app, ["list", *arguments], obj=Wiring(connect=connect)
     )
-    assert seen == [target]
+    assert targets == [target]
 
 
-def test_a_missing_csv_is_a_usage_mistake(tmp_path: Path) -> None:
+def test_a_missing_csv_is_a_usage_error(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["submit", str(tmp_path / "none.csv")])
     assert result.exit_code == 2
     assert "none.csv" in result.stderr
@@ -118,13 +123,13 @@ def test_help_loads_neither_boto3_nor_pydantic() -> None:
     assert done.stderr.strip() == "[]"
 
 
-def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word() -> None:
+def test_a_closed_pipe_ends_the_command_quietly() -> None:
     piped = typer.Typer()
 
     def closed(_session: Session) -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    piped.command()(verb(closed))
+    piped.command()(with_session(closed))
     result = CliRunner().invoke(piped, [])
     assert result.exit_code == 1
     assert result.stderr == ""

@@ -1,12 +1,22 @@
-"""The header row: aliases, chosen columns, and what is missing."""
+"""The field table, and the header row: aliases, chosen columns, missing columns."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.csv_input.fields import COLUMN_FIELDS, Columns, read_columns
+from darkroom.csv_input.fields import COLUMN_FIELDS, FIELDS, Columns, read_columns
 from darkroom.errors import JobRejected
 from darkroom.jobs import JobOptions
+from darkroom.rows import EditSettings, RowRequest
+
+
+def test_the_field_table_lists_exactly_the_attributes_of_requests_and_options() -> None:
+    columns = {field.name for field in COLUMN_FIELDS}
+    options = {field.name for field in FIELDS if field.option}
+    assert columns == {"index", *RowRequest.model_fields}
+    assert options == set(JobOptions.model_fields)
+    assert columns & options == set(EditSettings.model_fields)
+    assert all(field.help for field in FIELDS if field.option)
 
 
 def columns(header: str, **options: object) -> Columns:
@@ -17,7 +27,7 @@ def columns(header: str, **options: object) -> Columns:
     ("field", "alias"), [(field.name, alias) for field in COLUMN_FIELDS for alias in field.columns]
 )
 @pytest.mark.parametrize("write", [str, str.upper, lambda name: f" {name.replace('_', ' ')} "])
-def test_every_alias_is_found_however_it_is_written(field: str, alias: str, write: object) -> None:
+def test_every_alias_is_found_in_any_spelling(field: str, alias: str, write: object) -> None:
     assert callable(write)
     other = "prompt" if alias == "instruction" else "instruction"
     assert columns(f"sku,{write(alias)},{other}").positions[field] == (
@@ -25,7 +35,7 @@ def test_every_alias_is_found_however_it_is_written(field: str, alias: str, writ
     )
 
 
-def test_columns_of_the_same_meaning_use_the_most_particular_and_warn() -> None:
+def test_the_preferred_one_of_several_aliases_is_used_with_a_warning() -> None:
     found = columns("image,instruction,image_url,prompt")
     assert found.positions == {"images": 2, "instruction": 1}
     assert [warning.split(" is used")[0].rpartition(" ")[2] for warning in found.warnings] == [
@@ -34,16 +44,16 @@ def test_columns_of_the_same_meaning_use_the_most_particular_and_warn() -> None:
     ]
 
 
-def test_a_column_that_means_something_may_stand_only_once() -> None:
+def test_a_known_column_must_occur_only_once() -> None:
     with pytest.raises(JobRejected, match="has the column 'instruction' 2 times: keep one"):
         columns("instruction,a,Instruction")
 
 
-def test_columns_that_mean_nothing_may_stand_twice() -> None:
+def test_an_unknown_column_may_occur_twice() -> None:
     assert columns("note,note,instruction").positions == {"instruction": 2}
 
 
-def test_the_chosen_column_is_used_and_the_usual_one_only_carried() -> None:
+def test_the_chosen_column_replaces_the_usual_one() -> None:
     found = columns("instruction,Anweisung,Datei", instruction_column="anweisung")
     assert found.positions == {"instruction": 1}
 
@@ -56,7 +66,7 @@ def test_the_chosen_column_may_be_one_of_several_that_differ_in_case() -> None:
     ("header", "wanted", "problem"),
     [("a,b", "c", "does not exist"), ("c,c", "c", "exists more than once")],
 )
-def test_a_chosen_column_that_cannot_be_found_is_told_with_the_columns(
+def test_a_missing_or_ambiguous_chosen_column_is_rejected(
     header: str, wanted: str, problem: str
 ) -> None:
     with pytest.raises(JobRejected, match=f"'c' named by the option instruction-column {problem}"):
@@ -66,13 +76,13 @@ def test_a_chosen_column_that_cannot_be_found_is_told_with_the_columns(
 
 
 @pytest.mark.parametrize("first", ["https://x.test/a.jpg?sig=SECRET", "7", "x" * 101])
-def test_a_first_row_of_data_is_told_as_a_missing_header(first: str) -> None:
+def test_a_first_row_of_data_is_rejected_as_a_missing_header(first: str) -> None:
     with pytest.raises(JobRejected, match="no header row") as rejected:
         columns(f"{first},make it red")
     assert "SECRET" not in str(rejected.value)
 
 
-def test_a_header_without_instruction_is_told_with_its_columns() -> None:
+def test_a_header_without_instruction_is_rejected_with_its_columns() -> None:
     with pytest.raises(
         JobRejected, match=r"the columns are 'image_url' and 'text'\. Name one of them"
     ):

@@ -1,4 +1,4 @@
-"""Records: the same whatever chunks, delimiter, encoding and compression; offsets to go on from."""
+"""Records: independent of chunks, delimiter, encoding and compression; offsets to continue from."""
 
 import csv
 import gzip
@@ -13,7 +13,7 @@ from darkroom.csv_input.text import HEAD_BYTES
 from darkroom.errors import JobRejected
 from tests.fakes.csv_files import opened
 
-# What a CSV can hold: everything but NUL, surrogates and bare CRs (a reader takes those for ends).
+# What a CSV can contain: all but NUL, surrogates and bare CRs (csv.reader ends rows at those).
 CELL = st.text(
     st.one_of(
         st.sampled_from(list(",;\t\"'\n |=[]{}<>\N{EURO SIGN}\N{LINE SEPARATOR}\x85\x0b")),
@@ -47,34 +47,34 @@ def with_content(rows: list[list[str]]) -> list[list[str]]:
     st.booleans(),
     st.integers(1, 64),
 )
-def test_the_same_rows_whatever_the_form_of_the_file(
-    rows: list[list[str]], dialect: tuple[str, str], encoding: str, packed: bool, chunk: int
+def test_the_rows_do_not_depend_on_the_format_of_the_file(
+    rows: list[list[str]], dialect: tuple[str, str], encoding: str, zipped: bool, chunk: int
 ) -> None:
     data = written(rows, *dialect).encode(encoding)
-    stored = gzip.compress(data) if packed else data
+    stored = gzip.compress(data) if zipped else data
     assert [record.cells for record in read(stored, chunk)] == with_content(rows)
 
 
 @given(ROWS, st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]), st.booleans(), st.integers(1, 99))
-def test_reading_from_any_records_end_gives_the_rest(
-    rows: list[list[str]], encoding: str, packed: bool, chunk: int
+def test_reading_from_the_end_of_any_record_yields_the_following_ones(
+    rows: list[list[str]], encoding: str, zipped: bool, chunk: int
 ) -> None:
     data = written(rows).encode(encoding)
-    opened_csv = CsvInput.open(opened(gzip.compress(data) if packed else data, chunk))
+    opened_csv = CsvInput.open(opened(gzip.compress(data) if zipped else data, chunk))
     records = list(opened_csv.records())
     for number, record in enumerate(records):
         assert list(opened_csv.records(record.end)) == records[number + 1 :]
 
 
 @given(st.text(max_size=200), st.sampled_from(["", "image_url,instruction\n"]), st.integers(1, 50))
-def test_any_text_is_read_or_rejected_with_a_sentence(text: str, header: str, chunk: int) -> None:
+def test_any_text_is_read_or_rejected(text: str, header: str, chunk: int) -> None:
     data = (header + text).encode("utf-8", "surrogatepass")
     try:
         opened_csv = CsvInput.open(opened(data, chunk))
         records = list(opened_csv.records())
     except JobRejected as error:
-        told = str(error)
-        assert told.endswith(".")
+        sentence = str(error)
+        assert sentence.endswith(".")
         return
     for number, record in enumerate(records):
         assert list(opened_csv.records(record.end)) == records[number + 1 :]
@@ -86,7 +86,7 @@ def test_bare_carriage_returns_end_rows() -> None:
 
 
 @pytest.mark.parametrize("blank", ["\n", "\r\n", ",\n", ' , \n"",\n'])
-def test_blank_rows_are_no_rows_and_move_no_offset(blank: str) -> None:
+def test_blank_rows_are_skipped_and_do_not_shift_offsets(blank: str) -> None:
     text = f"image_url,instruction\n{blank}a.jpg,red\n{blank}b.jpg,blue\n{blank}"
     opened_csv = CsvInput.open(opened(text.encode()))
     first, second = opened_csv.records()
@@ -95,7 +95,7 @@ def test_blank_rows_are_no_rows_and_move_no_offset(blank: str) -> None:
 
 
 @pytest.mark.parametrize("hint", ["sep=;\r\n", "SEP=;\n", '"sep=;"\n'])
-def test_excels_hint_of_the_delimiter_is_no_header(hint: str) -> None:
+def test_the_delimiter_hint_of_excel_is_not_the_header(hint: str) -> None:
     opened_csv = CsvInput.open(opened(f"{hint}image_url;instruction\na,b.jpg;red\n".encode()))
     assert opened_csv.header == ("image_url", "instruction")
     assert [record.cells for record in opened_csv.records()] == [["a,b.jpg", "red"]]
@@ -113,43 +113,39 @@ def test_excels_hint_of_the_delimiter_is_no_header(hint: str) -> None:
         ("instruction", ","),
     ],
 )
-def test_the_delimiter_is_the_one_that_finds_our_columns(header: str, delimiter: str) -> None:
+def test_the_delimiter_is_the_one_that_finds_known_columns(header: str, delimiter: str) -> None:
     assert CsvInput.open(opened(f"{header}\n".encode())).delimiter == delimiter
 
 
-def test_a_quote_never_closed_in_the_header_is_told() -> None:
-    with pytest.raises(JobRejected, match="middle of a quoted field"):
-        CsvInput.open(opened(b'image_url,"instruction\na.jpg,red\n'))
-
-
-@pytest.mark.parametrize("text", ["x" * (HEAD_BYTES + 10), '"' + "x,\n" * HEAD_BYTES])
-def test_a_header_without_end_is_told(text: str) -> None:
-    with pytest.raises(JobRejected, match=r"header row is longer than|never closed"):
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('image_url,"instruction\na.jpg,red\n', "middle of a quoted field"),
+        ("x" * (HEAD_BYTES + 10), r"header row is longer than|never closed"),
+        ('"' + "x,\n" * HEAD_BYTES, r"header row is longer than|never closed"),
+        *(("x" * shift + "\U0001f5bc" * HEAD_BYTES, "header row is longer") for shift in range(4)),
+    ],
+)
+def test_a_header_that_does_not_end_is_rejected(text: str, sentence: str) -> None:
+    with pytest.raises(JobRejected, match=sentence):
         CsvInput.open(opened(text.encode()))
 
 
 @pytest.mark.parametrize("shift", range(4))
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
-def test_a_character_across_the_end_of_the_head_is_whole(shift: int, encoding: str) -> None:
+def test_a_character_across_the_end_of_the_head_is_read_whole(shift: int, encoding: str) -> None:
     note = "x" * shift + "\N{LATIN SMALL LETTER E WITH ACUTE}\U0001f5bc" * 40_000
     mark = b"\xff\xfe" if encoding == "utf-16-le" else b""
     data = mark + f"image_url,instruction\na.jpg,{note}\n".encode(encoding)
     assert read(data)[0].cells == ["a.jpg", note]
 
 
-@pytest.mark.parametrize("shift", range(4))
-def test_a_header_too_long_is_told_as_such_wherever_it_is_cut(shift: int) -> None:
-    header = "x" * shift + "\U0001f5bc" * HEAD_BYTES
-    with pytest.raises(JobRejected, match="header row is longer than"):
-        CsvInput.open(opened(header.encode()))
-
-
-def test_a_file_may_be_longer_than_a_row() -> None:
+def test_the_limit_on_rows_does_not_limit_the_file() -> None:
     row = b"a.jpg," + b"x" * 100_000 + b"\n"
     assert len(read(b"image_url,instruction\n" + row * 30)) == 30
 
 
-def test_a_thousand_columns_are_read_and_one_more_refused() -> None:
+def test_1000_columns_are_read_and_one_more_is_rejected() -> None:
     def wide(columns: int) -> bytes:
         return ",".join(["instruction", *(f"c{i}" for i in range(1, columns))]).encode()
 
@@ -158,7 +154,7 @@ def test_a_thousand_columns_are_read_and_one_more_refused() -> None:
         CsvInput.open(opened(wide(1001)))
 
 
-def test_a_cell_of_131072_characters_is_read_and_one_more_refused() -> None:
+def test_a_cell_of_131072_characters_is_read_and_one_more_is_rejected() -> None:
     head = b"image_url,instruction\na.jpg,"
     assert len(read(head + b"x" * 131_072)[0].cells[1]) == 131_072
     with pytest.raises(JobRejected, match="Line 2 contains a field of more than 131,072"):
@@ -172,6 +168,6 @@ def test_a_cell_of_131072_characters_is_read_and_one_more_refused() -> None:
         ('a.jpg,red\nb.jpg,"blue" sky\n', "Line 3 has text after a closing quote"),
     ],
 )
-def test_broken_quoting_is_told(body: str, sentence: str) -> None:
+def test_invalid_quoting_is_rejected(body: str, sentence: str) -> None:
     with pytest.raises(JobRejected, match=sentence):
         read(f"image_url,instruction\n{body}".encode())

@@ -1,3 +1,5 @@
+"""The endpoints secret: defaults, validation, and keys that never show."""
+
 import json
 
 import pytest
@@ -61,7 +63,7 @@ def test_validation_errors_never_show_a_key(fields: dict[str, object]) -> None:
     assert KEY not in str(caught.value)
 
 
-def test_a_key_is_not_in_repr_or_dump_but_its_fingerprint_names_it() -> None:
+def test_a_key_is_not_in_repr_or_dump_but_has_a_fingerprint() -> None:
     (endpoint,) = _secret().endpoints
     assert KEY not in repr(endpoint)
     assert KEY not in endpoint.model_dump_json()
@@ -75,7 +77,7 @@ def test_two_endpoints_cannot_share_a_name() -> None:
         EndpointsSecret.model_validate({"endpoints": [one, one]})
 
 
-def test_tiers_come_first_tier_first() -> None:
+def test_tiers_are_ordered_from_the_first() -> None:
     def endpoint(name: str, tier: int) -> Endpoint:
         return Endpoint.model_validate(
             {"name": name, "provider": "gemini", "api_keys": [KEY], "tier": tier}

@@ -1,4 +1,4 @@
-"""Variables people already have become the secret, or one sentence says why not."""
+"""Existing environment variables become the secret, or one sentence names the mistake."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def keys(endpoint: Endpoint) -> list[str]:
     return [key.get_secret_value() for key in endpoint.api_keys]
 
 
-def test_one_key_of_each_provider_gives_gemini_first_and_openai_as_fallback() -> None:
+def test_one_key_of_each_provider_gives_gemini_with_openai_as_fallback() -> None:
     first, second = endpoints(OPENAI_API_KEY="sk-1", GEMINI_API_KEY="g-1")
     assert (first.name, first.provider, first.tier, keys(first)) == (
         "gemini",
@@ -28,7 +28,7 @@ def test_one_key_of_each_provider_gives_gemini_first_and_openai_as_fallback() ->
 
 
 @pytest.mark.parametrize("name", ["GOOGLE_GENAI_API_KEY", "GEMINI_API_KEY", "DG_GEMINI_API_KEY"])
-def test_every_name_of_the_gemini_key_is_known(name: str) -> None:
+def test_every_variable_for_the_gemini_key_is_read(name: str) -> None:
     (only,) = endpoints(**{name: "g"})
     assert (only.provider, keys(only)) == (Provider.GEMINI, ["g"])
 
@@ -38,7 +38,7 @@ def test_one_base_url_is_used() -> None:
     assert only.base_url == "https://proxy.example/v1"
 
 
-def test_lists_make_several_endpoints_that_share_all_keys() -> None:
+def test_lists_give_several_endpoints_that_share_all_keys() -> None:
     made = endpoints(
         DG_OPENAI_ENDPOINTS="https://a.example/v1, ,https://b.example/v1",
         DG_OPENAI_API_KEYS="k1,k2",
@@ -53,7 +53,7 @@ def test_lists_make_several_endpoints_that_share_all_keys() -> None:
 
 
 @pytest.mark.parametrize("separator", [";", "|"])
-def test_groups_of_keys_belong_to_one_endpoint_each(separator: str) -> None:
+def test_each_group_of_keys_belongs_to_one_endpoint(separator: str) -> None:
     made = endpoints(
         DG_GEMINI_ENDPOINTS="https://a.example,https://b.example",
         DG_GEMINI_API_KEYS=f"k1,k2{separator}k3",
@@ -61,14 +61,14 @@ def test_groups_of_keys_belong_to_one_endpoint_each(separator: str) -> None:
     assert [keys(e) for e in made] == [["k1", "k2"], ["k3"]]
 
 
-def test_one_rate_limit_holds_for_every_endpoint_and_a_list_wins_over_it() -> None:
+def test_one_rate_limit_applies_to_every_endpoint_unless_there_is_a_list() -> None:
     both = {"DG_OPENAI_ENDPOINTS": "https://a.example,https://b.example", "OPENAI_API_KEY": "k"}
     assert [e.requests_per_minute for e in endpoints(**both, DG_OPENAI_RATE_LIMIT="7")] == [7, 7]
     made = endpoints(**both, DG_OPENAI_RATE_LIMIT="7", DG_OPENAI_RATE_LIMITS="1,2")
     assert [e.requests_per_minute for e in made] == [1, 2]
 
 
-def test_time_outs_and_retries_are_taken_over() -> None:
+def test_time_outs_retries_and_model_are_read() -> None:
     (only,) = endpoints(
         OPENAI_API_KEY="k",
         DG_OPENAI_TIMEOUT="120",
@@ -84,13 +84,13 @@ def test_time_outs_and_retries_are_taken_over() -> None:
     )
 
 
-def test_the_longer_name_wins_and_empty_means_not_set() -> None:
+def test_the_dg_variable_takes_precedence_and_empty_means_not_set() -> None:
     (only,) = endpoints(DG_OPENAI_API_KEY="long", OPENAI_API_KEY="short", GEMINI_API_KEY=" ")
     assert keys(only) == ["long"]
 
 
 @pytest.mark.parametrize(
-    ("variables", "told"),
+    ("variables", "sentence"),
     [
         ({}, "no provider is set"),
         ({"DG_OPENAI_ENDPOINTS": "https://a.example"}, "DG_OPENAI_ENDPOINTS is set but no key"),
@@ -107,10 +107,12 @@ def test_the_longer_name_wins_and_empty_means_not_set() -> None:
         ),
     ],
 )
-def test_a_mistake_is_told_by_the_variables_name(variables: dict[str, str], told: str) -> None:
+def test_a_mistake_is_reported_with_the_variables_name(
+    variables: dict[str, str], sentence: str
+) -> None:
     with pytest.raises(ConfigurationError) as caught:
         endpoints(**variables)
-    assert told in str(caught.value)
+    assert sentence in str(caught.value)
 
 
 def test_no_error_shows_a_key() -> None:

@@ -1,4 +1,4 @@
-"""Cells that name images."""
+"""Cells that list images."""
 
 import json
 
@@ -45,7 +45,7 @@ def test_a_cell_is_split_as_documented(cell: str, expected: list[str]) -> None:
 
 
 @given(LISTS)
-def test_a_json_list_gives_its_texts_in_order(references: list[str]) -> None:
+def test_a_json_list_yields_its_strings_in_order(references: list[str]) -> None:
     assert list(parse_images(json.dumps(references))) == references
 
 
@@ -55,7 +55,7 @@ def test_bars_and_line_ends_separate_anything(references: list[str], separator: 
 
 
 @given(LISTS)
-def test_a_comma_with_a_blank_always_separates(references: list[str]) -> None:
+def test_a_comma_with_a_space_always_separates(references: list[str]) -> None:
     assert list(parse_images(", ".join(references))) == references
 
 
@@ -80,7 +80,7 @@ def test_a_comma_with_a_blank_always_separates(references: list[str]) -> None:
         ("a" * 8193, "is longer than 8,192 characters"),
     ],
 )
-def test_what_is_no_reference_is_told(cell: str, sentence: str) -> None:
+def test_invalid_references_are_rejected(cell: str, sentence: str) -> None:
     with pytest.raises(RowRejected) as rejected:
         parse_row(COLUMNS, [cell, "red"], JobOptions())
     assert rejected.value.reason is Reason.BAD_INPUT
@@ -88,7 +88,7 @@ def test_what_is_no_reference_is_told(cell: str, sentence: str) -> None:
     assert rejected.value.detail.startswith("column image_url")
 
 
-def test_a_signed_url_is_told_without_its_signature() -> None:
+def test_the_rejection_of_a_signed_url_does_not_contain_its_signature() -> None:
     with pytest.raises(RowRejected) as rejected:
         parse_row(COLUMNS, ["a.jpg", "red", "ftp://x.test/a?X-Amz-Signature=SECRET"], JobOptions())
     assert rejected.value.detail.startswith("column mask_url")

@@ -1,10 +1,11 @@
-"""The arithmetic of slots, on a virtual clock."""
+"""The rate limiter's computation of slots: pure functions, no clock."""
 
 import itertools
 import random
 from bisect import bisect_left
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from darkroom.dispatch import rate_limiter
+from darkroom.dispatch.outcomes import doubled_interval
 from darkroom.endpoint_state import (
     SECOND,
     Day,
@@ -26,14 +28,15 @@ from darkroom.endpoint_state import (
 from darkroom.endpoints import Endpoint
 from darkroom.providers.registry import Provider
 from tests.fakes.dispatching import gemini, secret
+from tests.fakes.endpoint_states import reserved
 
 NOW = 1_795_000_000 * SECOND
 MINUTE = 60 * SECOND
-FAR = 1 << 60
+LATEST = 1 << 60
 
 
-def endpoint(**fields: object) -> Endpoint:
-    return secret(gemini(**fields)).endpoints[0]  # type: ignore[arg-type]
+def endpoint(**fields: Any) -> Endpoint:
+    return secret(gemini(**fields)).endpoints[0]
 
 
 def most_in_a_minute(times: list[int]) -> int:
@@ -44,18 +47,18 @@ def most_in_a_minute(times: list[int]) -> int:
     )
 
 
-def take(state: EndpointState, ask: ReservationRequest) -> tuple[EndpointState, int]:
-    move = rate_limiter.decide(state, ask)
-    assert isinstance(move, ReservationUpdate)
-    return rate_limiter.booked(state, ask, move), move.slot
+def reserve(state: EndpointState, request: ReservationRequest) -> tuple[EndpointState, int]:
+    planned = rate_limiter.plan_reservation(state, request)
+    assert isinstance(planned, ReservationUpdate)
+    return reserved(state, request, planned), planned.slot
 
 
-# Pace
+# Rate
 
 rates = st.integers(1, 600)
-# What may tear an arrival from its slot: half a second of skew either way, half a second of waking
-# late (later ones book again), half a second on the wire; or no skew and three times the wire.
-tears = st.one_of(
+# What separates an arrival from its slot, as (clock skew either way, network delay), beside half a
+# second of waking late.
+deviations = st.one_of(
     st.tuples(st.just(SECOND // 2), st.just(SECOND // 2)),
     st.tuples(st.just(0), st.just(3 * SECOND // 2)),
 )
@@ -65,7 +68,7 @@ tears = st.one_of(
 @given(
     rate=rates,
     burst=st.integers(1, 20),
-    tear=tears,
+    deviation=deviations,
     workers=st.integers(1, 64),
     load=st.floats(0.2, 5.0),
     crashes=st.floats(0, 0.3),
@@ -74,7 +77,7 @@ tears = st.one_of(
 def test_no_sliding_minute_ever_holds_more_than_the_limit(  # noqa: PLR0917 - drawn by name
     rate: int,
     burst: int,
-    tear: tuple[int, int],
+    deviation: tuple[int, int],
     workers: int,
     load: float,
     crashes: float,
@@ -82,39 +85,40 @@ def test_no_sliding_minute_ever_holds_more_than_the_limit(  # noqa: PLR0917 - dr
 ) -> None:
     rng = random.Random(seed)
     limits = rate_limiter.limits_of(endpoint(requests_per_minute=rate, burst=burst))
-    skew, wire = tear
+    skew, network_delay = deviation
     skews = [rng.randint(-skew, skew) for _ in range(workers)]
     state, arrivals, true_now = EndpointState(), [], NOW
     for turn in range(3 * rate + 50):
         true_now += int(rng.expovariate(1) * MINUTE / rate / load)
-        own = skews[turn % workers]
-        state, slot = take(state, ReservationRequest("l", true_now + own, FAR, MINUTE, limits))
-        late = rng.randint(0, 3 * rate_limiter.LATE)
-        if late > rate_limiter.LATE or rng.random() < crashes:
-            continue  # books again, or is dead: the slot is lost either way
-        arrivals.append(slot - own + late + rng.randint(0, wire))
+        own_skew = skews[turn % workers]
+        request = ReservationRequest("l", true_now + own_skew, LATEST, MINUTE, limits)
+        state, slot = reserve(state, request)
+        late = rng.randint(0, 3 * rate_limiter.MAX_LATENESS)
+        if late > rate_limiter.MAX_LATENESS or rng.random() < crashes:
+            continue  # it makes a new reservation, or died: the slot is lost either way
+        arrivals.append(slot - own_skew + late + rng.randint(0, network_delay))
     assert most_in_a_minute(arrivals) <= rate
 
 
 @settings(max_examples=60, deadline=None)
 @given(rate=rates, phase=st.integers(0, 50))
-def test_the_worst_order_of_late_and_early_arrivals_still_fits(rate: int, phase: int) -> None:
-    """All of one minute's arrivals as late as can be, the next as early as can be."""
+def test_the_worst_order_of_late_and_early_arrivals_keeps_the_limit(rate: int, phase: int) -> None:
+    """All arrivals of one minute as late as possible, all of the next as early as possible."""
     limits = rate_limiter.limits_of(endpoint(requests_per_minute=rate))
     state, arrivals = EndpointState(), []
     for turn in range(2 * rate + phase):
-        state, slot = take(state, ReservationRequest("l", NOW, FAR, MINUTE, limits))
+        state, slot = reserve(state, ReservationRequest("l", NOW, LATEST, MINUTE, limits))
         late = turn < rate + phase // 2
         arrivals.append(slot + (3 * SECOND // 2 if late else -SECOND // 2) + (1 if late else 2))
     assert most_in_a_minute(arrivals) <= rate
 
 
-def test_without_the_margin_that_order_breaks_the_limit() -> None:
-    """The margin is what keeps it: the property above can fail."""
+def test_without_the_margin_that_order_exceeds_the_limit() -> None:
+    """Proves that the property above can fail."""
     limits = rate_limiter.limits_of(endpoint(requests_per_minute=60), margin=0)
     state, arrivals = EndpointState(), []
     for turn in range(120):
-        state, slot = take(state, ReservationRequest("l", NOW, FAR, MINUTE, limits))
+        state, slot = reserve(state, ReservationRequest("l", NOW, LATEST, MINUTE, limits))
         arrivals.append(slot + (SECOND // 4 if turn < 60 else -SECOND // 4))
     assert most_in_a_minute(arrivals) > 60
 
@@ -125,69 +129,72 @@ def test_a_saturated_endpoint_gets_at_least_96_percent_of_its_rate(rate: int) ->
     slots: list[int] = []
     state, now = EndpointState(), NOW
     while not slots or slots[-1] < NOW + 60 * MINUTE:
-        state, slot = take(state, ReservationRequest("l", now, FAR, MINUTE, limits))
+        state, slot = reserve(state, ReservationRequest("l", now, LATEST, MINUTE, limits))
         slots.append(slot)
         now = max(now, slot - MINUTE)
     assert len(slots) / 60 >= 0.96 * rate
 
 
 @given(rate=st.integers(2, 600), burst=st.integers(2, 30))
-def test_a_burst_goes_at_once_after_a_pause(rate: int, burst: int) -> None:
+def test_a_burst_is_sent_at_once_by_an_idle_endpoint(rate: int, burst: int) -> None:
     limits = rate_limiter.limits_of(endpoint(requests_per_minute=rate, burst=burst))
     state, slots = EndpointState(), []
     for _ in range(min(burst, rate)):
-        state, slot = take(state, ReservationRequest("l", NOW, FAR, MINUTE, limits))
+        state, slot = reserve(state, ReservationRequest("l", NOW, LATEST, MINUTE, limits))
         slots.append(slot)
     assert slots == [NOW] * min(burst, rate)
 
 
-def test_no_limit_means_no_waiting() -> None:
+def test_an_endpoint_without_a_limit_never_waits() -> None:
     limits = rate_limiter.limits_of(endpoint(requests_per_minute=0))
     state = EndpointState()
     for _ in range(100):
-        state, slot = take(state, ReservationRequest("l", NOW, NOW, MINUTE, limits))
+        state, slot = reserve(state, ReservationRequest("l", NOW, NOW, MINUTE, limits))
         assert slot == NOW
 
 
-def test_a_clock_that_lags_cannot_take_a_slot_twice() -> None:
+def test_a_worker_whose_clock_lags_cannot_reserve_a_slot_twice() -> None:
     limits = rate_limiter.limits_of(endpoint(requests_per_minute=60))
-    state, first = take(EndpointState(), ReservationRequest("a", NOW, FAR, MINUTE, limits))
-    state, second = take(state, ReservationRequest("b", NOW - 5 * SECOND, FAR, MINUTE, limits))
+    state, first = reserve(EndpointState(), ReservationRequest("a", NOW, LATEST, MINUTE, limits))
+    state, second = reserve(
+        state, ReservationRequest("b", NOW - 5 * SECOND, LATEST, MINUTE, limits)
+    )
     assert second - first == limits.interval
 
 
-# Learned pace
+# Slowdown after 429s
 
 
-def test_a_learned_interval_doubles_then_recovers_by_half_in_five_minutes() -> None:
+def test_a_429_doubles_the_interval_which_then_halves_in_five_minutes() -> None:
     limits = rate_limiter.limits_of(endpoint(requests_per_minute=60))
-    gap = rate_limiter.slowed_gap(EndpointState(), limits, 0, NOW)
-    assert gap == 2 * limits.interval
-    state = EndpointState(gap=gap, slowed_at=NOW)
-    assert rate_limiter.learned_interval(state, NOW + 300 * SECOND) == pytest.approx(gap / 2, abs=1)
-    assert rate_limiter.pace_in_force(state, limits, NOW + 301 * SECOND)[0] == limits.interval
-    again = rate_limiter.slowed_gap(state, limits, 0, NOW + 60 * SECOND)
-    assert again == pytest.approx(2 * gap * 0.5**0.2, abs=2)
+    interval = doubled_interval(EndpointState(), limits, 0, NOW)
+    assert interval == 2 * limits.interval
+    state = EndpointState(slowed_interval=interval, slowed_at=NOW)
+    halved = rate_limiter.slowed_interval(state, NOW + 300 * SECOND)
+    assert halved == pytest.approx(interval / 2, abs=1)
+    assert rate_limiter.rate_in_force(state, limits, NOW + 301 * SECOND)[0] == limits.interval
+    again = doubled_interval(state, limits, 0, NOW + 60 * SECOND)
+    assert again == pytest.approx(2 * interval * 0.5**0.2, abs=2)
 
 
-def test_a_learned_interval_is_forgotten_in_the_end() -> None:
-    state = EndpointState(gap=SECOND, slowed_at=NOW)
-    assert rate_limiter.learned_interval(state, NOW + 3600 * SECOND) == 0
+def test_a_slowdown_ends() -> None:
+    state = EndpointState(slowed_interval=SECOND, slowed_at=NOW)
+    assert rate_limiter.slowed_interval(state, NOW + 3600 * SECOND) == 0
 
 
-@given(gap=st.integers(1, 100 * SECOND), minutes=st.floats(0, 600))
-def test_a_learned_interval_never_makes_an_endpoint_faster(gap: int, minutes: float) -> None:
+@given(interval=st.integers(1, 100 * SECOND), minutes=st.floats(0, 600))
+def test_a_slowdown_never_makes_an_endpoint_faster(interval: int, minutes: float) -> None:
     limits = rate_limiter.limits_of(endpoint(requests_per_minute=60))
-    state = EndpointState(gap=gap, slowed_at=NOW)
+    state = EndpointState(slowed_interval=interval, slowed_at=NOW)
     now = NOW + int(minutes * MINUTE)
-    assert rate_limiter.pace_in_force(state, limits, now)[0] >= limits.interval
+    assert rate_limiter.rate_in_force(state, limits, now)[0] >= limits.interval
 
 
-# In flight, leases, breaker, day: whatever the order of events
+# In flight, leases, breaker, day: in any order of events
 
 
-class Bookings(RuleBasedStateMachine):
-    """Workers that book, finish, die and lag, against one endpoint's invariants."""
+class Reservations(RuleBasedStateMachine):
+    """Workers that reserve, finish, die and have skewed clocks, against an endpoint's limits."""
 
     @initialize(
         most=st.integers(1, 5),
@@ -196,54 +203,51 @@ class Bookings(RuleBasedStateMachine):
         skew=st.sampled_from([0, SECOND // 2]),
     )
     def begin(self, most: int, rate: int, per_day: int, skew: int) -> None:
-        paced = rate_limiter.limits_of(endpoint(requests_per_minute=rate))
-        self.limits = replace(paced, max_in_flight=most, per_day=per_day)
+        by_rate = rate_limiter.limits_of(endpoint(requests_per_minute=rate))
+        self.limits = replace(by_rate, max_in_flight=most, per_day=per_day)
         self.skew = skew
         self.now = NOW
         self.state = EndpointState()
         self.day = Day(100, NOW - 10 * MINUTE, NOW + 10 * MINUTE)
-        self.live: dict[str, int] = {}  # leases of workers that still call
+        self.live: dict[str, int] = {}  # leases of workers whose call is under way
         self.slots: list[tuple[int, int]] = []  # (slot, day)
-        self.probes = 0
         self.serial = 0
 
-    def ask(self, own: int) -> ReservationRequest:
+    def request(self, skew: int) -> ReservationRequest:
         self.serial += 1
-        own_now = self.now + own
+        now = self.now + skew
         day = self.day
-        while own_now >= day.end:
+        while now >= day.end:
             day = Day(day.number + 1, day.end, day.end + 20 * MINUTE)
         return ReservationRequest(
-            f"l{self.serial}", own_now, own_now + 5 * MINUTE, MINUTE, self.limits, day
+            f"l{self.serial}", now, now + 5 * MINUTE, MINUTE, self.limits, day
         )
 
     @rule(ahead=st.sampled_from([-1, 0, 1]))
-    def book(self, ahead: int) -> None:
-        ask = self.ask(ahead * self.skew)
-        move = rate_limiter.decide(self.state, ask)
-        if isinstance(move, Rejection):
-            assert move.opens_at > ask.now or move.gate is RejectionReason.IN_FLIGHT
+    def reserve(self, ahead: int) -> None:
+        request = self.request(ahead * self.skew)
+        planned = rate_limiter.plan_reservation(self.state, request)
+        if isinstance(planned, Rejection):
+            assert planned.retry_at > request.now or planned.reason is RejectionReason.IN_FLIGHT
             return
-        was_tripped = self.state.tripped
-        self.state = rate_limiter.booked(self.state, ask, move)
-        self.live[ask.lease] = self.state.leases[ask.lease]
-        assert ask.day is not None
-        self.slots.append((move.slot, ask.day.number))
-        assert move.slot >= ask.now
-        assert ask.day.start <= move.slot <= ask.day.end
-        assert move.probe == was_tripped
+        was_open = self.state.breaker_open
+        self.state = reserved(self.state, request, planned)
+        self.live[request.lease] = self.state.leases[request.lease]
+        assert request.day is not None
+        self.slots.append((planned.slot, request.day.number))
+        assert planned.slot >= request.now
+        assert request.day.start <= planned.slot <= request.day.end
+        assert planned.probe == was_open
 
     @rule(which=st.integers(0, 100))
     def finish(self, which: int) -> None:
         if self.live:
             lease = sorted(self.live)[which % len(self.live)]
-            del self.live[lease]
-            leases = {i: t for i, t in self.state.leases.items() if i != lease}
-            self.state = replace(self.state, leases=leases)
+            self._end_call(lease)
 
     @rule(which=st.integers(0, 100))
     def die(self, which: int) -> None:
-        """The worker is gone; its lease stays until it runs out."""
+        """The worker dies; its lease stays until it expires."""
         if self.live:
             del self.live[sorted(self.live)[which % len(self.live)]]
 
@@ -253,54 +257,58 @@ class Bookings(RuleBasedStateMachine):
         # A living worker's call has ended before its lease does, grace included.
         for lease, until in list(self.live.items()):
             if until - rate_limiter.LEASE_GRACE <= self.now:
-                del self.live[lease]
-                leases = {i: t for i, t in self.state.leases.items() if i != lease}
-                self.state = replace(self.state, leases=leases)
+                self._end_call(lease)
 
     @rule()
-    def trip(self) -> None:
-        self.state = replace(self.state, tripped=True, breaker_until=self.now + 10 * SECOND)
+    def open_breaker(self) -> None:
+        self.state = replace(self.state, breaker_open=True, breaker_until=self.now + 10 * SECOND)
 
     @rule()
-    def recover(self) -> None:
-        self.state = replace(self.state, tripped=False, breaker_until=0)
+    def close_breaker(self) -> None:
+        self.state = replace(self.state, breaker_open=False, breaker_until=0)
+
+    def _end_call(self, lease: str) -> None:
+        del self.live[lease]
+        leases = {i: t for i, t in self.state.leases.items() if i != lease}
+        self.state = replace(self.state, leases=leases)
 
     @invariant()
-    def never_more_in_flight_than_allowed(self) -> None:
+    def calls_in_flight_stay_within_the_limit(self) -> None:
         if hasattr(self, "state"):
             assert len(self.live) <= self.limits.max_in_flight
             assert len(self.state.leases) <= self.limits.max_in_flight
 
     @invariant()
-    def never_more_a_day_than_allowed(self) -> None:
+    def calls_a_day_stay_within_the_limit(self) -> None:
         if hasattr(self, "slots"):
             for number in {day for _, day in self.slots}:
                 assert sum(1 for _, d in self.slots if d == number) <= self.limits.per_day
 
     @invariant()
-    def slots_are_an_interval_apart(self) -> None:
+    def slots_are_at_least_an_interval_apart(self) -> None:
         if hasattr(self, "slots"):
             slots = sorted(slot for slot, _ in self.slots)
             gaps = [b - a for a, b in itertools.pairwise(slots)]
             assert all(gap >= self.limits.interval for gap in gaps)
 
 
-TestBookings = Bookings.TestCase
-TestBookings.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestReservations = Reservations.TestCase
+TestReservations.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
 
 
-def test_an_open_breaker_lets_one_probe_through_and_nobody_else() -> None:
-    state = EndpointState(tripped=True, breaker_until=NOW)
-    ask = ReservationRequest("p", NOW + 1, FAR, MINUTE, Limits())
-    move = rate_limiter.decide(state, ask)
-    assert isinstance(move, ReservationUpdate)
-    assert move.probe
-    after = rate_limiter.booked(state, ask, move)
-    other = rate_limiter.decide(after, replace(ask, lease="q", now=NOW + 30 * SECOND))
+def test_a_half_open_breaker_allows_one_probe_at_a_time() -> None:
+    state = EndpointState(breaker_open=True, breaker_until=NOW)
+    request = ReservationRequest("p", NOW + 1, LATEST, MINUTE, Limits())
+    planned = rate_limiter.plan_reservation(state, request)
+    assert isinstance(planned, ReservationUpdate)
+    assert planned.probe
+    after = reserved(state, request, planned)
+    later = replace(request, lease="q", now=NOW + 30 * SECOND)
+    other = rate_limiter.plan_reservation(after, later)
     assert isinstance(other, Rejection)
-    assert other.gate is RejectionReason.BREAKER
-    prober_died = rate_limiter.decide(after, replace(ask, lease="q", now=NOW + 61 * SECOND))
-    assert isinstance(prober_died, ReservationUpdate)
+    assert other.reason is RejectionReason.BREAKER
+    probe_lost = replace(request, lease="q", now=NOW + 61 * SECOND)
+    assert isinstance(rate_limiter.plan_reservation(after, probe_lost), ReservationUpdate)
 
 
 # The provider's day
@@ -310,7 +318,7 @@ def test_an_open_breaker_lets_one_probe_through_and_nobody_else() -> None:
 @given(st.integers(1_700_000_000, 2_200_000_000))
 @example(1_793_523_600)  # 2026-11-01 09:00 UTC, clocks go back
 @example(1_773_050_400)  # 2026-03-09, the day after clocks went forward
-def test_the_pacific_day_is_the_one_of_the_zone_database(second: int) -> None:
+def test_the_pacific_day_equals_the_one_in_the_time_zone_database(second: int) -> None:
     local = datetime.fromtimestamp(second, ZoneInfo("America/Los_Angeles"))
     midnight = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
     day = rate_limiter.provider_day(Provider.GEMINI, second * SECOND)
@@ -321,7 +329,7 @@ def test_the_pacific_day_is_the_one_of_the_zone_database(second: int) -> None:
 
 
 @given(st.integers(0, 4_000_000_000))
-def test_the_utc_day_is_the_calendars(second: int) -> None:
+def test_the_utc_day_is_the_calendar_day(second: int) -> None:
     day = rate_limiter.provider_day(Provider.OPENAI, second * SECOND)
     assert day.number == second // 86_400
     assert (day.start, day.end) == (
@@ -330,14 +338,13 @@ def test_the_utc_day_is_the_calendars(second: int) -> None:
     )
 
 
-def test_nothing_is_sent_around_the_turn_of_the_day() -> None:
+def test_nothing_is_sent_around_midnight() -> None:
     limits = Limits(per_day=5, margin=2 * SECOND)
     day = Day(1, NOW, NOW + 100 * SECOND)
-    just_after = rate_limiter.decide(
-        EndpointState(), ReservationRequest("a", NOW + 1, FAR, MINUTE, limits, day)
-    )
-    assert just_after == Rejection(RejectionReason.DAY, NOW + 2 * SECOND)
-    just_before = rate_limiter.decide(
-        EndpointState(), ReservationRequest("a", NOW + 99 * SECOND, FAR, MINUTE, limits, day)
-    )
-    assert just_before == Rejection(RejectionReason.DAY, NOW + 102 * SECOND)
+
+    def planned(now: int) -> ReservationUpdate | Rejection:
+        request = ReservationRequest("a", now, LATEST, MINUTE, limits, day)
+        return rate_limiter.plan_reservation(EndpointState(), request)
+
+    assert planned(NOW + 1) == Rejection(RejectionReason.DAY, NOW + 2 * SECOND)
+    assert planned(NOW + 99 * SECOND) == Rejection(RejectionReason.DAY, NOW + 102 * SECOND)

@@ -1,10 +1,10 @@
-"""The reading of metric names that the end-to-end test relies on."""
+"""The parser of metric names that the end-to-end test relies on."""
 
 import json
 
 import pytest
 
-from tests.metric_names import Metric, emitted, of_alarms, of_dashboard
+from tests.metric_names import NamedMetric, emitted, of_alarms, of_dashboard
 
 STACK = frozenset({("Stack", "darkroom")})
 EMF = json.dumps(
@@ -32,12 +32,12 @@ def widget(*entries: object) -> str:
 
 def test_a_widget_names_its_metric_with_all_dimensions() -> None:
     body = widget(["Darkroom", "RowsDead", "Stack", "darkroom", {"color": "#d62728"}])
-    assert list(of_dashboard(body)) == [Metric("Darkroom", "RowsDead", STACK)]
+    assert list(of_dashboard(body)) == [NamedMetric("Darkroom", "RowsDead", STACK)]
 
 
 def test_a_search_matches_any_endpoint_of_its_stack_only() -> None:
-    asked = '{Darkroom,Endpoint,Stack} MetricName="ProviderCalls" Stack="darkroom"'
-    search = f"SEARCH('{asked}', 'Sum', 60)"
+    schema = '{Darkroom,Endpoint,Stack} MetricName="ProviderCalls" Stack="darkroom"'
+    search = f"SEARCH('{schema}', 'Sum', 60)"
     (named,) = of_dashboard(widget([{"expression": search}]))
     both = [m for m in emitted([EMF]) if len(m.dimensions) == 2]
     assert len(both) == 1
@@ -46,7 +46,7 @@ def test_a_search_matches_any_endpoint_of_its_stack_only() -> None:
     assert not any(named.matches(m) for m in emitted([other]))
 
 
-def test_a_metric_without_the_dimension_asked_for_does_not_match() -> None:
+def test_a_metric_without_the_expected_dimension_does_not_match() -> None:
     (named,) = of_alarms(
         [
             {
@@ -62,14 +62,14 @@ def test_a_metric_without_the_dimension_asked_for_does_not_match() -> None:
     assert not any(named.matches(m) for m in emitted([EMF]))
 
 
-def test_metric_math_names_the_metrics_it_computes_with() -> None:
-    stat = {"Metric": {"Namespace": "AWS/SQS", "MetricName": "Age", "Dimensions": []}}
+def test_metric_math_names_the_metrics_it_uses() -> None:
+    stat = {"NamedMetric": {"Namespace": "AWS/SQS", "MetricName": "Age", "Dimensions": []}}
     queries = [{"Id": "rate", "Expression": "a * 2"}, {"Id": "a", "MetricStat": stat}]
-    assert list(of_alarms([{"Metrics": queries}])) == [Metric("AWS/SQS", "Age", frozenset())]
+    assert list(of_alarms([{"Metrics": queries}])) == [NamedMetric("AWS/SQS", "Age", frozenset())]
 
 
-def test_a_search_that_cannot_be_read_is_an_error() -> None:
-    with pytest.raises(AssertionError, match="cannot read"):
+def test_a_search_that_cannot_be_parsed_is_an_error() -> None:
+    with pytest.raises(AssertionError, match="cannot parse"):
         list(
             of_dashboard(widget([{"expression": "SEARCH('MetricName=ProviderCalls', 'Sum', 60)"}]))
         )

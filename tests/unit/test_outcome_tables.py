@@ -1,4 +1,4 @@
-"""The tables that turn a provider's failure into an outcome, walked through rule by rule."""
+"""The tables that classify providers' failures as outcomes, rule by rule."""
 
 from datetime import UTC, datetime
 
@@ -11,13 +11,13 @@ from darkroom.providers.errors import (
     TRANSPORT_TABLE,
     Failure,
     Rule,
-    broken_off,
     cause_without_key,
     classify,
     delay_in_text,
-    delay_of,
     names,
+    retry_after,
     safe_text,
+    transport_failed,
 )
 from darkroom.providers.gemini import FINISH_TABLE, GEMINI_TABLE
 from darkroom.providers.openai import OPENAI_TABLE
@@ -25,18 +25,18 @@ from darkroom.providers.openai import OPENAI_TABLE
 KEY = "sk-proj-abcdefgh12345678"
 
 
-def told(
+def classified(
     table: tuple[Rule, ...],
     status: int,
     *found: str,
     text: str = "",
     is_json: bool = True,
-    model_is_the_rows: bool = False,
+    model_from_row: bool = False,
 ) -> CallFailed:
     return classify(
         table,
         Failure(status, names(*found), text, is_json),
-        model_is_the_rows=model_is_the_rows,
+        model_from_row=model_from_row,
         retry_after_seconds=None,
         key=KEY,
     )
@@ -99,66 +99,66 @@ GEMINI_CASES = [
 
 
 @pytest.mark.parametrize(("status", "found", "text", "outcome"), OPENAI_CASES)
-def test_openai_failures_by_the_table(
+def test_openai_failures_are_classified(
     status: int, found: list[str], text: str, outcome: Outcome
 ) -> None:
-    assert told(OPENAI_TABLE, status, *found, text=text).outcome is outcome
+    assert classified(OPENAI_TABLE, status, *found, text=text).outcome is outcome
 
 
 @pytest.mark.parametrize(("status", "found", "text", "outcome"), GEMINI_CASES)
-def test_gemini_failures_by_the_table(
+def test_gemini_failures_are_classified(
     status: int, found: list[str], text: str, outcome: Outcome
 ) -> None:
-    assert told(GEMINI_TABLE, status, *found, text=text).outcome is outcome
+    assert classified(GEMINI_TABLE, status, *found, text=text).outcome is outcome
 
 
 @pytest.mark.parametrize("table", [OPENAI_TABLE, GEMINI_TABLE], ids=["openai", "gemini"])
-def test_each_rule_decides_something(table: tuple[Rule, ...]) -> None:
-    """For each rule there is a failure that it, and no rule before it, holds for."""
+def test_each_rule_decides_at_least_one_case(table: tuple[Rule, ...]) -> None:
+    """For each rule there is a failure that it matches and no rule before it does."""
     cases = OPENAI_CASES if table is OPENAI_TABLE else GEMINI_CASES
     failures = [Failure(s, names(*n), t) for s, n, t, _ in cases]
     failures += [Failure(status, frozenset(), "page", is_json=False) for status in (404, 403)]
-    # Named without the status they come with:
-    bare = ("rate_limit_exceeded", "resource_exhausted", "invalid_api_key", "quota:day")
-    failures += [Failure(299, frozenset({name}), "") for name in bare]
+    # Names without their usual status:
+    alone = ("rate_limit_exceeded", "resource_exhausted", "invalid_api_key", "quota:day")
+    failures += [Failure(299, frozenset({name}), "") for name in alone]
     failures.append(Failure(429, frozenset(), "10 requests per day"))
     deciding = {
-        next((i for i, rule in enumerate(table) if rule.holds(failure)), None)
+        next((i for i, rule in enumerate(table) if rule.matches(failure)), None)
         for failure in failures
     }
     assert set(range(len(table))) <= deciding
 
 
-def test_a_day_is_told_from_a_minute() -> None:
-    assert told(OPENAI_TABLE, 429, text="requests per day (RPD)").daily
-    assert not told(OPENAI_TABLE, 429, text="images per min (IPM)").daily
-    assert told(GEMINI_TABLE, 429, "quota:minute", "quota:day", text=BILLING).daily
-    assert not told(GEMINI_TABLE, 429, "quota:minute", text=BILLING).daily
+def test_a_daily_limit_is_distinguished_from_one_per_minute() -> None:
+    assert classified(OPENAI_TABLE, 429, text="requests per day (RPD)").daily
+    assert not classified(OPENAI_TABLE, 429, text="images per min (IPM)").daily
+    assert classified(GEMINI_TABLE, 429, "quota:minute", "quota:day", text=BILLING).daily
+    assert not classified(GEMINI_TABLE, 429, "quota:minute", text=BILLING).daily
 
 
 @pytest.mark.parametrize("table", [OPENAI_TABLE, GEMINI_TABLE], ids=["openai", "gemini"])
 @pytest.mark.parametrize("status", [400, 403, 404, 422, 502, 503])
 def test_a_proxys_page_blames_neither_key_nor_row(table: tuple[Rule, ...], status: int) -> None:
     page = "<html><head><title>403 Forbidden</title></head><body>cloudflare</body></html>"
-    failed = told(table, status, text=page, is_json=False)
+    failed = classified(table, status, text=page, is_json=False)
     assert failed.outcome is Outcome.UNAVAILABLE
     assert failed.detail == "403 Forbidden"
 
 
 @pytest.mark.parametrize("table", [OPENAI_TABLE, GEMINI_TABLE], ids=["openai", "gemini"])
-def test_a_model_that_is_not_there_blames_who_named_it(table: tuple[Rule, ...]) -> None:
-    of_the_endpoint = told(table, 404, "model_not_found", text="no such model")
-    of_the_row = told(table, 404, "model_not_found", text="no such model", model_is_the_rows=True)
-    assert of_the_endpoint.outcome is Outcome.KEY_REJECTED
-    assert of_the_row.outcome is Outcome.BAD_REQUEST
+def test_a_missing_model_blames_the_endpoint_or_row_that_named_it(table: tuple[Rule, ...]) -> None:
+    from_endpoint = classified(table, 404, "model_not_found", text="no such model")
+    from_row = classified(table, 404, "model_not_found", text="no such model", model_from_row=True)
+    assert from_endpoint.outcome is Outcome.KEY_REJECTED
+    assert from_row.outcome is Outcome.BAD_REQUEST
 
 
 @pytest.mark.parametrize("table", [OPENAI_TABLE, GEMINI_TABLE], ids=["openai", "gemini"])
 @pytest.mark.parametrize("status", [302, 418, 451, 299])
-def test_what_no_rule_knows_is_unavailable_marked_unknown_with_its_text(
+def test_a_response_that_no_rule_matches_is_unavailable_and_unknown_with_its_text(
     table: tuple[Rule, ...], status: int
 ) -> None:
-    failed = told(table, status, text="something new")
+    failed = classified(table, status, text="something new")
     assert failed.outcome is Outcome.UNAVAILABLE
     assert failed.unknown
     assert "something new" in failed.detail
@@ -169,7 +169,7 @@ def test_every_finish_reason_of_the_sdk_has_an_outcome() -> None:
     assert set(FINISH_TABLE) == {reason.value for reason in types.FinishReason}
 
 
-def test_only_the_providers_own_words_for_policy_are_refusals() -> None:
+def test_only_finish_reasons_about_policy_are_refusals() -> None:
     refusals = {reason for reason, outcome in FINISH_TABLE.items() if outcome is Outcome.REFUSED}
     assert {"SAFETY", "IMAGE_SAFETY", "PROHIBITED_CONTENT", "IMAGE_PROHIBITED_CONTENT"} <= refusals
     assert {"BLOCKLIST", "SPII", "RECITATION", "IMAGE_RECITATION"} <= refusals
@@ -177,30 +177,28 @@ def test_only_the_providers_own_words_for_policy_are_refusals() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "broken"), TRANSPORT_TABLE, ids=lambda x: getattr(x, "__name__", "")
+    "kind", [kind for kind, _, _ in TRANSPORT_TABLE], ids=lambda kind: kind.__name__
 )
-def test_every_way_a_connection_breaks_is_unavailable(
-    kind: type[Exception], broken: object
-) -> None:
-    failed = broken_off(kind("x"), 60)
+def test_every_transport_error_is_unavailable(kind: type[Exception]) -> None:
+    failed = transport_failed(kind("x"), 60)
     assert failed.outcome is Outcome.UNAVAILABLE
     assert failed.outcome.transient
 
 
 def test_every_transport_error_of_httpx_is_in_the_table() -> None:
-    listed = tuple(kind for kind, _ in TRANSPORT_TABLE)
+    listed = tuple(kind for kind, _, _ in TRANSPORT_TABLE)
     for name in httpx2.__all__:
         kind = getattr(httpx2, name, None)
         if isinstance(kind, type) and issubclass(kind, httpx2.RequestError):
             assert issubclass(kind, listed), name
 
 
-def test_what_was_not_sent_was_not_charged() -> None:
+def test_a_request_that_was_not_sent_was_not_charged() -> None:
     for kind in (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.WriteError, httpx2.PoolTimeout):
-        assert not broken_off(kind("x"), 1).maybe_charged
+        assert not transport_failed(kind("x"), 1).maybe_charged
     for lost in (httpx2.ReadTimeout, httpx2.ReadError, httpx2.RemoteProtocolError):
-        assert broken_off(lost("x"), 1).maybe_charged
-    assert broken_off(None, 1).maybe_charged
+        assert transport_failed(lost("x"), 1).maybe_charged
+    assert transport_failed(None, 1).maybe_charged
 
 
 @pytest.mark.parametrize(
@@ -222,15 +220,15 @@ def test_a_delay_is_read_from_the_text(text: str, seconds: float | None) -> None
 
 def test_a_delay_is_read_from_the_headers_first() -> None:
     now = datetime(2026, 11, 21, 12, tzinfo=UTC)
-    assert delay_of({"retry-after": "7"}, "try again in 3s") == 7
-    assert delay_of({"retry-after-ms": "250", "retry-after": "7"}, "") == 0.25
-    assert delay_of({"retry-after": "Sat, 21 Nov 2026 12:00:30 GMT"}, "", now) == 30
-    assert delay_of({"retry-after": "Sat, 21 Nov 2026 11:00:00 GMT"}, "", now) == 0
-    assert delay_of({"retry-after": "soon"}, "") is None
-    assert delay_of({}, "") is None
+    assert retry_after({"retry-after": "7"}, "try again in 3s") == 7
+    assert retry_after({"retry-after-ms": "250", "retry-after": "7"}, "") == 0.25
+    assert retry_after({"retry-after": "Sat, 21 Nov 2026 12:00:30 GMT"}, "", now) == 30
+    assert retry_after({"retry-after": "Sat, 21 Nov 2026 11:00:00 GMT"}, "", now) == 0
+    assert retry_after({"retry-after": "soon"}, "") is None
+    assert retry_after({}, "") is None
 
 
-def test_a_detail_has_no_key_no_image_and_no_markup() -> None:
+def test_a_detail_contains_no_key_no_image_data_and_no_markup() -> None:
     text = f"<b>Bad</b> key {KEY}, also sk-ab***********yz and AIzaSyA-1234567890abc: {'QUJD' * 60}"
     safe = safe_text(text, KEY)
     assert KEY not in safe
@@ -238,7 +236,7 @@ def test_a_detail_has_no_key_no_image_and_no_markup() -> None:
     assert len(safe_text("word " * 1000, "")) <= 500
 
 
-def test_an_error_is_not_chained_to_one_that_shows_the_key() -> None:
+def test_an_error_is_not_chained_to_one_that_contains_the_key() -> None:
     assert cause_without_key(ValueError(f"key {KEY} is bad"), KEY) is None
     outer = ValueError("harmless")
     outer.__cause__ = RuntimeError(KEY)

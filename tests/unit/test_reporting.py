@@ -223,7 +223,7 @@ def test_a_row_the_ledger_lost_is_failed_and_told_not_left_out() -> None:
     world.reporter().report(JOB)
     line = manifest(world)[0]
     assert (line["status"], line["reason"]) == ("failed", "worker_lost")
-    assert "manifest_disagrees_with_counters" in world.telemetry.told("error")
+    assert "manifest_disagrees_with_counters" in world.telemetry.logged("error")
 
 
 def test_a_csv_that_is_gone_still_gets_a_report_of_what_the_ledger_knows() -> None:
@@ -266,7 +266,7 @@ def test_a_csv_that_breaks_off_in_the_middle_leaves_no_half_manifest() -> None:
 def test_counters_that_agree_raise_no_alarm() -> None:
     world = finished()
     world.reporter().report(JOB)
-    assert world.telemetry.told("error") == []
+    assert world.telemetry.logged("error") == []
 
 
 def test_a_rejected_file_gets_its_sentence_and_nothing_else() -> None:
@@ -350,7 +350,7 @@ def test_rows_redriven_that_this_csv_no_longer_has_raise_no_alarm() -> None:
     held = world.ledger.sums[JOB, run.run]
     world.ledger.sums[JOB, run.run] = replace(held, succeeded=held.succeeded + 1, redriven=1)
     world.reporter().report(JOB)
-    assert world.telemetry.told("error") == []
+    assert world.telemetry.logged("error") == []
 
 
 def test_a_stopped_job_says_stopped() -> None:
@@ -392,14 +392,14 @@ def test_a_message_that_cannot_be_sent_does_not_undo_the_report() -> None:
 
     reporter = replace(world.reporter(), notify=broken)
     assert reporter.report(JOB) is ReportOutcome.MADE
-    assert world.telemetry.told("exception") == ["job_message_not_sent"]
+    assert world.telemetry.logged("exception") == ["job_message_not_sent"]
 
 
 def test_an_unreadable_old_job_json_is_no_obstacle() -> None:
     world = finished()
     world.store.put(f"{JOB}/job.json", b'{"version": 99}', "application/json")
     assert world.reporter().report(JOB) is ReportOutcome.MADE
-    assert world.telemetry.told("warning") == ["summary_not_readable"]
+    assert world.telemetry.logged("warning") == ["summary_not_readable"]
 
 
 def test_pages_of_a_longer_earlier_report_lead_to_the_new_one() -> None:

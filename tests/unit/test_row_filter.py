@@ -1,11 +1,13 @@
-"""filter-rows, against its plain meaning."""
+"""The option filter-rows: ranges of rows, compared with their plain meaning."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.csv_input.fields import ALL_ROWS, parse_row_filter
+from darkroom.csv_input.fields import parse_options
+from darkroom.csv_input.values import parse_row_filter
 from darkroom.errors import JobRejected
+from tests.fakes.csv_files import HEADER, job_rows
 
 PART = st.one_of(
     st.integers(0, 40).map(lambda row: (f"{row}", range(row, row + 1))),
@@ -39,29 +41,33 @@ def test_the_documented_forms(text: str, rows: set[int]) -> None:
     assert {row for row in range(100) if row in parse_row_filter(text)} == rows
 
 
-def test_no_filter_is_all_rows() -> None:
-    assert parse_row_filter(None) is ALL_ROWS
-    assert 4_999_999 in ALL_ROWS
+def test_without_a_filter_all_rows_are_selected() -> None:
+    row_filter = job_rows(HEADER).row_filter
+    assert 0 in row_filter
+    assert 4_999_999 in row_filter
 
 
 @pytest.mark.parametrize(
-    "text", ["", ",", "a", "-1", "1,,2", "1:2:3", "1-5", "\u0663", "1e3", "5 7"]
+    ("text", "sentence"),
+    [
+        *(
+            (text, r"filter-rows: '.*' is not a row or a range of rows: write rows")
+            for text in ("", ",", "a", "-1", "1,,2", "1:2:3", "1-5", "\u0663", "1e3", "5 7")
+        ),
+        *((text, f"the range '{text}' is empty") for text in ("5:5", "9:3", ":0")),
+    ],
 )
-def test_what_cannot_be_read_is_named(text: str) -> None:
-    with pytest.raises(JobRejected, match=r"filter-rows cannot be read at '.*': write rows"):
-        parse_row_filter(text)
-
-
-@pytest.mark.parametrize("text", ["5:5", "9:3", ":0"])
-def test_an_empty_range_is_named(text: str) -> None:
-    with pytest.raises(JobRejected, match=f"the range '{text}', which is empty"):
-        parse_row_filter(text)
+def test_an_invalid_filter_is_rejected_with_the_invalid_part(text: str, sentence: str) -> None:
+    with pytest.raises(JobRejected, match=sentence):
+        parse_options({"filter-rows": text})
+    with pytest.raises(JobRejected, match=sentence):
+        job_rows(HEADER, filter_rows=text)
 
 
 @given(st.text(max_size=20))
-def test_any_text_is_a_filter_or_rejected(text: str) -> None:
+def test_any_text_is_a_filter_or_is_rejected(text: str) -> None:
     try:
-        parse_row_filter(text)
+        parse_options({"filter-rows": text})
     except JobRejected as error:
-        told = str(error)
-        assert told.endswith(".")
+        sentence = str(error)
+        assert sentence.endswith(".")

@@ -1,4 +1,4 @@
-"""One row's cells as a request, or the sentence why not."""
+"""The cells of a row as a request, or the reason why the row is rejected."""
 
 import re
 
@@ -22,14 +22,14 @@ def parsed(options: JobOptions | None = None, /, **cells: str) -> RowRequest:
     return parse_row(COLUMNS, [values.get(name, "") for name in NAMES], options or JobOptions())
 
 
-def refusal(**cells: str) -> str:
+def rejection(**cells: str) -> str:
     with pytest.raises(RowRejected) as rejected:
         parsed(**cells)
     assert rejected.value.reason is Reason.BAD_INPUT
     return rejected.value.detail
 
 
-def test_every_column_becomes_its_field() -> None:
+def test_every_column_is_parsed_into_its_field() -> None:
     assert parsed(
         image_url=" a.jpg | b.jpg ",
         instruction="\tmake it\nred ",
@@ -57,7 +57,7 @@ def test_every_column_becomes_its_field() -> None:
     )
 
 
-def test_a_row_without_image_is_made_from_its_text() -> None:
+def test_a_row_may_have_no_image() -> None:
     assert parsed(image_url="") == RowRequest(instruction="make it red")
 
 
@@ -74,7 +74,7 @@ def test_a_row_without_image_is_made_from_its_text() -> None:
         ("n", "010", 10),
     ],
 )
-def test_values_are_read_generously(column: str, written: str, value: object) -> None:
+def test_common_spellings_of_values_are_accepted(column: str, written: str, value: object) -> None:
     assert getattr(parsed(**{column: written}), column) == value
 
 
@@ -103,20 +103,20 @@ def test_values_are_read_generously(column: str, written: str, value: object) ->
         ("instruction", "a\x08b", "U+0008"),
     ],
 )
-def test_a_bad_value_names_its_column_and_what_it_takes(
+def test_an_invalid_value_is_rejected_with_its_column_and_the_valid_ones(
     column: str, written: str, choices: str
 ) -> None:
-    detail = refusal(**{column: written})
+    detail = rejection(**{column: written})
     assert detail.startswith(f"column {column}")
     assert choices in detail
     assert len(detail) < 300
 
 
-def test_a_mask_without_an_image_is_refused() -> None:
-    assert "no image to apply the mask to" in refusal(image_url="", mask_url="m.png")
+def test_a_mask_without_an_image_is_rejected() -> None:
+    assert "no image to apply the mask to" in rejection(image_url="", mask_url="m.png")
 
 
-def test_an_empty_cell_takes_the_jobs_default_and_a_filled_one_its_own() -> None:
+def test_an_empty_cell_has_the_default_of_the_job_option() -> None:
     options = JobOptions(
         aspect_ratio="1:1", resolution="1K", quality="low", background="opaque", model="m"
     )
@@ -138,12 +138,12 @@ def test_an_empty_cell_takes_the_jobs_default_and_a_filled_one_its_own() -> None
     )
 
 
-def test_a_row_too_short_has_empty_cells_at_its_end() -> None:
+def test_missing_cells_at_the_end_of_a_row_are_empty() -> None:
     columns = read_columns(("instruction", "image_url", "n"), JobOptions())
     assert parse_row(columns, ["red"], JobOptions()) == RowRequest(instruction="red")
 
 
-def test_a_row_too_long_is_refused_unless_the_rest_is_blank() -> None:
+def test_a_row_with_too_many_cells_is_rejected_unless_they_are_blank() -> None:
     columns = read_columns(("instruction",), JobOptions())
     assert parse_row(columns, ["red", "", " "], JobOptions()).instruction == "red"
     with pytest.raises(RowRejected, match="3 cells where the header has 1: put cells"):
@@ -151,7 +151,7 @@ def test_a_row_too_long_is_refused_unless_the_rest_is_blank() -> None:
 
 
 @pytest.mark.parametrize(("index", "key"), [("", "000007"), (" sku-1 ", "sku-1")])
-def test_a_row_is_known_by_its_index_or_its_number(index: str, key: str) -> None:
+def test_the_key_of_a_row_is_its_index_or_its_number(index: str, key: str) -> None:
     columns = read_columns(("instruction", "id"), JobOptions())
     assert row_key(columns, ["red", index], 7) == key
 
@@ -163,7 +163,7 @@ CELL = st.one_of(
 
 
 @given(st.lists(CELL, max_size=15))
-def test_any_cells_are_a_request_that_the_queue_carries_or_rejected(cells: list[str]) -> None:
+def test_any_cells_are_a_request_that_sqs_accepts_or_are_rejected(cells: list[str]) -> None:
     try:
         request = parse_row(COLUMNS, cells, JobOptions())
         key = row_key(COLUMNS, cells, 0)
@@ -176,5 +176,5 @@ def test_any_cells_are_a_request_that_the_queue_carries_or_rejected(cells: list[
     message = RowMessage(job="j", run="r", row=0, key=key, base="s3://b/", request=request)
     body = message.model_dump_json()
     assert RowMessage.model_validate_json(body) == message
-    # What SQS takes: XML 1.0 characters only.
+    # SQS accepts XML 1.0 characters only.
     assert re.fullmatch(r"[\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]*", body)

@@ -1,16 +1,17 @@
-"""What `sam local invoke` is given: names of the deployed stack, and a way to reach it."""
+"""Containers reach servers on loopback: forwarding and the environment they are given."""
 
-import threading
 import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from darkroom_local.sam_local import bridge
-from darkroom_local.sam_local.environment import reached_at
+from darkroom_local.processes import serving
+from tests.sam_local.conftest import for_containers
+from tests.sam_local.engine import Engine
+from tests.sam_local.forwarding import forwarded
 
-BIG = b"x" * 3_000_000
+LARGE = b"x" * 3_000_000
 
 
 class _Echo(BaseHTTPRequestHandler):
@@ -27,36 +28,44 @@ class _Echo(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Echo) as served:
-        thread = threading.Thread(target=served.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{served.server_address[1]}"
-        served.shutdown()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), _Echo)) as url:
+        yield url
 
 
 def test_a_forwarded_server_answers_at_the_other_address(server: str) -> None:
-    with bridge.forwarded(server, "127.0.0.2") as there:
-        assert there.startswith("http://127.0.0.2:")
-        for body in (b"hello", BIG):
-            request = urllib.request.Request(there, data=body)
-            with urllib.request.urlopen(request, timeout=10) as answer:
+    with forwarded(server, "127.0.0.2") as url:
+        assert url.startswith("http://127.0.0.2:")
+        for body in (b"hello", LARGE):
+            request = urllib.request.Request(url, data=body)
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 assert answer.read() == body
 
 
 def test_forwarding_ends_with_its_block(server: str) -> None:
-    with bridge.forwarded(server, "127.0.0.2") as there:
+    with forwarded(server, "127.0.0.2") as url:
         pass
     with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(there, data=b"hello", timeout=5)
+        urllib.request.urlopen(url, data=b"hello", timeout=60)
 
 
-def test_containers_are_given_urls_that_they_reach() -> None:
-    here, there = "http://127.0.0.1:4566", "http://172.17.0.1:9999"
-    deployed = {"EditorFunction": {"ROWS_QUEUE_URL": f"{here}/0/rows", "STACK_NAME": "darkroom"}}
-    assert reached_at(deployed, here, there) == {
+def test_containers_get_urls_that_they_can_reach() -> None:
+    url, forwarded_url = "http://127.0.0.1:4566", "http://172.17.0.1:9999"
+    deployed = {"EditorFunction": {"ROWS_QUEUE_URL": f"{url}/0/rows", "STACK_NAME": "darkroom"}}
+    assert for_containers(deployed, url, forwarded_url) == {
         "EditorFunction": {
-            "ROWS_QUEUE_URL": f"{there}/0/rows",
+            "ROWS_QUEUE_URL": f"{forwarded_url}/0/rows",
             "STACK_NAME": "darkroom",
-            "AWS_ENDPOINT_URL": there,
+            "AWS_ENDPOINT_URL": forwarded_url,
         }
     }
+
+
+@pytest.mark.parametrize(
+    ("configured", "expected"),
+    [("172.17.0.0/16 172.17.0.1", "172.17.0.1"), ("10.200.4.0/24 ", "10.200.4.1")],
+)
+def test_gateway_of_a_network_that_does_not_list_one_is_its_first_address(
+    monkeypatch: pytest.MonkeyPatch, configured: str, expected: str
+) -> None:
+    monkeypatch.setattr(Engine, "docker", lambda self, *arguments: f"{configured}\n")
+    assert Engine().gateway() == expected

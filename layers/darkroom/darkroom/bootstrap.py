@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from darkroom.aws.sqs import SqsRowQueue
     from darkroom.aws.telemetry import PowertoolsTelemetry
     from darkroom.dispatch.dispatcher import TieredDispatcher
-    from darkroom.editor.batch import Completion, EditorBatch
-    from darkroom.editor.heartbeat import Timings
+    from darkroom.editor.batch import Completion, EditorBatch, Timings
     from darkroom.editor.row_editor import RowEditor
     from darkroom.ports import ImageEditor, Telemetry
     from darkroom.report.reporter import Reporter
@@ -115,8 +114,7 @@ class Wiring:
 
     @cached_property
     def editor(self) -> "EditorBatch":
-        from darkroom.editor.batch import EditorBatch
-        from darkroom.editor.heartbeat import Heartbeat
+        from darkroom.editor.batch import EditorBatch, Heartbeat
 
         return EditorBatch(
             editor=self._row_editor,
@@ -157,7 +155,7 @@ class Wiring:
         return LedgerTable(
             self._client("dynamodb"),
             self._settings.ledger_table,
-            lease_seconds=self._timings.lease,
+            lease_seconds=self._timings.lease_seconds,
         )
 
     @cached_property
@@ -196,7 +194,7 @@ class Wiring:
 
     @cached_property
     def _timings(self) -> "Timings":
-        from darkroom.editor.heartbeat import TIMINGS
+        from darkroom.editor.batch import TIMINGS
 
         return self._given_timings or TIMINGS
 

@@ -1,4 +1,4 @@
-"""A call to a provider: what is sent, what comes back, and how it can fail."""
+"""A call to a provider: the request, the result, and how it can fail."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -8,7 +8,7 @@ from darkroom.providers.registry import Provider
 
 
 class Outcome(StrEnum):
-    """What a call came to. Only RATE_LIMITED and UNAVAILABLE are transient."""
+    """The outcome of a call. Only RATE_LIMITED and UNAVAILABLE are transient."""
 
     SUCCEEDED = "succeeded"
     REFUSED = "refused"
@@ -24,28 +24,28 @@ class Outcome(StrEnum):
         return self in (Outcome.RATE_LIMITED, Outcome.UNAVAILABLE)
 
     @property
-    def blames_key(self) -> bool:
+    def key_at_fault(self) -> bool:
         return self in (Outcome.QUOTA_SPENT, Outcome.KEY_REJECTED)
 
     @property
-    def blames_row(self) -> bool:
+    def row_at_fault(self) -> bool:
         return self in (Outcome.REFUSED, Outcome.NO_IMAGE, Outcome.BAD_REQUEST)
 
 
 @dataclass(frozen=True, slots=True)
 class SourceImage:
-    """One input picture, checked: `data` decodes as `mime` to `width` x `height` pixels."""
+    """One input image, verified: `data` decodes as `mime` to `width` x `height` pixels."""
 
     data: bytes = field(repr=False)
     mime: str
     width: int
     height: int
-    name: str  # shown in warnings: the URL or path it came from
+    name: str  # for warnings: its URL or path
 
 
 @dataclass(frozen=True, slots=True)
 class CallPlan:
-    """A row's request fitted to one model: made by `planning.plan_call`, sent by an ImageEditor."""
+    """A row's request fitted to one model: made by `models.planner`, sent by an ImageEditor."""
 
     provider: Provider
     model: str
@@ -60,30 +60,21 @@ class CallPlan:
     output_format: str | None = None  # OpenAI: png, jpeg, webp
     n: int = 1
     warnings: tuple[str, ...] = ()
-    worst_cost_micro_usd: int | None = None  # None: the price is not known
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens as the provider counted them; None where it did not say."""
-
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    worst_cost_micro_usd: int | None = None  # None: unknown price
 
 
 @dataclass(frozen=True, slots=True)
 class EditResult:
-    """Images that decoded. `cost_micro_usd` is None where the model's price is not known."""
+    """Images that were decoded. `cost_micro_usd` is None where the model's price is unknown."""
 
     images: tuple[bytes, ...] = field(repr=False)
     model: str = ""
-    usage: Usage = Usage()
     cost_micro_usd: int | None = None
     text: str = ""
 
 
 class CallFailed(DarkroomError):
-    """A call did not give an image. `outcome` says what to do; `detail` is safe to show."""
+    """A call without an image. `outcome` determines what follows; `detail` is safe to show."""
 
     def __init__(
         self,
@@ -101,11 +92,11 @@ class CallFailed(DarkroomError):
         self.outcome = outcome
         self.detail = detail
         self.retry_after_seconds = retry_after_seconds
-        self.daily = daily  # RATE_LIMITED: a day's quota, not a minute's
+        self.daily = daily  # RATE_LIMITED by the quota of a day, not of a minute
         self.maybe_charged = maybe_charged  # the provider may have done and billed the work
         self.status_code = status_code
-        self.cost_micro_usd = cost_micro_usd  # a refusal or a text answer may be billed
-        self.unknown = unknown  # UNAVAILABLE because no table has it: worth one more try, not many
+        self.cost_micro_usd = cost_micro_usd  # a refusal or a text may be billed
+        self.unknown = unknown  # UNAVAILABLE because no rule matches: one more try, not many
 
     @property
     def reason(self) -> Reason:

@@ -1,6 +1,6 @@
-"""What all workers know together about one endpoint, and the questions they put to it.
+"""The state that all workers share about one endpoint, and the requests that change it.
 
-All times are Unix microseconds: whole numbers, so that the table's arithmetic is exact.
+All times are Unix microseconds: integers, so that DynamoDB's arithmetic is exact.
 """
 
 from collections.abc import Mapping
@@ -14,56 +14,56 @@ SECOND = 1_000_000
 
 
 class StatesUnavailable(DarkroomError):
-    """The endpoints table did not answer: nothing may be called, since no limit could be kept."""
+    """The endpoints table did not answer. No call may be made: no limit could be enforced."""
 
 
 class RejectionReason(StrEnum):
-    """What keeps an endpoint from being called now."""
+    """Why an endpoint cannot be called now."""
 
-    PACE = "pace"
+    RATE = "rate"
     IN_FLIGHT = "in_flight"
     DAY = "day"
     BREAKER = "breaker"
     KEYS = "keys"
 
     @property
-    def closed(self) -> bool:
-        """The endpoint is out of service: go elsewhere. Otherwise it is busy: wait your turn."""
+    def out_of_service(self) -> bool:
+        """True: use another endpoint. False: the endpoint is merely busy, wait for a slot."""
         return self in (RejectionReason.DAY, RejectionReason.BREAKER, RejectionReason.KEYS)
 
 
 @dataclass(frozen=True, slots=True)
 class KeyCooldown:
-    """A key the provider turned away, and until when nobody tries it."""
+    """A key that the provider rejected: not used before `until`."""
 
     until: int
-    why: Outcome  # KEY_REJECTED or QUOTA_SPENT
+    reason: Outcome  # KEY_REJECTED or QUOTA_SPENT
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointState:
-    """One endpoint's item in the table. The default is that of an endpoint never used."""
+    """One endpoint's item in the table. The defaults are those of an endpoint never used."""
 
-    next: int = 0  # where the next call fits the pace (with a burst: its theoretical arrival)
-    paused_until: int = 0  # slots before this were booked before a 429: they are void
-    gap: int = 0  # interval learned from 429s, as of `slowed_at`; it shrinks with time
+    next_slot: int = 0  # the earliest slot by the rate (with a burst: theoretical arrival time)
+    paused_until: int = 0  # earlier slots were reserved before a 429: they are void
+    slowed_interval: int = 0  # interval set by a 429 at `slowed_at`; decays with time
     slowed_at: int = 0
-    calls: int = 0  # bookings ever
+    calls: int = 0  # reservations ever made
     day: int = 0  # the provider's day that `day_calls` counts
     day_calls: int = 0
-    tripped: bool = False  # the breaker is open until `breaker_until`, then one probe at a time
+    breaker_open: bool = False  # until `breaker_until`, then half open: one probe at a time
     breaker_until: int = 0
-    opens: int = 0  # times it opened since it last closed
-    failures: int = 0  # recent: one up per transient failure, one down per answer
+    opens: int = 0  # times the breaker opened since it last closed
+    failures: int = 0  # recent: one up per transient failure, one down per good call
     failed_at: int = 0
     leases: Mapping[str, int] = field(default_factory=dict)  # calls in flight: id -> expiry
-    keys: Mapping[str, KeyCooldown] = field(default_factory=dict)  # by fingerprint
-    rev: int = 0  # one up per write: tells the newer of two answers
+    key_cooldowns: Mapping[str, KeyCooldown] = field(default_factory=dict)  # by fingerprint
+    revision: int = 0  # one up per write: orders two copies of the state
 
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """A provider's day, by its number since 1970 in the provider's time zone."""
+    """A provider's day; `number` counts days since 1970 in the provider's time zone."""
 
     number: int
     start: int
@@ -72,69 +72,71 @@ class Day:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """An endpoint's limits, ready for arithmetic; 0 means none."""
+    """An endpoint's limits as the rate limiter needs them; 0 means no limit."""
 
     interval: int = 0
-    tolerance: int = 0  # how far `next` may lie ahead of a call: the burst
+    tolerance: int = 0  # how far `next_slot` may lie ahead of a call: the burst
     per_day: int = 0
     max_in_flight: int = 0
-    margin: int = 0  # clock skew and time on the wire, together
+    margin: int = 0  # clock skew and network delay together
 
 
 @dataclass(frozen=True, slots=True)
 class ReservationRequest:
-    """A wish for a slot no later than `latest`, held for `hold` from the slot on."""
+    """A request for a slot no later than `latest_slot`, leased for `lease_duration` from it on."""
 
     lease: str
     now: int
-    latest: int
-    hold: int
+    latest_slot: int
+    lease_duration: int
     limits: Limits
     day: Day | None = None  # set when the endpoint has a daily limit
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    gate: RejectionReason
-    opens_at: int  # when asking again makes sense
+    reason: RejectionReason
+    retry_at: int
 
 
 @dataclass(frozen=True, slots=True)
 class ReservationUpdate:
-    """The one update that books a slot: which of the conditional forms it takes."""
+    """The update that reserves a slot: which of its conditional forms applies."""
 
     slot: int
-    idle: bool  # the endpoint has no backlog: `next` starts over from now
+    idle: bool  # no backlog: `next_slot` restarts from now
     probe: bool
     new_day: bool
-    interval: int  # what `next` moves on by
+    interval: int  # added to `next_slot`
     tolerance: int
-    expired: tuple[str, ...] = ()  # leases of workers that died
+    expired_leases: tuple[str, ...] = ()  # of workers that died; removed by the same update
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What came of an ask; `state` is the endpoint's newest one."""
+    """The answer to a reservation request: a slot or a rejection; `state` is the newest one."""
 
     state: EndpointState
     slot: int | None = None
     probe: bool = False
-    refused: Rejection | None = None
+    rejection: Rejection | None = None
 
 
 class Health(StrEnum):
-    GOOD = "good"  # the provider answered, whatever it said
+    """What a reservation's call shows about its endpoint."""
+
+    GOOD = "good"  # the provider answered, even if it refused the row
     FAILED = "failed"  # a transient failure
-    UNTOLD = "untold"  # no call was made
+    NOT_CALLED = "not_called"
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """The end of a booking: its lease goes back, and its endpoint's health is told."""
+class Settlement:
+    """The end of a reservation: its lease to release, and the endpoint's health."""
 
     lease: str
     now: int
     health: Health
-    sent_at: int = 0  # of the call; an answer to an older call than the last failure proves nothing
+    sent_at: int = 0  # a good call sent before the last failure does not count as recovery
     probe: bool = False
     reopen_until: int = 0  # a failed probe keeps the breaker open until then

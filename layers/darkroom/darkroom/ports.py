@@ -12,12 +12,12 @@ from darkroom.calls import CallFailed, CallPlan, EditResult
 from darkroom.endpoint_state import (
     EndpointState,
     KeyCooldown,
-    Report,
     Reservation,
     ReservationRequest,
+    Settlement,
 )
 from darkroom.endpoints import Endpoint, EndpointsSecret
-from darkroom.jobs import Checkpoint, Counters, Run, Totals
+from darkroom.jobs import Checkpoint, Counters, Run, Source, Totals
 from darkroom.metrics import Metric
 from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowRecord, RowResult
 
@@ -37,20 +37,17 @@ class ImageEditor(Protocol):
     def edit(
         self, plan: CallPlan, endpoint: Endpoint, key: SecretStr, timeout_seconds: float
     ) -> EditResult:
-        """Make one call, no retries, given up after `timeout_seconds` in all.
-
-        Raises CallFailed.
-        """
+        """One call without retries, ended after `timeout_seconds` in all. Raises CallFailed."""
 
 
 class ImageFetcher(Protocol):
     """Loads the images that rows name."""
 
     def fetch(self, reference: str, base: str) -> bytes:
-        """Bytes behind an https:// or s3:// URL or a path relative to `base` ("s3://bucket/dir/").
+        """The bytes at an https:// or s3:// URL or a path relative to `base` ("s3://bucket/dir/").
 
         Raises RowRejected (bad_image: missing, forbidden, too large, not an image) or RetryRow
-        (image_unavailable: its host failed for the moment).
+        (image_unavailable: a transient failure of its host).
         """
 
 
@@ -105,32 +102,34 @@ class Dispatcher(Protocol):
 class EndpointStates(Protocol):
     """Limits and health of the endpoints, shared by all workers; a write is one conditional update.
 
-    Every method raises StatesUnavailable when the table does not answer.
+    Every method raises StatesUnavailable when the table does not answer. Times in microseconds.
     """
 
     def read(self, endpoint: str) -> EndpointState: ...
 
-    def book(
-        self, endpoint: str, ask: ReservationRequest, guess: EndpointState | None = None
+    def reserve(
+        self, endpoint: str, request: ReservationRequest, last_known: EndpointState | None = None
     ) -> Reservation:
-        """Book the earliest slot by `limiter.decide`; a `guess`, the last state, saves a try."""
+        """Reserve the earliest slot (`rate_limiter`); a `last_known` state saves a round trip."""
 
-    def settle(self, endpoint: str, report: Report) -> EndpointState:
-        """Give the booking's lease back and tell how its call went, as `health.settled` says."""
+    def settle(self, endpoint: str, settlement: Settlement) -> EndpointState:
+        """End a reservation: release its lease and count its call for the endpoint's health."""
 
-    def pause(self, endpoint: str, until: int) -> EndpointState:
-        """No slot before `until` (a 429), nor for bookings made earlier."""
+    def pause_until(self, endpoint: str, until: int) -> EndpointState:
+        """Void every slot before `until`, also those reserved already."""
 
-    def slow(self, endpoint: str, gap: int, now: int, before: int) -> EndpointState:
-        """Learn the interval `gap`, unless the endpoint was slowed after `before` already."""
+    def slow_down(self, endpoint: str, interval: int, now: int, unless_since: int) -> EndpointState:
+        """Set the interval after a 429, unless one was set at `unless_since` or later."""
 
-    def trip(self, endpoint: str, until: int) -> tuple[bool, EndpointState]:
+    def open_breaker(self, endpoint: str, until: int) -> tuple[bool, EndpointState]:
         """Open the breaker; True for the one worker that did."""
 
-    def rest(self, endpoint: str, until: int) -> EndpointState:
-        """Close the endpoint until then, as the provider asked, unless it is closed for longer."""
+    def suspend_until(self, endpoint: str, until: int) -> EndpointState:
+        """Take the endpoint out of service as the provider demands; never shortens it."""
 
-    def rest_key(self, endpoint: str, fingerprint: str, rest: KeyCooldown) -> EndpointState: ...
+    def cool_down_key(
+        self, endpoint: str, fingerprint: str, cooldown: KeyCooldown
+    ) -> EndpointState: ...
 
 
 class Telemetry(Protocol):
@@ -149,6 +148,16 @@ class Telemetry(Protocol):
 
     def exception(self, event: str, **fields: object) -> None:
         """Like error, with the traceback of the exception being handled."""
+
+
+class CsvStore(Protocol):
+    """The input bucket, read at one version of an object."""
+
+    def metadata(self, source: Source) -> Mapping[str, str]:
+        """User metadata. Raises JobRejected when the object is gone."""
+
+    def read(self, source: Source, offset: int = 0) -> Iterator[bytes]:
+        """Bytes from `offset` to the end. Raises JobRejected, ServiceUnavailable."""
 
 
 class RunLedger(Protocol):

@@ -1,4 +1,4 @@
-"""Backoff and jitter: how long to wait before something is tried again. Seconds."""
+"""Backoff and jitter: how long to wait before a retry, in seconds."""
 
 from collections.abc import Callable
 

@@ -1,40 +1,55 @@
-"""What an upload does with a row that the ledger may know from before."""
+"""The splitter: turns an uploaded CSV into messages, one per row with work to do.
+
+Two passes. The first reads the file to its end and queues nothing, so that a file that is cut off
+or not a CSV costs nothing. The second sends rows in batches, saves a checkpoint, and continues in a
+new invocation before its time runs out. Anything done twice (an event, a batch after a crash) has
+the effect of once, because the ledger records the runs and the rows.
+"""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import batched
-from typing import Protocol
 
 from darkroom.csv_input.fields import parse_options
-from darkroom.csv_input.reader import JobRow, JobRows, read_job_rows
+from darkroom.csv_input.reader import JobRow, read_job_rows
 from darkroom.errors import JobRejected, Reason, RowRejected
 from darkroom.jobs import JobOptions, Run, RunState, Source, Totals, job_id
-from darkroom.ports import Clock, RowLedger, RowQueue, RunLedger, Telemetry
+from darkroom.ports import Clock, CsvStore, RowLedger, RowQueue, RunLedger, Telemetry
 from darkroom.rows import RowMessage, RowRecord, RowRequest, RowState
 
-# These ended for a cause outside the row, which the new upload is there to lift.
-_ALWAYS_AGAIN = (Reason.BUDGET, Reason.STOPPED)
+BATCH_ROWS = 100  # the most that one read of the ledger accepts
+# Lambda retries a crashed invocation after a minute: the lease must have ended by then.
+LEASE_SECONDS = 50.0
+RENEW_SECONDS = 15.0
+CHECKPOINT_BATCHES = 10
+STOP_BEFORE_SECONDS = 45.0  # enough for a batch with all its retries, and the checkpoint
+MAX_CONTINUATIONS = 100
+_CLOCK_CHECK_ROWS = 1_000
+_MAX_JOB_BYTES = 480  # keys of results are longer, and S3 accepts 1,024
+# These rows failed for a cause outside the row, which a new upload is meant to remove.
+_ALWAYS_RETRIED = (Reason.BUDGET, Reason.STOPPED)
 
 
 class ResumeDecision(StrEnum):
-    """Each fate but SENT_BEFORE is the name of a field of Totals; that one counts as queued."""
+    """What an upload does with a row. Each value is a field of Totals, except QUEUED_BEFORE."""
 
     QUEUED = "queued"
-    SENT_BEFORE = "sent_before"  # settled in this very run: the splitter was here already
+    QUEUED_BEFORE = "queued_before"  # by this run, and settled since; counts as queued
     RESUMED = "resumed"
     KEPT_FAILED = "kept_failed"
 
 
 def resume_decision(record: RowRecord | None, fingerprint: str, run: Run) -> ResumeDecision:
-    """`record` is the ledger's, None if it knows none; `fingerprint` of what the row asks now."""
+    """Compare a row, whose request has `fingerprint`, with the ledger's `record` of it, if any."""
     if record is None:
         return ResumeDecision.QUEUED
     if record.run == run.run:
         return _decision_in_this_run(record)
     # Settled for an earlier upload while this one is split: a splitter that crashed may have queued
-    # the row before, and must come to the same. Its claim takes a success over without a call.
+    # the row before, so it is queued again. Its claim transfers a success without a call.
     settled_since = record.updated_at > run.started_at
     if settled_since or not run.options.resume or record.fingerprint != fingerprint:
         return ResumeDecision.QUEUED
@@ -43,39 +58,19 @@ def resume_decision(record: RowRecord | None, fingerprint: str, run: Run) -> Res
     if not record.state.terminal or run.options.retry_failed:
         return ResumeDecision.QUEUED
     reason = record.result.reason if record.result else None
-    return ResumeDecision.QUEUED if reason in _ALWAYS_AGAIN else ResumeDecision.KEPT_FAILED
+    return ResumeDecision.QUEUED if reason in _ALWAYS_RETRIED else ResumeDecision.KEPT_FAILED
 
 
 def _decision_in_this_run(record: RowRecord) -> ResumeDecision:
-    """The splitter sent the row before it was interrupted, or a redrive brought it in."""
+    """For a row that the splitter queued before it was interrupted, or that a redrive added."""
     if record.redriven:
-        return ResumeDecision.KEPT_FAILED  # the redrive's own copy is on its way, and counted apart
-    return ResumeDecision.SENT_BEFORE if record.state.terminal else ResumeDecision.QUEUED
-
-
-# The splitter: an uploaded CSV becomes messages, one per row that has something to do.
-#
-# Two passes. The first reads the file to its end and queues nothing, so that a file that is cut off
-# or no CSV costs nothing. The second sends rows in batches, remembers how far it is, and goes on in
-# a new invocation before its time runs out. Whatever is done twice (an event, a batch after
-# a crash)
-# has the effect of once: the ledger knows the runs and the rows.
-
-
-BATCH_ROWS = 100  # what one read of the ledger takes
-# Lambda tries a crashed invocation again after a minute: by then the lease must have ended.
-LEASE_SECONDS = 50.0
-RENEW_SECONDS = 15.0
-CHECKPOINT_BATCHES = 10
-STOP_BEFORE_SECONDS = 45.0  # a batch with all its retries, and the checkpoint, fit in here
-MAX_CONTINUATIONS = 100
-_LOOK_AT_CLOCK_ROWS = 1_000
-_LONGEST_JOB = 480  # bytes; keys of results are longer, and S3 takes 1,024
+        return ResumeDecision.KEPT_FAILED  # its own message is queued, and counted apart
+    return ResumeDecision.QUEUED_BEFORE if record.state.terminal else ResumeDecision.QUEUED
 
 
 @dataclass(frozen=True, slots=True)
 class CsvUploaded:
-    """S3's word of a CSV. `key` is the object's own, not URL-encoded."""
+    """An S3 upload event for a CSV. `key` is the object's own, not URL-encoded."""
 
     bucket: str
     key: str
@@ -91,29 +86,19 @@ class CsvUploaded:
 
     @property
     def run(self) -> str:
-        """The same upload has the same run, however often it is told of."""
+        """The run's id, the same for every event of the same upload."""
         upload = self.source.version_id or f"{self.sequencer}/{self.etag}"
         return hashlib.sha256(f"{self.bucket}/{self.key}/{upload}".encode()).hexdigest()[:16]
 
 
-class CsvStore(Protocol):
-    """The input bucket, read at one version of an object."""
-
-    def metadata(self, source: Source) -> Mapping[str, str]:
-        """User metadata. Raises JobRejected when the object is gone."""
-
-    def read(self, source: Source, offset: int = 0) -> Iterator[bytes]:
-        """Bytes from `offset` to the end. Raises JobRejected, ServiceUnavailable."""
-
-
 class _Interrupted(Exception):
-    """A newer upload took the job over, or the time is up and another invocation goes on."""
+    """A newer upload replaced the run, or its split continues in another invocation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Splitter:
     """`continue_later` invokes the splitter again with the event, `request_report` the reporter
-    with the job, `check_complete` does what every editor does at its end.
+    with the job; `check_complete` requests the report if all rows of the job are settled.
     """
 
     runs: RunLedger
@@ -127,19 +112,19 @@ class Splitter:
     check_complete: Callable[[str], object]
 
     def split(self, event: CsvUploaded, remaining_seconds: Callable[[], float]) -> None:
-        """Raises ServiceUnavailable when AWS fails; calling again goes on where it stopped."""
+        """Raises ServiceUnavailable when AWS fails; a repeated call continues where it stopped."""
         if not job_id(event.key).rpartition("/")[2]:
-            # A file named just ".csv": no name to put results or a reason under.
+            # A file named just ".csv": there is no job name to store results or a reason under.
             self.telemetry.warning("csv_without_name", key=event.key)
             return
-        options, problem = self._options(event)
+        options, problem = self._read_options(event)
         run = self._start(event, options, remaining_seconds)
         if run is None:
             return
         try:
             if problem is not None:
                 raise problem
-            _Splitting(self, run, event, remaining_seconds).work()
+            _Invocation(self, run, event, remaining_seconds).split()
         except JobRejected as rejected:
             self.runs.fail(run, str(rejected))
             self.telemetry.warning("job_rejected", job=run.job, reason=str(rejected))
@@ -149,11 +134,11 @@ class Splitter:
         else:
             self.check_complete(run.job)
 
-    def _options(self, event: CsvUploaded) -> tuple[JobOptions, JobRejected | None]:
-        """A file whose options cannot be read still becomes a run, which fails and says why."""
-        if len(job_id(event.key).encode()) > _LONGEST_JOB:
+    def _read_options(self, event: CsvUploaded) -> tuple[JobOptions, JobRejected | None]:
+        """A file with bad options still becomes a run, which fails with the problem as reason."""
+        if len(job_id(event.key).encode()) > _MAX_JOB_BYTES:
             return JobOptions(), JobRejected(
-                f"The CSV's key is longer than {_LONGEST_JOB} bytes: shorten it."
+                f"The CSV's key is longer than {_MAX_JOB_BYTES} bytes: shorten it."
             )
         try:
             return parse_options(self.store.metadata(event.source)), None
@@ -173,16 +158,18 @@ class Splitter:
             sequencer=event.sequencer,
         )
         started = self.runs.start(run, LEASE_SECONDS)
-        if started is None and self._held_by_another(run):
-            # Another splitter works on it, or died at it: only the latter lets its lease end.
+        if started is None and self._is_leased_elsewhere(run):
+            # Another splitter works on the run, or died doing so: only then will its lease end.
             if remaining_seconds() < LEASE_SECONDS + STOP_BEFORE_SECONDS:
                 return None
             self.clock.sleep(LEASE_SECONDS + 1)
             started = self.runs.start(run, LEASE_SECONDS)
         return started
 
-    def _held_by_another(self, run: Run) -> bool:
-        """Also does again what a splitter that died at its very end may have left undone."""
+    def _is_leased_elsewhere(self, run: Run) -> bool:
+        """False if `run` is superseded or already split: completes it, as its splitter may have
+        died before it could.
+        """
         current = self.runs.current(run.job)
         if current is None or current.run != run.run:
             self.telemetry.info("upload_superseded", job=run.job, run=run.run)
@@ -196,8 +183,8 @@ class Splitter:
         return True
 
 
-class _Splitting:
-    """One invocation's work on one run."""
+class _Invocation:
+    """The work of one invocation on one run."""
 
     def __init__(
         self,
@@ -209,102 +196,97 @@ class _Splitting:
         self._splitter = splitter
         self._run = run
         self._event = event
-        self._remaining = remaining_seconds
-        self._at = run.checkpoint
+        self._remaining_seconds = remaining_seconds
+        self._checkpoint = run.checkpoint
         self._saved_at = splitter.clock.now()
-        source = run.source
-        self._job_rows: JobRows = read_job_rows(
-            lambda offset: splitter.store.read(source, offset), run.options
+        self._rows = read_job_rows(
+            lambda offset: splitter.store.read(run.source, offset), run.options
         )
 
-    def work(self) -> None:
-        if self._at.row == 0:
+    def split(self) -> None:
+        start = self._checkpoint
+        if start.row == 0:
             self._check_file()
-        start = self._at
-        rows = self._job_rows.from_row(start.row, start.offset if start.row else None)
+        rows = self._rows.from_row(start.row, start.offset if start.row else None)
         for number, batch in enumerate(batched(rows, BATCH_ROWS, strict=False), 1):
             self._send(batch)
-            if self._remaining() < STOP_BEFORE_SECONDS:
-                self._go_on_later()
-            if number % CHECKPOINT_BATCHES == 0 or self._is_time_to_renew():
+            if self._remaining_seconds() < STOP_BEFORE_SECONDS:
+                self._continue_later()
+            if number % CHECKPOINT_BATCHES == 0 or self._must_renew():
                 self._save(LEASE_SECONDS)
-        self._splitter.runs.finish_split(self._run, self._at.totals, self._job_rows.warnings)
-        totals = self._at.totals
+        totals = self._checkpoint.totals
+        self._splitter.runs.finish_split(self._run, totals, self._rows.columns.warnings)
         self._splitter.telemetry.info(
             "split_done", job=self._run.job, rows=totals.rows, queued=totals.queued
         )
 
     def _check_file(self) -> None:
-        for number in self._job_rows.check():
-            if number % _LOOK_AT_CLOCK_ROWS == 0 and self._is_time_to_renew():
+        for number in self._rows.check():
+            if number % _CLOCK_CHECK_ROWS == 0 and self._must_renew():
                 self._save(LEASE_SECONDS)
-                if self._remaining() < STOP_BEFORE_SECONDS:
+                if self._remaining_seconds() < STOP_BEFORE_SECONDS:
                     raise JobRejected("The file is too large to be read in time: split it.")
 
     def _send(self, batch: tuple[JobRow, ...]) -> None:
-        run, totals = self._run, self._at.totals
-        askers = [row for row in batch if _has_work(row)]
-        keys = [row.key for row in askers]
-        known = self._splitter.rows.get_many(run.job, keys) if keys else {}
-        messages: list[RowMessage] = []
-        fates = dict.fromkeys(ResumeDecision, 0)
-        for row in askers:
-            message = self._message(row)
-            fate = resume_decision(known.get(row.key), message.request.fingerprint(), run)
-            fates[fate] += 1
-            if fate is ResumeDecision.QUEUED:
-                messages.append(message)
-        if messages:
-            self._splitter.queue.send(messages)
+        messages = {
+            row.key: self._message(row, row.request)
+            for row in batch
+            if not row.skipped and isinstance(row.request, RowRequest)
+        }
+        job = self._run.job
+        records = self._splitter.rows.get_many(job, list(messages)) if messages else {}
+        decisions = {
+            key: resume_decision(records.get(key), message.request.fingerprint(), self._run)
+            for key, message in messages.items()
+        }
+        to_queue = [messages[k] for k, d in decisions.items() if d is ResumeDecision.QUEUED]
+        if to_queue:
+            self._splitter.queue.send(to_queue)
+        self._advance(batch, Counter(decisions.values()))
+
+    def _advance(self, batch: tuple[JobRow, ...], decisions: Counter[ResumeDecision]) -> None:
+        totals, last = self._checkpoint.totals, batch[-1]
+        queued = decisions[ResumeDecision.QUEUED] + decisions[ResumeDecision.QUEUED_BEFORE]
+        invalid = sum(not row.skipped and isinstance(row.request, RowRejected) for row in batch)
         totals = Totals(
             rows=totals.rows + len(batch),
-            queued=totals.queued + fates[ResumeDecision.QUEUED] + fates[ResumeDecision.SENT_BEFORE],
-            resumed=totals.resumed + fates[ResumeDecision.RESUMED],
-            kept_failed=totals.kept_failed + fates[ResumeDecision.KEPT_FAILED],
-            invalid=totals.invalid + sum(_is_invalid(row) for row in batch),
+            queued=totals.queued + queued,
+            resumed=totals.resumed + decisions[ResumeDecision.RESUMED],
+            kept_failed=totals.kept_failed + decisions[ResumeDecision.KEPT_FAILED],
+            invalid=totals.invalid + invalid,
             skipped=totals.skipped + sum(row.skipped for row in batch),
         )
-        last = batch[-1]
-        self._at = replace(self._at, offset=last.end, row=last.row + 1, totals=totals)
-
-    def _message(self, row: JobRow) -> RowMessage:
-        if not isinstance(row.request, RowRequest):
-            raise TypeError("only a row that asks for something has a message")
-        run = self._run
-        return RowMessage(
-            job=run.job,
-            run=run.run,
-            row=row.row,
-            key=row.key,
-            base=run.source.base,
-            request=row.request,
-            redo=not run.options.resume,
+        self._checkpoint = replace(
+            self._checkpoint, offset=last.end, row=last.row + 1, totals=totals
         )
 
-    def _is_time_to_renew(self) -> bool:
+    def _message(self, row: JobRow, request: RowRequest) -> RowMessage:
+        return RowMessage(
+            job=self._run.job,
+            run=self._run.run,
+            row=row.row,
+            key=row.key,
+            base=self._run.source.base,
+            request=request,
+            redo=not self._run.options.resume,
+        )
+
+    def _must_renew(self) -> bool:
         return self._splitter.clock.now() - self._saved_at >= RENEW_SECONDS
 
     def _save(self, lease_seconds: float) -> None:
-        if not self._splitter.runs.checkpoint(self._run, self._at, lease_seconds):
-            raise _Interrupted("a newer upload is the job's current one")
+        if not self._splitter.runs.checkpoint(self._run, self._checkpoint, lease_seconds):
+            raise _Interrupted("a newer upload replaced the run")
         self._saved_at = self._splitter.clock.now()
 
-    def _go_on_later(self) -> None:
-        if self._at.continuations >= MAX_CONTINUATIONS:
+    def _continue_later(self) -> None:
+        row, continuations = self._checkpoint.row, self._checkpoint.continuations
+        if continuations >= MAX_CONTINUATIONS:
             raise JobRejected(
-                f"The file is too large: after {MAX_CONTINUATIONS} invocations the splitter "
-                f"was at row "
-                f"{self._at.row:,}. Split it; rows already queued are not edited."
+                f"The file is too large: after {MAX_CONTINUATIONS} invocations the splitter was at "
+                f"row {row:,}. Split it; rows already queued are not edited."
             )
-        self._at = replace(self._at, continuations=self._at.continuations + 1)
-        self._save(lease_seconds=0.0)  # the next invocation takes over at once
+        self._checkpoint = replace(self._checkpoint, continuations=continuations + 1)
+        self._save(lease_seconds=0.0)  # the next invocation can start at once
         self._splitter.continue_later(self._event)
-        raise _Interrupted(f"goes on at row {self._at.row} in another invocation")
-
-
-def _has_work(row: JobRow) -> bool:
-    return not row.skipped and isinstance(row.request, RowRequest)
-
-
-def _is_invalid(row: JobRow) -> bool:
-    return not row.skipped and isinstance(row.request, RowRejected)
+        raise _Interrupted(f"continues at row {row} in another invocation")

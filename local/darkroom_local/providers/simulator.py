@@ -1,14 +1,12 @@
 """The simulated providers in a thread of this process, for tests and benchmarks."""
 
-import asyncio
 import http.client
 import json
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from darkroom_local.processes import in_event_loop
 from darkroom_local.providers.config import Config
 from darkroom_local.providers.server import SimulatedProviders
 
@@ -56,28 +54,5 @@ def running(config: Config | Mapping[str, Any] | None = None, port: int = 0) -> 
     Raises OSError when the port is in use.
     """
     checked = config if isinstance(config, Config) else Config.model_validate(config or {})
-    started: Future[tuple[int, Callable[[], object]]] = Future()
-    # asyncio.run leaves nothing behind: it ends all tasks before it closes the event loop.
-    thread = threading.Thread(
-        target=lambda: asyncio.run(_serve(checked, port, started)), name="simulated-providers"
-    )
-    thread.start()
-    bound_port, stop = started.result()
-    try:
+    with in_event_loop(lambda: SimulatedProviders(checked).listening(port)) as bound_port:
         yield Simulator(bound_port)
-    finally:
-        stop()
-        thread.join()
-
-
-async def _serve(
-    config: Config, port: int, started: Future[tuple[int, Callable[[], object]]]
-) -> None:
-    """Serve until the function given to `started` is called, from any thread."""
-    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
-    try:
-        async with SimulatedProviders(config).listening(port) as bound_port:
-            started.set_result((bound_port, lambda: loop.call_soon_threadsafe(stopped.set)))
-            await stopped.wait()
-    except OSError as error:
-        started.set_exception(error)

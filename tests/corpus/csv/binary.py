@@ -1,4 +1,4 @@
-"""CSVs (and what is none) that would not survive an editor, made when they are asked for."""
+"""Files, not all of them CSVs, that a text editor would damage, so they are made by code."""
 
 import gzip
 import zipfile
@@ -10,7 +10,7 @@ from PIL import Image
 _TEXT = "image_url,instruction\nphotos/café.jpg,ein Schild mit 5 € malen\n"
 
 
-def _picture(kind: str) -> bytes:
+def _image(kind: str) -> bytes:
     out = BytesIO()
     Image.new("RGB", (16, 16), "teal").save(out, kind)
     return out.getvalue()
@@ -28,12 +28,12 @@ def _wide(columns: int) -> bytes:
     return "\n".join([",".join(names), ",".join(["a.jpg", "red", *["x"] * (columns - 2)])]).encode()
 
 
-def _packed() -> bytes:
+def _gzipped() -> bytes:
     return gzip.compress(_TEXT.encode(), mtime=0)
 
 
-def _flipped() -> bytes:
-    data = bytearray(_packed())
+def _damaged() -> bytes:
+    data = bytearray(_gzipped())
     data[20] ^= 0xFF
     return bytes(data)
 
@@ -42,10 +42,10 @@ FILES: Mapping[str, Callable[[], bytes]] = {
     "empty": bytes,
     "only-bom": lambda: b"\xef\xbb\xbf",
     "only-blank-lines": lambda: b"\r\n\r\n  \r\n",
-    "png": lambda: _picture("PNG"),
-    "jpeg": lambda: _picture("JPEG"),
-    "webp": lambda: _picture("WEBP"),
-    "gif": lambda: _picture("GIF"),
+    "png": lambda: _image("PNG"),
+    "jpeg": lambda: _image("JPEG"),
+    "webp": lambda: _image("WEBP"),
+    "gif": lambda: _image("GIF"),
     "pdf": lambda: b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n",
     "xlsx": _workbook,
     "xls": lambda: b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(512),
@@ -63,13 +63,13 @@ FILES: Mapping[str, Callable[[], bytes]] = {
     "bare-cr": lambda: _TEXT.replace("\n", "\r").encode(),
     "crlf": lambda: _TEXT.replace("\n", "\r\n").encode(),
     "nul": lambda: b"image_url,instruction\na.jpg,red\nb.jpg,bl\0ue\n",
-    "gzip": _packed,
+    "gzip": _gzipped,
     "gzip-two-members": lambda: (
         gzip.compress(_TEXT[:40].encode()) + gzip.compress(_TEXT[40:].encode())
     ),
-    "gzip-cut": lambda: _packed()[:-12],
-    "gzip-damaged": _flipped,
-    "gzip-of-png": lambda: gzip.compress(_picture("PNG")),
+    "gzip-cut": lambda: _gzipped()[:-12],
+    "gzip-damaged": _damaged,
+    "gzip-of-png": lambda: gzip.compress(_image("PNG")),
     "gzip-only-in-name": _TEXT.encode,
     "columns-1000": lambda: _wide(1_000),
     "columns-1001": lambda: _wide(1_001),

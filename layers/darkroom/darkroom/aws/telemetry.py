@@ -12,6 +12,7 @@ from aws_lambda_powertools.metrics.provider.cloudwatch_emf.cloudwatch import (
 )
 
 from darkroom.metrics import NAMESPACE, Metric
+from darkroom.providers.registry import PROVIDERS
 
 _RESERVED = {*vars(logging.makeLogRecord({})), "message", "asctime"}
 
@@ -29,8 +30,9 @@ class PowertoolsTelemetry:
         self._stack = stack
         self._logger = Logger(service=service)
         # The SDKs log whole requests, with keys and images, at DEBUG.
-        for noisy in ("openai", "httpx", "httpcore", "google_genai", "botocore", "urllib3"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
+        sdk_loggers = (entry.sdk_logger for entry in PROVIDERS.values())
+        for name in (*sdk_loggers, "httpx2", "httpcore2", "botocore", "urllib3"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._lock = threading.Lock()
         self._pending: list[tuple[str | None, Metric, float]] = []
 

@@ -1,21 +1,20 @@
-"""The field table: every CSV column, job option and option of `darkroom submit`, once.
+"""The field table: every CSV column, job option and command-line option of a job, once.
 
 A new column that is also a job option needs an entry in FIELDS and an attribute of EditSettings
 (rows.py), or of RowRequest if it is a column only, or of JobOptions (jobs.py) if an option only.
 """
 
-import re
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args
 
 from darkroom.csv_input import values
 from darkroom.csv_input.names import parse_key, parse_output_name
 from darkroom.errors import JobRejected
 from darkroom.formatting import quoted, quoted_list
 from darkroom.jobs import JobOptions
+from darkroom.rows import AspectRatio, Background, Resolution
 
 MAX_COLUMN_NAME_CHARS = 100
 # Metadata that upload tools (rclone, s3cmd, S3 Browser, s3fs, gsutil) add by themselves.
@@ -26,84 +25,22 @@ _METADATA_OF_TOOLS = frozenset(
     }
 )
 
-# filter-rows: `0:50`, `:10`, `5,7,20:30`.
-
-
-@dataclass(frozen=True, slots=True)
-class RowFilter:
-    """Data rows by position, the first is 0. Ranges are sorted and separated by gaps."""
-
-    starts: tuple[int, ...]
-    ends: tuple[int, ...]  # exclusive
-
-    def __contains__(self, row: int) -> bool:
-        place = bisect_right(self.starts, row) - 1
-        return place >= 0 and row < self.ends[place]
-
-
-_NO_END = 10**15
-ALL_ROWS = RowFilter((0,), (_NO_END,))
-_RANGE = re.compile(r"(?P<first>\d{1,12})?(?P<colon>\s*:\s*)?(?P<last>\d{1,12})?", re.ASCII)
-_RANGE_SEPARATOR = re.compile(r"[,;]")
-
-
-def parse_row_filter(text: str | None) -> RowFilter:
-    """Ranges `a:b` (b excluded, as in Python), `a:`, `:b`, and single rows, joined by commas.
-
-    Raises JobRejected naming the part that is not valid.
-    """
-    if text is None:
-        return ALL_ROWS
-    ranges = sorted(_parse_range(part.strip()) for part in _RANGE_SEPARATOR.split(text))
-    merged: list[tuple[int, int]] = []
-    for start, end in ranges:
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return RowFilter(tuple(start for start, _ in merged), tuple(end for _, end in merged))
-
-
-def _parse_range(part: str) -> tuple[int, int]:
-    match = _RANGE.fullmatch(part)
-    if match is None or not part:
-        raise JobRejected(
-            f"The option filter-rows cannot be read at {quoted(part)}: write rows and ranges such "
-            "as 5,7,20:30 (the first row is 0, a range's end is excluded)."
-        )
-    first, last = match["first"], match["last"]
-    if match["colon"] is None:
-        return int(first), int(first) + 1
-    start = int(first) if first else 0
-    end = int(last) if last else _NO_END
-    if end <= start:
-        raise JobRejected(
-            f"The option filter-rows contains the range {quoted(part)}, which is empty: its end "
-            "must be larger than its start."
-        )
-    return start, end
-
-
-def _checked_row_filter(text: str) -> str:
-    parse_row_filter(text)
-    return text
-
-
-# The table.
-
 
 @dataclass(frozen=True, slots=True)
 class Field:
     """A CSV column, a job option, or both: then the option is the default for empty cells."""
 
-    name: str  # the attribute of RowRequest, of JobOptions, or of both
-    parse: Callable[[str], Any]  # from text without surrounding blanks; ValueError: see values.py
+    name: str  # of the attribute of RowRequest, of JobOptions, or of both
+    parse: Callable[[str], Any]  # the text has no surrounding whitespace; see values.py
     columns: tuple[str, ...] = ()  # names of the CSV column, the preferred one first
     required: bool = False  # an empty cell is parsed too
-    option: bool = False  # job option: metadata of the uploaded CSV, and on the command line
-    help: str = ""  # of the option, on the command line
-    metavar: str = ""
+    help: str = ""  # makes it a job option (S3 metadata and command line), and describes that
+    metavar: str = ""  # on the command line
     in_quote: bool = True  # the option is also one of `darkroom quote`
+
+    @property
+    def option(self) -> bool:
+        return bool(self.help)
 
     @property
     def option_name(self) -> str:
@@ -122,19 +59,17 @@ FIELDS = (
     Field("index", parse_key, ("index", "id")),
     Field("mask", values.parse_reference, ("mask_url", "mask")),
     Field("size", values.parse_size, ("size",)),
-    Field("n", values.parse_image_count, ("n",)),
+    Field("n", values.number_parser(10), ("n",)),  # what OpenAI accepts
     Field("output_name", parse_output_name, ("output_name",)),
     Field(
         "filter_rows",
-        _checked_row_filter,
-        option=True,
+        values.check_row_filter,
         help="Process only these rows: 0:50, :10, 5,7,20:30 (the first is 0).",
         metavar="ROWS",
     ),
     Field(
         "budget_usd",
         values.parse_budget,
-        option=True,
         help="Never spend more than this; rows beyond it fail as `budget`.",
         metavar="USD",
         in_quote=False,
@@ -142,14 +77,12 @@ FIELDS = (
     Field(
         "resume",
         values.parse_switch,
-        option=True,
         help="Keep rows that succeeded in an earlier upload (the default), or edit them again.",
         in_quote=False,
     ),
     Field(
         "retry_failed",
         values.parse_switch,
-        option=True,
         help="Also retry rows that failed in an earlier upload.",
         in_quote=False,
     ),
@@ -157,46 +90,40 @@ FIELDS = (
         "model",
         values.parse_model,
         ("model",),
-        option=True,
         help="For rows that do not name a model.",
         metavar="NAME",
     ),
     Field(
         "aspect_ratio",
-        values.parse_aspect_ratio,
+        values.choice_parser(get_args(AspectRatio), values.normalize_ratio),
         ("aspect_ratio",),
-        option=True,
         help="For rows without one: 1:1, 2:3, 16:9 …",
         metavar="W:H",
     ),
     Field(
         "resolution",
-        values.parse_resolution,
+        values.choice_parser(get_args(Resolution), str.upper),
         ("resolution",),
-        option=True,
         help="For rows without one: 1K, 2K or 4K.",
         metavar="SIZE",
     ),
     Field(
         "quality",
-        values.parse_quality,
+        values.choice_parser(("auto", "low", "medium", "high", "standard", "hd")),
         ("quality",),
-        option=True,
         help="For rows without one: low, medium, high.",
         metavar="NAME",
     ),
     Field(
         "background",
-        values.parse_background,
+        values.choice_parser(get_args(Background)),
         ("background",),
-        option=True,
         help="For rows without one: transparent, opaque, auto.",
         metavar="NAME",
     ),
     Field(
         "max_attempts",
-        values.parse_attempts,
-        option=True,
+        values.number_parser(50),
         help="Attempts per row before it is dead (default 5).",
         metavar="NUMBER",
         in_quote=False,
@@ -204,14 +131,12 @@ FIELDS = (
     Field(
         "instruction_column",
         values.parse_text,
-        option=True,
         help="The column with the instructions.",
         metavar="COLUMN",
     ),
     Field(
         "output_name_column",
         values.parse_text,
-        option=True,
         help="The column with the names of the edited images.",
         metavar="COLUMN",
     ),
@@ -244,7 +169,7 @@ class Columns:
         return self.header[self.positions[field_name]]
 
     def cell(self, cells: Sequence[str], field_name: str) -> str:
-        """The field's cell without surrounding blanks; empty where there is none."""
+        """The field's cell without surrounding whitespace; empty where there is none."""
         position = self.positions.get(field_name)
         if position is None or position >= len(cells):
             return ""

@@ -69,7 +69,7 @@ def _part_problem(part: str) -> str | None:
     if part in ("", ".", ".."):
         return "leaves its folder or has an empty part: write a plain name or path"
     if part.startswith(".") or part != part.strip() or part.endswith("."):
-        return "has a part that begins with a dot, or ends with a dot or a blank"
+        return "has a part that begins with a dot, or ends with a dot or a space"
     if _WINDOWS_DEVICES.fullmatch(part):
         return f"uses {part}, a name that Windows reserves for a device"
     if len(part.encode()) > _MAX_PART_BYTES:

@@ -17,13 +17,20 @@ from darkroom.csv_input.fields import (
     COLUMN_FIELDS,
     COLUMN_NAMES,
     Columns,
-    RowFilter,
     normalize_name,
-    parse_row_filter,
     read_columns,
 )
 from darkroom.csv_input.names import UsedNames, default_key, image_names, parse_key
-from darkroom.csv_input.text import HEAD_BYTES, Lines, OpenBytes, TextFormat, read_format, read_text
+from darkroom.csv_input.text import (
+    HEAD_BYTES,
+    MAX_FIELD_CHARS,
+    Lines,
+    OpenBytes,
+    TextFormat,
+    read_format,
+    read_text,
+)
+from darkroom.csv_input.values import RowFilter, parse_row_filter
 from darkroom.errors import JobRejected, Reason, RowRejected
 from darkroom.formatting import describe_validation, quoted
 from darkroom.jobs import JobOptions
@@ -31,8 +38,8 @@ from darkroom.rows import RowRequest
 
 DELIMITERS = (",", ";", "\t")
 MAX_COLUMNS = 1_000
-_REQUEST_FIELDS = tuple(field for field in COLUMN_FIELDS if field.name in RowRequest.model_fields)
 MAX_ROWS = 5_000_000  # bounds the time of the check and the memory for names (UsedNames)
+_REQUEST_FIELDS = tuple(field for field in COLUMN_FIELDS if field.name in RowRequest.model_fields)
 
 
 class Record(NamedTuple):
@@ -85,16 +92,13 @@ class CsvInput:
         if offset is None:
             lines.line = 1  # for messages; a header over several lines is rare
         reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
-        while True:
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise JobRejected(_describe_csv_error(error, lines)) from error
-            lines.record_chars = 0
-            if any(cells) and any(cell.strip() for cell in cells):
-                yield Record(cells, lines.offset)
+        try:
+            for cells in reader:
+                lines.record_chars = 0
+                if any(cell.strip() for cell in cells):
+                    yield Record(cells, lines.offset)
+        except csv.Error as error:
+            raise JobRejected(_describe_csv_error(error, lines)) from error
 
 
 class _Header(NamedTuple):
@@ -114,18 +118,14 @@ def _read_header(head: bytes, text_format: TextFormat, delimiter: str) -> _Heade
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         for cells in reader:
-            if any(cell.strip() for cell in cells) and not _is_excel_hint(cells):
+            is_excel_hint = "".join(cells).lower().startswith("sep=") and not any(cells[1:])
+            if any(cell.strip() for cell in cells) and not is_excel_hint:
                 _check_complete(lines.offset, head)
                 return _Header(delimiter, tuple(cell.strip() for cell in cells), lines.offset)
     except csv.Error as error:
         _check_complete(lines.offset, head)
         raise JobRejected(_describe_csv_error(error, lines)) from error
     raise JobRejected("The file is empty: it needs a header row and at least one row.")
-
-
-def _is_excel_hint(cells: list[str]) -> bool:
-    """Excel's first line "sep=;", which names the delimiter."""
-    return cells[0].lower().startswith("sep=") and not any(cells[1:])
 
 
 def _complete_text(head: bytes, text_format: TextFormat) -> Iterator[bytes]:
@@ -154,8 +154,8 @@ def _describe_csv_error(error: csv.Error, lines: Lines) -> str:
         )
     if "field limit" in text:
         return (
-            f"Line {lines.line} contains a field of more than 131,072 characters: probably a quote "
-            "before it is never closed."
+            f"Line {lines.line} contains a field of more than {MAX_FIELD_CHARS:,} characters: "
+            "probably a quote before it is never closed."
         )
     if "expected after" in text:
         return (
@@ -194,10 +194,6 @@ class JobRows:
     def header(self) -> tuple[str, ...]:
         return self.columns.header
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        return self.columns.warnings
-
     def __iter__(self) -> Iterator[JobRow]:
         return self.from_row(0, None)
 
@@ -213,9 +209,7 @@ class JobRows:
             start, records = 0, self.csv.records()
         else:
             start, records = row, self.csv.records(offset)
-        for number, record in enumerate(records, start):
-            if number >= MAX_ROWS:
-                raise JobRejected(f"The file has more than {MAX_ROWS:,} rows: split it.")
+        for number, record in _numbered(records, start):
             job_row = self._row(number, record, used)
             if number >= row:
                 yield job_row
@@ -226,9 +220,7 @@ class JobRows:
         Raises JobRejected: not CSV to its end, no rows, or none selected by filter-rows.
         """
         number, selected = -1, 0
-        for number, _ in enumerate(self.csv.records()):
-            if number >= MAX_ROWS:
-                raise JobRejected(f"The file has more than {MAX_ROWS:,} rows: split it.")
+        for number, _ in _numbered(self.csv.records(), 0):
             selected += number in self.row_filter
             yield number
         if number < 0:
@@ -271,9 +263,19 @@ class JobRows:
                 )
 
 
+def _numbered(records: Iterator[Record], start: int) -> Iterator[tuple[int, Record]]:
+    for number, record in enumerate(records, start):
+        if number >= MAX_ROWS:
+            raise JobRejected(f"The file has more than {MAX_ROWS:,} rows: split it.")
+        yield number, record
+
+
 def read_job_rows(open_bytes: OpenBytes, options: JobOptions) -> JobRows:
     """Open a CSV. Raises JobRejected: no CSV, no header, no instruction column, bad filter-rows."""
-    row_filter = parse_row_filter(options.filter_rows)
+    try:
+        row_filter = parse_row_filter(":" if options.filter_rows is None else options.filter_rows)
+    except ValueError as error:
+        raise JobRejected(f"The option filter-rows: {error}.") from error
     csv = CsvInput.open(open_bytes)
     return JobRows(csv, read_columns(csv.header, options), options, row_filter)
 
@@ -293,7 +295,7 @@ def parse_row(columns: Columns, cells: Sequence[str], options: JobOptions) -> Ro
     if any(cell.strip() for cell in cells[width:]):
         raise _rejected(
             f"the row has {len(cells)} cells where the header has {width}: put cells that contain "
-            "the delimiter into quotes, with no blank before the quote"
+            "the delimiter into quotes, with no space before the quote"
         )
     values: dict[str, Any] = {}
     for field in _REQUEST_FIELDS:

@@ -1,25 +1,24 @@
-"""From an uploaded object's bytes to lines of text: gzip, encodings, files that are no CSV."""
+"""From an uploaded object's bytes to lines of text: gzip, encodings, files that are not CSVs."""
 
 import codecs
-import csv
+import gzip
 import io
 import zlib
 from collections.abc import Buffer, Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from darkroom.errors import JobRejected
 
-# Gives the object's bytes from an offset to its end; every call starts a new read.
+# Returns the object's bytes from an offset to its end; every call starts a new read.
 OpenBytes = Callable[[int], Iterator[bytes]]
 
-HEAD_BYTES = 65_536  # where the header row must end
+HEAD_BYTES = 65_536  # the header row must end within these
 MAX_RECORD_CHARS = 1_000_000
 MAX_TEXT_BYTES = 16 * 1024**3  # after decompression; stops a gzip bomb of blank lines
-_PIECE = 1 << 20
+MAX_FIELD_CHARS = 131_072  # the default of csv.field_size_limit
+_PIECE_BYTES = 1 << 20
 _GZIP = b"\x1f\x8b"
-# An instruction of 32,000 characters is the longest any model takes; carried columns may be longer.
-MAX_FIELD_CHARS = 131_072
-csv.field_size_limit(MAX_FIELD_CHARS)  # the module's own default, made certain
 
 _NOT_CSV = (
     (b"\x89PNG", "a PNG image"),
@@ -28,7 +27,7 @@ _NOT_CSV = (
     (b"RIFF", "a WebP image or another RIFF file"),
     (b"%PDF", "a PDF"),
     (b"PK\x03\x04", "an Excel workbook or another zip file"),
-    (b"\xd0\xcf\x11\xe0", "an Excel workbook of the old kind (.xls)"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls)"),
     (b"PAR1", "a Parquet file"),
     (b"BZh", "a bzip2 file"),
     (b"\xfd7zXZ", "an xz file"),
@@ -47,7 +46,7 @@ _NOT_CSV_TEXT = (
 
 @dataclass(frozen=True, slots=True)
 class TextFormat:
-    """How the bytes become text. `start`: where the text begins, after a byte order mark."""
+    """How to decode the bytes. `start` is the offset of the text, after a byte order mark."""
 
     gzipped: bool
     encoding: str
@@ -55,41 +54,29 @@ class TextFormat:
 
 
 def gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Decompress as a stream, one piece in memory at a time; several members in a row are one file.
+    """Decompress as a stream, one piece in memory at a time. Consecutive members are one file.
 
     Raises JobRejected when the file is cut off or damaged.
     """
-    engine = zlib.decompressobj(wbits=31)
-    fresh = True  # at the start of a member
-    for chunk in chunks:
-        data = chunk
-        while data:
-            if fresh and not data.strip(b"\0"):
-                break  # zero padding between or after members
-            try:
-                piece = engine.decompress(data, _PIECE)
-            except zlib.error as error:
-                raise JobRejected(
-                    "The file's gzip compression is damaged: compress it again and upload it again."
-                ) from error
-            fresh = False
-            if piece:
-                yield piece
-            data = engine.unconsumed_tail
-            if engine.eof:
-                data = engine.unused_data
-                engine = zlib.decompressobj(wbits=31)
-                fresh = True
-    if not fresh:
+    packed = io.BufferedReader(_RawStream(chunks), buffer_size=_PIECE_BYTES)
+    text = gzip.GzipFile(fileobj=packed)
+    try:
+        while piece := text.read1(_PIECE_BYTES):
+            yield piece
+    except EOFError as error:
         raise JobRejected(
-            "The gzip file ends too early: it was probably cut off on its way, upload it again."
-        )
+            "The gzip file ends too early: its upload was probably cut off, upload it again."
+        ) from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise JobRejected(
+            "The file's gzip compression is damaged: compress it again and upload it again."
+        ) from error
 
 
 def read_format(open_bytes: OpenBytes) -> tuple[TextFormat, bytes]:
     """The file's format and the first bytes of its decompressed text, at most HEAD_BYTES + 1.
 
-    Raises JobRejected for an empty file and for what is plainly no text.
+    Raises JobRejected for an empty file and for one that cannot be text.
     """
     raw = open_bytes(0)
     first = b""
@@ -98,19 +85,19 @@ def read_format(open_bytes: OpenBytes) -> tuple[TextFormat, bytes]:
         if len(first) >= len(_GZIP):
             break
     gzipped = first.startswith(_GZIP)
-    chunks = _chain(first, raw)
+    chunks = chain([first], raw)
     head = bytearray()
     for chunk in gunzip(chunks) if gzipped else chunks:
         head += chunk
         if len(head) > HEAD_BYTES:
             break
     text = bytes(head[: HEAD_BYTES + 1])
-    encoding, start = _encoding(text)
+    encoding, start = _detect_encoding(text)
     return TextFormat(gzipped, encoding, start), text
 
 
 def read_text(open_bytes: OpenBytes, text_format: TextFormat, offset: int) -> Iterator[bytes]:
-    """The decompressed bytes from `offset` on. A gzip file is read from its start, always."""
+    """The decompressed bytes from `offset` on. A gzip file is always read from its start."""
     if not text_format.gzipped:
         yield from open_bytes(offset)
         return
@@ -121,12 +108,7 @@ def read_text(open_bytes: OpenBytes, text_format: TextFormat, offset: int) -> It
             yield piece[max(0, offset - (position - len(piece))) :]
 
 
-def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
-
-
-def _encoding(head: bytes) -> tuple[str, int]:
+def _detect_encoding(head: bytes) -> tuple[str, int]:
     if not head.strip(b" \t\r\n\xef\xbb\xbf"):
         raise JobRejected("The file is empty: it needs a header row and at least one row.")
     for magic, kind in _NOT_CSV:
@@ -148,49 +130,49 @@ def _encoding(head: bytes) -> tuple[str, int]:
     return "utf-8", 0
 
 
-def _holds_nul(line: int) -> str:
+def _describe_nul(line: int) -> str:
     return (
-        f"Line {line} holds NUL characters, so the file is not plain text (or UTF-16 without its "
+        f"Line {line} contains NUL characters, so the file is not plain text (or UTF-16 without a "
         "byte order mark): save it as CSV (UTF-8)."
     )
 
 
-class _Raw(io.RawIOBase):
+class _RawStream(io.RawIOBase):
     """An iterator of bytes as a raw stream."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
-        self._left = memoryview(b"")
+        self._remaining = memoryview(b"")
         self._total = 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Buffer) -> int:
-        while not self._left:
+        while not self._remaining:
             chunk = next(self._chunks, None)
             if chunk is None:
                 return 0
             self._total += len(chunk)
             if self._total > MAX_TEXT_BYTES:
                 raise JobRejected("The file is larger than 16 GiB of text: split it into several.")
-            self._left = memoryview(chunk)
+            self._remaining = memoryview(chunk)
         target = memoryview(buffer)
-        count = min(len(target), len(self._left))
-        target[:count] = self._left[:count]
-        self._left = self._left[count:]
+        count = min(len(target), len(self._remaining))
+        target[:count] = self._remaining[:count]
+        self._remaining = self._remaining[count:]
         return count
 
 
 class Lines:
-    """Lines with their ends as written; `offset` is the byte after the last one given out.
+    """Lines with their line ends; `offset` is the byte after the last line returned.
 
-    Raises JobRejected on bytes that are no text in the encoding, NULs, and records that never end.
+    Raises JobRejected on bytes that cannot be decoded, NULs, and records that never end.
     """
 
     def __init__(self, chunks: Iterator[bytes], encoding: str, offset: int) -> None:
-        buffered = io.BufferedReader(_Raw(chunks), buffer_size=_PIECE)
-        # newline="": nothing is translated, quoted newlines stay what they are.
+        buffered = io.BufferedReader(_RawStream(chunks), buffer_size=_PIECE_BYTES)
+        # newline="": nothing is translated, quoted newlines stay as they are.
         self._text = io.TextIOWrapper(buffered, encoding=encoding, errors="strict", newline="")
         self._encoding = encoding
         self.offset = offset
@@ -204,31 +186,29 @@ class Lines:
         try:
             line = self._text.readline(MAX_RECORD_CHARS + 1)
         except UnicodeDecodeError as error:
-            raise JobRejected(self._undecodable(error)) from error
+            raise JobRejected(self._describe_undecodable(error)) from error
         if not line:
             raise StopIteration
         self.line += 1
         if "\0" in line:
-            raise JobRejected(_holds_nul(self.line))
+            raise JobRejected(_describe_nul(self.line))
         self.record_chars += len(line)
         if self.record_chars > MAX_RECORD_CHARS:
             raise JobRejected(
                 f"The row that ends after line {self.line} is longer than {MAX_RECORD_CHARS:,} "
                 "characters: probably a quote before it is never closed."
             )
-        self.offset += len(line) if self._single_byte(line) else len(line.encode(self._encoding))
+        is_single_byte = self._encoding == "utf-8" and line.isascii()
+        self.offset += len(line) if is_single_byte else len(line.encode(self._encoding))
         return line
 
-    def _single_byte(self, line: str) -> bool:
-        return self._encoding == "utf-8" and line.isascii()
-
-    def _undecodable(self, error: UnicodeDecodeError) -> str:
+    def _describe_undecodable(self, error: UnicodeDecodeError) -> str:
         if self._encoding != "utf-8":
             return "The file's UTF-16 text is cut off or damaged: save it as CSV (UTF-8)."
         before = error.object[: error.start]
         if b"\0" in before:
             line = self.line + before[: before.index(b"\0")].count(b"\n") + 1
-            return _holds_nul(line)
+            return _describe_nul(line)
         line = self.line + (before.count(b"\n") or before.count(b"\r")) + 1
         return (
             f"Line {line} is not UTF-8 text (byte 0x{error.object[error.start]:02X}): "

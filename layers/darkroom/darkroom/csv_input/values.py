@@ -6,22 +6,21 @@ a sentence that begins with the column or option: "column size: 'x' is not a val
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import get_args
+from dataclasses import dataclass
 
 from darkroom.formatting import quoted
-from darkroom.rows import AspectRatio, Background, Resolution
 
 MAX_IMAGES = 16  # the most that any model accepts
 MAX_INSTRUCTION_CHARS = 32_000  # the longest prompt an image model accepts (gpt-image; Gemini more)
 _MAX_REFERENCE_CHARS = 8_192  # presigned URLs with session tokens have about 2,000
 _MAX_BUDGET_USD = 10_000_000.0
-_MAX_IMAGES_OUT = 10  # what OpenAI accepts
-_MAX_ATTEMPTS = 50
+_NO_END = 10**15  # of a range of rows
 
-# Also 16x9, 16/9, and what a spreadsheet makes of 16:9 as a time of day: 16:09 or 16:09:00.
 _RATIO = re.compile(r"(\d{1,3})\s*[:x\xd7/]\s*(\d{1,3})(?::00)?", re.ASCII | re.IGNORECASE)
 _SIZE = re.compile(r"([1-9]\d{1,4})\s*[x\xd7*]\s*([1-9]\d{1,4})", re.ASCII | re.IGNORECASE)
+_RANGE = re.compile(r"(?P<first>\d{1,12})?(?P<colon>\s*:\s*)?(?P<last>\d{1,12})?", re.ASCII)
 _WHOLE_NUMBER = re.compile(r"(\d{1,9})(?:\.0+)?", re.ASCII)
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}", re.ASCII)
 # Characters that SQS does not accept, and no instruction needs.
@@ -35,7 +34,7 @@ _ENDS_AS_IMAGE = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic)$", re.I
 def choice_parser(
     choices: Sequence[str], normalize: Callable[[str], str] = str.lower
 ) -> Callable[[str], str]:
-    """A parser for one of `choices`, compared after `normalize`."""
+    """A parser for one of `choices`, which the text must equal after `normalize`."""
 
     def parse(text: str) -> str:
         if normalize(text) not in choices:
@@ -45,15 +44,10 @@ def choice_parser(
     return parse
 
 
-def _normalize_ratio(text: str) -> str:
+def normalize_ratio(text: str) -> str:
+    """16:9 from 16x9, 16/9, or the time of day that a spreadsheet makes of it: 16:09, 16:09:00."""
     match = _RATIO.fullmatch(text)
     return f"{int(match[1])}:{int(match[2])}" if match else text
-
-
-parse_aspect_ratio = choice_parser(get_args(AspectRatio), _normalize_ratio)
-parse_resolution = choice_parser(get_args(Resolution), str.upper)
-parse_quality = choice_parser(("auto", "low", "medium", "high", "standard", "hd"))
-parse_background = choice_parser(get_args(Background))
 
 
 def parse_size(text: str) -> str:
@@ -67,12 +61,16 @@ def parse_size(text: str) -> str:
     return f"{match[1]}x{match[2]}"
 
 
-def parse_image_count(text: str) -> int:
-    """1 to 10, also as 2.0, which some tools write into columns with empty cells."""
-    match = _WHOLE_NUMBER.fullmatch(text)
-    if match is None or not 1 <= int(match[1]) <= _MAX_IMAGES_OUT:
-        raise ValueError(f"{quoted(text)} is not a number from 1 to {_MAX_IMAGES_OUT}")
-    return int(match[1])
+def number_parser(largest: int) -> Callable[[str], int]:
+    """A parser for 1 to `largest`, also as 2.0, which some tools write for whole numbers."""
+
+    def parse(text: str) -> int:
+        match = _WHOLE_NUMBER.fullmatch(text)
+        if match is None or not 1 <= int(match[1]) <= largest:
+            raise ValueError(f"{quoted(text)} is not a number from 1 to {largest}")
+        return int(match[1])
+
+    return parse
 
 
 def parse_model(text: str) -> str:
@@ -117,18 +115,12 @@ def parse_budget(text: str) -> float:
     return amount
 
 
-def parse_attempts(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= _MAX_ATTEMPTS:
-        raise ValueError(f"{quoted(text)} is not a number from 1 to {_MAX_ATTEMPTS}")
-    return int(text)
-
-
 def parse_images(cell: str) -> tuple[str, ...]:
     """Image references in the order written.
 
     A cell that begins with `[` is a JSON list. Otherwise `|` and line ends separate references, and
     in a cell without any, commas do. A comma belongs to the URL before it (`…/w_400,h_300/a.jpg`)
-    unless a blank or another URL follows it, or the text on both sides ends like an image's name.
+    unless a space or another URL follows it, or the text on both sides ends like an image's name.
     """
     if cell.startswith("["):
         references = _from_json(cell)
@@ -187,8 +179,57 @@ def _split_commas(cell: str) -> list[str]:
 
 def _separates(before: str, after: str) -> bool:
     """Whether the comma between them ends a reference."""
-    if not _STARTS_URL.match(before) or _STARTS_URL.match(after) or after[:1].isspace():
+    if not _STARTS_URL.match(before) or _STARTS_URL.match(after):
         return True
-    if not after.strip():
+    if not after or after[0].isspace():
         return True
     return bool(_ENDS_AS_IMAGE.search(before) and _ENDS_AS_IMAGE.search(after))
+
+
+@dataclass(frozen=True, slots=True)
+class RowFilter:
+    """Data rows by position, the first is 0. Ranges are sorted and separated by gaps."""
+
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]  # exclusive
+
+    def __contains__(self, row: int) -> bool:
+        place = bisect_right(self.starts, row) - 1
+        return place >= 0 and row < self.ends[place]
+
+
+def parse_row_filter(text: str) -> RowFilter:
+    """Ranges `a:b` (b excluded, as in Python), `a:`, `:b`, and single rows, joined by commas."""
+    ranges = sorted(_parse_range(part.strip()) for part in re.split(r"[,;]", text))
+    merged: list[tuple[int, int]] = []
+    for start, end in ranges:
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return RowFilter(tuple(start for start, _ in merged), tuple(end for _, end in merged))
+
+
+def check_row_filter(text: str) -> str:
+    """The text of a filter that `parse_row_filter` accepts."""
+    parse_row_filter(text)
+    return text
+
+
+def _parse_range(part: str) -> tuple[int, int]:
+    match = _RANGE.fullmatch(part)
+    if match is None or not part:
+        raise ValueError(
+            f"{quoted(part)} is not a row or a range of rows: write rows and ranges such as "
+            "5,7,20:30 (the first row is 0, a range's end is excluded)"
+        )
+    first, last = match["first"], match["last"]
+    if match["colon"] is None:
+        return int(first), int(first) + 1
+    start = int(first) if first else 0
+    end = int(last) if last else _NO_END
+    if end <= start:
+        raise ValueError(
+            f"the range {quoted(part)} is empty, its end must be larger than its start"
+        )
+    return start, end

@@ -1,114 +1,147 @@
-"""What a call's outcome teaches all workers: the endpoint's health, its pace, its keys."""
+"""Decides what the outcome of a call leads to, for all workers.
 
-from darkroom.calls import CallFailed, CallPlan, Outcome
+Every call releases its reservation and reports the endpoint's health; enough failures open the
+breaker. A 429 also slows the endpoint down and pauses it, or takes it out of service if the wait is
+long. A rejected key cools down.
+"""
+
+from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.dispatch.selector import Permit
 from darkroom.dispatch.state_cache import StateCache
-from darkroom.endpoint_state import SECOND, EndpointState, Health, StatesUnavailable
+from darkroom.endpoint_state import (
+    SECOND,
+    EndpointState,
+    Health,
+    Limits,
+    StatesUnavailable,
+)
 from darkroom.endpoints import Endpoint, key_fingerprint
 from darkroom.metrics import Metric
-from darkroom.ports import Telemetry
+from darkroom.ports import EndpointStates, Telemetry
+from darkroom.retry import backoff
 
-LONG_WAIT_SECONDS = 60.0  # asked to wait longer, an endpoint is out of service, not just slow
+MAX_PAUSE_SECONDS = 60.0  # for a longer wait after a 429, the endpoint is out of service
+ASSUMED_INTERVAL = SECOND // 2  # after a 429 without a configured limit or an observed rate
 
 
 class OutcomeRecorder:
-    """Writes outcomes down where every worker sees them."""
+    """Records the outcome of each call in the shared endpoint state, and emits metrics."""
 
     def __init__(
-        self, state_cache: StateCache, telemetry: Telemetry, margin: int = rate_limiter.MARGIN
+        self, states: EndpointStates, state_cache: StateCache, telemetry: Telemetry
     ) -> None:
+        self._states = states
         self._state_cache = state_cache
-        self._states = state_cache.states
         self._telemetry = telemetry
-        self._margin = margin
 
-    def learn(self, held: Permit, failure: CallFailed | None, sent_at: int) -> None:
-        """Give the booking back with what the call showed; `failure` None means an image came."""
-        transient = failure is not None and failure.outcome.transient
-        how = Health.FAILED if transient else Health.GOOD
-        endpoint = held.endpoint
-        state = self._state_cache.give_back(
-            endpoint, held.lease, how, sent_at=sent_at, probe=held.probe
-        )
-        if failure is None or state is None:
-            return
-        try:
-            if failure.outcome is Outcome.RATE_LIMITED:
-                state = self._slow_down(endpoint, state, failure, sent_at)
-            elif failure.outcome.blames_key:
-                self._rest_key(held, failure)
-            if transient and circuit_breaker.should_trip(state):
-                self._trip(endpoint, state)
-        except StatesUnavailable as error:
-            self._telemetry.warning("outcome_not_shared", endpoint=endpoint.name, detail=str(error))
-
-    def tell(
-        self, held: Permit, plan: CallPlan, failure: CallFailed | None, latency_ms: int
+    def record(
+        self,
+        permit: Permit,
+        plan: CallPlan,
+        outcome: EditResult | CallFailed,
+        sent_at: int,
+        latency_ms: int,
     ) -> None:
-        """The attempt's log line and metrics."""
-        name = held.endpoint.name
-        outcome = failure.outcome if failure else Outcome.SUCCEEDED
-        self._telemetry.metric(Metric.PROVIDER_CALLS, endpoint=name)
-        if outcome.transient or outcome.blames_key:
-            self._telemetry.metric(Metric.PROVIDER_ERRORS, endpoint=name)
-        self._telemetry.metric(Metric.PROVIDER_LATENCY, latency_ms, endpoint=name)
-        self._telemetry.metric(Metric.SLOT_WAIT, held.slot_wait_ms, endpoint=name)
-        self._telemetry.info(
-            "attempt",
-            endpoint=name,
-            provider=held.endpoint.provider.value,
-            model=plan.model,
-            outcome=outcome.value,
-            latency_ms=latency_ms,
-            slot_wait_ms=held.slot_wait_ms,
-            detail=failure.detail if failure else "",
+        """`sent_at` in microseconds. Does not raise StatesUnavailable."""
+        failure = outcome if isinstance(outcome, CallFailed) else None
+        transient = failure is not None and failure.outcome.transient
+        health = Health.FAILED if transient else Health.GOOD
+        state = self._state_cache.release(
+            permit.endpoint, permit.lease, health, sent_at=sent_at, probe=permit.probe
         )
+        if failure is not None and state is not None:
+            try:
+                self._share(permit, failure, state, sent_at)
+            except StatesUnavailable as error:
+                self._telemetry.warning(
+                    "outcome_not_shared", endpoint=permit.endpoint.name, detail=str(error)
+                )
+        self._emit(permit, plan, failure, latency_ms)
 
-    def _slow_down(
+    def _share(
+        self, permit: Permit, failure: CallFailed, state: EndpointState, sent_at: int
+    ) -> None:
+        if failure.outcome is Outcome.RATE_LIMITED:
+            state = self._rate_limited(permit.endpoint, state, failure, sent_at)
+        elif failure.outcome.key_at_fault:
+            self._cool_down_key(permit, failure)
+        if failure.outcome.transient and circuit_breaker.should_open(state):
+            self._open_breaker(permit.endpoint, state)
+
+    def _rate_limited(
         self, endpoint: Endpoint, state: EndpointState, failure: CallFailed, sent_at: int
     ) -> EndpointState:
         self._telemetry.metric(Metric.RATE_LIMITED, endpoint=endpoint.name)
-        now = self._state_cache.now()
-        limits = rate_limiter.limits_of(endpoint, self._margin)
-        asked = failure.retry_after_seconds
-        if failure.daily or (asked or 0) > LONG_WAIT_SECONDS:
-            until = now + int((asked or 0) * SECOND)
-            if failure.daily and asked is None:
+        name, now, limits = endpoint.name, self._state_cache.now(), rate_limiter.limits_of(endpoint)
+        wait = failure.retry_after_seconds
+        if failure.daily or (wait or 0) > MAX_PAUSE_SECONDS:
+            until = now + int((wait or 0) * SECOND)
+            if failure.daily and wait is None:
                 until = rate_limiter.provider_day(endpoint.provider, now).end + limits.margin
-            return self._state_cache.saw(endpoint, self._states.rest(endpoint.name, until))
-        observed = self._state_cache.view.observed_interval(endpoint.name)
-        gap = rate_limiter.slowed_gap(state, limits, observed, now)
-        # For a minute after slowing down, the calls made before it still count against us.
-        state = self._state_cache.saw(
-            endpoint, self._states.slow(endpoint.name, gap, now, sent_at - rate_limiter.MINUTE)
+            return self._state_cache.update(name, self._states.suspend_until(name, until))
+        interval = doubled_interval(state, limits, self._state_cache.observed_interval(name), now)
+        # For a minute after a slowdown, calls made before it still count against the limit.
+        state = self._state_cache.update(
+            name, self._states.slow_down(name, interval, now, sent_at - rate_limiter.MINUTE)
         )
-        if asked is None:
-            again = min(max(0, state.failures - 1), 6)
-            asked = min(LONG_WAIT_SECONDS, max(endpoint.retry_delay_seconds, 1.0) * 2**again)
-        return self._state_cache.saw(
-            endpoint, self._states.pause(endpoint.name, now + int(asked * SECOND))
-        )
+        if wait is None:
+            base = max(endpoint.retry_delay_seconds, 1.0)
+            wait = backoff(max(1, state.failures), base, MAX_PAUSE_SECONDS)
+        paused = self._states.pause_until(name, now + int(wait * SECOND))
+        return self._state_cache.update(name, paused)
 
-    def _rest_key(self, held: Permit, failure: CallFailed) -> None:
-        endpoint, fingerprint = held.endpoint, key_fingerprint(held.key)
-        rest = circuit_breaker.rest_of(
+    def _cool_down_key(self, permit: Permit, failure: CallFailed) -> None:
+        name, fingerprint = permit.endpoint.name, key_fingerprint(permit.key)
+        cooldown = circuit_breaker.key_cooldown(
             failure.outcome, failure.retry_after_seconds, self._state_cache.now()
         )
-        self._state_cache.saw(endpoint, self._states.rest_key(endpoint.name, fingerprint, rest))
-        self._telemetry.metric(Metric.KEY_REJECTED, endpoint=endpoint.name)
+        self._state_cache.update(name, self._states.cool_down_key(name, fingerprint, cooldown))
+        self._telemetry.metric(Metric.KEY_REJECTED, endpoint=name)
         self._telemetry.error(
             "key_rejected",
-            endpoint=endpoint.name,
+            endpoint=name,
             key=fingerprint,
             outcome=failure.outcome.value,
             detail=failure.detail,
         )
 
-    def _trip(self, endpoint: Endpoint, state: EndpointState) -> None:
-        until = self._state_cache.now() + circuit_breaker.cool_down(state.opens + 1)
-        opened, state = self._states.trip(endpoint.name, until)
-        self._state_cache.saw(endpoint, state)
+    def _open_breaker(self, endpoint: Endpoint, state: EndpointState) -> None:
+        until = self._state_cache.now() + circuit_breaker.cooldown(state.opens + 1)
+        opened, state = self._states.open_breaker(endpoint.name, until)
+        self._state_cache.update(endpoint.name, state)
         if opened:
             self._telemetry.metric(Metric.BREAKER_OPENED, endpoint=endpoint.name)
             self._telemetry.warning("breaker_opened", endpoint=endpoint.name)
+
+    def _emit(
+        self, permit: Permit, plan: CallPlan, failure: CallFailed | None, latency_ms: int
+    ) -> None:
+        """The call's metrics and its log line."""
+        name = permit.endpoint.name
+        outcome = failure.outcome if failure else Outcome.SUCCEEDED
+        self._telemetry.metric(Metric.PROVIDER_CALLS, endpoint=name)
+        if outcome.transient or outcome.key_at_fault:
+            self._telemetry.metric(Metric.PROVIDER_ERRORS, endpoint=name)
+        self._telemetry.metric(Metric.PROVIDER_LATENCY, latency_ms, endpoint=name)
+        self._telemetry.metric(Metric.SLOT_WAIT, permit.slot_wait_ms, endpoint=name)
+        self._telemetry.info(
+            "attempt",
+            endpoint=name,
+            provider=permit.endpoint.provider.value,
+            model=plan.model,
+            outcome=outcome.value,
+            latency_ms=latency_ms,
+            slot_wait_ms=permit.slot_wait_ms,
+            detail=failure.detail if failure else "",
+        )
+
+
+def doubled_interval(state: EndpointState, limits: Limits, observed: int, now: int) -> int:
+    """The interval after an unexpected 429: twice the one in force.
+
+    For an endpoint without a configured rate, `observed` is the interval between the calls of all
+    workers (0: not known).
+    """
+    in_force = max(limits.interval, rate_limiter.slowed_interval(state, now))
+    return 2 * (in_force or observed or ASSUMED_INTERVAL)

@@ -1,14 +1,15 @@
-"""When a call fits an endpoint's limits: arithmetic on values, no clock and no table.
+"""Computes when a call fits an endpoint's limits. Pure functions: no clock and no table.
 
-No sliding minute holds more calls than `requests_per_minute`, however many workers ask, because
-every slot is `interval` after the one before, and N intervals last a minute plus a margin. The
-margin covers what tears slots and arrivals apart: skew between workers' clocks, a worker that wakes
-late (at most LATE, else it books again), and the way to the provider.
+No sliding minute holds more calls than `requests_per_minute`, whatever the number of workers: each
+slot is one `interval` after the slot before, and N intervals last a minute plus a margin. The
+margin covers skew between the workers' clocks, a worker that wakes late (at most MAX_LATENESS, or
+it makes a new reservation), and the network delay to the provider.
 """
 
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import date, datetime, timedelta
+from zoneinfo import ZoneInfo
 
+from darkroom.dispatch.circuit_breaker import is_open
 from darkroom.endpoint_state import (
     SECOND,
     Day,
@@ -24,11 +25,12 @@ from darkroom.providers.registry import PROVIDERS, Provider
 
 MINUTE = 60 * SECOND
 MARGIN = 2 * SECOND
-LATE = SECOND // 2  # a worker later than this for its slot books again
+MAX_LATENESS = SECOND // 2  # a worker later than this for its slot makes a new reservation
 LEASE_GRACE = 15 * SECOND  # a lease outlives its call's time-out by this
-EXPIRED_AT_ONCE = 8  # leases of dead workers that one booking clears away
-RECOVERY = 300 * SECOND  # a learned interval halves in this time
-UNKNOWN_GAP = SECOND // 2  # the pace taken for known when a 429 meets an endpoint without a limit
+MAX_EXPIRED_LEASES = 8  # leases of dead workers that one reservation removes
+SLOWDOWN_HALF_LIFE = 300 * SECOND
+MIN_SLOWED_INTERVAL = SECOND // 1000  # below this, a slowdown is over
+_EPOCH = date(1970, 1, 1).toordinal()
 
 
 def limits_of(endpoint: Endpoint, margin: int = MARGIN) -> Limits:
@@ -44,107 +46,72 @@ def limits_of(endpoint: Endpoint, margin: int = MARGIN) -> Limits:
     )
 
 
-def learned_interval(state: EndpointState, now: int) -> int:
-    """The interval that 429s taught, recovering by half every RECOVERY; 0 when forgotten."""
-    if not state.gap:
+def slowed_interval(state: EndpointState, now: int) -> int:
+    """The interval that 429s imposed, halved every SLOWDOWN_HALF_LIFE; 0 when it is over."""
+    if not state.slowed_interval:
         return 0
-    interval = round(state.gap * 0.5 ** (max(0, now - state.slowed_at) / RECOVERY))
-    return interval if interval >= SECOND // 1000 else 0
+    age = max(0, now - state.slowed_at)
+    interval = round(state.slowed_interval * 0.5 ** (age / SLOWDOWN_HALF_LIFE))
+    return interval if interval >= MIN_SLOWED_INTERVAL else 0
 
 
-def slowed_gap(state: EndpointState, limits: Limits, observed: int, now: int) -> int:
-    """The interval after an unexpected 429: twice the one in force.
-
-    `observed` is the interval at which calls were seen to go out (0: not known), for an endpoint
-    without a configured pace.
-    """
-    in_force = max(limits.interval, learned_interval(state, now))
-    return 2 * (in_force or observed or UNKNOWN_GAP)
-
-
-def pace_in_force(state: EndpointState, limits: Limits, now: int) -> tuple[int, int]:
+def rate_in_force(state: EndpointState, limits: Limits, now: int) -> tuple[int, int]:
     """(interval, tolerance). A slowed endpoint gets no bursts."""
-    learned = learned_interval(state, now)
-    if learned > limits.interval:
-        return learned, 0
-    return limits.interval, limits.tolerance
+    slowed = slowed_interval(state, now)
+    return (slowed, 0) if slowed > limits.interval else (limits.interval, limits.tolerance)
 
 
-def decide(state: EndpointState, ask: ReservationRequest) -> ReservationUpdate | Rejection:
-    """The update that books the earliest slot for `ask`, or the gate in its way."""
-    if state.tripped and state.breaker_until > ask.now:
+def plan_reservation(
+    state: EndpointState, request: ReservationRequest
+) -> ReservationUpdate | Rejection:
+    """The update that reserves the earliest slot for `request`, or why there is none."""
+    if is_open(state, request.now):
         return Rejection(RejectionReason.BREAKER, state.breaker_until)
     new_day = False
-    latest = ask.latest
-    if ask.day is not None:
-        refused = _day_gate(state, ask, ask.day)
-        if refused:
-            return refused
-        new_day = state.day < ask.day.number
-        latest = min(latest, ask.day.end - ask.limits.margin)
-    expired = tuple(i for i, until in state.leases.items() if until <= ask.now)
+    latest_slot = request.latest_slot
+    if request.day is not None:
+        rejection = _check_day(state, request, request.day)
+        if rejection:
+            return rejection
+        new_day = state.day < request.day.number
+        latest_slot = min(latest_slot, request.day.end - request.limits.margin)
+    expired = tuple(i for i, until in state.leases.items() if until <= request.now)
     in_flight = len(state.leases) - len(expired)
-    if ask.limits.max_in_flight and in_flight >= ask.limits.max_in_flight:
+    if request.limits.max_in_flight and in_flight >= request.limits.max_in_flight:
         return Rejection(RejectionReason.IN_FLIGHT, min(state.leases.values()))
-    interval, tolerance = pace_in_force(state, ask.limits, ask.now)
-    slot = max(ask.now, state.next - tolerance)
-    if slot > latest:
-        return Rejection(RejectionReason.PACE, slot)
+    interval, tolerance = rate_in_force(state, request.limits, request.now)
+    slot = max(request.now, state.next_slot - tolerance)
+    if slot > latest_slot:
+        return Rejection(RejectionReason.RATE, slot)
     return ReservationUpdate(
         slot=slot,
-        idle=state.next <= ask.now,
-        probe=state.tripped,
+        idle=state.next_slot <= request.now,
+        probe=state.breaker_open,
         new_day=new_day,
         interval=interval,
         tolerance=tolerance,
-        expired=expired[:EXPIRED_AT_ONCE],
+        expired_leases=expired[:MAX_EXPIRED_LEASES],
     )
 
 
-def booked(state: EndpointState, ask: ReservationRequest, move: ReservationUpdate) -> EndpointState:
-    """The state after `move`; the table does the same in one conditional update."""
-    leases = {i: until for i, until in state.leases.items() if i not in move.expired}
-    base = ask.now if move.idle else state.next
-    if ask.limits.max_in_flight:
-        leases[ask.lease] = base + ask.hold
-    after = replace(
-        state,
-        next=base + move.interval,
-        calls=state.calls + 1,
-        leases=leases,
-        rev=state.rev + 1,
-    )
-    if move.probe:
-        after = replace(after, breaker_until=base + ask.hold)
-    if ask.day is not None:
-        used = 1 if move.new_day else state.day_calls + 1
-        after = replace(after, day=max(state.day, ask.day.number), day_calls=used)
-    return after
-
-
-def _day_gate(state: EndpointState, ask: ReservationRequest, day: Day) -> Rejection | None:
-    """Around the day's turn nothing is sent: nobody can tell which day it would count for."""
-    if ask.now < day.start + ask.limits.margin:
-        return Rejection(RejectionReason.DAY, day.start + ask.limits.margin)
-    if ask.now > day.end - ask.limits.margin:
-        return Rejection(RejectionReason.DAY, day.end + ask.limits.margin)
-    if state.day >= day.number and state.day_calls >= ask.limits.per_day:
-        return Rejection(RejectionReason.DAY, day.end + ask.limits.margin)
+def _check_day(state: EndpointState, request: ReservationRequest, day: Day) -> Rejection | None:
+    """Nothing is sent around midnight: the provider may count it for either day."""
+    margin = request.limits.margin
+    if request.now < day.start + margin:
+        return Rejection(RejectionReason.DAY, day.start + margin)
+    spent = state.day >= day.number and state.day_calls >= request.limits.per_day
+    if spent or request.now > day.end - margin:
+        return Rejection(RejectionReason.DAY, day.end + margin)
     return None
 
 
 def provider_day(provider: Provider, now: int) -> Day:
     """The day that `requests_per_day` counts, in the time zone of the provider's quotas."""
-    offset = PROVIDERS[provider].utc_offset
-    moment = datetime.fromtimestamp(now / SECOND, UTC)
-    midnight = (moment + offset(moment)).replace(hour=0, minute=0, second=0, microsecond=0)
-
-    def timestamp(wall: datetime) -> int:
-        """Of a midnight; clocks change at other hours, so the offset is the same nearby."""
-        return int((wall - offset(wall - offset(wall))).timestamp()) * SECOND
-
+    zone = ZoneInfo(PROVIDERS[provider].time_zone)
+    moment = datetime.fromtimestamp(now / SECOND, zone)
+    midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
     return Day(
-        number=int(midnight.timestamp()) // 86_400,
-        start=timestamp(midnight),
-        end=timestamp(midnight + timedelta(days=1)),
+        number=midnight.toordinal() - _EPOCH,
+        start=int(midnight.timestamp()) * SECOND,
+        end=int((midnight + timedelta(days=1)).timestamp()) * SECOND,
     )

@@ -1,7 +1,7 @@
-"""The endpoints of one tier as a pool: who is asked, and waiting for the turn.
+"""Selects one endpoint of a tier, and waits for a slot there.
 
-Work is conserved: an endpoint with a free slot is used before one waits. Among the free ones the
-draw is by weight, less recent failures; when none is free, the earliest slot is booked.
+An endpoint with a free slot is used before any wait. Among those with a free slot the draw is by
+weight, lowered by recent failures; when there is none, the earliest slot is reserved.
 """
 
 import random
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from pydantic import SecretStr
 
 from darkroom.dispatch import circuit_breaker, rate_limiter
-from darkroom.dispatch.state_cache import SLICE_SECONDS, Availability, StateCache
-from darkroom.endpoint_state import SECOND, EndpointState, RejectionReason, Reservation
+from darkroom.dispatch.state_cache import Availability, StateCache
+from darkroom.endpoint_state import SECOND, RejectionReason, Reservation
 from darkroom.endpoints import Endpoint, key_fingerprint
 from darkroom.ports import Clock
 
-# A slot whose endpoint was not heard of for a third of its backlog is checked against the table
-# before it is used: a busy process hears of it more often. If the last that was heard was bad, a
-# second is enough.
-STALE = 3 * SECOND
-STALE_IN_TROUBLE = SECOND
-TROUBLE = 0.5  # recent failures
-NEAR = SECOND // 2  # slots this close to each other count as equally early
-PATIENCE = 4  # lost races for the better endpoint before taking what comes
+WAIT_STEP_SECONDS = 0.5  # how often a waiting thread checks the state that other threads updated
+# Before a slot is used, a state older than a third of the backlog is read again: a busy process
+# updates it more often. After recent failures, a second is enough to make it stale.
+STALE_AFTER = 3 * SECOND
+STALE_AFTER_FAILURES = SECOND
+FAILING = 0.5  # recent failures
+CLOSE_SLOTS = SECOND // 2  # slots this close to each other count as equally early
+MAX_LOST_RACES = 4  # for the better endpoint, before any slot at the chosen one will do
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +39,15 @@ class Permit:
 
 @dataclass(frozen=True, slots=True)
 class NoSlot:
-    """No endpoint can be called in time. `closed`: all are out of service, not merely busy."""
+    """No endpoint can be called in time: all are out of service, or merely busy."""
 
-    closed: bool
-    opens_at: int
-    gates: dict[str, RejectionReason]
+    out_of_service: bool
+    available_at: int
+    reasons: dict[str, RejectionReason]
 
 
-class Pool:
-    """Chooses, books and waits. One per process, shared by its threads."""
+class Selector:
+    """One per process, shared by its threads. The methods may raise StatesUnavailable."""
 
     def __init__(self, state_cache: StateCache, clock: Clock, rng: random.Random) -> None:
         self._state_cache = state_cache
@@ -56,126 +56,136 @@ class Pool:
         self._next_key: dict[str, int] = {}
 
     def acquire(
-        self, endpoints: Sequence[Endpoint], latest: Callable[[Endpoint], int]
+        self, endpoints: Sequence[Endpoint], latest_slot: Callable[[Endpoint], int]
     ) -> Permit | NoSlot:
-        """Wait for the right to call one of `endpoints`, with a slot no later than `latest` says.
-
-        Raises StatesUnavailable.
-        """
-        asked_at, lost = self._state_cache.now(), 0
+        """Wait for the right to call one of `endpoints`, at its `latest_slot` at the latest."""
+        started_at, lost_races = self._state_cache.now(), 0
         while True:
             now = self._state_cache.now()
-            looks = {e.name: self._state_cache.look(e, now) for e in endpoints}
-            choice = self._choose(endpoints, looks, latest, now)
+            available = {e.name: self._state_cache.availability(e, now) for e in endpoints}
+            choice = self._choose(endpoints, available, latest_slot, now)
             if isinstance(choice, NoSlot):
                 return choice
-            endpoint, cap = choice
-            look = looks[endpoint.name]
-            if look.gate is RejectionReason.IN_FLIGHT and look.opens_at > now:
-                self._clock.sleep(SLICE_SECONDS)
+            endpoint, latest = choice
+            availability = available[endpoint.name]
+            if availability.reason is RejectionReason.IN_FLIGHT and availability.available_at > now:
+                self._clock.sleep(WAIT_STEP_SECONDS)
                 continue
+            if lost_races >= MAX_LOST_RACES:
+                latest = latest_slot(endpoint)
             lease = f"{self._rng.getrandbits(48):012x}"
-            booking = self._state_cache.book(
-                endpoint, lease, latest(endpoint) if lost >= PATIENCE else cap
-            )
-            if booking is None or booking.slot is None:
-                lost += 1
+            reservation = self._state_cache.reserve(endpoint, lease, latest)
+            if reservation is None or reservation.slot is None:
+                lost_races += 1
                 continue
-            held = self._take(endpoint, lease, booking, asked_at)
-            if held is not None:
-                return held
+            permit = self._redeem(endpoint, lease, reservation, reservation.slot, started_at)
+            if permit is not None:
+                return permit
 
-    def abandon(self, held: Permit) -> None:
-        """Give back a booking that led to no call."""
-        self._state_cache.return_unused(held.endpoint, held.lease, held.probe)
+    def wait_in_service(self, endpoint: Endpoint, seconds: float) -> bool:
+        """Sleep. Ends early, with False, when the endpoint goes out of service."""
+        until = self._state_cache.now() + int(seconds * SECOND)
+        return self._wait_until(until, lambda: not self._state_cache.out_of_service(endpoint))
+
+    def wait_for_service(self, endpoint: Endpoint, until: int) -> None:
+        """Sleep until the endpoint is back in service, at the latest until `until`."""
+        if self._state_cache.now() < until and self._state_cache.out_of_service(endpoint):
+            self._wait_until(until, lambda: self._state_cache.out_of_service(endpoint))
+
+    def _wait_until(self, until: int, condition: Callable[[], bool]) -> bool:
+        """Sleep while `condition` holds; False when it ceased to hold before `until`."""
+        while (left := until - self._state_cache.now()) > 0:
+            self._clock.sleep(min(WAIT_STEP_SECONDS, left / SECOND))
+            if not condition():
+                return False
+        return True
 
     def _choose(
         self,
         endpoints: Sequence[Endpoint],
-        looks: Mapping[str, Availability],
-        latest: Callable[[Endpoint], int],
+        available: Mapping[str, Availability],
+        latest_slot: Callable[[Endpoint], int],
         now: int,
     ) -> tuple[Endpoint, int] | NoSlot:
-        """Whom to ask, and the latest slot that makes asking it better than asking another."""
-        gates = {name: look.gate for name, look in looks.items() if look.gate is not None}
-        serving = [e for e in endpoints if not looks[e.name].closed]
-        if not serving:
-            return NoSlot(True, min(looks[e.name].opens_at for e in endpoints), gates)
-        timely = [e for e in serving if max(now, looks[e.name].opens_at) <= latest(e)]
-        if not timely:
-            return NoSlot(False, min(looks[e.name].opens_at for e in serving), gates)
-        free = [e for e in timely if looks[e.name].opens_at <= now]
-        # A slot is sure; a place in flight is free when somebody's call ends, nobody knows when.
-        paced = [e for e in timely if looks[e.name].gate is not RejectionReason.IN_FLIGHT]
-        if free:
-            chosen = self._draw(free, now)
-        else:
-            chosen = min(paced or timely, key=lambda e: looks[e.name].opens_at)
-        others = [max(now, looks[e.name].opens_at) for e in paced if e is not chosen]
+        """The endpoint, and the latest slot there that is better than another endpoint's."""
+
+        def available_at(endpoint: Endpoint) -> int:
+            return available[endpoint.name].available_at
+
+        reasons = {name: a.reason for name, a in available.items() if a.reason is not None}
+        in_service = [e for e in endpoints if not available[e.name].out_of_service]
+        if not in_service:
+            return NoSlot(True, min(map(available_at, endpoints)), reasons)
+        in_time = [e for e in in_service if max(now, available_at(e)) <= latest_slot(e)]
+        if not in_time:
+            return NoSlot(False, min(map(available_at, in_service)), reasons)
+        free = [e for e in in_time if available_at(e) <= now]
+        # The time of a slot is known; a place in flight becomes free when some call ends.
+        with_slot = [e for e in in_time if reasons.get(e.name) is not RejectionReason.IN_FLIGHT]
+        chosen = self._draw(free, now) if free else min(with_slot or in_time, key=available_at)
+        others = [max(now, available_at(e)) for e in with_slot if e is not chosen]
         if not others:
-            return chosen, latest(chosen)
-        # The others' slots are where they were last seen, and surely later by now. With every
-        # endpoint busy it matters little which one is asked, and asking again costs a round trip.
+            return chosen, latest_slot(chosen)
+        # The others' slots are by their last known state, so they are later by now. When every
+        # endpoint is busy, which one is used matters little, and another try costs a round trip.
         second = min(others)
-        slack = 0 if second <= now else max(NEAR, second - now)
-        return chosen, min(latest(chosen), second + slack)
+        slack = 0 if second <= now else max(CLOSE_SLOTS, second - now)
+        return chosen, min(latest_slot(chosen), second + slack)
 
     def _draw(self, endpoints: list[Endpoint], now: int) -> Endpoint:
         if len(endpoints) == 1:
             return endpoints[0]
-        weights = []
-        for endpoint in endpoints:
-            state = self._state_cache.view.state(endpoint.name) or EndpointState()
-            weights.append(circuit_breaker.effective_weight(endpoint.weight, state, now))
+        weights = [
+            circuit_breaker.effective_weight(e.weight, self._state_cache.state(e.name), now)
+            for e in endpoints
+        ]
         return self._rng.choices(endpoints, weights)[0]
 
-    def _take(
-        self, endpoint: Endpoint, lease: str, booking: Reservation, asked_at: int
+    def _redeem(
+        self, endpoint: Endpoint, lease: str, reservation: Reservation, slot: int, started_at: int
     ) -> Permit | None:
-        """Wait for the slot. None when it came to nothing: the booking is given back then."""
+        """Wait for the slot. None when it cannot be used: the reservation is released then."""
         try:
-            key = self._key(endpoint) if self._wait_for(endpoint, booking) else None
+            usable = self._wait_for_slot(endpoint, slot, probe=reservation.probe)
+            key = self._next_usable_key(endpoint) if usable else None
         except BaseException:
-            self._state_cache.return_unused(endpoint, lease, booking.probe)
+            self._state_cache.release_unused(endpoint, lease, probe=reservation.probe)
             raise
         if key is None:
-            self._state_cache.return_unused(endpoint, lease, booking.probe)
+            self._state_cache.release_unused(endpoint, lease, probe=reservation.probe)
             return None
-        waited = (self._state_cache.now() - asked_at) // 1000
-        return Permit(endpoint, key, lease, booking.probe, waited)
+        waited_ms = (self._state_cache.now() - started_at) // 1000
+        return Permit(endpoint, key, lease, reservation.probe, waited_ms)
 
-    def _wait_for(self, endpoint: Endpoint, booking: Reservation) -> bool:
-        """True at the slot's time; False when it is void or missed or the endpoint out."""
-        slot = booking.slot or 0
-        while (left := slot - self._state_cache.now()) > 0:
-            self._clock.sleep(min(SLICE_SECONDS, left / SECOND))
-            if not self._still_good(endpoint, booking):
+    def _wait_for_slot(self, endpoint: Endpoint, slot: int, *, probe: bool) -> bool:
+        """True at the time of the slot; False when it is void or missed."""
+        if not self._wait_until(slot, lambda: self._is_valid(endpoint, slot, probe=probe)):
+            return False
+        name, now = endpoint.name, self._state_cache.now()
+        state, age = self._state_cache.state(name), self._state_cache.age(name, now)
+        backlog_at_update = state.next_slot - (now - age)
+        stale_after = max(STALE_AFTER, backlog_at_update // 3)
+        if circuit_breaker.recent_failures(state, now) >= FAILING:
+            stale_after = STALE_AFTER_FAILURES
+        if age > stale_after:
+            self._state_cache.read(name)
+            if not self._is_valid(endpoint, slot, probe=probe):
                 return False
-        now = self._state_cache.now()
-        state = self._state_cache.view.state(endpoint.name) or booking.state
-        age = self._state_cache.view.age(endpoint.name, now)
-        backlog = state.next - now + age  # when it was last heard of
-        stale = max(STALE, backlog // 3)
-        if circuit_breaker.recent_failures(state, now) >= TROUBLE:
-            stale = STALE_IN_TROUBLE
-        if age > stale:
-            self._state_cache.read(endpoint)
-            if not self._still_good(endpoint, booking):
-                return False
-        return self._state_cache.now() - slot <= rate_limiter.LATE
+        return self._state_cache.now() - slot <= rate_limiter.MAX_LATENESS
 
-    def _still_good(self, endpoint: Endpoint, booking: Reservation) -> bool:
-        state = self._state_cache.view.state(endpoint.name) or booking.state
-        if booking.probe:
+    def _is_valid(self, endpoint: Endpoint, slot: int, *, probe: bool) -> bool:
+        """The breaker has not opened since the reservation, and no pause covers the slot."""
+        if probe:
             return True
-        out = state.tripped and state.breaker_until > self._state_cache.now()
-        return not out and state.paused_until <= (booking.slot or 0)
+        state = self._state_cache.state(endpoint.name)
+        is_open = circuit_breaker.is_open(state, self._state_cache.now())
+        return not is_open and state.paused_until <= slot
 
-    def _key(self, endpoint: Endpoint) -> SecretStr | None:
-        """The keys in turn, but those that rest."""
-        state = self._state_cache.view.state(endpoint.name) or EndpointState()
-        by_fingerprint = {key_fingerprint(k): k for k in endpoint.api_keys}
-        usable = circuit_breaker.usable(by_fingerprint, state.keys, self._state_cache.now())
+    def _next_usable_key(self, endpoint: Endpoint) -> SecretStr | None:
+        """The keys in turn, except those that are cooling down."""
+        cooldowns = self._state_cache.state(endpoint.name).key_cooldowns
+        by_fingerprint = {key_fingerprint(key): key for key in endpoint.api_keys}
+        usable = circuit_breaker.usable_keys(by_fingerprint, cooldowns, self._state_cache.now())
         if not usable:
             return None
         turn = self._next_key.get(endpoint.name, self._rng.randrange(len(by_fingerprint)))

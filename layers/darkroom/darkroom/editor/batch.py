@@ -1,45 +1,43 @@
-"""Whoever settles a job's last row asks for its report."""
+"""One invocation of the editor: a batch of messages, kept hidden and leased by a heartbeat.
 
-from collections.abc import Callable, Sequence
+Leases end 90 s after the last heartbeat, so a crash is repaired within two minutes, whatever the
+time-out of the function is.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from math import ceil
+from typing import Protocol
 
 from pydantic import ValidationError
 
-from darkroom.editor.heartbeat import Heartbeat, Leases
-from darkroom.editor.row_editor import RowEditor
 from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.formatting import describe_validation
 from darkroom.jobs import Run
-from darkroom.ports import Clock, RowQueue, RunLedger, Telemetry
-from darkroom.rows import RowMessage
+from darkroom.ledger.rows import LEASE_SECONDS
+from darkroom.ports import Clock, RowLedger, RowQueue, RunLedger, Telemetry
+from darkroom.rows import Claim, RowMessage
+
+# The queue drops a message after 1,000 receives or 14 days: a fresh copy restarts both.
+FRESH_COPY_RECEIVES = 900
+FRESH_COPY_SECONDS = 10 * 86_400.0
+_MAX_HIDDEN_SECONDS = 11 * 3600.0  # SQS allows 12 h from the receive
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
-    """`on_complete` invokes the reporter for a job; asking more than once is harmless."""
-
-    runs: RunLedger
-    on_complete: Callable[[str], None]
-    telemetry: Telemetry
-
-    def check(self, job: str) -> bool:
-        """True when the report was asked for. Raises ServiceUnavailable: check again."""
-        if not self.runs.report_due(job):
-            return False
-        self.telemetry.info("job_complete", job=job)
-        self.on_complete(job)
-        return True
+class Timings:
+    lease_seconds: float = LEASE_SECONDS  # of a row, and how long its message stays hidden
+    heartbeat_seconds: float = 30.0  # two may be missed
+    held_delay_seconds: float = 30.0  # before a retry of a row that another worker holds
+    aws_delay_seconds: float = 15.0  # before a retry after an AWS error
+    backoff_seconds: float = 10.0  # before the second attempt; doubles with each
+    backoff_cap_seconds: float = 900.0
 
 
-# One invocation of the editor: a batch of messages in, the ids of those that come back out.
-
-
-# The queue gives up on a message after 1,000 receives or 14 days: a fresh copy starts both anew.
-FRESH_COPY_RECEIVES = 900
-FRESH_COPY_SECONDS = 10 * 86_400.0
-LONGEST_HIDDEN_SECONDS = 11 * 3600.0  # SQS takes 12 h from the first receive
+TIMINGS = Timings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +51,115 @@ class Received:
     sent_at: float = 0.0
 
 
+@dataclass(slots=True)
+class Leases:
+    """The messages and the claims of one batch. Thread-safe."""
+
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _receipts: set[str] = field(default_factory=set)
+    _claims: dict[str, Claim] = field(default_factory=dict)
+
+    @contextmanager
+    def claimed(self, claim: Claim) -> Iterator[None]:
+        with self._lock:
+            self._claims[claim.owner] = claim
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._claims.pop(claim.owner, None)
+
+    def add_message(self, receipt: str) -> None:
+        with self._lock:
+            self._receipts.add(receipt)
+
+    def return_message(self, receipt: str, queue: RowQueue, seconds: int) -> None:
+        """Hide the message for `seconds` from now; no heartbeat extends that."""
+        with self._lock:
+            self._receipts.discard(receipt)
+            queue.extend([receipt], seconds)
+
+    def renew(self, queue: RowQueue, rows: RowLedger, seconds: float) -> None:
+        """Hide the messages and lease the rows for `seconds` more. Raises ServiceUnavailable."""
+        with self._lock:
+            if self._receipts:
+                queue.extend(sorted(self._receipts), ceil(seconds))
+            claims = list(self._claims.values())
+        if claims:
+            rows.renew(claims, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Renews leases in a thread of its own, at once and then every `heartbeat_seconds`."""
+
+    queue: RowQueue
+    rows: RowLedger
+    telemetry: Telemetry
+    timings: Timings = TIMINGS
+
+    @contextmanager
+    def running(self, leases: Leases) -> Iterator[None]:
+        stopped = threading.Event()
+        thread = threading.Thread(target=self._run, args=(leases, stopped), name="heartbeat")
+        thread.start()
+        try:
+            yield
+        finally:
+            stopped.set()
+            thread.join()
+
+    def _run(self, leases: Leases, stopped: threading.Event) -> None:
+        while True:
+            self.renew(leases)
+            if stopped.wait(self.timings.heartbeat_seconds):
+                return
+
+    def renew(self, leases: Leases) -> None:
+        """A failure is left to the next heartbeat: a lease lasts for three."""
+        try:
+            leases.renew(self.queue, self.rows, self.timings.lease_seconds)
+        except ServiceUnavailable as error:
+            self.telemetry.warning("heartbeat_missed", error=str(error))
+        except Exception:  # noqa: BLE001  # a bug must not stop the heartbeat
+            self.telemetry.exception("heartbeat_failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """`on_complete` invokes the reporter for a job; a repeat is harmless."""
+
+    runs: RunLedger
+    on_complete: Callable[[str], None]
+    telemetry: Telemetry
+
+    def check(self, job: str) -> bool:
+        """Request the report if it is due. Raises ServiceUnavailable: check again."""
+        if not self.runs.report_due(job):
+            return False
+        self.telemetry.info("job_complete", job=job)
+        self.on_complete(job)
+        return True
+
+
+class RowHandler(Protocol):
+    """Implemented by RowEditor."""
+
+    def handle(
+        self, message: RowMessage, run: Run, owner: str, deadline: float, leases: Leases
+    ) -> float | None:
+        """Work on one row until `deadline` (Unix seconds); `run` is its job's current run.
+
+        `owner` is unique to this delivery of the message; `leases` keeps the claim alive. Returns
+        None when the message is done, else the seconds after which to deliver it again.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class EditorBatch:
     """`threads` is RowsPerWorker."""
 
-    editor: RowEditor
+    editor: RowHandler
     runs: RunLedger
     queue: RowQueue
     heartbeat: Heartbeat
@@ -73,16 +175,16 @@ class EditorBatch:
         """
         leases = Leases()
         for received in batch:
-            leases.hold(received.receipt)
-        with self.heartbeat.beating(leases):
-            work = _Batch(self, leases, deadline, invocation)
+            leases.add_message(received.receipt)
+        with self.heartbeat.running(leases):
+            work = _Invocation(self, leases, deadline, invocation)
             with ThreadPoolExecutor(self.threads, "row") as pool:
                 jobs = list(pool.map(work.handle, range(len(batch)), batch))
             kept = work.kept | self._unchecked(batch, jobs)
         return [received.message_id for received in batch if received.message_id in kept]
 
     def _unchecked(self, batch: Sequence[Received], jobs: Sequence[str | None]) -> set[str]:
-        """Messages of jobs whose completion could not be checked: their return checks again."""
+        """Messages of jobs whose completion check failed: their next delivery repeats it."""
         unchecked: set[str] = set()
         for job in sorted({job for job in jobs if job is not None}):
             try:
@@ -93,26 +195,24 @@ class EditorBatch:
         return unchecked
 
 
-class _Batch:
-    def __init__(
-        self, editor: EditorBatch, leases: Leases, deadline: float, invocation: str
-    ) -> None:
-        self._to = editor
-        self._leases = leases
-        self._deadline = deadline
-        self._invocation = invocation
-        self._runs: dict[str, Run | None] = {}
-        self.kept: set[str] = set()
+@dataclass(slots=True)
+class _Invocation:
+    batch: EditorBatch
+    leases: Leases
+    deadline: float
+    name: str
+    runs: dict[str, Run | None] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
 
     def handle(self, number: int, received: Received) -> str | None:
-        """Work on one message; the job whose completion is to be checked."""
+        """Work on one message. Returns the job whose completion is to be checked."""
         try:
             return self._handle(number, received)
         except ServiceUnavailable as error:
-            self._to.telemetry.warning("service_unavailable", error=str(error))
+            self.batch.telemetry.warning("service_unavailable", error=str(error))
         except Exception:  # noqa: BLE001  # one message must not fail the others
-            self._to.telemetry.exception("message_crashed", message_id=received.message_id)
-        self._keep(received, self._to.heartbeat.timings.trouble)
+            self.batch.telemetry.exception("message_crashed", message_id=received.message_id)
+        self._keep(received, self.batch.heartbeat.timings.aws_delay_seconds)
         return None
 
     def _handle(self, number: int, received: Received) -> str | None:
@@ -121,37 +221,34 @@ class _Batch:
         except ValidationError as error:
             self._reject(received, describe_validation(error, "not a row's message"))
             return None
-        run = self._run(message.job)
+        if message.job not in self.runs:
+            self.runs[message.job] = self.batch.runs.current(message.job)
+        run = self.runs[message.job]
         if run is None:
-            self._reject(received, f"the ledger knows no job {message.job}")
+            self._reject(received, f"the ledger has no job {message.job}")
             return None
-        owner = f"{self._invocation}/{number}"
-        delay = self._to.editor.handle(message, run, owner, self._deadline, self._leases)
+        owner = f"{self.name}/{number}"
+        delay = self.batch.editor.handle(message, run, owner, self.deadline, self.leases)
         if delay is not None:
-            self._come_back(received, message, delay)
+            self._deliver_again(received, message, delay)
         return message.job
 
-    def _run(self, job: str) -> Run | None:
-        if job not in self._runs:
-            self._runs[job] = self._to.runs.current(job)
-        return self._runs[job]
-
     def _reject(self, received: Received, detail: str) -> None:
-        self._to.telemetry.error("unparseable", message_id=received.message_id, detail=detail)
+        self.batch.telemetry.error("unparseable", message_id=received.message_id, detail=detail)
         attributes = {"reason": Reason.UNPARSEABLE.value, "detail": detail}
-        self._to.queue.dead_letter(received.body, attributes)
+        self.batch.queue.dead_letter(received.body, attributes)
 
-    def _come_back(self, received: Received, message: RowMessage, delay: float) -> None:
-        age = self._to.clock.now() - received.sent_at if received.sent_at else 0.0
+    def _deliver_again(self, received: Received, message: RowMessage, delay: float) -> None:
+        age = self.batch.clock.now() - received.sent_at if received.sent_at else 0.0
         if received.receive_count >= FRESH_COPY_RECEIVES or age >= FRESH_COPY_SECONDS:
-            self._to.queue.send([message])
-            return
-        self._keep(received, delay)
+            self.batch.queue.send([message])
+        else:
+            self._keep(received, delay)
 
     def _keep(self, received: Received, delay: float) -> None:
         self.kept.add(received.message_id)
-        seconds = ceil(min(max(delay, 0.0), LONGEST_HIDDEN_SECONDS))
+        seconds = ceil(min(max(delay, 0.0), _MAX_HIDDEN_SECONDS))
         try:
-            self._leases.let_go(received.receipt, self._to.queue, seconds)
-        except ServiceUnavailable as error:  # it comes back when its visibility ends
-            self._to.telemetry.warning("not_hidden", error=str(error))
+            self.leases.return_message(received.receipt, self.batch.queue, seconds)
+        except ServiceUnavailable as error:  # it is delivered again when its visibility ends
+            self.batch.telemetry.warning("not_hidden", error=str(error))

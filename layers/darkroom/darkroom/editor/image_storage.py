@@ -1,70 +1,67 @@
-"""What an image's metadata tells of it: enough to settle its row if its worker died just then."""
+"""Stores a row's images in the results bucket, and finds them again after a crash.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+The first image is stored last: its presence marks the row as stored. Its metadata is enough to
+settle the row if the worker dies before it does.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import PurePosixPath
 
-from darkroom.editor.call_context import RowCallContext
+from pydantic import TypeAdapter
+
 from darkroom.errors import LeaseLost, ServiceUnavailable
 from darkroom.images.codec import render, thumbnail
 from darkroom.jobs import ResultPaths
-from darkroom.ports import Clock, DispatchResult, ObjectStore, Telemetry
-from darkroom.rows import Claim, RowRecord, RowRequest, RowResult, RowState
+from darkroom.ports import Clock, ObjectStore, Telemetry
+from darkroom.retry import backoff
+from darkroom.rows import CallResult, Claim, RowRecord, RowRequest, RowResult, RowState
 
 _SEPARATOR = " | "
-_LONGEST_WARNINGS = 600  # characters; S3 takes 2 KB of metadata in all
+_MAX_WARNINGS_CHARS = 600  # S3 accepts 2 KB of metadata in all
+_THUMBNAIL_TYPE = "image/webp"
+# A lost image has to be paid for again, so a failed upload is repeated for about a minute.
+_MAX_PUT_RETRIES = 7
+_PUT_RETRY_SECONDS = 1.0
+_PUT_RETRY_CAP_SECONDS = 15.0
+_MAX_OVERWRITES = 5
+
+# The fields of a CallResult by their names in the metadata.
+_FIELDS = {field.name.replace("_", "-"): field.name for field in fields(CallResult)}
+_row_result = TypeAdapter(RowResult)
 
 
 def image_name(request: RowRequest, key: str) -> str:
-    """The path under images/ of a row's (first) picture, with its extension."""
+    """The path under images/ of a row's (first) image, with its extension."""
     name = request.output_name or f"{key}.png"
     return name if PurePosixPath(name).suffix else f"{name}.png"
 
 
-def result_of(
-    delivery: DispatchResult, claim: Claim, outputs: tuple[str, ...], warnings: tuple[str, ...]
-) -> RowResult:
-    """The outcome of a call that gave images; its cost includes the row's earlier calls."""
-    cost = delivery.result.cost_micro_usd
-    return RowResult(
-        status=RowState.SUCCEEDED,
-        outputs=outputs,
-        provider=delivery.plan.provider.value,
-        endpoint=delivery.endpoint.name,
-        model=delivery.result.model or delivery.plan.model,
-        fallback=delivery.fallback,
-        latency_ms=delivery.latency_ms,
-        cost_micro_usd=None if cost is None else claim.record.spent + cost,
-        warnings=warnings,
-    )
-
-
 def to_metadata(claim: Claim, result: RowResult) -> dict[str, str]:
-    """User metadata of each of the row's images. `cost-micro-usd` is missing where not known."""
+    """User metadata of each of the row's images. Values that are not known are left out."""
     metadata = {
         "job": claim.job,
         "row": claim.key,
         "run": claim.run,
         "run-number": str(claim.record.run_number),
         "fingerprint": claim.record.fingerprint,
-        "provider": result.provider or "",
-        "endpoint": result.endpoint or "",
-        "model": result.model or "",
-        "fallback": str(result.fallback).lower(),
-        "latency-ms": str(result.latency_ms),
         "images": str(len(result.outputs)),
     }
-    if result.cost_micro_usd is not None:
-        metadata["cost-micro-usd"] = str(result.cost_micro_usd)
-    if result.warnings:
-        metadata["warnings"] = _SEPARATOR.join(result.warnings)[:_LONGEST_WARNINGS]
+    for name, field in _FIELDS.items():
+        value = getattr(result, field)
+        if isinstance(value, tuple):
+            value = _SEPARATOR.join(value)[:_MAX_WARNINGS_CHARS]
+        elif isinstance(value, bool):
+            value = str(value).lower()
+        if value not in (None, ""):
+            metadata[name] = str(value)
     return metadata
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """An image found in the results bucket."""
+class StoredImage:
+    """The first image of a row in the results bucket."""
 
     metadata: Mapping[str, str]
 
@@ -74,122 +71,104 @@ class Stored:
 
     @property
     def run_number(self) -> int:
-        """0 where the metadata does not tell, as of a file that somebody put there by hand."""
+        """0 where the metadata has none, as of a file that was put there by hand."""
         number = self.metadata.get("run-number", "")
         return int(number) if number.isdecimal() else 0
 
-    def answers(self, record: RowRecord, run: str) -> bool:
-        """It is what a call for this very row and wish gave, made in `run`."""
+    def belongs_to(self, record: RowRecord, run: str) -> bool:
+        """It is the result of a call for this row with this request, made in `run`."""
         found = (self.metadata.get("row"), self.metadata.get("fingerprint"))
         return found == (record.key, record.fingerprint) and self.metadata.get("run") == run
 
     def result(self, paths: ResultPaths, name: str) -> RowResult:
+        """The reverse of `to_metadata`."""
         metadata = self.metadata
-        cost = metadata.get("cost-micro-usd")
-        warnings = metadata.get("warnings")
-        return RowResult(
-            status=RowState.SUCCEEDED,
-            outputs=tuple(paths.image(name, copy) for copy in range(int(metadata["images"]))),
-            provider=metadata.get("provider") or None,
-            endpoint=metadata.get("endpoint") or None,
-            model=metadata.get("model") or None,
-            fallback=metadata.get("fallback") == "true",
-            latency_ms=int(metadata.get("latency-ms", "0")),
-            cost_micro_usd=None if cost is None else int(cost),
-            warnings=tuple(warnings.split(_SEPARATOR)) if warnings else (),
-        )
-
-
-# Puts a row's images into the results bucket, the first one last: with it the row is done.
-
-
-_THUMB_TYPE = "image/webp"
-# A paid image is worth waiting for: lost, its row is called and paid for again.
-_RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0)
-_OVERWRITES = 5
+        values: dict[str, object] = {"status": RowState.SUCCEEDED, "cost_micro_usd": None}
+        values |= {field: metadata[n] for n, field in _FIELDS.items() if metadata.get(n)}
+        if "warnings" in values:
+            values["warnings"] = metadata["warnings"].split(_SEPARATOR)
+        values["outputs"] = [paths.image(name, copy) for copy in range(int(metadata["images"]))]
+        return _row_result.validate_python(values)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageStorage:
-    """The results bucket, as the editor uses it."""
-
     store: ObjectStore
     clock: Clock
     telemetry: Telemetry
 
-    def keep(
+    def put(
         self,
-        context: RowCallContext,
-        delivery: DispatchResult,
-        warnings: tuple[str, ...],
+        claim: Claim,
+        request: RowRequest,
+        images: Sequence[bytes],
+        result: RowResult,
         deadline: float,
     ) -> RowResult:
-        """Store the answer and give the row's result.
+        """Store the images. Returns `result` with its outputs, or that of a faster worker.
 
-        Raises LeaseLost when a later upload's image lies there, ServiceUnavailable.
+        Raises LeaseLost when the image of a later upload is in place, ServiceUnavailable.
         """
-        claim = context.claim
-        paths, name = ResultPaths(claim.job), image_name(context.request, claim.key)
-        images = delivery.result.images
+        paths, name = ResultPaths(claim.job), image_name(request, claim.key)
         outputs = tuple(paths.image(name, copy) for copy in range(len(images)))
-        result = result_of(delivery, claim, outputs, warnings)
+        result = replace(result, outputs=outputs)
         metadata = to_metadata(claim, result)
-        self._keep_thumbs(context, paths, images[0])
         extension = PurePosixPath(name).suffix
         for key, image in zip(outputs[1:], images[1:], strict=True):
             body, kind = render(image, extension)
-            self._insist(partial(self.store.put, key, body, kind, metadata), deadline)
+            self._retry(partial(self.store.put, key, body, kind, metadata), deadline)
         body, kind = render(images[0], extension)
         put_first = partial(self._put_first, outputs[0], body, kind, metadata, claim)
-        theirs = self._insist(put_first, deadline)
-        return result if theirs is None else theirs.result(paths, name)
+        other = self._retry(put_first, deadline)
+        return result if other is None else other.result(paths, name)
 
-    def find(self, context: RowCallContext) -> RowResult | None:
-        """The outcome of a call whose worker died after it had stored the image."""
-        record = context.claim.record
-        name = image_name(context.request, record.key)
-        paths = ResultPaths(context.claim.job)
-        metadata = self.store.metadata(paths.image(name))
-        if metadata is None or record.sent_run is None:
-            return None
-        found = Stored(metadata)
-        return found.result(paths, name) if found.answers(record, record.sent_run) else None
-
-    def _put_first(
-        self, key: str, body: bytes, kind: str, metadata: dict[str, str], claim: Claim
-    ) -> Stored | None:
-        """None when our image is in place; else the one of a worker that was faster."""
-        for _ in range(_OVERWRITES):
-            if self.store.put(key, body, kind, metadata, only_if_new=True):
-                return None
-            held = self.store.metadata(key)
-            if held is None:
-                continue
-            found = Stored(held)
-            if found.answers(claim.record, claim.run):
-                return found
-            if found.run_number > claim.record.run_number:
-                raise LeaseLost(f"row {claim.key}: a later upload's image is in place")
-            # An earlier upload's: this one was asked for anew, so it takes its place.
-            if self.store.put(key, body, kind, metadata, replaces=found.etag):
-                return None
-        raise ServiceUnavailable(f"{key} was changed by others again and again")
-
-    def _keep_thumbs(self, context: RowCallContext, paths: ResultPaths, after: bytes) -> None:
-        before = context.images[0].data if context.images else None
+    def put_thumbnails(self, claim: Claim, before: bytes | None, after: bytes) -> None:
+        """A failure is logged: the images themselves matter more."""
         for side, data in (("before", before), ("after", after)):
             if data is None:
                 continue
+            key = ResultPaths(claim.job).thumb(claim.key, side)
             try:
-                self.store.put(paths.thumb(context.claim.key, side), thumbnail(data), _THUMB_TYPE)
+                self.store.put(key, thumbnail(data), _THUMBNAIL_TYPE)
             except (ServiceUnavailable, ValueError, OSError) as error:
-                self.telemetry.warning("thumb_failed", row=context.claim.key, error=str(error))
+                self.telemetry.warning("thumb_failed", row=claim.key, error=str(error))
 
-    def _insist[T](self, put: Callable[[], T], deadline: float) -> T:
-        for wait in _RETRY_SECONDS:
+    def lookup(self, claim: Claim, request: RowRequest) -> RowResult | None:
+        """The result of a call whose worker died after it had stored the image."""
+        record, name = claim.record, image_name(request, claim.key)
+        paths = ResultPaths(claim.job)
+        metadata = self.store.metadata(paths.image(name))
+        if metadata is None or record.sent_run is None:
+            return None
+        stored = StoredImage(metadata)
+        return stored.result(paths, name) if stored.belongs_to(record, record.sent_run) else None
+
+    def _put_first(
+        self, key: str, body: bytes, kind: str, metadata: dict[str, str], claim: Claim
+    ) -> StoredImage | None:
+        """None when our image is in place, else the one of a worker that was faster."""
+        for _ in range(_MAX_OVERWRITES):
+            if self.store.put(key, body, kind, metadata, only_if_new=True):
+                return None
+            found = self.store.metadata(key)
+            if found is None:
+                continue
+            stored = StoredImage(found)
+            if stored.belongs_to(claim.record, claim.run):
+                return stored
+            if stored.run_number > claim.record.run_number:
+                raise LeaseLost(f"row {claim.key}: the image of a later upload is in place")
+            # The image of an earlier upload is replaced, unless it has changed meanwhile.
+            if self.store.put(key, body, kind, metadata, replaces=stored.etag):
+                return None
+        raise ServiceUnavailable(f"{key} keeps being changed by other workers")
+
+    def _retry[T](self, put: Callable[[], T], deadline: float) -> T:
+        for tries in range(1, _MAX_PUT_RETRIES + 1):
             try:
                 return put()
             except ServiceUnavailable:
+                wait = backoff(tries, _PUT_RETRY_SECONDS, _PUT_RETRY_CAP_SECONDS)
                 if self.clock.now() + wait >= deadline:
                     raise
                 self.clock.sleep(wait)

@@ -1,26 +1,136 @@
-"""A row's way through the editor: claim, load, call, store, settle."""
+"""Edits one row: claims it, loads its images, has the call dispatched, stores and settles."""
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from darkroom.editor.call_context import RowCallContext, reject_if_stopped
-from darkroom.editor.heartbeat import TIMINGS, Leases, Timings
+from darkroom.calls import CallFailed, CallPlan, EditResult, SourceImage
+from darkroom.editor.batch import TIMINGS, Leases, Timings
 from darkroom.editor.image_loading import load_images
 from darkroom.editor.image_storage import ImageStorage
+from darkroom.endpoints import Endpoint
 from darkroom.errors import DeferRow, LeaseLost, Reason, RetryRow, RowRejected, ServiceUnavailable
+from darkroom.formatting import money
 from darkroom.jobs import Run, RunState
 from darkroom.metrics import Metric
-from darkroom.ports import Clock, Dispatcher, ImageFetcher, RowLedger, RowQueue, Telemetry
+from darkroom.models.planner import plan_call
+from darkroom.ports import (
+    Clock,
+    Dispatcher,
+    DispatchResult,
+    ImageFetcher,
+    RowLedger,
+    RowQueue,
+    Telemetry,
+)
+from darkroom.providers.registry import likely_provider_of
 from darkroom.retry import backoff, with_jitter
-from darkroom.rows import Claim, NotClaimed, RowMessage, RowResult, RowState
+from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowResult, RowState
 
-LONGEST_DETAIL = 1000  # characters: the row's item stays near 1 KB, what a write unit holds
+_MAX_DETAIL_CHARS = 1000  # keeps the row's item near 1 KB, the size of a write unit
+_STATUS_METRICS = {
+    RowState.SUCCEEDED: Metric.ROWS_SUCCEEDED,
+    RowState.FAILED: Metric.ROWS_FAILED,
+    RowState.DEAD: Metric.ROWS_DEAD,
+}
+
+
+def model_for(requested: str | None, endpoint: Endpoint) -> str:
+    """The requested model where the endpoint's provider makes it, else the endpoint's own."""
+    if requested is None or likely_provider_of(requested) is not endpoint.provider:
+        return endpoint.model
+    return requested
+
+
+@dataclass(slots=True)
+class RowCallContext:
+    """A claimed row during its dispatch: the claim after its last transition, and its images.
+
+    `calls` counts the calls made in this attempt.
+    """
+
+    claim: Claim
+    run: Run
+    message: RowMessage
+    rows: RowLedger
+    telemetry: Telemetry
+    images: Sequence[SourceImage] = ()
+    mask: SourceImage | None = None
+    calls: int = 0
+
+    @property
+    def is_last_attempt(self) -> bool:
+        return self.claim.attempt >= self.run.options.max_attempts
+
+    def plan(self, endpoint: Endpoint) -> CallPlan:
+        """Raises Ineligible, RowRejected."""
+        request = self.message.request
+        model = model_for(request.model, endpoint)
+        plan = plan_call(request, tuple(self.images), self.mask, endpoint.provider, model)
+        if request.model in (None, model):
+            return plan
+        provider = endpoint.provider.value
+        note = f"model {request.model} is not {provider}'s: {endpoint.name} used {model}"
+        return replace(plan, warnings=(*plan.warnings, note))
+
+    def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
+        """Raises RowRejected (budget, stopped), LeaseLost, ServiceUnavailable."""
+        self.reject_if_stopped()
+        budget, worst = self.run.options.budget_micro_usd, plan.worst_cost_micro_usd
+        if budget is not None and worst is None:
+            raise RowRejected(
+                Reason.BUDGET,
+                f"the price of model {plan.model} is not known, so a budget cannot be kept: "
+                "name a model with a known price, or upload without budget-usd",
+            )
+        limit = None if budget is None else budget - self.run.spent_before
+        sent = self.rows.mark_sent(self.claim, endpoint.name, reserve=worst or 0, limit=limit)
+        if sent is NotSent.LEASE_LOST:
+            raise self._lease_lost()
+        if sent is NotSent.NO_BUDGET:
+            raise RowRejected(
+                Reason.BUDGET,
+                f"the job's budget of {money((budget or 0) / 1e6)} has no room for this row (up to "
+                f"{money((worst or 0) / 1e6)}): upload again with a larger budget-usd to continue",
+            )
+        self.claim = sent
+        self.calls += 1
+
+    def after_call(
+        self,
+        endpoint: Endpoint,  # noqa: ARG002  # the port's signature
+        plan: CallPlan,  # noqa: ARG002  # the port's signature
+        outcome: EditResult | CallFailed,
+    ) -> None:
+        """Raises LeaseLost, ServiceUnavailable. A success is recorded when the row is settled."""
+        if isinstance(outcome, CallFailed):
+            self.record_failed_call(
+                outcome.cost_micro_usd or 0, maybe_charged=outcome.maybe_charged
+            )
+
+    def record_failed_call(self, cost_micro_usd: int, *, maybe_charged: bool) -> None:
+        claim = self.rows.mark_failed_call(
+            self.claim, cost_micro_usd=cost_micro_usd, maybe_charged=maybe_charged
+        )
+        if claim is None:
+            raise self._lease_lost()
+        self.claim = claim
+        if maybe_charged:
+            self.telemetry.metric(Metric.POSSIBLE_DUPLICATE_CHARGES)
+
+    def reject_if_stopped(self) -> None:
+        if self.run.state is RunState.STOPPED:
+            raise RowRejected(
+                Reason.STOPPED, "the job was stopped: upload the CSV again to continue"
+            )
+
+    def _lease_lost(self) -> LeaseLost:
+        return LeaseLost(f"row {self.claim.key} was claimed by another worker")
 
 
 @dataclass(frozen=True, slots=True)
 class RowEditor:
-    """Takes one row from its message to its outcome. Thread-safe."""
+    """Implements batch.RowHandler. Thread-safe."""
 
     rows: RowLedger
     images: ImageStorage
@@ -36,186 +146,162 @@ class RowEditor:
     def handle(
         self, message: RowMessage, run: Run, owner: str, deadline: float, leases: Leases
     ) -> float | None:
-        """Work on one row until `deadline` (Unix seconds); `run` is its job's current run.
-
-        `owner` is unique to this delivery; `leases` keeps the claim alive. Returns None when the
-        message can go, else the seconds after which it should come back.
-        """
         if run.state is RunState.FAILED:
             return None
-        try:
-            claim = self.rows.claim(message, run, owner, self.timings.lease)
-        except ServiceUnavailable as error:
-            self.telemetry.warning("ledger_unavailable", row=message.key, error=str(error))
-            return self.timings.trouble
-        match claim:
-            case NotClaimed.SETTLED | NotClaimed.SUPERSEDED:
+        with self.telemetry.bound(job=message.job, row=message.key):
+            try:
+                claim = self.rows.claim(message, run, owner, self.timings.lease_seconds)
+            except ServiceUnavailable as error:
+                self.telemetry.warning("ledger_unavailable", error=str(error))
+                return self.timings.aws_delay_seconds
+            if claim is NotClaimed.HELD:
+                return self.timings.held_delay_seconds
+            if isinstance(claim, NotClaimed):
                 self.telemetry.metric(Metric.DUPLICATE_SUPPRESSED)
                 return None
-            case NotClaimed.HELD:
-                return self.timings.held
-        context = RowCallContext(claim, run, message.request, self.rows, self.telemetry)
-        with leases.held(claim), self.telemetry.bound(job=message.job, row=message.key):
-            return self._carry_out(context, message, deadline)
+            context = RowCallContext(claim, run, message, self.rows, self.telemetry)
+            with leases.claimed(claim):
+                return self._run(context, deadline)
 
-    def _carry_out(
-        self, context: RowCallContext, message: RowMessage, deadline: float
-    ) -> float | None:
+    def _run(self, context: RowCallContext, deadline: float) -> float | None:
         try:
-            return self._attempt(context, message, deadline)
+            return self._attempt(context, deadline)
         except LeaseLost as lost:
-            self.telemetry.warning("lease_lost", job=message.job, row=message.key, why=str(lost))
-            return self.timings.held
+            self.telemetry.warning("lease_lost", why=str(lost))
+            return self.timings.held_delay_seconds
         except ServiceUnavailable as error:
-            self.telemetry.warning("service_unavailable", row=message.key, error=str(error))
-            self._give_back(context, refund_attempt=context.calls == 0)
-            return self.timings.trouble
+            self.telemetry.warning("service_unavailable", error=str(error))
+            self._release(context, refund_attempt=context.calls == 0)
+            return self.timings.aws_delay_seconds
 
-    def _attempt(
-        self, context: RowCallContext, message: RowMessage, deadline: float
-    ) -> float | None:
-        """One attempt. Raises LeaseLost, ServiceUnavailable."""
+    def _attempt(self, context: RowCallContext, deadline: float) -> float | None:
+        """Raises LeaseLost, ServiceUnavailable."""
         try:
-            result = self._edit(context, message, deadline)
+            result = self._edit(context, deadline)
         except RowRejected as error:
-            result = _unsuccessful(RowState.FAILED, error.reason, error.detail, context.claim)
+            result = _failure(RowState.FAILED, error, context.claim)
         except RetryRow as error:
-            return self._again(context, message, error)
+            return self._retry(context, error)
         except DeferRow as error:
-            self._give_back(context, refund_attempt=context.calls == 0)
+            self._release(context, refund_attempt=context.calls == 0)
             return error.delay_seconds
         except (LeaseLost, ServiceUnavailable):
             raise
-        except Exception as error:  # noqa: BLE001  # a bug must not lose a row, nor repeat for ever
-            self.telemetry.exception("row_crashed", job=message.job, row=message.key)
+        except Exception as error:  # noqa: BLE001  # a bug must neither lose a row nor repeat it forever
+            self.telemetry.exception("row_crashed")
             detail = f"an unexpected error stopped the work: {type(error).__name__}"
-            return self._again(context, message, RetryRow(Reason.WORKER_LOST, detail))
-        return self._settle(context, result)
+            return self._retry(context, RetryRow(Reason.WORKER_LOST, detail))
+        self._settle(context, result)
+        return None
 
-    def _edit(self, context: RowCallContext, message: RowMessage, deadline: float) -> RowResult:
-        if context.claim.sent_before:
-            found = self._solve_unknown(context)
+    def _edit(self, context: RowCallContext, deadline: float) -> RowResult:
+        claim, message = context.claim, context.message
+        if claim.sent_before:
+            found = self._resolve_unknown_outcome(context)
             if found is not None:
                 return found
-        if context.claim.attempts_spent:
+        if claim.attempts_spent:
             raise RetryRow(Reason.WORKER_LOST, "its worker died in every attempt")
-        reject_if_stopped(context.run)
+        context.reject_if_stopped()
         loaded = load_images(
-            message.request, message.base, self.fetcher, last_attempt=self._is_last(context)
+            message.request, message.base, self.fetcher, last_attempt=context.is_last_attempt
         )
         context.images, context.mask = loaded.images, loaded.mask
-        delivery = self.dispatcher.dispatch(context, deadline)
-        warnings = (*loaded.warnings, *delivery.plan.warnings, *delivery.warnings)
-        return self.images.keep(context, delivery, tuple(dict.fromkeys(warnings)), deadline)
+        dispatched = self.dispatcher.dispatch(context, deadline)
+        claim, images = context.claim, dispatched.result.images
+        self.images.put_thumbnails(
+            claim, loaded.images[0].data if loaded.images else None, images[0]
+        )
+        result = _success(dispatched, claim, loaded.warnings)
+        return self.images.put(claim, message.request, images, result, deadline)
 
-    def _solve_unknown(self, context: RowCallContext) -> RowResult | None:
-        """An earlier call was sent, and its worker died before it could tell what came of it."""
-        found = self.images.find(context)
+    def _resolve_unknown_outcome(self, context: RowCallContext) -> RowResult | None:
+        """An earlier call was sent, and its worker died before it recorded the outcome."""
+        found = self.images.lookup(context.claim, context.message.request)
         if found is not None:
-            self.telemetry.info("image_found", job=context.claim.job, row=context.claim.key)
+            self.telemetry.info("image_found")
             return found
-        context.call_over(0, maybe_charged=True)
+        context.record_failed_call(0, maybe_charged=True)
         if self.on_unknown_outcome == "fail":
             raise RowRejected(
                 Reason.OUTCOME_UNKNOWN,
-                "a call was sent and its worker died before the answer: it may have been billed; "
+                "a call was sent and its worker died before the response: it may have been billed; "
                 "upload again with retry-failed=true to edit the row",
             )
         return None
 
-    def _is_last(self, context: RowCallContext) -> bool:
-        return context.claim.attempt >= context.run.options.max_attempts
-
-    def _again(self, context: RowCallContext, message: RowMessage, error: RetryRow) -> float | None:
+    def _retry(self, context: RowCallContext, error: RetryRow) -> float | None:
+        if context.is_last_attempt:
+            self._dead_letter(context, error)
+            return None
+        self._release(context, refund_attempt=False)
         attempt = context.claim.attempt
-        if self._is_last(context):
-            return self._bury(context, message, error)
-        self._give_back(context, refund_attempt=False)
-        wait = backoff(attempt, self.timings.backoff, self.timings.longest_backoff)
-        wait = with_jitter(wait, self.rng)
-        self.telemetry.info(
-            "row_retries", job=message.job, row=message.key, attempt=attempt, reason=error.reason
-        )
-        return max(wait, error.delay_seconds)
+        wait = backoff(attempt, self.timings.backoff_seconds, self.timings.backoff_cap_seconds)
+        self.telemetry.info("row_retries", attempt=attempt, reason=error.reason)
+        return max(with_jitter(wait, self.rng), error.delay_seconds)
 
-    def _bury(self, context: RowCallContext, message: RowMessage, error: RetryRow) -> float | None:
-        """To the dead-letter queue first: a crash in between makes a second copy, which does no
-        harm, because only one of equal copies can ever bring the row back.
+    def _dead_letter(self, context: RowCallContext, error: RetryRow) -> None:
+        """Send the dead letter before the row is settled.
+
+        A crash in between leads to a second copy, which is harmless: only one of equal copies can
+        redrive the row.
         """
-        record = context.claim.record
+        record, message = context.claim.record, context.message
+        endpoint = error.endpoint or record.endpoint
         copy = message.model_copy(
             update={"run": context.claim.run, "generation": record.generation + 1}
         )
         attributes = {
             "reason": error.reason.value,
             "detail": error.detail,
-            "endpoint": error.endpoint or record.endpoint or "",
+            "endpoint": endpoint or "",
             "attempts": str(record.attempts),
             "job": message.job,
             "row": message.key,
         }
         self.queue.dead_letter(copy.model_dump_json(), attributes)
-        result = _unsuccessful(
-            RowState.DEAD,
-            error.reason,
-            error.detail,
-            context.claim,
-            provider=error.provider,
-            endpoint=error.endpoint or record.endpoint,
-        )
-        return self._settle(context, result)
+        result = _failure(RowState.DEAD, error, context.claim)
+        self._settle(context, replace(result, provider=error.provider, endpoint=endpoint))
 
-    def _settle(self, context: RowCallContext, result: RowResult) -> float | None:
+    def _settle(self, context: RowCallContext, result: RowResult) -> None:
         if not self.rows.settle(context.claim, result):
             raise LeaseLost("it was settled by another worker, or is being worked on")
-        self._tell(context.claim, result)
-        return None
-
-    def _tell(self, claim: Claim, result: RowResult) -> None:
         self.telemetry.metric(_STATUS_METRICS[result.status])
         if result.fallback:
             self.telemetry.metric(Metric.FALLBACK_USED)
         if result.cost_micro_usd:
-            cost = result.cost_micro_usd / 1e6
-            self.telemetry.metric(Metric.COST_USD, cost, endpoint=result.endpoint)
+            cost_usd = result.cost_micro_usd / 1e6
+            self.telemetry.metric(Metric.COST_USD, cost_usd, endpoint=result.endpoint)
         self.telemetry.info(
             "row_settled",
-            job=claim.job,
-            row=claim.key,
             status=result.status.value,
             reason=result.reason.value if result.reason else None,
             endpoint=result.endpoint,
-            attempts=claim.attempt,
+            attempts=context.claim.attempt,
         )
 
-    def _give_back(self, context: RowCallContext, *, refund_attempt: bool) -> None:
+    def _release(self, context: RowCallContext, *, refund_attempt: bool) -> None:
         try:
             self.rows.release(context.claim, refund_attempt=refund_attempt)
-        except ServiceUnavailable as error:  # the lease will end by itself
-            self.telemetry.warning("release_failed", row=context.claim.key, error=str(error))
+        except ServiceUnavailable as error:  # the lease ends by itself
+            self.telemetry.warning("release_failed", error=str(error))
 
 
-_STATUS_METRICS = {
-    RowState.SUCCEEDED: Metric.ROWS_SUCCEEDED,
-    RowState.FAILED: Metric.ROWS_FAILED,
-    RowState.DEAD: Metric.ROWS_DEAD,
-}
-
-
-def _unsuccessful(
-    status: RowState,
-    reason: Reason,
-    detail: str,
-    claim: Claim,
-    *,
-    provider: str | None = None,
-    endpoint: str | None = None,
-) -> RowResult:
+def _success(dispatched: DispatchResult, claim: Claim, warnings: Sequence[str]) -> RowResult:
+    """The result of a call that gave images; its cost includes the row's earlier calls."""
+    plan, cost = dispatched.plan, dispatched.result.cost_micro_usd
     return RowResult(
-        status=status,
-        reason=reason,
-        detail=detail[:LONGEST_DETAIL],
-        provider=provider,
-        endpoint=endpoint,
-        cost_micro_usd=claim.record.spent,
+        RowState.SUCCEEDED,
+        provider=plan.provider.value,
+        endpoint=dispatched.endpoint.name,
+        model=dispatched.result.model or plan.model,
+        fallback=dispatched.fallback,
+        latency_ms=dispatched.latency_ms,
+        cost_micro_usd=None if cost is None else claim.record.spent + cost,
+        warnings=tuple(dict.fromkeys((*warnings, *plan.warnings, *dispatched.warnings))),
     )
+
+
+def _failure(status: RowState, error: RowRejected | RetryRow, claim: Claim) -> RowResult:
+    detail = error.detail[:_MAX_DETAIL_CHARS]
+    return RowResult(status, error.reason, detail, cost_micro_usd=claim.record.spent)

@@ -1,10 +1,12 @@
-"""From a provider's failure to an outcome: the rules' form, and what all providers share.
+"""Classifies a provider's failures as outcomes.
 
-The rules themselves are data, one table per provider; the first rule that holds decides.
+Each adapter has a table of rules; the first that matches decides. What all providers share is here:
+the form of a rule, transport errors, unusable responses, delays, and details that are safe to show.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -15,6 +17,7 @@ import httpx2
 from darkroom.calls import CallFailed, Outcome
 
 DETAIL_CHARACTERS = 500
+_NOT_FOUND = 404
 _BASE64_RUN = re.compile(r"[A-Za-z0-9+/_-]{120,}={0,2}")
 _KEY_LIKE = re.compile(r"\b(?:sk-[\w*.-]{4,}|AIza[\w*-]{8,}|AQ\.[\w*-]{8,})")
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
@@ -24,32 +27,34 @@ _DELAY_IN_TEXT = re.compile(
     r"(?:(?P<h>\d+)h)?(?:(?P<m>\d+)m(?!s))?(?:(?P<s>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|seconds?)\b)?",
     re.IGNORECASE,
 )
+# Cut JSON, or a page of a proxy; any other shape of a response is unknown.
+_NOT_JSON_ERRORS = {"JSONDecodeError", "UnknownApiResponseError"}
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A provider's "no" in our words. `names`: its codes, types and reasons, in lower case."""
+    """A provider's error response. `names`: its codes, types and reasons, in lower case."""
 
     status: int
     names: frozenset[str]
     text: str
-    is_json: bool = True  # False: a proxy's page, most likely
+    is_json: bool = True  # False: most likely a proxy's page
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Holds when all that it gives holds. An empty field asks for nothing."""
+    """Matches when all of its conditions hold. An empty field always holds."""
 
     outcome: Outcome
     statuses: tuple[int, ...] = ()  # a range as (500, 599) with `span`
     span: bool = False
     names: frozenset[str] = frozenset()  # one of them
-    text: str = ""  # regular expression, case ignored
+    text: str = ""  # regular expression, case-insensitive
     is_json: bool | None = None
     daily: bool = False
     maybe_charged: bool = False
 
-    def holds(self, failure: Failure) -> bool:
+    def matches(self, failure: Failure) -> bool:
         if self.is_json is not None and self.is_json != failure.is_json:
             return False
         if self.statuses and not self._has_status(failure.status):
@@ -65,6 +70,7 @@ class Rule:
 
 
 def names(*found: Any) -> frozenset[str]:
+    """`Failure.names` from values that may be missing."""
     return frozenset(str(name).lower() for name in found if name not in (None, ""))
 
 
@@ -72,77 +78,86 @@ def classify(
     table: Sequence[Rule],
     failure: Failure,
     *,
-    model_is_the_rows: bool,
+    model_from_row: bool,
     retry_after_seconds: float | None,
     key: str,
 ) -> CallFailed:
-    """The error to raise. `model_is_the_rows`: the row named the model, not the endpoint."""
+    """The error to raise. `model_from_row`: the row named the model, not the endpoint."""
     detail = safe_text(failure.text, key) or f"HTTP status {failure.status}"
-    for rule in table:
-        if not rule.holds(failure):
-            continue
-        outcome = rule.outcome
-        if outcome is Outcome.KEY_REJECTED and failure.status == _NOT_FOUND and model_is_the_rows:
-            outcome = Outcome.BAD_REQUEST
+    rule = next((rule for rule in table if rule.matches(failure)), None)
+    if rule is None:
         return CallFailed(
-            outcome,
-            detail,
+            Outcome.UNAVAILABLE,
+            f"an unknown response (HTTP status {failure.status}): {detail}",
             retry_after_seconds=retry_after_seconds,
-            daily=rule.daily,
-            maybe_charged=rule.maybe_charged,
+            maybe_charged=True,
             status_code=failure.status,
+            unknown=True,
         )
+    outcome = rule.outcome
+    if outcome is Outcome.KEY_REJECTED and failure.status == _NOT_FOUND and model_from_row:
+        outcome = Outcome.BAD_REQUEST
     return CallFailed(
-        Outcome.UNAVAILABLE,
-        f"an answer that is not known (HTTP status {failure.status}): {detail}",
+        outcome,
+        detail,
         retry_after_seconds=retry_after_seconds,
-        maybe_charged=True,
+        daily=rule.daily,
+        maybe_charged=rule.maybe_charged,
         status_code=failure.status,
-        unknown=True,
     )
 
 
-_NOT_FOUND = 404
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """How a call broke off: what to say, and whether the provider may have done the work."""
-
-    sentence: str
-    maybe_charged: bool
-
-
-# The first that fits; subclasses before their bases.
-TRANSPORT_TABLE: tuple[tuple[type[Exception], Broken], ...] = (
-    (httpx2.ConnectTimeout, Broken("no connection in time", maybe_charged=False)),
-    (httpx2.PoolTimeout, Broken("no free connection in time", maybe_charged=False)),
-    (httpx2.WriteTimeout, Broken("the request could not be sent in time", maybe_charged=False)),
-    (httpx2.ReadTimeout, Broken("no answer in time", maybe_charged=True)),
-    (httpx2.ConnectError, Broken("the connection could not be made", maybe_charged=False)),
-    (httpx2.ProxyError, Broken("the proxy refused", maybe_charged=False)),
-    (httpx2.UnsupportedProtocol, Broken("base_url is no http(s) URL", maybe_charged=False)),
-    (httpx2.InvalidURL, Broken("base_url is no http(s) URL", maybe_charged=False)),
-    (httpx2.WriteError, Broken("the connection broke while sending", maybe_charged=False)),
-    (httpx2.LocalProtocolError, Broken("the request was malformed", maybe_charged=False)),
-    (httpx2.ReadError, Broken("the connection broke before the answer", maybe_charged=True)),
-    (httpx2.RemoteProtocolError, Broken("the answer was cut off", maybe_charged=True)),
-    (httpx2.DecodingError, Broken("the answer's encoding is broken", maybe_charged=True)),
-    (httpx2.HTTPError, Broken("the connection failed", maybe_charged=True)),
+# What to report of a transport error, and whether the provider may have done the work. The first
+# that fits decides: subclasses before their bases.
+TRANSPORT_TABLE: tuple[tuple[type[Exception], str, bool], ...] = (
+    (httpx2.ConnectTimeout, "no connection in time", False),
+    (httpx2.PoolTimeout, "no free connection in time", False),
+    (httpx2.WriteTimeout, "the request could not be sent in time", False),
+    (httpx2.ReadTimeout, "no response in time", True),
+    (httpx2.ConnectError, "the connection could not be made", False),
+    (httpx2.ProxyError, "the proxy refused", False),
+    (httpx2.UnsupportedProtocol, "base_url is not an http(s) URL", False),
+    (httpx2.InvalidURL, "base_url is not an http(s) URL", False),
+    (httpx2.WriteError, "the connection broke while sending", False),
+    (httpx2.LocalProtocolError, "the request was malformed", False),
+    (httpx2.ReadError, "the connection broke before the response", True),
+    (httpx2.RemoteProtocolError, "the response was cut off", True),
+    (httpx2.DecodingError, "the response's encoding is broken", True),
+    (httpx2.HTTPError, "the connection failed", True),
 )
 
 
-def broken_off(error: BaseException | None, timeout_seconds: float) -> CallFailed:
+def transport_failed(error: BaseException | None, timeout_seconds: float) -> CallFailed:
     """UNAVAILABLE for a transport error (httpx2's own, or one an SDK wrapped)."""
-    for kind, broken in TRANSPORT_TABLE:
+    for kind, sentence, maybe_charged in TRANSPORT_TABLE:
         if isinstance(error, kind):
             late = f" ({timeout_seconds:g} s)" if isinstance(error, httpx2.TimeoutException) else ""
-            return CallFailed(
-                Outcome.UNAVAILABLE,
-                f"{broken.sentence}{late}",
-                maybe_charged=broken.maybe_charged,
-            )
+            return CallFailed(Outcome.UNAVAILABLE, f"{sentence}{late}", maybe_charged=maybe_charged)
     return CallFailed(Outcome.UNAVAILABLE, "the connection failed", maybe_charged=True)
+
+
+def malformed_response(error: Exception, key: str) -> CallFailed:
+    """UNAVAILABLE for a 200 that is not a response of this API."""
+    return CallFailed(
+        Outcome.UNAVAILABLE,
+        f"the response does not have the form of this API: {safe_text(str(error), key)}",
+        maybe_charged=True,
+        unknown=type(error).__name__ not in _NOT_JSON_ERRORS,
+    )
+
+
+@contextmanager
+def unusable_images(cost_micro_usd: int | None) -> Iterator[None]:
+    """Raises CallFailed (unavailable) for a ValueError while images are decoded."""
+    try:
+        yield
+    except ValueError as error:
+        raise CallFailed(
+            Outcome.UNAVAILABLE,
+            f"the response's image cannot be used: {error}",
+            maybe_charged=True,
+            cost_micro_usd=cost_micro_usd,
+        ) from error
 
 
 def safe_text(text: str, key: str) -> str:
@@ -158,26 +173,26 @@ def safe_text(text: str, key: str) -> str:
 
 
 def cause_without_key(error: BaseException, key: str) -> BaseException | None:
-    """What to raise from: the error itself, unless its text or its cause's has the key in it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if key and key in f"{seen} {seen!r}":
+    """The error to raise from: `error`, or None if its text or a cause's contains the key."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if key and key in f"{cause} {cause!r}":
             return None
-        seen = seen.__cause__ or seen.__context__
+        cause = cause.__cause__ or cause.__context__
     return error
 
 
-def delay_of(headers: Mapping[str, str], text: str, now: datetime | None = None) -> float | None:
-    """Seconds to wait by `Retry-After` (seconds or date), `retry-after-ms`, or the text."""
+def retry_after(headers: Mapping[str, str], text: str, now: datetime | None = None) -> float | None:
+    """Seconds to wait by `retry-after-ms`, `Retry-After` (seconds or date), or the text."""
     milliseconds = headers.get("retry-after-ms", "")
     if milliseconds.replace(".", "", 1).isdigit():
         return float(milliseconds) / 1000
-    after = headers.get("retry-after", "").strip()
-    if after.replace(".", "", 1).isdigit():
-        return float(after)
-    if after:
+    value = headers.get("retry-after", "").strip()
+    if value.replace(".", "", 1).isdigit():
+        return float(value)
+    if value:
         try:
-            until = parsedate_to_datetime(after)
+            until = parsedate_to_datetime(value)
         except ValueError:
             until = None
         if until is not None and until.tzinfo is not None:
@@ -186,7 +201,7 @@ def delay_of(headers: Mapping[str, str], text: str, now: datetime | None = None)
 
 
 def delay_in_text(text: str) -> float | None:
-    """ "Please try again in 6m1.5s" -> 361.5; None when it says nothing."""
+    """ "Please try again in 6m1.5s" -> 361.5; None when it names no delay."""
     for found in _DELAY_IN_TEXT.finditer(text):
         if not any(found.group("h", "m", "s")):
             continue

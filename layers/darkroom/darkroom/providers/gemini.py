@@ -1,6 +1,8 @@
-"""Gemini's failures and finish reasons as outcomes. Sources:
-https://ai.google.dev/gemini-api/docs/troubleshooting, google-genai 3.4 (types.FinishReason and
-types.BlockedReason), google.rpc's error model, and answers in the SDK's issues; read 2026-11-21.
+"""Gemini's image models through `generate_content`, in API-key mode.
+
+Sources of the tables: https://ai.google.dev/gemini-api/docs/troubleshooting, google-genai 3.4
+(types.FinishReason and types.BlockedReason), google.rpc's error model, and error responses quoted
+in the SDK's issues; read 2026-11-21.
 """
 
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 from pydantic import SecretStr
 
-from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, Usage
+from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.endpoints import Endpoint
 from darkroom.images import codec
 from darkroom.models.catalog import Model, find_model, token_cost
@@ -18,21 +20,25 @@ from darkroom.providers import http as provider_http
 from darkroom.providers.errors import (
     Failure,
     Rule,
-    broken_off,
     cause_without_key,
     classify,
-    delay_of,
+    malformed_response,
     names,
+    retry_after,
     safe_text,
+    transport_failed,
+    unusable_images,
 )
 from darkroom.providers.registry import Provider
 
 if TYPE_CHECKING:
     from google.genai import Client, types
 
+BASE_URL = "https://generativelanguage.googleapis.com/"
+API_VERSION = "v1"
 
-# `names` has the status ("resource_exhausted"), reasons of google.rpc.ErrorInfo, and for each quota
-# violated "quota:minute" or "quota:day".
+# `names` are the status ("resource_exhausted"), the reasons of google.rpc.ErrorInfo, and for each
+# quota violated "quota:minute" or "quota:day".
 GEMINI_TABLE: tuple[Rule, ...] = (
     Rule(
         Outcome.KEY_REJECTED,
@@ -52,7 +58,7 @@ GEMINI_TABLE: tuple[Rule, ...] = (
     Rule(Outcome.KEY_REJECTED, statuses=(400, 401, 403), text=r"api[ _]key (?:not valid|expired)"),
     Rule(Outcome.QUOTA_SPENT, names=frozenset({"billing_disabled"})),
     Rule(Outcome.QUOTA_SPENT, statuses=(402,)),
-    # The ordinary pace 429 says "check your plan and billing details" too: that tells nothing.
+    # An ordinary rate-limit 429 also contains "check your plan and billing details".
     Rule(
         Outcome.QUOTA_SPENT,
         statuses=(400, 403, 429),
@@ -66,8 +72,8 @@ GEMINI_TABLE: tuple[Rule, ...] = (
     Rule(Outcome.KEY_REJECTED, statuses=(401,)),
     Rule(Outcome.KEY_REJECTED, statuses=(403,), is_json=True),
     Rule(Outcome.KEY_REJECTED, statuses=(400,), text=r"location is not supported"),
-    # The endpoint's own model is not there: another endpoint may have it. Where the row named the
-    # model, `classify` makes it the row's fault.
+    # The endpoint's own model does not exist: another endpoint may have one that does. Where the
+    # row named the model, `classify` rejects the row instead.
     Rule(Outcome.KEY_REJECTED, statuses=(404,), is_json=True),
     Rule(
         Outcome.REFUSED,
@@ -83,7 +89,7 @@ GEMINI_TABLE: tuple[Rule, ...] = (
     Rule(Outcome.UNAVAILABLE, statuses=(400, 499), span=True, is_json=False),
 )
 
-# Why a candidate ended, where it has no picture. The category of a refusal is the reason's name.
+# Why a candidate without an image ended. The category of a refusal is the reason's name.
 FINISH_TABLE: dict[str, Outcome] = {
     "SAFETY": Outcome.REFUSED,
     "IMAGE_SAFETY": Outcome.REFUSED,
@@ -112,15 +118,8 @@ FINISH_TABLE: dict[str, Outcome] = {
 }
 
 
-# Gemini's image models through `generate_content`, in API-key mode.
-
-
-BASE_URL = "https://generativelanguage.googleapis.com/"
-API_VERSION = "v1"
-
-
 class GeminiImageEditor:
-    """Edits with up to the model's number of references; makes pictures without any. Thread-safe.
+    """Edits with up to the model's number of references; generates without any. Thread-safe.
 
     The SDK is imported with the first call.
     """
@@ -133,13 +132,13 @@ class GeminiImageEditor:
     def edit(
         self, plan: CallPlan, endpoint: Endpoint, key: SecretStr, timeout_seconds: float
     ) -> EditResult:
-        """One call, no retries, given up after `timeout_seconds` in all. Raises CallFailed."""
+        """One call, no retries, ended after `timeout_seconds` in all. Raises CallFailed."""
         from google.genai import errors  # noqa: PLC0415 - see the class
 
         secret = key.get_secret_value()
         try:
             with provider_http.deadline(timeout_seconds):
-                answer = self._client(endpoint).models.generate_content(
+                response = self._client(endpoint).models.generate_content(
                     model=plan.model,
                     contents=_contents(plan),
                     config=_config(plan, secret, timeout_seconds),
@@ -148,65 +147,64 @@ class GeminiImageEditor:
             failed = _api_failure(error, plan, endpoint, secret)
             raise failed from cause_without_key(error, secret)
         except httpx2.HTTPError as error:
-            raise broken_off(error, timeout_seconds) from cause_without_key(error, secret)
+            failed = transport_failed(error, timeout_seconds)
+            raise failed from cause_without_key(error, secret)
         except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
-            raise _misshapen(error, secret) from cause_without_key(error, secret)
-        return _read(answer, plan, secret)
+            raise malformed_response(error, secret) from cause_without_key(error, secret)
+        return _read(response, plan, secret)
 
     def close(self) -> None:
-        """Close the connections; a later call opens new ones."""
+        """Closes the connections; a later call opens new ones."""
         with self._lock:
             self._clients.clear()
         if self._http is None:
             provider_http.close_shared_client()
 
     def _client(self, endpoint: Endpoint) -> "Client":
-        """One per base URL; it carries no key. Kept: the SDK's own clients die with the object."""
-        from google import genai  # noqa: PLC0415
+        """One per base URL, without a key. Kept, because it closes its connections when deleted."""
+        from google import genai  # noqa: PLC0415 - see the class
         from google.genai import types  # noqa: PLC0415
 
-        cached = (endpoint.base_url or BASE_URL, endpoint.api_version or API_VERSION)
+        base_url, version = endpoint.base_url or BASE_URL, endpoint.api_version or API_VERSION
         with self._lock:
-            if cached not in self._clients:
-                self._clients[cached] = genai.Client(
+            if (base_url, version) not in self._clients:
+                self._clients[base_url, version] = genai.Client(
                     vertexai=False,
                     api_key="given-per-call",
                     http_options=types.HttpOptions(
-                        base_url=cached[0],
-                        api_version=cached[1],
+                        base_url=base_url,
+                        api_version=version,
                         httpx_client=self._http or provider_http.shared_client(),
-                        # Never used; given so that the SDK does not build one with TLS and all.
+                        # Never used; without it the SDK builds one with its own TLS context.
                         httpx_async_client=httpx2.AsyncClient(
-                            transport=httpx2.MockTransport(_never), trust_env=False
+                            transport=httpx2.MockTransport(_unsupported), trust_env=False
                         ),
                         retry_options=types.HttpRetryOptions(attempts=1),
                     ),
                 )
-            return self._clients[cached]
+            return self._clients[base_url, version]
 
 
-def _never(request: httpx2.Request) -> httpx2.Response:
+def _unsupported(request: httpx2.Request) -> httpx2.Response:
     raise httpx2.UnsupportedProtocol("Darkroom makes no asynchronous calls", request=request)
 
 
 def _contents(plan: CallPlan) -> list[Any]:
-    from google.genai import types  # noqa: PLC0415
+    from google.genai import types  # noqa: PLC0415 - see GeminiImageEditor
 
-    return [
-        plan.prompt,
-        *(types.Part.from_bytes(data=i.data, mime_type=i.mime) for i in plan.images),
-    ]
+    images = (types.Part.from_bytes(data=i.data, mime_type=i.mime) for i in plan.images)
+    return [plan.prompt, *images]
 
 
 def _config(plan: CallPlan, key: str, timeout_seconds: float) -> "types.GenerateContentConfig":
-    from google.genai import types  # noqa: PLC0415
+    from google.genai import types  # noqa: PLC0415 - see GeminiImageEditor
 
-    shaped = plan.aspect_ratio is not None or plan.resolution is not None
+    image_config = None
+    if plan.aspect_ratio is not None or plan.resolution is not None:
+        image_config = types.ImageConfig(aspect_ratio=plan.aspect_ratio, image_size=plan.resolution)
     return types.GenerateContentConfig(
         response_modalities=["TEXT", "IMAGE"],
-        image_config=types.ImageConfig(aspect_ratio=plan.aspect_ratio, image_size=plan.resolution)
-        if shaped
-        else None,
+        image_config=image_config,
         automatic_continuation=False,
         automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
         http_options=types.HttpOptions(
@@ -215,107 +213,94 @@ def _config(plan: CallPlan, key: str, timeout_seconds: float) -> "types.Generate
     )
 
 
-def _read(answer: Any, plan: CallPlan, key: str) -> EditResult:
-    """The pictures that are no thoughts, decoded in full. Raises CallFailed."""
-    model = find_model(Provider.GEMINI, plan.model)
-    parts = list(_parts(answer))
-    found = [p.inline_data for p in parts if p.inline_data is not None]
-    images = tuple(blob.data for blob in found if (blob.mime_type or "image/").startswith("image/"))
+def _read(response: Any, plan: CallPlan, key: str) -> EditResult:
+    """The images outside the thoughts, decoded in full. Raises CallFailed."""
+    parts = list(_parts(response))
+    blobs = [p.inline_data for p in parts if p.inline_data is not None]
+    images = tuple(b.data for b in blobs if (b.mime_type or "image/").startswith("image/"))
     text = safe_text(" ".join(p.text for p in parts if p.text), key)
-    cost = _cost(model, answer.usage_metadata, pictured=bool(images))
+    model = find_model(Provider.GEMINI, plan.model)
+    cost = _cost(model, response.usage_metadata, has_images=bool(images))
     if not images:
-        raise _without_image(answer, text, cost)
-    for image in images:
-        try:
+        raise _no_image_failure(response, text, cost)
+    with unusable_images(cost):
+        for image in images:
             codec.verify(image or b"")
-        except ValueError as error:
-            raise CallFailed(
-                Outcome.UNAVAILABLE,
-                f"the answer's image cannot be used: {error}",
-                maybe_charged=True,
-                cost_micro_usd=cost,
-            ) from error
-    usage = answer.usage_metadata
     return EditResult(
         images=images,
-        model=answer.model_version or plan.model,
-        usage=Usage(
-            getattr(usage, "prompt_token_count", None),
-            getattr(usage, "candidates_token_count", None),
-        ),
+        model=response.model_version or plan.model,
         cost_micro_usd=cost,
         text=text,
     )
 
 
-def _parts(answer: Any) -> Iterator[Any]:
-    """What the model means to say; a thought may carry an interim picture, which is not it."""
-    for candidate in answer.candidates or ():
+def _parts(response: Any) -> Iterator[Any]:
+    """Without thoughts: one may contain an interim image, which is not the result."""
+    for candidate in response.candidates or ():
         content = candidate.content
         for part in (content.parts if content is not None else None) or ():
             if not part.thought:
                 yield part
 
 
-def _without_image(answer: Any, text: str, cost: int | None) -> CallFailed:
-    """Refused, or words instead of a picture."""
-    feedback = answer.prompt_feedback
-    if not answer.candidates and feedback is None and answer.usage_metadata is None:
-        return _misshapen(ValueError("neither candidates nor feedback"), "")
+def _no_image_failure(response: Any, text: str, cost: int | None) -> CallFailed:
+    """A refusal, a text in place of an image, or a malformed response."""
+    feedback = response.prompt_feedback
+    if not response.candidates and feedback is None and response.usage_metadata is None:
+        return malformed_response(ValueError("neither candidates nor feedback"), "")
     if feedback is not None and feedback.block_reason is not None:
-        reason = _name(feedback.block_reason)
-        said = feedback.block_reason_message or text
-        detail = f"the prompt was blocked: {reason}" + (f" ({said})" if said else "")
+        message = feedback.block_reason_message or text
+        detail = f"the prompt was blocked: {_name(feedback.block_reason)}"
+        detail += f" ({message})" if message else ""
         return CallFailed(Outcome.REFUSED, detail, cost_micro_usd=cost)
-    reasons = [_name(c.finish_reason) for c in answer.candidates or () if c.finish_reason]
+    reasons = [_name(c.finish_reason) for c in response.candidates or () if c.finish_reason]
     reason = reasons[0] if reasons else "STOP"
     outcome = FINISH_TABLE.get(reason)
     if outcome is None:
         return CallFailed(
             Outcome.UNAVAILABLE,
-            f"ended for a reason that is not known: {reason} {text}".strip(),
+            f"ended for an unknown reason: {reason} {text}".strip(),
             maybe_charged=True,
             cost_micro_usd=cost,
             unknown=True,
         )
-    words = {Outcome.REFUSED: f"refused: {reason}", Outcome.NO_IMAGE: text or "an empty answer"}
-    detail = words.get(outcome, f"ended by {reason}")
-    if outcome is Outcome.NO_IMAGE and reason != "STOP":
-        detail = f"{reason}: {detail}"
-    if outcome is Outcome.REFUSED and text:
-        detail = f"{detail} ({text})"
+    if outcome is Outcome.REFUSED:
+        detail = f"refused: {reason}" + (f" ({text})" if text else "")
+    elif outcome is Outcome.NO_IMAGE:
+        detail = ("" if reason == "STOP" else f"{reason}: ") + (text or "an empty response")
+    else:
+        detail = f"ended by {reason}"
     return CallFailed(outcome, detail, cost_micro_usd=cost)
 
 
 def _name(reason: Any) -> str:
-    """An enum's value, or the bare word of one that the SDK does not know yet."""
+    """An enum's value, or the text of a value that the SDK does not define yet."""
     return str(getattr(reason, "value", reason)).upper()
 
 
-def _cost(model: Model, usage: Any, *, pictured: bool) -> int | None:
-    """By the tokens counted; None where there are no counts, or no price."""
+def _cost(model: Model, usage: Any, *, has_images: bool) -> int | None:
+    """By the tokens counted, in micro-USD; None without counts or without a price."""
     if usage is None or usage.prompt_token_count is None:
         return None
-    made = usage.candidates_token_count or 0
-    drawn = sum(
+    output = usage.candidates_token_count or 0
+    image_output = sum(
         detail.token_count or 0
         for detail in usage.candidates_tokens_details or ()
         if _name(detail.modality) == "IMAGE"
     )
-    if pictured and not drawn:
-        drawn = made
+    if has_images and not image_output:
+        image_output = output
     return token_cost(
         model,
         image_in=usage.prompt_token_count + (usage.tool_use_prompt_token_count or 0),
-        image_out=drawn,
-        text_out=max(0, made - drawn) + (usage.thoughts_token_count or 0),
+        image_out=image_output,
+        text_out=max(0, output - image_output) + (usage.thoughts_token_count or 0),
     )
 
 
 def _api_failure(error: Any, plan: CallPlan, endpoint: Endpoint, key: str) -> CallFailed:
     body = error.details if isinstance(error.details, dict) else {}
     inner = body.get("error")
-    is_json = isinstance(inner, dict)
     details = (inner.get("details") if isinstance(inner, dict) else None) or ()
     details = [d for d in details if isinstance(d, dict)]
     text = str(error.message or "")
@@ -323,20 +308,20 @@ def _api_failure(error: Any, plan: CallPlan, endpoint: Endpoint, key: str) -> Ca
         status=int(error.code or 0),
         names=names(error.status, *_reasons(details)),
         text=text,
-        is_json=is_json,
+        is_json=isinstance(inner, dict),
     )
     headers = error.response.headers if error.response is not None else {}
     return classify(
         GEMINI_TABLE,
         failure,
-        model_is_the_rows=plan.model != endpoint.model,
-        retry_after_seconds=_retry_delay(details) or delay_of(headers, text),
+        model_from_row=plan.model != endpoint.model,
+        retry_after_seconds=_retry_delay(details) or retry_after(headers, text),
         key=key,
     )
 
 
 def _reasons(details: list[dict[str, Any]]) -> Iterator[str]:
-    """google.rpc.ErrorInfo's reasons, and the period of each quota violated."""
+    """The reasons of google.rpc.ErrorInfo, and the period of each quota violated."""
     for detail in details:
         if isinstance(detail.get("reason"), str):
             yield detail["reason"]
@@ -355,14 +340,3 @@ def _retry_delay(details: list[dict[str, Any]]) -> float | None:
         if delay.replace(".", "", 1).isdigit():
             return float(delay)
     return None
-
-
-def _misshapen(error: Exception, key: str) -> CallFailed:
-    """A 200 that is no answer: cut JSON, a proxy's page, another shape."""
-    cut_or_page = type(error).__name__ in {"JSONDecodeError", "UnknownApiResponseError"}
-    return CallFailed(
-        Outcome.UNAVAILABLE,
-        f"the answer is not what this API gives: {safe_text(str(error), key)}",
-        maybe_charged=True,
-        unknown=not cut_or_page,
-    )

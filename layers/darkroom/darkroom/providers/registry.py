@@ -4,9 +4,7 @@ Adding a provider takes a member and an entry here, an adapter, and its models i
 `models/catalog.py`. Other modules read the entry and never compare with a member.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 
@@ -23,6 +21,7 @@ class ProviderEntry:
 
     display_name: str
     adapter: str  # "module:class" of its ports.ImageEditor, imported when first needed
+    sdk_logger: str  # kept above DEBUG, where SDKs log whole requests
     model: str
     tier: int
     timeout_seconds: float
@@ -31,7 +30,7 @@ class ProviderEntry:
     key_variables: tuple[str, ...]  # environment variables with one key, the first that is set
     model_prefixes: tuple[str, ...]  # of the names that it gives its models
     model_keywords: tuple[str, ...]  # parts of a name that suggest it where no prefix matches
-    utc_offset: Callable[[datetime], timedelta]  # of the zone whose midnight resets daily quotas
+    time_zone: str  # the one whose midnight resets daily quotas
 
 
 # The API that compatible servers offer: it gets the model names that suggest no provider.
@@ -51,30 +50,12 @@ def likely_provider_of(model: str) -> Provider:
     return provider_of(model) or next(by_keyword, COMPATIBLE_API)
 
 
-def _utc(_: datetime) -> timedelta:
-    return timedelta()
-
-
-def _us_pacific(moment: datetime) -> timedelta:
-    """US Pacific time by its rule (since 2007), since not every runtime ships a zone database.
-
-    Summer time: from the second Sunday of March, 10:00 UTC, to the first of November, 9:00 UTC.
-    """
-    begins = _sunday(moment.year, 3, 2) + timedelta(hours=10)
-    ends = _sunday(moment.year, 11, 1) + timedelta(hours=9)
-    return timedelta(hours=-7 if begins <= moment < ends else -8)
-
-
-def _sunday(year: int, month: int, nth: int) -> datetime:
-    first = datetime(year, month, 1, tzinfo=UTC)
-    return first + timedelta(days=(6 - first.weekday()) % 7 + 7 * (nth - 1))
-
-
 # Time-outs, retries and delays: source B (the fallback guide).
 PROVIDERS: dict[Provider, ProviderEntry] = {
     Provider.GEMINI: ProviderEntry(
         display_name="Gemini",
         adapter="darkroom.providers.gemini:GeminiImageEditor",
+        sdk_logger="google_genai",
         model="gemini-3-pro-image",
         tier=1,
         timeout_seconds=60,
@@ -88,11 +69,12 @@ PROVIDERS: dict[Provider, ProviderEntry] = {
         ),
         model_prefixes=("gemini-",),
         model_keywords=("gemini", "imagen"),
-        utc_offset=_us_pacific,
+        time_zone="America/Los_Angeles",
     ),
     Provider.OPENAI: ProviderEntry(
         display_name="OpenAI",
         adapter="darkroom.providers.openai:OpenAIImageEditor",
+        sdk_logger="openai",
         model="gpt-image-1.5",
         tier=2,
         timeout_seconds=300,
@@ -101,6 +83,6 @@ PROVIDERS: dict[Provider, ProviderEntry] = {
         key_variables=("DG_OPENAI_API_KEY", "OPENAI_API_KEY"),
         model_prefixes=("gpt-image-", "chatgpt-image-", "dall-e-"),
         model_keywords=(),
-        utc_offset=_utc,
+        time_zone="UTC",
     ),
 }

@@ -1,4 +1,4 @@
-"""A web server on loopback that does what a test's handler says, byte by byte; TLS if wanted."""
+"""A web server on loopback whose handler controls every byte of a response, with or without TLS."""
 
 import datetime as dt
 import ipaddress
@@ -15,16 +15,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-type Talk = Callable[["Line"], None]
+type Handler = Callable[["Exchange"], None]
 
 
 @dataclass
-class Line:
-    """One request on one connection, and the means to answer it."""
+class Exchange:
+    """One request on a connection, and the means to respond."""
 
     connection: socket.socket
     head: str
-    closing: threading.Event  # set when the server ends: waits end with it
+    closing: threading.Event  # set when the server stops, which ends pauses
 
     @property
     def path(self) -> str:
@@ -38,17 +38,17 @@ class Line:
 
 
 @dataclass
-class Web:
+class WebServer:
     port: int
     heads: list[str] = field(default_factory=list)  # of every request
     connections: int = 0
 
 
 @contextmanager
-def web(talk: Talk, tls: ssl.SSLContext | None = None) -> Iterator[Web]:
-    """Calls `talk` for every request; a connection stays open until it raises or hangs up."""
+def web_server(handle: Handler, tls: ssl.SSLContext | None = None) -> Iterator[WebServer]:
+    """Calls `handle` for every request; a connection stays open until it raises or disconnects."""
     listener = socket.create_server(("127.0.0.1", 0))
-    told = Web(listener.getsockname()[1])
+    server = WebServer(listener.getsockname()[1])
     closing = threading.Event()
     threads: list[threading.Thread] = []
 
@@ -57,15 +57,15 @@ def web(talk: Talk, tls: ssl.SSLContext | None = None) -> Iterator[Web]:
             secured = tls.wrap_socket(connection, server_side=True) if tls else connection
             with secured:
                 while head := _head(secured):
-                    told.heads.append(head)
-                    talk(Line(secured, head, closing))
+                    server.heads.append(head)
+                    handle(Exchange(secured, head, closing))
 
     def accept() -> None:
         with suppress(OSError):
             while True:
                 connection, _ = listener.accept()
                 connection.settimeout(10)
-                told.connections += 1
+                server.connections += 1
                 thread = threading.Thread(target=serve, args=(connection,))
                 thread.start()
                 threads.append(thread)
@@ -73,7 +73,7 @@ def web(talk: Talk, tls: ssl.SSLContext | None = None) -> Iterator[Web]:
     acceptor = threading.Thread(target=accept)
     acceptor.start()
     try:
-        yield told
+        yield server
     finally:
         closing.set()
         with suppress(OSError):
@@ -85,7 +85,7 @@ def web(talk: Talk, tls: ssl.SSLContext | None = None) -> Iterator[Web]:
 
 
 def _head(connection: socket.socket) -> str:
-    """A request's head; "" when the other side has hung up."""
+    """A request's head; "" when the client has disconnected."""
     data = b""
     while not data.endswith(b"\r\n\r\n"):
         piece = connection.recv(1)
@@ -95,7 +95,7 @@ def _head(connection: socket.socket) -> str:
     return data.decode("latin-1")
 
 
-def hang_up(_: Line) -> None:
+def disconnect(_: Exchange) -> None:
     raise ConnectionAbortedError
 
 
@@ -106,11 +106,11 @@ class Certificates:
 
 
 def certificates(folder: Path, *names: str) -> Certificates:
-    """A certificate for host names or addresses, signed by itself."""
+    """A self-signed certificate for host names or addresses."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
     now = dt.datetime.now(dt.UTC)
-    made = (
+    certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
@@ -125,7 +125,7 @@ def certificates(folder: Path, *names: str) -> Certificates:
     )
     path = folder / f"{names[0]}.pem"
     path.write_bytes(
-        made.public_bytes(serialization.Encoding.PEM)
+        certificate.public_bytes(serialization.Encoding.PEM)
         + key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
@@ -135,7 +135,7 @@ def certificates(folder: Path, *names: str) -> Certificates:
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(path)
     client = ssl.create_default_context(
-        cadata=made.public_bytes(serialization.Encoding.PEM).decode()
+        cadata=certificate.public_bytes(serialization.Encoding.PEM).decode()
     )
     client.verify_flags &= ~ssl.VERIFY_X509_STRICT  # it is its own authority
     return Certificates(server, client)

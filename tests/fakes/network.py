@@ -1,4 +1,4 @@
-"""An internet of names, addresses and servers, for the fetcher: no packet leaves this machine."""
+"""A fake network of names, addresses and servers for the fetcher, on this machine only."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,15 +9,15 @@ import httpcore2
 from darkroom.fetcher import HostUnknown
 from darkroom.providers.http import SocketOptions
 
-type Server = int | bytes  # a port on loopback, or the bytes that it answers with
+type Server = int | bytes  # a port on loopback, or a fixed response
 
 
 @dataclass
-class FakeInternet(httpcore2.NetworkBackend):
-    """Scripts `resolver` and `network` of SafeImageFetcher and keeps what was asked of them.
+class FakeNetwork(httpcore2.NetworkBackend):
+    """Scripts `resolver` and `network` of SafeImageFetcher and records how they were called.
 
-    `names`: the answers a name gives, one after the other; the last one stays. `servers`: what
-    lies behind an address; `anywhere` behind every other one, where nothing listens if it is None.
+    `names`: the successive lookups of a name; the last one repeats. `servers`: the server at an
+    address; `anywhere` is at every other address, where nothing listens if it is None.
     """
 
     names: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
@@ -35,8 +35,8 @@ class FakeInternet(httpcore2.NetworkBackend):
             pass
         if host not in self.names:
             raise HostUnknown(host)
-        answers = self.names[host]
-        return answers[min(self.lookups.count(host), len(answers)) - 1]
+        lookups = self.names[host]
+        return lookups[min(self.lookups.count(host), len(lookups)) - 1]
 
     def connect_tcp(
         self,
@@ -51,28 +51,28 @@ class FakeInternet(httpcore2.NetworkBackend):
         if server is None:
             raise httpcore2.ConnectError(f"nothing listens at {host}")
         if isinstance(server, bytes):
-            return _Canned(server, self.requests.append)
+            return _FixedResponse(server, self.requests.append)
         return httpcore2.SyncBackend().connect_tcp(
             "127.0.0.1", server, timeout, local_address, socket_options
         )
 
 
-class _Canned(httpcore2.MockStream):
-    """Answers with the same bytes whatever it is asked; speaks no TLS."""
+class _FixedResponse(httpcore2.MockStream):
+    """Returns the same bytes to every request; without TLS."""
 
-    def __init__(self, answer: bytes, heard: Callable[[bytes], None]) -> None:
-        super().__init__([answer])
-        self._heard = heard
+    def __init__(self, response: bytes, record: Callable[[bytes], None]) -> None:
+        super().__init__([response])
+        self._record = record
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if buffer:
-            self._heard(buffer)
+            self._record(buffer)
 
 
-def http_answer(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
+def http_response(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
 
 
-def moved(location: str) -> bytes:
-    return http_answer(b"", f"Location: {location}", status="302 Found")
+def redirect_to(location: str) -> bytes:
+    return http_response(b"", f"Location: {location}", status="302 Found")

@@ -1,7 +1,7 @@
-"""A proxy in front of MiniStack that fails as AWS does: throttles, 500s, lost answers.
+"""A proxy in front of MiniStack that fails as AWS does: throttling, 500s, lost responses.
 
-Each request of a named service meets at most one fault, drawn with the rates given. A lost answer
-is the mean one: the work was done, and the caller is told that it was not.
+Each request of a listed service gets at most one fault, chosen at random with the given rates. A
+lost response is the worst: the work was done, and the caller sees a failure.
 """
 
 import http.client
@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 from urllib.parse import urlsplit
 
-from darkroom_local.processes import LOOPBACK
+from darkroom_local.processes import LOOPBACK, serving
 
 _SCOPE = re.compile(r"Credential=[^/]+/\d+/[^/]+/([a-z0-9]+)/aws4_request")
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect"}
@@ -27,38 +27,38 @@ _TIMEOUT = 60.0
 
 
 class AwsFault(StrEnum):
-    THROTTLED = "throttled"  # refused for its pace, nothing done
+    THROTTLED = "throttled"  # rejected for its rate, nothing done
     FAILED = "failed"  # 500, nothing done
     DROPPED = "dropped"  # the connection is closed, nothing done
-    LOST_ANSWER = "lost_answer"  # done, then the connection is closed
-    FALSE_ALARM = "false_alarm"  # done, then answered with a 500
+    LOST_RESPONSE = "lost_response"  # done, then the connection is closed
+    FALSE_FAILURE = "false_failure"  # done, then answered with a 500
 
 
 @dataclass(slots=True)
 class FaultingProxy:
-    """`rates` by fault, for each service in `services`; may be changed while it runs."""
+    """`rates` by fault, for each service in `services`; they may be changed while it runs."""
 
     url: str
     rates: dict[AwsFault, float]
     services: frozenset[str]
     seed: int = 0
-    met: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _random: random.Random = field(init=False, repr=False)
+    _rng: random.Random = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._random = random.Random(self.seed)  # noqa: S311 - faults, not secrets
+        self._rng = random.Random(self.seed)
 
     def draw(self, service: str) -> AwsFault | None:
         with self._lock:
-            self.met[f"{service}: requests"] += 1
+            self.counts[f"{service}: requests"] += 1
             if service not in self.services:
                 return None
-            drawn = self._random.random()
+            remaining = self._rng.random()
             for fault, rate in self.rates.items():
-                drawn -= rate
-                if drawn < 0:
-                    self.met[f"{service}: {fault.value}"] += 1
+                remaining -= rate
+                if remaining < 0:
+                    self.counts[f"{service}: {fault.value}"] += 1
                     return fault
         return None
 
@@ -83,14 +83,8 @@ def running(
         f"http://{LOOPBACK}:{server.server_address[1]}", dict(rates), services, seed
     )
     Handler.proxy = proxy
-    thread = threading.Thread(target=server.serve_forever, name="faulting-proxy", daemon=True)
-    thread.start()
-    try:
+    with serving(server):
         yield proxy
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class _Server(ThreadingHTTPServer):
@@ -99,7 +93,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Callers are killed in the middle of requests here: that is no error."""
+        """Ignore it: callers are killed in the middle of requests."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -110,27 +104,27 @@ class _Handler(BaseHTTPRequestHandler):
     port: ClassVar[int]
 
     def do_GET(self) -> None:
-        self._pass_on()
+        self._forward()
 
     do_PUT = do_POST = do_HEAD = do_DELETE = do_GET  # noqa: N815
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Silent."""
+        """Log nothing."""
 
-    def _pass_on(self) -> None:
+    def _forward(self) -> None:
         body = self._body()
         service = self._service()
         fault = self.proxy.draw(service)
         if fault is AwsFault.DROPPED:
             return self._drop()
         if fault in (AwsFault.THROTTLED, AwsFault.FAILED):
-            return self._refuse(service, throttled=fault is AwsFault.THROTTLED)
-        status, headers, answer = self._ask(body)
-        if fault is AwsFault.LOST_ANSWER:
+            return self._fail(service, throttled=fault is AwsFault.THROTTLED)
+        status, headers, content = self._call_target(body)
+        if fault is AwsFault.LOST_RESPONSE:
             return self._drop()
-        if fault is AwsFault.FALSE_ALARM:
-            return self._refuse(service, throttled=False)
-        return self._answer(status, headers, answer)
+        if fault is AwsFault.FALSE_FAILURE:
+            return self._fail(service, throttled=False)
+        return self._respond(status, headers, content)
 
     def _service(self) -> str:
         found = _SCOPE.search(self.headers.get("Authorization", ""))
@@ -146,18 +140,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
-    def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+    def _call_target(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=_TIMEOUT)
         try:
             headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP_BY_HOP}
             headers["Content-Length"] = str(len(body))
             connection.request(self.command, self.path, body, headers)
-            answer = connection.getresponse()
-            return answer.status, answer.getheaders(), answer.read()
+            response = connection.getresponse()
+            return response.status, response.getheaders(), response.read()
         finally:
             connection.close()
 
-    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+    def _respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.send_response_only(status)
         for name, value in headers:
             if name.lower() not in _HOP_BY_HOP and name.lower() != "content-length":
@@ -168,8 +162,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def _refuse(self, service: str, *, throttled: bool) -> None:
-        """The error in the form each service gives it."""
+    def _fail(self, service: str, *, throttled: bool) -> None:
+        """Send the error in the form of each service."""
         status, code, kind, body = _error(service, throttled=throttled)
         self.send_response_only(status)
         self.send_header("Content-Type", kind)

@@ -1,6 +1,8 @@
-"""The real editors against the simulated providers, for the contract tests of both."""
+"""The real editors with the simulated providers, for the contract tests of both."""
 
 import io
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -17,7 +19,7 @@ from darkroom.providers.gemini import GeminiImageEditor
 from darkroom.providers.openai import OpenAIImageEditor
 from darkroom.providers.registry import Provider
 from darkroom.rows import RowRequest
-from darkroom_local.providers import Simulator
+from darkroom_local.providers import Simulator, running
 
 GEMINI, OPENAI = Provider.GEMINI, Provider.OPENAI
 BOTH = [GEMINI, OPENAI]
@@ -34,7 +36,7 @@ def photo(width: int = 96, height: int = 64, kind: str = "JPEG", name: str = "a"
 
 @cache
 def left_half_mask(width: int = 96, height: int = 64) -> SourceImage:
-    """Transparent, so edited, in its left half."""
+    """Transparent in its left half, which is the part to edit."""
     mask = Image.new("RGBA", (width, height), (0, 0, 0, 255))
     mask.paste((0, 0, 0, 0), (0, 0, width // 2, height))
     out = io.BytesIO()
@@ -49,7 +51,7 @@ def opened(data: bytes) -> Image.Image:
 
 
 @dataclass
-class World:
+class ProviderHarness:
     simulator: Simulator
     gemini: GeminiImageEditor = field(default_factory=GeminiImageEditor)
     openai: OpenAIImageEditor = field(default_factory=OpenAIImageEditor)
@@ -59,25 +61,26 @@ class World:
         self.openai.close()
 
     def set_up(self, **endpoint: Any) -> None:
-        """Start the endpoint afresh; pictures are canned unless `mode="effects"`."""
+        """Resets the endpoint; it returns a fixed image unless `mode="effects"`."""
         self.simulator.configure({"endpoints": {NAME: {"mode": "fast", **endpoint}}})
 
     def fault(self, **fault: Any) -> None:
         self.set_up(faults=[fault])
 
     def stats(self, **options: bool) -> dict[str, Any]:
-        found: dict[str, Any] = self.simulator.stats(**options)[NAME]
-        return found
+        stats: dict[str, Any] = self.simulator.stats(**options)[NAME]
+        return stats
 
     def endpoint(self, provider: Provider, **fields: Any) -> Endpoint:
-        given = {
-            "name": "e",
-            "provider": provider,
-            "api_keys": (KEY,),
-            "base_url": self.simulator.base_url(NAME),
-            **fields,
-        }
-        return Endpoint.model_validate(given)
+        return Endpoint.model_validate(
+            {
+                "name": "e",
+                "provider": provider,
+                "api_keys": (KEY,),
+                "base_url": self.simulator.base_url(NAME),
+                **fields,
+            }
+        )
 
     def call(
         self,
@@ -88,12 +91,12 @@ class World:
         key: str = KEY,
         timeout: float = 30,
         endpoint: Endpoint | None = None,
-        **wishes: Any,
+        **fields: Any,
     ) -> EditResult:
-        at = endpoint or self.endpoint(provider)
-        plan = self.plan(provider, *images, mask=mask, model=model or at.model, **wishes)
+        endpoint = endpoint or self.endpoint(provider)
+        plan = self.plan(provider, *images, mask=mask, model=model or endpoint.model, **fields)
         editor = self.gemini if provider is GEMINI else self.openai
-        return editor.edit(plan, at, SecretStr(key), timeout)
+        return editor.edit(plan, endpoint, SecretStr(key), timeout)
 
     def plan(
         self,
@@ -101,12 +104,18 @@ class World:
         *images: SourceImage,
         model: str,
         mask: SourceImage | None = None,
-        **wishes: Any,
+        **fields: Any,
     ) -> CallPlan:
-        request = RowRequest.model_validate({"instruction": "make it warm", **wishes})
+        request = RowRequest.model_validate({"instruction": "make it warm", **fields})
         return plan_call(request, images, mask, provider, model)
 
     def failure(self, provider: Provider, *images: SourceImage, **options: Any) -> CallFailed:
         with pytest.raises(CallFailed) as caught:
             self.call(provider, *images, **options)
         return caught.value
+
+
+@contextmanager
+def running_harness() -> Iterator[ProviderHarness]:
+    with running() as simulator, closing(ProviderHarness(simulator)) as harness:
+        yield harness

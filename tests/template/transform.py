@@ -1,6 +1,6 @@
-"""Prints a SAM template as CloudFormation gets it: `python -m darkroom_local.transform FILE`.
+"""Prints a SAM template as CloudFormation gets it: `python -m tests.template.transform FILE`.
 
-Some mistakes (a circle of references, say) show only there.
+Some mistakes, circular references for example, only show there.
 """
 
 import json
@@ -19,14 +19,14 @@ REGION = "us-east-1"
 
 
 def transformed(template: Path = ROOT / "template.yaml") -> dict[str, Any]:
-    """The template after SAM's transform, local code paths standing in for uploaded ones."""
+    """The template after SAM's transform, with local code paths in place of uploaded ones."""
     source = json.loads(json.dumps(load(str(template))))
     for resource in source["Resources"].values():
         properties = resource.get("Properties", {})
         for name in ("CodeUri", "ContentUri"):
             if name in properties:
                 properties[name] = f"s3://code/{properties[name]}"
-    # Roles are our own, so no names of AWS's managed policies need looking up.
+    # The template writes all roles out, so no managed policies need to be looked up.
     translator = Translator({}, Parser(), boto_session=boto3.Session(region_name=REGION))
     return dict(translator.translate(source, {}))
 

@@ -6,7 +6,6 @@ import multiprocessing
 import random
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -27,19 +26,17 @@ from darkroom.ports import SystemClock
 from darkroom_local import ministack
 
 TABLE = "endpoints-bench"
-PICTURE = EditResult(images=(b"",), model="m")
+IMAGE = EditResult(images=(b"",), model="m")
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One load: what every process of it is told."""
-
     name: str
     secret: str  # the endpoints as JSON
-    dynamodb: str
+    dynamodb: str  # its URL
     processes: int
     threads: int
-    folder: str
+    folder: str  # of the logs
 
 
 class Sender:
@@ -60,10 +57,10 @@ class Sender:
             raise CallFailed(Outcome.RATE_LIMITED, "429", retry_after_seconds=wait)
         if status != 200:
             raise CallFailed(Outcome.UNAVAILABLE, str(status))
-        return PICTURE
+        return IMAGE
 
 
-class Fixed:
+class FixedSecret:
     """Implements ports.SecretSource."""
 
     def __init__(self, text: str) -> None:
@@ -75,7 +72,7 @@ class Fixed:
     def refresh(self) -> None: ...
 
 
-class Quiet:
+class NoTelemetry:
     """Implements what the dispatcher uses of ports.Telemetry."""
 
     def metric(self, metric: Metric, value: float = 1, **_: Any) -> None: ...
@@ -86,7 +83,7 @@ class Quiet:
 
 
 class Row:
-    """Implements CallContext."""
+    """Implements ports.CallContext."""
 
     def plan(self, endpoint: Endpoint) -> CallPlan:
         return CallPlan(endpoint.provider, endpoint.model, "make it red")
@@ -98,16 +95,35 @@ class Row:
     ) -> None: ...
 
 
-def table_client(url: str, threads: int) -> Any:
-    session = boto3.Session(
-        ministack.ACCESS_KEY, ministack.SECRET_KEY, region_name=ministack.REGION
-    )
-    config = Config(max_pool_connections=threads + 2, retries={"mode": "standard"})
-    return session.client("dynamodb", endpoint_url=url, config=config)
+class DarkroomLoad:
+    """Worker processes that dispatch row after row from `go` until `stop`."""
+
+    def __init__(self, spec: Spec) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._go = context.Event()
+        self._ready = [context.Event() for _ in range(spec.processes)]
+        self._processes = [
+            context.Process(target=_process, args=(spec, number, ready, self._go), daemon=True)
+            for number, ready in enumerate(self._ready)
+        ]
+        for process in self._processes:
+            process.start()
+
+    def wait_ready(self) -> None:
+        for ready in self._ready:
+            if not ready.wait(180):
+                raise TimeoutError("a worker process did not start within 3 minutes")
+
+    def go(self) -> None:
+        self._go.set()
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.kill()
 
 
-def make_table(url: str) -> None:
-    table_client(url, 1).create_table(
+def create_table(url: str) -> None:
+    _client(url, 1).create_table(
         TableName=TABLE,
         KeySchema=[{"AttributeName": "endpoint", "KeyType": "HASH"}],
         AttributeDefinitions=[{"AttributeName": "endpoint", "AttributeType": "S"}],
@@ -115,44 +131,32 @@ def make_table(url: str) -> None:
     )
 
 
-def start(spec: Spec) -> tuple[list[Any], Callable[[], None], Callable[[], None]]:
-    """(processes, wait until all are ready, let them go)."""
-    context = multiprocessing.get_context("spawn")
-    go = context.Event()
-    readies = [context.Event() for _ in range(spec.processes)]
-    processes = [
-        context.Process(target=_process, args=(spec, number, ready, go), daemon=True)
-        for number, ready in enumerate(readies)
-    ]
-    for process in processes:
-        process.start()
-
-    def wait_ready() -> None:
-        for ready in readies:
-            if not ready.wait(180):
-                raise TimeoutError("a worker process did not start within 3 minutes")
-
-    return processes, wait_ready, go.set
+def _client(url: str, threads: int) -> Any:
+    session = boto3.Session(
+        ministack.ACCESS_KEY, ministack.SECRET_KEY, region_name=ministack.REGION
+    )
+    config = Config(max_pool_connections=threads + 2, retries={"mode": "standard"})
+    return session.client("dynamodb", endpoint_url=url, config=config)
 
 
 def _process(spec: Spec, number: int, ready: Event, go: Event) -> None:
-    client = table_client(spec.dynamodb, spec.threads)
+    client = _client(spec.dynamodb, spec.threads)
     client.describe_table(TableName=TABLE)  # connect, and load the client's models
     dispatcher = TieredDispatcher(
-        Fixed(spec.secret),
+        FixedSecret(spec.secret),
         DynamoDBEndpointStates(client, TABLE),
         lambda _: Sender(),
         SystemClock(),
         random.Random(),
-        Quiet(),  # type: ignore[arg-type]
+        NoTelemetry(),  # type: ignore[arg-type]  # it lacks `bound`
     )
     log = Path(spec.folder) / f"{spec.name}-{number}.jsonl"
     with log.open("w", buffering=1) as out:
 
-        def count(model: Any, **_: Any) -> None:
+        def log_request(model: Any, **_: Any) -> None:
             out.write(json.dumps({"at": time.time(), "request": model.name}) + "\n")
 
-        client.meta.events.register("before-call.dynamodb", count)
+        client.meta.events.register("before-call.dynamodb", log_request)
         ready.set()
         go.wait()
         threads = [
@@ -167,20 +171,19 @@ def _process(spec: Spec, number: int, ready: Event, go: Event) -> None:
 
 def _thread(dispatcher: TieredDispatcher, out: Any) -> None:
     for _ in itertools.count():
-        begun = time.time()
+        started = time.time()
+        record: dict[str, Any] = {"started": started}
+        delay = 0.0
         try:
-            delivery = dispatcher.dispatch(Row(), begun + 900)
+            result = dispatcher.dispatch(Row(), started + 900)
         except DeferRow as deferred:
-            out.write(json.dumps({"begun": begun, "deferred": deferred.detail}) + "\n")
-            time.sleep(deferred.delay_seconds)
-            continue
+            record["deferred"] = deferred.detail
+            delay = deferred.delay_seconds
         except DarkroomError as error:
-            out.write(json.dumps({"begun": begun, "error": str(error)}) + "\n")
-            continue
-        line = {
-            "begun": begun,
-            "took": time.time() - begun,
-            "wait": delivery.slot_wait_ms / 1000,
-            "endpoint": delivery.endpoint.name,
-        }
-        out.write(json.dumps(line) + "\n")
+            record["error"] = str(error)
+        else:
+            record["seconds"] = time.time() - started
+            record["wait"] = result.slot_wait_ms / 1000
+            record["endpoint"] = result.endpoint.name
+        out.write(json.dumps(record) + "\n")
+        time.sleep(delay)

@@ -1,4 +1,4 @@
-"""What the command needs of a deployed stack, as small Protocols; aws.py implements them."""
+"""What the command uses of a deployed stack. darkroom_cli.aws implements it; tests replace it."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +9,8 @@ from typing import Protocol
 
 from darkroom.endpoint_state import EndpointState
 from darkroom.ports import RowLedger, RunLedger
+
+PARALLEL_TRANSFERS = 16  # uploads or downloads at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class StoredObject:
 
     key: str
     size: int  # bytes
-    etag: str  # without quotes; the MD5 of the body for a plain upload without a KMS key
+    etag: str  # without quotes; the MD5 of the body for a single-part upload without a KMS key
     modified: datetime
 
 
@@ -44,15 +46,15 @@ class Bucket(Protocol):
     def name(self) -> str: ...
 
     def list(self, prefix: str, *, shallow: bool = False) -> Iterator[StoredObject]:
-        """Objects under `prefix`; `shallow` leaves out what lies in folders below it."""
+        """Objects under `prefix`; `shallow` leaves out those in folders below it."""
 
     def metadata(self, key: str) -> Mapping[str, str] | None:
-        """User metadata, or None when there is no such object."""
+        """User metadata, or None if the object does not exist."""
 
     def put_file(
         self, key: str, path: Path, content_type: str, metadata: Mapping[str, str]
     ) -> str | None:
-        """Upload a file of any size; returns the version id where the bucket keeps versions."""
+        """Upload a file of any size. Returns the version id if the bucket is versioned."""
 
     def fetch(self, key: str, target: Path) -> None:
         """Write the object's body to `target`, overwriting it."""
@@ -60,14 +62,14 @@ class Bucket(Protocol):
 
 class SecretStore(Protocol):
     def read(self) -> str | None:
-        """The secret's text, or None when it was never written."""
+        """The secret's text, or None if it has never been written."""
 
     def write(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message in the dead-letter queue, received and invisible to others for a while."""
+    """A received message of the dead-letter queue, hidden from other consumers for a while."""
 
     id: str
     receipt: str
@@ -76,7 +78,7 @@ class DeadLetter:
 
     @property
     def job(self) -> str:
-        """The row's job, "" where the body is no row message."""
+        """The row's job, "" if the body is not a row message."""
         try:
             body = json.loads(self.body)
         except ValueError:
@@ -85,21 +87,21 @@ class DeadLetter:
 
     @property
     def reason(self) -> str:
-        """Why it died, "" where SQS itself moved it here."""
+        """Why the row is dead, "" if SQS itself moved the message here."""
         return self.attributes.get("reason", "")
 
 
-class DeadLetters(Protocol):
+class DeadLetterQueue(Protocol):
     """The dead-letter queue, and the way back to the rows queue."""
 
     def count(self) -> int:
-        """Messages waiting; approximate, as SQS counts."""
+        """Messages in the queue, hidden ones included; approximate, as SQS counts."""
 
     def receive(self) -> Sequence[DeadLetter]:
-        """Up to 10 messages; none when the queue is (for now) empty."""
+        """Up to 10 messages; none if the queue has no visible ones."""
 
-    def send_back(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
-        """Up to 10 copies into the rows queue; returns those the queue accepted."""
+    def requeue(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        """Send copies of up to 10 to the rows queue. Returns those it accepted."""
 
     def delete(self, letters: Sequence[DeadLetter]) -> None: ...
 
@@ -107,16 +109,20 @@ class DeadLetters(Protocol):
         """Make messages visible again at once."""
 
     def move_all(self) -> Iterator[int] | None:
-        """Let SQS move everything: yields messages moved so far; None where SQS cannot."""
+        """Have SQS move every message: yields the number moved so far. None if SQS cannot."""
 
 
-class EndpointStates(Protocol):
+class EndpointStateReader(Protocol):
     def read(self, endpoint: str) -> EndpointState:
-        """Its default for an endpoint never used."""
+        """The default state for an endpoint that was never used."""
+
+
+class Ledger(RunLedger, RowLedger, Protocol):
+    """Jobs, their runs and their rows."""
 
 
 class Stack(Protocol):
-    """A deployed stack. Clients are made when first used."""
+    """A deployed stack."""
 
     @property
     def name(self) -> str: ...
@@ -124,19 +130,17 @@ class Stack(Protocol):
     def outputs(self) -> Outputs: ...
     @property
     def workers(self) -> int | None:
-        """Rows in work at once, from the stack's parameters; None where they do not say."""
+        """Rows in work at once, from the stack's parameters; None if they do not say."""
 
     @property
-    def runs(self) -> RunLedger: ...
+    def ledger(self) -> Ledger: ...
     @property
-    def rows(self) -> RowLedger: ...
+    def input_bucket(self) -> Bucket: ...
     @property
-    def inputs(self) -> Bucket: ...
-    @property
-    def results(self) -> Bucket: ...
+    def results_bucket(self) -> Bucket: ...
     @property
     def secret(self) -> SecretStore: ...
     @property
-    def dead_letters(self) -> DeadLetters: ...
+    def dead_letters(self) -> DeadLetterQueue: ...
     @property
-    def endpoint_states(self) -> EndpointStates: ...
+    def endpoint_states(self) -> EndpointStateReader: ...

@@ -1,0 +1,55 @@
+"""Forwards connections, so that containers reach servers that listen on loopback only."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from urllib.parse import urlsplit
+
+from darkroom_local.processes import in_event_loop
+
+CHUNK_BYTES = 64 * 1024
+
+
+@contextmanager
+def forwarded(url: str, address: str) -> Iterator[str]:
+    """Forward a free port of `address` to the server at `url`; yields the forwarded URL."""
+    with in_event_loop(lambda: _forwarding(url, address)) as port:
+        yield f"http://{address}:{port}"
+
+
+@asynccontextmanager
+async def _forwarding(url: str, address: str) -> AsyncIterator[int]:
+    target = urlsplit(url)
+    tasks: set[asyncio.Task[object]] = set()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        there, back = await asyncio.open_connection(target.hostname, target.port)
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(_copy(reader, back))
+                both.create_task(_copy(there, writer))
+        except asyncio.CancelledError:
+            back.transport.abort()
+
+    server = await asyncio.start_server(forward, address, 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        server.abort_clients()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await server.wait_closed()
+
+
+async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while data := await source.read(CHUNK_BYTES):
+            sink.write(data)
+            await sink.drain()
+    sink.close()
