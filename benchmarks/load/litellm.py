@@ -1,35 +1,32 @@
-"""Load by LiteLLM's Router, run in an environment of its own: see peers.py.
+"""Load by LiteLLM's Router.
 
 Set up as its documentation says for limits over several instances: rpm per deployment, a Redis that
 the instances share, and the routing strategy "usage-based-routing-v2", which checks the limit
-before each call. When the router itself says that the limit is reached, the row asks again a second
-later. Its image generation lets the OpenAI SDK make two retries of its own after a 429; no setting
-of the router stops them (a call with `max_retries: 0` was seen to make three).
+before each call. When the router itself reports that the limit is reached, the row is tried again a
+second later. Its image generation lets the OpenAI SDK make two retries of its own after a 429; no
+setting of the router stops them (a call with `max_retries: 0` made three).
 """
 
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import litellm  # type: ignore[import-not-found]
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from benchmarks.limits.peer_driver import Load, drive
+from benchmarks.load.driver import Load, Log, Row, drive
 
 litellm.suppress_debug_info = True
 litellm.telemetry = False
 
 
-def make_row(load: Load) -> Callable[[], str | None]:
+def make_row(load: Load, _log: Log) -> Row:
+    (endpoint,) = load["endpoints"]
     model = {
         "model_name": "images",
         "litellm_params": {
             "model": "openai/gpt-image-1.5",
-            "api_base": load["url"],
-            "api_key": "k",
-            "rpm": load["rate"],
+            "api_base": endpoint["base_url"],
+            "api_key": endpoint["api_keys"][0],
+            "rpm": endpoint["requests_per_minute"],
             "max_retries": 0,
         },
         "model_info": {"id": load["name"]},
@@ -43,17 +40,17 @@ def make_row(load: Load) -> Callable[[], str | None]:
         **(shared if load["redis_port"] else {}),
     )
 
-    def row() -> str | None:
+    def row() -> dict[str, Any]:
         while True:
             try:
                 router.image_generation(prompt="make it red", model="images")
             except litellm.RateLimitError:
                 time.sleep(1)
-            except Exception as error:  # noqa: BLE001 - counted, by name, in the results
+            except Exception:
                 time.sleep(1)
-                return f"{type(error).__name__}: {error}"[:200]
+                raise
             else:
-                return None
+                return {}
 
     return row
 

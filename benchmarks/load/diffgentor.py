@@ -1,4 +1,4 @@
-"""Load by diffgentor's APIClientPool, run in an environment of its own: see peers.py.
+"""Load by diffgentor's APIClientPool.
 
 Set up as its README says: one endpoint with its rate limit, retries as by default; the pool is made
 in each worker process, as its launcher does.
@@ -6,14 +6,10 @@ in each worker process, as its launcher does.
 
 import importlib.util
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from benchmarks.limits.peer_driver import Load, drive
-from benchmarks.limits.sender import send
+from benchmarks.load.driver import Load, Log, Row, drive, send
 
 
 def load_pool_module() -> Any:
@@ -30,7 +26,7 @@ def load_pool_module() -> Any:
     return module
 
 
-def make_row(load: Load) -> Callable[[], str | None]:
+def make_row(load: Load, _log: Log) -> Row:
     pools = load_pool_module()
 
     class Pool(pools.APIClientPool):  # type: ignore[misc, name-defined]
@@ -44,22 +40,23 @@ def make_row(load: Load) -> Callable[[], str | None]:
             return base_url, api_key, timeout
 
         def _execute_request(self, client: Any, *_: Any, **__: Any) -> int:
-            status, _wait = send(*client)
+            status, _retry_after = send(*client)
             if status != 200:
                 raise RuntimeError(status)
             return status
 
-    endpoint = pools.EndpointConfig(
-        base_url=load["url"], api_keys=["k"], rate_limit=load["rate"], weight=1
+    (endpoint,) = load["endpoints"]
+    limits = pools.EndpointConfig(
+        base_url=endpoint["base_url"],
+        api_keys=endpoint["api_keys"],
+        rate_limit=endpoint["requests_per_minute"],
+        weight=1,
     )
-    pool = Pool(pools.PoolConfig(endpoints=[endpoint]))
+    pool = Pool(pools.PoolConfig(endpoints=[limits]))
 
-    def row() -> str | None:
-        try:
-            pool.execute_with_retry()
-        except Exception as error:  # noqa: BLE001 - its pool raises what the call raised
-            return str(error)
-        return None
+    def row() -> dict[str, Any]:
+        pool.execute_with_retry()
+        return {}
 
     return row
 
