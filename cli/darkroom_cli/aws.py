@@ -130,14 +130,22 @@ class AwsStack:
         return S3Bucket(self._s3, self.outputs.ResultsBucketName)
 
     @cached_property
-    def secret(self) -> "Secret":
-        return Secret(self._client("secretsmanager"), self.outputs.EndpointsSecretArn)
-
-    @cached_property
     def dead_letters(self) -> "SqsDeadLetterQueue":
         return SqsDeadLetterQueue(
             self._client("sqs"), self.outputs.DeadLetterQueueUrl, self.outputs.RowsQueueUrl
         )
+
+    def read_secret(self) -> str | None:
+        client = self._client("secretsmanager")
+        try:
+            response = client.get_secret_value(SecretId=self.outputs.EndpointsSecretArn)
+        except client.exceptions.ResourceNotFoundException:
+            return None
+        return str(response["SecretString"])
+
+    def write_secret(self, text: str) -> None:
+        client = self._client("secretsmanager")
+        client.put_secret_value(SecretId=self.outputs.EndpointsSecretArn, SecretString=text)
 
 
 class S3Bucket:
@@ -186,23 +194,6 @@ class S3Bucket:
             self._client.download_fileobj(self.name, key, body, Config=config)
             body.flush()
             os.fsync(body.fileno())
-
-
-class Secret:
-    """Implements SecretStore."""
-
-    def __init__(self, client: Any, arn: str) -> None:
-        self._client, self._arn = client, arn
-
-    def read(self) -> str | None:
-        try:
-            response = self._client.get_secret_value(SecretId=self._arn)
-        except self._client.exceptions.ResourceNotFoundException:
-            return None
-        return str(response["SecretString"])
-
-    def write(self, text: str) -> None:
-        self._client.put_secret_value(SecretId=self._arn, SecretString=text)
 
 
 class SqsDeadLetterQueue:

@@ -129,7 +129,7 @@ def _as_json(
         "invalid_reasons": _groups_as_json(totals.invalid),
         "impossible": totals.impossible.count,
         "impossible_reasons": _groups_as_json(totals.impossible),
-        "pictures": totals.images,  # the name that scripts read
+        "images": totals.images,
         "cost_usd": {
             "least": totals.least / 1e6,
             "expected_most": totals.expected_most / 1e6,
