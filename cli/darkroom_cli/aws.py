@@ -10,15 +10,15 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from darkroom.aws.endpoint_table import DynamoDBEndpointStates
 from darkroom.aws.errors import MISSING_CODES, error_code
+from darkroom.aws.ledger_table import LedgerTable
 from darkroom.aws.sqs import message_group
 from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.options import DEFAULT_STACK, Target
 from darkroom_cli.stack import PARALLEL_TRANSFERS, DeadLetter, Outputs, StoredObject
 
 if TYPE_CHECKING:
-    from darkroom.aws.endpoint_table import DynamoDBEndpointStates
-    from darkroom.aws.ledger_table import LedgerTable
     from darkroom_local.stack import StackInfo
 
 _SINGLE_PUT_MAX_BYTES = 64 * 1024 * 1024  # larger files are uploaded in parts
@@ -106,15 +106,11 @@ class AwsStack:
         return self._client("dynamodb")
 
     @cached_property
-    def endpoint_states(self) -> "DynamoDBEndpointStates":
-        from darkroom.aws.endpoint_table import DynamoDBEndpointStates  # noqa: PLC0415 - start-up
-
+    def endpoint_states(self) -> DynamoDBEndpointStates:
         return DynamoDBEndpointStates(self._dynamodb, self.outputs.EndpointsTableName)
 
     @cached_property
-    def ledger(self) -> "LedgerTable":
-        from darkroom.aws.ledger_table import LedgerTable  # noqa: PLC0415 - start-up
-
+    def ledger(self) -> LedgerTable:
         return LedgerTable(self._dynamodb, self.outputs.LedgerTableName)
 
     @cached_property

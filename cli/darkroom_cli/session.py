@@ -17,7 +17,7 @@ from darkroom_cli.error_messages import UsageMistake, describe_error
 from darkroom_cli.options import JOB_OPTIONS, AsJson, Target
 
 if TYPE_CHECKING:
-    from rich.console import Console, JustifyMethod, OverflowMethod
+    from rich.console import Console
     from rich.table import Table
 
     from darkroom.ports import Clock
@@ -100,18 +100,26 @@ class Session:
         self._print_rows(table, fields, ": ")
 
     def print_table(
-        self, header: dict[str, "JustifyMethod"], rows: Iterable[tuple[str, ...]], *, folded: str
+        self,
+        columns: Sequence[str],
+        rows: Iterable[tuple[str, ...]],
+        *,
+        right: Sequence[str],
+        folded: str,
     ) -> None:
         """A table on a terminal, tab-separated lines without a header in a pipe.
 
-        `header` justifies each column; the column `folded` breaks anywhere.
+        The columns `right` are aligned right; the column `folded` breaks anywhere.
         """
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False)
-        for name, justify in header.items():
-            overflow: OverflowMethod = "fold" if name == folded else "ellipsis"
-            table.add_column(name, justify=justify, overflow=overflow)
+        for name in columns:
+            table.add_column(
+                name,
+                justify="right" if name in right else "left",
+                overflow="fold" if name == folded else "ellipsis",
+            )
         self._print_rows(table, rows, "\t")
 
     def _print_rows(self, table: "Table", rows: Iterable[tuple[str, ...]], separator: str) -> None:

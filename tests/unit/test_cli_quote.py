@@ -210,7 +210,7 @@ def test_the_number_of_failure_groups_is_bounded() -> None:
     failures = FailureGroups()
     for row in range(10_000):
         failures.add(row, f"reason {chr(0x4E00 + row % 5_000)}")
-    assert failures.count == sum(g.count for g in failures.groups.values()) == 10_000
+    assert failures.count == sum(g.rows for g in failures.groups.values()) == 10_000
     assert len(failures.groups) <= MAX_GROUPS + 1
 
 
