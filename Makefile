@@ -43,7 +43,7 @@ demo: setup ## edit a dozen photos on the one-machine stack (PROVIDERS=real: wit
 # ---------------------------------------------------------------- checks
 
 test: setup ## all tests, the real template on the one-machine stack included
-	$(BIN)/pytest -m "not soak" $(ARGS)
+	$(BIN)/pytest -m "not soak" --numprocesses auto --maxprocesses 4 --dist loadgroup $(ARGS)
 
 check: .venv/.synced .venv-sam/.synced ## format, lint, types, template
 	$(BIN)/ruff format --check .

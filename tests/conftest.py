@@ -1,4 +1,4 @@
-"""Fixtures every suite shares: an AWS of one machine, without our stack on it."""
+"""Fixtures that all suites share: MiniStack, without our stack on it."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -10,9 +10,16 @@ from hypothesis import settings
 
 from darkroom_local import ministack
 
-# A busy machine is slow, not wrong: no example fails for its time.
+# Tests pass on a busy machine too: no example fails for the time it takes.
 settings.register_profile("default", deadline=None)
 settings.register_profile("fuzz", max_examples=20_000, deadline=None)  # `make fuzz`
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run tests that share an expensive fixture in one process, when there are several (xdist)."""
+    for item in items:
+        if item.path.parent.name == "browser":
+            item.add_marker(pytest.mark.xdist_group("browser"))
 
 
 class ClientFactory(Protocol):
@@ -21,9 +28,9 @@ class ClientFactory(Protocol):
 
 @pytest.fixture(scope="session")
 def aws_endpoint() -> Iterator[str]:
-    """URL of a MiniStack where tests create what they need under names of their own.
+    """URL of a MiniStack where tests create what they need under unique names.
 
-    Root credentials: permissions are the business of the end-to-end tests.
+    Root credentials: the end-to-end tests check the permissions.
     """
     with ministack.running(auth=False) as stack:
         yield stack.url
@@ -31,7 +38,7 @@ def aws_endpoint() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def aws_client(aws_endpoint: str) -> Iterator[ClientFactory]:
-    """`aws_client("sqs")`: a boto3 client for that MiniStack; one per service and session."""
+    """`aws_client("sqs")`: a boto3 client for that MiniStack, one per service and session."""
     session = boto3.Session(
         ministack.ACCESS_KEY, ministack.SECRET_KEY, region_name=ministack.REGION
     )
@@ -47,5 +54,5 @@ def aws_client(aws_endpoint: str) -> Iterator[ClientFactory]:
         return clients[service]
 
     yield client
-    for made in clients.values():
-        made.close()
+    for open_client in clients.values():
+        open_client.close()

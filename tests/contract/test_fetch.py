@@ -380,15 +380,15 @@ def test_a_server_without_a_tls_handshake_times_out(harness: FetchHarness) -> No
 @pytest.mark.parametrize(
     ("status", "problem"),
     [
-        ("404 Not Found", "does not exist (its server answered 404)"),
-        ("410 Gone", "does not exist (its server answered 410)"),
-        ("401 No", "may not be read (its server answered 401); a signed URL may have expired"),
-        ("403 No", "may not be read (its server answered 403); a signed URL may have expired"),
-        ("400 Bad", "could not be loaded: its server answered 400"),
-        ("204 Nothing", "could not be loaded: its server answered 204"),
-        ("206 Part", "could not be loaded: its server answered 206"),
-        ("300 Choose", "could not be loaded: its server answered 300"),
-        ("418 Teapot", "could not be loaded: its server answered 418"),
+        ("404 Not Found", "does not exist (its server returned 404)"),
+        ("410 Gone", "does not exist (its server returned 410)"),
+        ("401 No", "may not be read (its server returned 401); a signed URL may have expired"),
+        ("403 No", "may not be read (its server returned 403); a signed URL may have expired"),
+        ("400 Bad", "could not be loaded: its server returned 400"),
+        ("204 Nothing", "could not be loaded: its server returned 204"),
+        ("206 Part", "could not be loaded: its server returned 206"),
+        ("300 Choose", "could not be loaded: its server returned 300"),
+        ("418 Teapot", "could not be loaded: its server returned 418"),
     ],
 )
 def test_a_permanent_status_rejects_the_row(
@@ -403,7 +403,7 @@ def test_a_permanent_status_rejects_the_row(
 def test_a_transient_status_costs_an_attempt(harness: FetchHarness, status: int) -> None:
     harness.serve(respond(http_response(b"", "Retry-After: 7", status=f"{status} Later")))
     error = harness.unavailable()
-    assert error.detail.endswith(f"could not be loaded: its server answered {status}")
+    assert error.detail.endswith(f"could not be loaded: its server returned {status}")
     assert error.delay_seconds == 7
 
 

@@ -114,7 +114,7 @@ def parse_endpoints(text: str) -> EndpointsSecret:
 
 
 def endpoints_from_environment(environment: Mapping[str, str]) -> EndpointsSecret:
-    """Raises ConfigurationError that names the variable and says what to do, never a key."""
+    """Raises ConfigurationError with the variable and what to do, never with a key."""
     found = [
         endpoint
         for provider in PROVIDERS

@@ -158,7 +158,7 @@ class TieredDispatcher:
             outcome = self._call(attempt, permit)
             if isinstance(outcome, DispatchResult):
                 return outcome
-            if outcome.outcome.blames_key:
+            if outcome.outcome.key_at_fault:
                 rejected_keys += 1
                 endpoint = self._with_newest_keys(endpoint)
                 retry = rejected_keys <= len(endpoint.api_keys)
@@ -202,7 +202,7 @@ class TieredDispatcher:
         finally:
             self._outcomes.record(permit, plan, outcome, int(sent_at * SECOND), latency_ms)
         if isinstance(outcome, CallFailed):
-            if outcome.outcome.blames_row:
+            if outcome.outcome.row_at_fault:
                 raise RowRejected(outcome.reason, f"{endpoint.name}: {outcome.detail}") from outcome
             attempt.failures.append((endpoint, outcome))
             return outcome
@@ -269,7 +269,7 @@ class TieredDispatcher:
                 reason = attempt.out_of_service[endpoint.name].reason
                 detail = f"out of service ({reason}), and {called.name}: {failure.detail}"
                 return self._retry(endpoint, _REASONS[reason], detail, RETRY_ROW_SECONDS)
-        wait = REJECTED_KEYS_SECONDS if failure.outcome.blames_key else RETRY_ROW_SECONDS
+        wait = REJECTED_KEYS_SECONDS if failure.outcome.key_at_fault else RETRY_ROW_SECONDS
         return self._retry(called, failure.reason, failure.detail, wait)
 
     def _keys_rejected(self, attempt: _Attempt) -> RetryRow:

@@ -1,8 +1,8 @@
 """HTTP with a total deadline per call, and the one client of all provider calls in a process.
 
 httpx's time-outs are per phase and start again with every byte that arrives, so a server that sends
-a byte now and then holds a worker for ever. Here each wait on the network is cut to what is left of
-the deadline. The image fetcher uses the same back end, with a check of the addresses.
+a byte now and then could occupy a worker for ever. Here each wait on the network is cut to what is
+left of the deadline. The image fetcher uses the same back end, with a check of the addresses.
 """
 
 import ssl
