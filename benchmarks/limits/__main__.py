@@ -186,7 +186,7 @@ def _figures(trial: Trial, rate: int, stats: dict[str, Any], started: float) -> 
         "calls": stats["calls"],
         "refused": stats["refused"],
         "refused_percent": round(100 * stats["refused"] / max(1, stats["calls"]), 1),
-        "most_in_a_minute": stats["most_in_window"],
+        "most_in_a_minute": stats["max_in_window"],
         "utilisation_percent": round(100 * len(allowed) / (rate * seconds / 60), 1),
         "wait_p50": round(statistics.median(waits), 2) if waits else None,
         "wait_p95": round(waits[int(0.95 * (len(waits) - 1))], 2) if waits else None,

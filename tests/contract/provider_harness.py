@@ -61,7 +61,7 @@ class Harness:
         self.openai.close()
 
     def set_up(self, **endpoint: Any) -> None:
-        """Resets the endpoint; it returns a fixed image unless `mode="paint"`."""
+        """Resets the endpoint; it returns a fixed image unless `mode="effects"`."""
         self.simulator.configure({"endpoints": {NAME: {"mode": "fast", **endpoint}}})
 
     def fault(self, **fault: Any) -> None:

@@ -68,7 +68,7 @@ def required_for_edits(model: Model) -> dict[str, Any]:
 
 @pytest.mark.parametrize("model", [m for m in MODELS if m.edits], ids=lambda m: m.name)
 def test_each_editing_model_edits(harness: Harness, model: Model) -> None:
-    harness.set_up(mode="paint")
+    harness.set_up(mode="effects")
     result = harness.call(model.provider, photo(), model=model.name, **required_for_edits(model))
     (image,) = result.images
     assert opened(image).size[0] >= 256
@@ -77,7 +77,7 @@ def test_each_editing_model_edits(harness: Harness, model: Model) -> None:
 
 @pytest.mark.parametrize("model", [m for m in MODELS if m.generates], ids=lambda m: m.name)
 def test_each_generating_model_makes_an_image_from_text(harness: Harness, model: Model) -> None:
-    harness.set_up(mode="paint")
+    harness.set_up(mode="effects")
     result = harness.call(model.provider, model=model.name)
     assert opened(result.images[0]).size[0] >= 256
 
@@ -117,7 +117,7 @@ def test_the_api_accepts_each_setting_of_the_catalogue(
 
 @pytest.mark.parametrize("model", [m for m in MODELS if m.edits], ids=lambda m: m.name)
 def test_each_model_takes_its_number_of_references(harness: Harness, model: Model) -> None:
-    harness.set_up(mode="paint")
+    harness.set_up(mode="effects")
     images = [photo(name=str(i)) for i in range(model.max_images)]
     assert harness.call(
         model.provider, *images, model=model.name, **required_for_edits(model)
@@ -129,7 +129,7 @@ def test_each_model_takes_its_number_of_references(harness: Harness, model: Mode
 def test_each_input_format_is_sent_as_one_that_the_model_takes(
     harness: Harness, model: Model, kind: str
 ) -> None:
-    harness.set_up(mode="paint")
+    harness.set_up(mode="effects")
     harness.call(model.provider, photo(kind=kind), model=model.name, **required_for_edits(model))
     assert harness.stats()["statuses"] == {"200": 1}
 
@@ -137,7 +137,7 @@ def test_each_input_format_is_sent_as_one_that_the_model_takes(
 @pytest.mark.parametrize("provider", BOTH)
 def test_the_input_image_reaches_the_model(harness: Harness, provider: Provider) -> None:
     """Two different images give two different edits: none is dropped on the way."""
-    harness.set_up(mode="paint")
+    harness.set_up(mode="effects")
     wide = harness.call(provider, photo(96, 64), aspect_ratio="1:1", instruction="flip it")
     flat = harness.call(provider, photo(64, 64, "PNG"), aspect_ratio="1:1", instruction="flip it")
     difference = ImageChops.difference(
@@ -150,7 +150,7 @@ def test_the_input_image_reaches_the_model(harness: Harness, provider: Provider)
 
 @pytest.mark.parametrize("model", [m for m in OPENAI_MODELS if m.masks], ids=lambda m: m.name)
 def test_the_opaque_part_of_a_mask_is_kept(harness: Harness, model: Model) -> None:
-    harness.set_up(mode="paint")
+    harness.set_up(mode="effects")
     square, mask = photo(128, 128, "PNG"), left_half_mask(128, 128)
     options: dict[str, Any] = {"model": model.name, "size": "1024x1024", "instruction": "invert it"}
     edited = opened(harness.call(OPENAI, square, mask=mask, **options).images[0]).convert("L")
@@ -174,7 +174,7 @@ def mean_difference(one: Any, other: Any, box: tuple[int, int, int, int]) -> flo
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("model", GEMINI_MODELS, ids=lambda m: m.name)
 def test_gemini_returns_the_requested_shape(harness: Harness, model: Model, ratio: str) -> None:
-    harness.set_up(mode="paint")
+    harness.set_up(mode="effects")
     width, height = opened(
         harness.call(GEMINI, photo(), model=model.name, aspect_ratio=ratio).images[0]
     ).size
@@ -186,20 +186,20 @@ def test_gemini_returns_the_requested_shape(harness: Harness, model: Model, rati
 def test_gemini_returns_the_requested_resolution(
     harness: Harness, resolution: str, edge: int
 ) -> None:
-    harness.set_up(mode="paint")
+    harness.set_up(mode="effects")
     result = harness.call(GEMINI, aspect_ratio="1:1", resolution=resolution)
     assert opened(result.images[0]).size == (edge, edge)
 
 
 @pytest.mark.parametrize("size", ["1024x1024", "1024x1536", "1536x1024"])
 def test_openai_returns_the_requested_size(harness: Harness, size: str) -> None:
-    harness.set_up(mode="paint")
+    harness.set_up(mode="effects")
     width, height = opened(harness.call(OPENAI, photo(), size=size).images[0]).size
     assert f"{width}x{height}" == size
 
 
 def test_openai_returns_a_free_size_where_the_model_supports_it(harness: Harness) -> None:
-    harness.set_up(mode="paint")
+    harness.set_up(mode="effects")
     result = harness.call(OPENAI, photo(), model="gpt-image-2", size="1920x1088")
     assert opened(result.images[0]).size == (1920, 1088)
 
@@ -210,12 +210,12 @@ def test_openai_returns_a_free_size_where_the_model_supports_it(harness: Harness
 def test_openai_returns_the_format_of_the_output_name(
     harness: Harness, name: str, kind: str
 ) -> None:
-    harness.set_up(mode="paint")
+    harness.set_up(mode="effects")
     assert opened(harness.call(OPENAI, photo(), output_name=name).images[0]).format == kind
 
 
 def test_openai_returns_a_transparent_background(harness: Harness) -> None:
-    harness.set_up(mode="paint")
+    harness.set_up(mode="effects")
     image = opened(harness.call(OPENAI, photo(), background="transparent").images[0])
     assert image.mode == "RGBA"
 
