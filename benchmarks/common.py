@@ -40,14 +40,17 @@ def exit_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
-def measurement(note: str) -> dict[str, Any]:
-    """When and where the figures were measured."""
-    return {
+def write_results(file: Path, conditions: dict[str, Any], runs: list[dict[str, Any]]) -> None:
+    """JSON, a line per run: when and where it was measured, under which conditions, the figures."""
+    document = {
         "measured": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "machine": f"{os.cpu_count()} cores, {platform.platform()}",
         "python": platform.python_version(),
-        "also_running": note,
+        **conditions,
     }
+    head = json.dumps(document, indent=1).removesuffix("\n}")
+    lines = ",\n  ".join(json.dumps(run) for run in runs)
+    file.write_text(f'{head},\n "runs": [\n  {lines}\n ]\n}}\n')
 
 
 def records(folder: str, pattern: str = "*.jsonl") -> list[dict[str, Any]]:

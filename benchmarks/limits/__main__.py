@@ -23,9 +23,9 @@ from benchmarks.common import (
     RESULTS,
     exit_on_sigterm,
     markdown_table,
-    measurement,
     records,
     simulator,
+    write_results,
 )
 from benchmarks.limits import darkroom_load, peers
 from darkroom_local import ministack
@@ -78,14 +78,14 @@ def main() -> None:
     for system in options.systems:
         for processes in options.processes:
             runs += run(system, processes, options.rates, options.seconds)
-            document = measurement(options.note) | {
+            conditions = {
+                "also_running": options.note,
                 "threads_per_process": THREADS,
                 "call_latency_seconds": LATENCY,
                 "warm_up_seconds": WARM_UP,
                 "window_seconds": options.seconds,
-                "runs": runs,
             }
-            options.output.write_text(json.dumps(document, indent=1) + "\n")
+            write_results(options.output, conditions, runs)
     print(markdown_table(COLUMNS, runs))
 
 
@@ -186,7 +186,7 @@ def _figures(trial: Trial, rate: int, stats: dict[str, Any], started: float) -> 
         "calls": stats["calls"],
         "refused": stats["refused"],
         "refused_percent": round(100 * stats["refused"] / max(1, stats["calls"]), 1),
-        "most_in_a_minute": stats["most_in_window"],
+        "most_in_a_minute": stats["max_in_window"],
         "utilisation_percent": round(100 * len(allowed) / (rate * seconds / 60), 1),
         "wait_p50": round(statistics.median(waits), 2) if waits else None,
         "wait_p95": round(waits[int(0.95 * (len(waits) - 1))], 2) if waits else None,

@@ -19,14 +19,14 @@ from benchmarks.limits.sender import send
 from darkroom.aws.endpoint_table import DynamoDBEndpointStates
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.dispatch.dispatcher import TieredDispatcher
-from darkroom.endpoints import Endpoint, EndpointsSecret, parse_endpoints
+from darkroom.endpoints import Endpoint, parse_endpoints
 from darkroom.errors import DarkroomError, DeferRow
-from darkroom.metrics import Metric
 from darkroom.ports import SystemClock
 from darkroom_local import ministack
+from tests.fakes.dispatching import IMAGE, FakeCallContext, FakeSecretSource
+from tests.fakes.services import FakeTelemetry
 
 TABLE = "endpoints-bench"
-IMAGE = EditResult(images=(b"",), model="m")
 
 
 @dataclass(frozen=True)
@@ -58,41 +58,6 @@ class Sender:
         if status != 200:
             raise CallFailed(Outcome.UNAVAILABLE, str(status))
         return IMAGE
-
-
-class FixedSecret:
-    """Implements ports.SecretSource."""
-
-    def __init__(self, text: str) -> None:
-        self._secret = parse_endpoints(text)
-
-    def endpoints(self) -> EndpointsSecret:
-        return self._secret
-
-    def refresh(self) -> None: ...
-
-
-class NoTelemetry:
-    """Implements what the dispatcher uses of ports.Telemetry."""
-
-    def metric(self, metric: Metric, value: float = 1, **_: Any) -> None: ...
-
-    def info(self, event: str, **_: object) -> None: ...
-
-    warning = error = exception = info
-
-
-class Row:
-    """Implements ports.CallContext."""
-
-    def plan(self, endpoint: Endpoint) -> CallPlan:
-        return CallPlan(endpoint.provider, endpoint.model, "make it red")
-
-    def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None: ...
-
-    def after_call(
-        self, endpoint: Endpoint, plan: CallPlan, outcome: EditResult | CallFailed
-    ) -> None: ...
 
 
 class DarkroomLoad:
@@ -143,12 +108,12 @@ def _process(spec: Spec, number: int, ready: Event, go: Event) -> None:
     client = _client(spec.dynamodb, spec.threads)
     client.describe_table(TableName=TABLE)  # connect, and load the client's models
     dispatcher = TieredDispatcher(
-        FixedSecret(spec.secret),
+        FakeSecretSource(parse_endpoints(spec.secret)),
         DynamoDBEndpointStates(client, TABLE),
         lambda _: Sender(),
         SystemClock(),
         random.Random(),
-        NoTelemetry(),  # type: ignore[arg-type]  # it lacks `bound`
+        FakeTelemetry(),
     )
     log = Path(spec.folder) / f"{spec.name}-{number}.jsonl"
     with log.open("w", buffering=1) as out:
@@ -175,7 +140,7 @@ def _thread(dispatcher: TieredDispatcher, out: Any) -> None:
         record: dict[str, Any] = {"started": started}
         delay = 0.0
         try:
-            result = dispatcher.dispatch(Row(), started + 900)
+            result = dispatcher.dispatch(FakeCallContext(), started + 900)
         except DeferRow as deferred:
             record["deferred"] = deferred.detail
             delay = deferred.delay_seconds

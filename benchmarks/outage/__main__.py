@@ -22,9 +22,9 @@ from benchmarks.common import (
     RESULTS,
     exit_on_sigterm,
     markdown_table,
-    measurement,
     records,
     simulator,
+    write_results,
 )
 from benchmarks.limits import darkroom_load
 from benchmarks.limits.sender import send
@@ -52,13 +52,13 @@ def main() -> None:
     for system in options.systems:
         runs.append(_run(system, options.processes))
         print(runs[-1], flush=True)
-    document = measurement(options.note) | {
+    conditions = {
+        "also_running": options.note,
         "down_seconds": OUTAGE,
         "workers": f"{options.processes} processes x {THREADS} threads",
         "call_latency_seconds": LATENCY,
-        "runs": runs,
     }
-    options.output.write_text(json.dumps(document, indent=1) + "\n")
+    write_results(options.output, conditions, runs)
     columns = [c for c in runs[0] if c != "seconds_of_wasted_calls"]
     print(markdown_table(columns, runs))
 

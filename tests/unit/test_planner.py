@@ -290,6 +290,7 @@ def test_shape_goes_into_the_prompt_where_the_model_has_no_setting_for_it() -> N
         assert prompt.startswith("make it red\n\n")
         assert word in prompt
         assert ratio in prompt
+    assert "portrait, with an aspect ratio of 512x768" in plan("dall-e-2", size="512 X 768").prompt
     for model in ("gemini-3-pro-image", "gpt-image-1.5", "gpt-image-2", "dall-e-3"):
         assert plan(model, aspect_ratio="9:16").prompt == "make it red"
 

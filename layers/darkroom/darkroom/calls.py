@@ -24,11 +24,11 @@ class Outcome(StrEnum):
         return self in (Outcome.RATE_LIMITED, Outcome.UNAVAILABLE)
 
     @property
-    def blames_key(self) -> bool:
+    def key_at_fault(self) -> bool:
         return self in (Outcome.QUOTA_SPENT, Outcome.KEY_REJECTED)
 
     @property
-    def blames_row(self) -> bool:
+    def row_at_fault(self) -> bool:
         return self in (Outcome.REFUSED, Outcome.NO_IMAGE, Outcome.BAD_REQUEST)
 
 

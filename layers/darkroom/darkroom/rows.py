@@ -69,10 +69,11 @@ class RowState(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     DEAD = "dead"
+    SKIPPED = "skipped"  # outside filter-rows: in reports only, never in the ledger
 
     @property
     def terminal(self) -> bool:
-        return self in (RowState.SUCCEEDED, RowState.FAILED, RowState.DEAD)
+        return self not in (RowState.CLAIMED, RowState.SENT)
 
 
 @dataclass(frozen=True, slots=True)

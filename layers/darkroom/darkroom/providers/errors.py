@@ -43,7 +43,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Matches when all of its conditions hold. An empty field is no condition."""
+    """Matches when all of its conditions hold. An empty field always holds."""
 
     outcome: Outcome
     statuses: tuple[int, ...] = ()  # a range as (500, 599) with `span`

@@ -224,7 +224,7 @@ class OpenAIImageEditor:
             return base64.b64decode(url.partition(",")[2], validate=True)
         response = (self._http or provider_http.shared_client()).get(url)
         if response.status_code != httpx2.codes.OK:
-            raise ValueError(f"its URL answered {response.status_code}")
+            raise ValueError(f"its URL returned {response.status_code}")
         return response.content
 
 
