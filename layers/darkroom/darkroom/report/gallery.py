@@ -273,7 +273,7 @@ def _chart(timeline: TimelineSummary) -> dict[str, object] | None:
                 "x": index * step,
                 "width": step * 0.82,
                 "counts": bar,
-                "segments": _segments(bar, _CHART_HEIGHT / tallest),
+                "segments": _segments(bar, tallest),
             }
             for index, bar in enumerate(counts)
             if any(bar.values())
@@ -281,9 +281,10 @@ def _chart(timeline: TimelineSummary) -> dict[str, object] | None:
     }
 
 
-def _segments(counts: dict[str, int], scale: float) -> Iterator[dict[str, object]]:
-    top = float(_CHART_HEIGHT)
+def _segments(counts: dict[str, int], tallest: int) -> Iterator[dict[str, object]]:
+    y = float(_CHART_HEIGHT)
     for status, count in counts.items():
+        height = count / tallest * _CHART_HEIGHT
+        y -= height
         if count:
-            top -= count * scale
-            yield {"status": status, "y": top, "height": count * scale}
+            yield {"status": status, "y": y, "height": height}
