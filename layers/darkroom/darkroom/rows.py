@@ -75,6 +75,10 @@ class RowState(StrEnum):
     def terminal(self) -> bool:
         return self not in (RowState.CLAIMED, RowState.SENT)
 
+    @property
+    def unsuccessful(self) -> bool:
+        return self.terminal and self not in (RowState.SUCCEEDED, RowState.SKIPPED)
+
 
 @dataclass(frozen=True, slots=True)
 class StatusCounts:
