@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from darkroom.aws.errors import error_code
+from darkroom.aws.errors import CONDITION_FAILED, error_code
 from darkroom.aws.items import ItemCodec, to_attribute
 from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.endpoint_state import (
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 MAX_TRIES = 25  # of one reservation, when other workers' updates come in between
 _STATES = ItemCodec(EndpointState)
 _NEW_ITEM = {name: to_attribute(value) for name, value in asdict(EndpointState()).items()}
-_CONDITION_FAILED = "ConditionalCheckFailedException"
 
 
 @dataclass(frozen=True)
@@ -261,7 +260,7 @@ def _translated_errors() -> Iterator[None]:
     try:
         yield
     except (BotoCoreError, ClientError) as error:
-        if isinstance(error, ClientError) and error_code(error) == _CONDITION_FAILED:
+        if isinstance(error, ClientError) and error_code(error) == CONDITION_FAILED:
             raise
         kind = type(error).__name__
         raise StatesUnavailable(f"the endpoints table did not answer ({kind})") from error
