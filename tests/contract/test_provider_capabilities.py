@@ -230,9 +230,16 @@ def test_openai_returns_n_images_from_one_call(harness: Harness) -> None:
 def test_images_in_thoughts_are_not_results(harness: Harness) -> None:
     """A thought may contain an interim image."""
     harness.set_up(thoughts=True)
-    result = harness.call(GEMINI, photo())
-    assert len(result.images) == 1
-    assert "draft" not in result.text
+    assert len(harness.call(GEMINI, photo()).images) == 1
+
+
+def test_thoughts_are_not_in_the_detail_of_a_failure(harness: Harness) -> None:
+    parts = [{"text": "Let me draft this.", "thought": True}, {"text": "Which mug?"}]
+    body = {"candidates": [{"content": {"parts": parts}, "finishReason": "STOP"}]}
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, json=body))
+    with httpx2.Client(transport=transport) as http:
+        fixed = Harness(harness.simulator, gemini=GeminiImageEditor(http))
+        assert fixed.failure(GEMINI, photo()).detail == "Which mug?"
 
 
 @pytest.mark.parametrize("provider", BOTH)
