@@ -67,7 +67,7 @@ def started(system: str, loads: list[Load]) -> Iterator[Callable[[], None]]:
         shared: Load = {"threads": THREADS}
         if system == "darkroom":
             shared["dynamodb_url"] = services.enter_context(ministack.running(auth=False)).url
-            darkroom.make_table(shared["dynamodb_url"])
+            darkroom.create_table(shared["dynamodb_url"])
         if system == "litellm":
             shared["redis_port"] = services.enter_context(_redis())
         process = subprocess.Popen(

@@ -92,13 +92,13 @@ def _measured(
     """Calls of the whole run; the rate over the `seconds` after the warm-up."""
     end = WARM_UP_SECONDS + seconds
     allowed = [t for t in stats["allowed_arrivals"] if WARM_UP_SECONDS <= t < end]
-    rows = [line for line in lines if "took" in line]
-    waits = sorted(row.get("wait", row["took"] - LATENCY_SECONDS) for row in rows)
+    rows = [line for line in lines if "seconds" in line]
+    waits = sorted(row.get("wait", row["seconds"] - LATENCY_SECONDS) for row in rows)
     return {
         "calls": stats["calls"],
         "refused": stats["refused"],
         "refused_percent": round(100 * stats["refused"] / max(1, stats["calls"]), 1),
-        "most_in_a_minute": stats["most_in_window"],
+        "most_in_a_minute": stats["max_in_window"],
         "utilisation_percent": round(100 * len(allowed) / (rate * seconds / 60), 1),
         "wait_p50": round(statistics.median(waits), 2) if waits else None,
         "wait_p95": round(waits[int(0.95 * (len(waits) - 1))], 2) if waits else None,
@@ -115,7 +115,7 @@ def _requests_per_image(
     A process that starts cold reads each endpoint once more.
     """
     requests = [r["request"] for r in lines if "request" in r and start <= r["at"] < end]
-    images = sum(start <= r["begun"] + r["took"] < end for r in lines if "took" in r)
+    images = sum(start <= r["started"] + r["seconds"] < end for r in lines if "seconds" in r)
     if not (requests and images):
         return {"reservations_per_image": None, "dynamodb_per_image": None}
     return {

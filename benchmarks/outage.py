@@ -1,9 +1,9 @@
-"""Gemini answers 503 from second 10 to 70: how long do rows take, and how many succeed?
+"""Gemini answers 503 from second 10 to 70: what happens to the rows?
 
 python -m benchmarks.outage [--processes 4] [--systems darkroom plain] [--note TEXT]
 
-Darkroom, with the real DynamoDB adapter on MiniStack, against the plain way of the fallback guide
-(benchmarks/load/plain.py): same workers, same simulated providers, same sender.
+Darkroom, with the real DynamoDB adapter on MiniStack, against the plain procedure of the fallback
+guide (benchmarks/load/plain.py): same workers, same simulated providers, same sender.
 """
 
 import statistics
@@ -67,18 +67,18 @@ def _run(system: str, processes: int) -> dict[str, Any]:
             began = time.time()
             start()
             time.sleep(DURATION_SECONDS)
-        rows = [line for line in harness.logged(folder, "outage") if "took" in line]
+        rows = [line for line in harness.logged(folder, "outage") if "seconds" in line]
         return {"system": system} | _measured(rows, began, provider.stats(arrivals=True))
 
 
 def _measured(rows: list[dict[str, Any]], began: float, stats: dict[str, Any]) -> dict[str, Any]:
     minutes = (DOWN_SECONDS[1] - DOWN_SECONDS[0]) / 60
     start, end = (began + second for second in DOWN_SECONDS)
-    ended = [(row["begun"] + row["took"], row["endpoint"]) for row in rows]
+    ended = [(row["started"] + row["seconds"], row["endpoint"]) for row in rows]
     by_fallback = [t for t, endpoint in ended if endpoint == "second" and t >= start]
     recovered = [t for t, endpoint in ended if endpoint == "first" and t >= end + LATENCY_SECONDS]
     # Rows that began in the outage, however long they took; those that never ended do not count.
-    took = sorted(row["took"] for row in rows if start <= row["begun"] < end)
+    durations = sorted(row["seconds"] for row in rows if start <= row["started"] < end)
     wasted = [
         round(t - DOWN_SECONDS[0], 1)
         for t in stats["first"]["arrivals"]
@@ -90,8 +90,8 @@ def _measured(rows: list[dict[str, Any]], began: float, stats: dict[str, Any]) -
         ),
         "images_per_minute_in_outage": round(sum(start <= t < end for t, _ in ended) / minutes, 1),
         "calls_wasted_per_minute": round(len(wasted) / minutes, 1),
-        "row_seconds_p50": round(statistics.median(took), 2),
-        "row_seconds_p95": round(took[int(0.95 * (len(took) - 1))], 2),
+        "row_seconds_p50": round(statistics.median(durations), 2),
+        "row_seconds_p95": round(durations[int(0.95 * (len(durations) - 1))], 2),
         "healthy_fallback_call_seconds": LATENCY_SECONDS,
         "seconds_until_first_tier_is_back": round(min(recovered) - end, 1) if recovered else None,
         "refused": stats["first"]["refused"] + stats["second"]["refused"],

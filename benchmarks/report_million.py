@@ -1,11 +1,11 @@
-"""How long and in how much memory a job of a million ledger rows is reported.
+"""Measures the time and memory of a report on a million ledger rows.
 
     .venv/bin/python -m benchmarks.report_million [rows]
 
-Everything of the report is the real thing: reading the CSV, joining, manifest, sums, gallery. The
-records are made up, but each lookup of 100 waits as long as DynamoDB takes and has the real ledger
-adapter ask for and parse a canned answer of 100 items, so that its CPU counts. The manifest goes to
-a file; the pictures are 9 KB of noise. Prints one JSON object; ends with an error above 300 MB.
+Reading the CSV, joining, manifest, aggregation and gallery are the real code. The records are
+generated, but each lookup of 100 waits as long as DynamoDB takes, and the real ledger adapter
+parses a canned response of 100 items, so that its CPU counts. The manifest goes to a file; the
+thumbnails are 9 KB of noise. Prints one JSON object; fails above 300 MB.
 """
 
 import io
@@ -29,19 +29,19 @@ from darkroom.csv_input.reader import JobRows, read_job_rows
 from darkroom.errors import Reason
 from darkroom.jobs import Counters, JobOptions, ResultPaths, Run, RunState, Source
 from darkroom.report.reporter import Reporter, ReportOutcome
-from darkroom.report.rows import CHUNK_ROWS
+from darkroom.report.rows import LOOKUP_ROWS
 from darkroom.rows import RowRecord, RowResult, RowState
 from tests.fakes.services import FakeClock, FakeTelemetry
 
 JOB = "jobs/million"
 LOOKUP_SECONDS = 0.015  # one BatchGetItem of 100 items
-PICTURE = b"RIFF\x00\x00\x00\x00WEBP" + os.urandom(9_000)
-MOST_MEGABYTES = 300
+THUMB = b"RIFF\x00\x00\x00\x00WEBP" + os.urandom(9_000)
+MAX_MEGABYTES = 300
 
 
 @dataclass
 class GeneratedLedger:
-    """Every row has a record; 1 % failed, 0.1 % dead. Also the runs: one, settled."""
+    """RowLedger and RunLedger: every row is settled, 1 % failed, 0.1 % dead, in one run."""
 
     rows: int
     canned: LedgerTable | None = None
@@ -65,7 +65,7 @@ class GeneratedLedger:
             cost_micro_usd=134_000,
         )
         if row % 100 == 7:
-            detail = "the picture was blocked by a safety filter"
+            detail = "the image was blocked by a safety filter"
             result = RowResult(RowState.FAILED, reason=Reason.REFUSED, detail=detail)
         elif row % 1_000 == 11:
             result = RowResult(RowState.DEAD, reason=Reason.UNAVAILABLE, detail="HTTP 503")
@@ -92,9 +92,9 @@ class GeneratedLedger:
 
 
 def canned_ledger() -> LedgerTable:
-    """The real adapter on a real client that answers every lookup with the same 100 items."""
-    made = GeneratedLedger(CHUNK_ROWS)
-    records = [made.record(f"{row:06d}") for row in range(CHUNK_ROWS)]
+    """The real adapter, whose client responds to every lookup with the same 100 items."""
+    generated = GeneratedLedger(LOOKUP_ROWS)
+    records = [generated.record(f"{row:06d}") for row in range(LOOKUP_ROWS)]
     names = ({"job": {"S": JOB}, "item": {"S": f"row#{r.key}"}} for r in records)
     items = [ROWS.to_item(r) | name for r, name in zip(records, names, strict=True)]
     body = json.dumps({"Responses": {"ledger": items}, "UnprocessedKeys": {}}).encode()
@@ -102,10 +102,10 @@ def canned_ledger() -> LedgerTable:
         "dynamodb", region_name="eu-west-1", aws_access_key_id="x", aws_secret_access_key="x"
     )
 
-    def answer(request: AWSPreparedRequest, **_: object) -> AWSResponse:
+    def respond(request: AWSPreparedRequest, **_: object) -> AWSResponse:
         return AWSResponse(request.url, 200, HTTPHeaders(), _Body(body))
 
-    client.meta.events.register("before-send.dynamodb.BatchGetItem", answer)  # type: ignore[arg-type]
+    client.meta.events.register("before-send.dynamodb.BatchGetItem", respond)  # type: ignore[arg-type]
     return LedgerTable(client, "ledger")
 
 
@@ -116,7 +116,7 @@ class _Body(io.BytesIO):
 
 @dataclass
 class Disk:
-    """Results bucket and uploads in a folder."""
+    """Results bucket and uploads: the manifest in a folder, the sizes of the pages."""
 
     folder: Path
     written: dict[str, int] = field(default_factory=dict)
@@ -126,7 +126,7 @@ class Disk:
         return True
 
     def get(self, key: str) -> bytes | None:
-        return PICTURE if "/thumbs/" in key else None
+        return THUMB if "/thumbs/" in key else None
 
     @contextmanager
     def open(self, key: str, _content_type: str) -> Iterator[IO[bytes]]:
@@ -136,7 +136,7 @@ class Disk:
         self.written[key] = path.stat().st_size
 
 
-def rows_of(count: int) -> JobRows:
+def generated_csv(count: int) -> JobRows:
     def pieces() -> Iterator[bytes]:
         yield b"image_url,instruction,sku,price\n"
         for row in range(0, count, 1_000):
@@ -158,7 +158,7 @@ def rows_of(count: int) -> JobRows:
 
 
 def peak_mb() -> int:
-    """Peak memory of this program. getrusage would count the parent's, inherited until exec."""
+    """Peak memory of this process. getrusage would include the parent's, inherited until exec."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) // 1024
 
@@ -176,7 +176,7 @@ def main(count: int) -> int:
             rows=ledger,  # type: ignore[arg-type]
             store=disk,  # type: ignore[arg-type]
             uploads=disk,
-            job_rows=lambda _: rows_of(count),
+            job_rows=lambda _: generated_csv(count),
             notify=lambda *_: None,
             clock=FakeClock(),
             telemetry=telemetry,
@@ -188,7 +188,7 @@ def main(count: int) -> int:
             lines = sum(1 for _ in manifest) - 1
     peak = peak_mb()
     pages = [size for key, size in disk.written.items() if key.endswith(".html")]
-    told = {
+    measured = {
         "rows": count,
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu, 1),
@@ -198,11 +198,11 @@ def main(count: int) -> int:
         "manifest_lines": lines,
         "manifest_mb": round(disk.written[ResultPaths(JOB).manifest] / 1e6, 1),
         "pages": len(pages),
-        "complaints": telemetry.logged("error"),
+        "errors": telemetry.logged("error"),
     }
-    print(json.dumps(told))
-    good = outcome is ReportOutcome.MADE and lines == count and not telemetry.logged("error")
-    return 0 if good and peak < MOST_MEGABYTES else 1
+    print(json.dumps(measured))
+    passed = outcome is ReportOutcome.MADE and lines == count and not telemetry.logged("error")
+    return 0 if passed and peak < MAX_MEGABYTES else 1
 
 
 if __name__ == "__main__":

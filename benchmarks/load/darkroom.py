@@ -16,12 +16,11 @@ from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import DeferRow
 from darkroom.ports import SystemClock
 from darkroom_local import ministack
-from tests.fakes.dispatching import FakeCallContext, FakeSecretSource
+from tests.fakes.dispatching import IMAGE, FakeCallContext, FakeSecretSource
 from tests.fakes.services import FakeTelemetry
 
 TABLE = "endpoints-bench"
 DEADLINE_SECONDS = 900.0
-IMAGE = EditResult(images=(b"",), model="m")
 
 
 class HttpEditor:
@@ -55,7 +54,7 @@ def dynamodb(url: str, threads: int) -> Any:
     return session.client("dynamodb", endpoint_url=url, config=config)
 
 
-def make_table(url: str) -> None:
+def create_table(url: str) -> None:
     dynamodb(url, 1).create_table(
         TableName=TABLE,
         KeySchema=[{"AttributeName": "endpoint", "KeyType": "HASH"}],

@@ -70,14 +70,14 @@ def _run(make_row: MakeRow, load: Load, number: int, barrier: Barrier) -> None:
 
 def _work(row: Row, log: Log) -> None:
     while True:
-        begun = time.time()
+        started = time.time()
         try:
             facts = row()
         except Exception as error:  # noqa: BLE001 - whatever the system raises counts as an error
-            log({"begun": begun, "error": f"{type(error).__name__}: {error}"[:200]})
+            log({"started": started, "error": f"{type(error).__name__}: {error}"[:200]})
         else:
             if facts is not None:
-                log({"begun": begun, "took": time.time() - begun} | facts)
+                log({"started": started, "seconds": time.time() - started} | facts)
 
 
 def send(base_url: str, key: str, timeout: float) -> tuple[int, float | None]:

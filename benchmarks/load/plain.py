@@ -1,6 +1,7 @@
-"""Load by the fallback guide's way: two retries from a base delay of 5 s, then the other provider.
+"""Load by the plain procedure of the fallback guide.
 
-Each process gets its share of the limit (limit / processes), so that 429s do not slow it as well.
+Each call is tried, retried twice from a base delay of 5 s, and then sent to the other provider.
+Each process keeps its share of the limit (limit / processes), so that 429s do not slow it as well.
 """
 
 import random

@@ -42,7 +42,7 @@ def quote(
     session.print_fields(_fields(totals, call_seconds, seconds))
     _print_groups(session, "Rows that will fail", totals.invalid)
     _print_groups(session, "Rows that no endpoint can take", totals.impossible)
-    for warning in (*rows.warnings, *_warnings(totals, secret, seconds)):
+    for warning in (*rows.columns.warnings, *_warnings(totals, secret, seconds)):
         session.warn(warning)
 
 

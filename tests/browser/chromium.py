@@ -1,4 +1,4 @@
-"""Debian's Chromium, headless, spoken to over its own DevTools protocol."""
+"""A client of Debian's headless Chromium, over its DevTools protocol."""
 
 import base64
 import json
@@ -37,11 +37,11 @@ def installed() -> str | None:
 
 @dataclass
 class Tab:
-    """One page. `complaints` collects what would stand in its console."""
+    """One page. `console` and `requests` collect its messages and URLs."""
 
     socket: ClientConnection
     session: str
-    complaints: list[str] = field(default_factory=list)
+    console: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     _last: int = 0
     _events: list[dict[str, Any]] = field(default_factory=list)
@@ -53,31 +53,31 @@ class Tab:
             message["sessionId"] = self.session
         self.socket.send(json.dumps(message))
         while True:
-            answer = self._receive()
-            if answer.get("id") == self._last:
-                if "error" in answer:
-                    raise RuntimeError(f"{method}: {answer['error']['message']}")
-                found: dict[str, Any] = answer["result"]
-                return found
+            response = self._receive()
+            if response.get("id") == self._last:
+                if "error" in response:
+                    raise RuntimeError(f"{method}: {response['error']['message']}")
+                result: dict[str, Any] = response["result"]
+                return result
 
     def _receive(self) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(self.socket.recv(_TIMEOUT_SECONDS))
-        method, params = answer.get("method"), answer.get("params", {})
+        message: dict[str, Any] = json.loads(self.socket.recv(_TIMEOUT_SECONDS))
+        method, params = message.get("method"), message.get("params", {})
         if method:
-            self._events.append(answer)
+            self._events.append(message)
         if method == "Log.entryAdded":
-            self.complaints.append(f"{params['entry']['level']}: {params['entry']['text']}")
+            self.console.append(f"{params['entry']['level']}: {params['entry']['text']}")
         elif method == "Runtime.consoleAPICalled":
-            self.complaints.append(f"console.{params['type']}")
+            self.console.append(f"console.{params['type']}")
         elif method == "Runtime.exceptionThrown":
-            self.complaints.append(params["exceptionDetails"]["text"])
+            self.console.append(params["exceptionDetails"]["text"])
         elif method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
-        return answer
+        return message
 
     def open(self, url: str) -> None:
-        """Load a page to its end."""
-        self.complaints.clear()
+        """Load a page and wait for its load event."""
+        self.console.clear()
         self.requests.clear()
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
@@ -86,8 +86,10 @@ class Tab:
         while not any(e["method"] == "Page.loadEventFired" for e in self._events):
             self._receive()
 
-    def look(self, *, width: int, height: int = 900, scheme: str = "light", zoom: int = 1) -> None:
-        """The window's size in CSS pixels and the colour scheme the user prefers."""
+    def emulate(
+        self, *, width: int, height: int = 900, scheme: str = "light", zoom: int = 1
+    ) -> None:
+        """Set the window's size in CSS pixels and the preferred colour scheme."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -99,10 +101,12 @@ class Tab:
         self.call("Emulation.setEmulatedMedia", features=features)
 
     def evaluate(self, expression: str) -> Any:
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-        if "exceptionDetails" in answer:
-            raise RuntimeError(answer["exceptionDetails"]["exception"]["description"])
-        return answer["result"].get("value")
+        response = self.call(
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
+        )
+        if "exceptionDetails" in response:
+            raise RuntimeError(response["exceptionDetails"]["exception"]["description"])
+        return response["result"].get("value")
 
     def press(self, key: str) -> None:
         codes = {"Tab": 9, "ArrowRight": 39, "Enter": 13, " ": 32}
@@ -111,9 +115,9 @@ class Tab:
                 "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=codes[key]
             )
 
-    def screenshot(self, path: Path, *, whole: bool = False) -> None:
+    def screenshot(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        shot = self.call("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def pdf(self, path: Path) -> None:
@@ -123,21 +127,20 @@ class Tab:
 
 @contextmanager
 def browser(program: str) -> Iterator[Tab]:
-    """Start it, give one tab, stop it."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+    """One tab of a browser that runs until the block ends."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
-            (program, *_FLAGS, f"--user-data-dir={home}", "about:blank"),
+            (program, *_FLAGS, f"--user-data-dir={profile}", "about:blank"),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
         try:
             with connect(_address(process), max_size=None) as socket:
-                whole = Tab(socket, "")
-                target = whole.call("Target.createTarget", url="about:blank")["targetId"]
-                attached = whole.call("Target.attachToTarget", targetId=target, flatten=True)
-                tab = Tab(socket, attached["sessionId"])
-                yield tab
+                root = Tab(socket, "")
+                target = root.call("Target.createTarget", url="about:blank")["targetId"]
+                attached = root.call("Target.attachToTarget", targetId=target, flatten=True)
+                yield Tab(socket, attached["sessionId"])
         finally:
             process.terminate()
             process.wait(20)
@@ -151,4 +154,4 @@ def _address(process: "subprocess.Popen[str]") -> str:
         found = re.search(r"DevTools listening on (ws://\S+)", line)
         if found:
             return found[1]
-    raise RuntimeError("chromium ended without a word about its DevTools")
+    raise RuntimeError("chromium ended without printing its DevTools address")

@@ -1,4 +1,4 @@
-"""A job of 500 rows as a user might have it, with drawn pictures, to look at the gallery with."""
+"""A job of 500 rows as a user might have it, with drawn images, to view the gallery with."""
 
 import colorsys
 import csv
@@ -13,7 +13,7 @@ from darkroom.csv_input.reader import JobRow
 from darkroom.errors import Reason
 from darkroom.jobs import ResultPaths
 from darkroom.rows import RowRequest, RowResult, RowState
-from tests.report_world import JOB, START, World
+from tests.fakes.reporting import JOB, START, ReportHarness
 
 ROWS = 500
 SIDE = 320
@@ -47,19 +47,19 @@ OPENAI = RowResult(
     model="gpt-image-1.5",
     fallback=True,
     cost_micro_usd=63_000,
-    warnings=("aspect_ratio 4:5 is not a size of gpt-image-1.5: 1024x1536 was asked for",),
+    warnings=("aspect_ratio 4:5 is not a size of gpt-image-1.5: 1024x1536 was requested",),
 )
 REFUSED = replace(
     GEMINI,
     status=RowState.FAILED,
     reason=Reason.REFUSED,
-    detail="Gemini: IMAGE_SAFETY, the picture was blocked by a safety filter",
+    detail="Gemini: IMAGE_SAFETY, the image was blocked by a safety filter",
     cost_micro_usd=0,
 )
-NOT_THERE = RowResult(
+NOT_FOUND = RowResult(
     RowState.FAILED,
     reason=Reason.BAD_IMAGE,
-    detail="https://cdn.example.com answers 404 Not Found for this picture",
+    detail="https://cdn.example.com answers 404 Not Found for this image",
 )
 DOWN = replace(
     OPENAI,
@@ -71,29 +71,28 @@ DOWN = replace(
 )
 
 
-def sample_world() -> World:
+def sample_job() -> ReportHarness:
     """500 rows: most succeeded, some by fallback, every common kind of failure, warnings."""
-    world = World(_csv())
-    run = world.start(warnings=("Column alt_text is not one of Darkroom's: carried along.",))
-    paths, random = ResultPaths(JOB), Random(7)
-    for source in world.sources:
-        if not isinstance(source.request, RowRequest):
+    harness = ReportHarness(_csv())
+    harness.start(warnings=("Column alt_text is not one of Darkroom's: carried along.",))
+    random = Random(7)
+    for row in harness.job_rows:
+        if not isinstance(row.request, RowRequest):
             continue
-        result = outcome(source, random)
-        seconds = source.row * 1.9 + random.uniform(0, 25)
+        result = outcome(row, random)
+        seconds = row.row * 1.9 + random.uniform(0, 25)
         attempts = 5 if result.status is RowState.DEAD else random.choice((1, 1, 1, 1, 2, 3))
-        doubled = 1 if source.row == 44 else 0
-        world.settle(
-            run,
-            source,
+        harness.settle(
+            row,
             result,
             updated_at=START + 20 + seconds,
             attempts=attempts,
-            possible_duplicate_charges=doubled,
+            possible_duplicate_charges=int(row.row == 44),
         )
-        _store_thumbs(world, paths, source, result)
-    world.clock.time = START + 1_020
-    return world
+        if result.outputs:
+            _store_thumbs(harness, row, with_before=bool(row.request.images))
+    harness.clock.time = START + 1_020
+    return harness
 
 
 def _csv() -> str:
@@ -119,44 +118,41 @@ def _csv() -> str:
     return text.getvalue()
 
 
-def outcome(source: JobRow, random: Random) -> RowResult:
-    picked = source.row % 25
-    if picked == 4:
+def outcome(row: JobRow, random: Random) -> RowResult:
+    kind = row.row % 25
+    if kind == 4:
         return REFUSED
-    if picked == 10:
-        return NOT_THERE
-    if source.row % 83 == 20:
+    if kind == 10:
+        return NOT_FOUND
+    if row.row % 83 == 20:
         return DOWN
-    by_fallback = 180 <= source.row < 240 or picked == 7
-    made = replace(
+    by_fallback = 180 <= row.row < 240 or kind == 7
+    edited = replace(
         OPENAI if by_fallback else GEMINI,
-        outputs=(f"{JOB}/images/{source.key}.png",),
+        outputs=(f"{JOB}/images/{row.key}.png",),
         latency_ms=int(random.lognormvariate(9.1, 0.35)),
     )
-    if picked == 13:
-        return replace(made, cost_micro_usd=None, model="gemini-next-image")
-    return made
+    if kind == 13:
+        return replace(edited, cost_micro_usd=None, model="gemini-next-image")
+    return edited
 
 
-def _store_thumbs(world: World, paths: ResultPaths, source: JobRow, result: RowResult) -> None:
-    assert isinstance(source.request, RowRequest)
-    if not result.outputs:
-        return
-    if source.request.images:
-        before = picture(source.row, _plain)
-        world.store.put(paths.thumb(source.key, "before"), before, "image/webp")
-    after = picture(source.row, _styled)
-    world.store.put(paths.thumb(source.key, "after"), after, "image/webp")
+def _store_thumbs(harness: ReportHarness, row: JobRow, *, with_before: bool) -> None:
+    paths = ResultPaths(JOB)
+    if with_before:
+        before = draw(row.row, _plain)
+        harness.store.put(paths.thumb(row.key, "before"), before, "image/webp")
+    harness.store.put(paths.thumb(row.key, "after"), draw(row.row, _styled), "image/webp")
 
 
-def picture(seed: int, background: Callable[[Random, float], Image.Image]) -> bytes:
-    """A drawn still life: the same object for the same seed, on the given background."""
+def draw(seed: int, background: Callable[[Random, float], Image.Image]) -> bytes:
+    """A still life: the same object for the same seed, on the given background."""
     random = Random(seed % 40)
     hue = random.random()
     image = background(Random(seed), hue)
     _draw_object(image, random, hue)
-    if seed % 3:
-        image = image.crop((0, 30, SIDE, SIDE - 30)) if seed % 3 == 1 else image
+    if seed % 3 == 1:
+        image = image.crop((0, 30, SIDE, SIDE - 30))
     out = io.BytesIO()
     image.save(out, "WEBP", quality=80)
     return out.getvalue()

@@ -6,25 +6,25 @@ from pathlib import Path
 import pytest
 
 from tests.browser.chromium import Tab, browser, installed
-from tests.browser.sample import HOSTILE, LONG, ROWS, sample_world
-from tests.report_world import JOB
+from tests.browser.sample import HOSTILE, LONG, ROWS, sample_job
+from tests.fakes.reporting import JOB
 
 SHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 PHONE, DESKTOP = 390, 1360
 VISIBLE = "[...document.querySelectorAll('.card')].filter(c => c.checkVisibility())"
 
 pytestmark = pytest.mark.skipif(
-    installed() is None, reason="no chromium here: apt-get install chromium"
+    installed() is None, reason="needs Chromium: apt-get install chromium"
 )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The job as `darkroom download` leaves it."""
-    world = sample_world()
-    world.reporter().report(JOB)
+    """The job as `darkroom download` stores it."""
+    harness = sample_job()
+    harness.report()
     root = tmp_path_factory.mktemp("job")
-    for key, (body, _, _) in world.store.objects.items():
+    for key, (body, _, _) in harness.store.objects.items():
         path = root / key.removeprefix(f"{JOB}/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(body)
@@ -41,40 +41,35 @@ def tab() -> Iterator[Tab]:
 
 @pytest.fixture
 def page(tab: Tab, folder: Path) -> Tab:
-    tab.look(width=DESKTOP)
+    tab.emulate(width=DESKTOP)
     tab.open((folder / "report.html").as_uri())
     return tab
 
 
-def test_500_rows_open_without_a_word_in_the_console(tab: Tab, folder: Path) -> None:
-    tab.look(width=DESKTOP)
+def test_500_rows_open_with_an_empty_console(tab: Tab, folder: Path) -> None:
+    tab.emulate(width=DESKTOP)
     rows = 0
     for path in sorted(folder.glob("report*.html")):
         tab.open(path.as_uri())
-        assert tab.complaints == []
+        assert tab.console == []
         rows += tab.evaluate("document.querySelectorAll('.card').length")
     assert rows == ROWS
 
 
-def test_a_page_asks_for_nothing_but_itself(page: Tab) -> None:
+def test_a_page_requests_nothing_but_itself(page: Tab) -> None:
     page.evaluate("scrollTo(0, document.body.scrollHeight)")
     assert {url.split(":")[0] for url in page.requests[1:]} <= {"data"}
     assert page.requests[0].endswith("report.html")
 
 
-def test_every_picture_on_the_page_decodes(page: Tab) -> None:
+def test_every_image_on_the_page_decodes(page: Tab) -> None:
     page.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
-    answer = page.call(
-        "Runtime.evaluate",
-        expression="Promise.all([...document.images].map(i => i.decode())).then(a => a.length)",
-        awaitPromise=True,
-        returnByValue=True,
-    )
-    assert answer["result"]["value"] > 150
+    decode = "Promise.all([...document.images].map(i => i.decode())).then(all => all.length)"
+    assert page.evaluate(decode) > 150
     assert page.evaluate("[...document.images].every(i => i.naturalWidth > 0 && i.alt)")
 
 
-def test_before_and_after_stand_side_by_side(page: Tab) -> None:
+def test_before_and_after_are_side_by_side(page: Tab) -> None:
     left, right = page.evaluate(
         "[...document.querySelectorAll('#r-0 figure')].map(f => f.getBoundingClientRect().toJSON())"
     )
@@ -84,8 +79,8 @@ def test_before_and_after_stand_side_by_side(page: Tab) -> None:
 
 
 def choose(tab: Tab, identity: str) -> None:
-    """A click where a person clicks: on the label."""
-    spot = tab.evaluate(
+    """Clicks the middle of the choice's label, as a person does."""
+    point = tab.evaluate(
         f"(l => {{ l.scrollIntoView(); const r = l.getBoundingClientRect();"
         f" return [r.x + r.width / 2, r.y + r.height / 2] }})"
         f"(document.querySelector('label[for={identity}]'))"
@@ -94,8 +89,8 @@ def choose(tab: Tab, identity: str) -> None:
         tab.call(
             "Input.dispatchMouseEvent",
             type=kind,
-            x=spot[0],
-            y=spot[1],
+            x=point[0],
+            y=point[1],
             button="left",
             clickCount=1,
         )
@@ -104,7 +99,7 @@ def choose(tab: Tab, identity: str) -> None:
 def test_filters_work_with_scripts_off(tab: Tab, folder: Path) -> None:
     tab.call("Emulation.setScriptExecutionDisabled", value=True)
     try:
-        tab.look(width=DESKTOP)
+        tab.emulate(width=DESKTOP)
         tab.open((folder / "report.html").as_uri())
         choose(tab, "s-failed")
         assert tab.evaluate(f"{VISIBLE}.length") == 8
@@ -119,7 +114,7 @@ def test_filters_work_with_scripts_off(tab: Tab, folder: Path) -> None:
         tab.call("Emulation.setScriptExecutionDisabled", value=False)
 
 
-def test_filters_and_links_are_reached_by_keyboard(page: Tab) -> None:
+def test_filters_and_links_are_reachable_by_keyboard(page: Tab) -> None:
     page.press("Tab")
     assert page.evaluate("document.activeElement.innerText") == "Skip to the rows"
     page.evaluate("document.querySelector('#s-all').focus()")
@@ -129,19 +124,19 @@ def test_filters_and_links_are_reached_by_keyboard(page: Tab) -> None:
     assert page.evaluate(outline) == "solid"
 
 
-def test_what_a_row_says_is_shown_and_not_run(page: Tab) -> None:
+def test_text_of_a_row_is_shown_and_not_run(page: Tab) -> None:
     assert HOSTILE in page.evaluate("document.querySelector('#r-8').innerText")
     assert page.evaluate("document.title") == f"{JOB} · Darkroom"
 
 
 def test_a_long_instruction_folds_and_opens(page: Tab) -> None:
-    told = "document.querySelector('#r-5 .say').innerText"
-    assert LONG not in page.evaluate(told)
+    text = "document.querySelector('#r-5 .say').innerText"
+    assert LONG not in page.evaluate(text)
     page.evaluate("document.querySelector('#r-5 summary').click()")
-    assert LONG in page.evaluate(told)
+    assert LONG in page.evaluate(text)
 
 
-def test_links_from_what_failed_lead_to_the_row(page: Tab, folder: Path) -> None:
+def test_links_in_the_failure_list_lead_to_the_row(page: Tab, folder: Path) -> None:
     far = page.evaluate(
         "document.querySelector('.trouble a[href^=report-003]').getAttribute('href')"
     )
@@ -151,10 +146,10 @@ def test_links_from_what_failed_lead_to_the_row(page: Tab, folder: Path) -> None
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("device", "width"), [("desktop", DESKTOP), ("phone", PHONE)])
-def test_it_fits_and_is_legible(
+def test_it_fits_the_window_and_is_legible(
     tab: Tab, folder: Path, scheme: str, device: str, width: int
 ) -> None:
-    tab.look(width=width, height=1000, scheme=scheme, zoom=2 if width == PHONE else 1)
+    tab.emulate(width=width, height=1000, scheme=scheme, zoom=2 if width == PHONE else 1)
     tab.open((folder / "report.html").as_uri())
     tab.screenshot(SHOTS / f"{device}-{scheme}-top.png")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
@@ -167,7 +162,7 @@ def test_it_fits_and_is_legible(
     assert (red < 60) is (scheme == "dark")
 
 
-def test_it_prints_light_without_filters_and_with_every_row(page: Tab) -> None:
+def test_it_prints_in_light_colours_with_every_row_and_without_filters(page: Tab) -> None:
     dark = [{"name": "prefers-color-scheme", "value": "dark"}]
     page.call("Emulation.setEmulatedMedia", media="print", features=dark)
     try:

@@ -51,7 +51,7 @@ def opened(data: bytes) -> Image.Image:
 
 
 @dataclass
-class ProviderHarness:
+class Harness:
     simulator: Simulator
     gemini: GeminiImageEditor = field(default_factory=GeminiImageEditor)
     openai: OpenAIImageEditor = field(default_factory=OpenAIImageEditor)
@@ -61,7 +61,7 @@ class ProviderHarness:
         self.openai.close()
 
     def set_up(self, **endpoint: Any) -> None:
-        """Resets the endpoint; it returns a fixed image unless `mode="paint"`."""
+        """Resets the endpoint; it returns a fixed image unless `mode="effects"`."""
         self.simulator.configure({"endpoints": {NAME: {"mode": "fast", **endpoint}}})
 
     def fault(self, **fault: Any) -> None:
@@ -116,6 +116,6 @@ class ProviderHarness:
 
 
 @contextmanager
-def running_harness() -> Iterator[ProviderHarness]:
-    with running() as simulator, closing(ProviderHarness(simulator)) as harness:
+def running_harness() -> Iterator[Harness]:
+    with running() as simulator, closing(Harness(simulator)) as harness:
         yield harness

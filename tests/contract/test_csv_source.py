@@ -1,3 +1,5 @@
+"""Reading uploaded CSVs from S3 (on MiniStack)."""
+
 import gzip
 import uuid
 from typing import Any
@@ -39,7 +41,7 @@ def test_reading_from_an_offset_gives_the_rest_of_that_version(
     assert b"".join(store.read(source, offset)) == b"0123456789"[offset:]
 
 
-def test_a_large_file_from_the_middle_is_read_once(
+def test_a_large_file_is_read_from_the_middle(
     aws_client: Any, bucket: str, store: S3CsvStore
 ) -> None:
     body = gzip.compress(b"", 0) + bytes(range(256)) * 12_000
@@ -54,14 +56,12 @@ def test_an_offset_past_the_end_gives_nothing(
     assert b"".join(store.read(source, 4)) == b""
 
 
-def test_the_options_of_a_version_are_its_own(
-    aws_client: Any, bucket: str, store: S3CsvStore
-) -> None:
+def test_each_version_has_its_own_options(aws_client: Any, bucket: str, store: S3CsvStore) -> None:
     first = _upload(aws_client, bucket, b"a", **{"budget-usd": "5"})
     _upload(aws_client, bucket, b"b", **{"budget-usd": "9"})
     assert dict(store.metadata(first)) == {"budget-usd": "5"}
 
 
-def test_a_file_that_is_gone_fails_the_job_with_a_sentence(bucket: str, store: S3CsvStore) -> None:
+def test_a_deleted_file_fails_the_job_with_a_clear_reason(bucket: str, store: S3CsvStore) -> None:
     with pytest.raises(JobRejected, match="no longer in the bucket"):
         list(store.read(Source(bucket, "jobs/gone.csv", None)))

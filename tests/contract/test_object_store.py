@@ -29,7 +29,7 @@ def key(request: pytest.FixtureRequest) -> str:
     return f"jobs/{request.node.name}/images/größe 1.png"
 
 
-def test_what_was_put_is_got(store: ObjectStore, key: str) -> None:
+def test_a_stored_object_can_be_read(store: ObjectStore, key: str) -> None:
     assert store.get(key) is None
     assert store.metadata(key) is None
     assert store.put(key, b"png", "image/png", {"row": "000000"})
@@ -41,39 +41,41 @@ def test_what_was_put_is_got(store: ObjectStore, key: str) -> None:
     assert store.get(key) == b"again"
 
 
-def test_metadata_survives_every_character_people_write(store: ObjectStore, key: str) -> None:
-    told = {"warnings": "größer 🎩 100% \x01 | zwei\nZeilen", "model": "gemini-3-pro-image"}
-    store.put(key, b"png", "image/png", told)
+def test_metadata_keeps_every_character(store: ObjectStore, key: str) -> None:
+    written = {"warnings": "größer 🎩 100% \x01 | zwei\nZeilen", "model": "gemini-3-pro-image"}
+    store.put(key, b"png", "image/png", written)
     metadata = store.metadata(key)
     assert metadata is not None
-    assert {name: metadata[name] for name in told} == told
+    assert {name: metadata[name] for name in written} == written
 
 
-def test_only_if_new_puts_once(store: ObjectStore, key: str) -> None:
+def test_only_if_new_stores_once(store: ObjectStore, key: str) -> None:
     assert store.put(key, b"first", "image/png", only_if_new=True)
     assert not store.put(key, b"second", "image/png", only_if_new=True)
     assert store.get(key) == b"first"
 
 
-def test_replacing_needs_the_object_that_was_seen(store: ObjectStore, key: str) -> None:
+def test_replacing_needs_the_etag_of_the_current_object(store: ObjectStore, key: str) -> None:
     store.put(key, b"first", "image/png")
-    seen = store.metadata(key)
-    assert seen is not None
+    current = store.metadata(key)
+    assert current is not None
     store.put(key, b"second", "image/png")
-    assert not store.put(key, b"third", "image/png", replaces=seen["etag"])
+    assert not store.put(key, b"third", "image/png", replaces=current["etag"])
     assert store.get(key) == b"second"
-    seen = store.metadata(key)
-    assert seen is not None
-    assert store.put(key, b"third", "image/png", replaces=seen["etag"])
+    current = store.metadata(key)
+    assert current is not None
+    assert store.put(key, b"third", "image/png", replaces=current["etag"])
     assert store.get(key) == b"third"
 
 
-def test_replacing_what_is_gone_does_nothing(store: ObjectStore, key: str) -> None:
+def test_replacing_a_missing_object_does_nothing(store: ObjectStore, key: str) -> None:
     assert not store.put(key, b"third", "image/png", replaces='"0123"')
     assert store.get(key) is None
 
 
-def test_metadata_is_cut_to_what_s3_takes(aws_client: ClientFactory, bucket: str, key: str) -> None:
+def test_metadata_is_cut_to_the_limit_of_s3(
+    aws_client: ClientFactory, bucket: str, key: str
+) -> None:
     store = S3ObjectStore(aws_client("s3"), bucket)
     store.put(key, b"png", "image/png", {"row": "000000", "warnings": "größe " * 1000})
     metadata = store.metadata(key)

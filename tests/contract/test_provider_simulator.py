@@ -1,4 +1,4 @@
-"""The simulated providers are as strict as the real ones, and count truly."""
+"""The simulated providers are as strict as the real ones, and count correctly."""
 
 import base64
 import http.client
@@ -15,10 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom_local.providers import Simulator, running
+from darkroom_local.providers.api import ImageRequest
 from darkroom_local.providers.config import Config, Fault, Lognormal, SimulatedEndpoint, When
-from darkroom_local.providers.faults import Ask, FaultScript
-from darkroom_local.providers.limits import SlidingWindow, densest
-from darkroom_local.providers.server import EndpointState
+from darkroom_local.providers.endpoint import (
+    EndpointState,
+    FaultScript,
+    SlidingWindow,
+    max_in_window,
+)
 from tests.contract.provider_harness import left_half_mask, photo
 
 EDITS = "/x/v1/images/edits"
@@ -36,7 +40,7 @@ def simulator() -> Iterator[Simulator]:
 
 
 @pytest.fixture(autouse=True)
-def _afresh(simulator: Simulator) -> None:
+def _restarted(simulator: Simulator) -> None:
     simulator.configure({"endpoints": {"x": {}}})
 
 
@@ -86,7 +90,7 @@ def content(
 IMAGE: File = ("image[]", "image/jpeg", JPEG)
 
 
-def test_openai_takes_a_well_formed_edit(simulator: Simulator) -> None:
+def test_openai_accepts_a_well_formed_edit(simulator: Simulator) -> None:
     status, answer = edit(simulator, IMAGE, ("image[]", "image/png", PNG))
     assert status == 200
     assert base64.b64decode(answer["data"][0]["b64_json"]).startswith(b"\x89PNG")
@@ -144,11 +148,11 @@ def test_openai_rejects_what_the_real_api_rejects(
         {"model": "dall-e-2", "output_format": "png"},
     ],
 )
-def test_openai_rejects_wishes_of_another_model(simulator: Simulator, fields: Any) -> None:
+def test_openai_rejects_settings_of_another_model(simulator: Simulator, fields: Any) -> None:
     assert generate(simulator, **fields)[0] == 400
 
 
-def test_the_old_models_answer_with_a_url_unless_asked_for_data(simulator: Simulator) -> None:
+def test_dall_e_returns_a_url_unless_base64_is_requested(simulator: Simulator) -> None:
     assert "url" in generate(simulator, model="dall-e-3")[1]["data"][0]
     fields = {"model": "dall-e-3", "response_format": "b64_json"}
     assert "b64_json" in generate(simulator, **fields)[1]["data"][0]
@@ -156,7 +160,7 @@ def test_the_old_models_answer_with_a_url_unless_asked_for_data(simulator: Simul
 
 @pytest.mark.parametrize("spelling", [("inlineData", "mimeType"), ("inline_data", "mime_type")])
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
-def test_gemini_takes_both_spellings_and_both_alphabets(
+def test_gemini_accepts_both_spellings_and_both_alphabets(
     simulator: Simulator, spelling: tuple[str, str], encode: Any
 ) -> None:
     inline, mime = spelling
@@ -194,13 +198,13 @@ def test_gemini_rejects_what_the_real_api_rejects(
     assert answer["error"]["status"] == "INVALID_ARGUMENT"
 
 
-def test_gemini_rejects_a_size_for_a_model_without(simulator: Simulator) -> None:
+def test_gemini_rejects_a_resolution_for_a_model_without_one(simulator: Simulator) -> None:
     path = GENERATE_CONTENT.replace("gemini-3-pro-image", "gemini-2.5-flash-image")
     assert content(simulator, path=path, imageSize="2K")[0] == 400
     assert content(simulator, path=path, aspectRatio="2:3")[0] == 200
 
 
-def test_a_call_without_a_key_is_turned_away(simulator: Simulator) -> None:
+def test_call_without_a_key_is_rejected(simulator: Simulator) -> None:
     body = json.dumps({"model": "gpt-image-1.5", "prompt": "x"}).encode()
     assert post(simulator, GENERATIONS, body, "application/json", key="")[0] == 401
     assert simulator.stats()["x"]["paid_images"] == 0
@@ -210,28 +214,28 @@ def test_a_call_without_a_key_is_turned_away(simulator: Simulator) -> None:
     st.lists(st.floats(min_value=0, max_value=300), max_size=80).map(sorted),
     st.integers(1, 6),
 )
-def test_no_window_holds_more_than_its_limit(arrivals: list[float], most: int) -> None:
-    window = SlidingWindow(most, 60)
+def test_no_window_has_more_arrivals_than_its_limit(arrivals: list[float], limit: int) -> None:
+    window = SlidingWindow(limit, 60)
     allowed = [t for t in arrivals if window.take(t) == 0]
-    assert densest(allowed, 60) <= most
+    assert max_in_window(allowed, 60) <= limit
 
 
 @given(
     st.lists(st.floats(min_value=0, max_value=300), max_size=80).map(sorted),
     st.integers(1, 6),
 )
-def test_a_window_refuses_only_when_it_is_full(arrivals: list[float], most: int) -> None:
-    window, allowed = SlidingWindow(most, 60), list[float]()
+def test_window_rejects_only_when_it_is_full(arrivals: list[float], limit: int) -> None:
+    window, allowed = SlidingWindow(limit, 60), list[float]()
     for t in arrivals:
         wait = window.take(t)
         if wait == 0:
             allowed.append(t)
         else:
-            assert len([a for a in allowed if a > t - 60]) == most
+            assert len([a for a in allowed if a > t - 60]) == limit
             assert 0 < wait <= 60.001
 
 
-def test_the_limit_says_how_long_to_wait_and_counts_what_it_refused(simulator: Simulator) -> None:
+def test_limit_states_the_time_to_wait_and_counts_rejections(simulator: Simulator) -> None:
     simulator.configure({"endpoints": {"x": {"requests_per_minute": 2, "mode": "fast"}}})
     statuses = [content(simulator)[0] for _ in range(5)]
     assert statuses == [200, 200, 429, 429, 429]
@@ -242,21 +246,21 @@ def test_the_limit_says_how_long_to_wait_and_counts_what_it_refused(simulator: S
         3,
         2,
     )
-    assert stats["most_in_window"] == 5
+    assert stats["max_in_window"] == 5
     assert len(stats["arrivals"]) == 5
     assert len(stats["allowed_arrivals"]) == 2
     details = content(simulator)[1]["error"]["details"]
     assert 0 < float(details[1]["retryDelay"].removesuffix("s")) <= 60
 
 
-def test_a_days_limit_names_the_day(simulator: Simulator) -> None:
+def test_daily_limit_names_the_day(simulator: Simulator) -> None:
     simulator.configure({"endpoints": {"x": {"requests_per_day": 1, "mode": "fast"}}})
     content(simulator)
     violations = content(simulator)[1]["error"]["details"][0]["violations"]
     assert violations[0]["quotaId"] == "GenerateRequestsPerDayPerProjectPerModel"
 
 
-def test_endpoints_have_limits_and_counts_of_their_own(simulator: Simulator) -> None:
+def test_endpoints_have_separate_limits_and_counts(simulator: Simulator) -> None:
     simulator.configure({"endpoints": {"x": {"requests_per_minute": 1, "mode": "fast"}, "y": {}}})
     content(simulator)
     assert content(simulator)[0] == 429
@@ -264,7 +268,7 @@ def test_endpoints_have_limits_and_counts_of_their_own(simulator: Simulator) -> 
     assert simulator.stats()["y"]["calls"] == 1
 
 
-def test_rows_are_counted_by_their_marker(simulator: Simulator) -> None:
+def test_calls_and_images_are_counted_by_row_marker(simulator: Simulator) -> None:
     for row in ("000001", "000002", "000001"):
         content(simulator, {"text": f"make it red [row:{row}]"})
     generate(simulator, prompt="blue [row:7]", n=3)
@@ -273,7 +277,7 @@ def test_rows_are_counted_by_their_marker(simulator: Simulator) -> None:
     assert stats["paid_by_marker"] == {"000001": 2, "000002": 1, "7": 3}
 
 
-def test_a_picture_that_never_arrived_was_paid_for(simulator: Simulator) -> None:
+def test_image_that_never_arrived_is_billed(simulator: Simulator) -> None:
     fault = {"kind": "drop_after", "when": {"count": 1}}
     simulator.configure({"endpoints": {"x": {"mode": "fast", "faults": [fault]}}})
     with pytest.raises(http.client.RemoteDisconnected):
@@ -282,27 +286,27 @@ def test_a_picture_that_never_arrived_was_paid_for(simulator: Simulator) -> None
 
 
 def script(*faults: Fault, seed: str = "s") -> FaultScript:
-    return FaultScript(SimulatedEndpoint(faults=faults), seed)
+    return FaultScript(faults, seed)
 
 
 def fault(**when: Any) -> Fault:
     return Fault.model_validate({"kind": "server_error", "when": when})
 
 
-ASK = Ask(prompt="Make it RED", key="k", model="m")
+REQUEST = ImageRequest(prompt="Make it RED", key="k", model="m")
 
 
-def test_a_fault_may_be_chosen_by_words_key_or_model() -> None:
-    assert script(fault(prompt_contains="it red")).meet(ASK, 0)
-    assert not script(fault(prompt_contains="blue")).meet(ASK, 0)
-    assert script(fault(key="k")).meet(ASK, 0)
-    assert not script(fault(key="j")).meet(ASK, 0)
-    assert not script(fault(model="n")).meet(ASK, 0)
+def test_fault_is_selected_by_prompt_key_or_model() -> None:
+    assert script(fault(prompt_contains="it red")).next_fault(REQUEST, 0)
+    assert not script(fault(prompt_contains="blue")).next_fault(REQUEST, 0)
+    assert script(fault(key="k")).next_fault(REQUEST, 0)
+    assert not script(fault(key="j")).next_fault(REQUEST, 0)
+    assert not script(fault(model="n")).next_fault(REQUEST, 0)
 
 
-def test_a_fault_may_be_chosen_by_time() -> None:
+def test_fault_is_selected_by_time() -> None:
     outage = script(fault(from_second=10, until_second=20))
-    assert [bool(outage.meet(ASK, t)) for t in (0, 9.9, 10, 19.9, 20)] == [
+    assert [bool(outage.next_fault(REQUEST, t)) for t in (0, 9.9, 10, 19.9, 20)] == [
         False,
         False,
         True,
@@ -311,9 +315,9 @@ def test_a_fault_may_be_chosen_by_time() -> None:
     ]
 
 
-def test_a_fault_may_be_chosen_by_number() -> None:
+def test_fault_is_selected_by_count() -> None:
     second_and_third = script(fault(skip=1, count=2))
-    assert [bool(second_and_third.meet(ASK, 0)) for _ in range(5)] == [
+    assert [bool(second_and_third.next_fault(REQUEST, 0)) for _ in range(5)] == [
         False,
         True,
         True,
@@ -322,25 +326,27 @@ def test_a_fault_may_be_chosen_by_number() -> None:
     ]
 
 
-def test_a_share_of_faults_is_the_same_each_time() -> None:
+def test_rate_of_faults_is_reproducible() -> None:
     def drawn(seed: str) -> list[bool]:
-        some = script(fault(rate=0.3), seed=seed)
-        return [bool(some.meet(ASK, 0)) for _ in range(1000)]
+        faults = script(fault(rate=0.3), seed=seed)
+        return [bool(faults.next_fault(REQUEST, 0)) for _ in range(1000)]
 
     assert drawn("a") == drawn("a")
     assert drawn("a") != drawn("b")
     assert 250 < sum(drawn("a")) < 350
 
 
-def test_the_first_fault_that_holds_is_the_one() -> None:
+def test_first_matching_fault_is_used() -> None:
     both = script(fault(prompt_contains="red", count=1), Fault(kind="drop", when=When()))
-    assert [f.kind.value for f in (both.meet(ASK, 0), both.meet(ASK, 0)) if f] == [
+    assert [
+        f.kind.value for f in (both.next_fault(REQUEST, 0), both.next_fault(REQUEST, 0)) if f
+    ] == [
         "server_error",
         "drop",
     ]
 
 
-def test_a_wrong_configuration_is_refused_and_changes_nothing(simulator: Simulator) -> None:
+def test_invalid_configuration_is_rejected_and_changes_nothing(simulator: Simulator) -> None:
     with pytest.raises(ValueError, match="requests_per_minut"):
         simulator.configure({"endpoints": {"x": {"requests_per_minut": 2}}})
     connection = http.client.HTTPConnection("127.0.0.1", simulator.port, timeout=5)
@@ -350,12 +356,12 @@ def test_a_wrong_configuration_is_refused_and_changes_nothing(simulator: Simulat
     assert "x" in simulator.stats()
 
 
-def test_an_endpoint_that_was_not_configured_is_not_there(simulator: Simulator) -> None:
+def test_endpoint_that_is_not_configured_is_not_found(simulator: Simulator) -> None:
     path = GENERATE_CONTENT.replace("/x/", "/nowhere/")
     assert content(simulator, path=path)[0] == 404
 
 
-def test_latency_is_at_least_what_was_asked_for(simulator: Simulator) -> None:
+def test_latency_is_at_least_the_configured_one(simulator: Simulator) -> None:
     latency = {"kind": "fixed", "seconds": 0.15}
     simulator.configure({"endpoints": {"x": {"mode": "fast", "latency": latency}}})
     before = time.monotonic()
@@ -363,15 +369,15 @@ def test_latency_is_at_least_what_was_asked_for(simulator: Simulator) -> None:
     assert 0.15 <= time.monotonic() - before < 1
 
 
-def test_a_lognormal_latency_has_its_median_and_its_most() -> None:
-    shape = Lognormal(median=2, sigma=0.5, most=6)
+def test_lognormal_latency_has_its_median_and_maximum() -> None:
+    shape = Lognormal(median=2, sigma=0.5, maximum=6)
     state = EndpointState("x", SimulatedEndpoint(latency=shape), 1, 0.0)
     drawn = sorted(state.latency() for _ in range(2001))
     assert drawn[1000] == pytest.approx(2, rel=0.1)
     assert drawn[-1] == 6
 
 
-def test_it_starts_from_the_command_line(tmp_path: Path) -> None:
+def test_simulator_starts_from_the_command_line(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(Config(endpoints={"only": SimulatedEndpoint()}).model_dump_json())
     command = [sys.executable, "-m", "darkroom_local.providers", "--config", str(config)]
@@ -386,7 +392,7 @@ def test_it_starts_from_the_command_line(tmp_path: Path) -> None:
             assert process.wait(10) == 0
 
 
-def test_a_wrong_file_is_told_on_the_command_line(tmp_path: Path) -> None:
+def test_invalid_configuration_file_is_reported_on_the_command_line(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text('{"endpoint": {}}')
     command = [sys.executable, "-m", "darkroom_local.providers", "--config", str(config)]

@@ -15,7 +15,7 @@ def _document(name: str) -> str:
     return json.dumps({"endpoints": [endpoint]})
 
 
-def test_a_new_version_is_seen_after_five_minutes(aws_client: ClientFactory) -> None:
+def test_a_new_version_is_used_after_five_minutes(aws_client: ClientFactory) -> None:
     client = aws_client("secretsmanager")
     arn = client.create_secret(Name="limits/endpoints", SecretString=_document("one"))["ARN"]
     clock, telemetry = FakeClock(), FakeTelemetry()

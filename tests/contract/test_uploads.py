@@ -11,8 +11,8 @@ from darkroom.aws.s3 import S3ObjectStore, S3Uploads
 from darkroom.ports import ObjectStore
 from darkroom.report.reporter import Uploads
 from tests.conftest import ClientFactory
+from tests.fakes.reporting import FakeUploads
 from tests.fakes.services import FakeStore
-from tests.report_world import FakeUploads
 
 MEBI = 1024 * 1024
 

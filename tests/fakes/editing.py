@@ -81,7 +81,7 @@ class ScriptedDispatcher:
             if isinstance(outcome, EditResult):
                 return DispatchResult(outcome, plan, called, True, 1234, 0, 1, ("slow down",))
         assert isinstance(last, CallFailed)
-        if last.outcome.blames_row:
+        if last.outcome.row_at_fault:
             raise RowRejected(last.reason, last.detail)
         raise RetryRow(last.reason, last.detail, endpoint="openai-main", provider="openai")
 

@@ -1,4 +1,4 @@
-"""Alarms and dashboard, as far as the template alone can tell; e2e checks the metrics they name."""
+"""Alarms and dashboard of the template; the end-to-end tests check the metrics they use."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def alarms(resources: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def test_everything_that_needs_a_person_has_an_alarm(resources: dict[str, Any]) -> None:
+def test_every_condition_that_needs_a_person_has_an_alarm(resources: dict[str, Any]) -> None:
     assert alarms(resources).keys() >= WATCHED
 
 

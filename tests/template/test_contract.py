@@ -1,4 +1,4 @@
-"""The names that users and tools rely on: parameters, outputs, environment."""
+"""The names that users and tools depend on: parameters, outputs, environment."""
 
 from typing import Any
 
@@ -39,35 +39,35 @@ def test_parameters_have_the_documented_names_and_defaults(template: dict[str, A
     assert found | PARAMETERS == found
 
 
-def test_every_parameter_has_a_default_and_says_what_it_does(template: dict[str, Any]) -> None:
+def test_every_parameter_has_a_default_and_a_description(template: dict[str, Any]) -> None:
     for name, parameter in template["Parameters"].items():
-        assert "Default" in parameter, f"{name}: `sam deploy` would ask for it"
+        assert "Default" in parameter, f"{name}: `sam deploy` would need it"
         assert len(parameter.get("Description", "")) > 20, name
 
 
 def test_limits_of_the_worker_parameters(template: dict[str, Any]) -> None:
     workers, rows = (template["Parameters"][n] for n in ("WorkerProcesses", "RowsPerWorker"))
-    assert workers["MinValue"] == 2, "SQS takes no MaximumConcurrency below 2"
+    assert workers["MinValue"] == 2, "MaximumConcurrency must be at least 2"
     assert (rows["MinValue"], rows["MaxValue"]) == (1, 10)
 
 
-def test_every_output_of_the_contract_is_there(template: dict[str, Any]) -> None:
+def test_every_output_of_the_contract_exists(template: dict[str, Any]) -> None:
     assert template["Outputs"].keys() >= OUTPUTS
 
 
-def test_the_environment_of_every_function_is_what_settings_reads(
+def test_the_environment_of_every_function_matches_the_settings(
     resources: dict[str, Any],
 ) -> None:
-    wanted = {name.upper() for name in Settings.model_fields}
+    expected = {name.upper() for name in Settings.model_fields}
     for function in FUNCTIONS:
         variables = resources[function]["Properties"]["Environment"]["Variables"]
-        # AWS_ENDPOINT_URL is there for sam local invoke, and no value in a deployment.
+        # AWS_ENDPOINT_URL is there for sam local invoke, and has no value in a deployment.
         assert variables["AWS_ENDPOINT_URL"] == {"Ref": "AWS::NoValue"}
         ours = {name for name in variables if not name.startswith(("POWERTOOLS_", "AWS_"))}
-        assert ours == wanted, function
+        assert ours == expected, function
 
 
-def test_buckets_of_further_images_are_told_by_their_arns() -> None:
+def test_buckets_of_further_images_are_known_by_their_arns() -> None:
     arns = "arn:aws:s3:::photos/in/*,arn:aws-cn:s3:::more-photos/*"
     names = dict.fromkeys(Settings.model_fields, "x") | {
         "rows_per_worker": "4",
@@ -76,5 +76,5 @@ def test_buckets_of_further_images_are_told_by_their_arns() -> None:
         "results_bucket": "out",
     }
     assert Settings.model_validate(names | {"image_object_arns": ""}).image_buckets == ("in", "out")
-    told = Settings.model_validate(names | {"image_object_arns": arns})
-    assert told.image_buckets == ("in", "out", "photos", "more-photos")
+    settings = Settings.model_validate(names | {"image_object_arns": arns})
+    assert settings.image_buckets == ("in", "out", "photos", "more-photos")

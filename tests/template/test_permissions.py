@@ -1,11 +1,11 @@
-"""Least privilege: a role per function, no wildcards but where AWS allows nothing finer."""
+"""Least privilege: a role per function, and wildcards only where AWS supports nothing finer."""
 
 from collections.abc import Iterator
 from typing import Any
 
 FUNCTIONS = ("SplitterFunction", "EditorFunction", "ReporterFunction")
 # AWS: "Actions, resources, and condition keys for AWS X-Ray": no resource types for these two.
-NOTHING_FINER = {"xray:PutTraceSegments", "xray:PutTelemetryRecords"}
+WITHOUT_RESOURCE_TYPES = {"xray:PutTraceSegments", "xray:PutTelemetryRecords"}
 
 
 def statements(resources: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -20,14 +20,14 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def test_every_function_has_a_role_of_its_own(resources: dict[str, Any]) -> None:
+def test_every_function_has_its_own_role(resources: dict[str, Any]) -> None:
     roles = [resources[f]["Properties"]["Role"]["Fn::GetAtt"][0] for f in FUNCTIONS]
     assert sorted(roles) == ["EditorRole", "ReporterRole", "SplitterRole"]
     for role in roles:
         assert "ManagedPolicyArns" not in resources[role]["Properties"]
 
 
-def test_sam_adds_no_role_of_its_own(resources: dict[str, Any]) -> None:
+def test_sam_adds_no_role(resources: dict[str, Any]) -> None:
     found = {name for name, r in resources.items() if r["Type"] == "AWS::IAM::Role"}
     assert found == {"EditorRole", "ReporterRole", "SplitterRole"}
 
@@ -42,17 +42,17 @@ def test_no_action_is_a_wildcard(resources: dict[str, Any]) -> None:
     assert wild == []
 
 
-def test_every_resource_is_named_where_aws_can_name_it(resources: dict[str, Any]) -> None:
+def test_every_resource_is_named_where_aws_supports_it(resources: dict[str, Any]) -> None:
     anything = [
         set(as_list(statement["Action"]))
         for _, statement in statements(resources)
         if "*" in as_list(statement["Resource"])
     ]
     assert anything, "tracing needs it"
-    assert all(actions == NOTHING_FINER for actions in anything)
+    assert all(actions == WITHOUT_RESOURCE_TYPES for actions in anything)
 
 
-def test_every_statement_says_what_it_is_for(resources: dict[str, Any]) -> None:
+def test_every_statement_has_a_unique_id(resources: dict[str, Any]) -> None:
     named = [(role, statement["Sid"]) for role, statement in statements(resources)]
     assert len(named) == len(set(named))
 

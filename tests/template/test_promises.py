@@ -1,11 +1,11 @@
-"""What the design relies on and a careless edit of the template would break."""
+"""Properties of the template that the design depends on and a careless edit would break."""
 
 from typing import Any
 
 import pytest
 
 FUNCTIONS = ("SplitterFunction", "EditorFunction", "ReporterFunction")
-USERS_DATA = ("InputBucket", "ResultsBucket", "LedgerTable")
+USER_DATA = ("InputBucket", "ResultsBucket", "LedgerTable")
 QUEUES = ("RowsQueue", "DeadLetterQueue", "AsyncFailuresQueue")
 BUCKETS = ("InputBucket", "ResultsBucket", "AccessLogsBucket")
 FOURTEEN_DAYS = 14 * 24 * 3600
@@ -27,15 +27,15 @@ def rows_source(resources: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def test_one_number_is_the_global_worker_cap(
+def test_worker_processes_limits_all_concurrency(
     editor: dict[str, Any], rows_source: dict[str, Any]
 ) -> None:
-    cap = {"Ref": "WorkerProcesses"}
-    assert editor["ReservedConcurrentExecutions"] == cap
-    assert rows_source["ScalingConfig"]["MaximumConcurrency"] == cap
+    limit = {"Ref": "WorkerProcesses"}
+    assert editor["ReservedConcurrentExecutions"] == limit
+    assert rows_source["ScalingConfig"]["MaximumConcurrency"] == limit
 
 
-def test_a_batch_is_what_one_worker_does_at_once(rows_source: dict[str, Any]) -> None:
+def test_a_batch_is_as_many_rows_as_a_worker_has_threads(rows_source: dict[str, Any]) -> None:
     assert rows_source["BatchSize"] == {"Ref": "RowsPerWorker"}
     assert rows_source["MaximumBatchingWindowInSeconds"] == 0
 
@@ -44,7 +44,7 @@ def test_one_bad_row_does_not_fail_its_batch(rows_source: dict[str, Any]) -> Non
     assert rows_source["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
 
 
-def test_no_message_comes_back_while_its_editor_runs(
+def test_no_message_is_redelivered_while_its_editor_runs(
     resources: dict[str, Any], editor: dict[str, Any]
 ) -> None:
     queue = resources["RowsQueue"]["Properties"]
@@ -54,7 +54,7 @@ def test_no_message_comes_back_while_its_editor_runs(
 
 def test_deferring_never_dead_letters_a_row(resources: dict[str, Any]) -> None:
     policy = resources["RowsQueue"]["Properties"]["RedrivePolicy"]
-    assert policy["maxReceiveCount"] == 1000, "SQS takes no more"
+    assert policy["maxReceiveCount"] == 1000, "the maximum of SQS"
     assert policy["deadLetterTargetArn"] == {"Fn::GetAtt": ["DeadLetterQueue", "Arn"]}
 
 
@@ -63,20 +63,20 @@ def test_dead_letters_are_kept_as_long_as_sqs_can(resources: dict[str, Any]) -> 
         assert resources[name]["Properties"]["MessageRetentionPeriod"] == FOURTEEN_DAYS
 
 
-def test_the_splitter_hears_of_every_way_an_object_is_made(resources: dict[str, Any]) -> None:
-    told = resources["InputBucket"]["Properties"]["NotificationConfiguration"]
-    heard = {
+def test_the_splitter_is_notified_of_every_kind_of_upload(resources: dict[str, Any]) -> None:
+    configuration = resources["InputBucket"]["Properties"]["NotificationConfiguration"]
+    notified = {
         (c["Event"], c["Filter"]["S3Key"]["Rules"][0]["Value"])
-        for c in told["LambdaConfigurations"]
+        for c in configuration["LambdaConfigurations"]
     }
-    assert heard == {("s3:ObjectCreated:*", ".csv"), ("s3:ObjectCreated:*", ".csv.gz")}
+    assert notified == {("s3:ObjectCreated:*", ".csv"), ("s3:ObjectCreated:*", ".csv.gz")}
 
 
 def test_no_results_can_start_a_job(resources: dict[str, Any]) -> None:
     assert "NotificationConfiguration" not in resources["ResultsBucket"]["Properties"]
 
 
-def test_the_splitter_may_invoke_itself_as_often_as_a_long_csv_needs(
+def test_the_splitter_may_invoke_itself_for_a_long_csv(
     resources: dict[str, Any],
 ) -> None:
     splitter = resources["SplitterFunction"]["Properties"]
@@ -94,7 +94,7 @@ def test_no_asynchronous_event_is_lost(resources: dict[str, Any]) -> None:
     assert where == {"SplitterFunction": lost, "ReporterFunction": lost}
 
 
-@pytest.mark.parametrize("name", USERS_DATA)
+@pytest.mark.parametrize("name", USER_DATA)
 def test_a_users_data_outlives_the_stack(resources: dict[str, Any], name: str) -> None:
     assert resources[name]["DeletionPolicy"] in ("Retain", "RetainExceptOnCreate")
     assert resources[name]["UpdateReplacePolicy"] == "Retain"
@@ -133,7 +133,7 @@ def test_queues_are_encrypted(resources: dict[str, Any], name: str) -> None:
     assert queue["SqsManagedSseEnabled"] == {"Fn::If": ["HasKey", {"Ref": "AWS::NoValue"}, True]}
 
 
-def test_a_key_of_the_users_own_encrypts_everything_at_rest(resources: dict[str, Any]) -> None:
+def test_the_users_own_key_encrypts_everything_at_rest(resources: dict[str, Any]) -> None:
     lacking = [
         name
         for name, resource in resources.items()
@@ -167,8 +167,8 @@ def test_tables_have_the_keys_of_the_ledger_and_can_be_restored(resources: dict[
         assert table["PointInTimeRecoverySpecification"]["PointInTimeRecoveryEnabled"] is True
 
 
-def test_the_placeholder_in_the_secret_is_no_valid_secret(resources: dict[str, Any]) -> None:
-    """A first job must end with what to do, not with calls to nowhere."""
+def test_the_placeholder_in_the_secret_is_not_valid(resources: dict[str, Any]) -> None:
+    """A first job must report what to configure, not call endpoints that do not exist."""
     from pydantic import ValidationError  # noqa: PLC0415
 
     from darkroom.endpoints import EndpointsSecret  # noqa: PLC0415

@@ -8,11 +8,11 @@ import pytest
 from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.jobs import Checkpoint, Counters, Run, RunState, Source, Totals
 from darkroom.report.manifest import ManifestFormat
-from darkroom.report.rows import ReportRow, RowStatus
 from darkroom.rows import Claim, RowMessage, RowRequest, RowResult, RowState
 from darkroom_cli.status import RecentRate, measure
 from tests.fakes.command import CliHarness, FakeObject
 from tests.fakes.ledger import FakeLedger, running
+from tests.fakes.reporting import report_row
 
 JOB = "jobs/products"
 
@@ -229,10 +229,9 @@ def test_failures_of_a_finished_job_come_from_its_manifest(cli: CliHarness) -> N
     assert cli.stack.ledger.begin_report(run, 60)
     assert cli.stack.ledger.finish_report(run, 9)
     manifest = ManifestFormat(("image_url", "status"))
-    bad = ReportRow(
-        1, "000001", RowStatus.FAILED, ("x", "mine"), reason="bad_input", detail="=column n"
-    )
-    good = ReportRow(0, "000000", RowStatus.SUCCEEDED, ("y", ""))
+    reason = {"reason": Reason.BAD_INPUT, "detail": "=column n"}
+    bad = report_row(1, RowState.FAILED, cells=("x", "mine"), **reason)
+    good = report_row(0, cells=("y", ""))
     body = manifest.header() + manifest.line(good) + manifest.line(bad)
     cli.stack.results_bucket.objects[f"{JOB}/manifest.csv"] = FakeObject(body)
     found = cli.json("failures", JOB)

@@ -53,13 +53,13 @@ def test_an_unknown_column_may_occur_twice() -> None:
     assert columns("note,note,instruction").positions == {"instruction": 2}
 
 
-def test_the_chosen_column_replaces_the_usual_one() -> None:
-    found = columns("instruction,Anweisung,Datei", instruction_column="anweisung")
-    assert found.positions == {"instruction": 1}
-
-
-def test_the_chosen_column_may_be_one_of_several_that_differ_in_case() -> None:
-    assert columns("Edit,edit", instruction_column="edit").positions == {"instruction": 1}
+@pytest.mark.parametrize(
+    ("header", "chosen"), [("instruction,Anweisung,Datei", "anweisung"), ("Edit,edit", "edit")]
+)
+def test_the_chosen_column_replaces_the_usual_one_and_an_exact_match_wins(
+    header: str, chosen: str
+) -> None:
+    assert columns(header, instruction_column=chosen).positions == {"instruction": 1}
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def outcome(data: bytes) -> str | list[str]:
         rows = job_rows(data)
         for _ in rows.check():
             pass
-        return [*map(line, rows), *(f"warning: {warning}" for warning in rows.warnings)]
+        return [*map(line, rows), *(f"warning: {warning}" for warning in rows.columns.warnings)]
     except JobRejected as error:
         return str(error)
 

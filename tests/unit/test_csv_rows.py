@@ -96,15 +96,17 @@ def test_row_numbers_and_keys_count_rows_not_lines() -> None:
     assert [(row.row, row.key) for row in rows] == [(0, "000000"), (1, "000001")]
 
 
-@pytest.mark.parametrize("text", [HEADER, HEADER + "\n,\n \n"])
-def test_a_file_without_rows_is_rejected(text: str) -> None:
-    with pytest.raises(JobRejected, match="has a header row but no rows"):
-        rows_of(text)
-
-
-def test_a_filter_that_selects_nothing_is_rejected() -> None:
-    with pytest.raises(JobRejected, match=r"'2:9' selects none of the file's 2 rows"):
-        rows_of(HEADER + "a,b\n" * 2, filter_rows="2:9")
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (HEADER, "has a header row but no rows"),
+        (HEADER + "\n,\n \n", "has a header row but no rows"),
+        (HEADER + "a,b\n" * 2, "'2:9' selects none of the file's 2 rows"),
+    ],
+)
+def test_a_file_without_rows_to_edit_is_rejected(text: str, sentence: str) -> None:
+    with pytest.raises(JobRejected, match=sentence):
+        rows_of(text, filter_rows="2:9")
 
 
 def test_a_file_with_too_many_rows_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def test_a_failure_of_the_row_itself_does_not_count_against_the_endpoint(outcome
 
 
 @pytest.mark.parametrize(
-    "outcome", [o for o in Outcome if o.transient or o.blames_key], ids=lambda o: o.value
+    "outcome", [o for o in Outcome if o.transient or o.key_at_fault], ids=lambda o: o.value
 )
 def test_transient_failures_and_rejected_keys_fall_back(outcome: Outcome) -> None:
     harness = two_tiers()

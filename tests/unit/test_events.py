@@ -1,4 +1,4 @@
-"""The files in events/ hold together, and hold what the functions really get."""
+"""Events of the splitter, and the files in events/: consistent, and as the functions get them."""
 
 import json
 import re
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from darkroom.aws.events import continuation_event, uploads_in
 from darkroom.csv_input.reader import read_job_rows
@@ -27,11 +28,11 @@ def uploaded() -> CsvUploaded:
     return upload
 
 
-def test_the_splitter_goes_on_with_the_event_it_sends_itself() -> None:
+def test_the_continuation_is_the_event_that_the_splitter_sends_itself() -> None:
     assert event("splitter-continue.json") == continuation_event(uploaded())
 
 
-def test_the_batch_is_what_the_splitter_makes_of_the_csv() -> None:
+def test_the_batch_holds_the_messages_that_the_splitter_sends_for_the_csv() -> None:
     upload, csv = uploaded(), (EVENTS / "sam-local.csv").read_bytes()
     assert upload.size == len(csv)
     rows = list(read_job_rows(lambda offset: iter([csv[offset:]]), JobOptions()).from_row(0, None))
@@ -52,11 +53,11 @@ def test_the_batch_is_what_the_splitter_makes_of_the_csv() -> None:
 
 
 @pytest.mark.parametrize("function", sorted(EXAMPLE))
-def test_the_environment_is_one_the_functions_accept(function: str) -> None:
+def test_the_environment_is_valid_for_the_functions(function: str) -> None:
     Settings.from_environment(EXAMPLE[function])
 
 
-def test_prepared_events_hold_the_names_of_the_stack_and_none_of_the_example() -> None:
+def test_prepared_events_contain_the_names_of_the_stack_and_none_of_the_example() -> None:
     deployed = {
         function: {name: f"{name.lower()}-of-mine" for name in variables}
         for function, variables in EXAMPLE.items()
@@ -69,3 +70,31 @@ def test_prepared_events_hold_the_names_of_the_stack_and_none_of_the_example() -
     message = RowMessage.model_validate_json(batch["Records"][0]["body"])
     assert message.base == "s3://input_bucket-of-mine/jobs/"
     assert message.run != uploaded().run
+
+
+def _upload(key: str = "jobs/products.csv", version: str | None = "v1") -> CsvUploaded:
+    return CsvUploaded("in", key, version, "0A1B", 12, "abc")
+
+
+@pytest.mark.parametrize("key", ["jobs/a b+c.csv", "jobs/ä/ü%20.csv", "x.csv.gz"])
+def test_a_continuation_event_is_parsed_to_the_same_upload(key: str) -> None:
+    assert list(uploads_in(continuation_event(_upload(key)))) == [_upload(key)]
+
+
+def test_a_continuation_event_names_the_same_run() -> None:
+    (parsed,) = uploads_in(continuation_event(_upload()))
+    assert parsed.run == _upload().run
+
+
+def test_a_continuation_of_an_unversioned_upload_has_no_version() -> None:
+    (parsed,) = uploads_in(continuation_event(_upload(version=None)))
+    assert parsed.version_id is None
+
+
+def test_the_test_event_of_s3_contains_no_upload() -> None:
+    assert list(uploads_in({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "in"})) == []
+
+
+def test_a_record_of_another_service_is_an_error_that_names_the_field() -> None:
+    with pytest.raises(ValidationError, match="s3"):
+        list(uploads_in({"Records": [{"Sns": {}}]}))

@@ -1,171 +1,228 @@
-"""The gallery's HTML: escaping, links, pages. How it looks is tests/browser's matter."""
+"""The gallery's HTML: escaping, links, pages. tests/browser checks how it looks."""
 
-import re
-from dataclasses import replace
+import subprocess
+import sys
+from base64 import b64encode
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.report.gallery import (
-    ROWS_PER_PAGE,
-    Gallery,
-    Safe,
-    Thumbs,
-    card,
-    cost_text,
-    data_uri,
-    failure_page,
-    raw_text,
-    relative,
-    stylesheet,
-    tag,
-)
-from darkroom.report.rows import ReportRow, RowStatus
-from darkroom.report.summary import JobSummary, Results, Tally, source_of, utc
-from tests.report_world import JOB, a_run
+from darkroom.errors import Reason
+from darkroom.report.gallery import ROWS_PER_PAGE, Gallery, Thumbs, rejected_page, stylesheet
+from darkroom.report.rows import ReportRow
+from darkroom.report.summary import Aggregate, JobSummary
+from darkroom.rows import RowState
+from tests.fakes.reporting import JOB, START, report_row, split_run
 
 WEBP = b"RIFF\x00\x00\x00\x00WEBPVP8 "
-LINE = ReportRow(
-    row=3,
-    key="000003",
-    status=RowStatus.SUCCEEDED,
-    instruction="make it blue",
-    images=("https://x.test/a.jpg",),
-    outputs=(f"{JOB}/images/my cup #1.png",),
-    provider="gemini",
-    endpoint="gemini-main",
-    model="gemini-3-pro-image",
-    attempts=2,
-    latency_ms=8_123,
-    cost_micro_usd=134_000,
-    settled_at=1.79e9,
-)
-FAILED = replace(
-    LINE, status=RowStatus.FAILED, reason="refused", detail="blocked for safety", outputs=()
-)
+BOTH = Thumbs(WEBP, WEBP)
+EDITED: dict[str, Any] = {
+    "instruction": "make it blue",
+    "images": ("https://x.test/a.jpg",),
+    "outputs": (f"{JOB}/images/my cup #1.png",),
+    "provider": "gemini",
+    "endpoint": "gemini-main",
+    "model": "gemini-3-pro-image",
+    "attempts": 2,
+    "latency_ms": 8_123,
+    "cost_micro_usd": 134_000,
+    "settled_at": 1.79e9,
+}
+FAILED: dict[str, Any] = EDITED | {
+    "status": RowState.FAILED,
+    "reason": Reason.REFUSED,
+    "detail": "blocked for safety",
+    "outputs": (),
+}
 
 
-def summary(*lines: ReportRow, **changes: object) -> JobSummary:
-    tally, run = Tally(), a_run()
-    for line in lines:
-        tally.add(line)
-    made = JobSummary(
-        job=JOB,
-        run=run.run,
-        state="done",
-        source=source_of(run),
-        options=run.options,
-        started_at=utc(0),
-        finished_at=utc(60),
-        duration_seconds=60,
-        counts=tally.counts(),
-        endpoints=tally.endpoints(),
-        errors=tally.errors(),
-        timeline=tally.timeline_summary(),
-        results=Results(report="r", images="i"),
-    )
+def summary(*rows: ReportRow, **changes: object) -> JobSummary:
+    aggregate = Aggregate()
+    for row in rows:
+        aggregate.add(row)
+    made = aggregate.summary(split_run(), pages=1, finished_at=START + 60)
     return made.model_copy(update=changes)
 
 
-def pages(*lines: ReportRow, note: str | None = None, **changes: object) -> list[str]:
-    gallery = Gallery(summary(*lines, **changes), lines, note)
-    return [p.decode() for p in gallery.pages(lambda chunk: [Thumbs(WEBP, WEBP)] * len(chunk))]
+def pages(
+    *rows: ReportRow, note: str | None = None, thumbs: Thumbs = BOTH, **changes: object
+) -> list[str]:
+    gallery = Gallery(summary(*rows, **changes), rows, note)
+    return [page.decode() for page in gallery.pages(lambda chunk: [thumbs] * len(chunk))]
 
 
-class Structure(HTMLParser):
-    """Tags that open and close in order, ids, links, and the elements met."""
+def card(thumbs: Thumbs = BOTH, **values: Any) -> str:
+    """The card of row 3; `values` as for `report_row`."""
+    (page,) = pages(report_row(3, **values), thumbs=thumbs)
+    return page[page.index("<article") : page.index("</article>")]
+
+
+@dataclass
+class Element:
+    tag: str
+    attributes: dict[str, str | None]
+    text: str = ""
+
+
+@dataclass
+class Parsed(HTMLParser):
+    """A page's elements, with the text directly inside each; fails on tags closed out of order."""
+
+    page: str
+    elements: list[Element] = field(default_factory=list)
+    open: list[Element] = field(default_factory=list)
+    text: str = ""
 
     VOID = frozenset({"meta", "link", "img", "input", "br", "hr"})
 
-    def __init__(self, text: str) -> None:
+    def __post_init__(self) -> None:
         super().__init__()
-        self.open: list[str] = []
-        self.met: list[str] = []
-        self.ids: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.feed(text)
+        self.feed(self.page)
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.met.append(tag)
-        self.attributes += attrs
-        self.ids += [v for k, v in attrs if k == "id" and v]
+        self.elements.append(Element(tag, dict(attrs)))
         if tag not in self.VOID:
-            self.open.append(tag)
+            self.open.append(self.elements[-1])
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+        assert self.open.pop().tag == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.open:
+            self.open[-1].text += data
+
+    def all(self, tag: str) -> list[Element]:
+        return [element for element in self.elements if element.tag == tag]
+
+    def values(self, *names: str) -> list[str]:
+        found = (v for e in self.elements for k, v in e.attributes.items() if k in names)
+        return [value or "" for value in found]
 
 
 def test_a_page_is_well_formed_and_its_ids_are_unique() -> None:
-    found = Structure(pages(LINE, replace(FAILED, row=4))[0])
-    assert found.open == []
-    assert len(found.ids) == len(set(found.ids))
+    (page,) = pages(report_row(3, **EDITED), report_row(4, **FAILED))
+    assert page.startswith("<!doctype html>\n")
+    parsed = Parsed(page)
+    assert parsed.open == []
+    ids = parsed.values("id")
+    assert {"r-3", "r-4", "rows", "s-all", "s-failed"} <= set(ids)
+    assert len(ids) == len(set(ids))
 
 
-hostile = st.text(st.sampled_from("<>&\"'/ =sSc`\u202e\u2028-!")) | st.sampled_from(
-    ["<script>alert(1)</script>", "</style><script>", '" onload="x', "javascript:alert(1)", "-->"]
+hostile = st.text(st.sampled_from("<>&\"'/ =sSc`\u202e\u2028-!{}%#")) | st.sampled_from(
+    [
+        "<script>alert(1)</script>",
+        "</style><script>",
+        '" onload="x',
+        "javascript:alert(1)",
+        "-->",
+        "{{ summary }}{% endif %}",
+    ]
 )
 
 
 @given(hostile, hostile, hostile, hostile)
-def test_nothing_a_row_says_becomes_markup(a: str, b: str, c: str, d: str) -> None:
-    line = replace(
-        FAILED, instruction=a, detail=b, images=(c,), endpoint=d, model=c, key=d, warnings=(a, d)
+def test_text_of_a_row_never_becomes_markup(a: str, b: str, c: str, d: str) -> None:
+    row = report_row(
+        **FAILED
+        | {"instruction": a, "detail": b, "images": (c,), "endpoint": d, "model": c}
+        | {"warnings": (a, d)}
     )
-    page = pages(line, replace(LINE, row=4, outputs=(f"{JOB}/images/{b}.png",)), reason=a)[0]
-    found = Structure(page)
-    assert "script" not in found.met
-    assert not any(name.startswith("on") for name, _ in found.attributes)
-    links = [value or "" for name, value in found.attributes if name in ("href", "src")]
-    assert not any(link.strip().lower().startswith("javascript:") for link in links)
-    assert found.met.count("style") == 1
+    edited = report_row(4, **EDITED | {"outputs": (f"{JOB}/images/{b}.png",)})
+    parsed = Parsed(pages(replace(row, key=d), edited, reason=a, note=b)[0])
+    assert parsed.open == []
+    assert not parsed.all("script")
+    assert not any(name.startswith("on") for e in parsed.elements for name in e.attributes)
+    assert not any(
+        link.strip().lower().startswith("javascript:") for link in parsed.values("href", "src")
+    )
+    assert len(parsed.all("style")) == 1
+    for text in (a.strip(), b, d):
+        assert text in parsed.text
 
 
-def test_the_policy_allows_nothing_but_its_own_style_and_inline_pictures() -> None:
-    page = pages(LINE)[0]
-    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
-    assert policy is not None
-    assert policy[1].startswith("default-src &#x27;none&#x27;; img-src data:; style-src")
-    assert "unsafe" not in policy[1]
-    assert 'style="' not in page  # inline styles would be refused by it
+@pytest.mark.parametrize("text", ["a<b", "a&amp;b", "\"'", "</p><i>x</i>", "<script>x</script>"])
+def test_text_and_attributes_read_back_as_they_were(text: str) -> None:
+    source = f'https://x.test/"><script>{text}'
+    row = report_row(3, **FAILED | {"instruction": text, "images": (source,), "endpoint": text})
+    parsed = Parsed(pages(row, report_row(4, **EDITED | {"instruction": text}))[0])
+    shown = [e.text for e in parsed.all("p") if e.attributes.get("class") == "say"]
+    assert shown == [text, text]
+    assert [e.text for e in parsed.all("a") if e.attributes["href"] == source] == [source]
+    assert f"After: {text}" in parsed.values("alt")
 
 
-def test_the_card_tells_how_the_picture_came_about() -> None:
-    text = card(LINE, Thumbs(WEBP, WEBP), JOB)
-    for told in ("make it blue", "gemini-main", "gemini-3-pro-image", "$0.134", "8.1 s", "Row 3"):
-        assert told in text
+def test_one_choice_of_each_filter_is_checked() -> None:
+    (page,) = pages(report_row(3, **EDITED), report_row(4, **FAILED | {"provider": "openai"}))
+    inputs = Parsed(page).all("input")
+    assert [e.attributes["id"] for e in inputs if "checked" in e.attributes] == ["s-all", "p-all"]
+    assert all(e.attributes.get("checked") is None for e in inputs)
+    assert not any("disabled" in e.attributes for e in inputs)
 
 
-def test_a_failed_row_tells_why_and_what_to_do_next() -> None:
-    text = card(FAILED, Thumbs(WEBP, None), JOB)
-    for told in ("failed", "refused", "blocked for safety", "Next: ", "Reword the instruction"):
-        assert told in text
+def test_the_policy_allows_only_its_own_style_and_inline_images() -> None:
+    (page,) = pages(report_row(3, **EDITED))
+    parsed = Parsed(page)
+    (policy,) = (
+        e.attributes["content"]
+        for e in parsed.all("meta")
+        if e.attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+    (style,) = parsed.all("style")
+    digest = b64encode(sha256(style.text.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'"
+    assert "style" not in {name for e in parsed.elements for name in e.attributes}
 
 
-def test_a_row_without_a_picture_names_its_sources() -> None:
-    line = replace(FAILED, images=("https://x.test/a.jpg", "s3://b/k.png", "c.png", "d.png"))
-    text = card(line, Thumbs(), JOB)
+def test_the_style_sheet_cannot_end_its_element() -> None:
+    (style,) = Parsed(pages()[0]).all("style")
+    assert style.text == stylesheet()
+    assert "</" not in stylesheet()
+
+
+@pytest.mark.parametrize(
+    "text", ["make it blue", "gemini-main", "gemini-3-pro-image", "$0.134", "8.1 s", "Row 3"]
+)
+def test_a_card_shows_how_the_image_was_made(text: str) -> None:
+    assert text in card(**EDITED)
+
+
+@pytest.mark.parametrize(
+    "text", ["failed", "refused", "blocked for safety", "Next: ", "Reword the instruction"]
+)
+def test_the_card_of_a_failed_row_names_the_reason_and_the_next_step(text: str) -> None:
+    assert text in card(Thumbs(WEBP, None), **FAILED)
+
+
+def test_a_row_without_an_image_names_its_sources() -> None:
+    sources = ("https://x.test/a.jpg", "s3://b/k.png", "c.png", "d.png")
+    text = card(Thumbs(), **FAILED | {"images": sources})
     assert '<a href="https://x.test/a.jpg" rel="noreferrer">https://x.test/a.jpg</a>' in text
     assert "<code>s3://b/k.png</code>" in text
     assert "and 1 more" in text
 
 
-def test_fallback_warnings_and_possible_double_charges_show() -> None:
-    line = replace(LINE, fallback=True, warnings=("size changed",), possible_duplicate_charges=1)
-    text = card(line, Thumbs(WEBP, WEBP), JOB)
-    for told in ("fallback", "size changed", "billed this row more than once"):
-        assert told in text
+def test_fallback_warnings_and_possible_double_charges_are_shown() -> None:
+    notable = {"fallback": True, "warnings": ("size changed",), "possible_duplicate_charges": 1}
+    text = card(**EDITED | notable)
+    assert "fallback" in text
+    assert "size changed" in text
+    assert "billed this row more than once" in text
 
 
-def test_an_earlier_upload_shows() -> None:
-    assert "earlier upload" in card(replace(LINE, earlier=True), Thumbs(WEBP, WEBP), JOB)
+def test_an_earlier_upload_is_shown() -> None:
+    assert "earlier upload" in card(**EDITED, earlier=True)
 
 
-def test_links_to_full_pictures_are_relative_and_quoted() -> None:
-    assert relative(f"{JOB}/images/my cup #1.png", JOB) == "images/my%20cup%20%231.png"
+def test_links_to_full_size_images_are_relative_and_quoted() -> None:
+    assert 'href="images/my%20cup%20%231.png"' in card(**EDITED)
 
 
 @pytest.mark.parametrize(
@@ -178,21 +235,23 @@ def test_links_to_full_pictures_are_relative_and_quoted() -> None:
         ("javascript:alert(1)", False),
     ],
 )
-def test_only_https_sources_are_linked(reference: str, linked: bool) -> None:
-    for line in (LINE, FAILED):
-        text = card(replace(line, images=(reference,)), Thumbs(WEBP, WEBP), JOB)
-        assert (f'href="{reference}"' in text) is linked
+@pytest.mark.parametrize("values", [EDITED, FAILED], ids=["edited", "failed"])
+def test_only_https_sources_are_linked(
+    values: dict[str, Any], reference: str, linked: bool
+) -> None:
+    text = card(**values | {"images": (reference,)})
+    assert (f'href="{reference}"' in text) is linked
 
 
-def test_every_further_picture_of_a_row_is_linked() -> None:
-    outputs = (f"{JOB}/images/a.png", f"{JOB}/images/a-1.png", f"{JOB}/images/a-2.png")
-    text = card(replace(LINE, outputs=outputs), Thumbs(WEBP, WEBP), JOB)
-    for name in ("images/a.png", "images/a-1.png", "images/a-2.png"):
+def test_every_further_image_of_a_row_is_linked() -> None:
+    names = ("images/a.png", "images/a-1.png", "images/a-2.png")
+    text = card(**EDITED | {"outputs": tuple(f"{JOB}/{name}" for name in names)})
+    for name in names:
         assert f'href="{name}"' in text
 
 
 @pytest.mark.parametrize(
-    ("data", "mime"),
+    ("thumb", "mime"),
     [
         (WEBP, "image/webp"),
         (b"\x89PNG\r\n", "image/png"),
@@ -203,19 +262,20 @@ def test_every_further_picture_of_a_row_is_linked() -> None:
         (None, None),
     ],
 )
-def test_only_small_pictures_are_embedded(data: bytes | None, mime: str | None) -> None:
-    found = data_uri(data)
-    assert (found or "").startswith(f"data:{mime};base64," if mime else "")
-    assert (found is None) is (mime is None)
+def test_only_small_images_are_embedded(thumb: bytes | None, mime: str | None) -> None:
+    (page,) = pages(report_row(3, **EDITED), thumbs=Thumbs(thumb, thumb))
+    uri = f"data:{mime};base64,{b64encode(thumb or b'').decode()}"
+    assert Parsed(page).values("src") == ([uri, uri] if mime else [])
+    assert page.count("No preview") == (0 if mime else 2)
 
 
-def test_a_row_with_nothing_to_look_at_is_words_only() -> None:
-    assert "<figure" not in card(FAILED, Thumbs(), JOB)
+def test_a_row_without_images_is_text_only() -> None:
+    assert "<figure" not in card(Thumbs(), **FAILED)
 
 
-def test_rows_are_split_into_pages_that_lead_to_each_other() -> None:
-    lines = [replace(LINE, row=n) for n in range(ROWS_PER_PAGE * 2 + 1)]
-    first, second, third = pages(*lines)
+def test_rows_are_split_into_pages_that_link_to_each_other() -> None:
+    rows = [report_row(n, **EDITED) for n in range(ROWS_PER_PAGE * 2 + 1)]
+    first, second, third = pages(*rows)
     assert [p.count("<article") for p in (first, second, third)] == [100, 100, 1]
     assert 'href="report-002.html"' in first
     assert 'href="report.html"' in second
@@ -225,55 +285,69 @@ def test_rows_are_split_into_pages_that_lead_to_each_other() -> None:
 
 
 def test_failed_rows_are_linked_from_the_first_page_to_their_own() -> None:
-    lines = [replace(LINE, row=n) for n in range(150)]
-    lines[120] = replace(FAILED, row=120)
-    first, second = pages(*lines)
+    rows = [report_row(n, **EDITED) for n in range(150)]
+    rows[120] = report_row(120, **FAILED)
+    first, second = pages(*rows)
     assert 'href="report-002.html#r-120"' in first
     assert 'id="r-120"' in second
 
 
-def test_a_job_without_a_row_to_show_still_has_its_page() -> None:
+@pytest.mark.parametrize(
+    ("statuses", "tiles"),
+    [
+        ([], {"Failed": "0"}),
+        ([RowState.FAILED], {"Failed": "1"}),
+        ([RowState.DEAD], {"Dead": "1"}),
+        ([RowState.DEAD, RowState.FAILED, RowState.DEAD], {"Failed": "1", "Dead": "2"}),
+    ],
+)
+def test_failed_and_dead_rows_have_a_tile_each(
+    statuses: list[RowState], tiles: dict[str, str]
+) -> None:
+    (page,) = pages(*(report_row(n, status) for n, status in enumerate(statuses)))
+    parsed = Parsed(page)
+    names, values = ([e.text.strip() for e in parsed.all(tag)] for tag in ("dt", "dd"))
+    shown = dict(zip(names, values, strict=True))
+    assert {name: shown[name] for name in ("Failed", "Dead") if name in shown} == tiles
+
+
+def test_a_job_without_rows_to_show_still_has_its_page() -> None:
     (only,) = pages()
     assert "<article" not in only
     assert JOB in only
 
 
-def test_what_is_left_out_is_said() -> None:
-    assert "a random 1,000" in pages(LINE, note="a random 1,000 rows")[0]
+def test_the_page_names_what_is_left_out() -> None:
+    assert "a random 1,000" in pages(report_row(**EDITED), note="a random 1,000 rows")[0]
 
 
-def test_a_rejected_file_shows_its_sentence() -> None:
-    told = summary(state="failed", reason="The file has no header <row>.")
-    page = failure_page(told).decode()
+def test_the_page_of_a_rejected_file_shows_the_reason() -> None:
+    rejected = summary(state="failed", reason="The file has no header <row>.")
+    page = rejected_page(rejected).decode()
     assert "The file has no header &lt;row&gt;." in page
-    assert Structure(page).open == []
+    assert Parsed(page).open == []
 
 
-def test_every_choice_without_a_card_has_its_words() -> None:
-    page = pages(LINE, replace(FAILED, row=4, provider="openai"))[0]
-    found = re.search(r'class="(none [^"]+)"', page)
-    assert found is not None
-    absent = set(found[1].split())
+def test_every_choice_without_a_card_shows_its_text() -> None:
+    (page,) = pages(report_row(3, **EDITED), report_row(4, **FAILED | {"provider": "openai"}))
+    (names,) = (value for value in Parsed(page).values("class") if value.startswith("none "))
+    absent = set(names.split())
     assert {"x-succeeded-openai", "x-failed-gemini", "x-dead-all"} <= absent
     assert not {"x-succeeded-gemini", "x-failed-openai", "x-all-all"} & absent
     for name in absent - {"none"}:
         assert f".none.{name} " in stylesheet()
 
 
-def test_text_is_escaped_and_markup_is_not() -> None:
-    assert tag("p", "a<b", Safe("<i>x</i>")) == "<p>a&lt;b<i>x</i></p>"
-    assert tag("a", "x", href='"><script>') == '<a href="&quot;&gt;&lt;script&gt;">x</a>'
-    assert tag("input", checked=True, disabled=False, value=None) == "<input checked>"
-
-
-def test_a_style_sheet_cannot_end_its_element() -> None:
-    with pytest.raises(ValueError, match="must not contain"):
-        raw_text("style", "</style><script>")
-
-
 @pytest.mark.parametrize(
-    ("micro", "text"),
+    ("micro_usd", "text"),
     [(0, "$0.00"), (39_000, "$0.039"), (1_234_500_000, "$1,234.50"), (None, "not known")],
 )
-def test_costs_read_well(micro: int | None, text: str) -> None:
-    assert cost_text(micro) == text
+def test_costs_are_readable(micro_usd: int | None, text: str) -> None:
+    cost = f"<dt>Cost</dt><dd>{text}</dd>"
+    assert cost in card(**EDITED | {"cost_micro_usd": micro_usd})
+
+
+@pytest.mark.parametrize("module", ["editor.batch", "splitter", "report.manifest", "bootstrap"])
+def test_only_the_reporter_loads_the_template_engine(module: str) -> None:
+    program = f"import sys, darkroom.{module}; sys.exit('jinja2' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -62,7 +62,7 @@ class RandomDispatcher:
         response = step("provider.edit", lambda: self._call(outcome))
         context.after_call(ENDPOINT, plan, response)
         if isinstance(response, CallFailed):
-            if response.outcome.blames_row:
+            if response.outcome.row_at_fault:
                 raise RowRejected(response.reason, response.detail) from response
             raise RetryRow(response.reason, response.detail, endpoint=ENDPOINT.name) from response
         return DispatchResult(response, plan, ENDPOINT, False, 10, 0, 1)

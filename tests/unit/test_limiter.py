@@ -5,6 +5,7 @@ import random
 from bisect import bisect_left
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -34,8 +35,8 @@ MINUTE = 60 * SECOND
 LATEST = 1 << 60
 
 
-def endpoint(**fields: object) -> Endpoint:
-    return secret(gemini(**fields)).endpoints[0]  # type: ignore[arg-type]
+def endpoint(**fields: Any) -> Endpoint:
+    return secret(gemini(**fields)).endpoints[0]
 
 
 def most_in_a_minute(times: list[int]) -> int:

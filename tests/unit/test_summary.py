@@ -1,155 +1,164 @@
-"""The sums of job.json, the chart's histogram, the gallery's sample."""
+"""The aggregation of job.json, the chart's histogram, the gallery's sample."""
 
 from datetime import UTC, datetime
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.errors import REMEDIATIONS, Reason, remediation
+from darkroom.errors import Reason, remediation
 from darkroom.report import sampling
-from darkroom.report.rows import ReportRow, RowStatus
+from darkroom.report.rows import ReportRow
 from darkroom.report.sampling import GallerySelection, Reservoir
 from darkroom.report.summary import (
-    MOST_BARS,
-    MOST_WARNINGS,
+    MAX_BARS,
+    MAX_WARNINGS,
+    Aggregate,
     JobSummary,
-    Latencies,
+    LatencyHistogram,
     Results,
     SourceSummary,
-    Tally,
     Timeline,
     utc,
 )
-from tests.report_world import a_run
+from darkroom.rows import RowState
+from tests.fakes.reporting import report_row, split_run
 
 
-def line(row: int = 0, status: RowStatus = RowStatus.SUCCEEDED, **changes: object) -> ReportRow:
-    return ReportRow(row=row, key=f"{row:06d}", status=status, **changes)  # type: ignore[arg-type]
+def summary_of(*rows: ReportRow) -> JobSummary:
+    aggregate = Aggregate()
+    for row in rows:
+        aggregate.add(row)
+    return aggregate.summary(split_run(), pages=1, finished_at=1.8e9)
 
 
-def tally_of(*lines: ReportRow) -> Tally:
-    tally = Tally()
-    for one in lines:
-        tally.add(one)
-    return tally
-
-
-statuses = st.sampled_from(list(RowStatus))
+statuses = st.sampled_from([state for state in RowState if state.terminal])
 
 
 @given(st.lists(st.tuples(statuses, st.booleans(), st.integers(0, 500_000))))
 def test_statuses_add_up_to_the_rows_and_costs_to_the_total(
-    rows: list[tuple[RowStatus, bool, int]],
+    rows: list[tuple[RowState, bool, int]],
 ) -> None:
-    tally = tally_of(*(line(i, s, earlier=e, cost_micro_usd=c) for i, (s, e, c) in enumerate(rows)))
-    counts, cost = tally.counts(), tally.cost()
+    summary = summary_of(
+        *(report_row(i, s, earlier=e, cost_micro_usd=c) for i, (s, e, c) in enumerate(rows))
+    )
+    counts, cost = summary.counts, summary.cost
     assert counts.succeeded + counts.failed + counts.dead + counts.skipped == counts.rows
     assert counts.resumed <= counts.succeeded
     assert counts.kept_failed <= counts.failed + counts.dead
     assert round(cost.total_usd * 1e6) == sum(c for _, _, c in rows)
 
 
-def test_the_fallback_rate_is_of_the_rows_this_upload_made() -> None:
-    tally = tally_of(
-        line(0, fallback=True),
-        line(1),
-        line(2, earlier=True, fallback=True),
-        line(3, RowStatus.FAILED, fallback=True),
+def test_the_fallback_rate_is_of_the_rows_this_upload_edited() -> None:
+    summary = summary_of(
+        report_row(0, fallback=True),
+        report_row(1),
+        report_row(2, earlier=True, fallback=True),
+        report_row(3, RowState.FAILED, fallback=True),
     )
-    assert tally.fallback().model_dump() == {"rows": 1, "rate": 0.5}
+    assert summary.fallback.model_dump() == {"rows": 1, "rate": 0.5}
 
 
-def test_unknown_prices_are_counted_and_not_taken_for_free() -> None:
-    cost = tally_of(line(0, cost_micro_usd=None), line(1, cost_micro_usd=10_000)).cost()
+def test_rows_of_unknown_price_are_counted() -> None:
+    rows = report_row(0, cost_micro_usd=None), report_row(1, cost_micro_usd=10_000)
+    cost = summary_of(*rows).cost
     assert (cost.total_usd, cost.unpriced_rows) == (0.01, 1)
 
 
-def test_endpoints_are_told_apart() -> None:
-    tally = tally_of(
-        line(0, endpoint="a", provider="gemini", latency_ms=1000, cost_micro_usd=5),
-        line(1, endpoint="b", provider="openai", latency_ms=2000, fallback=True),
-        line(2, RowStatus.DEAD, endpoint="a", provider="gemini"),
-        line(3, endpoint="a", provider="gemini", earlier=True),
+def test_endpoints_are_summed_separately() -> None:
+    summary = summary_of(
+        report_row(0, endpoint="a", provider="gemini", latency_ms=1000, cost_micro_usd=5),
+        report_row(1, endpoint="b", provider="openai", latency_ms=2000, fallback=True),
+        report_row(2, RowState.DEAD, endpoint="a", provider="gemini"),
+        report_row(3, endpoint="a", provider="gemini", earlier=True),
     )
-    a, b = tally.endpoints()
+    a, b = summary.endpoints
     assert (a.endpoint, a.succeeded, a.dead, a.cost_usd) == ("a", 1, 1, 0.000005)
     assert (b.provider, b.succeeded, b.fallback) == ("openai", 1, 1)
 
 
-def test_errors_are_classed_with_the_most_frequent_first() -> None:
-    refused = {"reason": "refused", "detail": "no"}
-    tally = tally_of(
-        line(5, RowStatus.DEAD, reason="unavailable", detail="HTTP 503"),
-        line(6, RowStatus.FAILED, **refused),
-        line(7, RowStatus.FAILED, **refused),
+def test_failures_are_grouped_with_the_most_frequent_first() -> None:
+    refused = {"reason": Reason.REFUSED, "detail": "no"}
+    summary = summary_of(
+        report_row(5, RowState.DEAD, reason=Reason.UNAVAILABLE, detail="HTTP 503"),
+        report_row(6, RowState.FAILED, **refused),
+        report_row(7, RowState.FAILED, **refused),
     )
-    first, second = tally.errors()
+    first, second = summary.errors
     assert (first.reason, first.rows, first.example_row, first.example_detail) == (
         "refused",
         2,
         6,
         "no",
     )
-    assert (second.status, second.what_to_do) == ("dead", REMEDIATIONS[Reason.UNAVAILABLE])
+    assert (second.status, second.what_to_do) == ("dead", Reason.UNAVAILABLE.remediation)
 
 
-def test_every_reason_has_advice_and_an_unknown_one_too() -> None:
-    assert set(REMEDIATIONS) == set(Reason)
-    assert remediation("from_the_future")
+@pytest.mark.parametrize("reason", list(Reason))
+def test_every_reason_has_a_remediation_of_its_own(reason: Reason) -> None:
+    assert reason.remediation
+    assert remediation(reason.value) == reason.remediation
+    assert Reason(reason.value) is reason
+
+
+def test_an_unknown_reason_has_a_remediation_too() -> None:
+    assert "redrive or upload the CSV again" in remediation("from_the_future")
+    assert remediation(None) == remediation("from_the_future")
 
 
 def test_warnings_are_counted_and_bounded() -> None:
-    tally = tally_of(*(line(i, warnings=("the same", f"row {i}")) for i in range(200)))
-    told = tally.warnings()
-    assert (told[0].text, told[0].rows) == ("the same", 200)
-    assert len(told) == MOST_WARNINGS + 1
-    assert told[-1].text.startswith("151 more warnings")
+    rows = (report_row(i, warnings=("the same", f"row {i}")) for i in range(200))
+    warnings = summary_of(*rows).warnings
+    assert (warnings[0].text, warnings[0].rows) == ("the same", 200)
+    assert len(warnings) == MAX_WARNINGS + 1
+    assert warnings[-1].text.startswith("151 more warnings")
 
 
 @given(st.lists(st.integers(1, 900_000), min_size=1, max_size=200), st.floats(0.01, 1))
 def test_percentiles_are_within_five_percent(values: list[int], share: float) -> None:
-    latencies = Latencies()
+    latencies = LatencyHistogram()
     for value in values:
         latencies.add(value)
-    found = latencies.percentile(share)
-    assert found is not None
-    at_most = sum(v <= found * 1.05 + 1 for v in values)
-    below = sum(v < found / 1.05 - 1 for v in values)
+    percentile = latencies.percentile(share)
+    assert percentile is not None
+    at_most = sum(v <= percentile * 1.05 + 1 for v in values)
+    below = sum(v < percentile / 1.05 - 1 for v in values)
     assert below - 1e-6 <= share * len(values) <= at_most + 1e-6
 
 
-def test_no_latency_has_no_percentile() -> None:
-    assert Latencies().percentile(0.5) is None
+def test_no_latencies_have_no_percentile() -> None:
+    assert LatencyHistogram().percentile(0.5) is None
 
 
 @given(
     st.lists(
         st.tuples(
             st.floats(1.7e9, 1.9e9),
-            st.sampled_from([RowStatus.SUCCEEDED, RowStatus.FAILED, RowStatus.DEAD]),
+            st.sampled_from([RowState.SUCCEEDED, RowState.FAILED, RowState.DEAD]),
         ),
         max_size=60,
     )
 )
-def test_a_timeline_never_grows_and_loses_nothing(
-    points: list[tuple[float, RowStatus]],
+def test_a_timeline_is_bounded_and_loses_nothing(
+    points: list[tuple[float, RowState]],
 ) -> None:
     timeline = Timeline()
     for at, status in points:
         timeline.add(at, status)
-    bars = timeline.bars()
-    assert len(bars) <= MOST_BARS
-    assert sum(bar.total for bar in bars) == len(points)
-    assert sum(bar.dead for bar in bars) == sum(s is RowStatus.DEAD for _, s in points)
+    summary = timeline.summary()
+    bars, width = summary.bars, summary.bar_seconds
+    assert len(bars) <= MAX_BARS
+    assert sum(bar.succeeded + bar.failed + bar.dead for bar in bars) == len(points)
+    assert sum(bar.dead for bar in bars) == sum(s is RowState.DEAD for _, s in points)
     for at, _ in points:
-        assert any(bar.start <= at < bar.start + timeline.width_seconds for bar in bars)
+        assert any(0 <= at - bar.start.timestamp() < width for bar in bars)
 
 
-def test_a_small_job_is_shown_whole_but_for_rows_outside_the_filter() -> None:
+def test_a_small_job_is_shown_whole_except_rows_outside_the_filter() -> None:
     selection = GallerySelection("j")
     for row in range(30):
-        selection.add(line(row, RowStatus.SKIPPED if row < 10 else RowStatus.SUCCEEDED))
+        selection.add(report_row(row, RowState.SKIPPED if row < 10 else RowState.SUCCEEDED))
     assert [x.row for x in selection.rows()] == list(range(10, 30))
     assert selection.note() == (
         "10 rows outside filter-rows are not shown. manifest.csv lists every row."
@@ -159,38 +168,38 @@ def test_a_small_job_is_shown_whole_but_for_rows_outside_the_filter() -> None:
 def test_a_job_of_exactly_the_limit_is_shown_whole() -> None:
     selection = GallerySelection("j")
     for row in range(sampling.SHOW_ALL_UP_TO):
-        selection.add(line(row))
+        selection.add(report_row(row))
     assert len(selection.rows()) == sampling.SHOW_ALL_UP_TO
     assert selection.note() is None
 
 
-def large(job: str, bad_every: int, rows: int = 6_000) -> GallerySelection:
+def large_job(job: str, fail_every: int, rows: int = 6_000) -> GallerySelection:
     selection = GallerySelection(job)
     for row in range(rows):
-        bad = row % bad_every == 0
-        selection.add(line(row, RowStatus.FAILED if bad else RowStatus.SUCCEEDED))
+        failed = row % fail_every == 0
+        selection.add(report_row(row, RowState.FAILED if failed else RowState.SUCCEEDED))
     return selection
 
 
-def test_a_large_job_shows_what_failed_and_a_sample_and_says_so() -> None:
-    selection = large("j", bad_every=60)
+def test_a_large_job_shows_its_failures_and_a_sample_and_says_so() -> None:
+    selection = large_job("j", fail_every=60)
     rows = selection.rows()
-    assert sum(x.status is RowStatus.FAILED for x in rows) == 100
-    assert sum(x.status is RowStatus.SUCCEEDED for x in rows) == sampling.SAMPLE
+    assert sum(x.status is RowState.FAILED for x in rows) == 100
+    assert sum(x.status is RowState.SUCCEEDED for x in rows) == sampling.MAX_OTHERS
     assert [x.row for x in rows] == sorted(x.row for x in rows)
     assert "all 100 rows that failed" in (selection.note() or "")
     assert "a random 1,000 of the 5,900 rows" in (selection.note() or "")
 
 
 def test_more_failures_than_fit_are_sampled_too() -> None:
-    selection = large("j", bad_every=2)
-    assert len(selection.rows()) == sampling.MOST_FAILED + sampling.SAMPLE
+    selection = large_job("j", fail_every=2)
+    assert len(selection.rows()) == sampling.MAX_FAILED + sampling.MAX_OTHERS
     assert "a random 1,000 of the 3,000 rows that failed" in (selection.note() or "")
 
 
-def test_the_sample_is_the_same_each_time_and_another_for_another_job() -> None:
-    assert large("a", 60).rows() == large("a", 60).rows()
-    assert large("a", 60).rows() != large("b", 60).rows()
+def test_the_sample_is_stable_for_a_job_and_differs_between_jobs() -> None:
+    assert large_job("a", 60).rows() == large_job("a", 60).rows()
+    assert large_job("a", 60).rows() != large_job("b", 60).rows()
 
 
 def test_a_reservoir_is_fair() -> None:
@@ -199,14 +208,14 @@ def test_a_reservoir_is_fair() -> None:
     for _ in range(4_000):
         reservoir = Reservoir(3, random)
         for row in range(10):
-            reservoir.add(line(row))
-        for kept in reservoir.kept:
-            hits[kept.row] += 1
+            reservoir.add(report_row(row))
+        for row_kept in reservoir.rows:
+            hits[row_kept.row] += 1
     assert all(1_080 < count < 1_320 for count in hits)  # 1,200 each, give or take 4 sigma
 
 
-def test_job_json_reads_back_as_it_was_written() -> None:
-    run = a_run()
+def test_job_json_survives_a_round_trip() -> None:
+    run = split_run()
     summary = JobSummary(
         job=run.job,
         run=run.run,

@@ -1,3 +1,5 @@
+"""Log lines and embedded metrics as CloudWatch expects them."""
+
 import json
 import uuid
 
@@ -13,7 +15,7 @@ def _lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
 
 def _telemetry() -> PowertoolsTelemetry:
     # A new service name each time: Powertools keeps one logger, with its stream, per service.
-    # Made in the test itself: during the set-up of fixtures capsys has another stream.
+    # Created in the test itself: while fixtures are set up, capsys has a different stream.
     return PowertoolsTelemetry("shop", uuid.uuid4().hex)
 
 
@@ -92,6 +94,6 @@ def test_fields_named_like_logging_attributes_are_kept(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     telemetry = _telemetry()
-    telemetry.warning("odd", name="picture.png", args=3)
+    telemetry.warning("odd", name="image.png", args=3)
     (line,) = _lines(capsys)
-    assert (line["name_"], line["args_"]) == ("picture.png", 3)
+    assert (line["name_"], line["args_"]) == ("image.png", 3)

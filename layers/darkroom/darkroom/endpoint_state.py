@@ -123,7 +123,7 @@ class Reservation:
 
 
 class Health(StrEnum):
-    """What the end of a reservation says about its endpoint."""
+    """What a reservation's call shows about its endpoint."""
 
     GOOD = "good"  # the provider answered, even if it refused the row
     FAILED = "failed"  # a transient failure

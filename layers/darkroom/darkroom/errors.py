@@ -1,28 +1,117 @@
-"""One error tree, named for what the caller does next."""
+"""The error tree, named for what the caller does next, and the reasons a row can fail for."""
 
 from enum import StrEnum
+from typing import Self
 
 
 class Reason(StrEnum):
-    """Why a row did not succeed; written to the manifest's `reason` column as it stands."""
+    """Why a row did not succeed; the value is the manifest's `reason`.
 
-    REFUSED = "refused"
-    NO_IMAGE = "no_image"
-    BAD_INPUT = "bad_input"
-    BAD_IMAGE = "bad_image"
-    BAD_REQUEST = "bad_request"
-    BUDGET = "budget"
-    STOPPED = "stopped"
-    OUTCOME_UNKNOWN = "outcome_unknown"
-    # The ones below end a row only as `dead`, once its attempts are spent.
-    RATE_LIMITED = "rate_limited"
-    QUOTA_SPENT = "quota_spent"
-    KEY_REJECTED = "key_rejected"
-    UNAVAILABLE = "unavailable"
-    IMAGE_UNAVAILABLE = "image_unavailable"
-    WORKER_LOST = "worker_lost"
-    NO_ENDPOINT = "no_endpoint"
-    UNPARSEABLE = "unparseable"
+    `remediation` is one sentence or two for the user: what to do about such a row.
+    """
+
+    remediation: str
+
+    # The default is for lookups by value, `Reason("refused")`.
+    def __new__(cls, value: str, remediation: str = "") -> Self:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.remediation = remediation
+        return member
+
+    REFUSED = (
+        "refused",
+        (
+            "The provider's safety rules refused this image or instruction. Reword the instruction "
+            "or change the image, then upload the CSV again: only changed rows are processed."
+        ),
+    )
+    NO_IMAGE = (
+        "no_image",
+        "The model answered without an image. Ask for an edit more plainly, then upload again.",
+    )
+    BAD_INPUT = (
+        "bad_input",
+        "Correct the row in the CSV as the detail says, then upload it again.",
+    )
+    BAD_IMAGE = (
+        "bad_image",
+        (
+            "The image is missing, forbidden, too large or not an image. Put a good one in its "
+            "place, then upload again with retry-failed=true."
+        ),
+    )
+    BAD_REQUEST = (
+        "bad_request",
+        (
+            "The provider does not accept these settings. Change the row's size, model or images "
+            "as the detail says, then upload again."
+        ),
+    )
+    BUDGET = (
+        "budget",
+        "Upload the CSV again with a larger budget-usd: the job continues where it ended.",
+    )
+    STOPPED = (
+        "stopped",
+        "The job was stopped. Upload the CSV again to continue where it ended.",
+    )
+    OUTCOME_UNKNOWN = (
+        "outcome_unknown",
+        (
+            "A worker was lost while the provider worked on this row, which may have been billed. "
+            "Upload again with retry-failed=true to try it once more."
+        ),
+    )
+    # The reasons below end a row only as `dead`, once its attempts are spent.
+    RATE_LIMITED = (
+        "rate_limited",
+        (
+            "The provider kept rejecting calls as too frequent. Lower requests_per_minute in the "
+            "endpoints secret to what your account allows, then redrive."
+        ),
+    )
+    QUOTA_SPENT = (
+        "quota_spent",
+        "Top up the provider's account or add an endpoint, then redrive.",
+    )
+    KEY_REJECTED = (
+        "key_rejected",
+        "Put a valid API key into the endpoints secret, then redrive.",
+    )
+    UNAVAILABLE = (
+        "unavailable",
+        "The provider was down or too slow. Redrive when it has recovered.",
+    )
+    IMAGE_UNAVAILABLE = (
+        "image_unavailable",
+        "The host of the source image did not respond. Redrive when it is back.",
+    )
+    WORKER_LOST = (
+        "worker_lost",
+        (
+            "The workers that took this row were lost each time, or its outcome was. Look at the "
+            "editor's log for this row, then redrive or upload the CSV again."
+        ),
+    )
+    NO_ENDPOINT = (
+        "no_endpoint",
+        (
+            "No endpoint was free or suitable for this row in time. Add one to the endpoints "
+            "secret or raise its limits, then redrive."
+        ),
+    )
+    UNPARSEABLE = (
+        "unparseable",
+        "The message was not one of Darkroom's. Upload the CSV again.",
+    )
+
+
+def remediation(reason: str | None) -> str:
+    """The remediation of any reason, also of none and of one written by a newer version."""
+    if reason is not None and reason in Reason:
+        return Reason(reason).remediation
+    return "Look at the detail, then redrive or upload the CSV again."
 
 
 class DarkroomError(Exception):
@@ -34,7 +123,11 @@ class JobRejected(DarkroomError):
 
 
 class ConfigurationError(DarkroomError):
-    """The secret or the environment is wrong: says which field and what to do."""
+    """The secret or the environment is wrong: names the field and what to do."""
+
+
+class ServiceUnavailable(DarkroomError):
+    """An AWS service failed even after the SDK's own retries: try again later."""
 
 
 class RowRejected(DarkroomError):
@@ -47,7 +140,7 @@ class RowRejected(DarkroomError):
 
 
 class RetryRow(DarkroomError):
-    """This attempt failed, another may not: costs an attempt; `dead` when they are spent."""
+    """This attempt failed, another may succeed: costs an attempt; `dead` when they are spent."""
 
     def __init__(
         self,
@@ -67,7 +160,7 @@ class RetryRow(DarkroomError):
 
 
 class DeferRow(DarkroomError):
-    """Nothing was tried: the row comes back in `delay_seconds` at no cost in attempts."""
+    """Nothing was tried: the row is retried in `delay_seconds` at no cost in attempts."""
 
     def __init__(self, detail: str, *, delay_seconds: float) -> None:
         super().__init__(detail)
@@ -81,60 +174,3 @@ class Ineligible(DarkroomError):
 
 class LeaseLost(DarkroomError):
     """Another worker owns the row now: stop without calling and without settling."""
-
-
-class ServiceUnavailable(DarkroomError):
-    """An AWS service failed even after the SDK's own retries: come back later."""
-
-
-# What to do next about a row that did not succeed, one sentence per reason.
-
-
-REMEDIATIONS: dict[str, str] = {
-    Reason.REFUSED: (
-        "The provider's safety rules refused this picture or instruction. Reword the instruction "
-        "or change the picture, then upload the CSV again: only changed rows are done."
-    ),
-    Reason.NO_IMAGE: (
-        "The model answered without a picture. Ask for an edit more plainly, then upload again."
-    ),
-    Reason.BAD_INPUT: "Correct the row in the CSV as the detail says, then upload it again.",
-    Reason.BAD_IMAGE: (
-        "The picture is missing, forbidden, too large or not a picture. Put a good one in its "
-        "place, then upload again with retry-failed=true."
-    ),
-    Reason.BAD_REQUEST: (
-        "The provider does not accept these settings. Change the row's size, model or pictures as "
-        "the detail says, then upload again."
-    ),
-    Reason.BUDGET: "Upload the CSV again with a larger budget-usd: the job goes on where it ended.",
-    Reason.STOPPED: "The job was stopped. Upload the CSV again to go on where it ended.",
-    Reason.OUTCOME_UNKNOWN: (
-        "A worker was lost while the provider worked on this row, which may have been billed. "
-        "Upload again with retry-failed=true to try it once more."
-    ),
-    Reason.RATE_LIMITED: (
-        "The provider kept answering that the pace is too high. Lower requests_per_minute in the "
-        "endpoints secret to what your account allows, then redrive."
-    ),
-    Reason.QUOTA_SPENT: "Top up the provider's account or add an endpoint, then redrive.",
-    Reason.KEY_REJECTED: "Put a valid API key into the endpoints secret, then redrive.",
-    Reason.UNAVAILABLE: "The provider was down or too slow. Redrive when it has recovered.",
-    Reason.IMAGE_UNAVAILABLE: (
-        "The host of the source picture did not answer. Redrive when it is back."
-    ),
-    Reason.WORKER_LOST: (
-        "The workers that took this row were lost each time, or its outcome was. Look at the "
-        "editor's log for this row, then redrive or upload the CSV again."
-    ),
-    Reason.NO_ENDPOINT: (
-        "No endpoint was free or fit for this row in time. Add one to the endpoints secret or "
-        "raise its limits, then redrive."
-    ),
-    Reason.UNPARSEABLE: "The message was not one of Darkroom's. Upload the CSV again.",
-}
-
-
-def remediation(reason: str) -> str:
-    """A sentence for any reason, also one written by a newer version."""
-    return REMEDIATIONS.get(reason, "Look at the detail, then redrive or upload the CSV again.")

@@ -1,8 +1,8 @@
 """Loads the images that rows name, from the public web or from the stack's own buckets.
 
 Web requests connect only to addresses that were checked and end within a total time. A host name is
-looked up once per connection, and the connection goes to the very address that was checked, so an
-answer that changes between check and use has no effect. TLS still verifies the certificate against
+looked up once per connection, and the connection goes to the very address that was checked, so a
+lookup that changes between check and use has no effect. TLS still verifies the certificate against
 the host name. Kept connections lead to checked addresses too, so they may be used again.
 """
 
@@ -250,22 +250,22 @@ def _unavailable(reference: str, problem: str, delay_seconds: float = 0.0) -> Re
 
 def _check_status(status: int, headers: Mapping[str, bytes], reference: str) -> None:
     if status in _MISSING:
-        raise _rejected(reference, f"does not exist (its server answered {status})")
+        raise _rejected(reference, f"does not exist (its server returned {status})")
     if status in _FORBIDDEN:
         raise _rejected(
             reference,
-            f"may not be read (its server answered {status}); a signed URL may have expired",
+            f"may not be read (its server returned {status}); a signed URL may have expired",
         )
     if status in _TRANSIENT or status >= _SERVER_ERROR:
         delay = headers.get("retry-after", b"").decode("latin-1")
         seconds = float(delay[:6]) if delay.isascii() and delay.isdigit() else 0.0
         raise _unavailable(
             reference,
-            f"could not be loaded: its server answered {status}",
+            f"could not be loaded: its server returned {status}",
             min(seconds, MAX_RETRY_AFTER_SECONDS),
         )
     if status != _OK:
-        raise _rejected(reference, f"could not be loaded: its server answered {status}")
+        raise _rejected(reference, f"could not be loaded: its server returned {status}")
 
 
 def _web_failure(reference: str, host: str, error: Exception) -> RowRejected | RetryRow:
@@ -295,4 +295,4 @@ def _s3_failure(reference: str, image: StoredImage, error: ClientError) -> RowRe
         return _rejected(reference, f"does not exist or may not be read {location}")
     if code in _S3_PERMANENT:
         return _rejected(reference, _S3_PERMANENT[code])
-    return _unavailable(reference, f"could not be read: S3 answered {code}")
+    return _unavailable(reference, f"could not be read: S3 returned {code}")

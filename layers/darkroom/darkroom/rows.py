@@ -69,10 +69,15 @@ class RowState(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     DEAD = "dead"
+    SKIPPED = "skipped"  # outside filter-rows: in reports only, never in the ledger
 
     @property
     def terminal(self) -> bool:
-        return self in (RowState.SUCCEEDED, RowState.FAILED, RowState.DEAD)
+        return self not in (RowState.CLAIMED, RowState.SENT)
+
+    @property
+    def unsuccessful(self) -> bool:
+        return self.terminal and self not in (RowState.SUCCEEDED, RowState.SKIPPED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,7 @@ class StatusCounts:
 
     @property
     def settled(self) -> int:
-        return self.succeeded + self.failed + self.dead
+        return sum(getattr(self, f.name) for f in fields(StatusCounts))
 
     def __add__(self, other: Self) -> Self:
         return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

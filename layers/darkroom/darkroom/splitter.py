@@ -215,7 +215,7 @@ class _Invocation:
             if number % CHECKPOINT_BATCHES == 0 or self._must_renew():
                 self._save(LEASE_SECONDS)
         totals = self._checkpoint.totals
-        self._splitter.runs.finish_split(self._run, totals, self._rows.warnings)
+        self._splitter.runs.finish_split(self._run, totals, self._rows.columns.warnings)
         self._splitter.telemetry.info(
             "split_done", job=self._run.job, rows=totals.rows, queued=totals.queued
         )

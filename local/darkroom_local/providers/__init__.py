@@ -1,8 +1,8 @@
 """Simulated providers: Gemini's and OpenAI's image APIs on this machine, with limits and faults.
 
 `python -m darkroom_local.providers --port 0 --config FILE`, or in a test `with running(config) as
-simulator`. An endpoint NAME of the config answers under `http://127.0.0.1:PORT/NAME`, in both wire
-formats. `GET /_sim/stats` counts what happened, `POST /_sim/configure` starts endpoints afresh.
+simulator`. An endpoint NAME of the config is served at `http://127.0.0.1:PORT/NAME`, in both API
+formats. `GET /_sim/stats` returns counts, `POST /_sim/configure` restarts endpoints.
 """
 
 from darkroom_local.providers.config import (

@@ -15,11 +15,11 @@ from darkroom_local.providers.server import SimulatedProviders
 
 async def _main(config: Config, port: int) -> None:
     stop = asyncio.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(name, stop.set)
-    async with SimulatedProviders(config).listening(port) as chosen:
-        url = f"http://127.0.0.1:{chosen}"
-        line = {"port": chosen, "url": url, "endpoints": [*config.endpoints]}
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
+    async with SimulatedProviders(config).listening(port) as bound_port:
+        url = f"http://127.0.0.1:{bound_port}"
+        line = {"port": bound_port, "url": url, "endpoints": [*config.endpoints]}
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
         await stop.wait()
@@ -27,7 +27,7 @@ async def _main(config: Config, port: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="darkroom_local.providers", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--port", type=int, default=0, help="0 uses a free one")
     parser.add_argument("--config", type=Path, help="JSON; without it, two endpoints and no limits")
     arguments = parser.parse_args()
     try:

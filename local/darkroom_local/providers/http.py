@@ -1,9 +1,10 @@
-"""Just enough HTTP/1.1 over asyncio for many connections at little CPU."""
+"""A minimal HTTP/1.1 server over asyncio, for many connections at little CPU."""
 
 import asyncio
 import contextlib
 import itertools
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -12,6 +13,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_BODY_BYTES = 200 * 1024 * 1024
+_PARAMETER = re.compile(r'(\w+)="([^"]*)"')
+_connection_numbers = itertools.count(1)
 
 
 @dataclass(slots=True)
@@ -21,8 +24,16 @@ class Request:
     query: dict[str, str]
     headers: dict[str, str]  # lower-case names
     body: bytes = field(repr=False)
-    arrived: float  # event loop time when the request's head was complete
+    arrived: float  # event loop time when the header was complete
     connection: int  # counted from the start of the process
+
+
+@dataclass(frozen=True, slots=True)
+class FormPart:
+    name: str
+    filename: str | None
+    content_type: str | None
+    data: bytes = field(repr=False)
 
 
 @dataclass(slots=True)
@@ -31,17 +42,16 @@ class Response:
     body: bytes = b""
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
-    trickle_seconds: float = 0  # spread the body, or the head, over this time
-    trickle_head: bool = False
-    cut_at: int | None = None  # close the connection after so many bytes of the body
-    drop: bool = False  # close without a word
+    trickle_seconds: float = 0  # spread the body, or the header, over this time
+    trickle_header: bool = False
+    drop: bool = False  # close the connection without a response
 
     @staticmethod
-    def of(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> "Response":
+    def json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> "Response":
         body = json.dumps(value, separators=(",", ":")).encode()
         return Response(status=status, body=body, headers=headers or {})
 
-    def head(self) -> bytes:
+    def header(self) -> bytes:
         try:
             phrase = HTTPStatus(self.status).phrase
         except ValueError:
@@ -55,26 +65,19 @@ class Response:
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
-_connections = itertools.count(1)
-Handler = Callable[[Request], Awaitable[Response]]
-
-
 async def _read_request(reader: asyncio.StreamReader, connection: int) -> Request | None:
-    """None at the end of the connection. Raises ValueError for what is no request."""
+    """None at the end of the connection. Raises ValueError for anything but a request."""
     try:
-        head = await reader.readuntil(b"\r\n\r\n")
+        header = await reader.readuntil(b"\r\n\r\n")
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
     arrived = asyncio.get_running_loop().time()
-    request_line, *lines = head[:-4].decode("latin-1").split("\r\n")
+    request_line, *lines = header[:-4].decode("latin-1").split("\r\n")
     method, target, _ = request_line.split(" ", 2)
-    headers = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        headers[name.strip().lower()] = value.strip()
+    headers = _parse_headers(lines)
     length = int(headers.get("content-length", "0"))
     if "transfer-encoding" in headers or length > MAX_BODY_BYTES:
-        raise ValueError("the simulator takes bodies with a content-length of up to 200 MiB")
+        raise ValueError("the simulator accepts only bodies with a content-length of up to 200 MiB")
     body = await reader.readexactly(length) if length else b""
     parts = urlsplit(target)
     return Request(
@@ -89,7 +92,7 @@ async def _read_request(reader: asyncio.StreamReader, connection: int) -> Reques
 
 
 async def _trickle(writer: asyncio.StreamWriter, data: bytes, seconds: float) -> None:
-    """All of `data`, a few bytes at a time, never silent for longer than a fifth of a second."""
+    """Writes all of `data`, a few bytes at a time, at least every 0.2 seconds."""
     steps = max(2, min(len(data), int(seconds / 0.2) + 1))
     size = -(-len(data) // steps)
     for start in range(0, len(data), size):
@@ -99,19 +102,15 @@ async def _trickle(writer: asyncio.StreamWriter, data: bytes, seconds: float) ->
 
 
 async def _write_response(writer: asyncio.StreamWriter, response: Response) -> bool:
-    """True when the connection can be used again."""
+    """True when the connection can be reused."""
     if response.drop:
         return False
-    head, body = response.head(), response.body
-    if response.trickle_head:
-        await _trickle(writer, head, response.trickle_seconds)
+    header, body = response.header(), response.body
+    if response.trickle_header:
+        await _trickle(writer, header, response.trickle_seconds)
     else:
-        writer.write(head)
-    if response.cut_at is not None:
-        writer.write(body[: response.cut_at])
-        await writer.drain()
-        return False
-    if response.trickle_seconds and not response.trickle_head:
+        writer.write(header)
+    if response.trickle_seconds and not response.trickle_header:
         await _trickle(writer, body, response.trickle_seconds)
     else:
         writer.write(body)
@@ -120,9 +119,11 @@ async def _write_response(writer: asyncio.StreamWriter, response: Response) -> b
 
 
 async def serve_connection(
-    handler: Handler, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    handler: Callable[[Request], Awaitable[Response]],
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
 ) -> None:
-    number = next(_connections)
+    number = next(_connection_numbers)
     try:
         while (request := await _read_request(reader, number)) is not None:
             response = await handler(request)
@@ -136,3 +137,35 @@ async def serve_connection(
         writer.close()
         with contextlib.suppress(ConnectionError, OSError):
             await writer.wait_closed()
+
+
+def parse_multipart(body: bytes, content_type: str) -> list[FormPart]:
+    """multipart/form-data as the OpenAI SDK sends it. Raises ValueError for anything else."""
+    kind, _, parameters = content_type.partition(";")
+    boundary = re.search(r'boundary="?([^";]+)"?', parameters)
+    if kind.strip().lower() != "multipart/form-data" or not boundary:
+        raise ValueError("not multipart/form-data")
+    _, *parts = body.split(b"--" + boundary[1].encode())
+    if not parts or not parts[-1].startswith(b"--"):
+        raise ValueError("the multipart body is not closed")
+    return [_parse_part(part) for part in parts[:-1]]
+
+
+def _parse_part(part: bytes) -> FormPart:
+    header, separator, data = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
+    if not separator:
+        raise ValueError("a part without headers")
+    headers = _parse_headers(header.decode("utf-8", "replace").split("\r\n"))
+    parameters = dict(_PARAMETER.findall(headers.get("content-disposition", "")))
+    return FormPart(
+        name=parameters.get("name", ""),
+        filename=parameters.get("filename"),
+        content_type=headers.get("content-type"),
+        data=data.removesuffix(b"\r\n"),
+    )
+
+
+def _parse_headers(lines: list[str]) -> dict[str, str]:
+    """By lower-case name."""
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip().lower(): value.strip() for name, _, value in pairs}

@@ -12,24 +12,24 @@ from darkroom_local.providers.server import SimulatedProviders
 
 
 class Simulator:
-    """A running server, told and asked over HTTP, in this process or in another."""
+    """A client of a running server, in this process or in another."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
 
     def base_url(self, endpoint: str) -> str:
-        """What goes into an endpoint's `base_url`, for either provider."""
+        """The `base_url` of a Darkroom endpoint, for either provider."""
         return f"{self.url}/{endpoint}"
 
     def stats(self, *, arrivals: bool = False) -> dict[str, Any]:
-        """Counts per endpoint name; with `arrivals`, their times since it was configured."""
-        found = self._call("GET", f"/_sim/stats?arrivals={int(arrivals)}")
-        endpoints: dict[str, Any] = found["endpoints"]
+        """Counts per endpoint name; with `arrivals`, arrival times since it was configured."""
+        body = self._call("GET", f"/_sim/stats?arrivals={int(arrivals)}")
+        endpoints: dict[str, Any] = body["endpoints"]
         return endpoints
 
     def configure(self, config: Config | Mapping[str, Any]) -> None:
-        """The endpoints named start afresh, counts included. Raises ValueError when it is wrong."""
+        """Restart the endpoints that it names, counts included. Raises ValueError if invalid."""
         if not isinstance(config, Config):
             config = Config.model_validate(config)
         self._call("POST", "/_sim/configure", config.model_dump_json())
@@ -39,20 +39,20 @@ class Simulator:
         try:
             connection.request(method, path, body)
             response = connection.getresponse()
-            found: dict[str, Any] = json.loads(response.read())
+            answer: dict[str, Any] = json.loads(response.read())
         finally:
             connection.close()
         if response.status != http.client.OK:
-            raise ValueError(str(found.get("error")))
-        return found
+            raise ValueError(str(answer.get("error")))
+        return answer
 
 
 @contextmanager
 def running(config: Config | Mapping[str, Any] | None = None, port: int = 0) -> Iterator[Simulator]:
-    """Start on a free port of 127.0.0.1, and stop at the end, hanging requests included.
+    """Serve on a port of 127.0.0.1 (0: a free one) until the end, open requests included.
 
-    Raises OSError when the port is taken.
+    Raises OSError when the port is in use.
     """
     checked = config if isinstance(config, Config) else Config.model_validate(config or {})
-    with in_event_loop(lambda: SimulatedProviders(checked).listening(port)) as chosen:
-        yield Simulator(chosen)
+    with in_event_loop(lambda: SimulatedProviders(checked).listening(port)) as bound_port:
+        yield Simulator(bound_port)

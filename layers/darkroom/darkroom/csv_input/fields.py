@@ -191,7 +191,7 @@ def read_columns(header: tuple[str, ...], options: JobOptions) -> Columns:
     positions: dict[str, int] = {}
     warnings: list[str] = []
     for field in COLUMN_FIELDS:
-        option = f"{field.name}_column"
+        option = f"{field.name}_column"  # instruction_column, output_name_column
         if chosen := getattr(options, option, None):
             positions[field.name] = _find_chosen(chosen, option.replace("_", "-"), header)
             continue

@@ -92,16 +92,13 @@ class CsvInput:
         if offset is None:
             lines.line = 1  # for messages; a header over several lines is rare
         reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
-        while True:
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise JobRejected(_describe_csv_error(error, lines)) from error
-            lines.record_chars = 0
-            if any(cells) and any(cell.strip() for cell in cells):
-                yield Record(cells, lines.offset)
+        try:
+            for cells in reader:
+                lines.record_chars = 0
+                if any(cell.strip() for cell in cells):
+                    yield Record(cells, lines.offset)
+        except csv.Error as error:
+            raise JobRejected(_describe_csv_error(error, lines)) from error
 
 
 class _Header(NamedTuple):
@@ -121,9 +118,7 @@ def _read_header(head: bytes, text_format: TextFormat, delimiter: str) -> _Heade
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         for cells in reader:
-            is_excel_hint = (
-                bool(cells) and cells[0].lower().startswith("sep=") and not any(cells[1:])
-            )
+            is_excel_hint = "".join(cells).lower().startswith("sep=") and not any(cells[1:])
             if any(cell.strip() for cell in cells) and not is_excel_hint:
                 _check_complete(lines.offset, head)
                 return _Header(delimiter, tuple(cell.strip() for cell in cells), lines.offset)
@@ -199,10 +194,6 @@ class JobRows:
     def header(self) -> tuple[str, ...]:
         return self.columns.header
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        return self.columns.warnings
-
     def __iter__(self) -> Iterator[JobRow]:
         return self.from_row(0, None)
 
@@ -218,9 +209,7 @@ class JobRows:
             start, records = 0, self.csv.records()
         else:
             start, records = row, self.csv.records(offset)
-        for number, record in enumerate(records, start):
-            if number >= MAX_ROWS:
-                raise JobRejected(f"The file has more than {MAX_ROWS:,} rows: split it.")
+        for number, record in _numbered(records, start):
             job_row = self._row(number, record, used)
             if number >= row:
                 yield job_row
@@ -231,9 +220,7 @@ class JobRows:
         Raises JobRejected: not CSV to its end, no rows, or none selected by filter-rows.
         """
         number, selected = -1, 0
-        for number, _ in enumerate(self.csv.records()):
-            if number >= MAX_ROWS:
-                raise JobRejected(f"The file has more than {MAX_ROWS:,} rows: split it.")
+        for number, _ in _numbered(self.csv.records(), 0):
             selected += number in self.row_filter
             yield number
         if number < 0:
@@ -274,6 +261,13 @@ class JobRows:
                     f"column {self.columns.name(field)}: row {first} already uses the name "
                     f"{quoted(name)}, give each row its own"
                 )
+
+
+def _numbered(records: Iterator[Record], start: int) -> Iterator[tuple[int, Record]]:
+    for number, record in enumerate(records, start):
+        if number >= MAX_ROWS:
+            raise JobRejected(f"The file has more than {MAX_ROWS:,} rows: split it.")
+        yield number, record
 
 
 def read_job_rows(open_bytes: OpenBytes, options: JobOptions) -> JobRows:

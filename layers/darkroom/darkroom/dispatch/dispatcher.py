@@ -52,7 +52,6 @@ class _Attempt:
     slot_wait_ms: int = 0
     failures: list[tuple[Endpoint, CallFailed]] = field(default_factory=list)
     exhausted: set[str] = field(default_factory=set)  # no retries left
-    editors: dict[str, ImageEditor] = field(default_factory=dict)
     plans: dict[str, CallPlan] = field(default_factory=dict)
     ineligible: dict[str, str] = field(default_factory=dict)  # and why
     without_editor: set[str] = field(default_factory=set)
@@ -66,8 +65,8 @@ class _Attempt:
 class TieredDispatcher:
     """Implements ports.Dispatcher. One per process, shared by its threads.
 
-    `editor_of` is a function, so that an SDK is imported only when its provider is first called. A
-    provider for which it raises KeyError is skipped with one warning.
+    `editor_of` returns a cached editor. It is a function so that an SDK is imported only when its
+    provider is first needed. A provider for which it raises KeyError is skipped with one warning.
     """
 
     def __init__(  # noqa: PLR0917 - wiring, made in one place
@@ -135,7 +134,7 @@ class TieredDispatcher:
         if name in attempt.plans:
             return True
         try:
-            attempt.editors[name] = self._editor_of(endpoint.provider)
+            self._editor_of(endpoint.provider)
         except KeyError:
             self._warn_once("provider_missing", provider=endpoint.provider.value)
             attempt.without_editor.add(name)
@@ -159,7 +158,7 @@ class TieredDispatcher:
             outcome = self._call(attempt, permit)
             if isinstance(outcome, DispatchResult):
                 return outcome
-            if outcome.outcome.blames_key:
+            if outcome.outcome.key_at_fault:
                 rejected_keys += 1
                 endpoint = self._with_newest_keys(endpoint)
                 retry = rejected_keys <= len(endpoint.api_keys)
@@ -203,7 +202,7 @@ class TieredDispatcher:
         finally:
             self._outcomes.record(permit, plan, outcome, int(sent_at * SECOND), latency_ms)
         if isinstance(outcome, CallFailed):
-            if outcome.outcome.blames_row:
+            if outcome.outcome.row_at_fault:
                 raise RowRejected(outcome.reason, f"{endpoint.name}: {outcome.detail}") from outcome
             attempt.failures.append((endpoint, outcome))
             return outcome
@@ -228,8 +227,7 @@ class TieredDispatcher:
         try:
             attempt.context.before_call(endpoint, plan)
             attempt.calls += 1
-            sent_at = self._clock.now()
-            editor = attempt.editors[endpoint.name]
+            editor, sent_at = self._editor_of(endpoint.provider), self._clock.now()
             try:
                 return sent_at, editor.edit(plan, endpoint, permit.key, endpoint.timeout_seconds)
             except CallFailed as failure:
@@ -271,7 +269,7 @@ class TieredDispatcher:
                 reason = attempt.out_of_service[endpoint.name].reason
                 detail = f"out of service ({reason}), and {called.name}: {failure.detail}"
                 return self._retry(endpoint, _REASONS[reason], detail, RETRY_ROW_SECONDS)
-        wait = REJECTED_KEYS_SECONDS if failure.outcome.blames_key else RETRY_ROW_SECONDS
+        wait = REJECTED_KEYS_SECONDS if failure.outcome.key_at_fault else RETRY_ROW_SECONDS
         return self._retry(called, failure.reason, failure.detail, wait)
 
     def _keys_rejected(self, attempt: _Attempt) -> RetryRow:

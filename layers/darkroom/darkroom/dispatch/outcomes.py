@@ -64,7 +64,7 @@ class OutcomeRecorder:
     ) -> None:
         if failure.outcome is Outcome.RATE_LIMITED:
             state = self._rate_limited(permit.endpoint, state, failure, sent_at)
-        elif failure.outcome.blames_key:
+        elif failure.outcome.key_at_fault:
             self._cool_down_key(permit, failure)
         if failure.outcome.transient and circuit_breaker.should_open(state):
             self._open_breaker(permit.endpoint, state)
@@ -121,7 +121,7 @@ class OutcomeRecorder:
         name = permit.endpoint.name
         outcome = failure.outcome if failure else Outcome.SUCCEEDED
         self._telemetry.metric(Metric.PROVIDER_CALLS, endpoint=name)
-        if outcome.transient or outcome.blames_key:
+        if outcome.transient or outcome.key_at_fault:
             self._telemetry.metric(Metric.PROVIDER_ERRORS, endpoint=name)
         self._telemetry.metric(Metric.PROVIDER_LATENCY, latency_ms, endpoint=name)
         self._telemetry.metric(Metric.SLOT_WAIT, permit.slot_wait_ms, endpoint=name)

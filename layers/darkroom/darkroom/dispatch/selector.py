@@ -83,12 +83,12 @@ class Selector:
                 return permit
 
     def wait_in_service(self, endpoint: Endpoint, seconds: float) -> bool:
-        """Sleep, until the endpoint goes out of service at most. False when it did."""
+        """Sleep. Ends early, with False, when the endpoint goes out of service."""
         until = self._state_cache.now() + int(seconds * SECOND)
         return self._wait_until(until, lambda: not self._state_cache.out_of_service(endpoint))
 
     def wait_for_service(self, endpoint: Endpoint, until: int) -> None:
-        """Sleep until the endpoint is back in service, until `until` at most."""
+        """Sleep until the endpoint is back in service, at the latest until `until`."""
         if self._state_cache.now() < until and self._state_cache.out_of_service(endpoint):
             self._wait_until(until, lambda: self._state_cache.out_of_service(endpoint))
 

@@ -97,7 +97,7 @@ class StateCache:
     def availability(self, endpoint: Endpoint, now: int) -> Availability:
         availability = self._availability(endpoint, now)
         if availability.out_of_service and self.age(endpoint.name, now) > OUT_OF_SERVICE_POLL:
-            self.read(endpoint.name)  # another process may have seen it recover
+            self.read(endpoint.name)  # a probe by another process may have succeeded
             availability = self._availability(endpoint, now)
         return availability
 

@@ -5,40 +5,47 @@ UTF-8 without a byte order mark, comma, LF. docs/results.md describes every colu
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from darkroom.report.rows import ReportRow
 
-OWN_COLUMNS = (
-    "row",
-    "status",
-    "reason",
-    "detail",
-    "output",
-    "provider",
-    "endpoint",
-    "model",
-    "fallback",
-    "attempts",
-    "latency_ms",
-    "cost_usd",
-    "possible_duplicate_charges",
-)
-OUTPUT_SEPARATOR = "|"
+_OUTPUT_SEPARATOR = "|"
 
-# A spreadsheet takes a cell that starts with one of these for a formula (OWASP, "CSV Injection",
+_CELLS: dict[str, Callable[[ReportRow], str]] = {
+    "row": lambda row: str(row.row),
+    "status": lambda row: row.status.value,
+    "reason": lambda row: row.reason,
+    "detail": lambda row: " ".join(row.result.detail.split()),
+    "output": lambda row: _OUTPUT_SEPARATOR.join(row.result.outputs),
+    "provider": lambda row: row.result.provider or "",
+    "endpoint": lambda row: row.result.endpoint or "",
+    "model": lambda row: row.result.model or "",
+    "fallback": lambda row: "true" if row.result.fallback else "false",
+    "attempts": lambda row: str(row.attempts),
+    "latency_ms": lambda row: str(row.result.latency_ms or ""),
+    "cost_usd": lambda row: _usd(row.result.cost_micro_usd),
+    "possible_duplicate_charges": lambda row: str(row.possible_duplicate_charges),
+}
+OWN_COLUMNS = tuple(_CELLS)
+
+# A spreadsheet runs a cell that starts with one of these as a formula (OWASP, "CSV Injection",
 # full-width forms included). A leading ' is guarded too, so that the guard can be undone.
-_STARTS = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20'")
+_GUARDED_STARTS = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20'")
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d+)*|[.,]\d+)([eE][+-]?\d+)?%?", re.ASCII)
 
 
 def guard(cell: str) -> str:
-    """The cell with a ' before it if a spreadsheet would run it as a formula.
+    """The cell, after a ' if a spreadsheet would run it as a formula.
 
-    A plain number such as -5 or +1.5e3 is no formula and stays as it is.
+    A plain number such as -5 or +1.5e3 is not a formula and stays unchanged.
     """
-    if not cell or cell[0] not in _STARTS or not _FORMULA.match(cell) or _NUMBER.fullmatch(cell):
+    if (
+        not cell
+        or cell[0] not in _GUARDED_STARTS
+        or not _FORMULA.match(cell)
+        or _NUMBER.fullmatch(cell)
+    ):
         return cell
     return f"'{cell}"
 
@@ -49,19 +56,19 @@ def unguard(cell: str) -> str:
 
 
 def header(columns: Sequence[str]) -> tuple[str, ...]:
-    """The input's columns, renamed to `input_…` where one is called like ours, then ours."""
+    """The input's columns, renamed to `input_…` where the name is one of ours, then ours."""
     taken = {*columns, *OWN_COLUMNS}
     names: list[str] = []
     for column in columns:
         name = column
         if column.strip() in OWN_COLUMNS:
-            name = _free(f"input_{column.strip()}", taken)
+            name = _unused_name(f"input_{column.strip()}", taken)
             taken.add(name)
         names.append(name)
     return (*names, *OWN_COLUMNS)
 
 
-def _free(name: str, taken: set[str]) -> str:
+def _unused_name(name: str, taken: set[str]) -> str:
     candidate, number = name, 2
     while candidate in taken:
         candidate, number = f"{name}_{number}", number + 1
@@ -69,24 +76,24 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 class ManifestFormat:
-    """Turns report lines into bytes of CSV; knows how many columns the input has."""
+    """Formats the header and report rows as lines of CSV. `columns` are the input's."""
 
     def __init__(self, columns: Sequence[str]) -> None:
         self._header = header(columns)
         self._width = len(columns)
         # csv.writer returns what write() returns: the finished line.
-        self._line = csv.writer(_Echo(), lineterminator="\n").writerow
+        self._format = csv.writer(_Echo(), lineterminator="\n").writerow
 
     def header(self) -> bytes:
-        return self._encoded(self._header)
+        return self._line(self._header)
 
-    def line(self, line: ReportRow) -> bytes:
-        cells = line.cells[: self._width]
+    def line(self, row: ReportRow) -> bytes:
+        cells = row.cells[: self._width]
         padding = ("",) * (self._width - len(cells))
-        return self._encoded((*cells, *padding, *_own_cells(line)))
+        return self._line((*cells, *padding, *(cell(row) for cell in _CELLS.values())))
 
-    def _encoded(self, cells: Sequence[str]) -> bytes:
-        text: object = self._line([guard(c) for c in cells])
+    def _line(self, cells: Sequence[str]) -> bytes:
+        text: object = self._format([guard(c) for c in cells])
         return str(text).encode()
 
 
@@ -95,24 +102,6 @@ class _Echo:
         return text
 
 
-def _own_cells(line: ReportRow) -> tuple[str, ...]:
-    return (
-        str(line.row),
-        line.status.value,
-        line.reason,
-        " ".join(line.detail.split()),
-        OUTPUT_SEPARATOR.join(line.outputs),
-        line.provider,
-        line.endpoint,
-        line.model,
-        "true" if line.fallback else "false",
-        str(line.attempts),
-        str(line.latency_ms or ""),
-        format_usd(line.cost_micro_usd),
-        str(line.possible_duplicate_charges),
-    )
-
-
-def format_usd(micro_usd: int | None) -> str:
-    """`39000` -> `0.039000`; empty where the cost is not known."""
+def _usd(micro_usd: int | None) -> str:
+    """`39000` -> `0.039000`; empty if the cost is not known."""
     return "" if micro_usd is None else f"{micro_usd / 1_000_000:.6f}"

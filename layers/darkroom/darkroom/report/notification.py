@@ -1,40 +1,42 @@
-"""The message to the jobs topic: one when a job is reported, one more when it is made again."""
+"""The notification to the jobs topic: one per report, so another one after a redrive."""
 
-from darkroom.formatting import duration
-from darkroom.report.summary import JobSummary
+from darkroom.formatting import duration, money
+from darkroom.report.summary import SETTLED_STATUSES, JobSummary, unsuccessful
 
-_LONGEST_SUBJECT = 100  # SNS: at most 100 ASCII characters, no line breaks
+_MAX_SUBJECT_CHARS = 100  # SNS: at most 100 ASCII characters, no line breaks
 
 
-def message(summary: JobSummary) -> tuple[str, str]:
+def notification(summary: JobSummary) -> tuple[str, str]:
     """Subject and body."""
     again = f" (report made again, {summary.revision})" if summary.revision > 1 else ""
     subject = f"Darkroom: {_headline(summary)}{again} - {summary.job}"
     lines = [f"Job {summary.job}: {summary.state}{again}.", ""]
     lines += [summary.reason or "", ""] if summary.state == "failed" else _figures(summary)
-    lines += [f"{label}: {key}" for label, key in _keys(summary)]
-    return _subject(subject), "\n".join(lines) + "\n"
+    lines += _result_keys(summary)
+    return _ascii_subject(subject), "\n".join(lines) + "\n"
 
 
 def _headline(summary: JobSummary) -> str:
     if summary.state == "failed":
         return "file rejected"
     counts = summary.counts
-    bad = counts.failed + counts.dead
+    failed = unsuccessful(counts)
     return f"{counts.succeeded:,} of {counts.rows:,} rows succeeded" + (
-        f", {bad:,} did not" if bad else ""
+        f", {failed:,} did not" if failed else ""
     )
 
 
 def _figures(summary: JobSummary) -> list[str]:
     counts, cost = summary.counts, summary.cost
+    notes = {
+        "succeeded": f" ({counts.resumed:,} of them in an earlier upload)",
+        "dead": " (in the dead-letter queue)" if counts.dead else "",
+    }
     lines = [
         f"Rows: {counts.rows:,}",
-        f"Succeeded: {counts.succeeded:,} ({counts.resumed:,} of them in an earlier upload)",
-        f"Failed: {counts.failed:,}",
-        f"Dead: {counts.dead:,}" + (" (in the dead-letter queue)" if counts.dead else ""),
+        *(f"{s.capitalize()}: {getattr(counts, s):,}{notes.get(s, '')}" for s in SETTLED_STATUSES),
         f"Skipped: {counts.skipped:,}",
-        f"Cost of this upload: ${cost.this_run_usd:,.4f}"
+        f"Cost of this upload: {money(cost.this_run_usd)}"
         + (f" without {cost.unpriced_rows:,} unpriced rows" if cost.unpriced_rows else ""),
         f"Made by fallback: {summary.fallback.rate:.1%}",
         f"Possible duplicate charges: {summary.possible_duplicate_charges:,}",
@@ -47,17 +49,16 @@ def _figures(summary: JobSummary) -> list[str]:
     return lines
 
 
-def _keys(summary: JobSummary) -> list[tuple[str, str]]:
+def _result_keys(summary: JobSummary) -> list[str]:
     results = summary.results
-    pages = len(results.pages)
-    gallery = results.report + (f" and {pages - 1} more pages" if pages > 1 else "")
-    named = [("Gallery", gallery)]
-    if results.manifest:
-        named.append(("Manifest", results.manifest))
-    named.append(("Images", results.images))
-    return [(f"{label} (in the results bucket)", key) for label, key in named]
+    more_pages = len(results.pages) - 1
+    gallery = results.report + (f" and {more_pages} more pages" if more_pages > 0 else "")
+    keys = {"Gallery": gallery, "Manifest": results.manifest, "Images": results.images}
+    return [f"{label} (in the results bucket): {key}" for label, key in keys.items() if key]
 
 
-def _subject(text: str) -> str:
+def _ascii_subject(text: str) -> str:
     plain = "".join(c if " " <= c <= "~" else "?" for c in text)
-    return plain if len(plain) <= _LONGEST_SUBJECT else plain[: _LONGEST_SUBJECT - 3] + "..."
+    if len(plain) <= _MAX_SUBJECT_CHARS:
+        return plain
+    return plain[: _MAX_SUBJECT_CHARS - 3] + "..."

@@ -1,4 +1,4 @@
-"""Makes the report of a job: manifest, gallery, job.json, then one message.
+"""Makes the report of a job: manifest, gallery, job.json, then one notification.
 
 In this order, so that a job.json with the run's id means that everything else is there.
 """
@@ -6,7 +6,7 @@ In this order, so that a job.json with the run's id means that everything else i
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -16,23 +16,24 @@ from darkroom.csv_input.reader import JobRows
 from darkroom.errors import DarkroomError, JobRejected, ServiceUnavailable
 from darkroom.jobs import ResultPaths, Run, RunState
 from darkroom.ports import Clock, ObjectStore, RowLedger, RunLedger, Telemetry
-from darkroom.report.gallery import Gallery, Thumbs, failure_page, pages_for, stale_page
+from darkroom.report.gallery import Gallery, Thumbs, page_count, rejected_page, replaced_page
 from darkroom.report.manifest import ManifestFormat
-from darkroom.report.notification import message
+from darkroom.report.notification import notification
 from darkroom.report.rows import ReportRow, ledger_report_rows, report_rows
 from darkroom.report.sampling import GallerySelection
-from darkroom.report.summary import JobSummary, Tally, failure_of, summary_of
+from darkroom.report.summary import Aggregate, JobSummary, rejected_summary
 
-# The reporter's time-out (900 s) and a little: the lease of one that was killed ends before
+# Just over the reporter's time-out (900 s): the lease of a reporter that was killed ends before
 # Lambda's second retry.
-LEASE_SECONDS = 915.0
-THUMB_THREADS = 16
-_MOST_REBUILDS = 3
+_LEASE_SECONDS = 915.0
+_THUMB_THREADS = 16
+_MAX_REBUILDS = 3
+_CSV = "text/csv; charset=utf-8"
 _HTML = "text/html; charset=utf-8"
 _JSON = "application/json"
 _WITHOUT_CSV = (
-    "This report lists the rows that the ledger knows, without the columns of the CSV; rows that "
-    "were never queued (bad input, outside filter-rows) are missing."
+    "This report lists the rows in the ledger, without the columns of the CSV; rows that were "
+    "never queued (bad input, outside filter-rows) are missing."
 )
 
 
@@ -41,7 +42,7 @@ class Sink(Protocol):
 
 
 class Uploads(Protocol):
-    """Objects of any size, written as they come."""
+    """Objects of any size, written as a stream."""
 
     def open(self, key: str, content_type: str) -> AbstractContextManager[Sink]:
         """The object appears when the block ends without an error, and not at all otherwise."""
@@ -49,13 +50,13 @@ class Uploads(Protocol):
 
 class ReportOutcome(StrEnum):
     MADE = "made"
-    NOT_READY = "not_ready"  # rows are still at work, or another reporter is
+    NOT_READY = "not_ready"  # rows are unsettled, or another reporter is active
     ALREADY_MADE = "already_made"
     NO_SUCH_JOB = "no_such_job"
 
 
 class _Superseded(DarkroomError):
-    """A newer upload has taken the ledger's rows: this run's report would tell of neither."""
+    """A newer upload has taken over the ledger's rows: the report would mix the two runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,116 +73,114 @@ class Reporter:
     telemetry: Telemetry
 
     def report(self, job: str, owner: str = "") -> ReportOutcome:
-        """Make the report if the job is complete and nobody else makes it.
+        """Make the report if the job is complete and no other reporter is making it.
 
-        `owner` names the invocation: Lambda retries one that crashed under the same request id.
-        Rows that were redriven while it was made render it stale: it is made again once they are
-        settled, here or by the reporter their last editor starts. Raises ServiceUnavailable, for
-        Lambda to try again, when that never came to rest.
+        `owner` identifies the invocation: Lambda retries a crashed one under the same request id.
+        Rows redriven in the meantime make the report stale: it is made again once they are
+        settled, here or by the reporter that their last editor starts. Raises ServiceUnavailable,
+        so that Lambda retries, if rows kept being redriven.
         """
-        for _ in range(_MOST_REBUILDS):
+        for _ in range(_MAX_REBUILDS):
             run = self.runs.current(job)
             if run is None:
                 return ReportOutcome.NO_SUCH_JOB
             if run.state is RunState.FAILED:
-                return self._report_failure(run)
-            if not self.runs.begin_report(run, LEASE_SECONDS, owner):
-                return _not_begun(run)
+                return self._report_rejected_file(run)
+            if not self.runs.begin_report(run, _LEASE_SECONDS, owner):
+                made = run.finished_at is not None
+                return ReportOutcome.ALREADY_MADE if made else ReportOutcome.NOT_READY
             try:
                 summary = self._make(run)
             except _Superseded:
                 continue
             if self.runs.finish_report(run, summary.finished_at.timestamp()):
-                self._tell(summary)
+                self._announce(summary)
                 return ReportOutcome.MADE
         if self.runs.report_due(job):
-            raise ServiceUnavailable(f"{job}: rows were settled while its report was made, again")
+            raise ServiceUnavailable(f"{job}: rows were redriven each time its report was made")
         return ReportOutcome.NOT_READY
 
-    def _report_failure(self, run: Run) -> ReportOutcome:
+    def _report_rejected_file(self, run: Run) -> ReportOutcome:
         paths = ResultPaths(run.job)
-        # Two reporters may be here at once: the one whose job.json gets in tells the user.
-        held = self.store.metadata(paths.summary)
-        before = self._last_summary(run.job)
-        if before is not None and before.run == run.run and before.state == "failed":
+        # Two reporters may run at once: only the one that writes job.json notifies.
+        stored = self.store.metadata(paths.summary)
+        previous = self._previous_summary(run.job)
+        if previous is not None and previous.run == run.run and previous.state == "failed":
             return ReportOutcome.ALREADY_MADE
-        summary = failure_of(run, run.finished_at or self.clock.now(), before)
-        self.store.put(paths.report, failure_page(summary), _HTML)
+        summary = rejected_summary(run, run.finished_at or self.clock.now(), previous)
+        self.store.put(paths.report, rejected_page(summary), _HTML)
         if not self.store.put(
             paths.summary,
             summary.to_json(),
             _JSON,
-            only_if_new=held is None,
-            replaces=held["etag"] if held else None,
+            only_if_new=stored is None,
+            replaces=stored["etag"] if stored else None,
         ):
             return ReportOutcome.ALREADY_MADE
-        self._tell(summary)
+        self._announce(summary)
         return ReportOutcome.MADE
 
     def _make(self, run: Run) -> JobSummary:
-        before = self._last_summary(run.job)
-        tally, selection = self._write_manifest(run)
+        previous = self._previous_summary(run.job)
+        aggregate, selection = self._write_manifest(run)
         shown = selection.rows()
-        summary = summary_of(run, tally, pages_for(len(shown)), self.clock.now(), before)
-        self._write_gallery(Gallery(summary, shown, selection.note()), before)
+        summary = aggregate.summary(run, page_count(shown), self.clock.now(), previous)
+        self._write_gallery(Gallery(summary, shown, selection.note()), previous)
         self._check_current(run)
         self.store.put(ResultPaths(run.job).summary, summary.to_json(), _JSON)
-        self._check_sums(run, tally)
+        self._check_counters(run, aggregate)
         return summary
 
-    def _write_manifest(self, run: Run) -> tuple[Tally, GallerySelection]:
+    def _write_manifest(self, run: Run) -> tuple[Aggregate, GallerySelection]:
         try:
-            sources = self.job_rows(run)
-            lines = report_rows(sources, self.rows, run)
-            return self._stream(run, sources.header, lines, Tally())
-        except JobRejected as gone:
-            # It could be read when the job began: since then it was deleted, or its key was.
-            self.telemetry.warning("csv_gone_before_report", job=run.job, why=str(gone))
-            tally = Tally(notes=[f"{gone} {_WITHOUT_CSV}"])
-            return self._stream(run, (), ledger_report_rows(self.rows, run), tally)
+            source = self.job_rows(run)
+            rows = report_rows(source, self.rows, run)
+            return self._stream(run, source.header, rows, Aggregate())
+        except JobRejected as error:
+            # It was readable when the job began: since then it, or its key, was deleted.
+            self.telemetry.warning("csv_gone_before_report", job=run.job, why=str(error))
+            aggregate = Aggregate(notes=[f"{error} {_WITHOUT_CSV}"])
+            return self._stream(run, (), ledger_report_rows(self.rows, run), aggregate)
 
     def _stream(
-        self, run: Run, columns: Sequence[str], lines: Iterator[ReportRow], tally: Tally
-    ) -> tuple[Tally, GallerySelection]:
-        """One pass: every line goes into the manifest, the sums and the gallery's choice."""
+        self, run: Run, columns: Sequence[str], rows: Iterator[ReportRow], aggregate: Aggregate
+    ) -> tuple[Aggregate, GallerySelection]:
+        """One pass: every row goes to the manifest, the aggregate and the gallery's selection."""
         manifest, selection = ManifestFormat(columns), GallerySelection(run.job)
-        with self.uploads.open(ResultPaths(run.job).manifest, "text/csv; charset=utf-8") as out:
+        with self.uploads.open(ResultPaths(run.job).manifest, _CSV) as out:
             out.write(manifest.header())
-            for line in lines:
-                out.write(manifest.line(line))
-                tally.add(line)
-                selection.add(line)
+            for row in rows:
+                out.write(manifest.line(row))
+                aggregate.add(row)
+                selection.add(row)
             self._check_current(run)
-        return tally, selection
+        return aggregate, selection
 
-    def _write_gallery(self, gallery: Gallery, before: JobSummary | None) -> None:
+    def _write_gallery(self, gallery: Gallery, previous: JobSummary | None) -> None:
         job = gallery.summary.job
         paths = ResultPaths(job)
-        with ThreadPoolExecutor(THUMB_THREADS, "report-thumbs") as pool:
+        with ThreadPoolExecutor(_THUMB_THREADS, "report-thumbs") as pool:
 
-            def load(lines: Sequence[ReportRow]) -> list[Thumbs]:
-                return list(pool.map(lambda line: self._thumbs(paths, line), lines))
+            def load(rows: Sequence[ReportRow]) -> list[Thumbs]:
+                return list(pool.map(lambda row: self._thumbs(paths, row), rows))
 
             for number, html in enumerate(gallery.pages(load), 1):
                 self.store.put(paths.report_page(number), html, _HTML)
-        for left_over in before.results.pages[gallery.page_count :] if before else ():
-            self.store.put(left_over, stale_page(job), _HTML)
+        for surplus in previous.results.pages[gallery.page_count :] if previous else ():
+            self.store.put(surplus, replaced_page(job), _HTML)
 
-    def _thumbs(self, paths: ResultPaths, line: ReportRow) -> Thumbs:
-        if not line.outputs:
-            return Thumbs()  # pictures there, if any, are of an earlier upload's row
-        before = self._thumb(paths, line, "before") if line.images else None
-        return Thumbs(before, self._thumb(paths, line, "after"))
+    def _thumbs(self, paths: ResultPaths, row: ReportRow) -> Thumbs:
+        if not row.result.outputs:
+            return Thumbs()  # stored thumbnails, if any, belong to an earlier upload's row
+        before = self.store.get(paths.thumb(row.key, "before")) if row.images else None
+        return Thumbs(before, self.store.get(paths.thumb(row.key, "after")))
 
-    def _thumb(self, paths: ResultPaths, line: ReportRow, side: str) -> bytes | None:
-        return self.store.get(paths.thumb(line.key, side))
-
-    def _last_summary(self, job: str) -> JobSummary | None:
-        found = self.store.get(ResultPaths(job).summary)
-        if found is None:
+    def _previous_summary(self, job: str) -> JobSummary | None:
+        body = self.store.get(ResultPaths(job).summary)
+        if body is None:
             return None
         try:
-            return JobSummary.model_validate_json(found)
+            return JobSummary.model_validate_json(body)
         except ValidationError:
             # Written by another version: only its revision and page count are lost.
             self.telemetry.warning("summary_not_readable", job=job)
@@ -190,27 +189,28 @@ class Reporter:
     def _check_current(self, run: Run) -> None:
         current = self.runs.current(run.job)
         if current is None or current.run != run.run:
-            raise _Superseded(f"run {run.run} of job {run.job} is not the current one any more")
+            raise _Superseded(f"run {run.run} of job {run.job} is no longer the current one")
 
-    def _check_sums(self, run: Run, tally: Tally) -> None:
-        """Counters and manifest count the same rows in two ways: say so if they ever differ.
+    def _check_counters(self, run: Run, aggregate: Aggregate) -> None:
+        """Log an error if the ledger's counters and the manifest disagree on the settled rows.
 
-        Up to `redriven` rows may be missing from this CSV: they belong to an earlier upload.
+        Up to `redriven` rows of an earlier upload may be missing from this upload's CSV.
         """
-        counters, found = self.runs.counters(run.job, run.run), tally.settled_this_run()
-        counted = (counters.succeeded, counters.failed, counters.dead)
-        missing = [c - f for c, f in zip(counted, found, strict=True)]
-        if tally.unaccounted or min(missing) < 0 or sum(missing) > counters.redriven:
+        counters, settled = self.runs.counters(run.job, run.run), aggregate.settled_this_run()
+        manifest = asdict(settled)
+        counted = {status: getattr(counters, status) for status in manifest}
+        missing = [counted[status] - manifest[status] for status in manifest]
+        if aggregate.unaccounted or min(missing) < 0 or sum(missing) > counters.redriven:
             self.telemetry.error(
                 "manifest_disagrees_with_counters",
                 job=run.job,
                 run=run.run,
-                counters=list(counted),
-                manifest=list(found),
-                unaccounted=tally.unaccounted,
+                counters=list(counted.values()),
+                manifest=list(manifest.values()),
+                unaccounted=aggregate.unaccounted,
             )
 
-    def _tell(self, summary: JobSummary) -> None:
+    def _announce(self, summary: JobSummary) -> None:
         self.telemetry.info(
             "job_reported",
             job=summary.job,
@@ -219,11 +219,6 @@ class Reporter:
             **summary.counts.model_dump(),
         )
         try:
-            self.notify(*message(summary))
-        except Exception:  # noqa: BLE001 - the report is made; a message is a courtesy
-            self.telemetry.exception("job_message_not_sent", job=summary.job)
-
-
-def _not_begun(run: Run) -> ReportOutcome:
-    made = run.finished_at is not None
-    return ReportOutcome.ALREADY_MADE if made else ReportOutcome.NOT_READY
+            self.notify(*notification(summary))
+        except Exception:  # noqa: BLE001 - the report stands without its notification
+            self.telemetry.exception("notification_not_sent", job=summary.job)

@@ -1,14 +1,15 @@
-"""The rows a gallery shows: all of a small job; what failed and a fair sample of a large one."""
+"""Selects the rows of the gallery: all of a small job, a fair sample of a large one."""
 
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from darkroom.report.rows import ReportRow, RowStatus
+from darkroom.report.rows import ReportRow
+from darkroom.rows import RowState
 
 SHOW_ALL_UP_TO = 5_000
-MOST_FAILED = 1_000
-SAMPLE = 1_000
-_LONGEST_TEXT = 4_000  # characters of an instruction or detail kept for the gallery
+MAX_FAILED = 1_000
+MAX_OTHERS = 1_000
+_MAX_TEXT_CHARS = 4_000  # of an instruction or detail kept for the gallery
 
 
 @dataclass(slots=True)
@@ -17,61 +18,62 @@ class Reservoir:
 
     size: int
     random: Random
-    seen: int = 0
-    kept: list[ReportRow] = field(default_factory=list)
+    total: int = 0
+    rows: list[ReportRow] = field(default_factory=list)
 
-    def add(self, line: ReportRow) -> None:
-        self.seen += 1
-        if len(self.kept) < self.size:
-            self.kept.append(line)
+    def add(self, row: ReportRow) -> None:
+        self.total += 1
+        if len(self.rows) < self.size:
+            self.rows.append(row)
             return
-        place = self.random.randrange(self.seen)
-        if place < self.size:
-            self.kept[place] = line
+        index = self.random.randrange(self.total)
+        if index < self.size:
+            self.rows[index] = row
+
+    def describe(self) -> str:
+        if self.total <= self.size:
+            return f"all {self.total:,} rows"
+        return f"a random {self.size:,} of the {self.total:,} rows"
 
 
 class GallerySelection:
-    """Collects rows for the gallery while the report streams by, in bounded memory.
+    """Collects rows for the gallery from the stream of report rows, in bounded memory.
 
-    Rows outside filter-rows are left out unless an earlier upload made a picture of them.
+    Rows outside filter-rows are left out unless an earlier upload edited them.
     """
 
     def __init__(self, job: str) -> None:
-        # The job's name as seed: a report made again shows the same rows.
-        random = Random(job)  # noqa: S311 - a sample to look at, no secret
+        # Seeded with the job's name: a repeated report shows the same rows.
+        random = Random(job)  # noqa: S311 - a sample, not a secret
         self._all: list[ReportRow] | None = []
-        self._failed = Reservoir(MOST_FAILED, random)
-        self._others = Reservoir(SAMPLE, random)
+        self._failed = Reservoir(MAX_FAILED, random)
+        self._others = Reservoir(MAX_OTHERS, random)
         self._left_out = 0
 
-    def add(self, line: ReportRow) -> None:
-        if line.status is RowStatus.SKIPPED and not line.outputs:
+    def add(self, row: ReportRow) -> None:
+        if row.status is RowState.SKIPPED and not row.result.outputs:
             self._left_out += 1
             return
-        small = _shortened(line)
-        self._sample(small)
+        row = _shortened(row)
+        (self._failed if row.status.unsuccessful else self._others).add(row)
         if self._all is not None:
-            self._all.append(small)
+            self._all.append(row)
             if len(self._all) > SHOW_ALL_UP_TO:
                 self._all = None
 
-    def _sample(self, line: ReportRow) -> None:
-        bad = line.status in (RowStatus.FAILED, RowStatus.DEAD)
-        (self._failed if bad else self._others).add(line)
-
     def rows(self) -> list[ReportRow]:
-        """What to show, in the order of the CSV."""
+        """The selected rows, in the order of the CSV."""
         if self._all is not None:
             return self._all
-        return sorted((*self._failed.kept, *self._others.kept), key=lambda line: line.row)
+        return sorted((*self._failed.rows, *self._others.rows), key=lambda row: row.row)
 
     def note(self) -> str | None:
-        """What the gallery leaves out, for people; None when it shows every row."""
+        """A sentence for the user on what the gallery leaves out; None if it shows every row."""
         notes: list[str] = []
         if self._all is None:
             notes.append(
-                f"This job is too large to show whole: here are {_part(self._failed)} that failed "
-                f"and {_part(self._others)} that did not."
+                f"This job is too large to show whole: here are {self._failed.describe()} that "
+                f"failed and {self._others.describe()} that did not."
             )
         if self._left_out:
             notes.append(f"{self._left_out:,} rows outside filter-rows are not shown.")
@@ -80,16 +82,10 @@ class GallerySelection:
         return " ".join(notes) or None
 
 
-def _part(sample: Reservoir) -> str:
-    if sample.seen <= sample.size:
-        return f"all {sample.seen:,} rows"
-    return f"a random {sample.size:,} of the {sample.seen:,} rows"
-
-
-def _shortened(line: ReportRow) -> ReportRow:
+def _shortened(row: ReportRow) -> ReportRow:
     return replace(
-        line,
+        row,
         cells=(),
-        instruction=line.instruction[:_LONGEST_TEXT],
-        detail=line.detail[:_LONGEST_TEXT],
+        instruction=row.instruction[:_MAX_TEXT_CHARS],
+        result=replace(row.result, detail=row.result.detail[:_MAX_TEXT_CHARS]),
     )

@@ -1,4 +1,4 @@
-"""A visible edit: a person sees in the gallery that something was done, and what was asked."""
+"""Makes visibly edited images, so that the gallery shows that an edit was made, and which."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ from PIL import (
     ImageOps,
 )
 
-LONGEST_SIDE = 2048  # larger answers are painted at this size and scaled up
+LONGEST_SIDE = 2048  # larger outputs are rendered at this size and scaled up
 
 
 def _tint(image: Image.Image, dark: str, light: str) -> Image.Image:
@@ -35,7 +35,7 @@ def _cartoon(image: Image.Image) -> Image.Image:
 
 
 Effect = Callable[[Image.Image], Image.Image]
-_BY_WORD: tuple[tuple[tuple[str, ...], Effect], ...] = (
+_EFFECTS_BY_KEYWORD: tuple[tuple[tuple[str, ...], Effect], ...] = (
     (("black and white", "grey", "gray", "monochrome"), lambda i: _tint(i, "black", "white")),
     (("sepia", "vintage", "old photo"), lambda i: _tint(i, "#2b1a08", "#f5e3c0")),
     (("night", "moon", "dark"), lambda i: _tint(i, "#020414", "#8fb0e8")),
@@ -58,8 +58,8 @@ _BY_WORD: tuple[tuple[tuple[str, ...], Effect], ...] = (
 
 def _effect(prompt: str) -> Effect:
     lowered = prompt.lower()
-    for words, effect in _BY_WORD:
-        if any(word in lowered for word in words):
+    for keywords, effect in _EFFECTS_BY_KEYWORD:
+        if any(keyword in lowered for keyword in keywords):
             return effect
     dark, light = _colours(prompt)
     return lambda image: Image.blend(image, _tint(image, dark, light), 0.65)
@@ -72,19 +72,19 @@ def _colours(prompt: str) -> tuple[str, str]:
 
 
 def _collage(images: Sequence[Image.Image], size: tuple[int, int]) -> Image.Image:
-    """The pictures side by side, each cropped to its share of the canvas."""
+    """The images side by side, each cropped to its share of the canvas."""
     canvas = Image.new("RGB", size)
     columns = min(len(images), 4)
     rows = -(-len(images) // columns)
     width, height = -(-size[0] // columns), -(-size[1] // rows)
-    for position, image in enumerate(images):
+    for index, image in enumerate(images):
         tile = ImageOps.fit(image.convert("RGB"), (width, height))
-        canvas.paste(tile, (position % columns * width, position // columns * height))
+        canvas.paste(tile, (index % columns * width, index // columns * height))
     return canvas
 
 
-def _imagined(prompt: str, size: tuple[int, int]) -> Image.Image:
-    """A picture for an instruction without one: a sky, hills, a sun, in colours of its own."""
+def _landscape(prompt: str, size: tuple[int, int]) -> Image.Image:
+    """A sky, hills and a sun, in colours derived from the prompt, for a row without images."""
     dark, light = _colours(prompt)
     canvas = ImageOps.colorize(Image.linear_gradient("L").resize(size), dark, light)
     draw = ImageDraw.Draw(canvas)
@@ -108,17 +108,17 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _caption(image: Image.Image, text: str) -> None:
-    """A strip at the foot with the first words of what was asked, and who did it."""
+    """A strip at the bottom with the start of the text."""
     strip = max(24, image.height // 14)
     font = _font(max(11, strip * 2 // 5))
     draw = ImageDraw.Draw(image, "RGBA")
     draw.rectangle((0, image.height - strip, image.width, image.height), fill=(0, 0, 0, 170))
-    room = max(12, int(image.width / (strip * 0.24)))
-    words = textwrap.shorten(text, width=room, placeholder=" …")
-    draw.text((strip // 3, image.height - strip // 2), words, "white", font, anchor="lm")
+    characters = max(12, int(image.width / (strip * 0.24)))
+    shown = textwrap.shorten(text, width=characters, placeholder=" …")
+    draw.text((strip // 3, image.height - strip // 2), shown, "white", font, anchor="lm")
 
 
-def paint(
+def render(
     prompt: str,
     images: Sequence[Image.Image],
     size: tuple[int, int],
@@ -126,28 +126,28 @@ def paint(
     mask: Image.Image | None = None,
     label: str = "",
 ) -> Image.Image:
-    """An RGB picture of `size`. With `mask`, only where it is transparent is anything changed."""
+    """An RGB image of `size`. With `mask`, only its transparent area is changed."""
     scale = min(1.0, LONGEST_SIDE / max(size))
     work = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
-    before = _collage(images, work) if images else _imagined(prompt, work)
+    before = _collage(images, work) if images else _landscape(prompt, work)
     after = _effect(prompt)(before) if images else before
     if mask is not None:
         change = ImageChops.invert(ImageOps.fit(mask.getchannel("A"), work))
         after = Image.composite(after, before, change)
-    words = " ".join(prompt.split())
-    _caption(after, f"{label}: {words}" if label else words)
+    text = " ".join(prompt.split())
+    _caption(after, f"{label}: {text}" if label else text)
     return after if work == size else after.resize(size)
 
 
-def encode(image: Image.Image, kind: str) -> bytes:
-    """`kind`: png, jpeg or webp; fast rather than small."""
+def encode(image: Image.Image, image_format: str) -> bytes:
+    """`image_format`: png, jpeg or webp. Fast rather than small."""
     out = io.BytesIO()
-    options = {"png": {"compress_level": 1}, "jpeg": {"quality": 88}, "webp": {"method": 0}}[kind]
-    image.save(out, kind.upper(), **options)
+    options = {"png": {"compress_level": 1}, "jpeg": {"quality": 88}, "webp": {"method": 0}}
+    image.save(out, image_format.upper(), **options[image_format])
     return out.getvalue()
 
 
 @lru_cache(maxsize=8)
-def canned(kind: str) -> bytes:
-    """The picture of the fast mode: 16 x 16, the same each time."""
-    return encode(Image.radial_gradient("L").resize((16, 16)).convert("RGB"), kind)
+def fixed_image(image_format: str) -> bytes:
+    """The image of the fast mode: 16 x 16, always the same."""
+    return encode(Image.radial_gradient("L").resize((16, 16)).convert("RGB"), image_format)

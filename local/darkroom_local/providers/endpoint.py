@@ -1,0 +1,171 @@
+"""One simulated endpoint at run time: its limits, faults, latency and statistics."""
+
+import random
+from bisect import bisect_right
+from collections import Counter, deque
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from darkroom_local.providers.api import ImageRequest
+from darkroom_local.providers.config import Fault, Fixed, SimulatedEndpoint, When
+
+DAY_SECONDS = 86_400
+
+
+@dataclass(slots=True)
+class SlidingWindow:
+    """At most `limit` allowed arrivals in any `seconds`; rejected ones do not count."""
+
+    limit: int  # 0: no limit
+    seconds: float
+    _allowed: deque[float] = field(default_factory=deque)
+
+    def take(self, now: float) -> float:
+        """0 when the arrival is allowed, else the seconds until the next one would be."""
+        if not self.limit:
+            return 0.0
+        while self._allowed and self._allowed[0] <= now - self.seconds:
+            self._allowed.popleft()
+        if len(self._allowed) < self.limit:
+            self._allowed.append(now)
+            return 0.0
+        return max(1e-6, self._allowed[0] + self.seconds - now)
+
+
+def max_in_window(arrivals: list[float], seconds: float) -> int:
+    """The most arrivals in any half-open window of `seconds`. `arrivals` must be sorted."""
+    return max(
+        (bisect_right(arrivals, t) - bisect_right(arrivals, t - seconds) for t in arrivals),
+        default=0,
+    )
+
+
+class FaultScript:
+    """The endpoint's faults in order; the first one that applies to a request is used."""
+
+    def __init__(self, faults: tuple[Fault, ...], seed: str) -> None:
+        self._faults = faults
+        self._matched = [0] * len(faults)
+        self._failed = [0] * len(faults)
+        self._rng = random.Random(seed)  # noqa: S311 - reproducible, not secret
+
+    def next_fault(self, request: ImageRequest, elapsed: float) -> Fault | None:
+        """`elapsed`: seconds since the endpoint was configured."""
+        for index, fault in enumerate(self._faults):
+            if _matches(fault.when, request, elapsed) and self._draw(index, fault.when):
+                return fault
+        return None
+
+    def _draw(self, index: int, when: When) -> bool:
+        self._matched[index] += 1
+        if self._matched[index] <= when.skip:
+            return False
+        if when.count is not None and self._failed[index] >= when.count:
+            return False
+        if when.rate < 1 and self._rng.random() >= when.rate:
+            return False
+        self._failed[index] += 1
+        return True
+
+
+def _matches(when: When, request: ImageRequest, elapsed: float) -> bool:
+    started = elapsed >= when.from_second
+    ended = when.until_second is not None and elapsed >= when.until_second
+    return (
+        started
+        and not ended
+        and (when.prompt_contains or "").lower() in request.prompt.lower()
+        and when.key in (None, request.key)
+        and when.model in (None, request.model)
+    )
+
+
+@dataclass(slots=True)
+class EndpointStats:
+    """Counts since the endpoint was configured; `arrivals` in seconds since then."""
+
+    window_seconds: float = 60
+    calls: int = 0
+    allowed: int = 0  # passed the limits
+    refused: int = 0  # 429 by a limit, not by a configured fault
+    paid_images: int = 0  # made, and therefore billed, whether or not they reached the caller
+    in_flight: int = 0
+    max_in_flight: int = 0
+    connections: set[int] = field(default_factory=set)
+    statuses: Counter[int] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    keys: Counter[str] = field(default_factory=Counter)
+    models: Counter[str] = field(default_factory=Counter)
+    calls_by_marker: Counter[str] = field(default_factory=Counter)
+    paid_by_marker: Counter[str] = field(default_factory=Counter)
+    arrivals: list[float] = field(default_factory=list)
+    allowed_arrivals: list[float] = field(default_factory=list)
+
+    def as_json(self, *, arrivals: bool) -> dict[str, Any]:
+        shown = {counter.name: getattr(self, counter.name) for counter in fields(self)}
+        shown["connections"] = len(self.connections)
+        shown["max_in_window"] = max_in_window(sorted(self.arrivals), self.window_seconds)
+        if not arrivals:
+            del shown["arrivals"], shown["allowed_arrivals"]
+        return shown
+
+
+class EndpointState:
+    """`now` and all other times are those of the event loop's clock, in seconds."""
+
+    def __init__(self, name: str, config: SimulatedEndpoint, seed: int, now: float) -> None:
+        self.name = name
+        self.config = config
+        self.since = now
+        self.minute = SlidingWindow(config.requests_per_minute, config.window_seconds)
+        self.day = SlidingWindow(config.requests_per_day, DAY_SECONDS)
+        self.faults = FaultScript(config.faults, f"{seed}/{name}/faults")
+        self.stats = EndpointStats(window_seconds=config.window_seconds)
+        self._rng = random.Random(f"{seed}/{name}/latency")  # noqa: S311 - not secret
+
+    def latency(self) -> float:
+        """Drawn for each response, in seconds."""
+        latency = self.config.latency
+        if isinstance(latency, Fixed):
+            return latency.seconds
+        drawn = latency.median * self._rng.lognormvariate(0, latency.sigma)
+        return min(latency.maximum, drawn)
+
+    def record_arrival(self, arrived: float, connection: int, key: str) -> None:
+        self.stats.calls += 1
+        self.stats.connections.add(connection)
+        self.stats.arrivals.append(arrived - self.since)
+        self.stats.keys[key] += 1
+
+    def exceeded_limit(self, arrived: float) -> tuple[float, str] | None:
+        """The seconds to wait and the limit's period if the arrival exceeds a limit."""
+        config, stats = self.config, self.stats
+        exceeded = None
+        if config.max_in_flight and stats.in_flight > config.max_in_flight:
+            exceeded = (1.0, "minute")
+        elif (wait := self.minute.take(arrived)) > 0:
+            exceeded = (wait, "minute")
+        elif (wait := self.day.take(arrived)) > 0:
+            exceeded = (wait, "day")
+        if exceeded is not None:
+            stats.refused += 1
+            return exceeded
+        stats.allowed += 1
+        stats.allowed_arrivals.append(arrived - self.since)
+        return None
+
+    def record_request(self, request: ImageRequest) -> None:
+        self.stats.models[request.model] += 1
+        if request.marker is not None:
+            self.stats.calls_by_marker[request.marker] += 1
+
+    def next_fault(self, request: ImageRequest, now: float) -> Fault | None:
+        fault = self.faults.next_fault(request, now - self.since)
+        if fault is not None:
+            self.stats.faults[fault.kind.value] += 1
+        return fault
+
+    def record_paid_images(self, request: ImageRequest) -> None:
+        self.stats.paid_images += request.n
+        if request.marker is not None:
+            self.stats.paid_by_marker[request.marker] += request.n
