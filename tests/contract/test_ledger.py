@@ -397,7 +397,7 @@ def test_the_run_of_a_dead_splitter_is_taken_over_at_its_checkpoint(
     assert taken is not None
     assert taken.checkpoint == reached
     ledger.checkpoint(run, reached, 0.0)
-    assert ledger.start(run, 50.0) is not None  # handed failed at once
+    assert ledger.start(run, 50.0) is not None  # handed over at once
     ledger.finish_split(run, reached.totals, ("a warning",))
     clock.time += 51
     assert ledger.start(run, 50.0) is None
@@ -565,3 +565,38 @@ def test_an_old_dead_letter_does_not_override_a_changed_request(
     assert second.record.fingerprint == blue.record.fingerprint
     assert ledger.settle(second, SUCCESS)
     assert ledger.report_due(job)
+
+
+class RepeatingClient:
+    """Makes every write twice, as the SDK does when a response is lost."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        if name not in ("put_item", "transact_write_items"):
+            return method
+
+        def twice(**request: Any) -> Any:
+            method(**request)
+            return method(**request)
+
+        return twice
+
+
+def test_every_write_recognises_itself_when_the_sdk_repeats_it(
+    aws_client: ClientFactory, table: str, clock: FakeClock, job: str
+) -> None:
+    client: Any = RepeatingClient(aws_client("dynamodb"))
+    ledger = LedgerTable(client, table, now=clock.now, sleep=clock.sleep)
+    run = begin(ledger, job, budget_usd=1)
+    claimed = sent(ledger, claim(ledger, message(run), run), reserve=60_000, limit=1_000_000)
+    assert ledger.settle(claimed, SUCCESS)
+    assert ledger.counters(job, run.run).succeeded == 1
+    assert ledger.begin_report(run, LEASE)
+    assert ledger.finish_report(run, 5.0)
+    current = ledger.current(job)
+    assert current is not None
+    assert (current.state, current.finished_at) == (RunState.DONE, 5.0)
+    assert clock.slept == []

@@ -90,7 +90,7 @@ class StatusCounts:
 
     @property
     def settled(self) -> int:
-        return self.succeeded + self.failed + self.dead
+        return sum(getattr(self, f.name) for f in fields(StatusCounts))
 
     def __add__(self, other: Self) -> Self:
         return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
