@@ -10,12 +10,11 @@ from math import ceil
 from darkroom.calls import CallPlan
 from darkroom.csv_input.reader import JobRow
 from darkroom.dispatch import rate_limiter
-from darkroom.editor.row_editor import model_for
 from darkroom.endpoint_state import SECOND
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import Ineligible, RowRejected
 from darkroom.models.catalog import DEFAULTS, MODELS, Model, find_model, image_price
-from darkroom.models.planner import plan_call
+from darkroom.models.planner import model_for, plan_call
 from darkroom.rows import RowRequest
 
 MAX_GROUPS = 30  # different reasons or warnings that are counted apart

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from darkroom.calls import CallPlan, SourceImage
+from darkroom.endpoints import Endpoint
 from darkroom.errors import Ineligible
 from darkroom.formatting import plural
 from darkroom.images import codec
 from darkroom.models import sizes
 from darkroom.models.catalog import Model, find_model, worst_cost
-from darkroom.providers.registry import Provider
+from darkroom.providers.registry import Provider, likely_provider_of
 from darkroom.rows import RowRequest
 
 MAX_MASK_BYTES = 4 * codec.MIB - 1
@@ -23,6 +24,13 @@ _ORIENTATIONS = ((0.95, "portrait"), (1.05, "square"), (float("inf"), "landscape
 # For a quality the model does not have: the nearest of those it has, in this order.
 _QUALITY_ORDER = ("low", "medium", "high", "xhigh", "max")
 _EQUIVALENT_QUALITIES = {"standard": "medium", "hd": "high"}
+
+
+def model_for(requested: str | None, endpoint: Endpoint) -> str:
+    """The requested model where the endpoint's provider makes it, else the endpoint's own."""
+    if requested is None or likely_provider_of(requested) is not endpoint.provider:
+        return endpoint.model
+    return requested
 
 
 def plan_call(

@@ -25,7 +25,7 @@ from darkroom.report.summary import Aggregate, JobSummary, rejected_summary
 
 # Just over the reporter's time-out (900 s): the lease of a reporter that was killed ends before
 # Lambda's second retry.
-LEASE_SECONDS = 915.0
+_LEASE_SECONDS = 915.0
 _THUMB_THREADS = 16
 _MAX_REBUILDS = 3
 _CSV = "text/csv; charset=utf-8"
@@ -86,7 +86,7 @@ class Reporter:
                 return ReportOutcome.NO_SUCH_JOB
             if run.state is RunState.FAILED:
                 return self._report_rejected_file(run)
-            if not self.runs.begin_report(run, LEASE_SECONDS, owner):
+            if not self.runs.begin_report(run, _LEASE_SECONDS, owner):
                 made = run.finished_at is not None
                 return ReportOutcome.ALREADY_MADE if made else ReportOutcome.NOT_READY
             try:
