@@ -14,7 +14,7 @@ from darkroom.endpoint_state import SECOND
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import Ineligible, RowRejected
 from darkroom.models.catalog import DEFAULTS, MODELS, Model, find_model, image_price
-from darkroom.models.planner import model_for, plan_call
+from darkroom.models.planner import check_operation, model_for, plan_call
 from darkroom.rows import RowRequest
 
 MAX_GROUPS = 30  # different reasons or warnings that are counted apart
