@@ -285,6 +285,17 @@ class ObjectStore(Protocol):
     def get(self, key: str) -> bytes | None: ...
 
 
+class Sink(Protocol):
+    def write(self, data: bytes, /) -> object: ...
+
+
+class Uploads(Protocol):
+    """Objects of any size in the results bucket, written as a stream."""
+
+    def open(self, key: str, content_type: str) -> AbstractContextManager[Sink]:
+        """The object appears when the block ends without an error, and not at all otherwise."""
+
+
 # The real clock.
 
 
