@@ -1,4 +1,4 @@
-"""The outside services, as small Protocols in our own words. Adapters implement them."""
+"""Protocols of what lies outside the domain, and of what tests replace. Adapters implement them."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +29,16 @@ class Clock(Protocol):
         """Unix time in seconds."""
 
     def sleep(self, seconds: float) -> None: ...
+
+
+class SystemClock:
+    """The real Clock."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(max(0.0, seconds))
 
 
 class ImageEditor(Protocol):
@@ -294,16 +304,3 @@ class Uploads(Protocol):
 
     def open(self, key: str, content_type: str) -> AbstractContextManager[Sink]:
         """The object appears when the block ends without an error, and not at all otherwise."""
-
-
-# The real clock.
-
-
-class SystemClock:
-    """Implements ports.Clock."""
-
-    def now(self) -> float:
-        return time.time()
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(max(0.0, seconds))
