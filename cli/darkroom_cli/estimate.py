@@ -14,7 +14,7 @@ from darkroom.endpoint_state import SECOND
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import Ineligible, RowRejected
 from darkroom.models.catalog import DEFAULTS, MODELS, Model, find_model, image_price
-from darkroom.models.planner import model_for, plan_call
+from darkroom.models.planner import check_operation, model_for, plan_call
 from darkroom.rows import RowRequest
 
 MAX_GROUPS = 30  # different reasons or warnings that are counted apart
@@ -220,10 +220,7 @@ def _candidate(endpoint: Endpoint, request: RowRequest) -> _Candidate:
     """Plan the row for the endpoint's model without loading its images. Raises Ineligible."""
     name = model_for(request.model, endpoint)
     model = find_model(endpoint.provider, name)
-    if request.images and not model.edits:
-        raise Ineligible(f"{model.name} only generates images, it cannot edit one")
-    if request.mask and not model.masks:
-        raise Ineligible(f"{model.name} does not support masks")
+    check_operation(model, images=bool(request.images), mask=request.mask is not None)
     bare = request.model_copy(update={"images": (), "mask": None})
     plan = plan_call(bare, (), None, endpoint.provider, name)
     least, worst = _images_price(model, plan), plan.worst_cost_micro_usd

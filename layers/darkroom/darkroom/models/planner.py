@@ -73,6 +73,18 @@ def plan_call(
     )
 
 
+def check_operation(model: Model, *, images: bool, mask: bool) -> None:
+    """Raise Ineligible if the model cannot generate, edit or apply a mask, as the row requires."""
+    if images and not model.edits:
+        raise Ineligible(f"{model.name} only generates images, it cannot edit one")
+    if not images and not model.generates:
+        raise Ineligible(f"{model.name} needs an image to edit")
+    if mask and not images:
+        raise Ineligible("a mask needs an image to apply to")
+    if mask and not model.masks:
+        raise Ineligible(f"{model.name} does not support masks")
+
+
 @dataclass(slots=True)
 class _Draft:
     """A plan in the making; its methods add to `warnings`."""
@@ -104,14 +116,7 @@ class _Draft:
 
     def check_eligible(self, images: Sequence[SourceImage], mask: SourceImage | None) -> None:
         model, characters = self.model, len(self.request.instruction)
-        if images and not model.edits:
-            raise Ineligible(f"{model.name} only generates images, it cannot edit one")
-        if not images and not model.generates:
-            raise Ineligible(f"{model.name} needs an image to edit")
-        if mask is not None and not images:
-            raise Ineligible("a mask needs an image to apply to")
-        if mask is not None and not model.masks:
-            raise Ineligible(f"{model.name} does not support masks")
+        check_operation(model, images=bool(images), mask=mask is not None)
         if characters > model.max_prompt_characters:
             raise Ineligible(
                 f"the instruction has {characters} characters: {model.name} accepts at most "
