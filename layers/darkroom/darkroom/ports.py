@@ -293,3 +293,14 @@ class ObjectStore(Protocol):
         """User metadata and, as `etag`, the object's own; None when there is no such object."""
 
     def get(self, key: str) -> bytes | None: ...
+
+
+class Sink(Protocol):
+    def write(self, data: bytes, /) -> object: ...
+
+
+class Uploads(Protocol):
+    """Objects of any size in the results bucket, written as a stream."""
+
+    def open(self, key: str, content_type: str) -> AbstractContextManager[Sink]:
+        """The object appears when the block ends without an error, and not at all otherwise."""
