@@ -10,6 +10,9 @@ PYTHON := $(BIN)/python
 SAM = PATH="$(CURDIR)/.venv-sam/bin:$$PATH" UV="$$(scripts/uv)" DARKROOM_PYTHON="$(CURDIR)/$(PYTHON)" \
 	SAM_CLI_TELEMETRY=0 $(if $(ARCHITECTURE),DARKROOM_ARCHITECTURE=$(ARCHITECTURE)) sam
 LOCKED := uv.lock scripts/sync scripts/uv scripts/python313
+# A process more than the smallest machine has cores: the end-to-end tests wait most of the time. A file
+# stays in one process, so that what it sets up is set up once; e2e comes early, unit tests last.
+PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 LINT_TRANSFORMED := build/transformed.json
 
 .PHONY: help setup demo test check checkov test-sam-local test-iam soak fuzz fuzz-csv bench bench-limits bench-outage \
@@ -43,7 +46,7 @@ demo: setup ## edit a dozen photos on the one-machine stack (PROVIDERS=real: wit
 # ---------------------------------------------------------------- checks
 
 test: setup ## all tests, including the real template on the one-machine stack
-	$(BIN)/pytest -m "not soak" --numprocesses auto --maxprocesses 4 --dist loadgroup $(ARGS)
+	$(BIN)/pytest -m "not soak" $(PARALLEL) $(ARGS)
 
 check: .venv/.synced .venv-sam/.synced ## format, lint, types, template
 	$(BIN)/ruff format --check .

@@ -20,14 +20,6 @@ settings.register_profile(
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests that share an expensive fixture in one process, when there are several (xdist)."""
-    for item in items:
-        if item.path.parent.name == "browser":
-            item.add_marker(pytest.mark.xdist_group("browser"))
-
-
 class ClientFactory(Protocol):
     def __call__(self, service: str) -> Any: ...
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
-from darkroom.endpoint_state import EndpointState
 from darkroom_cli.main import app
 from darkroom_cli.session import Wiring
 from darkroom_cli.stack import DeadLetter, Outputs, StoredObject
+from tests.fakes.endpoint_states import InMemoryEndpointStates
 from tests.fakes.ledger import FakeLedger
 from tests.fakes.services import FakeClock
 
@@ -59,17 +59,6 @@ class FakeBucket:
     def fetch(self, key: str, target: Path) -> None:
         self.fetches.append(key)
         target.write_bytes(self.objects[key].body)
-
-
-@dataclass
-class FakeSecret:
-    text: str | None = None
-
-    def read(self) -> str | None:
-        return self.text
-
-    def write(self, text: str) -> None:
-        self.text = text
 
 
 @dataclass
@@ -120,14 +109,6 @@ class FakeDeadLetterQueue:
 
 
 @dataclass
-class FakeEndpointStates:
-    states: dict[str, EndpointState] = field(default_factory=dict)
-
-    def read(self, endpoint: str) -> EndpointState:
-        return self.states.get(endpoint, EndpointState())
-
-
-@dataclass
 class ScriptedClock(FakeClock):
     """`on_sleep` is called after each sleep: what happens while the command waits."""
 
@@ -151,12 +132,18 @@ class FakeStack:
     ledger: FakeLedger = field(init=False)
     input_bucket: FakeBucket = field(default_factory=lambda: FakeBucket("in"))
     results_bucket: FakeBucket = field(default_factory=lambda: FakeBucket("out"))
-    secret: FakeSecret = field(default_factory=FakeSecret)
+    secret: str | None = None
     dead_letters: FakeDeadLetterQueue = field(default_factory=FakeDeadLetterQueue)
-    endpoint_states: FakeEndpointStates = field(default_factory=FakeEndpointStates)
+    endpoint_states: InMemoryEndpointStates = field(default_factory=InMemoryEndpointStates)
 
     def __post_init__(self) -> None:
         self.ledger = FakeLedger(self.clock)
+
+    def read_secret(self) -> str | None:
+        return self.secret
+
+    def write_secret(self, text: str) -> None:
+        self.secret = text
 
 
 @dataclass
@@ -180,4 +167,4 @@ class CliHarness:
         return json.loads(result.stdout)
 
     def push_endpoints(self, *endpoints: dict[str, Any]) -> None:
-        self.stack.secret.text = json.dumps({"endpoints": endpoints})
+        self.stack.secret = json.dumps({"endpoints": endpoints})

@@ -41,7 +41,7 @@ def file(tmp_path: Path) -> Path:
 def test_push_writes_the_secret_that_workers_read(cli: CliHarness, file: Path) -> None:
     result = cli.run("endpoints", "push", file)
     assert result.exit_code == 0, result.stderr
-    secret = EndpointsSecret.model_validate_json(cli.stack.secret.text or "")
+    secret = EndpointsSecret.model_validate_json(cli.stack.secret or "")
     assert [key.get_secret_value() for key in secret.endpoints[0].api_keys] == list(KEYS)
     assert secret == EndpointsSecret.model_validate(document())
     assert has_no_key(result.output)
@@ -51,12 +51,12 @@ def test_push_writes_the_secret_that_workers_read(cli: CliHarness, file: Path) -
 def test_push_reads_standard_input(cli: CliHarness) -> None:
     result = cli.run("endpoints", "push", "-", stdin=json.dumps(document()))
     assert result.exit_code == 0
-    assert cli.stack.secret.text
+    assert cli.stack.secret
 
 
 def test_a_dry_run_pushes_nothing(cli: CliHarness, file: Path) -> None:
     assert cli.run("endpoints", "push", file, "--dry-run").exit_code == 0
-    assert cli.stack.secret.text is None
+    assert cli.stack.secret is None
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_an_invalid_secret_is_rejected_naming_the_field_but_never_its_value(
     assert message in result.stderr
     assert has_no_key(result.output)
     assert len(result.stderr.splitlines()) == 1
-    assert cli.stack.secret.text is None
+    assert cli.stack.secret is None
 
 
 def test_all_invalid_fields_are_named_at_once(cli: CliHarness, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_truncated_json_is_rejected_naming_line_and_column(cli: CliHarness, tmp_
     path.write_text(json.dumps(document())[:-3])
     result = cli.run("endpoints", "push", path)
     assert result.exit_code == 1
-    assert "line 1, column" in result.stderr
+    assert "line 1 column" in result.stderr
     assert has_no_key(result.output)
 
 
@@ -112,7 +112,7 @@ def test_push_from_the_environment_needs_no_file(
     monkeypatch.setenv("DG_GEMINI_API_KEYS", ",".join(KEYS))
     result = cli.run("endpoints", "push", "--from-env")
     assert result.exit_code == 0, result.stderr
-    secret = EndpointsSecret.model_validate_json(cli.stack.secret.text or "")
+    secret = EndpointsSecret.model_validate_json(cli.stack.secret or "")
     assert [k.get_secret_value() for k in secret.endpoints[0].api_keys] == list(KEYS)
     assert has_no_key(result.output)
 
@@ -126,7 +126,7 @@ def test_an_environment_without_keys_is_rejected_naming_the_variables(
     result = cli.run("endpoints", "push", "--from-env")
     assert result.exit_code == 1
     assert "GEMINI_API_KEY" in result.stderr
-    assert cli.stack.secret.text is None
+    assert cli.stack.secret is None
 
 
 def test_show_without_a_secret_says_how_to_push_one(cli: CliHarness) -> None:
@@ -136,9 +136,9 @@ def test_show_without_a_secret_says_how_to_push_one(cli: CliHarness) -> None:
 
 
 def test_show_includes_breaker_calls_and_keys_that_are_cooling_down(cli: CliHarness) -> None:
-    cli.stack.secret.text = json.dumps(document())
+    cli.stack.secret = json.dumps(document())
     now = int(cli.clock.now() * SECOND)
-    cli.stack.endpoint_states.states["gemini-main"] = EndpointState(
+    cli.stack.endpoint_states.items["gemini-main"] = EndpointState(
         revision=7,
         calls=12,
         breaker_open=True,
@@ -152,12 +152,12 @@ def test_show_includes_breaker_calls_and_keys_that_are_cooling_down(cli: CliHarn
     assert has_no_key(result.output)
     (shown,) = cli.json("endpoints", "show")
     assert shown["state"]["breaker"] == "open"
-    assert shown["state"]["resting_keys"][FINGERPRINTS[1]]["why"] == "key_rejected"
+    assert shown["state"]["cooling_down_keys"][FINGERPRINTS[1]]["reason"] == "key_rejected"
     assert has_no_key(json.dumps(shown))
 
 
 def test_an_endpoint_without_calls_is_shown_as_never_used(cli: CliHarness) -> None:
-    cli.stack.secret.text = json.dumps(document(requests_per_minute=0, max_in_flight=0))
+    cli.stack.secret = json.dumps(document(requests_per_minute=0, max_in_flight=0))
     shown = cli.run("endpoints", "show").stdout
     assert "state: never used" in shown
     assert "limits: none" in shown

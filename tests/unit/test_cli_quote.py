@@ -55,7 +55,7 @@ def test_cost_ranges_from_the_cheapest_first_choice_to_the_most_expensive_endpoi
     most_expensive = max(find_model(Provider.OPENAI, "gpt-image-1.5").image_prices.values()) / 1e6
     assert quoted["cost_usd"]["least"] == pytest.approx(10 * one)
     assert quoted["cost_usd"]["most"] > 10 * most_expensive
-    assert quoted["pictures"] == 10
+    assert quoted["images"] == 10
 
 
 def test_a_fixed_quality_narrows_the_range(cli: CliHarness, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_settings_that_a_model_will_change_get_a_warning(cli: CliHarness, tmp_pa
 
 
 def test_a_quote_needs_endpoints(cli: CliHarness, tmp_path: Path) -> None:
-    cli.stack.secret.text = None
+    cli.stack.secret = None
     result = cli.run("quote", write_csv(tmp_path, ",a fox"))
     assert result.exit_code == 1
     assert "darkroom endpoints push" in result.stderr
@@ -210,7 +210,7 @@ def test_the_number_of_failure_groups_is_bounded() -> None:
     failures = FailureGroups()
     for row in range(10_000):
         failures.add(row, f"reason {chr(0x4E00 + row % 5_000)}")
-    assert failures.count == sum(g.count for g in failures.groups.values()) == 10_000
+    assert failures.count == sum(g.rows for g in failures.groups.values()) == 10_000
     assert len(failures.groups) <= MAX_GROUPS + 1
 
 
@@ -234,7 +234,7 @@ def test_rows_beyond_the_last_tiers_daily_limit_wait_for_the_next_day(
 
 
 def test_a_quote_with_an_endpoints_file_needs_no_stack(cli: CliHarness, tmp_path: Path) -> None:
-    cli.stack.secret.text, cli.stack.workers = None, None
+    cli.stack.secret, cli.stack.workers = None, None
     endpoints = tmp_path / "endpoints.json"
     endpoints.write_text(json.dumps({"endpoints": [GEMINI]}))
     quoted = cli.json(

@@ -1,4 +1,4 @@
-"""The outside services, as small Protocols in our own words. Adapters implement them."""
+"""Protocols of what lies outside the domain, and of what tests replace. Adapters implement them."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +28,16 @@ class Clock(Protocol):
         """Unix time in seconds."""
 
     def sleep(self, seconds: float) -> None: ...
+
+
+class SystemClock:
+    """The real Clock."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(max(0.0, seconds))
 
 
 class ImageEditor(Protocol):
@@ -273,14 +283,12 @@ class ObjectStore(Protocol):
     def get(self, key: str) -> bytes | None: ...
 
 
-# The real clock.
+class Sink(Protocol):
+    def write(self, data: bytes, /) -> object: ...
 
 
-class SystemClock:
-    """Implements ports.Clock."""
+class Uploads(Protocol):
+    """Objects of any size in the results bucket, written as a stream."""
 
-    def now(self) -> float:
-        return time.time()
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(max(0.0, seconds))
+    def open(self, key: str, content_type: str) -> AbstractContextManager[Sink]:
+        """The object appears when the block ends without an error, and not at all otherwise."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from darkroom.aws.errors import error_code
+from darkroom.aws.errors import CONDITION_FAILED, error_code
 from darkroom.aws.items import ItemCodec, to_attribute
 from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.endpoint_state import (
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 MAX_TRIES = 25  # of one write, when other workers' writes come in between
 _STATES = ItemCodec(EndpointState)
-_CONDITION_FAILED = "ConditionalCheckFailedException"
 # The forms of a settlement, the usual one first: (clauses, condition).
 _SETTLEMENTS: Mapping[Health, list[tuple[list[str], list[str]]]] = {
     Health.NOT_CALLED: [([], [])],
@@ -220,7 +219,7 @@ def _translated_errors() -> Iterator[None]:
     try:
         yield
     except (BotoCoreError, ClientError) as error:
-        if isinstance(error, ClientError) and error_code(error) == _CONDITION_FAILED:
+        if isinstance(error, ClientError) and error_code(error) == CONDITION_FAILED:
             raise
         kind = type(error).__name__
         raise StatesUnavailable(f"the endpoints table did not answer ({kind})") from error
