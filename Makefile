@@ -1,4 +1,4 @@
-# The two commands to know are `make demo` and `make test`; both set up what they need.
+# The two main commands are `make demo` and `make test`; both set up what they need.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -6,10 +6,13 @@ MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
 PYTHON := $(BIN)/python
-# SAM CLI finds Python 3.13 first on this PATH, and tells the layers' Makefiles where it and uv are.
+# SAM CLI, with Python 3.13 first on its PATH; the layers' Makefiles use the Python and uv given here.
 SAM = PATH="$(CURDIR)/.venv-sam/bin:$$PATH" UV="$$(scripts/uv)" DARKROOM_PYTHON="$(CURDIR)/$(PYTHON)" \
 	SAM_CLI_TELEMETRY=0 $(if $(ARCHITECTURE),DARKROOM_ARCHITECTURE=$(ARCHITECTURE)) sam
 LOCKED := uv.lock scripts/sync scripts/uv scripts/python313
+# A process more than the smallest machine has cores: the end-to-end tests wait most of the time. A file
+# stays in one process, so that what it sets up is set up once; e2e comes early, unit tests last.
+PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 LINT_TRANSFORMED := build/transformed.json
 
 .PHONY: help setup demo test check checkov test-sam-local test-iam soak fuzz fuzz-csv bench bench-limits bench-outage \
@@ -33,17 +36,17 @@ help: ## show this
 	@echo "setting up .venv-checkov"
 	@scripts/sync .venv-checkov --only-group checkov
 
-setup: .venv/.synced .venv-ministack/.synced .venv-sam/.synced ## uv, Python 3.13, SAM CLI, MiniStack, all as locked
+setup: .venv/.synced .venv-ministack/.synced .venv-sam/.synced ## install uv, Python 3.13, SAM CLI and MiniStack as locked
 
 # ---------------------------------------------------------------- the main job
 
-demo: setup ## edit a dozen photos on the one-machine stack (PROVIDERS=real: with the keys in your environment)
+demo: setup ## edit a dozen photos on the one-machine stack (PROVIDERS=real: with the API keys in your environment)
 	@$(PYTHON) -m darkroom_local.demo
 
 # ---------------------------------------------------------------- checks
 
-test: setup ## all tests, the real template on the one-machine stack included
-	$(BIN)/pytest -m "not soak" --numprocesses auto --maxprocesses 4 --dist loadgroup $(ARGS)
+test: setup ## all tests, including the real template on the one-machine stack
+	$(BIN)/pytest -m "not soak" $(PARALLEL) $(ARGS)
 
 check: .venv/.synced .venv-sam/.synced ## format, lint, types, template
 	$(BIN)/ruff format --check .
@@ -59,16 +62,16 @@ check: .venv/.synced .venv-sam/.synced ## format, lint, types, template
 checkov: .venv-checkov/.synced ## security findings of the template
 	.venv-checkov/bin/checkov --quiet --compact --skip-download --framework cloudformation -f template.yaml
 
-test-sam-local: setup ## `sam local invoke` of the three functions in containers, where that can be done
+test-sam-local: setup ## `sam local invoke` of the three functions, where containers can run
 	$(PYTHON) -m tests.sam_local $(ARGS)
 
-test-iam: setup ## take each permission away in turn and see the run fail (about an hour)
+test-iam: setup ## check that a run fails without any one permission (about an hour)
 	$(BIN)/pytest tests/iam -m soak $(ARGS)
 
 soak: setup ## the long tests: crashes, outages, hours of faults
 	$(BIN)/pytest -m soak --ignore tests/iam $(ARGS)
 
-fuzz: .venv/.synced ## many more examples for the property tests
+fuzz: .venv/.synced ## many more, random examples for the property tests
 	$(BIN)/pytest tests/unit -m "not soak" --hypothesis-profile=fuzz --hypothesis-show-statistics $(ARGS)
 
 fuzz-csv: .venv/.synced ## coverage-guided fuzzing of the CSV reader (FUZZ_SECONDS=300)
@@ -78,15 +81,15 @@ fuzz-csv: .venv/.synced ## coverage-guided fuzzing of the CSV reader (FUZZ_SECON
 
 # ---------------------------------------------------------------- figures
 
-bench: bench-limits bench-outage bench-report ## every figure of the docs
+bench: bench-limits bench-outage bench-report ## every figure in the docs
 
-bench-limits: setup ## do the limits hold over all workers, beside other systems?
+bench-limits: setup ## rate limits over all workers, compared with other systems
 	$(PYTHON) -m benchmarks.limits $(ARGS)
 
-bench-outage: setup ## what an outage of the first provider does to the rows
+bench-outage: setup ## the effect of an outage of the first provider
 	$(PYTHON) -m benchmarks.outage $(ARGS)
 
-bench-report: .venv/.synced ## manifest and gallery of a million rows
+bench-report: .venv/.synced ## the report on a million rows
 	$(PYTHON) -m benchmarks.report_million $(ARGS)
 
 # ---------------------------------------------------------------- AWS
@@ -99,7 +102,7 @@ deploy: build ## sam deploy to your AWS account (ARGS="--parameter-overrides Wor
 
 # ---------------------------------------------------------------- upkeep
 
-lock: ## update uv.lock from pyproject.toml, and what is exported from it
+lock: ## update uv.lock and the layer's requirements from pyproject.toml
 	env -u UV_PYTHON "$$(scripts/uv)" lock
 	env -u UV_PYTHON "$$(scripts/uv)" export --quiet --frozen --only-group lambda --no-emit-project \
 		--no-header --no-annotate -o layers/dependencies/requirements.txt

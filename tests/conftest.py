@@ -6,20 +6,18 @@ from typing import Any, Protocol
 import boto3
 import pytest
 from botocore.config import Config
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from darkroom_local import ministack
 
-# Tests pass on a busy machine too: no example fails for the time it takes.
-settings.register_profile("default", deadline=None)
-settings.register_profile("fuzz", max_examples=20_000, deadline=None)  # `make fuzz`
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests that share an expensive fixture in one process, when there are several (xdist)."""
-    for item in items:
-        if item.path.parent.name == "browser":
-            item.add_marker(pytest.mark.xdist_group("browser"))
+# `make test` must not fail by chance: the same examples in every run, and none fails for the time
+# it takes on a busy machine. `make fuzz` tries many more, at random.
+settings.register_profile(
+    "default", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "fuzz", max_examples=20_000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 class ClientFactory(Protocol):

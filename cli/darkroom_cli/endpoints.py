@@ -31,7 +31,7 @@ def push(session: Session, file: Path | None, *, from_env: bool, dry_run: bool) 
     if dry_run:
         session.note(f"Would push {count}:")
     else:
-        session.stack.secret.write(_with_keys(secret))
+        session.stack.write_secret(_with_keys(secret))
         session.note(f"Pushed {count} to {session.stack.name}; workers use it within 5 minutes.")
     _print(session, secret, {})
 
@@ -50,7 +50,7 @@ def load_file(file: Path) -> EndpointsSecret:
 
 def load_current(session: Session) -> EndpointsSecret:
     """The stack's endpoints. Raises CommandFailed if there are none or they are invalid."""
-    text = session.stack.secret.read()
+    text = session.stack.read_secret()
     if not text:
         raise CommandFailed(
             "The stack has no endpoints yet: run `darkroom endpoints push FILE` (or --from-env)."
@@ -61,14 +61,7 @@ def load_current(session: Session) -> EndpointsSecret:
 def _parse(text: str, name: str) -> EndpointsSecret:
     """Raises CommandFailed that names the field, or the place in the JSON; never a value."""
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CommandFailed(
-            f"{name} is not valid JSON: {error.msg[:1].lower()}{error.msg[1:]} at line "
-            f"{error.lineno}, column {error.colno}."
-        ) from None
-    try:
-        return EndpointsSecret.model_validate(data)
+        return EndpointsSecret.model_validate_json(text)
     except ValidationError as error:
         raise CommandFailed(f"{describe_validation(error, name)}.") from None
 
@@ -178,8 +171,8 @@ def _as_json(endpoint: Endpoint, state: EndpointState | None, now: int) -> dict[
             "next_slot": _timestamp(state.next_slot) if state.next_slot > now else None,
             "recent_failures": round(circuit_breaker.recent_failures(state, now), 2),
             "calls": state.calls,
-            "resting_keys": {
-                fingerprint: {"until": _timestamp(cooldown.until), "why": cooldown.reason.value}
+            "cooling_down_keys": {
+                fingerprint: {"until": _timestamp(cooldown.until), "reason": cooldown.reason.value}
                 for fingerprint, cooldown in state.key_cooldowns.items()
                 if cooldown.until > now
             },

@@ -33,35 +33,22 @@ Every = Annotated[
 ]
 
 
-def _parameter(name: str, kind: object, option: Any, default: object = None) -> inspect.Parameter:
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Annotated[kind, option],
-    )
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which stack a command uses. Its fields are options of every subcommand."""
 
-
-SHARED_OPTIONS = (
-    _parameter("as_json", bool, typer.Option("--json", help="Print JSON, for scripts."), False),
-    _parameter(
-        "stack",
-        str,
-        typer.Option("--stack", envvar="DARKROOM_STACK", help="Name of the stack."),
-        DEFAULT_STACK,
-    ),
-    _parameter(
-        "local",
+    stack: Annotated[
+        str, typer.Option("--stack", envvar="DARKROOM_STACK", help="Name of the stack.")
+    ] = DEFAULT_STACK
+    local: Annotated[
         bool,
         typer.Option(
             "--local",
             envvar="DARKROOM_LOCAL",
             help="Use the stack that `darkroom local up` started.",
         ),
-        False,
-    ),
-    _parameter(
-        "endpoint_url",
+    ] = False
+    endpoint_url: Annotated[
         str | None,
         typer.Option(
             "--endpoint-url",
@@ -69,9 +56,8 @@ SHARED_OPTIONS = (
             help="URL of an AWS API other than Amazon's.",
             metavar="URL",
         ),
-    ),
-    _parameter(
-        "region",
+    ] = None
+    region: Annotated[
         str | None,
         typer.Option(
             "--region",
@@ -79,18 +65,10 @@ SHARED_OPTIONS = (
             help="AWS region.",
             metavar="NAME",
         ),
-    ),
-)
+    ] = None
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Which stack a command uses: SHARED_OPTIONS without `as_json`."""
-
-    stack: str = DEFAULT_STACK
-    local: bool = False
-    endpoint_url: str | None = None
-    region: str | None = None
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
 class SubmitCommand(TyperCommand):
@@ -141,4 +119,10 @@ def _job_option(field: "Field") -> inspect.Parameter:
     if field.is_switch and getattr(JobOptions(), field.name):  # on by default: needs an off switch
         flag = f"{flag}/--no-{field.option_name}"
     option = typer.Option(flag, help=field.help, metavar=field.metavar or None, show_default=False)
-    return _parameter(field.name, bool | None if field.is_switch else str | None, option)
+    value = bool | None if field.is_switch else str | None
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[value, option],
+    )

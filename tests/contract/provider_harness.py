@@ -51,7 +51,7 @@ def opened(data: bytes) -> Image.Image:
 
 
 @dataclass
-class ProviderHarness:
+class Harness:
     simulator: Simulator
     gemini: GeminiImageEditor = field(default_factory=GeminiImageEditor)
     openai: OpenAIImageEditor = field(default_factory=OpenAIImageEditor)
@@ -116,6 +116,6 @@ class ProviderHarness:
 
 
 @contextmanager
-def running_harness() -> Iterator[ProviderHarness]:
-    with running() as simulator, closing(ProviderHarness(simulator)) as harness:
+def running_harness() -> Iterator[Harness]:
+    with running() as simulator, closing(Harness(simulator)) as harness:
         yield harness

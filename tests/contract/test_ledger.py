@@ -122,23 +122,23 @@ def message(
     )
 
 
-def claim(ledger: Ledger, wanted: RowMessage, run: Run, owner: str = "worker-1") -> Claim:
-    got = ledger.claim(wanted, run, owner, LEASE)
-    assert isinstance(got, Claim), got
-    return got
+def claim(ledger: Ledger, delivered: RowMessage, run: Run, owner: str = "worker-1") -> Claim:
+    result = ledger.claim(delivered, run, owner, LEASE)
+    assert isinstance(result, Claim), result
+    return result
 
 
-def sent(ledger: Ledger, held: Claim, **money: Any) -> Claim:
-    got = ledger.mark_sent(held, "gemini-main", **money)
-    assert isinstance(got, Claim), got
-    return got
+def sent(ledger: Ledger, claimed: Claim, **money: Any) -> Claim:
+    result = ledger.mark_sent(claimed, "gemini-main", **money)
+    assert isinstance(result, Claim), result
+    return result
 
 
 def test_a_row_is_claimed_settled_and_counted_once(ledger: Ledger, job: str) -> None:
     run = begin(ledger, job)
-    held = sent(ledger, claim(ledger, message(run), run))
-    assert ledger.settle(held, SUCCESS)
-    assert not ledger.settle(replace(held, owner="other"), FAILURE)
+    claimed = sent(ledger, claim(ledger, message(run), run))
+    assert ledger.settle(claimed, SUCCESS)
+    assert not ledger.settle(replace(claimed, owner="other"), FAILURE)
     record = ledger.get_many(job, ["000000", "000001"])["000000"]
     assert (record.state, record.result, record.attempts) == (RowState.SUCCEEDED, SUCCESS, 1)
     assert list(ledger.all(job)) == [record]
@@ -149,12 +149,12 @@ def test_a_row_is_claimed_settled_and_counted_once(ledger: Ledger, job: str) -> 
 
 def test_a_repeated_write_after_a_lost_response_changes_nothing(ledger: Ledger, job: str) -> None:
     run = begin(ledger, job)
-    held = claim(ledger, message(run), run)
-    moved = ledger.mark_sent(held, "gemini-main")
-    assert ledger.mark_sent(held, "gemini-main") == moved
-    assert isinstance(moved, Claim)
-    assert ledger.settle(moved, FAILURE)
-    assert ledger.settle(moved, FAILURE)
+    claimed = claim(ledger, message(run), run)
+    after = ledger.mark_sent(claimed, "gemini-main")
+    assert ledger.mark_sent(claimed, "gemini-main") == after
+    assert isinstance(after, Claim)
+    assert ledger.settle(after, FAILURE)
+    assert ledger.settle(after, FAILURE)
     assert ledger.counters(job, run.run).failed == 1
 
 
@@ -186,9 +186,9 @@ def test_a_repeated_claim_by_its_owner_is_the_same_claim(ledger: Ledger, job: st
 def test_a_deferral_refunds_the_attempt(ledger: Ledger, job: str) -> None:
     run = begin(ledger, job)
     for number in range(3):
-        held = claim(ledger, message(run), run, f"worker-{number}")
-        assert held.attempt == 1
-        ledger.release(held, refund_attempt=True)
+        claimed = claim(ledger, message(run), run, f"worker-{number}")
+        assert claimed.attempt == 1
+        ledger.release(claimed, refund_attempt=True)
     ledger.release(claim(ledger, message(run), run), refund_attempt=False)
     assert claim(ledger, message(run), run).attempt == 2
 
@@ -198,8 +198,8 @@ def test_a_row_that_kills_its_workers_is_claimed_with_its_attempts_spent(
 ) -> None:
     run = begin(ledger, job, max_attempts=2)
     for number in (1, 2):
-        held = claim(ledger, message(run), run, f"worker-{number}")
-        assert not held.attempts_spent
+        claimed = claim(ledger, message(run), run, f"worker-{number}")
+        assert not claimed.attempts_spent
         clock.time += LEASE + 1
     last = claim(ledger, message(run), run, "worker-3")
     assert last.attempts_spent
@@ -217,11 +217,24 @@ def test_a_call_with_unknown_outcome_is_found_by_the_next_claim_and_counted(
     second = claim(ledger, message(run), run, "worker-2")
     assert second.sent_before
     assert second.record.sent_run == run.run
-    over = ledger.mark_failed_call(second, maybe_charged=True)
-    assert over is not None
-    assert not over.sent_before
-    assert ledger.settle(sent(ledger, over), SUCCESS)
+    failed = ledger.mark_failed_call(second, maybe_charged=True)
+    assert failed is not None
+    assert not failed.sent_before
+    assert ledger.settle(sent(ledger, failed), SUCCESS)
     assert ledger.counters(job, run.run).possible_duplicate_charges == 1
+
+
+def test_a_restarted_row_counts_the_call_that_was_sent_before(
+    ledger: Ledger, job: str, clock: FakeClock
+) -> None:
+    old = begin(ledger, job)
+    sent(ledger, claim(ledger, message(old), old))
+    new = begin(ledger, job, "run-2")
+    clock.time += LEASE + 1
+    restarted = claim(ledger, message(new, instruction="a blue hat"), new, "worker-2")
+    assert not restarted.sent_before
+    assert ledger.settle(restarted, SUCCESS)
+    assert ledger.counters(job, new.run).possible_duplicate_charges == 1
 
 
 def test_budget_is_reserved_when_the_call_is_sent_and_corrected_when_the_row_is_settled(
@@ -237,10 +250,10 @@ def test_budget_is_reserved_when_the_call_is_sent_and_corrected_when_the_row_is_
     assert ledger.settle(first, SUCCESS)
     assert committed() == 40_000
     other = sent(ledger, other, reserve=60_000, limit=100_000)
-    back = ledger.mark_failed_call(other, cost_micro_usd=1_000)
-    assert back is not None
+    failed = ledger.mark_failed_call(other, cost_micro_usd=1_000)
+    assert failed is not None
     assert committed() == 41_000
-    assert ledger.settle(back, FAILURE)
+    assert ledger.settle(failed, FAILURE)
     assert committed() == 41_000
 
 
@@ -248,16 +261,16 @@ def test_a_possible_charge_of_unknown_cost_stays_committed(
     ledger: Ledger, job: str, committed: Callable[[], int]
 ) -> None:
     run = begin(ledger, job, budget_usd=1)
-    held = sent(ledger, claim(ledger, message(run), run), reserve=60_000, limit=1_000_000)
-    assert ledger.mark_failed_call(held, maybe_charged=True)
+    claimed = sent(ledger, claim(ledger, message(run), run), reserve=60_000, limit=1_000_000)
+    assert ledger.mark_failed_call(claimed, maybe_charged=True)
     assert committed() == 60_000
 
 
 def test_a_budget_of_zero_allows_only_free_calls(ledger: Ledger, job: str) -> None:
     run = begin(ledger, job, budget_usd=0)
-    held = claim(ledger, message(run), run)
-    assert ledger.mark_sent(held, "gemini-main", reserve=1, limit=0) is NotSent.NO_BUDGET
-    assert isinstance(ledger.mark_sent(held, "gemini-main", reserve=0, limit=0), Claim)
+    claimed = claim(ledger, message(run), run)
+    assert ledger.mark_sent(claimed, "gemini-main", reserve=1, limit=0) is NotSent.NO_BUDGET
+    assert isinstance(ledger.mark_sent(claimed, "gemini-main", reserve=0, limit=0), Claim)
 
 
 def test_a_dead_row_is_redriven_once_by_a_copy_of_the_next_generation(
@@ -286,12 +299,12 @@ def test_a_success_of_an_earlier_upload_is_transferred_not_repeated(
     ledger: Ledger, job: str
 ) -> None:
     old = begin(ledger, job)
-    held = sent(ledger, claim(ledger, message(old), old))
+    claimed = sent(ledger, claim(ledger, message(old), old))
     new = begin(ledger, job, "run-2")
     assert (old.number, new.number) == (1, 2)
     assert ledger.claim(message(old), new, "worker-2", LEASE) is NotClaimed.SUPERSEDED
     assert ledger.claim(message(new), new, "worker-2", LEASE) is NotClaimed.HELD
-    assert ledger.settle(held, SUCCESS)
+    assert ledger.settle(claimed, SUCCESS)
     assert ledger.claim(message(new), new, "worker-2", LEASE) is NotClaimed.SETTLED
     assert ledger.counters(job, "run-1").settled == 0
     assert ledger.counters(job, "run-2").succeeded == 1
@@ -360,7 +373,7 @@ def test_a_redriven_row_that_the_new_upload_also_queued_counts_once(
 def test_an_upload_starts_one_run_and_an_older_upload_none(ledger: Ledger, job: str) -> None:
     second = running(job, run="run-2", sequencer="0066")
     assert ledger.start(second, LEASE) is not None
-    assert ledger.start(second, LEASE) is None  # the event came twice
+    assert ledger.start(second, LEASE) is None  # the same event twice
     assert ledger.start(running(job, run="run-1", sequencer="0055"), LEASE) is None
     third = ledger.start(running(job, run="run-3", sequencer="006601"), LEASE)
     assert third is not None
@@ -474,21 +487,21 @@ def test_a_run_starts_with_the_cost_of_earlier_runs_without_a_budget(
 
 def test_concurrent_workers_settle_each_row_once(ledger: Ledger, job: str) -> None:
     run = begin(ledger, job, queued=12)
-    wanted = [message(run, f"{n:06d}") for n in range(12)]
+    messages = [message(run, f"{n:06d}") for n in range(12)]
     settled: list[str] = []
 
     def work(worker: int) -> None:
-        for one in wanted[worker:] + wanted[:worker]:
-            got = ledger.claim(one, run, f"worker-{worker}", LEASE)
-            if isinstance(got, Claim) and ledger.settle(got, SUCCESS):
-                settled.append(one.key)
+        for delivered in messages[worker:] + messages[:worker]:
+            result = ledger.claim(delivered, run, f"worker-{worker}", LEASE)
+            if isinstance(result, Claim) and ledger.settle(result, SUCCESS):
+                settled.append(delivered.key)
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(settled) == [one.key for one in wanted]
+    assert sorted(settled) == [m.key for m in messages]
     assert ledger.counters(job, run.run).succeeded == 12
     assert ledger.report_due(job)
 
@@ -508,8 +521,8 @@ def test_concurrent_workers_never_exceed_the_budget(
     outcomes: list[object] = []
 
     def work(number: int) -> None:
-        held = claim(ledger, message(run, f"{number:06d}"), run, f"worker-{number}")
-        outcomes.append(ledger.mark_sent(held, "gemini-main", reserve=10_000, limit=50_000))
+        claimed = claim(ledger, message(run, f"{number:06d}"), run, f"worker-{number}")
+        outcomes.append(ledger.mark_sent(claimed, "gemini-main", reserve=10_000, limit=50_000))
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(12)]
     for thread in threads:
@@ -530,9 +543,9 @@ def test_the_splitters_message_for_a_redriven_row_counts_it_as_queued(
     claim(ledger, message(old, generation=1), new, "killed")
     assert ledger.counters(job, "run-2").redriven == 1
     clock.time += LEASE + 1
-    held = claim(ledger, message(new), new, "worker-2")
+    claimed = claim(ledger, message(new), new, "worker-2")
     assert ledger.counters(job, "run-2").redriven == 0
-    assert ledger.settle(held, SUCCESS)
+    assert ledger.settle(claimed, SUCCESS)
     assert ledger.report_due(job)
 
 
@@ -552,3 +565,38 @@ def test_an_old_dead_letter_does_not_override_a_changed_request(
     assert second.record.fingerprint == blue.record.fingerprint
     assert ledger.settle(second, SUCCESS)
     assert ledger.report_due(job)
+
+
+class RepeatingClient:
+    """Makes every write twice, as the SDK does when a response is lost."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        if name not in ("put_item", "transact_write_items"):
+            return method
+
+        def twice(**request: Any) -> Any:
+            method(**request)
+            return method(**request)
+
+        return twice
+
+
+def test_every_write_recognises_itself_when_the_sdk_repeats_it(
+    aws_client: ClientFactory, table: str, clock: FakeClock, job: str
+) -> None:
+    client: Any = RepeatingClient(aws_client("dynamodb"))
+    ledger = LedgerTable(client, table, now=clock.now, sleep=clock.sleep)
+    run = begin(ledger, job, budget_usd=1)
+    claimed = sent(ledger, claim(ledger, message(run), run), reserve=60_000, limit=1_000_000)
+    assert ledger.settle(claimed, SUCCESS)
+    assert ledger.counters(job, run.run).succeeded == 1
+    assert ledger.begin_report(run, LEASE)
+    assert ledger.finish_report(run, 5.0)
+    current = ledger.current(job)
+    assert current is not None
+    assert (current.state, current.finished_at) == (RunState.DONE, 5.0)
+    assert clock.slept == []

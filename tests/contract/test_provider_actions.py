@@ -76,7 +76,7 @@ class Row:
 
 
 @dataclass
-class FallbackHarness:
+class Harness:
     """Gemini in the first tier and OpenAI as its fallback, both simulated."""
 
     simulator: Simulator
@@ -122,13 +122,13 @@ class FallbackHarness:
 
 
 @pytest.fixture(scope="module")
-def harness() -> Iterator[FallbackHarness]:
+def harness() -> Iterator[Harness]:
     with (
         running() as simulator,
         closing(GeminiImageEditor()) as first,
         closing(OpenAIImageEditor()) as second,
     ):
-        yield FallbackHarness(simulator, {GEMINI: first, OPENAI: second})
+        yield Harness(simulator, {GEMINI: first, OPENAI: second})
 
 
 def test_every_fault_has_its_action_here() -> None:
@@ -138,7 +138,7 @@ def test_every_fault_has_its_action_here() -> None:
 
 @pytest.mark.parametrize(("kind", "reason"), REJECTED.items())
 def test_a_failure_caused_by_the_row_ends_it_after_one_call_without_fallback(
-    harness: FallbackHarness, kind: FaultKind, reason: Reason
+    harness: Harness, kind: FaultKind, reason: Reason
 ) -> None:
     with pytest.raises(RowRejected) as caught:
         harness.dispatch({"kind": kind}, max_retries=2)
@@ -147,9 +147,7 @@ def test_a_failure_caused_by_the_row_ends_it_after_one_call_without_fallback(
 
 
 @pytest.mark.parametrize("kind", FALLS_BACK)
-def test_any_other_failure_is_answered_by_the_fallback(
-    harness: FallbackHarness, kind: FaultKind
-) -> None:
+def test_any_other_failure_is_answered_by_the_fallback(harness: Harness, kind: FaultKind) -> None:
     result = harness.dispatch({"kind": kind})
     assert result.fallback
     assert result.plan.provider is OPENAI
@@ -159,7 +157,7 @@ def test_any_other_failure_is_answered_by_the_fallback(
 
 @pytest.mark.parametrize(("kind", "reason"), FALLS_BACK.items())
 def test_when_both_tiers_fail_the_row_is_retried_with_the_first_tiers_reason(
-    harness: FallbackHarness, kind: FaultKind, reason: Reason
+    harness: Harness, kind: FaultKind, reason: Reason
 ) -> None:
     with pytest.raises(RetryRow) as caught:
         harness.dispatch({"kind": kind}, {"kind": "server_error"})
@@ -169,16 +167,14 @@ def test_when_both_tiers_fail_the_row_is_retried_with_the_first_tiers_reason(
 
 
 @pytest.mark.parametrize("kind", [FaultKind.SERVER_ERROR, FaultKind.DROP, FaultKind.CUT_JSON])
-def test_a_transient_failure_is_retried_at_the_same_endpoint(
-    harness: FallbackHarness, kind: FaultKind
-) -> None:
+def test_a_transient_failure_is_retried_in_place(harness: Harness, kind: FaultKind) -> None:
     result = harness.dispatch({"kind": kind, "when": {"count": 2}}, max_retries=2)
     assert not result.fallback
     assert harness.calls() == (3, 0)
 
 
 @pytest.mark.parametrize("kind", [FaultKind.QUOTA_SPENT, FaultKind.KEY_REJECTED])
-def test_the_next_key_replaces_a_rejected_one(harness: FallbackHarness, kind: FaultKind) -> None:
+def test_the_next_key_replaces_a_rejected_one(harness: Harness, kind: FaultKind) -> None:
     fault = {"kind": kind, "when": {"key": "bad"}}
     result = harness.dispatch(fault, api_keys=["bad", "good"])
     assert not result.fallback
@@ -187,9 +183,7 @@ def test_the_next_key_replaces_a_rejected_one(harness: FallbackHarness, kind: Fa
     assert stats["keys"].get("bad", 0) <= 1
 
 
-def test_a_row_with_a_mask_calls_only_the_provider_that_supports_masks(
-    harness: FallbackHarness,
-) -> None:
+def test_a_row_with_a_mask_calls_only_a_provider_with_masks(harness: Harness) -> None:
     row = Row(RowRequest(instruction="make it warm"), mask=left_half_mask())
     result = harness.dispatch(row=row)
     assert result.plan.provider is OPENAI
@@ -198,7 +192,7 @@ def test_a_row_with_a_mask_calls_only_the_provider_that_supports_masks(
     assert any("does not support masks" in warning for warning in result.warnings)
 
 
-def test_a_refusal_by_the_fallback_ends_the_row(harness: FallbackHarness) -> None:
+def test_a_refusal_by_the_fallback_ends_the_row(harness: Harness) -> None:
     with pytest.raises(RowRejected) as caught:
         harness.dispatch({"kind": "server_error"}, {"kind": "refused"})
     assert caught.value.reason is Reason.REFUSED

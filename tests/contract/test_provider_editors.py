@@ -12,7 +12,7 @@ from darkroom.models.planner import plan_call
 from darkroom.ports import ImageEditor
 from darkroom.providers.registry import Provider
 from darkroom.rows import RowRequest
-from tests.contract.provider_harness import BOTH, KEY, ProviderHarness, photo, running_harness
+from tests.contract.provider_harness import BOTH, KEY, Harness, photo, running_harness
 from tests.fakes.dispatching import ScriptedEditor
 from tests.fakes.services import FakeClock
 
@@ -33,7 +33,7 @@ class Subject:
 
     editor: ImageEditor
     provider: Provider
-    harness: ProviderHarness
+    harness: Harness
     fail_with: Callable[[Outcome], None]
     keys_used: Callable[[], list[str]]
 
@@ -45,13 +45,13 @@ class Subject:
 
 
 @pytest.fixture(scope="module")
-def harness() -> Iterator[ProviderHarness]:
+def harness() -> Iterator[Harness]:
     with running_harness() as harness:
         yield harness
 
 
 @pytest.fixture(params=["fake", *BOTH])
-def subject(request: pytest.FixtureRequest, harness: ProviderHarness) -> Subject:
+def subject(request: pytest.FixtureRequest, harness: Harness) -> Subject:
     if request.param == "fake":
         fake = ScriptedEditor(FakeClock())
         return Subject(
@@ -80,7 +80,7 @@ def test_a_successful_call_returns_images(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("outcome", FAULT_OF)
-def test_a_failed_call_raises_its_outcome_and_the_next_call_succeeds(
+def test_a_failed_call_raises_its_outcome_and_the_next_works(
     subject: Subject, outcome: Outcome
 ) -> None:
     subject.fail_with(outcome)

@@ -15,7 +15,7 @@ from tests.contract.provider_harness import (
     GEMINI,
     KEY,
     OPENAI,
-    ProviderHarness,
+    Harness,
     photo,
     running_harness,
 )
@@ -24,7 +24,7 @@ TIMEOUT = 0.5  # seconds, for a provider that hangs
 
 
 @pytest.fixture(scope="module")
-def harness() -> Iterator[ProviderHarness]:
+def harness() -> Iterator[Harness]:
     with running_harness() as harness:
         yield harness
 
@@ -72,7 +72,7 @@ def test_every_fault_of_the_simulator_is_listed_here() -> None:
 @pytest.mark.parametrize("provider", BOTH)
 @pytest.mark.parametrize(("fault", "expected"), EXPECTED, ids=FAULT_IDS)
 def test_each_fault_leads_to_its_outcome_after_one_request(
-    harness: ProviderHarness, provider: Provider, fault: dict[str, Any], expected: dict[str, Any]
+    harness: Harness, provider: Provider, fault: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     harness.fault(retry_after=17, **fault)
     slow = fault["kind"] in {"hang", "trickle", "trickle_headers"}
@@ -92,7 +92,7 @@ def test_each_fault_leads_to_its_outcome_after_one_request(
 @pytest.mark.parametrize("provider", BOTH)
 @pytest.mark.parametrize(("fault", "expected"), EXPECTED, ids=FAULT_IDS)
 def test_no_failure_shows_the_key(
-    harness: ProviderHarness, provider: Provider, fault: dict[str, Any], expected: dict[str, Any]
+    harness: Harness, provider: Provider, fault: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     """Even if the provider repeats it in its message."""
     harness.fault(message=f"your key {KEY} is bad", **fault)
@@ -105,7 +105,7 @@ def test_no_failure_shows_the_key(
 @pytest.mark.parametrize("provider", BOTH)
 @pytest.mark.parametrize("kind", ["hang", "trickle", "trickle_headers"])
 def test_a_call_to_a_hanging_provider_ends_within_its_timeout_and_a_second(
-    harness: ProviderHarness, provider: Provider, kind: str
+    harness: Harness, provider: Provider, kind: str
 ) -> None:
     """Even if it sends a byte now and then, so that a time-out per read never ends."""
     harness.fault(kind=kind, seconds=60)
@@ -115,9 +115,7 @@ def test_a_call_to_a_hanging_provider_ends_within_its_timeout_and_a_second(
 
 
 @pytest.mark.parametrize("provider", BOTH)
-def test_an_unreachable_provider_is_unavailable_and_charges_nothing(
-    harness: ProviderHarness, provider: Provider
-) -> None:
+def test_an_unreachable_provider_charges_nothing(harness: Harness, provider: Provider) -> None:
     unreachable = harness.endpoint(provider, base_url="http://127.0.0.1:9/")
     failed = harness.failure(provider, photo(), endpoint=unreachable)
     assert failed.outcome is Outcome.UNAVAILABLE
@@ -127,7 +125,7 @@ def test_an_unreachable_provider_is_unavailable_and_charges_nothing(
 @pytest.mark.parametrize("provider", BOTH)
 @pytest.mark.parametrize("base_url", ["ftp://example.invalid/x", "not a url"])
 def test_an_invalid_base_url_is_unavailable_not_a_crash(
-    harness: ProviderHarness, provider: Provider, base_url: str
+    harness: Harness, provider: Provider, base_url: str
 ) -> None:
     failed = harness.failure(
         provider, photo(), endpoint=harness.endpoint(provider, base_url=base_url)
@@ -148,7 +146,7 @@ def test_an_invalid_base_url_is_unavailable_not_a_crash(
         "IMAGE_RECITATION",
     ],
 )
-def test_a_gemini_refusal_names_its_category(harness: ProviderHarness, reason: str) -> None:
+def test_a_gemini_refusal_names_its_category(harness: Harness, reason: str) -> None:
     harness.fault(kind="refused", category=reason)
     failed = harness.failure(GEMINI, photo())
     assert failed.outcome is Outcome.REFUSED
@@ -157,9 +155,7 @@ def test_a_gemini_refusal_names_its_category(harness: ProviderHarness, reason: s
 
 
 @pytest.mark.parametrize("reason", ["SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "IMAGE_SAFETY"])
-def test_a_blocked_prompt_is_a_refusal_with_its_category(
-    harness: ProviderHarness, reason: str
-) -> None:
+def test_a_blocked_prompt_is_a_refusal_with_its_category(harness: Harness, reason: str) -> None:
     harness.fault(kind="refused", category=reason, blocked="prompt")
     failed = harness.failure(GEMINI, photo())
     assert failed.outcome is Outcome.REFUSED
@@ -167,9 +163,7 @@ def test_a_blocked_prompt_is_a_refusal_with_its_category(
 
 
 @pytest.mark.parametrize("reason", ["NO_IMAGE", "IMAGE_OTHER", "OTHER", "MAX_TOKENS"])
-def test_gemini_without_an_image_is_no_image_with_its_reason(
-    harness: ProviderHarness, reason: str
-) -> None:
+def test_gemini_without_an_image_is_no_image_with_its_reason(harness: Harness, reason: str) -> None:
     harness.fault(kind="refused", category=reason)
     failed = harness.failure(GEMINI, photo())
     assert failed.outcome is Outcome.NO_IMAGE
@@ -177,9 +171,7 @@ def test_gemini_without_an_image_is_no_image_with_its_reason(
 
 
 @pytest.mark.filterwarnings("ignore:.*is not a valid FinishReason:UserWarning")
-def test_a_finish_reason_that_the_sdk_does_not_define_is_unknown_with_its_name(
-    harness: ProviderHarness,
-) -> None:
+def test_a_finish_reason_new_to_the_sdk_is_unknown_with_its_name(harness: Harness) -> None:
     harness.fault(kind="refused", category="COSMIC_RAYS")
     failed = harness.failure(GEMINI, photo())
     assert failed.outcome is Outcome.UNAVAILABLE
@@ -188,14 +180,14 @@ def test_a_finish_reason_that_the_sdk_does_not_define_is_unknown_with_its_name(
 
 
 @pytest.mark.parametrize("category", ["sexual", "violence", "content_filter"])
-def test_an_openai_refusal_names_its_category(harness: ProviderHarness, category: str) -> None:
+def test_an_openai_refusal_names_its_category(harness: Harness, category: str) -> None:
     harness.fault(kind="refused", category=category)
     failed = harness.failure(OPENAI, photo())
     assert failed.outcome is Outcome.REFUSED
     assert category in failed.detail or "filtered" in failed.detail
 
 
-def test_a_text_instead_of_an_image_is_the_detail(harness: ProviderHarness) -> None:
+def test_a_text_instead_of_an_image_is_the_detail(harness: Harness) -> None:
     harness.fault(kind="text_only", message="Which of the two mugs do you mean?")
     failed = harness.failure(GEMINI, photo())
     assert failed.outcome is Outcome.NO_IMAGE
@@ -204,9 +196,7 @@ def test_a_text_instead_of_an_image_is_the_detail(harness: ProviderHarness) -> N
 
 
 @pytest.mark.parametrize("provider", BOTH)
-def test_an_unknown_model_is_a_bad_request_where_the_row_named_it(
-    harness: ProviderHarness, provider: Provider
-) -> None:
+def test_an_unknown_model_of_the_row_is_a_bad_request(harness: Harness, provider: Provider) -> None:
     """Otherwise one row's typing error would disable the endpoint's keys."""
     harness.set_up()
     model = "gemini-99-image" if provider is GEMINI else "gpt-image-99"
@@ -216,15 +206,13 @@ def test_an_unknown_model_is_a_bad_request_where_the_row_named_it(
 
 
 @pytest.mark.parametrize("provider", BOTH)
-def test_an_unknown_key_is_rejected(harness: ProviderHarness, provider: Provider) -> None:
+def test_an_unknown_key_is_rejected(harness: Harness, provider: Provider) -> None:
     harness.set_up(keys=["another-key"])
     assert harness.failure(provider, photo()).outcome is Outcome.KEY_REJECTED
 
 
 @pytest.mark.parametrize("provider", BOTH)
-def test_the_simulators_rate_limit_is_rate_limited(
-    harness: ProviderHarness, provider: Provider
-) -> None:
+def test_the_simulators_rate_limit_is_rate_limited(harness: Harness, provider: Provider) -> None:
     harness.set_up(requests_per_minute=1, limit_hint="body")
     harness.call(provider, photo())
     failed = harness.failure(provider, photo())

@@ -13,13 +13,13 @@ import pytest
 from darkroom.calls import CallFailed
 from darkroom.providers import http as provider_http
 from darkroom.providers.registry import Provider
-from tests.contract.provider_harness import BOTH, KEY, NAME, ProviderHarness, photo, running_harness
+from tests.contract.provider_harness import BOTH, KEY, NAME, Harness, photo, running_harness
 
 FAULTS = ["server_error", "drop", "cut_json", "html", "refused", "broken_image", "rate_limited"]
 
 
 @pytest.fixture
-def harness() -> Iterator[ProviderHarness]:
+def harness() -> Iterator[Harness]:
     with running_harness() as harness:
         yield harness
 
@@ -30,7 +30,7 @@ def open_files() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
 @pytest.mark.parametrize("provider", BOTH)
-def test_a_thousand_calls_leave_nothing_open(harness: ProviderHarness, provider: Provider) -> None:
+def test_a_thousand_calls_leave_nothing_open(harness: Harness, provider: Provider) -> None:
     """Successful calls and calls that fail in every way, from eight threads."""
     faults = [{"kind": kind, "when": {"rate": 0.05}} for kind in FAULTS]
     harness.simulator.configure(
@@ -62,7 +62,7 @@ def test_a_thousand_calls_leave_nothing_open(harness: ProviderHarness, provider:
 
 
 @pytest.mark.parametrize("provider", BOTH)
-def test_threads_share_connections(harness: ProviderHarness, provider: Provider) -> None:
+def test_threads_share_connections(harness: Harness, provider: Provider) -> None:
     """Fifty calls on four threads need no more than four connections."""
     harness.set_up(latency={"kind": "fixed", "seconds": 0.01})
     with ThreadPoolExecutor(4) as pool:
@@ -71,7 +71,7 @@ def test_threads_share_connections(harness: ProviderHarness, provider: Provider)
     assert harness.stats()["calls"] == 50
 
 
-def test_a_closed_editor_opens_new_connections(harness: ProviderHarness) -> None:
+def test_a_closed_editor_opens_new_connections(harness: Harness) -> None:
     harness.set_up()
     for provider in BOTH:
         harness.call(provider, photo())
@@ -80,7 +80,7 @@ def test_a_closed_editor_opens_new_connections(harness: ProviderHarness) -> None
     assert harness.stats()["statuses"] == {"200": 4}
 
 
-def test_both_providers_share_one_http_client(harness: ProviderHarness) -> None:
+def test_both_providers_share_one_http_client(harness: Harness) -> None:
     harness.set_up()
     for provider in BOTH:
         harness.call(provider, photo())

@@ -214,24 +214,24 @@ def test_call_without_a_key_is_rejected(simulator: Simulator) -> None:
     st.lists(st.floats(min_value=0, max_value=300), max_size=80).map(sorted),
     st.integers(1, 6),
 )
-def test_no_window_has_more_arrivals_than_its_limit(arrivals: list[float], most: int) -> None:
-    window = SlidingWindow(most, 60)
+def test_no_window_has_more_arrivals_than_its_limit(arrivals: list[float], limit: int) -> None:
+    window = SlidingWindow(limit, 60)
     allowed = [t for t in arrivals if window.take(t) == 0]
-    assert max_in_window(allowed, 60) <= most
+    assert max_in_window(allowed, 60) <= limit
 
 
 @given(
     st.lists(st.floats(min_value=0, max_value=300), max_size=80).map(sorted),
     st.integers(1, 6),
 )
-def test_window_rejects_only_when_it_is_full(arrivals: list[float], most: int) -> None:
-    window, allowed = SlidingWindow(most, 60), list[float]()
+def test_window_rejects_only_when_it_is_full(arrivals: list[float], limit: int) -> None:
+    window, allowed = SlidingWindow(limit, 60), list[float]()
     for t in arrivals:
         wait = window.take(t)
         if wait == 0:
             allowed.append(t)
         else:
-            assert len([a for a in allowed if a > t - 60]) == most
+            assert len([a for a in allowed if a > t - 60]) == limit
             assert 0 < wait <= 60.001
 
 

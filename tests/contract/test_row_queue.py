@@ -61,17 +61,17 @@ def message(row: int, job: str = "jobs/products", size: int = 10) -> RowMessage:
 
 @pytest.mark.parametrize("kind", ["memory", "sqs"])
 def test_every_message_arrives_as_it_was_sent(kind: str, request: pytest.FixtureRequest) -> None:
-    wanted = [message(n) for n in range(23)]
+    messages = [message(n) for n in range(23)]
     if kind == "memory":
         fake = FakeQueue()
-        fake.send(wanted)
+        fake.send(messages)
         arrived = fake.sent
     else:
         harness: QueueHarness = request.getfixturevalue("harness")
-        harness.queue.send(wanted)
+        harness.queue.send(messages)
         bodies = [m["Body"] for m in harness.receive(harness.rows)]
         arrived = [RowMessage.model_validate_json(body) for body in bodies]
-    assert sorted(arrived, key=lambda m: m.row) == wanted
+    assert sorted(arrived, key=lambda m: m.row) == messages
 
 
 def test_messages_of_a_job_share_a_group_for_fair_delivery(harness: QueueHarness) -> None:
@@ -101,8 +101,8 @@ def test_a_dead_letter_carries_its_reason_and_the_body_untouched(harness: QueueH
 
 def test_visibility_is_set_and_invalid_receipts_are_skipped(harness: QueueHarness) -> None:
     harness.queue.send([message(n) for n in range(12)])
-    held = harness.receive(harness.rows)
-    receipts = [m["ReceiptHandle"] for m in held]
+    received = harness.receive(harness.rows)
+    receipts = [m["ReceiptHandle"] for m in received]
     assert len(receipts) == 12
     harness.sqs.delete_message(QueueUrl=harness.rows, ReceiptHandle=receipts[0])
     harness.queue.extend(receipts, 0)
@@ -147,8 +147,8 @@ class DeadSqs:
 
 
 def client_error(code: str, status: int) -> ClientError:
-    answer: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
-    return ClientError(answer, "SendMessageBatch")
+    response: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(response, "SendMessageBatch")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,12 @@ class Accepted:
     untouched: bool = False
 
 
+PNG, JPEG, WEBP = "image/png", "image/jpeg", "image/webp"
+PNG_UNCHANGED = Accepted(PNG, (64, 48), untouched=True)
+JPEG_UNCHANGED = Accepted(JPEG, (64, 48), untouched=True)
+WEBP_UNCHANGED = Accepted(WEBP, (64, 48), untouched=True)
+REWRITTEN = Accepted(PNG, (64, 48))
+
 type Expected = Accepted | str
 CASES: dict[str, tuple[Callable[[], bytes], Expected]] = {}
 
@@ -39,9 +45,6 @@ def case(expected: Expected) -> Callable[[Callable[[], bytes]], Callable[[], byt
 
 def fixed(name: str, data: bytes, expected: Expected) -> None:
     CASES[name] = (lambda: data, expected)
-
-
-PNG, JPEG, WEBP = "image/png", "image/jpeg", "image/webp"
 
 
 def photo(mode: str = "RGB", size: tuple[int, int] = (64, 48)) -> Image.Image:
@@ -73,81 +76,59 @@ def frames(count: int = 3) -> list[Image.Image]:
 
 # --- accepted unchanged ---------------------------------------------------------------------------
 
-fixed("png", saved(photo(), "PNG"), Accepted(PNG, (64, 48), untouched=True))
-fixed("jpeg", saved(photo(), "JPEG"), Accepted(JPEG, (64, 48), untouched=True))
-fixed("webp", saved(photo(), "WEBP"), Accepted(WEBP, (64, 48), untouched=True))
-fixed("png_rgba", saved(photo("RGBA"), "PNG"), Accepted(PNG, (64, 48), untouched=True))
-fixed("png_grey", saved(photo("L"), "PNG"), Accepted(PNG, (64, 48), untouched=True))
+fixed("png", saved(photo(), "PNG"), PNG_UNCHANGED)
+fixed("jpeg", saved(photo(), "JPEG"), JPEG_UNCHANGED)
+fixed("webp", saved(photo(), "WEBP"), WEBP_UNCHANGED)
+fixed("png_rgba", saved(photo("RGBA"), "PNG"), PNG_UNCHANGED)
+fixed("png_grey", saved(photo("L"), "PNG"), PNG_UNCHANGED)
 fixed("one_pixel", saved(photo(size=(1, 1)), "PNG"), Accepted(PNG, (1, 1), untouched=True))
 fixed("one_row", saved(photo(size=(3000, 1)), "PNG"), Accepted(PNG, (3000, 1), untouched=True))
-fixed(
-    "jpeg_progressive",
-    saved(photo(), "JPEG", progressive=True),
-    Accepted(JPEG, (64, 48), untouched=True),
-)
-fixed(
-    "webp_lossless", saved(photo(), "WEBP", lossless=True), Accepted(WEBP, (64, 48), untouched=True)
-)
+fixed("jpeg_progressive", saved(photo(), "JPEG", progressive=True), JPEG_UNCHANGED)
+fixed("webp_lossless", saved(photo(), "WEBP", lossless=True), WEBP_UNCHANGED)
 fixed(
     "png_with_a_large_comment",
     saved(photo(), "PNG").replace(b"IDAT", b"IDAT", 1)[:33]
     + chunk(b"tEXt", b"Comment\0" + b"x" * 500_000)
     + saved(photo(), "PNG")[33:],
-    Accepted(PNG, (64, 48), untouched=True),
+    PNG_UNCHANGED,
 )
 fixed(
     "jpeg_with_text_after_its_end",
     saved(photo(), "JPEG") + b"<?php system($_GET['c']); ?>",
-    Accepted(JPEG, (64, 48), untouched=True),
+    JPEG_UNCHANGED,
 )
-fixed(
-    "png_that_is_a_zip_too",
-    saved(photo(), "PNG") + b"PK\x03\x04" + b"\0" * 60,
-    Accepted(PNG, (64, 48), untouched=True),
-)
+fixed("png_that_is_a_zip_too", saved(photo(), "PNG") + b"PK\x03\x04" + b"\0" * 60, PNG_UNCHANGED)
 
 # --- accepted, but rewritten ----------------------------------------------------------------------
 
-fixed("gif", saved(photo("P"), "GIF"), Accepted(PNG, (64, 48)))
+fixed("gif", saved(photo("P"), "GIF"), REWRITTEN)
 fixed(
     "gif_animated",
     saved(frames()[0], "GIF", save_all=True, append_images=frames()[1:]),
-    Accepted(PNG, (64, 48)),
+    REWRITTEN,
 )
-fixed(
-    "gif_that_is_javascript_too",
-    saved(photo("P"), "GIF") + b"/*=1;alert(1)//*/",
-    Accepted(PNG, (64, 48)),
-)
-fixed(
-    "apng",
-    saved(frames()[0], "PNG", save_all=True, append_images=frames()[1:]),
-    Accepted(PNG, (64, 48)),
-)
+fixed("gif_that_is_javascript_too", saved(photo("P"), "GIF") + b"/*=1;alert(1)//*/", REWRITTEN)
+fixed("apng", saved(frames()[0], "PNG", save_all=True, append_images=frames()[1:]), REWRITTEN)
 fixed(
     "webp_animated",
     saved(frames()[0], "WEBP", save_all=True, append_images=frames()[1:]),
-    Accepted(PNG, (64, 48)),
+    REWRITTEN,
 )
 fixed("jpeg_cmyk", saved(photo("CMYK"), "JPEG"), Accepted(JPEG, (64, 48)))
-fixed("bmp", saved(photo(), "BMP"), Accepted(PNG, (64, 48)))
-fixed("tiff", saved(photo(), "TIFF"), Accepted(PNG, (64, 48)))
-fixed("tiff_lzw", saved(photo(), "TIFF", compression="tiff_lzw"), Accepted(PNG, (64, 48)))
+fixed("bmp", saved(photo(), "BMP"), REWRITTEN)
+fixed("tiff", saved(photo(), "TIFF"), REWRITTEN)
+fixed("tiff_lzw", saved(photo(), "TIFF", compression="tiff_lzw"), REWRITTEN)
 fixed(
     "tiff_of_many_pages",
     saved(frames()[0], "TIFF", save_all=True, append_images=frames()[1:]),
-    Accepted(PNG, (64, 48)),
+    REWRITTEN,
 )
-fixed("tiff_float", saved(photo("F"), "TIFF"), Accepted(PNG, (64, 48)))
-fixed("avif", saved(photo(), "AVIF"), Accepted(PNG, (64, 48)))
-fixed("png_palette", saved(photo("P"), "PNG"), Accepted(PNG, (64, 48)))
-fixed(
-    "png_palette_transparent",
-    saved(photo("P"), "PNG", transparency=0),
-    Accepted(PNG, (64, 48)),
-)
-fixed("png_black_and_white", saved(photo("1"), "PNG"), Accepted(PNG, (64, 48)))
-fixed("png_16_bit_grey", saved(photo("L").convert("I;16"), "PNG"), Accepted(PNG, (64, 48)))
+fixed("tiff_float", saved(photo("F"), "TIFF"), REWRITTEN)
+fixed("avif", saved(photo(), "AVIF"), REWRITTEN)
+fixed("png_palette", saved(photo("P"), "PNG"), REWRITTEN)
+fixed("png_palette_transparent", saved(photo("P"), "PNG", transparency=0), REWRITTEN)
+fixed("png_black_and_white", saved(photo("1"), "PNG"), REWRITTEN)
+fixed("png_16_bit_grey", saved(photo("L").convert("I;16"), "PNG"), REWRITTEN)
 
 
 @case(Accepted(PNG, (4, 3)))
@@ -163,7 +144,7 @@ def jpeg_rotated_by_exif() -> bytes:
     return saved(photo(), "JPEG", exif=exif)
 
 
-@case(Accepted(JPEG, (64, 48), untouched=True))
+@case(JPEG_UNCHANGED)
 def jpeg_with_broken_exif() -> bytes:
     return saved(photo(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
 

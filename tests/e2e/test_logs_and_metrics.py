@@ -27,7 +27,7 @@ from darkroom_local.providers import Config, Fault, FaultKind, SimulatedEndpoint
 from tests.e2e.harness import StackHarness
 from tests.metric_names import NamedMetric, emitted, of_alarms, of_dashboard
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("logs-and-metrics")]
+pytestmark = pytest.mark.e2e
 
 JOB = "faulty/run"
 REJECTED = "AIza-canary-rejected-51c7e0b2d94f"

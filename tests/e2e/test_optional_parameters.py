@@ -11,7 +11,7 @@ import pytest
 from darkroom_local import sam
 from tests.conftest import ClientFactory
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("optional-parameters")]
+pytestmark = pytest.mark.e2e
 
 STACK = "darkroom-optional"
 IMAGES = ["arn:aws:s3:::my-photos/in/*", "arn:aws:s3:::other-photos/*"]

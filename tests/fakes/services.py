@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,15 +43,17 @@ class FakeClock:
 class FakeTelemetry:
     """Records metrics and events. `metrics` sums the values by name."""
 
-    metrics: Counter[str] = field(default_factory=Counter)
-    by_endpoint: Counter[tuple[str, str | None]] = field(default_factory=Counter)
+    metrics: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    by_endpoint: dict[tuple[str, str | None], float] = field(
+        default_factory=lambda: defaultdict(float)
+    )
     events: list[tuple[str, str, dict[str, object]]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def metric(self, metric: Metric, value: float = 1, *, endpoint: str | None = None) -> None:
         with self.lock:
-            self.metrics[metric] += value  # type: ignore[assignment]
-            self.by_endpoint[metric, endpoint] += value  # type: ignore[assignment]
+            self.metrics[metric] += value
+            self.by_endpoint[metric, endpoint] += value
 
     def info(self, event: str, **fields: object) -> None:
         self.events.append(("info", event, fields))

@@ -85,13 +85,15 @@ def test_cmyk_becomes_rgb_of_about_the_same_colour() -> None:
     assert max(green, blue) < 90
 
 
-def test_broken_colour_profile_is_ignored() -> None:
-    data = encoded(photo(mode="CMYK"), "JPEG", icc_profile=b"no profile at all")
-    assert opened(codec.open_source(data, "print.jpg")).mode == "RGB"
-
-
-def test_profile_of_another_colour_space_is_ignored() -> None:
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+@pytest.mark.parametrize(
+    "profile",
+    [
+        b"not a colour profile",
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),  # not of CMYK
+    ],
+    ids=["broken", "of another colour space"],
+)
+def test_unusable_colour_profile_is_ignored(profile: bytes) -> None:
     data = encoded(photo(mode="CMYK"), "JPEG", icc_profile=profile)
     assert opened(codec.open_source(data, "print.jpg")).mode == "RGB"
 

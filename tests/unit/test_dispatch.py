@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from darkroom.calls import CallFailed, EditResult, Outcome
+from darkroom.dispatch import circuit_breaker
 from darkroom.endpoint_state import SECOND, EndpointState
 from darkroom.errors import DeferRow, LeaseLost, Reason, RetryRow, RowRejected
 from darkroom.providers.registry import Provider
@@ -415,7 +416,8 @@ def test_a_row_stopped_just_before_its_call_releases_the_lease(error: Exception)
 def test_a_probe_stopped_just_before_its_call_leaves_its_turn_to_the_next() -> None:
     harness = two_tiers()
     harness.dispatch()
-    harness.states.open_breaker("gemini", int(harness.clock.now() * SECOND))
+    opened_at = int((harness.clock.now() - 10) * SECOND)
+    harness.states.change("gemini", lambda state: circuit_breaker.opened(state, opened_at))
     harness.clock.time += 11  # after which the table is read again
     harness.failure(LeaseLost, FakeCallContext(raises_before=LeaseLost("gone")))
     harness.clock.time += 1

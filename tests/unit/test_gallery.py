@@ -153,8 +153,8 @@ def test_text_and_attributes_read_back_as_they_were(text: str) -> None:
     source = f'https://x.test/"><script>{text}'
     row = report_row(3, **FAILED | {"instruction": text, "images": (source,), "endpoint": text})
     parsed = Parsed(pages(row, report_row(4, **EDITED | {"instruction": text}))[0])
-    said = [e.text for e in parsed.all("p") if e.attributes.get("class") == "say"]
-    assert said == [text, text]
+    shown = [e.text for e in parsed.all("p") if e.attributes.get("class") == "say"]
+    assert shown == [text, text]
     assert [e.text for e in parsed.all("a") if e.attributes["href"] == source] == [source]
     assert f"After: {text}" in parsed.values("alt")
 
@@ -290,6 +290,25 @@ def test_failed_rows_are_linked_from_the_first_page_to_their_own() -> None:
     first, second = pages(*rows)
     assert 'href="report-002.html#r-120"' in first
     assert 'id="r-120"' in second
+
+
+@pytest.mark.parametrize(
+    ("statuses", "tiles"),
+    [
+        ([], {"Failed": "0"}),
+        ([RowState.FAILED], {"Failed": "1"}),
+        ([RowState.DEAD], {"Dead": "1"}),
+        ([RowState.DEAD, RowState.FAILED, RowState.DEAD], {"Failed": "1", "Dead": "2"}),
+    ],
+)
+def test_failed_and_dead_rows_have_a_tile_each(
+    statuses: list[RowState], tiles: dict[str, str]
+) -> None:
+    (page,) = pages(*(report_row(n, status) for n, status in enumerate(statuses)))
+    parsed = Parsed(page)
+    names, values = ([e.text.strip() for e in parsed.all(tag)] for tag in ("dt", "dd"))
+    shown = dict(zip(names, values, strict=True))
+    assert {name: shown[name] for name in ("Failed", "Dead") if name in shown} == tiles
 
 
 def test_a_job_without_rows_to_show_still_has_its_page() -> None:

@@ -98,21 +98,23 @@ GEMINI_CASES = [
 ]
 
 
-@pytest.mark.parametrize(("status", "found", "text", "outcome"), OPENAI_CASES)
-def test_openai_failures_are_classified(
-    status: int, found: list[str], text: str, outcome: Outcome
+both_tables = pytest.mark.parametrize(
+    "table", [OPENAI_TABLE, GEMINI_TABLE], ids=["openai", "gemini"]
+)
+
+
+@pytest.mark.parametrize(
+    ("table", "status", "found", "text", "outcome"),
+    [(OPENAI_TABLE, *case) for case in OPENAI_CASES]
+    + [(GEMINI_TABLE, *case) for case in GEMINI_CASES],
+)
+def test_failures_are_classified_by_the_providers_table(
+    table: tuple[Rule, ...], status: int, found: list[str], text: str, outcome: Outcome
 ) -> None:
-    assert classified(OPENAI_TABLE, status, *found, text=text).outcome is outcome
+    assert classified(table, status, *found, text=text).outcome is outcome
 
 
-@pytest.mark.parametrize(("status", "found", "text", "outcome"), GEMINI_CASES)
-def test_gemini_failures_are_classified(
-    status: int, found: list[str], text: str, outcome: Outcome
-) -> None:
-    assert classified(GEMINI_TABLE, status, *found, text=text).outcome is outcome
-
-
-@pytest.mark.parametrize("table", [OPENAI_TABLE, GEMINI_TABLE], ids=["openai", "gemini"])
+@both_tables
 def test_each_rule_decides_at_least_one_case(table: tuple[Rule, ...]) -> None:
     """For each rule there is a failure that it matches and no rule before it does."""
     cases = OPENAI_CASES if table is OPENAI_TABLE else GEMINI_CASES
@@ -136,7 +138,7 @@ def test_a_daily_limit_is_distinguished_from_one_per_minute() -> None:
     assert not classified(GEMINI_TABLE, 429, "quota:minute", text=BILLING).daily
 
 
-@pytest.mark.parametrize("table", [OPENAI_TABLE, GEMINI_TABLE], ids=["openai", "gemini"])
+@both_tables
 @pytest.mark.parametrize("status", [400, 403, 404, 422, 502, 503])
 def test_a_proxys_page_blames_neither_key_nor_row(table: tuple[Rule, ...], status: int) -> None:
     page = "<html><head><title>403 Forbidden</title></head><body>cloudflare</body></html>"
@@ -145,7 +147,7 @@ def test_a_proxys_page_blames_neither_key_nor_row(table: tuple[Rule, ...], statu
     assert failed.detail == "403 Forbidden"
 
 
-@pytest.mark.parametrize("table", [OPENAI_TABLE, GEMINI_TABLE], ids=["openai", "gemini"])
+@both_tables
 def test_a_missing_model_blames_the_endpoint_or_row_that_named_it(table: tuple[Rule, ...]) -> None:
     from_endpoint = classified(table, 404, "model_not_found", text="no such model")
     from_row = classified(table, 404, "model_not_found", text="no such model", model_from_row=True)
@@ -153,7 +155,7 @@ def test_a_missing_model_blames_the_endpoint_or_row_that_named_it(table: tuple[R
     assert from_row.outcome is Outcome.BAD_REQUEST
 
 
-@pytest.mark.parametrize("table", [OPENAI_TABLE, GEMINI_TABLE], ids=["openai", "gemini"])
+@both_tables
 @pytest.mark.parametrize("status", [302, 418, 451, 299])
 def test_a_response_that_no_rule_matches_is_unavailable_and_unknown_with_its_text(
     table: tuple[Rule, ...], status: int

@@ -73,7 +73,7 @@ def test_row_without_settings_leaves_them_to_the_provider() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "most"),
+    ("model", "maximum"),
     [
         ("gemini-3-pro-image", 14),
         ("gemini-3.1-flash-image", 14),
@@ -82,13 +82,13 @@ def test_row_without_settings_leaves_them_to_the_provider() -> None:
         ("gpt-image-2", 16),
     ],
 )
-def test_images_beyond_the_models_maximum_are_left_out_and_named(model: str, most: int) -> None:
-    images = [photo(name=f"{i}.jpg") for i in range(most + 2)]
+def test_images_beyond_the_models_maximum_are_left_out_and_named(model: str, maximum: int) -> None:
+    images = [photo(name=f"{i}.jpg") for i in range(maximum + 2)]
     planned = plan(model, *images)
-    assert planned.images == tuple(images[:most])
+    assert planned.images == tuple(images[:maximum])
     (warning,) = planned.warnings
-    assert f"{most}.jpg, {most + 1}.jpg" in warning
-    assert plan(model, *images[:most]).warnings == ()
+    assert f"{maximum}.jpg, {maximum + 1}.jpg" in warning
+    assert plan(model, *images[:maximum]).warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -290,6 +290,7 @@ def test_shape_goes_into_the_prompt_where_the_model_has_no_setting_for_it() -> N
         assert prompt.startswith("make it red\n\n")
         assert word in prompt
         assert ratio in prompt
+    assert "portrait, with an aspect ratio of 512x768" in plan("dall-e-2", size="512 X 768").prompt
     for model in ("gemini-3-pro-image", "gpt-image-1.5", "gpt-image-2", "dall-e-3"):
         assert plan(model, aspect_ratio="9:16").prompt == "make it red"
 

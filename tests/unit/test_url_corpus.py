@@ -54,13 +54,13 @@ class FakeS3:
 
 
 @dataclass
-class FetchHarness:
+class Harness:
     s3: FakeS3
     network: FakeNetwork
     fetcher: SafeImageFetcher
 
 
-def fetch_harness(network: FakeNetwork) -> FetchHarness:
+def fetch_harness(network: FakeNetwork) -> Harness:
     s3 = FakeS3()
     fetcher = SafeImageFetcher(
         s3,  # type: ignore[arg-type]
@@ -69,11 +69,11 @@ def fetch_harness(network: FakeNetwork) -> FetchHarness:
         network=network,
         ssl_context=TLS,
     )
-    return FetchHarness(s3, network, fetcher)
+    return Harness(s3, network, fetcher)
 
 
 @pytest.fixture
-def harness() -> Iterator[FetchHarness]:
+def harness() -> Iterator[Harness]:
     harness = fetch_harness(FakeNetwork(NAMES, anywhere=http_response(IMAGE)))
     yield harness
     harness.fetcher.close()
@@ -86,8 +86,8 @@ def test_the_corpus_has_at_least_60_distinct_references() -> None:
 
 
 @pytest.mark.parametrize(("reference", "request_made"), CORPUS["loaded"])
-def test_a_good_reference_makes_its_one_request(
-    harness: FetchHarness, reference: str, request_made: str
+def test_a_valid_reference_makes_one_request(
+    harness: Harness, reference: str, request_made: str
 ) -> None:
     assert parse_images(reference) == (reference,)
     assert harness.fetcher.fetch(reference, BASE) == IMAGE
@@ -101,9 +101,7 @@ def test_a_good_reference_makes_its_one_request(
 
 
 @pytest.mark.parametrize(("reference", "detail"), CORPUS["bad_input"])
-def test_an_invalid_reference_fails_the_row_before_it_is_queued(
-    reference: str, detail: str
-) -> None:
+def test_an_invalid_reference_fails_the_row_before_queuing(reference: str, detail: str) -> None:
     (row,) = rows_of(f'image_url,instruction\n"{reference}",red\n')
     assert isinstance(row.request, RowRejected)
     assert (row.request.reason, row.request.detail) == (Reason.BAD_INPUT, detail)
@@ -111,7 +109,7 @@ def test_an_invalid_reference_fails_the_row_before_it_is_queued(
 
 @pytest.mark.parametrize(("reference", "detail"), CORPUS["bad_image"])
 def test_a_rejected_reference_gets_its_error_and_no_connection(
-    harness: FetchHarness, reference: str, detail: str
+    harness: Harness, reference: str, detail: str
 ) -> None:
     assert parse_images(reference) == (reference,)
     with pytest.raises(RowRejected) as caught:
@@ -130,7 +128,7 @@ def test_a_rejected_reference_gets_its_error_and_no_connection(
     ]
     + ["//169.254.169.254/latest/", "//localtest.me/a", "file:///etc/passwd", "s3://in/a.png"],
 )
-def test_a_redirect_may_not_lead_where_a_row_may_not(harness: FetchHarness, location: str) -> None:
+def test_a_redirect_may_not_lead_where_a_row_may_not(harness: Harness, location: str) -> None:
     response = redirect_to(location.encode("ascii", "ignore").decode())
     harness.network.servers = {"93.184.215.14": response}
     with pytest.raises(RowRejected) as caught:

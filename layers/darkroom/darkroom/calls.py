@@ -70,7 +70,6 @@ class EditResult:
     images: tuple[bytes, ...] = field(repr=False)
     model: str = ""
     cost_micro_usd: int | None = None
-    text: str = ""
 
 
 class CallFailed(DarkroomError):
@@ -84,7 +83,6 @@ class CallFailed(DarkroomError):
         retry_after_seconds: float | None = None,
         daily: bool = False,
         maybe_charged: bool = False,
-        status_code: int | None = None,
         cost_micro_usd: int | None = None,
         unknown: bool = False,
     ) -> None:
@@ -94,7 +92,6 @@ class CallFailed(DarkroomError):
         self.retry_after_seconds = retry_after_seconds
         self.daily = daily  # RATE_LIMITED by the quota of a day, not of a minute
         self.maybe_charged = maybe_charged  # the provider may have done and billed the work
-        self.status_code = status_code
         self.cost_micro_usd = cost_micro_usd  # a refusal or a text may be billed
         self.unknown = unknown  # UNAVAILABLE because no rule matches: one more try, not many
 

@@ -160,16 +160,16 @@ class _ProviderVariables:
 def _endpoints_of(variables: _ProviderVariables) -> list[dict[str, Any]]:
     """Fields of the provider's endpoints; empty when it has no key."""
     provider = variables.provider.value
-    urls = _base_urls(variables)
+    base_urls = variables.find("ENDPOINTS", "API_BASE", "BASE_URL")
+    urls = _base_urls(base_urls)
     keys = _keys(variables, len(urls))
     if not keys:
-        addressed = variables.find("ENDPOINTS", "API_BASE", "BASE_URL")
-        if addressed is not None:
-            raise ConfigurationError(
-                f"{addressed.name} is set but no key: set {provider.upper()}_API_KEY "
-                f"or DG_{provider.upper()}_API_KEYS"
-            )
-        return []
+        if base_urls is None:
+            return []
+        raise ConfigurationError(
+            f"{base_urls.name} is set but no key: set {provider.upper()}_API_KEY "
+            f"or DG_{provider.upper()}_API_KEYS"
+        )
     settings = {
         field: variable.value
         for suffix, field in _COMMON_SETTINGS.items()
@@ -191,9 +191,8 @@ def _endpoints_of(variables: _ProviderVariables) -> list[dict[str, Any]]:
     ]
 
 
-def _base_urls(variables: _ProviderVariables) -> list[str | None]:
+def _base_urls(variable: _Variable | None) -> list[str | None]:
     """One per endpoint; None is the provider's own."""
-    variable = variables.find("ENDPOINTS") or variables.find("API_BASE", "BASE_URL")
     if variable is None:
         return [None]
     urls = [url.strip() or None for url in variable.value.split(",")]
@@ -236,15 +235,13 @@ def _one_each(
     if variable is None:
         shared = variables.find(*common)
         return [None if shared is None else _number(*shared)] * endpoints
-    numbers: list[float | None] = [
-        _number(variable.name, item) for item in variable.value.split(",")
-    ]
+    numbers = [_number(variable.name, item) for item in variable.value.split(",")]
     if len(numbers) != endpoints:
         raise ConfigurationError(
             f"{variable.name} has {len(numbers)} number(s) for {endpoints} endpoint(s): write one "
             "for each"
         )
-    return numbers
+    return [*numbers]
 
 
 def _number(name: str, text: str) -> float:

@@ -75,6 +75,10 @@ class RowState(StrEnum):
     def terminal(self) -> bool:
         return self not in (RowState.CLAIMED, RowState.SENT)
 
+    @property
+    def unsuccessful(self) -> bool:
+        return self.terminal and self not in (RowState.SUCCEEDED, RowState.SKIPPED)
+
 
 @dataclass(frozen=True, slots=True)
 class StatusCounts:
@@ -86,7 +90,7 @@ class StatusCounts:
 
     @property
     def settled(self) -> int:
-        return self.succeeded + self.failed + self.dead
+        return sum(getattr(self, f.name) for f in fields(StatusCounts))
 
     def __add__(self, other: Self) -> Self:
         return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

@@ -3,7 +3,7 @@
 import random
 from bisect import bisect_right
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from darkroom_local.providers.api import ImageRequest
@@ -102,25 +102,11 @@ class EndpointStats:
     allowed_arrivals: list[float] = field(default_factory=list)
 
     def as_json(self, *, arrivals: bool) -> dict[str, Any]:
-        shown: dict[str, Any] = {
-            "calls": self.calls,
-            "allowed": self.allowed,
-            "refused": self.refused,
-            "paid_images": self.paid_images,
-            "connections": len(self.connections),
-            "in_flight": self.in_flight,
-            "max_in_flight": self.max_in_flight,
-            "max_in_window": max_in_window(sorted(self.arrivals), self.window_seconds),
-            "window_seconds": self.window_seconds,
-            "statuses": {str(status): count for status, count in self.statuses.items()},
-            "faults": self.faults,
-            "keys": self.keys,
-            "models": self.models,
-            "calls_by_marker": self.calls_by_marker,
-            "paid_by_marker": self.paid_by_marker,
-        }
-        if arrivals:
-            shown |= {"arrivals": self.arrivals, "allowed_arrivals": self.allowed_arrivals}
+        shown = {counter.name: getattr(self, counter.name) for counter in fields(self)}
+        shown["connections"] = len(self.connections)
+        shown["max_in_window"] = max_in_window(sorted(self.arrivals), self.window_seconds)
+        if not arrivals:
+            del shown["arrivals"], shown["allowed_arrivals"]
         return shown
 
 

@@ -36,6 +36,15 @@ TRANSIENT_CODES = frozenset(
     }
 )
 
+CONDITION_FAILED = "ConditionalCheckFailedException"
+TRANSACTION_CANCELLED = "TransactionCanceledException"
+# Reasons within a cancelled transaction: of the write whose condition failed, and of writes that
+# may succeed when the transaction is repeated.
+CONDITION_FAILED_REASON = "ConditionalCheckFailed"
+TRANSIENT_REASONS = frozenset(
+    {"None", "ProvisionedThroughputExceeded", "ThrottlingError", "TransactionConflict"}
+)
+
 # S3 answers a HEAD request for a missing object with the bare HTTP status.
 MISSING_CODES = frozenset({"404", "NoSuchKey", "NotFound"})
 # Nothing to read: the object, its version or its bucket is missing, or the version is a deletion.

@@ -22,7 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from darkroom.aws.errors import error_code, translate_errors
+from darkroom.aws.errors import (
+    CONDITION_FAILED,
+    CONDITION_FAILED_REASON,
+    TRANSACTION_CANCELLED,
+    TRANSIENT_REASONS,
+    error_code,
+    translate_errors,
+)
 from darkroom.aws.items import Item, ItemCodec, from_attribute, to_attribute
 from darkroom.errors import ServiceUnavailable
 from darkroom.jobs import Checkpoint, Counters, Run, Totals
@@ -46,12 +53,6 @@ _MAX_TRIES = 10
 _PAUSE_SECONDS = 0.02
 _PAUSE_CAP_SECONDS = 1.0
 _COUNTERS = tuple(field.name for field in fields(Counters))
-_TRANSIENT_CANCELLATIONS = {
-    "None",
-    "ProvisionedThroughputExceeded",
-    "ThrottlingError",
-    "TransactionConflict",
-}
 
 
 class _Conflict(Exception):
@@ -410,7 +411,7 @@ class LedgerTable:
                 yield from page["Items"]
 
     def _put(self, job: str, item: str, attributes: Item, version: int | None) -> Any:
-        """A put over the record of this version, or where no record is (None)."""
+        """A put that replaces the record of this version, or creates it (None)."""
         put = {
             "TableName": self._table,
             "Item": attributes | _key(job, item),
@@ -442,7 +443,7 @@ class LedgerTable:
             raise
 
     def _retry[T](self, attempt: Callable[[], T], failure: str) -> T:
-        """Repeat what another write was faster than. Raises ServiceUnavailable(failure)."""
+        """Repeat `attempt` after every _Conflict. Raises ServiceUnavailable(failure)."""
         for tries in range(1, _MAX_TRIES + 1):
             try:
                 return attempt()
@@ -457,16 +458,16 @@ class LedgerTable:
 def _raise_refusal(error: ClientError) -> None:
     """Raises _ConditionFailed or _Conflict if that is what the error means."""
     response: Any = error.response
-    if error_code(error) == "ConditionalCheckFailedException":
+    if error_code(error) == CONDITION_FAILED:
         raise _ConditionFailed(response.get("Item")) from error
-    if error_code(error) != "TransactionCanceledException":
+    if error_code(error) != TRANSACTION_CANCELLED:
         return
     reasons = response.get("CancellationReasons", [])
     codes = [reason.get("Code", "None") for reason in reasons]
-    if "ConditionalCheckFailed" in codes:
-        first_failed = codes[0] == "ConditionalCheckFailed"
-        raise _ConditionFailed(reasons[0].get("Item") if first_failed else None) from error
-    if set(codes) <= _TRANSIENT_CANCELLATIONS:
+    if CONDITION_FAILED_REASON in codes:
+        is_first = codes[0] == CONDITION_FAILED_REASON
+        raise _ConditionFailed(reasons[0].get("Item") if is_first else None) from error
+    if set(codes) <= TRANSIENT_REASONS:
         raise _Conflict from error
 
 

@@ -52,7 +52,6 @@ class _Attempt:
     slot_wait_ms: int = 0
     failures: list[tuple[Endpoint, CallFailed]] = field(default_factory=list)
     exhausted: set[str] = field(default_factory=set)  # no retries left
-    editors: dict[str, ImageEditor] = field(default_factory=dict)
     plans: dict[str, CallPlan] = field(default_factory=dict)
     ineligible: dict[str, str] = field(default_factory=dict)  # and why
     without_editor: set[str] = field(default_factory=set)
@@ -66,8 +65,8 @@ class _Attempt:
 class TieredDispatcher:
     """Implements ports.Dispatcher. One per process, shared by its threads.
 
-    `editor_of` is a function, so that an SDK is imported only when its provider is first called. A
-    provider for which it raises KeyError is skipped with one warning.
+    `editor_of` returns a cached editor. It is a function so that an SDK is imported only when its
+    provider is first needed. A provider for which it raises KeyError is skipped with one warning.
     """
 
     def __init__(  # noqa: PLR0917 - wiring, made in one place
@@ -86,7 +85,7 @@ class TieredDispatcher:
         self._telemetry = telemetry
         self._state_cache = StateCache(states, clock, telemetry)
         self._selector = Selector(self._state_cache, clock, rng)
-        self._outcomes = OutcomeRecorder(states, self._state_cache, telemetry)
+        self._outcomes = OutcomeRecorder(self._state_cache, telemetry)
         self._warned: set[str] = set()
 
     def dispatch(self, context: CallContext, deadline: float) -> DispatchResult:
@@ -135,7 +134,7 @@ class TieredDispatcher:
         if name in attempt.plans:
             return True
         try:
-            attempt.editors[name] = self._editor_of(endpoint.provider)
+            self._editor_of(endpoint.provider)
         except KeyError:
             self._warn_once("provider_missing", provider=endpoint.provider.value)
             attempt.without_editor.add(name)
@@ -228,8 +227,7 @@ class TieredDispatcher:
         try:
             attempt.context.before_call(endpoint, plan)
             attempt.calls += 1
-            sent_at = self._clock.now()
-            editor = attempt.editors[endpoint.name]
+            editor, sent_at = self._editor_of(endpoint.provider), self._clock.now()
             try:
                 return sent_at, editor.edit(plan, endpoint, permit.key, endpoint.timeout_seconds)
             except CallFailed as failure:

@@ -6,6 +6,7 @@ margin covers skew between the workers' clocks, a worker that wakes late (at mos
 it makes a new reservation), and the network delay to the provider.
 """
 
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -55,6 +56,20 @@ def slowed_interval(state: EndpointState, now: int) -> int:
     return interval if interval >= MIN_SLOWED_INTERVAL else 0
 
 
+def slowed_down(state: EndpointState, interval: int, now: int, unless_since: int) -> EndpointState:
+    """With another interval after a 429, unless one was set at `unless_since` or later."""
+    if state.slowed_at >= unless_since:
+        return state
+    return replace(state, slowed_interval=interval, slowed_at=now)
+
+
+def paused(state: EndpointState, until: int) -> EndpointState:
+    """Without any slot before `until`: those reserved already are void."""
+    if state.next_slot >= until:
+        return state
+    return replace(state, next_slot=until, paused_until=until)
+
+
 def rate_in_force(state: EndpointState, limits: Limits, now: int) -> tuple[int, int]:
     """(interval, tolerance). A slowed endpoint gets no bursts."""
     slowed = slowed_interval(state, now)
@@ -90,6 +105,7 @@ def plan_reservation(
         new_day=new_day,
         interval=interval,
         tolerance=tolerance,
+        horizon=latest_slot + tolerance,
         expired_leases=expired[:MAX_EXPIRED_LEASES],
     )
 

@@ -157,7 +157,7 @@ class RowHandler(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EditorBatch:
-    """`threads` is RowsPerWorker."""
+    """Handles the batches of all invocations. `threads` is RowsPerWorker."""
 
     editor: RowHandler
     runs: RunLedger

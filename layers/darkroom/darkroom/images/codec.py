@@ -127,7 +127,7 @@ def verify(data: bytes) -> None:
 def render(data: bytes, extension: str) -> tuple[bytes, str]:
     """A provider's image in the format of `output_name`'s extension, and its content type.
 
-    Takes png, jpg, jpeg and webp, with or without the dot. Bytes of that format are passed on
+    Accepts png, jpg, jpeg and webp, with or without the dot. Bytes of that format are passed on
     untouched. Raises CallFailed (unavailable, maybe charged) if `data` does not decode, which the
     provider adapters have already checked, and ValueError for another extension.
     """

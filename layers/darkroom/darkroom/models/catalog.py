@@ -15,6 +15,8 @@ from darkroom.images.codec import JPEG, MIB, PNG, WEBP
 from darkroom.models import sizes
 from darkroom.providers.registry import Provider
 
+_SNAPSHOT = re.compile(r"-\d{4}-\d{2}-\d{2}$")
+
 
 @dataclass(frozen=True, slots=True)
 class TokenPrices:
@@ -287,8 +289,6 @@ DEFAULTS: dict[Provider, Model] = {
 
 # --- Lookup and prices --------------------------------------------------------------------------
 
-_SNAPSHOT = re.compile(r"-\d{4}-\d{2}-\d{2}$")
-
 
 def find_model(provider: Provider, model: str) -> Model:
     """The model's entry, by its name, an alias or the name of a dated snapshot.
@@ -319,7 +319,7 @@ def image_price(
     if not prices:
         return None
     if not model.sizes:
-        return prices[resolution or "1K"]
+        return prices.get(resolution or "1K", max(prices.values()))
     fixed_quality = quality not in (None, "auto")
     keys = [k for k in prices if fixed_quality and k.split("/")[0] in (quality, "any")] or [*prices]
     if size in (None, "auto"):
@@ -349,14 +349,16 @@ def worst_cost(model: Model, plan: CallPlan) -> int | None:
     Text counts as one token per byte, which no tokenizer exceeds; thoughts as the catalogue's
     allowance, which is generous but not guaranteed by the provider.
     """
-    image = planned_image_price(model, plan)
-    prices = model.token_prices
+    image, prices = planned_image_price(model, plan), model.token_prices
     if image is None or prices is None:
         return None if image is None else image * plan.n
-    text_in = len(plan.prompt.encode()) * prices.text_in
-    images_in = len(plan.images) * prices.input_image_tokens * prices.image_in
-    thoughts = model.thinking_tokens * prices.text_out
-    return ceil(text_in + images_in + thoughts) + image * plan.n
+    tokens = token_cost(
+        model,
+        text_in=len(plan.prompt.encode()),
+        image_in=len(plan.images) * prices.input_image_tokens,
+        text_out=model.thinking_tokens,
+    )
+    return (tokens or 0) + image * plan.n
 
 
 def token_cost(

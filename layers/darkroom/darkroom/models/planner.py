@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from darkroom.calls import CallPlan, SourceImage
+from darkroom.endpoints import Endpoint
 from darkroom.errors import Ineligible
 from darkroom.formatting import plural
 from darkroom.images import codec
 from darkroom.models import sizes
 from darkroom.models.catalog import Model, find_model, worst_cost
-from darkroom.providers.registry import Provider
+from darkroom.providers.registry import Provider, likely_provider_of
 from darkroom.rows import RowRequest
 
 MAX_MASK_BYTES = 4 * codec.MIB - 1
@@ -23,6 +24,13 @@ _ORIENTATIONS = ((0.95, "portrait"), (1.05, "square"), (float("inf"), "landscape
 # For a quality the model does not have: the nearest of those it has, in this order.
 _QUALITY_ORDER = ("low", "medium", "high", "xhigh", "max")
 _EQUIVALENT_QUALITIES = {"standard": "medium", "hd": "high"}
+
+
+def model_for(requested: str | None, endpoint: Endpoint) -> str:
+    """The requested model where the endpoint's provider makes it, else the endpoint's own."""
+    if requested is None or likely_provider_of(requested) is not endpoint.provider:
+        return endpoint.model
+    return requested
 
 
 def plan_call(
@@ -65,6 +73,18 @@ def plan_call(
     )
 
 
+def check_operation(model: Model, *, images: bool, mask: bool) -> None:
+    """Raise Ineligible if the model cannot generate, edit or apply a mask, as the row requires."""
+    if images and not model.edits:
+        raise Ineligible(f"{model.name} only generates images, it cannot edit one")
+    if not images and not model.generates:
+        raise Ineligible(f"{model.name} needs an image to edit")
+    if mask and not images:
+        raise Ineligible("a mask needs an image to apply to")
+    if mask and not model.masks:
+        raise Ineligible(f"{model.name} does not support masks")
+
+
 @dataclass(slots=True)
 class _Draft:
     """A plan in the making; its methods add to `warnings`."""
@@ -73,34 +93,30 @@ class _Draft:
     model: Model
     warnings: list[str] = field(default_factory=list)
 
+    def _warn(self, sentence: str) -> None:
+        self.warnings.append(sentence)
+
     def warn_about_model(self, name: str) -> None:
         model = self.model
         if not model.known:
-            self.warnings.append(
+            self._warn(
                 f"{model.name} is not in Darkroom's model catalogue: it is called as an ordinary "
                 f"{model.provider.value} image model, and its price is not known"
             )
         if model.retired_on is not None:
-            self.warnings.append(
+            self._warn(
                 f"{model.name} was shut down by its provider on {model.retired_on.isoformat()}: "
                 "only a compatible endpoint still serves it"
             )
         if (ended := model.retired_names.get(name.removeprefix("models/"))) is not None:
-            self.warnings.append(
+            self._warn(
                 f"the name {name} was shut down by its provider on {ended.isoformat()}: "
                 f"use {model.name}"
             )
 
     def check_eligible(self, images: Sequence[SourceImage], mask: SourceImage | None) -> None:
         model, characters = self.model, len(self.request.instruction)
-        if images and not model.edits:
-            raise Ineligible(f"{model.name} only generates images, it cannot edit one")
-        if not images and not model.generates:
-            raise Ineligible(f"{model.name} needs an image to edit")
-        if mask is not None and not images:
-            raise Ineligible("a mask needs an image to apply to")
-        if mask is not None and not model.masks:
-            raise Ineligible(f"{model.name} does not support masks")
+        check_operation(model, images=bool(images), mask=mask is not None)
         if characters > model.max_prompt_characters:
             raise Ineligible(
                 f"the instruction has {characters} characters: {model.name} accepts at most "
@@ -116,7 +132,7 @@ class _Draft:
         model = self.model
         kept, dropped = images[: model.max_images], images[model.max_images :]
         if dropped:
-            self.warnings.append(
+            self._warn(
                 f"{model.name} accepts {plural(model.max_images, 'input image')}: left out "
                 f"{', '.join(image.name for image in dropped)}"
             )
@@ -129,13 +145,13 @@ class _Draft:
         model = self.model
         fitted = codec.square(image) if model.square_input else image
         if fitted is not image:
-            self.warnings.append(
+            self._warn(
                 f"{image.name} was padded with transparent bars: {model.name} accepts square "
                 "images only"
             )
         fitted = codec.fit(fitted, model.input_formats, max_bytes)
         if fitted.width < image.width:
-            self.warnings.append(
+            self._warn(
                 f"{image.name} was scaled from {image.width}x{image.height} to "
                 f"{fitted.width}x{fitted.height} to fit the limits of {model.name}"
             )
@@ -150,7 +166,7 @@ class _Draft:
             mask = codec.square(mask)
         first = images[0]
         if (mask.width, mask.height) != (first.width, first.height):
-            self.warnings.append(
+            self._warn(
                 f"the mask was scaled from {mask.width}x{mask.height} to "
                 f"{first.width}x{first.height}, the size of {first.name}"
             )
@@ -182,7 +198,7 @@ class _Draft:
                 resolution = sizes.nearest_resolution(width * height, model.resolutions)
             if request.aspect_ratio is None or request.resolution is None:
                 used = " ".join(x for x in (aspect_ratio, resolution) if x)
-                self.warnings.append(
+                self._warn(
                     f"{model.name} does not accept sizes in pixels: {request.size} became {used}"
                 )
         if aspect_ratio not in (None, *model.aspect_ratios):
@@ -201,7 +217,7 @@ class _Draft:
                     parsed[0] / parsed[1], parsed[0] * parsed[1], request.size
                 )
             if request.size.strip().lower() != "auto":
-                self.warnings.append(
+                self._warn(
                     f"{request.size!r} is not a valid size (like 1024x1536): left to the model"
                 )
         if request.aspect_ratio is None and request.resolution is None:
@@ -228,14 +244,12 @@ class _Draft:
             not model.free_sizes and not 1 / _SAME_AREA < sizes.area(size) / pixels < _SAME_AREA
         )
         if other_shape or other_area or (exact and size != requested.strip().lower()):
-            self.warnings.append(f"{model.name} does not offer {requested}: used {size} instead")
+            self._warn(f"{model.name} does not offer {requested}: used {size} instead")
         return size
 
     def _warn_about_resolution(self, resolution: str | None) -> None:
         if resolution != "1K":
-            self.warnings.append(
-                f"{self.model.name} has no resolution {resolution}: its default is used"
-            )
+            self._warn(f"{self.model.name} has no resolution {resolution}: its default is used")
 
     def quality(self) -> str | None:
         model = self.model
@@ -246,14 +260,10 @@ class _Draft:
             return requested
         rank = _quality_rank(requested)
         if rank is None or not model.qualities:
-            self.warnings.append(
-                f"{model.name} has no quality {self.request.quality}: it was left out"
-            )
+            self._warn(f"{model.name} has no quality {self.request.quality}: it was left out")
             return None
         nearest = min(model.qualities, key=lambda name: abs((_quality_rank(name) or 0) - rank))
-        self.warnings.append(
-            f"{model.name} has no quality {self.request.quality}: used {nearest} instead"
-        )
+        self._warn(f"{model.name} has no quality {self.request.quality}: used {nearest} instead")
         return nearest
 
     def output(self) -> tuple[str | None, str | None]:
@@ -264,37 +274,33 @@ class _Draft:
         output_format = kind if kind in model.output_formats and kind != "png" else None
         background = request.background
         if background is not None and background not in model.backgrounds:
-            self.warnings.append(
-                f"{model.name} has no background setting: {background} was left out"
-            )
+            self._warn(f"{model.name} has no background setting: {background} was left out")
             background = None
         if background == "transparent" and output_format == "jpeg":
-            self.warnings.append("a JPEG cannot be transparent: the background will be white")
+            self._warn("a JPEG cannot be transparent: the background will be white")
             background = None
         return background, output_format
 
     def prompt(self) -> str:
         """The instruction; with the shape in words where the model has no parameter for it."""
         request, model = self.request, self.model
-        requested = request.aspect_ratio or request.size
-        shapes = {sizes.ratio_of(size) for size in model.sizes}
-        if requested is None or model.aspect_ratios or len(shapes) > 1:
+        if model.aspect_ratios or len({sizes.ratio_of(size) for size in model.sizes}) > 1:
             return request.instruction
-        if request.aspect_ratio is None and sizes.parse_size(requested) is None:
+        parsed = sizes.parse_size(request.size or "")
+        shape = request.aspect_ratio or (parsed and f"{parsed[0]}x{parsed[1]}")
+        if not shape:
             return request.instruction
-        ratio = sizes.ratio_of(requested)
+        ratio = sizes.ratio_of(shape)
         orientation = next(name for limit, name in _ORIENTATIONS if ratio < limit)
         return (
             f"{request.instruction}\n\n"
-            f"Make the image {orientation}, with an aspect ratio of {requested}."
+            f"Make the image {orientation}, with an aspect ratio of {shape}."
         )
 
     def count(self) -> int:
         n, max_n = self.request.n, self.model.max_n
         if n > max_n:
-            self.warnings.append(
-                f"{self.model.name} makes {plural(max_n, 'image')} per call: n was {n}"
-            )
+            self._warn(f"{self.model.name} makes {plural(max_n, 'image')} per call: n was {n}")
         return min(n, max_n)
 
 

@@ -46,8 +46,7 @@ class Rule:
     """Matches when all of its conditions hold. An empty field always holds."""
 
     outcome: Outcome
-    statuses: tuple[int, ...] = ()  # a range as (500, 599) with `span`
-    span: bool = False
+    statuses: Sequence[int] = ()
     names: frozenset[str] = frozenset()  # one of them
     text: str = ""  # regular expression, case-insensitive
     is_json: bool | None = None
@@ -57,16 +56,11 @@ class Rule:
     def matches(self, failure: Failure) -> bool:
         if self.is_json is not None and self.is_json != failure.is_json:
             return False
-        if self.statuses and not self._has_status(failure.status):
+        if self.statuses and failure.status not in self.statuses:
             return False
         if self.names and not self.names & failure.names:
             return False
         return not self.text or re.search(self.text, failure.text, re.IGNORECASE) is not None
-
-    def _has_status(self, status: int) -> bool:
-        if self.span:
-            return self.statuses[0] <= status <= self.statuses[-1]
-        return status in self.statuses
 
 
 def names(*found: Any) -> frozenset[str]:
@@ -91,7 +85,6 @@ def classify(
             f"an unknown response (HTTP status {failure.status}): {detail}",
             retry_after_seconds=retry_after_seconds,
             maybe_charged=True,
-            status_code=failure.status,
             unknown=True,
         )
     outcome = rule.outcome
@@ -103,7 +96,6 @@ def classify(
         retry_after_seconds=retry_after_seconds,
         daily=rule.daily,
         maybe_charged=rule.maybe_charged,
-        status_code=failure.status,
     )
 
 

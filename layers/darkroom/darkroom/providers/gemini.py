@@ -42,21 +42,19 @@ API_VERSION = "v1"
 GEMINI_TABLE: tuple[Rule, ...] = (
     Rule(
         Outcome.KEY_REJECTED,
-        names=frozenset(
-            {
-                "api_key_invalid",
-                "api_key_expired",
-                "api_key_service_blocked",
-                "api_key_http_referrer_blocked",
-                "api_key_ip_address_blocked",
-                "consumer_suspended",
-                "service_disabled",
-                "access_token_scope_insufficient",
-            }
+        names=names(
+            "api_key_invalid",
+            "api_key_expired",
+            "api_key_service_blocked",
+            "api_key_http_referrer_blocked",
+            "api_key_ip_address_blocked",
+            "consumer_suspended",
+            "service_disabled",
+            "access_token_scope_insufficient",
         ),
     ),
     Rule(Outcome.KEY_REJECTED, statuses=(400, 401, 403), text=r"api[ _]key (?:not valid|expired)"),
-    Rule(Outcome.QUOTA_SPENT, names=frozenset({"billing_disabled"})),
+    Rule(Outcome.QUOTA_SPENT, names=names("billing_disabled")),
     Rule(Outcome.QUOTA_SPENT, statuses=(402,)),
     # An ordinary rate-limit 429 also contains "check your plan and billing details".
     Rule(
@@ -65,10 +63,10 @@ GEMINI_TABLE: tuple[Rule, ...] = (
         text=r"spend(?:ing)? (?:cap|limit)|credits? (?:is|are|have been) (?:depleted|exhausted)"
         r"|prepa(?:id|yment) (?:credits?|balance)|enable billing|limit: 0\b",
     ),
-    Rule(Outcome.RATE_LIMITED, names=frozenset({"quota:day"}), daily=True),
+    Rule(Outcome.RATE_LIMITED, names=names("quota:day"), daily=True),
     Rule(Outcome.RATE_LIMITED, statuses=(429,), text=r"\bper day\b", daily=True),
     Rule(Outcome.RATE_LIMITED, statuses=(429,)),
-    Rule(Outcome.RATE_LIMITED, names=frozenset({"resource_exhausted"})),
+    Rule(Outcome.RATE_LIMITED, names=names("resource_exhausted")),
     Rule(Outcome.KEY_REJECTED, statuses=(401,)),
     Rule(Outcome.KEY_REJECTED, statuses=(403,), is_json=True),
     Rule(Outcome.KEY_REJECTED, statuses=(400,), text=r"location is not supported"),
@@ -85,8 +83,8 @@ GEMINI_TABLE: tuple[Rule, ...] = (
     Rule(Outcome.BAD_REQUEST, statuses=(400, 409, 422), is_json=True),
     Rule(Outcome.UNAVAILABLE, statuses=(408, 425, 499)),
     Rule(Outcome.UNAVAILABLE, statuses=(504,), maybe_charged=True),
-    Rule(Outcome.UNAVAILABLE, statuses=(500, 599), span=True),
-    Rule(Outcome.UNAVAILABLE, statuses=(400, 499), span=True, is_json=False),
+    Rule(Outcome.UNAVAILABLE, statuses=range(500, 600)),
+    Rule(Outcome.UNAVAILABLE, statuses=range(400, 500), is_json=False),
 )
 
 # Why a candidate without an image ended. The category of a refusal is the reason's name.
@@ -218,20 +216,15 @@ def _read(response: Any, plan: CallPlan, key: str) -> EditResult:
     parts = list(_parts(response))
     blobs = [p.inline_data for p in parts if p.inline_data is not None]
     images = tuple(b.data for b in blobs if (b.mime_type or "image/").startswith("image/"))
-    text = safe_text(" ".join(p.text for p in parts if p.text), key)
     model = find_model(Provider.GEMINI, plan.model)
     cost = _cost(model, response.usage_metadata, has_images=bool(images))
     if not images:
+        text = safe_text(" ".join(p.text for p in parts if p.text), key)
         raise _no_image_failure(response, text, cost)
     with unusable_images(cost):
         for image in images:
             codec.verify(image or b"")
-    return EditResult(
-        images=images,
-        model=response.model_version or plan.model,
-        cost_micro_usd=cost,
-        text=text,
-    )
+    return EditResult(images, response.model_version or plan.model, cost)
 
 
 def _parts(response: Any) -> Iterator[Any]:

@@ -54,15 +54,21 @@ def time_left(
 
 
 class _Stream(httpcore2.NetworkStream):
-    """A connection whose every wait ends at the deadline."""
+    """A connection whose every wait ends at the deadline, and every response at a size."""
 
     def __init__(self, inner: httpcore2.NetworkStream) -> None:
         self._inner = inner
+        self._received = 0  # bytes since the last request
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, time_left(timeout, httpcore2.ReadTimeout))
+        data = self._inner.read(max_bytes, time_left(timeout, httpcore2.ReadTimeout))
+        self._received += len(data)
+        if self._received > MAX_RESPONSE_BYTES:
+            raise httpcore2.ReadError("the response is larger than any image can be")
+        return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._received = 0
         view = memoryview(buffer)
         for start in range(0, len(view), _WRITE_BYTES):
             part = bytes(view[start : start + _WRITE_BYTES])
@@ -117,47 +123,11 @@ class DeadlineBackend(httpcore2.NetworkBackend):
         raise failure
 
 
-@contextmanager
-def _as_httpx_errors(request: httpx2.Request) -> Iterator[None]:
-    """Translates errors of httpcore2 into those of the same name of httpx2."""
-    try:
-        yield
-    except (
-        httpcore2.TimeoutException,
-        httpcore2.NetworkError,
-        httpcore2.ProtocolError,
-        httpcore2.ProxyError,
-        httpcore2.UnsupportedProtocol,
-    ) as error:
-        kind = getattr(httpx2, type(error).__name__, httpx2.TransportError)
-        raise kind(str(error), request=request) from error
-
-
-class _Body(httpx2.SyncByteStream):
-    """A response's body, cut off at MAX_RESPONSE_BYTES."""
-
-    def __init__(self, inner: Any, request: httpx2.Request) -> None:
-        self._inner = inner
-        self._request = request
-
-    def __iter__(self) -> Iterator[bytes]:
-        received = 0
-        with _as_httpx_errors(self._request):
-            for part in self._inner:
-                received += len(part)
-                if received > MAX_RESPONSE_BYTES:
-                    raise httpcore2.ReadError("the response is larger than any image can be")
-                yield part
-
-    def close(self) -> None:
-        with _as_httpx_errors(self._request):
-            self._inner.close()
-
-
-class DeadlineTransport(httpx2.BaseTransport):
-    """A connection pool that keeps to `deadline`; otherwise as httpx2's own transport."""
+class _DeadlineTransport(httpx2.HTTPTransport):
+    """httpx2's own transport over the deadline-bounded back end."""
 
     def __init__(self) -> None:
+        # In place of httpx2's own pool, whose back end cannot be chosen.
         self._pool = httpcore2.ConnectionPool(
             ssl_context=httpx2.create_ssl_context(),
             max_connections=MAX_CONNECTIONS,
@@ -166,36 +136,11 @@ class DeadlineTransport(httpx2.BaseTransport):
             network_backend=DeadlineBackend(),
         )
 
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        core_request = httpcore2.Request(
-            method=request.method,
-            url=httpcore2.URL(
-                scheme=request.url.raw_scheme,
-                host=request.url.raw_host,
-                port=request.url.port,
-                target=request.url.raw_path,
-            ),
-            headers=request.headers.raw,
-            content=request.stream,
-            extensions=request.extensions,
-        )
-        with _as_httpx_errors(request):
-            response = self._pool.handle_request(core_request)
-        return httpx2.Response(
-            status_code=response.status,
-            headers=response.headers,
-            stream=_Body(response.stream, request),
-            extensions=response.extensions,
-        )
-
-    def close(self) -> None:
-        self._pool.close()
-
 
 def new_client() -> httpx2.Client:
     """Follows no redirects (they would carry the key along), uses no proxies of the environment."""
     return httpx2.Client(
-        transport=DeadlineTransport(), follow_redirects=False, trust_env=False, timeout=60
+        transport=_DeadlineTransport(), follow_redirects=False, trust_env=False, timeout=60
     )
 
 

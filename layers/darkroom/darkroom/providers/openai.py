@@ -37,21 +37,19 @@ if TYPE_CHECKING:
 BASE_URL = "https://api.openai.com/v1"
 _EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 
-REFUSALS = frozenset(
-    {
-        "moderation_blocked",
-        "content_policy_violation",
-        "content_filter",
-        "contentfilter",
-        "responsibleaipolicyviolation",
-        "image_generation_user_error",
-    }
+_REFUSALS = names(
+    "moderation_blocked",
+    "content_policy_violation",
+    "content_filter",
+    "contentfilter",
+    "responsibleaipolicyviolation",
+    "image_generation_user_error",
 )
 
 OPENAI_TABLE: tuple[Rule, ...] = (
     # These are refusals whatever their status.
-    Rule(Outcome.REFUSED, names=frozenset({"moderation_blocked", "content_policy_violation"})),
-    Rule(Outcome.REFUSED, names=REFUSALS, statuses=(400, 403, 422)),
+    Rule(Outcome.REFUSED, names=names("moderation_blocked", "content_policy_violation")),
+    Rule(Outcome.REFUSED, names=_REFUSALS, statuses=(400, 403, 422)),
     Rule(
         Outcome.REFUSED,
         statuses=(400, 403),
@@ -61,13 +59,11 @@ OPENAI_TABLE: tuple[Rule, ...] = (
     # A spent budget is not a rate limit, though both are a 429.
     Rule(
         Outcome.QUOTA_SPENT,
-        names=frozenset(
-            {
-                "insufficient_quota",
-                "billing_hard_limit_reached",
-                "billing_not_active",
-                "quota_exceeded",
-            }
+        names=names(
+            "insufficient_quota",
+            "billing_hard_limit_reached",
+            "billing_not_active",
+            "quota_exceeded",
         ),
     ),
     Rule(Outcome.QUOTA_SPENT, statuses=(402,)),
@@ -79,9 +75,9 @@ OPENAI_TABLE: tuple[Rule, ...] = (
         daily=True,
     ),
     Rule(Outcome.RATE_LIMITED, statuses=(429,)),
-    Rule(Outcome.RATE_LIMITED, names=frozenset({"rate_limit_exceeded"})),
+    Rule(Outcome.RATE_LIMITED, names=names("rate_limit_exceeded")),
     Rule(Outcome.KEY_REJECTED, statuses=(401,)),
-    Rule(Outcome.KEY_REJECTED, names=frozenset({"invalid_api_key", "account_deactivated"})),
+    Rule(Outcome.KEY_REJECTED, names=names("invalid_api_key", "account_deactivated")),
     Rule(Outcome.KEY_REJECTED, statuses=(403,), is_json=True),
     # The endpoint's own model or path does not exist: another key or endpoint may have it. Where
     # the row named the model, `classify` rejects the row instead.
@@ -91,8 +87,8 @@ OPENAI_TABLE: tuple[Rule, ...] = (
     Rule(Outcome.UNAVAILABLE, statuses=(408, 425)),
     # The gateway gave up on work that may continue behind it.
     Rule(Outcome.UNAVAILABLE, statuses=(504, 522, 524), maybe_charged=True),
-    Rule(Outcome.UNAVAILABLE, statuses=(500, 599), span=True),
-    Rule(Outcome.UNAVAILABLE, statuses=(400, 499), span=True, is_json=False),
+    Rule(Outcome.UNAVAILABLE, statuses=range(500, 600)),
+    Rule(Outcome.UNAVAILABLE, statuses=range(400, 500), is_json=False),
 )
 
 
@@ -200,12 +196,7 @@ class OpenAIImageEditor:
             raise CallFailed(Outcome.NO_IMAGE, "a response without an image", cost_micro_usd=cost)
         with unusable_images(cost):
             images = tuple(self._image(item) for item in data)
-        return EditResult(
-            images=images,
-            model=plan.model,
-            cost_micro_usd=cost,
-            text=getattr(data[0], "revised_prompt", None) or "",
-        )
+        return EditResult(images, plan.model, cost)
 
     def _image(self, item: Any) -> bytes:
         """One image, decoded in full. Raises ValueError (binascii's error is one too)."""

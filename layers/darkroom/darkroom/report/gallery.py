@@ -7,7 +7,7 @@ computes the values that the templates show.
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, partial
 from hashlib import sha256
@@ -22,11 +22,11 @@ from darkroom.formatting import duration, money
 from darkroom.jobs import ResultPaths
 from darkroom.providers.registry import Provider
 from darkroom.report.rows import ReportRow
-from darkroom.report.summary import JobSummary, TimelineSummary
-from darkroom.rows import RowState, StatusCounts
+from darkroom.report.summary import SETTLED_STATUSES, JobSummary, TimelineSummary, unsuccessful
+from darkroom.rows import RowState
 
 ROWS_PER_PAGE = 100
-MAX_THUMB_BYTES = 400_000
+_MAX_THUMB_BYTES = 400_000
 _MAX_LINKS = 200  # to the rows of one group of failures
 _PAGER_REACH = 2  # pages linked on either side of the current one
 _LONG_INSTRUCTION = 260  # characters shown before the text is folded
@@ -36,7 +36,6 @@ _MIN_CHART_BARS = 12  # a short job gets narrow bars, not a block
 _TEMPLATES = Path(__file__).parent / "templates"
 _STATUSES = [state.value for state in RowState if state.terminal]
 _PROVIDERS = [*(provider.value for provider in Provider), "none"]  # none: no provider was called
-_CHART_STATUSES = [f.name for f in fields(StatusCounts)]  # from the bottom of a bar to its top
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +84,7 @@ class Gallery:
         edited = counts.succeeded - counts.resumed
         return {
             "note": self.note,
+            "settled_statuses": SETTLED_STATUSES,
             "rows_per_minute": edited / seconds * 60 if seconds > 0 else 0,
             "chart": _chart(self.summary.timeline),
             "failure_links": self._failure_links(),
@@ -97,7 +97,7 @@ class Gallery:
         }
         for index, row in enumerate(self.rows):
             group = links.get((row.status.value, row.reason), [])
-            if row.failed and len(group) < _MAX_LINKS:
+            if row.status.unsuccessful and len(group) < _MAX_LINKS:
                 page = index // ROWS_PER_PAGE + 1
                 file = "" if page == 1 else _page_file(self.summary.job, page)
                 group.append((row.row, f"{file}#r-{row.row}"))
@@ -160,6 +160,7 @@ def _environment() -> Environment:
         remediation=remediation,
         seconds=lambda ms: f"{ms / 1000:.1f} s",
         thousands="{:,}".format,
+        unsuccessful=unsuccessful,
         when=_when,
     )
     return environment
@@ -167,7 +168,7 @@ def _environment() -> Environment:
 
 def _data_uri(thumb: bytes | None) -> str | None:
     """The image inline; None if there is none, or none that a page may embed."""
-    if thumb is None or len(thumb) > MAX_THUMB_BYTES:
+    if thumb is None or len(thumb) > _MAX_THUMB_BYTES:
         return None
     if thumb[:4] == b"RIFF" and thumb[8:12] == b"WEBP":
         mime = "webp"
@@ -257,7 +258,7 @@ def _chart(timeline: TimelineSummary) -> dict[str, object] | None:
     """Stacked bars as an SVG that stretches to its box; colours come from the classes."""
     if not timeline.bars:
         return None
-    counts = [{s: getattr(bar, s) for s in _CHART_STATUSES} for bar in timeline.bars]
+    counts = [{s: getattr(bar, s) for s in SETTLED_STATUSES} for bar in timeline.bars]
     tallest = max(sum(bar.values()) for bar in counts)
     step = _CHART_WIDTH / max(len(counts), _MIN_CHART_BARS)
     return {
@@ -267,13 +268,13 @@ def _chart(timeline: TimelineSummary) -> dict[str, object] | None:
         "end": timeline.bars[-1].start,
         "bar_seconds": timeline.bar_seconds,
         "tallest": tallest,
-        "statuses": [s for s in _CHART_STATUSES if any(bar[s] for bar in counts)],
+        "statuses": [s for s in SETTLED_STATUSES if any(bar[s] for bar in counts)],
         "bars": [
             {
                 "x": index * step,
                 "width": step * 0.82,
                 "counts": bar,
-                "segments": _segments(bar, _CHART_HEIGHT / tallest),
+                "segments": _segments(bar, tallest),
             }
             for index, bar in enumerate(counts)
             if any(bar.values())
@@ -281,9 +282,10 @@ def _chart(timeline: TimelineSummary) -> dict[str, object] | None:
     }
 
 
-def _segments(counts: dict[str, int], scale: float) -> Iterator[dict[str, object]]:
-    top = float(_CHART_HEIGHT)
+def _segments(counts: dict[str, int], tallest: int) -> Iterator[dict[str, object]]:
+    y = float(_CHART_HEIGHT)
     for status, count in counts.items():
+        height = count / tallest * _CHART_HEIGHT
+        y -= height
         if count:
-            top -= count * scale
-            yield {"status": status, "y": top, "height": count * scale}
+            yield {"status": status, "y": y, "height": height}

@@ -1,7 +1,7 @@
 """The notification to the jobs topic: one per report, so another one after a redrive."""
 
 from darkroom.formatting import duration, money
-from darkroom.report.summary import JobSummary
+from darkroom.report.summary import SETTLED_STATUSES, JobSummary, unsuccessful
 
 _MAX_SUBJECT_CHARS = 100  # SNS: at most 100 ASCII characters, no line breaks
 
@@ -20,7 +20,7 @@ def _headline(summary: JobSummary) -> str:
     if summary.state == "failed":
         return "file rejected"
     counts = summary.counts
-    failed = counts.failed + counts.dead
+    failed = unsuccessful(counts)
     return f"{counts.succeeded:,} of {counts.rows:,} rows succeeded" + (
         f", {failed:,} did not" if failed else ""
     )
@@ -28,11 +28,13 @@ def _headline(summary: JobSummary) -> str:
 
 def _figures(summary: JobSummary) -> list[str]:
     counts, cost = summary.counts, summary.cost
+    notes = {
+        "succeeded": f" ({counts.resumed:,} of them in an earlier upload)",
+        "dead": " (in the dead-letter queue)" if counts.dead else "",
+    }
     lines = [
         f"Rows: {counts.rows:,}",
-        f"Succeeded: {counts.succeeded:,} ({counts.resumed:,} of them in an earlier upload)",
-        f"Failed: {counts.failed:,}",
-        f"Dead: {counts.dead:,}" + (" (in the dead-letter queue)" if counts.dead else ""),
+        *(f"{s.capitalize()}: {getattr(counts, s):,}{notes.get(s, '')}" for s in SETTLED_STATUSES),
         f"Skipped: {counts.skipped:,}",
         f"Cost of this upload: {money(cost.this_run_usd)}"
         + (f" without {cost.unpriced_rows:,} unpriced rows" if cost.unpriced_rows else ""),

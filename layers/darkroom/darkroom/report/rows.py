@@ -48,10 +48,6 @@ class ReportRow:
     def reason(self) -> str:
         return self.result.reason.value if self.result.reason else ""
 
-    @property
-    def failed(self) -> bool:
-        return self.status in (RowState.FAILED, RowState.DEAD)
-
 
 def report_rows(sources: Iterable[JobRow], rows: RowLedger, run: Run) -> Iterator[ReportRow]:
     """Join the CSV with the ledger, in the order of the CSV, in constant memory, with prefetch."""

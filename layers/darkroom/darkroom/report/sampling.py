@@ -55,7 +55,7 @@ class GallerySelection:
             self._left_out += 1
             return
         row = _shortened(row)
-        (self._failed if row.failed else self._others).add(row)
+        (self._failed if row.status.unsuccessful else self._others).add(row)
         if self._all is not None:
             self._all.append(row)
             if len(self._all) > SHOW_ALL_UP_TO:

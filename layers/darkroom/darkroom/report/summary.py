@@ -18,6 +18,7 @@ from darkroom.jobs import JobOptions, ResultPaths, Run, RunState
 from darkroom.report.rows import ReportRow
 from darkroom.rows import RowState, StatusCounts
 
+SETTLED_STATUSES = tuple(f.name for f in fields(StatusCounts))
 MAX_BARS = 60
 MAX_WARNINGS = 50  # different texts
 _MAX_EXAMPLE_CHARS = 500
@@ -293,7 +294,7 @@ class Aggregate:
         self.unaccounted += row.unaccounted
         if row.status is RowState.SUCCEEDED:
             self._models[result.model or ""] += 1
-        elif row.reason and row.status is not RowState.SKIPPED:
+        elif row.reason and row.status.unsuccessful:
             group = row.status, row.reason
             example = _FailureExample(row.row, result.detail[:_MAX_EXAMPLE_CHARS])
             self._failures.setdefault(group, example).rows += 1
@@ -367,7 +368,7 @@ class Aggregate:
             **_by_status(self._statuses),
             skipped=self._statuses[RowState.SKIPPED],
             resumed=self._earlier[RowState.SUCCEEDED],
-            kept_failed=self._earlier[RowState.FAILED] + self._earlier[RowState.DEAD],
+            kept_failed=sum(n for state, n in self._earlier.items() if state.unsuccessful),
         )
 
     def _by_reason(self) -> dict[str, int]:
@@ -408,6 +409,11 @@ class Aggregate:
         return tuple(warnings)
 
 
+def unsuccessful(counts: RowCounts | EndpointSummary) -> int:
+    """Rows that are failed or dead."""
+    return sum(getattr(counts, s) for s in SETTLED_STATUSES if RowState(s).unsuccessful)
+
+
 def utc(seconds: float) -> datetime:
     return datetime.fromtimestamp(round(seconds, 3), UTC)
 
@@ -418,7 +424,7 @@ def _usd(micro: int) -> float:
 
 def _by_status(counts: Mapping[RowState, int]) -> dict[str, int]:
     """The fields of StatusCounts."""
-    return {f.name: counts.get(RowState(f.name), 0) for f in fields(StatusCounts)}
+    return {status: counts.get(RowState(status), 0) for status in SETTLED_STATUSES}
 
 
 def _run_fields(run: Run, finished_at: float) -> dict[str, Any]:
