@@ -183,6 +183,10 @@ class JobRows:
     options: JobOptions
     row_filter: RowFilter
 
+    @property
+    def header(self) -> tuple[str, ...]:
+        return self.columns.header
+
     def __iter__(self) -> Iterator[JobRow]:
         return self.from_row(0, 0)
 

@@ -122,7 +122,7 @@ class Reporter:
         try:
             source = self.job_rows(run)
             rows = report_rows(source, self.rows, run)
-            return self._stream(run, source.columns.header, rows, Aggregate())
+            return self._stream(run, source.header, rows, Aggregate())
         except JobRejected as error:
             # It was readable when the job began: since then it, or its key, was deleted.
             self.telemetry.warning("csv_gone_before_report", job=run.job, why=str(error))
