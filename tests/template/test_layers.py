@@ -119,3 +119,14 @@ def test_the_layer_takes_only_packages_with_the_locked_hash(installer: str, tmp_
     done = build(tmp_path, installer, tampered + "\n")
     assert done.returncode != 0
     assert "hash" in done.stderr.lower()
+
+
+def test_the_domain_layer_contains_the_templates_of_the_gallery(tmp_path: Path) -> None:
+    domain = ROOT / "layers" / "darkroom"
+    command = ("make", "-C", domain, "build-DarkroomLayer", f"ARTIFACTS_DIR={tmp_path}")
+    subprocess.run(command, check=True, capture_output=True)
+    templates = Path("darkroom") / "report" / "templates"
+    contents = {path.name: path.read_bytes() for path in (domain / templates).iterdir()}
+    assert {"base.html", "card.html", "gallery.css"} <= set(contents)
+    built = (tmp_path / "python" / templates).iterdir()
+    assert {path.name: path.read_bytes() for path in built} == contents

@@ -6,9 +6,9 @@ import pytest
 
 from darkroom.calls import CallFailed, EditResult, Outcome
 from darkroom.editor.batch import TIMINGS
-from darkroom.editor.row_editor import model_for
 from darkroom.errors import DeferRow, Reason, RetryRow, RowRejected, ServiceUnavailable
 from darkroom.jobs import RunState
+from darkroom.models.planner import model_for
 from darkroom.rows import RowMessage, RowState
 from tests.fakes.editing import JOB, EditorHarness, endpoint, png
 from tests.fakes.services import fail_once

@@ -153,8 +153,8 @@ def test_text_and_attributes_read_back_as_they_were(text: str) -> None:
     source = f'https://x.test/"><script>{text}'
     row = report_row(3, **FAILED | {"instruction": text, "images": (source,), "endpoint": text})
     parsed = Parsed(pages(row, report_row(4, **EDITED | {"instruction": text}))[0])
-    said = [e.text for e in parsed.all("p") if e.attributes.get("class") == "say"]
-    assert said == [text, text]
+    shown = [e.text for e in parsed.all("p") if e.attributes.get("class") == "say"]
+    assert shown == [text, text]
     assert [e.text for e in parsed.all("a") if e.attributes["href"] == source] == [source]
     assert f"After: {text}" in parsed.values("alt")
 

@@ -13,7 +13,7 @@ from darkroom.errors import DeferRow, LeaseLost, Reason, RetryRow, RowRejected, 
 from darkroom.formatting import money
 from darkroom.jobs import Run, RunState
 from darkroom.metrics import Metric
-from darkroom.models.planner import plan_call
+from darkroom.models.planner import model_for, plan_call
 from darkroom.ports import (
     Clock,
     Dispatcher,
@@ -23,7 +23,6 @@ from darkroom.ports import (
     RowQueue,
     Telemetry,
 )
-from darkroom.providers.registry import likely_provider_of
 from darkroom.retry import backoff, with_jitter
 from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowResult, RowState
 
@@ -33,13 +32,6 @@ _STATUS_METRICS = {
     RowState.FAILED: Metric.ROWS_FAILED,
     RowState.DEAD: Metric.ROWS_DEAD,
 }
-
-
-def model_for(requested: str | None, endpoint: Endpoint) -> str:
-    """The requested model where the endpoint's provider makes it, else the endpoint's own."""
-    if requested is None or likely_provider_of(requested) is not endpoint.provider:
-        return endpoint.model
-    return requested
 
 
 @dataclass(slots=True)

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from darkroom.calls import CallPlan, SourceImage
+from darkroom.endpoints import Endpoint
 from darkroom.errors import Ineligible
 from darkroom.formatting import plural
 from darkroom.images import codec
 from darkroom.models import sizes
 from darkroom.models.catalog import Model, find_model, worst_cost
-from darkroom.providers.registry import Provider
+from darkroom.providers.registry import Provider, likely_provider_of
 from darkroom.rows import RowRequest
 
 MAX_MASK_BYTES = 4 * codec.MIB - 1
@@ -23,6 +24,13 @@ _ORIENTATIONS = ((0.95, "portrait"), (1.05, "square"), (float("inf"), "landscape
 # For a quality the model does not have: the nearest of those it has, in this order.
 _QUALITY_ORDER = ("low", "medium", "high", "xhigh", "max")
 _EQUIVALENT_QUALITIES = {"standard": "medium", "hd": "high"}
+
+
+def model_for(requested: str | None, endpoint: Endpoint) -> str:
+    """The requested model where the endpoint's provider makes it, else the endpoint's own."""
+    if requested is None or likely_provider_of(requested) is not endpoint.provider:
+        return endpoint.model
+    return requested
 
 
 def plan_call(
@@ -65,6 +73,18 @@ def plan_call(
     )
 
 
+def check_operation(model: Model, *, images: bool, mask: bool) -> None:
+    """Raise Ineligible if the model cannot generate, edit or apply a mask, as the row requires."""
+    if images and not model.edits:
+        raise Ineligible(f"{model.name} only generates images, it cannot edit one")
+    if not images and not model.generates:
+        raise Ineligible(f"{model.name} needs an image to edit")
+    if mask and not images:
+        raise Ineligible("a mask needs an image to apply to")
+    if mask and not model.masks:
+        raise Ineligible(f"{model.name} does not support masks")
+
+
 @dataclass(slots=True)
 class _Draft:
     """A plan in the making; its methods add to `warnings`."""
@@ -96,14 +116,7 @@ class _Draft:
 
     def check_eligible(self, images: Sequence[SourceImage], mask: SourceImage | None) -> None:
         model, characters = self.model, len(self.request.instruction)
-        if images and not model.edits:
-            raise Ineligible(f"{model.name} only generates images, it cannot edit one")
-        if not images and not model.generates:
-            raise Ineligible(f"{model.name} needs an image to edit")
-        if mask is not None and not images:
-            raise Ineligible("a mask needs an image to apply to")
-        if mask is not None and not model.masks:
-            raise Ineligible(f"{model.name} does not support masks")
+        check_operation(model, images=bool(images), mask=mask is not None)
         if characters > model.max_prompt_characters:
             raise Ineligible(
                 f"the instruction has {characters} characters: {model.name} accepts at most "

@@ -26,7 +26,7 @@ from darkroom.report.summary import SETTLED_STATUSES, JobSummary, TimelineSummar
 from darkroom.rows import RowState
 
 ROWS_PER_PAGE = 100
-MAX_THUMB_BYTES = 400_000
+_MAX_THUMB_BYTES = 400_000
 _MAX_LINKS = 200  # to the rows of one group of failures
 _PAGER_REACH = 2  # pages linked on either side of the current one
 _LONG_INSTRUCTION = 260  # characters shown before the text is folded
@@ -168,7 +168,7 @@ def _environment() -> Environment:
 
 def _data_uri(thumb: bytes | None) -> str | None:
     """The image inline; None if there is none, or none that a page may embed."""
-    if thumb is None or len(thumb) > MAX_THUMB_BYTES:
+    if thumb is None or len(thumb) > _MAX_THUMB_BYTES:
         return None
     if thumb[:4] == b"RIFF" and thumb[8:12] == b"WEBP":
         mime = "webp"

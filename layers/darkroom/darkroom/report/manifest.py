@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 
 from darkroom.report.rows import ReportRow
 
-OUTPUT_SEPARATOR = "|"
+_OUTPUT_SEPARATOR = "|"
 
 _CELLS: dict[str, Callable[[ReportRow], str]] = {
     "row": lambda row: str(row.row),
     "status": lambda row: row.status.value,
     "reason": lambda row: row.reason,
     "detail": lambda row: " ".join(row.result.detail.split()),
-    "output": lambda row: OUTPUT_SEPARATOR.join(row.result.outputs),
+    "output": lambda row: _OUTPUT_SEPARATOR.join(row.result.outputs),
     "provider": lambda row: row.result.provider or "",
     "endpoint": lambda row: row.result.endpoint or "",
     "model": lambda row: row.result.model or "",

@@ -5,17 +5,15 @@ In this order, so that a job.json with the run's id means that everything else i
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Protocol
 
 from pydantic import ValidationError
 
 from darkroom.csv_input.reader import JobRows
 from darkroom.errors import DarkroomError, JobRejected, ServiceUnavailable
 from darkroom.jobs import ResultPaths, Run, RunState
-from darkroom.ports import Clock, ObjectStore, RowLedger, RunLedger, Telemetry
+from darkroom.ports import Clock, ObjectStore, RowLedger, RunLedger, Telemetry, Uploads
 from darkroom.report.gallery import Gallery, Thumbs, page_count, rejected_page, replaced_page
 from darkroom.report.manifest import ManifestFormat
 from darkroom.report.notification import notification
@@ -25,7 +23,7 @@ from darkroom.report.summary import Aggregate, JobSummary, rejected_summary
 
 # Just over the reporter's time-out (900 s): the lease of a reporter that was killed ends before
 # Lambda's second retry.
-LEASE_SECONDS = 915.0
+_LEASE_SECONDS = 915.0
 _THUMB_THREADS = 16
 _MAX_REBUILDS = 3
 _CSV = "text/csv; charset=utf-8"
@@ -35,17 +33,6 @@ _WITHOUT_CSV = (
     "This report lists the rows in the ledger, without the columns of the CSV; rows that were "
     "never queued (bad input, outside filter-rows) are missing."
 )
-
-
-class Sink(Protocol):
-    def write(self, data: bytes, /) -> object: ...
-
-
-class Uploads(Protocol):
-    """Objects of any size, written as a stream."""
-
-    def open(self, key: str, content_type: str) -> AbstractContextManager[Sink]:
-        """The object appears when the block ends without an error, and not at all otherwise."""
 
 
 class ReportOutcome(StrEnum):
@@ -86,7 +73,7 @@ class Reporter:
                 return ReportOutcome.NO_SUCH_JOB
             if run.state is RunState.FAILED:
                 return self._report_rejected_file(run)
-            if not self.runs.begin_report(run, LEASE_SECONDS, owner):
+            if not self.runs.begin_report(run, _LEASE_SECONDS, owner):
                 made = run.finished_at is not None
                 return ReportOutcome.ALREADY_MADE if made else ReportOutcome.NOT_READY
             try:
