@@ -212,11 +212,11 @@ def with_session(run: Callable[..., None]) -> Callable[..., None]:
     parameters = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
 
     @functools.wraps(run)
-    def command(ctx: typer.Context, *, as_json: bool, **given: Any) -> None:
-        chosen = Target(**{name: given.pop(name) for name in target})
+    def command(ctx: typer.Context, *, as_json: bool, **values: Any) -> None:
+        chosen = Target(**{name: values.pop(name) for name in target})
         session = Session(chosen, as_json, ctx.obj or Wiring())
         with _error_messages(session):
-            run(session, **given, **ctx.meta.get(JOB_OPTIONS, {}))
+            run(session, **values, **ctx.meta.get(JOB_OPTIONS, {}))
 
     signature = inspect.Signature([context, *parameters, as_json, *target.values()])
     command.__signature__ = signature  # type: ignore[attr-defined]  # read by inspect.signature
