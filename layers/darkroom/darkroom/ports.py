@@ -69,13 +69,16 @@ class SecretSource(Protocol):
 
 
 class CallContext(Protocol):
-    """One row during its dispatch: plans the calls, and is notified before and after each."""
+    """One row during its dispatch: plans the calls, and is notified before and after each.
+
+    The notifications raise ServiceUnavailable when the ledger does not answer.
+    """
 
     def plan(self, endpoint: Endpoint) -> CallPlan:
-        """Fit the row to the endpoint's model. Raises Ineligible."""
+        """Fit the row to the endpoint's model. Raises Ineligible, RowRejected."""
 
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
-        """Just before money is spent. Raises RowRejected (budget, stopped) or LeaseLost."""
+        """Just before money is spent. Raises RowRejected (budget, stopped), LeaseLost."""
 
     def after_call(
         self, endpoint: Endpoint, plan: CallPlan, outcome: EditResult | CallFailed
@@ -152,7 +155,7 @@ class CsvStore(Protocol):
     """The input bucket, read at one version of an object."""
 
     def metadata(self, source: Source) -> Mapping[str, str]:
-        """User metadata. Raises JobRejected when the object is gone."""
+        """User metadata. Raises JobRejected when the object is gone, ServiceUnavailable."""
 
     def read(self, source: Source, offset: int = 0) -> Iterator[bytes]:
         """Bytes from `offset` to the end. Raises JobRejected, ServiceUnavailable."""
