@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from darkroom.calls import CallFailed, CallPlan, EditResult
 from darkroom.endpoint_state import (
     EndpointState,
+    Rejection,
     Reservation,
     ReservationRequest,
     Settlement,
@@ -121,8 +122,11 @@ class EndpointStates(Protocol):
 
     def reserve(
         self, endpoint: str, request: ReservationRequest, last_known: EndpointState | None = None
-    ) -> Reservation:
-        """Reserve the earliest slot (`rate_limiter`); a `last_known` state saves a round trip."""
+    ) -> tuple[Reservation | Rejection, EndpointState]:
+        """Reserve the earliest slot; also the newest state.
+
+        A `last_known` state saves a round trip.
+        """
 
     def settle(self, endpoint: str, settlement: Settlement) -> EndpointState:
         """End a reservation: release its lease and count its call for the endpoint's health."""
