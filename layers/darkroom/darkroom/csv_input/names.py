@@ -45,12 +45,12 @@ def parse_output_name(text: str) -> str:
     parts = name.removeprefix("images/").split("/")
     suffix = "." + parts[-1].rpartition(".")[2].lower() if "." in parts[-1] else ""
     if forbidden := _FORBIDDEN.search(name):
-        problem = (
-            f"contains {_character(forbidden[0])}, which some systems do not allow in a file name"
-        )
+        found = forbidden[0]
+        shown = f"'{found}'" if found.isprintable() else f"the character U+{ord(found):04X}"
+        problem = f"contains {shown}, which some systems do not allow in a file name"
     elif name.startswith("/"):
         problem = "begins with a slash: write a name or a path below the job's images folder"
-    elif part_problems := [found for part in parts if (found := _part_problem(part))]:
+    elif part_problems := [problem for part in parts if (problem := _part_problem(part))]:
         problem = part_problems[0]
     elif any(part.casefold() in _RESERVED_FOLDERS for part in parts[:-1]):
         problem = "uses a folder named images or thumbs, which are reserved for Darkroom's files"
@@ -75,10 +75,6 @@ def _part_problem(part: str) -> str | None:
     if len(part.encode()) > _MAX_PART_BYTES:
         return f"has a part of more than {_MAX_PART_BYTES} bytes"
     return None
-
-
-def _character(character: str) -> str:
-    return f"'{character}'" if character.isprintable() else f"the character U+{ord(character):04X}"
 
 
 def image_names(output_name: str, n: int) -> list[str]:
