@@ -33,7 +33,7 @@ def test_the_continuation_is_the_event_that_the_splitter_sends_itself() -> None:
     assert event("splitter-continue.json") == continuation_event(uploaded())
 
 
-def test_the_batch_holds_the_messages_that_the_splitter_sends_for_the_csv() -> None:
+def test_the_batch_contains_the_messages_that_the_splitter_sends_for_the_csv() -> None:
     upload, csv = uploaded(), (EVENTS / "sam-local.csv").read_bytes()
     assert upload.size == len(csv)
     sent = [

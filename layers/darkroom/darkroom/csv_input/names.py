@@ -84,7 +84,7 @@ def image_names(output_name: str, n: int) -> list[str]:
 
 
 class UsedNames:
-    """Which row used a name first, in 12 bytes a slot: a million names take 25 MB.
+    """Which row used a name first, in 12 bytes per slot: a million names take 25 MB.
 
     Names are stored as 64-bit digests (in a job of a million names, two collide with a probability
     of 1 in 40 million) and compared ignoring case, as the file systems of macOS and Windows do.
@@ -95,7 +95,7 @@ class UsedNames:
         self._resize(1024)
 
     def first_user(self, name: str, row: int) -> int | None:
-        """The row that used the name before; None if there was none: `row` is the first, then."""
+        """The row that used the name before. If there was none, `row` is recorded as the first."""
         digest = blake2b(normalize("NFC", name).casefold().encode(), digest_size=8).digest()
         number = int.from_bytes(digest) or 1
         slot = self._slot(number)
