@@ -31,7 +31,7 @@ def _describe_known(error: Exception) -> str | None:
     if isinstance(error, (UsageMistake, CommandFailed)):
         return str(error)
     if isinstance(error, DarkroomError):
-        # AWS's own message says more than the adapter's "the ledger does not answer".
+        # AWS's own message is more precise than the adapter's "the ledger does not answer".
         return _describe_aws(error.__cause__) or _as_sentence(str(error))
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {(error.strerror or 'cannot be used').lower()}."

@@ -1,7 +1,8 @@
 """A provider that enforces its limits strictly, by a sliding minute, and has outages."""
 
 import random
-from bisect import bisect_right
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pydantic import SecretStr
@@ -11,6 +12,12 @@ from darkroom.endpoints import Endpoint
 from darkroom.ports import Clock
 from tests.fakes.dispatching import IMAGE
 from tests.fakes.virtual_time import VirtualTime
+
+
+def most_within(period: float, times: Sequence[float]) -> int:
+    """The most arrivals in any half-open period: what a strict sliding window counts."""
+    times = sorted(times)
+    return max((bisect_left(times, t + period) - bisect_left(times, t) for t in times), default=0)
 
 
 @dataclass
@@ -35,10 +42,6 @@ class StrictProvider:
 
     def editor(self, clock: Clock, rng: random.Random, network_delay: float) -> "NetworkEditor":
         return NetworkEditor(self, clock, rng, network_delay)
-
-    def most_in_a_minute(self) -> int:
-        times = sorted(self.arrivals)
-        return max((bisect_right(times, t) - bisect_right(times, t - 60) for t in times), default=0)
 
     def serve(self, clock: Clock, timeout: float) -> EditResult:
         now = self.time.at

@@ -35,7 +35,7 @@ def test_the_continuation_is_the_event_that_the_splitter_sends_itself() -> None:
 def test_the_batch_holds_the_messages_that_the_splitter_sends_for_the_csv() -> None:
     upload, csv = uploaded(), (EVENTS / "sam-local.csv").read_bytes()
     assert upload.size == len(csv)
-    rows = list(read_job_rows(lambda offset: iter([csv[offset:]]), JobOptions()).from_row(0, None))
+    rows = list(read_job_rows(lambda offset: iter([csv[offset:]]), JobOptions()))
     sent = [
         RowMessage(
             job=job_id(upload.key),

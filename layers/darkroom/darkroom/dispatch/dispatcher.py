@@ -85,7 +85,7 @@ class TieredDispatcher:
         self._telemetry = telemetry
         self._state_cache = StateCache(states, clock, telemetry)
         self._selector = Selector(self._state_cache, clock, rng)
-        self._outcomes = OutcomeRecorder(states, self._state_cache, telemetry)
+        self._outcomes = OutcomeRecorder(self._state_cache, telemetry)
         self._warned: set[str] = set()
 
     def dispatch(self, context: CallContext, deadline: float) -> DispatchResult:
