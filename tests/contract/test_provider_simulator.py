@@ -357,7 +357,7 @@ def test_simulator_starts_from_the_command_line(tmp_path: Path) -> None:
 def test_invalid_configuration_file_is_reported_on_the_command_line(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text('{"endpoint": {}}')
-    command = [*COMMAND, config]
+    command = [*COMMAND, str(config)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2
     assert "endpoint" in done.stderr
