@@ -105,15 +105,17 @@ def endpoint(request: pytest.FixtureRequest) -> EndpointHarness:
     return EndpointHarness(request.getfixturevalue("dynamodb_states"))
 
 
-def test_slots_follow_each_other_by_the_interval(endpoint: EndpointHarness) -> None:
-    slots = [endpoint.slot(str(i)) for i in range(4)]
-    assert slots == [NOW, NOW + 2 * SECOND, NOW + 4 * SECOND, NOW + 6 * SECOND]
-
-
-def test_the_slots_of_an_idle_endpoint_restart_from_now(endpoint: EndpointHarness) -> None:
-    endpoint.reserve()
-    later = NOW + 100 * SECOND
-    assert endpoint.slot("b", now=later) == later
+@pytest.mark.parametrize(
+    ("requests", "slots"),
+    [
+        pytest.param([{}] * 4, [0, 2, 4, 6], id="slots follow each other by the interval"),
+        pytest.param([{}, {"now": NOW + 100 * SECOND}], [0, 100], id="slots restart when idle"),
+        pytest.param([{"tolerance": 4 * SECOND}] * 5, [0, 0, 0, 2, 4], id="a burst, then the rate"),
+    ],
+)
+def test_slots(endpoint: EndpointHarness, requests: list[dict[str, int]], slots: list[int]) -> None:
+    reserved = [endpoint.slot(str(turn), **fields) for turn, fields in enumerate(requests)]
+    assert reserved == [NOW + slot * SECOND for slot in slots]
 
 
 def test_a_wrong_last_known_state_does_not_change_the_slot(endpoint: EndpointHarness) -> None:
@@ -129,11 +131,6 @@ def test_a_slot_after_the_latest_one_is_rejected_with_its_time(endpoint: Endpoin
     endpoint.reserve()
     assert endpoint.rejection("b", wait=1) == (RejectionReason.RATE, NOW + 2 * SECOND)
     assert endpoint.state().calls == 1
-
-
-def test_a_burst_is_sent_at_once_and_then_the_rate_is_kept(endpoint: EndpointHarness) -> None:
-    slots = [endpoint.slot(str(i), interval=2 * SECOND, tolerance=4 * SECOND) for i in range(5)]
-    assert slots == [NOW, NOW, NOW, NOW + 2 * SECOND, NOW + 4 * SECOND]
 
 
 def test_a_place_in_flight_is_taken_until_its_lease_is_released(endpoint: EndpointHarness) -> None:

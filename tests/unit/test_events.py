@@ -17,7 +17,7 @@ from darkroom.splitter import CsvUploaded
 from darkroom_local.sam_local import EVENTS, prepared_events
 from tests.fakes.csv_files import rows_of
 
-EXAMPLE = json.loads((EVENTS / "env.json").read_text())
+EXAMPLE = json.loads((EVENTS / "env.json").read_text())["Parameters"]
 
 
 def event(name: str) -> Any:
@@ -52,25 +52,20 @@ def test_the_batch_contains_the_messages_that_the_splitter_sends_for_the_csv() -
     assert [RowMessage.model_validate_json(r["body"]) for r in records] == sent
 
 
-@pytest.mark.parametrize("function", sorted(EXAMPLE))
-def test_the_environment_becomes_typed_settings_of_each_function(function: str) -> None:
-    environment = {**EXAMPLE[function], "ROWS_PER_WORKER": "7", "PATH": "/usr/bin"}
-    settings = Settings.from_environment(environment)
+def test_the_environment_becomes_typed_settings() -> None:
+    settings = Settings.from_environment({**EXAMPLE, "ROWS_PER_WORKER": "7", "PATH": "/usr/bin"})
     assert (settings.rows_per_worker, settings.on_unknown_outcome) == (7, "retry")
 
 
 @pytest.mark.parametrize(("name", "value"), [("LEDGER_TABLE", None), ("ROWS_PER_WORKER", "many")])
 def test_a_missing_or_invalid_variable_is_named(name: str, value: str | None) -> None:
-    environment = {**EXAMPLE["EditorFunction"], name: value}
+    environment = {k: v for k, v in {**EXAMPLE, name: value}.items() if v is not None}
     with pytest.raises(ConfigurationError, match=name):
-        Settings.from_environment({k: v for k, v in environment.items() if v is not None})
+        Settings.from_environment(environment)
 
 
 def test_prepared_events_contain_the_names_of_the_stack_and_none_of_the_example() -> None:
-    deployed = {
-        function: {name: f"{name.lower()}-of-mine" for name in variables}
-        for function, variables in EXAMPLE.items()
-    }
+    deployed = {name: f"{name.lower()}-of-mine" for name in EXAMPLE}
     files = prepared_events(deployed)
     assert set(files) == {path.name for path in Path(EVENTS).glob("*.json")}
     assert '"input_bucket-of-mine"' in files["splitter-s3-put.json"]
