@@ -22,11 +22,10 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef, GetObjectOutputTypeDef
 
 CHUNK_BYTES = 256 * 1024
-PART_BYTES = 8 * 1024 * 1024  # S3 takes 10,000 parts of at least 5 MiB: up to 80 GB
+PART_BYTES = 8 * 1024 * 1024  # S3 accepts 10,000 parts of at least 5 MiB: up to 80 GB
 _READ_TRIES = 4  # of one read that is cut off; each resumes where the last one stopped
-_METADATA_BYTES = 2000  # S3 takes 2 KB in all, names included
+_METADATA_BYTES = 2000  # S3 accepts 2 KB in total, names included
 _SERVICE = "the results bucket (S3)"
-# A version that was deleted is answered with MethodNotAllowed: a delete marker takes no GET.
 _PAST_END_CODES = frozenset({"InvalidRange", "416"})
 _CONDITION_FAILED_CODES = frozenset({"PreconditionFailed", "412"})
 _CONFLICT_CODES = frozenset({"ConditionalRequestConflict", "409"})
@@ -225,7 +224,7 @@ class _Upload:
         )
 
     def abort(self) -> None:
-        """Delete the parts; those of a killed worker go by the bucket's lifecycle rule."""
+        """Delete the parts. The bucket's lifecycle rule deletes those of a killed worker."""
         if "UploadId" in self._address:
             self._client.abort_multipart_upload(**self._address)
 

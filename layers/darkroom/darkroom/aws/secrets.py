@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
 
 CACHE_SECONDS = 300.0
-# A rejected key has the secret read again at once, but however many there are, no sooner than this.
-REFRESH_SECONDS = 15.0
+REFRESH_SECONDS = 15.0  # between two reads, however many keys are rejected
 
 
 class SecretsManagerSource:
