@@ -63,10 +63,10 @@ class EndpointHarness:
         reservation = self.reserve(lease, now=now)
         return isinstance(reservation, Reservation) and reservation.probe
 
-    def rejection(self, lease: str, **fields: Any) -> tuple[RejectionReason, int]:
+    def rejection(self, lease: str, **fields: Any) -> Rejection:
         rejection = self.reserve(lease, **fields)
         assert isinstance(rejection, Rejection)
-        return rejection.reason, rejection.retry_at
+        return rejection
 
     def settle(
         self, health: Health, now: int = NOW, lease: str = "a", **fields: Any
@@ -134,14 +134,14 @@ def test_a_wrong_last_known_state_does_not_change_the_slot(endpoint: EndpointHar
 
 def test_a_slot_after_the_latest_one_is_rejected_with_its_time(endpoint: EndpointHarness) -> None:
     endpoint.reserve()
-    assert endpoint.rejection("b", wait=1) == (RejectionReason.RATE, NOW + 2 * SECOND)
+    assert endpoint.rejection("b", wait=1) == Rejection(RejectionReason.RATE, NOW + 2 * SECOND)
     assert endpoint.state().calls == 1
 
 
 def test_a_place_in_flight_is_taken_until_its_lease_is_released(endpoint: EndpointHarness) -> None:
     endpoint.reserve("a", max_in_flight=2)
     endpoint.reserve("b", max_in_flight=2)
-    assert endpoint.rejection("c", max_in_flight=2)[0] is RejectionReason.IN_FLIGHT
+    assert endpoint.rejection("c", max_in_flight=2).reason is RejectionReason.IN_FLIGHT
     endpoint.settle(Health.GOOD)
     assert endpoint.slot("c", max_in_flight=2)
 
@@ -160,8 +160,8 @@ def test_the_daily_limit_is_kept_and_the_count_restarts_the_next_day(
     today = Day(7, NOW - 1000 * SECOND, NOW + 1000 * SECOND)
     assert endpoint.slot(day=today, per_day=2)
     assert endpoint.slot(day=today, per_day=2)
-    rejection = endpoint.rejection("a", day=today, per_day=2)
-    assert rejection == (RejectionReason.DAY, today.end + 2 * SECOND)
+    spent = Rejection(RejectionReason.DAY, today.end + 2 * SECOND)
+    assert endpoint.rejection("a", day=today, per_day=2) == spent
     tomorrow = Day(8, today.end, today.end + 2000 * SECOND)
     now = today.end + 5 * SECOND
     assert endpoint.slot(now=now, day=tomorrow, per_day=2) == now
@@ -173,11 +173,11 @@ def test_an_open_breaker_rejects_and_then_allows_one_probe_at_a_time(
     endpoint.reserve()
     assert endpoint.open_breaker(NOW) is True
     assert endpoint.open_breaker(NOW + 80 * SECOND) is False
-    assert endpoint.rejection("b") == (RejectionReason.BREAKER, NOW + 10 * SECOND)
+    assert endpoint.rejection("b") == Rejection(RejectionReason.BREAKER, NOW + 10 * SECOND)
     later = NOW + 11 * SECOND
     assert endpoint.is_probe("b", later)
-    assert endpoint.rejection("c", now=later)[0] is RejectionReason.BREAKER
-    assert endpoint.rejection("c", now=later + 29 * SECOND)[0] is RejectionReason.BREAKER
+    assert endpoint.rejection("c", now=later).reason is RejectionReason.BREAKER
+    assert endpoint.rejection("c", now=later + 29 * SECOND).reason is RejectionReason.BREAKER
     assert endpoint.is_probe("d", later + 31 * SECOND)  # the first one was lost
 
 
@@ -276,8 +276,8 @@ def test_concurrent_workers_never_share_a_slot_or_exceed_the_in_flight_limit(
         slots = [slot for worker in pool.map(work, range(6)) for slot in worker]
     assert set(slots) == {NOW + i * SECOND for i in range(48)}
     assert len(slots) == 48
-    rejection = endpoint.rejection("full", wait=600, max_in_flight=48)
-    assert rejection[0] is RejectionReason.IN_FLIGHT
+    full = endpoint.rejection("full", wait=600, max_in_flight=48)
+    assert full.reason is RejectionReason.IN_FLIGHT
 
 
 def test_of_concurrent_changes_none_is_lost(endpoint: EndpointHarness) -> None:

@@ -22,7 +22,7 @@ from darkroom.ports import Clock, EndpointStates, Telemetry
 
 OBSERVATION_WINDOW = 60 * SECOND  # over which the interval between calls is observed
 MIN_OBSERVED_CALLS = 5
-MAX_REORDERING = 5 * SECOND  # responses overtake each other by this; later, the item is a new one
+MAX_REORDERING = 5 * SECOND  # a lower revision is an old response; after this, it is a new item
 IN_FLIGHT_POLL = 10 * SECOND  # between reads, per process, for a free place in flight
 OUT_OF_SERVICE_POLL = 10 * SECOND  # between reads of an endpoint that is out of service
 FAR_FUTURE = 1 << 62
