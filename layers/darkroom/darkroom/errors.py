@@ -115,7 +115,11 @@ def remediation(reason: str | None) -> str:
 
 
 class DarkroomError(Exception):
-    """Root of all errors that Darkroom raises itself. `str()` is one sentence for a person."""
+    """Root of all errors that Darkroom raises itself. `detail` is one sentence for a person."""
+
+    @property
+    def detail(self) -> str:
+        return str(self)
 
 
 class JobRejected(DarkroomError):
@@ -136,7 +140,6 @@ class RowRejected(DarkroomError):
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
-        self.detail = detail
 
 
 class RetryRow(DarkroomError):
@@ -153,7 +156,6 @@ class RetryRow(DarkroomError):
     ) -> None:
         super().__init__(detail)
         self.reason = reason
-        self.detail = detail
         self.delay_seconds = delay_seconds
         self.provider = provider
         self.endpoint = endpoint
@@ -164,7 +166,6 @@ class DeferRow(DarkroomError):
 
     def __init__(self, detail: str, *, delay_seconds: float) -> None:
         super().__init__(detail)
-        self.detail = detail
         self.delay_seconds = delay_seconds
 
 
