@@ -40,8 +40,8 @@ def a_request(
     lease: str = "a", *, now: int = NOW, wait: int = 60, day: Day | None = None, **limits: int
 ) -> ReservationRequest:
     """A request for a slot within `wait` seconds."""
-    limits = {"interval": 2 * SECOND, "margin": 2 * SECOND} | limits
-    return ReservationRequest(lease, now, now + wait * SECOND, 30 * SECOND, Limits(**limits), day)
+    limits_in_force = Limits(**{"interval": 2 * SECOND} | limits)
+    return ReservationRequest(lease, now, now + wait * SECOND, 30 * SECOND, limits_in_force, day)
 
 
 class EndpointHarness:
