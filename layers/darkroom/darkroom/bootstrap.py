@@ -114,17 +114,18 @@ class Wiring:
 
     @cached_property
     def editor(self) -> "EditorBatch":
-        from darkroom.editor.batch import EditorBatch, Heartbeat
+        from darkroom.editor.batch import EditorBatch
 
         return EditorBatch(
             editor=self._row_editor,
+            rows=self.ledger,
             runs=self.ledger,
             queue=self._queue,
-            heartbeat=Heartbeat(self._queue, self.ledger, self._telemetry, self._timings),
             completion=self._completion,
             clock=self._clock,
             telemetry=self._telemetry,
             threads=self._settings.rows_per_worker,
+            timings=self._timings,
         )
 
     @cached_property
