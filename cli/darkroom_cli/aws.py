@@ -10,15 +10,15 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from darkroom.aws.endpoint_table import DynamoDBEndpointStates
 from darkroom.aws.errors import MISSING_CODES, error_code
+from darkroom.aws.ledger_table import LedgerTable
 from darkroom.aws.sqs import message_group
 from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.options import DEFAULT_STACK, Target
 from darkroom_cli.stack import PARALLEL_TRANSFERS, DeadLetter, Outputs, StoredObject
 
 if TYPE_CHECKING:
-    from darkroom.aws.endpoint_table import DynamoDBEndpointStates
-    from darkroom.aws.ledger_table import LedgerTable
     from darkroom_local.stack import StackInfo
 
 _SINGLE_PUT_MAX_BYTES = 64 * 1024 * 1024  # larger files are uploaded in parts
@@ -106,15 +106,11 @@ class AwsStack:
         return self._client("dynamodb")
 
     @cached_property
-    def endpoint_states(self) -> "DynamoDBEndpointStates":
-        from darkroom.aws.endpoint_table import DynamoDBEndpointStates  # noqa: PLC0415 - start-up
-
+    def endpoint_states(self) -> DynamoDBEndpointStates:
         return DynamoDBEndpointStates(self._dynamodb, self.outputs.EndpointsTableName)
 
     @cached_property
-    def ledger(self) -> "LedgerTable":
-        from darkroom.aws.ledger_table import LedgerTable  # noqa: PLC0415 - start-up
-
+    def ledger(self) -> LedgerTable:
         return LedgerTable(self._dynamodb, self.outputs.LedgerTableName)
 
     @cached_property
@@ -130,14 +126,22 @@ class AwsStack:
         return S3Bucket(self._s3, self.outputs.ResultsBucketName)
 
     @cached_property
-    def secret(self) -> "Secret":
-        return Secret(self._client("secretsmanager"), self.outputs.EndpointsSecretArn)
-
-    @cached_property
     def dead_letters(self) -> "SqsDeadLetterQueue":
         return SqsDeadLetterQueue(
             self._client("sqs"), self.outputs.DeadLetterQueueUrl, self.outputs.RowsQueueUrl
         )
+
+    def read_secret(self) -> str | None:
+        client = self._client("secretsmanager")
+        try:
+            response = client.get_secret_value(SecretId=self.outputs.EndpointsSecretArn)
+        except client.exceptions.ResourceNotFoundException:
+            return None
+        return str(response["SecretString"])
+
+    def write_secret(self, text: str) -> None:
+        client = self._client("secretsmanager")
+        client.put_secret_value(SecretId=self.outputs.EndpointsSecretArn, SecretString=text)
 
 
 class S3Bucket:
@@ -186,23 +190,6 @@ class S3Bucket:
             self._client.download_fileobj(self.name, key, body, Config=config)
             body.flush()
             os.fsync(body.fileno())
-
-
-class Secret:
-    """Implements SecretStore."""
-
-    def __init__(self, client: Any, arn: str) -> None:
-        self._client, self._arn = client, arn
-
-    def read(self) -> str | None:
-        try:
-            response = self._client.get_secret_value(SecretId=self._arn)
-        except self._client.exceptions.ResourceNotFoundException:
-            return None
-        return str(response["SecretString"])
-
-    def write(self, text: str) -> None:
-        self._client.put_secret_value(SecretId=self._arn, SecretString=text)
 
 
 class SqsDeadLetterQueue:

@@ -1,7 +1,6 @@
 """`darkroom download`: copies a job's results into a folder whose report.html works offline."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from darkroom.formatting import plural
@@ -13,35 +12,25 @@ _FOLDERS = ("images", "thumbs")
 _FILES = ("manifest.csv", "job.json")
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    stored: StoredObject
-    path: Path
-
-
 def download(session: Session, job: str, folder: Path) -> None:
     bucket = session.stack.results_bucket
-    files = [
-        _File(o, _target(folder, name))
-        for o in bucket.list(f"{job}/")
-        if _is_result(name := o.key.removeprefix(f"{job}/"))
-    ]
+    files = {
+        _target(folder, name): stored
+        for stored in bucket.list(f"{job}/")
+        if _is_result(name := stored.key.removeprefix(f"{job}/"))
+    }
     if not files:
         raise CommandFailed(
             f"There is nothing to download yet for job {job}: `darkroom status {job}` shows its "
             "progress."
         )
-    wanted = [f for f in files if not _is_downloaded(f)]
+    wanted = [path for path, stored in files.items() if not _is_downloaded(path, stored)]
     if wanted:
         folder.mkdir(parents=True, exist_ok=True)
-        session.run_parallel("Downloading", lambda file: _fetch(bucket, file), wanted)
-    _print_result(session, job, folder, len(files), len(wanted))
-
-
-def _print_result(session: Session, job: str, folder: Path, files: int, downloaded: int) -> None:
-    kept = files - downloaded
+        session.run_parallel("Downloading", lambda p: _fetch(bucket, files[p], p), wanted)
+    kept = len(files) - len(wanted)
     already = f", {plural(kept, 'file')} already here" if kept else ""
-    session.note(f"{plural(downloaded, 'file')} downloaded{already}.")
+    session.note(f"{plural(len(wanted), 'file')} downloaded{already}.")
     report = folder / "report.html"
     if not report.exists():
         session.note(f"The job is not done: run this again later for the rest and {report.name}.")
@@ -50,8 +39,8 @@ def _print_result(session: Session, job: str, folder: Path, files: int, download
         {
             "job": job,
             "folder": str(folder),
-            "files": files,
-            "downloaded": downloaded,
+            "files": len(files),
+            "downloaded": len(wanted),
             "report": str(report) if report.exists() else None,
         },
     )
@@ -72,21 +61,20 @@ def _target(folder: Path, name: str) -> Path:
     return folder.joinpath(*parts)
 
 
-def _is_downloaded(file: _File) -> bool:
+def _is_downloaded(path: Path, stored: StoredObject) -> bool:
     """The file has the object's size and time, as an earlier download left it."""
     try:
-        found = file.path.stat()
+        found = path.stat()
     except FileNotFoundError:
         return False
-    stored = file.stored
     return found.st_size == stored.size and found.st_mtime == stored.modified.timestamp()
 
 
-def _fetch(bucket: Bucket, file: _File) -> None:
+def _fetch(bucket: Bucket, stored: StoredObject, path: Path) -> None:
     """The file appears whole or not at all, so that an interrupted download can continue."""
-    file.path.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.path.with_name(f"{file.path.name}.part")
-    bucket.fetch(file.stored.key, partial)
-    modified = file.stored.modified.timestamp()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.part")
+    bucket.fetch(stored.key, partial)
+    modified = stored.modified.timestamp()
     os.utime(partial, (modified, modified))
-    partial.replace(file.path)
+    partial.replace(path)

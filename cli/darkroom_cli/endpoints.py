@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from darkroom.dispatch import circuit_breaker
 from darkroom.endpoint_state import SECOND, EndpointState
@@ -31,7 +31,7 @@ def push(session: Session, file: Path | None, *, from_env: bool, dry_run: bool) 
     if dry_run:
         session.note(f"Would push {count}:")
     else:
-        session.stack.secret.write(_with_keys(secret))
+        session.stack.write_secret(_with_keys(secret))
         session.note(f"Pushed {count} to {session.stack.name}; workers use it within 5 minutes.")
     _print(session, secret, {})
 
@@ -50,7 +50,7 @@ def load_file(file: Path) -> EndpointsSecret:
 
 def load_current(session: Session) -> EndpointsSecret:
     """The stack's endpoints. Raises CommandFailed if there are none or they are invalid."""
-    text = session.stack.secret.read()
+    text = session.stack.read_secret()
     if not text:
         raise CommandFailed(
             "The stack has no endpoints yet: run `darkroom endpoints push FILE` (or --from-env)."
@@ -61,24 +61,15 @@ def load_current(session: Session) -> EndpointsSecret:
 def _parse(text: str, name: str) -> EndpointsSecret:
     """Raises CommandFailed that names the field, or the place in the JSON; never a value."""
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CommandFailed(
-            f"{name} is not valid JSON: {error.msg[:1].lower()}{error.msg[1:]} at line "
-            f"{error.lineno}, column {error.colno}."
-        ) from None
-    try:
-        return EndpointsSecret.model_validate(data)
+        return EndpointsSecret.model_validate_json(text)
     except ValidationError as error:
         raise CommandFailed(f"{describe_validation(error, name)}.") from None
 
 
 def _with_keys(secret: EndpointsSecret) -> str:
     """The secret's JSON with its keys in the clear, for Secrets Manager only."""
-    document: dict[str, Any] = secret.model_dump(mode="json", exclude_none=True)
-    for dumped, endpoint in zip(document["endpoints"], secret.endpoints, strict=True):
-        dumped["api_keys"] = [key.get_secret_value() for key in endpoint.api_keys]
-    return json.dumps(document, indent=1)
+    document = secret.model_dump(exclude_none=True)
+    return json.dumps(document, default=SecretStr.get_secret_value, indent=1)
 
 
 def _print(session: Session, secret: EndpointsSecret, states: Mapping[str, EndpointState]) -> None:
@@ -178,8 +169,8 @@ def _as_json(endpoint: Endpoint, state: EndpointState | None, now: int) -> dict[
             "next_slot": _timestamp(state.next_slot) if state.next_slot > now else None,
             "recent_failures": round(circuit_breaker.recent_failures(state, now), 2),
             "calls": state.calls,
-            "resting_keys": {
-                fingerprint: {"until": _timestamp(cooldown.until), "why": cooldown.reason.value}
+            "cooling_down_keys": {
+                fingerprint: {"until": _timestamp(cooldown.until), "reason": cooldown.reason.value}
                 for fingerprint, cooldown in state.key_cooldowns.items()
                 if cooldown.until > now
             },

@@ -3,7 +3,7 @@
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -32,7 +32,7 @@ class FailureGroup:
     """Rows that will fail for the same reason; `detail` is the first one's."""
 
     detail: str
-    count: int = 0
+    rows: int = 0
     first_rows: list[int] = field(default_factory=list)
 
 
@@ -49,7 +49,7 @@ class FailureGroups:
         if reason not in self.groups and len(self.groups) >= MAX_GROUPS:
             reason, detail = "", "other reasons"
         group = self.groups.setdefault(reason, FailureGroup(detail))
-        group.count += 1
+        group.rows += 1
         if len(group.first_rows) < _FIRST_ROWS:
             group.first_rows.append(row)
 
@@ -85,7 +85,7 @@ class Throughput:
         full_days = ceil(calls / daily) - 1 if daily else 0
         calls -= full_days * daily
         limits = rate_limiter.limits_of(endpoint)
-        # The last call begins when the others have had their turn, and takes as long as any.
+        # The last call begins after all others have begun, and lasts as long as any.
         spaced = (calls - 1) * limits.interval / SECOND + self.call_seconds
         parallel = min((n for n in (limits.max_in_flight, self.workers) if n), default=calls)
         return full_days * DAY_SECONDS + max(spaced, ceil(calls / parallel) * self.call_seconds)
@@ -105,20 +105,13 @@ class Estimate:
     most: int = 0  # at its most expensive endpoint of any tier
     unpriced: int = 0  # rows that may go to a model whose price is unknown
     unpriced_models: set[str] = field(default_factory=set)
-    calls: Counter[str] = field(default_factory=Counter)  # by endpoint, if every call succeeds
+    calls: Counter[str] = field(default_factory=Counter)  # by endpoint, first tier first
     over_daily_limit: Counter[str] = field(default_factory=Counter)  # rows, by endpoint
     warnings: Counter[str] = field(default_factory=Counter)
 
     @property
     def to_do(self) -> int:
         return self.rows - self.skipped - self.invalid.count - self.impossible.count
-
-    def calls_by_tier(self, secret: EndpointsSecret) -> Iterator[tuple[str, int]]:
-        """The endpoints that would be used and their calls, first tier first."""
-        for tier in secret.tiers():
-            for endpoint in tier:
-                if self.calls[endpoint.name]:
-                    yield endpoint.name, self.calls[endpoint.name]
 
 
 def estimate(rows: Iterable[JobRow], secret: EndpointsSecret, throughput: Throughput) -> Estimate:
@@ -142,6 +135,8 @@ def estimate(rows: Iterable[JobRow], secret: EndpointsSecret, throughput: Throug
     for names, count in rows_by_endpoints.items():
         tiers = [[e for e in tier if e.name in names] for tier in secret.tiers()]
         _distribute(totals, [tier for tier in tiers if tier], count, throughput)
+    in_order = (endpoint.name for tier in secret.tiers() for endpoint in tier)
+    totals.calls = Counter({name: totals.calls[name] for name in in_order if totals.calls[name]})
     return totals
 
 
@@ -266,7 +261,8 @@ def _distribute(
         totals.calls[endpoint.name] += share
         daily = endpoint.requests_per_day
         over = min(share, max(0, totals.calls[endpoint.name] - daily)) if daily else 0
-        totals.over_daily_limit[endpoint.name] += over
+        if over:
+            totals.over_daily_limit[endpoint.name] += over
         if next_tiers:
             totals.calls[endpoint.name] -= over
             passed_on += over

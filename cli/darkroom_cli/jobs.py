@@ -3,10 +3,11 @@
 import csv
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from heapq import nlargest
 from pathlib import Path
+from typing import Any
 
 from darkroom.formatting import plural
 from darkroom.jobs import ResultPaths, RunState, job_id
@@ -14,55 +15,37 @@ from darkroom.report.manifest import OWN_COLUMNS, unguard
 from darkroom.rows import RowState
 from darkroom_cli.session import Session
 from darkroom_cli.stack import StoredObject
-from darkroom_cli.status import Progress, find_run, measure_run
+from darkroom_cli.status import find_run, measure_run
 
 _FAILED_STATES = frozenset({RowState.FAILED, RowState.DEAD})
-
-
-@dataclass(frozen=True, slots=True)
-class _ListedJob:
-    job: str
-    uploaded: str
-    progress: Progress | None  # None: its run does not exist yet
-
-    def as_json(self) -> dict[str, object]:
-        row = {"job": self.job, "uploaded": self.uploaded, "state": "not started"}
-        return row | (self.progress.as_json() if self.progress else {})
-
-    def cells(self) -> tuple[str, ...]:
-        p = self.progress
-        state, rows, failed = (
-            (p.state.value, f"{p.done:,}/{p.rows:,}", f"{p.failed + p.dead:,}")
-            if p
-            else ("not started", "", "")
-        )
-        return self.job, state, rows, failed, self.uploaded[:16].replace("T", " ")
 
 
 def list_jobs(session: Session, prefix: str, limit: int) -> None:
     listed = session.stack.input_bucket.list(prefix)
     uploads = (o for o in listed if o.key.endswith((".csv", ".csv.gz")))
-    jobs = [_look_up(session, o) for o in nlargest(limit, uploads, key=lambda o: o.modified)]
+    jobs = [_as_json(session, o) for o in nlargest(limit, uploads, key=lambda o: o.modified)]
     if session.json:
-        session.print_json([job.as_json() for job in jobs])
+        session.print_json(jobs)
     elif not jobs:
         session.note("No CSV has been uploaded yet: `darkroom submit CSV` starts a job.")
     else:
-        header = {
-            "job": "left",
-            "state": "left",
-            "rows": "right",
-            "failed": "right",
-            "uploaded (UTC)": "left",
-        }
-        session.print_table(header, [job.cells() for job in jobs], folded="job")
+        columns = ("job", "state", "rows", "failed", "uploaded (UTC)")
+        session.print_table(columns, map(_cells, jobs), right=("rows", "failed"), folded="job")
 
 
-def _look_up(session: Session, upload: StoredObject) -> _ListedJob:
+def _as_json(session: Session, upload: StoredObject) -> dict[str, Any]:
     job = job_id(upload.key)
-    run = session.stack.ledger.current(job)
     uploaded = upload.modified.isoformat(timespec="seconds")
-    return _ListedJob(job, uploaded, measure_run(session, run) if run else None)
+    row = {"job": job, "uploaded": uploaded, "state": "not started"}
+    run = session.stack.ledger.current(job)
+    return row | asdict(measure_run(session, run)) if run else row
+
+
+def _cells(job: Mapping[str, Any]) -> tuple[str, ...]:
+    rows = failed = ""
+    if "run" in job:
+        rows, failed = f"{job['done']:,}/{job['rows']:,}", f"{job['failed'] + job['dead']:,}"
+    return job["job"], job["state"], rows, failed, job["uploaded"][:16].replace("T", " ")
 
 
 def stop(session: Session, job: str) -> None:
@@ -86,9 +69,6 @@ class _FailedRow:
     endpoint: str
     attempts: int
 
-    def cells(self) -> tuple[str, ...]:
-        return str(self.row), self.status, self.reason, " ".join(self.detail.split())
-
 
 def failures(session: Session, job: str, reason: str | None) -> None:
     run = find_run(session, job)
@@ -108,8 +88,9 @@ def failures(session: Session, job: str, reason: str | None) -> None:
     if not found:
         session.note("No row failed.")
         return
-    header = {"row": "right", "status": "left", "reason": "left", "detail": "left"}
-    session.print_table(header, [row.cells() for row in found], folded="detail")
+    cells = ((str(r.row), r.status, r.reason, " ".join(r.detail.split())) for r in found)
+    columns = ("row", "status", "reason", "detail")
+    session.print_table(columns, cells, right=("row",), folded="detail")
     counts = Counter(row.reason for row in found).most_common()
     by_reason = ", ".join(f"{count:,} {name}" for name, count in counts)
     session.note(f"{plural(len(found), 'row')}: {by_reason}.")

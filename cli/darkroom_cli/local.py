@@ -1,8 +1,6 @@
 """`darkroom local`: the whole stack on this machine, from the checkout."""
 
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from darkroom_cli.aws import running_local_stack
 from darkroom_cli.session import Session
@@ -10,7 +8,7 @@ from darkroom_local import stack
 
 
 def up(session: Session) -> None:
-    with _steps(session) as show:
+    with session.spinner("Starting the stack") as show:
         info = stack.up(stack=session.target.stack, progress=show)
     session.print_result(
         f"Stack {info.stack} runs at {info.url}. Add --local to use it, or for this shell: "
@@ -36,13 +34,3 @@ def env(session: Session) -> None:
     variables = running_local_stack().environment()
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     session.print_result("\n".join(lines), variables)
-
-
-@contextmanager
-def _steps(session: Session) -> Iterator[Callable[[str], None]]:
-    """Steps as a spinner's label on a terminal, as lines in a pipe."""
-    if not session.shows_progress:
-        yield session.note
-        return
-    with session.err.status("…") as status:
-        yield lambda text: status.update(f"{text} …")

@@ -29,68 +29,40 @@ Job = Annotated[
 ]
 Every = Annotated[
     float,
-    typer.Option("--every", min=0.2, help="Seconds between two updates.", metavar="SECONDS"),
+    typer.Option(min=0.2, help="Seconds between two updates.", metavar="SECONDS"),
 ]
 
 
-def _parameter(name: str, kind: object, option: Any, default: object = None) -> inspect.Parameter:
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Annotated[kind, option],
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which stack a command uses. Its fields are options of every subcommand."""
+
+    stack: Annotated[str, typer.Option(envvar="DARKROOM_STACK", help="Name of the stack.")] = (
+        DEFAULT_STACK
     )
-
-
-SHARED_OPTIONS = (
-    _parameter("as_json", bool, typer.Option("--json", help="Print JSON, for scripts."), False),
-    _parameter(
-        "stack",
-        str,
-        typer.Option("--stack", envvar="DARKROOM_STACK", help="Name of the stack."),
-        DEFAULT_STACK,
-    ),
-    _parameter(
-        "local",
+    local: Annotated[
         bool,
         typer.Option(
             "--local",
             envvar="DARKROOM_LOCAL",
             help="Use the stack that `darkroom local up` started.",
         ),
-        False,
-    ),
-    _parameter(
-        "endpoint_url",
+    ] = False
+    endpoint_url: Annotated[
         str | None,
         typer.Option(
-            "--endpoint-url",
-            envvar="AWS_ENDPOINT_URL",
-            help="URL of an AWS API other than Amazon's.",
-            metavar="URL",
+            envvar="AWS_ENDPOINT_URL", help="URL of an AWS API other than Amazon's.", metavar="URL"
         ),
-    ),
-    _parameter(
-        "region",
+    ] = None
+    region: Annotated[
         str | None,
         typer.Option(
-            "--region",
-            envvar=["AWS_REGION", "AWS_DEFAULT_REGION"],
-            help="AWS region.",
-            metavar="NAME",
+            envvar=["AWS_REGION", "AWS_DEFAULT_REGION"], help="AWS region.", metavar="NAME"
         ),
-    ),
-)
+    ] = None
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Which stack a command uses: SHARED_OPTIONS without `as_json`."""
-
-    stack: str = DEFAULT_STACK
-    local: bool = False
-    endpoint_url: str | None = None
-    region: str | None = None
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
 class SubmitCommand(TyperCommand):
@@ -141,4 +113,10 @@ def _job_option(field: "Field") -> inspect.Parameter:
     if field.is_switch and getattr(JobOptions(), field.name):  # on by default: needs an off switch
         flag = f"{flag}/--no-{field.option_name}"
     option = typer.Option(flag, help=field.help, metavar=field.metavar or None, show_default=False)
-    return _parameter(field.name, bool | None if field.is_switch else str | None, option)
+    value = bool | None if field.is_switch else str | None
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[value, option],
+    )

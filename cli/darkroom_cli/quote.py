@@ -1,19 +1,14 @@
 """`darkroom quote`: rows, cost and time of a job before it is started."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from darkroom.endpoints import EndpointsSecret
 from darkroom.formatting import duration, money, plural
 from darkroom_cli.endpoints import load_current, load_file
-from darkroom_cli.estimate import (
-    RETENTION_SECONDS,
-    Estimate,
-    FailureGroups,
-    Throughput,
-    estimate,
-)
+from darkroom_cli.estimate import RETENTION_SECONDS, Estimate, FailureGroups, Throughput, estimate
 from darkroom_cli.session import Session
 from darkroom_cli.submit import open_csv
 
@@ -31,7 +26,7 @@ def quote(
     workers: int | None = None,
 ) -> None:
     """With an `endpoints` file no stack is needed."""
-    rows = open_csv(csv, options).rows
+    rows = open_csv(csv, options)
     secret = load_current(session) if endpoints is None else load_file(endpoints)
     if workers is None:
         workers = session.stack.workers if endpoints is None else _DEFAULT_WORKERS
@@ -42,18 +37,16 @@ def quote(
         totals = estimate(rows, secret, throughput)
     seconds = throughput.job_seconds(totals.calls, secret)
     if session.json:
-        session.print_json(_as_json(totals, secret, throughput, seconds))
+        session.print_json(_as_json(totals, throughput, seconds))
         return
-    session.print_fields(_fields(totals, secret, call_seconds, seconds))
+    session.print_fields(_fields(totals, call_seconds, seconds))
     _print_groups(session, "Rows that will fail", totals.invalid)
     _print_groups(session, "Rows that no endpoint can take", totals.impossible)
     for warning in (*rows.columns.warnings, *_warnings(totals, secret, seconds)):
         session.warn(warning)
 
 
-def _fields(
-    totals: Estimate, secret: EndpointsSecret, call_seconds: float, seconds: float
-) -> Iterator[tuple[str, str]]:
+def _fields(totals: Estimate, call_seconds: float, seconds: float) -> Iterator[tuple[str, str]]:
     parts = [f"{totals.to_do:,} to do"]
     for count, label in (
         (totals.skipped, "outside filter-rows"),
@@ -65,11 +58,9 @@ def _fields(
     yield "rows", f"{totals.rows:,}: {', '.join(parts)}"
     yield "images", f"{totals.images:,}"
     yield "cost", _cost(totals)
-    yield (
-        "time",
-        f"about {duration(seconds)}, if a call takes {call_seconds:g} s and no provider fails",
-    )
-    for name, calls in totals.calls_by_tier(secret):
+    assumption = f"if a call takes {call_seconds:g} s and no provider fails"
+    yield "time", f"about {duration(seconds)}, {assumption}"
+    for name, calls in totals.calls.items():
         yield "endpoint", f"{name}: {plural(calls, 'call')}"
 
 
@@ -111,25 +102,23 @@ def _print_groups(session: Session, title: str, failures: FailureGroups) -> None
     session.note(f"{title}:")
     for group in list(failures.groups.values())[:_SHOWN_GROUPS]:
         rows = f"row {group.first_rows[0]}"
-        if group.count > 1:
-            rows = f"{plural(group.count, 'row')}, such as {rows}"
+        if group.rows > 1:
+            rows = f"{plural(group.rows, 'row')}, such as {rows}"
         session.note(f"  {rows}: {group.detail}")
     if len(failures.groups) > _SHOWN_GROUPS:
         session.note("  and more (--json lists all reasons)")
 
 
-def _as_json(
-    totals: Estimate, secret: EndpointsSecret, throughput: Throughput, seconds: float
-) -> dict[str, Any]:
+def _as_json(totals: Estimate, throughput: Throughput, seconds: float) -> dict[str, Any]:
     return {
         "rows": totals.rows,
         "to_do": totals.to_do,
         "skipped": totals.skipped,
         "invalid": totals.invalid.count,
-        "invalid_reasons": _groups_as_json(totals.invalid),
+        "invalid_reasons": [asdict(group) for group in totals.invalid.groups.values()],
         "impossible": totals.impossible.count,
-        "impossible_reasons": _groups_as_json(totals.impossible),
-        "pictures": totals.images,  # the name that scripts read
+        "impossible_reasons": [asdict(group) for group in totals.impossible.groups.values()],
+        "images": totals.images,
         "cost_usd": {
             "least": totals.least / 1e6,
             "expected_most": totals.expected_most / 1e6,
@@ -140,15 +129,8 @@ def _as_json(
         "seconds": round(seconds, 1),
         "call_seconds": throughput.call_seconds,
         "workers": throughput.workers,
-        "calls": dict(totals.calls_by_tier(secret)),
+        "calls": dict(totals.calls),
         "exceeds_retention": seconds > RETENTION_SECONDS,
-        "beyond_a_day": {name: rows for name, rows in totals.over_daily_limit.items() if rows},
+        "beyond_a_day": dict(totals.over_daily_limit),
         "warnings": dict(totals.warnings),
     }
-
-
-def _groups_as_json(failures: FailureGroups) -> list[dict[str, Any]]:
-    return [
-        {"detail": group.detail, "rows": group.count, "first_rows": group.first_rows}
-        for group in failures.groups.values()
-    ]

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 from darkroom.formatting import plural
 from darkroom_cli.error_messages import CommandFailed
@@ -11,14 +10,6 @@ from darkroom_cli.stack import DeadLetter, DeadLetterQueue
 
 _BATCH_BYTES = 900_000  # SQS takes 1 MiB per request, attributes included
 _POLL_SECONDS = 2.0
-
-
-@dataclass(slots=True)
-class _Redriven:
-    """Messages by reason: those moved, and those that did not match."""
-
-    moved: Counter[str] = field(default_factory=Counter)
-    kept: Counter[str] = field(default_factory=Counter)
 
 
 def redrive(session: Session, job: str | None, reason: str | None) -> None:
@@ -30,29 +21,19 @@ def redrive(session: Session, job: str | None, reason: str | None) -> None:
         return (job is None or letter.job == job) and (reason is None or letter.reason == reason)
 
     with session.progress_bar("Redriving", None) as advance:
-        result = _move_matching(queue, matches, advance)
-    session.print_result(
-        _summary(result, job, reason),
-        {
-            "redriven": result.moved.total(),
-            "by_reason": dict(result.moved),
-            "kept": dict(result.kept),
-        },
-    )
-
-
-def _summary(result: _Redriven, job: str | None, reason: str | None) -> str:
+        moved, kept = _move_matching(queue, matches, advance)
     scope = "".join((f" of job {job}" if job else "", f" with reason {reason}" if reason else ""))
-    if not result.moved:
-        kept = result.kept.total()
-        others = f" ({plural(kept, 'other message')} left in it)" if kept else ""
-        return f"The dead-letter queue has no messages{scope}{others}."
-    by_reason = ", ".join(
-        f"{count:,} {name or 'without a reason'}" for name, count in result.moved.most_common()
+    if moved:
+        counts = (f"{n:,} {name or 'without a reason'}" for name, n in moved.most_common())
+        by_reason = "" if reason else f": {', '.join(counts)}"
+        rows = plural(moved.total(), "row")
+        text = f"Redrove {rows}{scope}{by_reason}. They are in the rows queue again."
+    else:
+        others = f" ({plural(kept.total(), 'other message')} left in it)" if kept else ""
+        text = f"The dead-letter queue has no messages{scope}{others}."
+    session.print_result(
+        text, {"redriven": moved.total(), "by_reason": dict(moved), "kept": dict(kept)}
     )
-    reasons = "" if reason else f": {by_reason}"
-    rows = plural(result.moved.total(), "row")
-    return f"Redrove {rows}{scope}{reasons}. They are in the rows queue again."
 
 
 def _moved_by_sqs(session: Session, queue: DeadLetterQueue) -> bool:
@@ -76,29 +57,29 @@ def _moved_by_sqs(session: Session, queue: DeadLetterQueue) -> bool:
 
 def _move_matching(
     queue: DeadLetterQueue, matches: Callable[[DeadLetter], bool], advance: Callable[[], None]
-) -> _Redriven:
+) -> tuple[Counter[str], Counter[str]]:
     """Move what matches; make the other messages visible again, even when interrupted.
 
+    Returns the messages moved and the others, counted by reason.
     A message is sent before it is deleted: an interruption leaves it in both queues at worst, and
     the ledger lets a row be edited only once.
     """
-    result, seen, held = _Redriven(), set[str](), dict[str, DeadLetter]()
+    moved, received, held = Counter[str](), set[str](), dict[str, DeadLetter]()
     try:
         while batch := queue.receive():
-            new = [letter for letter in batch if letter.id not in seen]
+            new = [letter for letter in batch if letter.id not in received]
             if not new:
-                break  # messages received earlier became visible again: all others were seen
-            seen.update(letter.id for letter in new)
+                break  # only messages that became visible again: all others were received
+            received.update(letter.id for letter in new)
             held |= {letter.id: letter for letter in new}
             for group in _batches([letter for letter in new if matches(letter)]):
                 for letter in _move(queue, group):
                     del held[letter.id]
-                    result.moved[letter.reason] += 1
+                    moved[letter.reason] += 1
                     advance()
     finally:
         queue.release(list(held.values()))
-    result.kept.update(letter.reason for letter in held.values())
-    return result
+    return moved, Counter(letter.reason for letter in held.values())
 
 
 def _move(queue: DeadLetterQueue, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from darkroom_cli.error_messages import UsageMistake, describe_error
-from darkroom_cli.options import JOB_OPTIONS, SHARED_OPTIONS, Target
+from darkroom_cli.options import JOB_OPTIONS, AsJson, Target
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from darkroom.ports import Clock
     from darkroom_cli.stack import Stack
@@ -91,41 +92,46 @@ class Session:
 
     def print_fields(self, fields: Iterable[tuple[str, str]]) -> None:
         """Names and values: aligned on a terminal, one `name: value` per line in a pipe."""
-        if not self.out.is_terminal:
-            for name, value in fields:
-                typer.echo(f"{name}: {value}")
-            return
         from rich.table import Table
-        from rich.text import Text
 
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
-        for name, value in fields:
-            table.add_row(name, Text(value))
-        self.out.print(table)
+        self._print_rows(table, fields, ": ")
 
     def print_table(
-        self, header: dict[str, str], rows: Iterable[tuple[str, ...]], *, folded: str
+        self,
+        columns: Sequence[str],
+        rows: Iterable[tuple[str, ...]],
+        *,
+        right: Sequence[str],
+        folded: str,
     ) -> None:
         """A table on a terminal, tab-separated lines without a header in a pipe.
 
-        `header` maps column names to "left" or "right"; the column `folded` breaks anywhere.
+        The columns `right` are aligned right; the column `folded` breaks anywhere.
         """
-        if not self.out.is_terminal:
-            for row in rows:
-                typer.echo("\t".join(row))
-            return
         from rich.table import Table
-        from rich.text import Text
 
         table = Table(box=None, pad_edge=False)
-        for name, justify in header.items():
-            overflow = "fold" if name == folded else "ellipsis"
-            table.add_column(name, justify=justify, overflow=overflow)  # type: ignore[arg-type]  # rich's literals
+        for name in columns:
+            table.add_column(
+                name,
+                justify="right" if name in right else "left",
+                overflow="fold" if name == folded else "ellipsis",
+            )
+        self._print_rows(table, rows, "\t")
+
+    def _print_rows(self, table: "Table", rows: Iterable[tuple[str, ...]], separator: str) -> None:
+        from rich.text import Text
+
         for row in rows:
-            table.add_row(*map(Text, row))
-        self.out.print(table)
+            if self.out.is_terminal:
+                table.add_row(*map(Text, row))
+            else:
+                typer.echo(separator.join(row))
+        if self.out.is_terminal:
+            self.out.print(table)
 
     def note(self, text: str) -> None:
         if not self.json:
@@ -168,13 +174,13 @@ class Session:
             pool.shutdown(cancel_futures=True)
 
     @contextmanager
-    def spinner(self, label: str) -> Iterator[None]:
-        """For work of unknown length."""
+    def spinner(self, label: str) -> Iterator[Callable[[str], None]]:
+        """For work of unknown length. Yields the function that announces its next step."""
         if not self.shows_progress:
-            yield
+            yield self.note
             return
-        with self.err.status(label):
-            yield
+        with self.err.status(label) as status:
+            yield status.update
 
 
 @contextmanager
@@ -199,20 +205,19 @@ def with_session(run: Callable[..., None]) -> Callable[..., None]:
 
     A function with `**options` gets the job options in them, under SubmitCommand or QuoteCommand.
     """
-    parameters = list(inspect.signature(run, eval_str=True).parameters.values())[1:]
-    own = [p for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    context = inspect.Parameter(
-        "ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
-    )
 
-    @functools.wraps(run)
-    def command(ctx: typer.Context, **given: Any) -> None:
-        as_json = given.pop("as_json")
-        target = Target(**{name: given.pop(name) for name in Target.__dataclass_fields__})
-        session = Session(target, as_json, ctx.obj or Wiring())
+    def command(ctx: typer.Context, as_json: AsJson = False, **values: Any) -> None:
+        chosen = Target(**{name: values.pop(name) for name in target})
+        session = Session(chosen, as_json, ctx.obj or Wiring())
         with _error_messages(session):
-            run(session, **given, **ctx.meta.get(JOB_OPTIONS, {}))
+            run(session, **values, **ctx.meta.get(JOB_OPTIONS, {}))
 
-    signature = inspect.Signature([context, *own, *SHARED_OPTIONS])
-    command.__signature__ = signature  # type: ignore[attr-defined]  # read by inspect.signature
+    shared = inspect.signature(command).parameters
+    target = inspect.signature(Target).parameters
+    _session, *own = inspect.signature(run, eval_str=True).parameters.values()
+    parameters = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    functools.update_wrapper(command, run)
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # read by inspect.signature
+        [shared["ctx"], *parameters, shared["as_json"], *target.values()]
+    )
     return command

@@ -7,15 +7,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from darkroom.endpoint_state import EndpointState
-from darkroom.ports import RowLedger, RunLedger
+from darkroom.ports import EndpointStates, RowLedger, RunLedger
 
 PARALLEL_TRANSFERS = 16  # uploads or downloads at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """The stack's outputs, named as in the template."""
+    """The outputs that the command uses, named as in the template."""
 
     InputBucketName: str
     ResultsBucketName: str
@@ -25,10 +24,6 @@ class Outputs:
     LedgerTableName: str
     EndpointsTableName: str
     SplitterFunctionName: str
-    EditorFunctionName: str
-    ReporterFunctionName: str
-    JobsTopicArn: str
-    DashboardName: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +55,6 @@ class Bucket(Protocol):
         """Write the object's body to `target`, overwriting it."""
 
 
-class SecretStore(Protocol):
-    def read(self) -> str | None:
-        """The secret's text, or None if it has never been written."""
-
-    def write(self, text: str) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A received message of the dead-letter queue, hidden from other consumers for a while."""
@@ -92,7 +80,7 @@ class DeadLetter:
 
 
 class DeadLetterQueue(Protocol):
-    """The dead-letter queue, and the way back to the rows queue."""
+    """The dead-letter queue, with the rows queue as the target of its messages."""
 
     def count(self) -> int:
         """Messages in the queue, hidden ones included; approximate, as SQS counts."""
@@ -112,11 +100,6 @@ class DeadLetterQueue(Protocol):
         """Have SQS move every message: yields the number moved so far. None if SQS cannot."""
 
 
-class EndpointStateReader(Protocol):
-    def read(self, endpoint: str) -> EndpointState:
-        """The default state for an endpoint that was never used."""
-
-
 class Ledger(RunLedger, RowLedger, Protocol):
     """Jobs, their runs and their rows."""
 
@@ -130,7 +113,7 @@ class Stack(Protocol):
     def outputs(self) -> Outputs: ...
     @property
     def workers(self) -> int | None:
-        """Rows in work at once, from the stack's parameters; None if they do not say."""
+        """Rows in work at once, from the stack's parameters; None without such parameters."""
 
     @property
     def ledger(self) -> Ledger: ...
@@ -139,8 +122,10 @@ class Stack(Protocol):
     @property
     def results_bucket(self) -> Bucket: ...
     @property
-    def secret(self) -> SecretStore: ...
-    @property
     def dead_letters(self) -> DeadLetterQueue: ...
     @property
-    def endpoint_states(self) -> EndpointStateReader: ...
+    def endpoint_states(self) -> EndpointStates: ...
+    def read_secret(self) -> str | None:
+        """The text of the endpoints secret, or None if it has never been written."""
+
+    def write_secret(self, text: str) -> None: ...

@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -15,9 +14,6 @@ from darkroom.jobs import Counters, Run, RunState
 from darkroom.ports import Clock
 from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.session import Session
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as ProgressBar
 
 ENDED = frozenset({RunState.DONE, RunState.FAILED, RunState.STOPPED})
 _RATE_WINDOW_SECONDS = 60.0
@@ -54,9 +50,6 @@ class Progress:
     @property
     def ended(self) -> bool:
         return self.state in ENDED
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def measure(
@@ -133,24 +126,22 @@ def measure_run(session: Session, run: Run, recent: RecentRate | None = None) ->
 
 
 def status(session: Session, job: str) -> None:
-    """Print the progress. Exits with 1 if the job failed or was stopped."""
     progress = measure_run(session, find_run(session, job))
     if session.json:
-        session.print_json(progress.as_json())
-    else:
-        _print(session, progress)
-    _exit_for(progress)
+        session.print_json(asdict(progress))
+    _finish(session, progress)
 
 
-def _print(session: Session, progress: Progress) -> None:
-    session.print_fields(_fields(progress))
-    if session.err.is_terminal:
-        for hint in _hints(progress):
-            session.note(hint)
+def _finish(session: Session, progress: Progress) -> None:
+    """Print the progress, for people. Exits with 1 if the job failed or was stopped.
 
-
-def _exit_for(progress: Progress) -> None:
-    """A script that waits for the job must not continue as if it were done."""
+    A script that waits for the job must not continue as if it were done.
+    """
+    if not session.json:
+        session.print_fields(_fields(progress))
+        if session.err.is_terminal:
+            for hint in _hints(progress):
+                session.note(hint)
     if progress.state in (RunState.FAILED, RunState.STOPPED):
         raise typer.Exit(1)
 
@@ -193,45 +184,32 @@ def _hints(p: Progress) -> Iterator[str]:
     yield f"To get images, manifest and gallery: darkroom download {p.job} DIR"
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """The upload whose run to watch: by its version, else any run but the `previous_run`."""
-
-    version: str | None
-    previous_run: str | None
-
-    def started(self, run: Run) -> bool:
-        # A still newer upload may have replaced it: that counts, or the wait would never end.
-        return run.source.version_id == self.version or run.run != self.previous_run
-
-
-def watch(session: Session, job: str, *, every: float, upload: Upload | None = None) -> None:
+def watch(
+    session: Session, job: str, *, every: float, started: Callable[[Run], bool] | None = None
+) -> None:
     """Poll every `every` seconds until the job ends. Exits with 1 unless it is done.
 
-    With `upload`, waits for that upload's run first.
+    With `started`, waits for a run that it accepts first.
     """
     try:
-        if upload is not None:
-            _await_run(session, job, every, upload)
+        if started is not None:
+            _await_run(session, job, every, started)
         with _progress_display(session) as show:
             for progress in _poll(session, job, every):
                 show(progress)
     except KeyboardInterrupt:
         session.note(f"The job continues: darkroom status {job} --watch")
         raise typer.Exit(130) from None
-    if not session.json:
-        _print(session, progress)
-    _exit_for(progress)
+    _finish(session, progress)
 
 
-def _await_run(session: Session, job: str, every: float, upload: Upload) -> None:
-    clock = session.clock
-    began = clock.now()
-    while clock.now() - began < _START_TIMEOUT_SECONDS:
+def _await_run(session: Session, job: str, every: float, started: Callable[[Run], bool]) -> None:
+    began = session.clock.now()
+    while session.clock.now() - began < _START_TIMEOUT_SECONDS:
         run = session.stack.ledger.current(job)
-        if run and upload.started(run):
+        if run and started(run):
             return
-        clock.sleep(every)
+        session.clock.sleep(every)
     raise CommandFailed(
         f"The file is uploaded, but job {job} did not start within {_START_TIMEOUT_SECONDS:.0f} s: "
         f"see the log group /aws/lambda/{session.stack.outputs.SplitterFunctionName}."
@@ -260,39 +238,36 @@ def _poll(session: Session, job: str, every: float) -> Iterator[Progress]:
 def _progress_display(session: Session) -> Iterator[Callable[[Progress], None]]:
     """JSON lines for scripts, a bar on a terminal, lines of text for logs and pipes."""
     if session.json:
-        yield lambda p: typer.echo(json.dumps(p.as_json()))
+        yield lambda p: typer.echo(json.dumps(asdict(p)))
     elif session.err.is_terminal:
-        with _progress_bar(session) as bar:
+        from rich.progress import BarColumn, TextColumn  # noqa: PLC0415 - start-up
+        from rich.progress import Progress as ProgressBar  # noqa: PLC0415 - start-up
+
+        columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
+        with ProgressBar(*columns, console=session.err, transient=True) as bar:
             task = bar.add_task("waiting for the job to start", total=None)
             yield lambda p: bar.update(
                 task, total=p.rows if p.split_done else None, completed=p.done, description=_line(p)
             )
     else:
-        yield _LinePrinter(session.clock).show
+        yield _line_printer(session.clock)
 
 
-def _progress_bar(session: Session) -> "ProgressBar":
-    from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415 - start-up
-
-    columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
-    return Progress(*columns, console=session.err, transient=True)
-
-
-@dataclass(slots=True)
-class _LinePrinter:
+def _line_printer(clock: Clock) -> Callable[[Progress], None]:
     """A line for every new state, and for other changes at most every _LINE_INTERVAL_SECONDS."""
+    state: RunState | None = None
+    counts: tuple[int, int] | None = None
+    printed_at = float("-inf")
 
-    clock: Clock
-    last: tuple[RunState, int, int] | None = None
-    printed_at: float = float("-inf")
-
-    def show(self, p: Progress) -> None:
-        current, now = (p.state, p.done, p.rows), self.clock.now()
-        new_state = self.last is None or p.state is not self.last[0]
-        due = current != self.last and now - self.printed_at >= _LINE_INTERVAL_SECONDS
-        if (due or new_state) and not p.ended:
+    def show(p: Progress) -> None:
+        nonlocal state, counts, printed_at
+        changed = (p.done, p.rows) != counts
+        due = changed and clock.now() - printed_at >= _LINE_INTERVAL_SECONDS
+        if (due or p.state is not state) and not p.ended:
             typer.echo(_line(p), err=True)
-            self.last, self.printed_at = current, now
+            state, counts, printed_at = p.state, (p.done, p.rows), clock.now()
+
+    return show
 
 
 def _line(p: Progress) -> str:

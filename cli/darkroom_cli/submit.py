@@ -3,61 +3,45 @@
 import csv
 import gzip
 import hashlib
-import io
 import json
 import posixpath
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.header import Header
+from itertools import compress
 from mimetypes import guess_type
 from pathlib import Path
-from typing import IO
 
 from darkroom.csv_input.fields import parse_options
 from darkroom.csv_input.reader import JobRows, read_job_rows
 from darkroom.csv_input.values import parse_images
 from darkroom.errors import JobRejected, RowRejected
 from darkroom.formatting import plural
-from darkroom.jobs import JobOptions, job_id
+from darkroom.jobs import JobOptions, Run, job_id
 from darkroom_cli.error_messages import CommandFailed, UsageMistake
 from darkroom_cli.session import Session
 from darkroom_cli.stack import PARALLEL_TRANSFERS, Bucket, StoredObject
-from darkroom_cli.status import Upload, watch
+from darkroom_cli.status import watch
 
 _CHUNK_BYTES = 1 << 20
-_SUFFIXES = (".csv.gz", ".csv")
 _EXAMPLES = 3  # rows or images named in a warning
 # Metadata of an uploaded image. The MD5 shows a change where the ETag cannot (KMS keys).
 _MD5_METADATA, _JOB_METADATA = "darkroom-md5", "darkroom-job"
 
 
-@dataclass(frozen=True, slots=True)
-class JobCsv:
-    """A local CSV, opened with its job options."""
-
-    path: Path
-    name: str  # of the uploaded object: the file's name with a lower-case suffix
-    rows: JobRows
-    metadata: Mapping[str, str]  # the job options as the object's user metadata
-
-
-def open_csv(path: Path, options: Mapping[str, object]) -> JobCsv:
+def open_csv(path: Path, options: Mapping[str, object]) -> JobRows:
     """Read the header row.
 
     Raises UsageMistake (name or options), JobRejected (contents), with the job's own sentences.
     """
-    metadata = {
-        name.replace("_", "-"): str(value).lower() if isinstance(value, bool) else str(value)
-        for name, value in options.items()
-        if value is not None
-    }
     try:
-        parsed = parse_options(metadata)
+        parsed = parse_options(_as_metadata(options))
     except JobRejected as error:
         raise UsageMistake(str(error)) from error
-    name = _object_name(path)
+    _object_name(path)
 
     def open_bytes(offset: int) -> Iterator[bytes]:
         with path.open("rb") as body:
@@ -65,20 +49,25 @@ def open_csv(path: Path, options: Mapping[str, object]) -> JobCsv:
             while chunk := body.read(_CHUNK_BYTES):
                 yield chunk
 
-    encoded = {name: _encode_metadata(value) for name, value in metadata.items()}
-    return JobCsv(path, name, read_job_rows(open_bytes, parsed), encoded)
+    return read_job_rows(open_bytes, parsed)
+
+
+def _as_metadata(options: Mapping[str, object]) -> Mapping[str, str]:
+    """Job options as S3 metadata. S3 takes ASCII only: other text becomes RFC 2047 words."""
+    metadata = {}
+    for name, value in options.items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        encoded = text if text.isascii() else Header(text, "utf-8", maxlinelen=10_000).encode()
+        metadata[name.replace("_", "-")] = encoded
+    return metadata
 
 
 def _object_name(path: Path) -> str:
-    for suffix in _SUFFIXES:
+    """The file's name with a lower-case suffix. Raises UsageMistake if it is not a CSV's."""
+    for suffix in (".csv.gz", ".csv"):
         if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
             return path.name[: -len(suffix)] + suffix
     raise UsageMistake(f"{path}: the name must end in .csv or .csv.gz, or no job would start.")
-
-
-def _encode_metadata(value: str) -> str:
-    """S3 takes ASCII only: other text is sent as RFC 2047 encoded words."""
-    return value if value.isascii() else Header(value, "utf-8", maxlinelen=10_000).encode()
 
 
 def submit(
@@ -90,41 +79,34 @@ def submit(
     wait: bool,
     every: float,
 ) -> None:
-    job_csv = open_csv(path, options)
-    key = posixpath.join(to.strip("/"), job_csv.name)
+    rows, bucket = open_csv(path, options), session.stack.input_bucket
+    key = posixpath.join(to.strip("/"), _object_name(path))
     job = job_id(key)
     with session.spinner(f"Reading {path.name}"):
-        survey = _survey(job_csv.rows)
+        survey = _survey(rows)
         plan = _plan_images(survey.references, path, key)
     if survey.invalid:
         session.warn(
             f"{survey.invalid:,} of {plural(survey.rows, 'row')} will fail: "
             f"{_examples(survey.first_invalid, survey.invalid)}."
         )
-    sent = _send_images(session, plan, job, job_csv.rows.options)
+    images = _upload_images(session, plan, job, rows.options)
     previous = session.stack.ledger.current(job) if wait else None
-    version = _send_csv(session, job_csv, key, plan.renamed)
-    session.note(f"Uploaded {path} to s3://{session.stack.input_bucket.name}/{key}.")
+    with _renamed_csv(session, path, rows, plan.renamed) as file:
+        content_type = "application/gzip" if key.endswith(".gz") else "text/csv"
+        version = bucket.put_file(key, file, content_type, _as_metadata(options))
+    session.note(f"Uploaded {path} to s3://{bucket.name}/{key}.")
     if not (wait and session.json):  # with both, only the watch's JSON lines are printed
-        session.print_result(job, _as_json(job, version, survey, sent))
-    if wait:
-        upload = Upload(version, previous.run if previous else None)
-        watch(session, job, every=every, upload=upload)
+        counts = {"rows": survey.rows, "skipped": survey.skipped, "invalid": survey.invalid}
+        session.print_result(job, {"job": job, "version": version} | counts | images)
+    if not wait:
+        return
 
+    def started(run: Run) -> bool:
+        # A still newer upload may have replaced it: that counts, or the wait would never end.
+        return run.source.version_id == version or previous is None or run.run != previous.run
 
-def _as_json(
-    job: str, version: str | None, survey: "_Survey", sent: "_ImagesToSend"
-) -> dict[str, object]:
-    return {
-        "job": job,
-        "version": version,
-        "rows": survey.rows,
-        "skipped": survey.skipped,
-        "invalid": survey.invalid,
-        "images_uploaded": len(sent.new) + len(sent.changed),
-        "images_unchanged": sent.unchanged,
-        "images_missing": list(sent.missing),
-    }
+    watch(session, job, every=every, started=started)
 
 
 def _examples(shown: Sequence[str], count: int) -> str:
@@ -139,7 +121,7 @@ class _Survey:
     rows: int = 0
     skipped: int = 0
     invalid: int = 0
-    first_invalid: list[str] = field(default_factory=list)  # why, for the first few
+    first_invalid: list[str] = field(default_factory=list)  # the first few, with reasons
     references: dict[str, None] = field(default_factory=dict)  # in order, without duplicates
 
 
@@ -163,17 +145,11 @@ def _survey(rows: JobRows) -> _Survey:
     return survey
 
 
-@dataclass(frozen=True, slots=True)
-class _LocalImage:
-    path: Path
-    key: str  # in the input bucket
-
-
 @dataclass(slots=True)
 class _ImagePlan:
     """Where the CSV's image references are, and where they go in the input bucket."""
 
-    found: dict[str, _LocalImage] = field(default_factory=dict)  # by key
+    found: dict[str, Path] = field(default_factory=dict)  # by key
     absent: dict[str, str] = field(default_factory=dict)  # key -> reference: not on this machine
     renamed: dict[str, str] = field(default_factory=dict)  # reference -> its name in the upload
 
@@ -181,8 +157,8 @@ class _ImagePlan:
 def _plan_images(references: Iterable[str], csv_path: Path, key: str) -> _ImagePlan:
     """Map local references to keys. Files in the CSV's folder keep their place relative to it.
 
-    Others go to a folder named after the CSV. References that do not hold in the bucket (absolute
-    paths, and those that leave the folder) are in `renamed`.
+    Others go to a folder named after the CSV. References that are not valid in the bucket
+    (absolute paths, and those that leave the folder) are in `renamed`.
     """
     plan, csv_folder = _ImagePlan(), csv_path.parent.resolve()
     prefix, csv_name = posixpath.split(key)
@@ -202,63 +178,56 @@ def _plan_images(references: Iterable[str], csv_path: Path, key: str) -> _ImageP
             plan.renamed[reference] = relative
         target = posixpath.normpath(posixpath.join(prefix, relative))
         if path.is_file():
-            plan.found[target] = _LocalImage(path, target)
+            plan.found[target] = path
         else:
             plan.absent[target] = reference
     return plan
 
 
-@dataclass(frozen=True, slots=True)
-class _ImagesToSend:
-    new: tuple[_LocalImage, ...]
-    changed: tuple[_LocalImage, ...]
-    unchanged: int
-    missing: tuple[str, ...]  # references found neither here nor in the bucket
-
-
-def _send_images(
+def _upload_images(
     session: Session, plan: _ImagePlan, job: str, options: JobOptions
-) -> _ImagesToSend:
-    bucket = session.stack.input_bucket
-    with session.spinner("Comparing images with those in the bucket"):
-        to_send = _compare(plan, bucket, job)
-    if to_send.missing:
-        examples = _examples(to_send.missing[:_EXAMPLES], len(to_send.missing))
-        session.warn(
-            f"{plural(len(to_send.missing), 'image')} found neither here nor in the bucket, their "
-            f"rows will fail: {examples}."
-        )
-    images = (*to_send.new, *to_send.changed)
-    if images:
-        session.run_parallel("Uploading images", lambda i: _upload(bucket, i, job), images)
-    if plan.found:
-        session.note(
-            f"{plural(len(images), 'image')} uploaded, {to_send.unchanged:,} already there."
-        )
-    if to_send.changed and options.resume:
-        session.warn(
-            f"{plural(len(to_send.changed), 'image')} changed since the last upload; rows that "
-            "succeeded with the old ones are kept: add --no-resume to edit them again."
-        )
-    return to_send
-
-
-def _compare(plan: _ImagePlan, bucket: Bucket, job: str) -> _ImagesToSend:
-    """Find what is missing or changed in the bucket, with few requests: one listing per folder.
+) -> dict[str, object]:
+    """Upload images that are missing or changed in the bucket. Returns their counts for --json.
 
     Raises CommandFailed if an upload would overwrite another job's image with a different one.
     """
-    stored = _stored_objects(bucket, {*plan.found, *plan.absent})
-    new = [image for key, image in plan.found.items() if key not in stored]
-    existing = [image for key, image in plan.found.items() if key in stored]
-    with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
-        verdicts = list(pool.map(lambda i: _is_changed(i, stored[i.key], bucket, job), existing))
-    changed = [image for image, differs in zip(existing, verdicts, strict=True) if differs]
-    missing = tuple(ref for key, ref in plan.absent.items() if key not in stored)
-    return _ImagesToSend(tuple(new), tuple(changed), len(existing) - len(changed), missing)
+    bucket = session.stack.input_bucket
+    with session.spinner("Comparing images with those in the bucket"):
+        stored = _stored_objects(bucket, {*plan.found, *plan.absent})
+        existing = [key for key in plan.found if key in stored]
+        with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
+            differ = pool.map(
+                lambda k: _is_changed(plan.found[k], stored[k], bucket, job), existing
+            )
+            changed = list(compress(existing, differ))
+    missing = [reference for key, reference in plan.absent.items() if key not in stored]
+    if missing:
+        session.warn(
+            f"{plural(len(missing), 'image')} found neither here nor in the bucket, their rows "
+            f"will fail: {_examples(missing[:_EXAMPLES], len(missing))}."
+        )
+    keys = [*(key for key in plan.found if key not in stored), *changed]
+    unchanged = len(existing) - len(changed)
+    if keys:
+        session.run_parallel(
+            "Uploading images", lambda k: _upload(bucket, k, plan.found[k], job), keys
+        )
+    if plan.found:
+        session.note(f"{plural(len(keys), 'image')} uploaded, {unchanged:,} already there.")
+    if changed and options.resume:
+        session.warn(
+            f"{plural(len(changed), 'image')} changed since the last upload; rows that succeeded "
+            "with the old ones are kept: add --no-resume to edit them again."
+        )
+    return {
+        "images_uploaded": len(keys),
+        "images_unchanged": unchanged,
+        "images_missing": missing,
+    }
 
 
 def _stored_objects(bucket: Bucket, keys: set[str]) -> Mapping[str, StoredObject]:
+    """Those of the keys that exist, with few requests: one listing per folder."""
     found: dict[str, StoredObject] = {}
     for folder in {posixpath.dirname(key) for key in keys}:
         prefix = f"{folder}/" if folder else ""
@@ -266,17 +235,17 @@ def _stored_objects(bucket: Bucket, keys: set[str]) -> Mapping[str, StoredObject
     return found
 
 
-def _is_changed(image: _LocalImage, stored: StoredObject, bucket: Bucket, job: str) -> bool:
-    digest = _md5(image.path) if image.path.stat().st_size == stored.size else ""
+def _is_changed(path: Path, stored: StoredObject, bucket: Bucket, job: str) -> bool:
+    digest = _md5(path) if path.stat().st_size == stored.size else ""
     if digest == stored.etag:
         return False
-    metadata = bucket.metadata(image.key) or {}
+    metadata = bucket.metadata(stored.key) or {}
     if digest and metadata.get(_MD5_METADATA) == digest:
         return False
     owner = metadata.get(_JOB_METADATA, job)
     if owner != job:
         raise CommandFailed(
-            f"{image.path} would overwrite another image, {image.key} of job {owner}: submit with "
+            f"{path} would overwrite another image, {stored.key} of job {owner}: submit with "
             "another --to, so that both jobs keep their images."
         )
     return True
@@ -287,63 +256,53 @@ def _md5(path: Path) -> str:
         return hashlib.file_digest(body, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def _upload(bucket: Bucket, image: _LocalImage, job: str) -> None:
-    content_type = guess_type(image.path.name)[0] or "application/octet-stream"
-    metadata = {_MD5_METADATA: _md5(image.path), _JOB_METADATA: job}
-    bucket.put_file(image.key, image.path, content_type, metadata)
+def _upload(bucket: Bucket, key: str, path: Path, job: str) -> None:
+    content_type = guess_type(path.name)[0] or "application/octet-stream"
+    bucket.put_file(key, path, content_type, {_MD5_METADATA: _md5(path), _JOB_METADATA: job})
 
 
-def _send_csv(
-    session: Session, job_csv: JobCsv, key: str, renamed: Mapping[str, str]
-) -> str | None:
-    bucket = session.stack.input_bucket
-    content_type = "application/gzip" if key.endswith(".gz") else "text/csv"
+@contextmanager
+def _renamed_csv(
+    session: Session, path: Path, rows: JobRows, renamed: Mapping[str, str]
+) -> Iterator[Path]:
+    """The CSV itself, or a copy in UTF-8 with other image references; all other cells stay."""
     if not renamed:
-        return bucket.put_file(key, job_csv.path, content_type, job_csv.metadata)
+        yield path
+        return
     session.note(
         f"{plural(len(renamed), 'path')} outside the upload: the uploaded CSV uses the "
         f"{'names' if len(renamed) > 1 else 'name'} in the bucket instead."
     )
     with tempfile.TemporaryDirectory(prefix="darkroom-") as scratch:
-        copy = Path(scratch) / posixpath.basename(key)
-        _write_renamed(job_csv.rows, renamed, copy)
-        return bucket.put_file(key, copy, content_type, job_csv.metadata)
-
-
-def _write_renamed(rows: JobRows, renamed: Mapping[str, str], target: Path) -> None:
-    """Write the same CSV, in UTF-8, with other image references; all other cells stay."""
-    with _open_text(target) as text:
-        writer = csv.writer(text, delimiter=rows.csv.delimiter)
-        writer.writerow(rows.csv.header)
-        for record in rows.csv.records():
-            writer.writerow(_rename_references(rows, record.cells, renamed))
-
-
-def _open_text(target: Path) -> IO[str]:
-    if target.suffix == ".gz":
-        return io.TextIOWrapper(gzip.open(target, "wb"), encoding="utf-8", newline="")
-    return target.open("w", encoding="utf-8", newline="")
+        copy = Path(scratch) / _object_name(path)
+        with (
+            gzip.open(copy, "wt", encoding="utf-8", newline="")
+            if copy.suffix == ".gz"
+            else copy.open("w", encoding="utf-8", newline="")
+        ) as text:
+            writer = csv.writer(text, delimiter=rows.csv.delimiter)
+            writer.writerow(rows.csv.header)
+            for record in rows.csv.records():
+                writer.writerow(_rename_references(rows, record.cells, renamed))
+        yield copy
 
 
 def _rename_references(
     rows: JobRows, cells: Sequence[str], renamed: Mapping[str, str]
 ) -> list[str]:
     changed = list(cells)
-    images = rows.columns.positions.get("images")
-    if images is not None and images < len(cells):
-        changed[images] = _rename_list(cells[images], renamed)
-    mask = rows.columns.positions.get("mask")
-    if mask is not None and mask < len(cells):
-        changed[mask] = renamed.get(cells[mask].strip(), cells[mask])
+    for name in ("images", "mask"):
+        position = rows.columns.positions.get(name)
+        if position is None or position >= len(cells):
+            continue
+        cell = cells[position].strip()
+        try:
+            references = parse_images(cell) if name == "images" else (cell,)
+        except ValueError:
+            continue  # the row will fail with this problem
+        if any(reference in renamed for reference in references):
+            names = [renamed.get(reference, reference) for reference in references]
+            changed[position] = (
+                json.dumps(names, ensure_ascii=False) if name == "images" else names[0]
+            )
     return changed
-
-
-def _rename_list(cell: str, renamed: Mapping[str, str]) -> str:
-    try:
-        references = parse_images(cell.strip())
-    except ValueError:
-        return cell  # the row will fail with this problem
-    if not any(reference in renamed for reference in references):
-        return cell
-    names = [renamed.get(reference, reference) for reference in references]
-    return json.dumps(names, ensure_ascii=False)

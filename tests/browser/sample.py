@@ -1,9 +1,7 @@
 """A job of 500 rows as a user might have it, with drawn images, to view the gallery with."""
 
-import colorsys
 import csv
 import io
-from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
@@ -140,68 +138,31 @@ def outcome(row: JobRow, random: Random) -> RowResult:
 def _store_thumbs(harness: ReportHarness, row: JobRow, *, with_before: bool) -> None:
     paths = ResultPaths(JOB)
     if with_before:
-        before = draw(row.row, _plain)
+        before = draw(row.row, edited=False)
         harness.store.put(paths.thumb(row.key, "before"), before, "image/webp")
-    harness.store.put(paths.thumb(row.key, "after"), draw(row.row, _styled), "image/webp")
+    harness.store.put(paths.thumb(row.key, "after"), draw(row.row, edited=True), "image/webp")
 
 
-def draw(seed: int, background: Callable[[Random, float], Image.Image]) -> bytes:
-    """A still life: the same object for the same seed, on the given background."""
+def draw(seed: int, *, edited: bool) -> bytes:
+    """A vase in front of clutter, or edited, with a plain background."""
     random = Random(seed % 40)
-    hue = random.random()
-    image = background(Random(seed), hue)
-    _draw_object(image, random, hue)
+    hue = random.randrange(360)
+    background = f"hsl({(hue + 180) % 360}, 45%, 80%)" if edited else "hsl(29, 14%, 54%)"
+    image = Image.new("RGB", (SIDE, SIDE), background)
+    canvas = ImageDraw.Draw(image)
+    for _ in range(0 if edited else 9):
+        left, top = random.randrange(-40, SIDE), random.randrange(-40, SIDE)
+        colour = f"hsl({random.randrange(360)}, 18%, {random.randrange(40, 65)}%)"
+        canvas.rectangle((left, top, left + random.randrange(30, 130), top + 90), fill=colour)
+    image = image.filter(ImageFilter.GaussianBlur(3))
+    canvas = ImageDraw.Draw(image)
+    body, light = f"hsl({hue}, 50%, 50%)", f"hsl({hue}, 75%, 75%)"
+    canvas.ellipse((86, 116, 234, 268), fill=body)
+    canvas.rectangle((136, 56, 184, 150), fill=body)
+    canvas.ellipse((126, 44, 194, 70), fill=light)
+    canvas.ellipse((112, 150, 138, 216), fill=light)
     if seed % 3 == 1:
         image = image.crop((0, 30, SIDE, SIDE - 30))
     out = io.BytesIO()
     image.save(out, "WEBP", quality=80)
     return out.getvalue()
-
-
-def _plain(random: Random, hue: float) -> Image.Image:
-    """A cluttered desk: brownish with stripes."""
-    image = Image.new("RGB", (SIDE, SIDE), _rgb(0.08, 0.25, 0.62))
-    draw = ImageDraw.Draw(image)
-    for _ in range(9):
-        left = random.randrange(-40, SIDE)
-        top = random.randrange(-40, SIDE)
-        colour = _rgb(random.random(), 0.25, random.uniform(0.45, 0.75))
-        draw.rectangle((left, top, left + random.randrange(30, 130), top + 90), fill=colour)
-    return image.filter(ImageFilter.GaussianBlur(3))
-
-
-def _styled(random: Random, hue: float) -> Image.Image:
-    """A studio: a smooth gradient in the complementary colour."""
-    top, bottom = _rgb(hue + 0.5, 0.22, 0.96), _rgb(hue + 0.5, 0.42, 0.7)
-    ramp = Image.linear_gradient("L").resize((SIDE, SIDE))
-    return Image.composite(
-        Image.new("RGB", (SIDE, SIDE), bottom), Image.new("RGB", (SIDE, SIDE), top), ramp
-    )
-
-
-def _draw_object(image: Image.Image, random: Random, hue: float) -> None:
-    shadow = Image.new("L", image.size, 0)
-    ImageDraw.Draw(shadow).ellipse((80, 238, 256, 282), fill=120)
-    image.paste((20, 16, 14), mask=shadow.filter(ImageFilter.GaussianBlur(10)))
-    draw = ImageDraw.Draw(image)
-    body, light = _rgb(hue, 0.62, 0.75), _rgb(hue, 0.4, 0.93)
-    kind = random.randrange(3)
-    if kind == 0:  # a mug
-        draw.ellipse((205, 130, 275, 220), outline=body, width=16)
-        draw.rounded_rectangle((88, 96, 228, 262), 22, fill=body)
-        draw.ellipse((88, 80, 228, 118), fill=light)
-        draw.rounded_rectangle((104, 126, 120, 240), 8, fill=light)
-    elif kind == 1:  # a vase
-        draw.ellipse((86, 116, 234, 268), fill=body)
-        draw.rectangle((136, 56, 184, 150), fill=body)
-        draw.ellipse((126, 44, 194, 70), fill=light)
-        draw.ellipse((112, 150, 138, 216), fill=light)
-    else:  # a lamp
-        draw.polygon(((112, 60), (208, 60), (248, 156), (72, 156)), fill=light)
-        draw.rectangle((152, 156, 168, 246), fill=body)
-        draw.ellipse((106, 236, 214, 272), fill=body)
-
-
-def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
-    red, green, blue = colorsys.hsv_to_rgb(hue % 1, saturation, value)
-    return int(red * 255), int(green * 255), int(blue * 255)

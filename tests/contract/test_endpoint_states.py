@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from darkroom.aws.endpoint_table import DynamoDBEndpointStates
 from darkroom.calls import Outcome
-from darkroom.dispatch import rate_limiter
+from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.endpoint_state import (
     SECOND,
     Day,
@@ -29,6 +30,8 @@ from tests.conftest import ClientFactory
 from tests.fakes.endpoint_states import InMemoryEndpointStates
 
 NOW = 1_795_000_000 * SECOND
+
+type Transition = Callable[..., EndpointState]
 _names = (f"endpoint.with-dots_{number}" for number in itertools.count())
 
 
@@ -43,9 +46,9 @@ def a_request(
 class EndpointHarness:
     """One endpoint in the table of `states`."""
 
-    def __init__(self, states: EndpointStates) -> None:
+    def __init__(self, states: EndpointStates, name: str = "") -> None:
         self.states = states
-        self.name = next(_names)
+        self.name = name or next(_names)
 
     def reserve(self, lease: str = "a", **fields: Any) -> Reservation:
         return self.states.reserve(self.name, a_request(lease, **fields))
@@ -66,11 +69,21 @@ class EndpointHarness:
     ) -> EndpointState:
         return self.states.settle(self.name, Settlement(lease, now, health, **fields))
 
-    def open_breaker(self, until: int) -> bool:
-        return self.states.open_breaker(self.name, until)[0]
+    def change(self, transition: Transition, *arguments: Any) -> EndpointState:
+        return self.states.change(self.name, lambda state: transition(state, *arguments))[1]
+
+    def open_breaker(self, now: int) -> bool:
+        before, after = self.states.change(self.name, lambda s: circuit_breaker.opened(s, now))
+        return before != after
 
     def state(self) -> EndpointState:
         return self.states.read(self.name)
+
+    def comparable_state(self, now: int) -> EndpointState:
+        """The state without what may differ: the number of writes, and expired leases."""
+        state = self.state()
+        live = {lease: until for lease, until in state.leases.items() if until > now}
+        return replace(state, revision=0, leases=live)
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +105,17 @@ def endpoint(request: pytest.FixtureRequest) -> EndpointHarness:
     return EndpointHarness(request.getfixturevalue("dynamodb_states"))
 
 
-def test_slots_follow_each_other_by_the_interval(endpoint: EndpointHarness) -> None:
-    slots = [endpoint.slot(str(i)) for i in range(4)]
-    assert slots == [NOW, NOW + 2 * SECOND, NOW + 4 * SECOND, NOW + 6 * SECOND]
-
-
-def test_the_slots_of_an_idle_endpoint_restart_from_now(endpoint: EndpointHarness) -> None:
-    endpoint.reserve()
-    later = NOW + 100 * SECOND
-    assert endpoint.slot("b", now=later) == later
+@pytest.mark.parametrize(
+    ("requests", "slots"),
+    [
+        pytest.param([{}] * 4, [0, 2, 4, 6], id="slots follow each other by the interval"),
+        pytest.param([{}, {"now": NOW + 100 * SECOND}], [0, 100], id="slots restart when idle"),
+        pytest.param([{"tolerance": 4 * SECOND}] * 5, [0, 0, 0, 2, 4], id="a burst, then the rate"),
+    ],
+)
+def test_slots(endpoint: EndpointHarness, requests: list[dict[str, int]], slots: list[int]) -> None:
+    reserved = [endpoint.slot(str(turn), **fields) for turn, fields in enumerate(requests)]
+    assert reserved == [NOW + slot * SECOND for slot in slots]
 
 
 def test_a_wrong_last_known_state_does_not_change_the_slot(endpoint: EndpointHarness) -> None:
@@ -116,11 +131,6 @@ def test_a_slot_after_the_latest_one_is_rejected_with_its_time(endpoint: Endpoin
     endpoint.reserve()
     assert endpoint.rejection("b", wait=1) == (RejectionReason.RATE, NOW + 2 * SECOND)
     assert endpoint.state().calls == 1
-
-
-def test_a_burst_is_sent_at_once_and_then_the_rate_is_kept(endpoint: EndpointHarness) -> None:
-    slots = [endpoint.slot(str(i), interval=2 * SECOND, tolerance=4 * SECOND) for i in range(5)]
-    assert slots == [NOW, NOW, NOW, NOW + 2 * SECOND, NOW + 4 * SECOND]
 
 
 def test_a_place_in_flight_is_taken_until_its_lease_is_released(endpoint: EndpointHarness) -> None:
@@ -155,8 +165,8 @@ def test_the_daily_limit_is_kept_and_the_count_restarts_the_next_day(
 
 def test_an_open_breaker_rejects_and_then_allows_one_probe(endpoint: EndpointHarness) -> None:
     endpoint.reserve()
-    assert endpoint.open_breaker(NOW + 10 * SECOND) is True
-    assert endpoint.open_breaker(NOW + 90 * SECOND) is False
+    assert endpoint.open_breaker(NOW) is True
+    assert endpoint.open_breaker(NOW + 80 * SECOND) is False
     assert endpoint.rejection("b") == (RejectionReason.BREAKER, NOW + 10 * SECOND)
     later = NOW + 11 * SECOND
     assert endpoint.reserve("b", now=later).probe is True
@@ -170,7 +180,7 @@ def test_a_good_probe_closes_the_breaker_and_resets_the_failures(
         endpoint.reserve()
         endpoint.settle(Health.FAILED)
     assert endpoint.state().failures == 4
-    endpoint.open_breaker(NOW)
+    endpoint.open_breaker(NOW - 10 * SECOND)
     endpoint.reserve("p", now=NOW + 1)
     after = endpoint.settle(Health.GOOD, NOW + 2, "p", probe=True)
     assert after.breaker_open is False
@@ -181,13 +191,13 @@ def test_a_failed_probe_keeps_the_breaker_open_and_one_not_sent_leaves_its_turn(
     endpoint: EndpointHarness,
 ) -> None:
     endpoint.reserve()
-    endpoint.open_breaker(NOW)
+    endpoint.open_breaker(NOW - 10 * SECOND)
     endpoint.reserve("p", now=NOW + 1)
     unsent = endpoint.settle(Health.NOT_CALLED, NOW + 2, "p", probe=True)
     assert (unsent.breaker_open, unsent.breaker_until) == (True, NOW + 2)
     assert endpoint.reserve("q", now=NOW + 3).probe is True
-    until = NOW + 20 * SECOND
-    failed = endpoint.settle(Health.FAILED, NOW + 4, "q", probe=True, reopen_until=until)
+    failed = endpoint.settle(Health.FAILED, NOW + 4, "q", probe=True)
+    until = NOW + 4 + 20 * SECOND
     assert (failed.breaker_open, failed.breaker_until, failed.opens) == (True, until, 2)
 
 
@@ -207,33 +217,34 @@ def test_transient_failures_raise_the_count_and_good_calls_lower_it(
 
 def test_a_pause_delays_the_next_slot_and_is_never_shortened(endpoint: EndpointHarness) -> None:
     endpoint.reserve()
-    endpoint.states.pause_until(endpoint.name, NOW + 30 * SECOND)
-    after = endpoint.states.pause_until(endpoint.name, NOW + 10 * SECOND)
+    endpoint.change(rate_limiter.paused, NOW + 30 * SECOND)
+    after = endpoint.change(rate_limiter.paused, NOW + 10 * SECOND)
     assert after.paused_until == NOW + 30 * SECOND
     assert endpoint.slot("b") == NOW + 30 * SECOND
 
 
 def test_one_incident_slows_an_endpoint_down_once(endpoint: EndpointHarness) -> None:
     endpoint.reserve()
-    endpoint.states.slow_down(endpoint.name, 8 * SECOND, NOW, NOW - 5)
+    endpoint.change(rate_limiter.slowed_down, 8 * SECOND, NOW, NOW - 5)
     sent_before = NOW - 3
-    late = endpoint.states.slow_down(endpoint.name, 16 * SECOND, NOW + 1, sent_before)
+    late = endpoint.change(rate_limiter.slowed_down, 16 * SECOND, NOW + 1, sent_before)
     assert (late.slowed_interval, late.slowed_at) == (8 * SECOND, NOW)
     assert [endpoint.slot(str(i)) for i in range(2)] == [NOW + 2 * SECOND, NOW + 10 * SECOND]
 
 
 def test_a_suspension_is_never_shortened(endpoint: EndpointHarness) -> None:
     endpoint.reserve()
-    endpoint.states.suspend_until(endpoint.name, NOW + 300 * SECOND)
-    after = endpoint.states.suspend_until(endpoint.name, NOW + 10 * SECOND)
+    endpoint.change(circuit_breaker.suspended, NOW + 300 * SECOND)
+    after = endpoint.change(circuit_breaker.suspended, NOW + 10 * SECOND)
     assert after.breaker_until == NOW + 300 * SECOND
 
 
 def test_key_cooldowns_are_shared(endpoint: EndpointHarness) -> None:
     endpoint.reserve()
     cooldown = KeyCooldown(NOW + 600 * SECOND, Outcome.QUOTA_SPENT)
-    endpoint.states.cool_down_key(endpoint.name, "0123456789ab", cooldown)
-    assert endpoint.state().key_cooldowns == {"0123456789ab": cooldown}
+    cooldowns = {"0123456789ab": cooldown}
+    endpoint.change(lambda state: replace(state, key_cooldowns=cooldowns))
+    assert endpoint.state().key_cooldowns == cooldowns
 
 
 def test_an_endpoint_never_used_can_be_read_and_written(endpoint: EndpointHarness) -> None:
@@ -262,12 +273,23 @@ def test_concurrent_workers_never_share_a_slot_or_exceed_the_in_flight_limit(
     assert rejection[0] is RejectionReason.IN_FLIGHT
 
 
+def test_of_concurrent_changes_none_is_lost(endpoint: EndpointHarness) -> None:
+    def add(number: int) -> None:
+        cooldown = {str(number): KeyCooldown(number, Outcome.KEY_REJECTED)}
+        endpoint.change(lambda s: replace(s, key_cooldowns={**s.key_cooldowns, **cooldown}))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(12)))
+    assert len(endpoint.state().key_cooldowns) == 12
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_fake_and_table_agree_on_random_histories(
     seed: int, dynamodb_states: DynamoDBEndpointStates
 ) -> None:
     rng = random.Random(seed)
-    name, fake, real = next(_names), InMemoryEndpointStates(), dynamodb_states
+    fake = EndpointHarness(InMemoryEndpointStates())
+    real = EndpointHarness(dynamodb_states, fake.name)
     day = Day(5, NOW - 100 * SECOND, NOW + 90_000 * SECOND)
     now, last_known = NOW, None
     for step in range(120):
@@ -278,32 +300,23 @@ def test_fake_and_table_agree_on_random_histories(
                 limits = {"max_in_flight": 3, "per_day": 40, "tolerance": SECOND}
                 wait = rng.choice([0, 5, 60])
                 request = a_request(f"l{step}", now=now, wait=wait, day=day, **limits)
-                one, two = fake.reserve(name, request), real.reserve(name, request, last_known)
+                one = fake.states.reserve(fake.name, request)
+                two = real.states.reserve(real.name, request, last_known)
                 assert (one.slot, one.probe, one.rejection) == (two.slot, two.probe, two.rejection)
                 last_known = two.state if rng.random() < 0.5 else last_known
             case 4 | 5:
-                sent = now - rng.choice([0, SECOND])
-                probe = fake.read(name).breaker_open
-                health = rng.choice(list(Health))
-                settlement = Settlement(lease, now, health, sent, probe, now + SECOND)
-                for states in (fake, real):
-                    states.settle(name, settlement)
+                sent_at = now - rng.choice([0, SECOND])
+                health, probe = rng.choice(list(Health)), fake.state().breaker_open
+                for endpoint in (fake, real):
+                    endpoint.settle(health, now, lease, sent_at=sent_at, probe=probe)
             case 6:
-                opened = [states.open_breaker(name, now + SECOND)[0] for states in (fake, real)]
-                assert opened[0] == opened[1]
+                assert fake.open_breaker(now) == real.open_breaker(now)
             case _:
                 interval = rng.randrange(5 * SECOND)
-                for states in (fake, real):
-                    states.slow_down(name, interval, now, now - 1)
-                    states.pause_until(name, now + interval)
-        assert _comparable(fake, name, now) == _comparable(real, name, now)
-
-
-def _comparable(states: EndpointStates, name: str, now: int) -> EndpointState:
-    """The state without what may differ: the number of writes, and expired leases."""
-    state = states.read(name)
-    live = {lease: until for lease, until in state.leases.items() if until > now}
-    return replace(state, revision=0, leases=live)
+                for endpoint in (fake, real):
+                    endpoint.change(rate_limiter.slowed_down, interval, now, now - 1)
+                    endpoint.change(rate_limiter.paused, now + interval)
+        assert fake.comparable_state(now) == real.comparable_state(now)
 
 
 # DynamoDB alone
@@ -327,13 +340,3 @@ def test_a_reservation_takes_one_round_trip_when_the_last_known_state_is_current
         state = dynamodb_states.reserve(name, a_request(str(turn)), state).state
     assert calls == ["UpdateItem"] * 5
     assert rate_limiter.slowed_interval(state, NOW) == 0
-
-
-def test_an_item_written_by_an_earlier_version_is_replaced(
-    aws_client: ClientFactory, dynamodb_states: DynamoDBEndpointStates
-) -> None:
-    name = next(_names)
-    item = {"endpoint": {"S": name}, "rev": {"N": "7"}, "next": {"N": str(NOW)}}
-    aws_client("dynamodb").put_item(TableName="endpoints-contract", Item=item)
-    assert dynamodb_states.read(name) == EndpointState()
-    assert dynamodb_states.reserve(name, a_request()).slot == NOW

@@ -211,9 +211,7 @@ def test_a_connection_goes_to_the_address_that_was_checked(harness: Harness) -> 
     assert inside.connections == 0
 
 
-def test_a_name_that_becomes_private_is_rejected_at_the_next_connection(
-    harness: Harness,
-) -> None:
+def test_a_name_that_becomes_private_is_rejected_on_the_next_connection(harness: Harness) -> None:
     harness.network.names = {HOST: [[PUBLIC], [PRIVATE]]}
     harness.serve(respond(http_response(IMAGE, "Connection: close")))
     inside = harness.serve(respond(http_response(IMAGE)), PRIVATE)
@@ -249,7 +247,7 @@ def test_only_the_public_addresses_of_a_host_are_tried(harness: Harness) -> None
     ],
 )
 @pytest.mark.parametrize("redirects", [0, 2])
-def test_every_redirect_is_checked(
+def test_each_redirect_is_checked(
     harness: Harness, location: str, problem: str, redirects: int
 ) -> None:
     def handle(exchange: Exchange) -> None:
@@ -404,9 +402,7 @@ def test_a_transient_status_costs_an_attempt(harness: Harness, status: int) -> N
 @pytest.mark.parametrize(
     ("value", "seconds"), [("99999999", 900), ("soon", 0), ("Wed, 21 Oct 2026", 0), ("-5", 0)]
 )
-def test_a_retry_after_header_has_an_upper_bound(
-    harness: Harness, value: str, seconds: float
-) -> None:
+def test_a_retry_after_header_is_capped(harness: Harness, value: str, seconds: float) -> None:
     harness.serve(respond(http_response(b"", f"Retry-After: {value}", status="503 Later")))
     assert harness.unavailable().delay_seconds == seconds
 
@@ -452,9 +448,7 @@ def test_a_name_that_does_not_exist_rejects_the_row(harness: Harness) -> None:
     assert harness.rejection().endswith(f"is on the host {HOST}, which does not exist")
 
 
-def test_a_certificate_of_another_authority_rejects_the_row(
-    harness: Harness, unknown: Certificates
-) -> None:
+def test_an_untrusted_certificate_rejects_the_row(harness: Harness, unknown: Certificates) -> None:
     server = harness.serve(respond(http_response(IMAGE)), tls=unknown)
     assert harness.rejection().endswith(f"is on {HOST}, whose certificate is not valid for it")
     assert server.heads == []
@@ -477,9 +471,7 @@ def test_a_certificate_for_another_host_rejects_the_row(harness: Harness) -> Non
         (b"just words", "is not an image"),
     ],
 )
-def test_the_file_type_is_detected_whatever_the_content_type(
-    harness: Harness, body: bytes, problem: str
-) -> None:
+def test_the_content_type_header_is_ignored(harness: Harness, body: bytes, problem: str) -> None:
     harness.serve(respond(http_response(body, "Content-Type: image/png")))
     assert problem in harness.rejection()
 

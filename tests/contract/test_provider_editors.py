@@ -80,7 +80,7 @@ def test_a_successful_call_returns_images(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("outcome", FAULT_OF)
-def test_a_failed_call_raises_its_outcome_and_the_next_call_succeeds(
+def test_a_failed_call_raises_its_outcome_and_the_next_works(
     subject: Subject, outcome: Outcome
 ) -> None:
     subject.fail_with(outcome)

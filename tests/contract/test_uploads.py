@@ -8,8 +8,7 @@ from uuid import uuid4
 import pytest
 
 from darkroom.aws.s3 import S3ObjectStore, S3Uploads
-from darkroom.ports import ObjectStore
-from darkroom.report.reporter import Uploads
+from darkroom.ports import ObjectStore, Uploads
 from tests.conftest import ClientFactory
 from tests.fakes.reporting import FakeUploads
 from tests.fakes.services import FakeStore

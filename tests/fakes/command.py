@@ -10,10 +10,11 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
-from darkroom.endpoint_state import EndpointState
 from darkroom_cli.main import app
+from darkroom_cli.options import Target
 from darkroom_cli.session import Wiring
-from darkroom_cli.stack import DeadLetter, Outputs, StoredObject
+from darkroom_cli.stack import DeadLetter, Outputs, Stack, StoredObject
+from tests.fakes.endpoint_states import InMemoryEndpointStates
 from tests.fakes.ledger import FakeLedger
 from tests.fakes.services import FakeClock
 
@@ -59,17 +60,6 @@ class FakeBucket:
     def fetch(self, key: str, target: Path) -> None:
         self.fetches.append(key)
         target.write_bytes(self.objects[key].body)
-
-
-@dataclass
-class FakeSecret:
-    text: str | None = None
-
-    def read(self) -> str | None:
-        return self.text
-
-    def write(self, text: str) -> None:
-        self.text = text
 
 
 @dataclass
@@ -120,14 +110,6 @@ class FakeDeadLetterQueue:
 
 
 @dataclass
-class FakeEndpointStates:
-    states: dict[str, EndpointState] = field(default_factory=dict)
-
-    def read(self, endpoint: str) -> EndpointState:
-        return self.states.get(endpoint, EndpointState())
-
-
-@dataclass
 class ScriptedClock(FakeClock):
     """`on_sleep` is called after each sleep: what happens while the command waits."""
 
@@ -139,10 +121,13 @@ class ScriptedClock(FakeClock):
 
 
 @dataclass
-class FakeStack:
-    """Implements Stack."""
+class CliHarness:
+    """The command as a user in a pipe runs it, with files in `folder`. Implements Stack."""
 
+    folder: Path
     clock: ScriptedClock = field(default_factory=ScriptedClock)
+    targets: list[Target] = field(default_factory=list)  # that the command connected to
+    connection_error: Exception | None = None
     name: str = "darkroom"
     workers: int | None = 16
     outputs: Outputs = field(
@@ -151,33 +136,53 @@ class FakeStack:
     ledger: FakeLedger = field(init=False)
     input_bucket: FakeBucket = field(default_factory=lambda: FakeBucket("in"))
     results_bucket: FakeBucket = field(default_factory=lambda: FakeBucket("out"))
-    secret: FakeSecret = field(default_factory=FakeSecret)
+    secret: str | None = None
     dead_letters: FakeDeadLetterQueue = field(default_factory=FakeDeadLetterQueue)
-    endpoint_states: FakeEndpointStates = field(default_factory=FakeEndpointStates)
+    endpoint_states: InMemoryEndpointStates = field(default_factory=InMemoryEndpointStates)
 
     def __post_init__(self) -> None:
         self.ledger = FakeLedger(self.clock)
 
+    def connect(self, target: Target) -> Stack:
+        self.targets.append(target)
+        if self.connection_error:
+            raise self.connection_error
+        return self
 
-@dataclass
-class CliHarness:
-    """The command as a user in a pipe runs it, against `stack`."""
+    def read_secret(self) -> str | None:
+        return self.secret
 
-    stack: FakeStack = field(default_factory=FakeStack)
-
-    @property
-    def clock(self) -> ScriptedClock:
-        return self.stack.clock
+    def write_secret(self, text: str) -> None:
+        self.secret = text
 
     def run(self, *arguments: object, stdin: str | None = None) -> Result:
-        wiring = Wiring(connect=lambda _: self.stack, clock=self.clock)
+        wiring = Wiring(connect=self.connect, clock=self.clock)
         return CliRunner().invoke(app, [str(a) for a in arguments], input=stdin, obj=wiring)
+
+    def succeed(self, *arguments: object, stdin: str | None = None) -> Result:
+        result = self.run(*arguments, stdin=stdin)
+        assert result.exit_code == 0, result.stderr
+        return result
 
     def json(self, *arguments: object) -> Any:
         """What a successful command prints with --json."""
-        result = self.run(*arguments, "--json")
-        assert result.exit_code == 0, result.stderr
-        return json.loads(result.stdout)
+        return json.loads(self.succeed(*arguments, "--json").stdout)
+
+    def error(self, *arguments: object, exit_code: int = 1) -> str:
+        """The one line that a failing command prints, on standard error."""
+        result = self.run(*arguments)
+        assert (result.exit_code, result.stdout) == (exit_code, ""), result.stderr
+        (line,) = result.stderr.splitlines()
+        return line
 
     def push_endpoints(self, *endpoints: dict[str, Any]) -> None:
-        self.stack.secret.text = json.dumps({"endpoints": endpoints})
+        self.secret = json.dumps({"endpoints": endpoints})
+
+    def write(self, name: str, content: bytes | str = b"image") -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    def csv(self, *rows: str, name: str = "p.csv", header: str = "image_url,instruction") -> Path:
+        return self.write(name, "".join(f"{line}\n" for line in (header, *rows)))

@@ -2,14 +2,13 @@
 
 import threading
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.endpoint_state import (
     EndpointState,
     Health,
-    KeyCooldown,
     Rejection,
     Reservation,
     ReservationRequest,
@@ -50,47 +49,20 @@ class InMemoryEndpointStates:
             after = self.items[endpoint] = settled(self.items[endpoint], settlement)
             return after
 
-    def pause_until(self, endpoint: str, until: int) -> EndpointState:
-        with self._lock:
-            applies = self.items[endpoint].next_slot < until
-            return self._write(endpoint, applies, next_slot=until, paused_until=until)
-
-    def slow_down(self, endpoint: str, interval: int, now: int, unless_since: int) -> EndpointState:
-        with self._lock:
-            applies = self.items[endpoint].slowed_at < unless_since
-            return self._write(endpoint, applies, slowed_interval=interval, slowed_at=now)
-
-    def open_breaker(self, endpoint: str, until: int) -> tuple[bool, EndpointState]:
+    def change(
+        self, endpoint: str, transition: Callable[[EndpointState], EndpointState]
+    ) -> tuple[EndpointState, EndpointState]:
         with self._lock:
             before = self.items[endpoint]
-            opens = not before.breaker_open
-            after = self._write(
-                endpoint, opens, breaker_open=True, breaker_until=until, opens=before.opens + 1
-            )
-            return opens, after
-
-    def suspend_until(self, endpoint: str, until: int) -> EndpointState:
-        with self._lock:
-            applies = self.items[endpoint].breaker_until < until
-            return self._write(endpoint, applies, breaker_open=True, breaker_until=until)
-
-    def cool_down_key(
-        self, endpoint: str, fingerprint: str, cooldown: KeyCooldown
-    ) -> EndpointState:
-        with self._lock:
-            cooldowns = {**self.items[endpoint].key_cooldowns, fingerprint: cooldown}
-            return self._write(endpoint, applies=True, key_cooldowns=cooldowns)
+            after = transition(before)
+            if after != before:
+                after = self.items[endpoint] = replace(after, revision=before.revision + 1)
+            return before, after
 
     def _count(self, request: str) -> None:
         self.requests[request] += 1
         if request in self.unavailable:
             raise StatesUnavailable("the endpoints table did not answer")
-
-    def _write(self, endpoint: str, applies: bool, **changes: Any) -> EndpointState:
-        state = self.items[endpoint]
-        if applies:
-            state = self.items[endpoint] = replace(state, **changes, revision=state.revision + 1)
-        return state
 
 
 def reserved(
@@ -118,19 +90,13 @@ def reserved(
 
 def settled(state: EndpointState, settlement: Settlement) -> EndpointState:
     """The state after a reservation's end."""
-    leases = {i: until for i, until in state.leases.items() if i != settlement.lease}
-    after = replace(state, leases=leases, revision=state.revision + 1)
-    if settlement.health is Health.NOT_CALLED:
-        # A probe that was never sent leaves its turn to the next one.
-        return replace(after, breaker_until=settlement.now) if settlement.probe else after
-    if settlement.health is Health.GOOD:
-        if settlement.probe:
-            return replace(after, breaker_open=False, breaker_until=0, opens=0, failures=0)
-        recovers = after.failures > 0 and settlement.sent_at > state.failed_at
-        return replace(after, failures=after.failures - 1) if recovers else after
-    recent = state.failed_at >= settlement.now - circuit_breaker.FAILURES_EXPIRE_AFTER
-    failures = state.failures + 1 if recent else 1
-    after = replace(after, failures=failures, failed_at=settlement.now)
+    state = replace(state, revision=state.revision + 1)
     if settlement.probe:
-        after = replace(after, breaker_until=settlement.reopen_until, opens=state.opens + 1)
-    return after
+        return circuit_breaker.probed(state, settlement)
+    leases = {i: until for i, until in state.leases.items() if i != settlement.lease}
+    state = replace(state, leases=leases)
+    if settlement.health is Health.FAILED:
+        return circuit_breaker.failed(state, settlement.now)
+    good = settlement.health is Health.GOOD
+    recovers = good and state.failures > 0 and settlement.sent_at > state.failed_at
+    return replace(state, failures=state.failures - 1) if recovers else state

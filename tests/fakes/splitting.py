@@ -158,12 +158,17 @@ class SplitterHarness:
         for message in waiting[:end]:
             run = self.ledger.current(message.job)
             assert run is not None
-            owner = f"editor-{next(self._owners)}"
-            claim = self.ledger.claim(message, run, owner, 90)
+            claim = self.ledger.claim(message, run, f"editor-{next(self._owners)}", 90)
             if isinstance(claim, Claim):
                 sent = self.ledger.mark_sent(claim, "gemini-main")
                 assert not isinstance(sent, NotSent)
                 self.ledger.settle(sent, self.outcome(message))
+
+    def edit_csv(self, text: str, **options: str) -> None:
+        """An earlier upload whose rows are all edited."""
+        self.split(self.upload(text, **options))
+        self.edit()
+        self.queue.sent.clear()
 
     @property
     def run(self) -> Run:

@@ -89,9 +89,7 @@ WRAPPERS = (
 
 
 @given(st.ip_addresses())
-def test_no_address_that_python_classifies_as_special_is_public(
-    address: IPv4Address | IPv6Address,
-) -> None:
+def test_no_address_special_to_python_is_public(address: IPv4Address | IPv6Address) -> None:
     special = address.is_private or address.is_multicast or address.is_reserved
     if special and not any(address in wrapper for wrapper in WRAPPERS):
         assert not is_public(str(address))

@@ -15,24 +15,17 @@ def _secret(**fields: object) -> EndpointsSecret:
     return EndpointsSecret.model_validate_json(json.dumps({"endpoints": [endpoint]}))
 
 
-def test_gemini_defaults_are_those_of_the_fallback_guide() -> None:
-    (endpoint,) = _secret().endpoints
-    assert (endpoint.timeout_seconds, endpoint.max_retries, endpoint.retry_delay_seconds) == (
-        60,
-        2,
-        5,
-    )
-    assert (endpoint.tier, endpoint.requests_per_minute, endpoint.max_in_flight) == (1, 10, 4)
-
-
-def test_openai_defaults_are_those_of_the_fallback_guide() -> None:
-    (endpoint,) = _secret(provider="openai").endpoints
-    assert (endpoint.timeout_seconds, endpoint.max_retries, endpoint.retry_delay_seconds) == (
-        300,
-        0,
-        1,
-    )
-    assert endpoint.tier == 2
+@pytest.mark.parametrize(
+    ("provider", "tier", "timing"), [("gemini", 1, (60, 2, 5)), ("openai", 2, (300, 0, 1))]
+)
+def test_a_providers_defaults_are_those_of_the_fallback_guide(
+    provider: str, tier: int, timing: tuple[float, int, float]
+) -> None:
+    (endpoint,) = _secret(provider=provider).endpoints
+    seconds, retries, delay = timing
+    assert (endpoint.timeout_seconds, endpoint.max_retries) == (seconds, retries)
+    assert endpoint.retry_delay_seconds == delay
+    assert (endpoint.tier, endpoint.requests_per_minute, endpoint.max_in_flight) == (tier, 10, 4)
 
 
 def test_null_means_the_default() -> None:

@@ -107,9 +107,7 @@ def test_the_dg_variable_takes_precedence_and_empty_means_not_set() -> None:
         ),
     ],
 )
-def test_a_mistake_is_reported_with_the_variables_name(
-    variables: dict[str, str], sentence: str
-) -> None:
+def test_a_mistake_is_reported_with_its_variable(variables: dict[str, str], sentence: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         endpoints(**variables)
     assert sentence in str(caught.value)

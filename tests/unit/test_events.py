@@ -16,7 +16,7 @@ from darkroom.settings import Settings
 from darkroom.splitter import CsvUploaded
 from darkroom_local.sam_local import EVENTS, prepared_events
 
-EXAMPLE = json.loads((EVENTS / "env.json").read_text())
+EXAMPLE = json.loads((EVENTS / "env.json").read_text())["Parameters"]
 
 
 def event(name: str) -> Any:
@@ -35,7 +35,7 @@ def test_the_continuation_is_the_event_that_the_splitter_sends_itself() -> None:
 def test_the_batch_holds_the_messages_that_the_splitter_sends_for_the_csv() -> None:
     upload, csv = uploaded(), (EVENTS / "sam-local.csv").read_bytes()
     assert upload.size == len(csv)
-    rows = list(read_job_rows(lambda offset: iter([csv[offset:]]), JobOptions()).from_row(0, None))
+    rows = list(read_job_rows(lambda offset: iter([csv[offset:]]), JobOptions()))
     sent = [
         RowMessage(
             job=job_id(upload.key),
@@ -52,16 +52,12 @@ def test_the_batch_holds_the_messages_that_the_splitter_sends_for_the_csv() -> N
     assert [RowMessage.model_validate_json(r["body"]) for r in records] == sent
 
 
-@pytest.mark.parametrize("function", sorted(EXAMPLE))
-def test_the_environment_is_valid_for_the_functions(function: str) -> None:
-    Settings.from_environment(EXAMPLE[function])
+def test_the_environment_is_valid_for_the_functions() -> None:
+    Settings.from_environment(EXAMPLE)
 
 
 def test_prepared_events_contain_the_names_of_the_stack_and_none_of_the_example() -> None:
-    deployed = {
-        function: {name: f"{name.lower()}-of-mine" for name in variables}
-        for function, variables in EXAMPLE.items()
-    }
+    deployed = {name: f"{name.lower()}-of-mine" for name in EXAMPLE}
     files = prepared_events(deployed)
     assert set(files) == {path.name for path in Path(EVENTS).glob("*.json")}
     assert '"input_bucket-of-mine"' in files["splitter-s3-put.json"]

@@ -86,7 +86,7 @@ def test_the_corpus_has_at_least_60_distinct_references() -> None:
 
 
 @pytest.mark.parametrize(("reference", "request_made"), CORPUS["loaded"])
-def test_a_good_reference_makes_its_one_request(
+def test_a_valid_reference_makes_one_request(
     harness: Harness, reference: str, request_made: str
 ) -> None:
     assert parse_images(reference) == (reference,)
@@ -101,9 +101,7 @@ def test_a_good_reference_makes_its_one_request(
 
 
 @pytest.mark.parametrize(("reference", "detail"), CORPUS["bad_input"])
-def test_an_invalid_reference_fails_the_row_before_it_is_queued(
-    reference: str, detail: str
-) -> None:
+def test_an_invalid_reference_fails_the_row_before_queuing(reference: str, detail: str) -> None:
     (row,) = rows_of(f'image_url,instruction\n"{reference}",red\n')
     assert isinstance(row.request, RowRejected)
     assert (row.request.reason, row.request.detail) == (Reason.BAD_INPUT, detail)

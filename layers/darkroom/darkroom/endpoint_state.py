@@ -109,6 +109,7 @@ class ReservationUpdate:
     new_day: bool
     interval: int  # added to `next_slot`
     tolerance: int
+    horizon: int  # the latest `next_slot` that leaves a slot in time
     expired_leases: tuple[str, ...] = ()  # of workers that died; removed by the same update
 
 
@@ -139,4 +140,3 @@ class Settlement:
     health: Health
     sent_at: int = 0  # a good call sent before the last failure does not count as recovery
     probe: bool = False
-    reopen_until: int = 0  # a failed probe keeps the breaker open until then

@@ -1,7 +1,7 @@
 """Protocols of what lies outside the domain, and of what tests replace. Adapters implement them."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import IO, Protocol
@@ -11,7 +11,6 @@ from pydantic import SecretStr
 from darkroom.calls import CallFailed, CallPlan, EditResult
 from darkroom.endpoint_state import (
     EndpointState,
-    KeyCooldown,
     Reservation,
     ReservationRequest,
     Settlement,
@@ -110,9 +109,9 @@ class Dispatcher(Protocol):
 
 
 class EndpointStates(Protocol):
-    """Limits and health of the endpoints, shared by all workers; a write is one conditional update.
+    """Limits and health of the endpoints, shared by all workers; times in microseconds.
 
-    Every method raises StatesUnavailable when the table does not answer. Times in microseconds.
+    Every method is atomic, and raises StatesUnavailable when the table does not answer.
     """
 
     def read(self, endpoint: str) -> EndpointState: ...
@@ -125,21 +124,10 @@ class EndpointStates(Protocol):
     def settle(self, endpoint: str, settlement: Settlement) -> EndpointState:
         """End a reservation: release its lease and count its call for the endpoint's health."""
 
-    def pause_until(self, endpoint: str, until: int) -> EndpointState:
-        """Void every slot before `until`, also those reserved already."""
-
-    def slow_down(self, endpoint: str, interval: int, now: int, unless_since: int) -> EndpointState:
-        """Set the interval after a 429, unless one was set at `unless_since` or later."""
-
-    def open_breaker(self, endpoint: str, until: int) -> tuple[bool, EndpointState]:
-        """Open the breaker; True for the one worker that did."""
-
-    def suspend_until(self, endpoint: str, until: int) -> EndpointState:
-        """Take the endpoint out of service as the provider demands; never shortens it."""
-
-    def cool_down_key(
-        self, endpoint: str, fingerprint: str, cooldown: KeyCooldown
-    ) -> EndpointState: ...
+    def change(
+        self, endpoint: str, transition: Callable[[EndpointState], EndpointState]
+    ) -> tuple[EndpointState, EndpointState]:
+        """Apply a pure `transition`, maybe more than once; the states before and after."""
 
 
 class Telemetry(Protocol):
@@ -293,3 +281,14 @@ class ObjectStore(Protocol):
         """User metadata and, as `etag`, the object's own; None when there is no such object."""
 
     def get(self, key: str) -> bytes | None: ...
+
+
+class Sink(Protocol):
+    def write(self, data: bytes, /) -> object: ...
+
+
+class Uploads(Protocol):
+    """Objects of any size in the results bucket, written as a stream."""
+
+    def open(self, key: str, content_type: str) -> AbstractContextManager[Sink]:
+        """The object appears when the block ends without an error, and not at all otherwise."""

@@ -9,13 +9,14 @@ the effect of once, because the ledger records the runs and the rows.
 import hashlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from functools import partial
 from itertools import batched
 
 from darkroom.csv_input.fields import parse_options
 from darkroom.csv_input.reader import JobRow, read_job_rows
-from darkroom.errors import JobRejected, Reason, RowRejected
+from darkroom.errors import JobRejected, Reason
 from darkroom.jobs import JobOptions, Run, RunState, Source, Totals, job_id
 from darkroom.ports import Clock, CsvStore, RowLedger, RowQueue, RunLedger, Telemetry
 from darkroom.rows import RowMessage, RowRecord, RowRequest, RowState
@@ -46,8 +47,10 @@ def resume_decision(record: RowRecord | None, fingerprint: str, run: Run) -> Res
     """Compare a row, whose request has `fingerprint`, with the ledger's `record` of it, if any."""
     if record is None:
         return ResumeDecision.QUEUED
-    if record.run == run.run:
-        return _decision_in_this_run(record)
+    if record.run == run.run and record.redriven:
+        return ResumeDecision.KEPT_FAILED  # its own message is queued, and counted apart
+    if record.run == run.run:  # queued before the splitter was interrupted
+        return ResumeDecision.QUEUED_BEFORE if record.state.terminal else ResumeDecision.QUEUED
     # Settled for an earlier upload while this one is split: a splitter that crashed may have queued
     # the row before, so it is queued again. Its claim transfers a success without a call.
     settled_since = record.updated_at > run.started_at
@@ -55,17 +58,9 @@ def resume_decision(record: RowRecord | None, fingerprint: str, run: Run) -> Res
         return ResumeDecision.QUEUED
     if record.state is RowState.SUCCEEDED:
         return ResumeDecision.RESUMED
-    if not record.state.terminal or run.options.retry_failed:
-        return ResumeDecision.QUEUED
-    reason = record.result.reason if record.result else None
-    return ResumeDecision.QUEUED if reason in _ALWAYS_RETRIED else ResumeDecision.KEPT_FAILED
-
-
-def _decision_in_this_run(record: RowRecord) -> ResumeDecision:
-    """For a row that the splitter queued before it was interrupted, or that a redrive added."""
-    if record.redriven:
-        return ResumeDecision.KEPT_FAILED  # its own message is queued, and counted apart
-    return ResumeDecision.QUEUED_BEFORE if record.state.terminal else ResumeDecision.QUEUED
+    always_retried = record.result is not None and record.result.reason in _ALWAYS_RETRIED
+    retried = always_retried or run.options.retry_failed or not record.state.terminal
+    return ResumeDecision.QUEUED if retried else ResumeDecision.KEPT_FAILED
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,15 +194,12 @@ class _Invocation:
         self._remaining_seconds = remaining_seconds
         self._checkpoint = run.checkpoint
         self._saved_at = splitter.clock.now()
-        self._rows = read_job_rows(
-            lambda offset: splitter.store.read(run.source, offset), run.options
-        )
+        self._rows = read_job_rows(partial(splitter.store.read, run.source), run.options)
 
     def split(self) -> None:
-        start = self._checkpoint
-        if start.row == 0:
+        if self._checkpoint.row == 0:
             self._check_file()
-        rows = self._rows.from_row(start.row, start.offset if start.row else None)
+        rows = self._rows.from_row(self._checkpoint.row, self._checkpoint.offset)
         for number, batch in enumerate(batched(rows, BATCH_ROWS, strict=False), 1):
             self._send(batch)
             if self._remaining_seconds() < STOP_BEFORE_SECONDS:
@@ -228,36 +220,25 @@ class _Invocation:
                     raise JobRejected("The file is too large to be read in time: split it.")
 
     def _send(self, batch: tuple[JobRow, ...]) -> None:
-        messages = {
-            row.key: self._message(row, row.request)
-            for row in batch
-            if not row.skipped and isinstance(row.request, RowRequest)
-        }
-        job = self._run.job
-        records = self._splitter.rows.get_many(job, list(messages)) if messages else {}
-        decisions = {
-            key: resume_decision(records.get(key), message.request.fingerprint(), self._run)
-            for key, message in messages.items()
-        }
-        to_queue = [messages[k] for k, d in decisions.items() if d is ResumeDecision.QUEUED]
-        if to_queue:
-            self._splitter.queue.send(to_queue)
-        self._advance(batch, Counter(decisions.values()))
-
-    def _advance(self, batch: tuple[JobRow, ...], decisions: Counter[ResumeDecision]) -> None:
-        totals, last = self._checkpoint.totals, batch[-1]
-        queued = decisions[ResumeDecision.QUEUED] + decisions[ResumeDecision.QUEUED_BEFORE]
-        invalid = sum(not row.skipped and isinstance(row.request, RowRejected) for row in batch)
-        totals = Totals(
-            rows=totals.rows + len(batch),
-            queued=totals.queued + queued,
-            resumed=totals.resumed + decisions[ResumeDecision.RESUMED],
-            kept_failed=totals.kept_failed + decisions[ResumeDecision.KEPT_FAILED],
-            invalid=totals.invalid + invalid,
-            skipped=totals.skipped + sum(row.skipped for row in batch),
+        selected = [row for row in batch if not row.skipped]
+        valid = [(row, row.request) for row in selected if isinstance(row.request, RowRequest)]
+        keys = [row.key for row, _ in valid]
+        known = self._splitter.rows.get_many(self._run.job, keys) if keys else {}
+        counts = Counter(
+            rows=len(batch), skipped=len(batch) - len(selected), invalid=len(selected) - len(valid)
         )
+        messages = list[RowMessage]()
+        for row, request in valid:
+            decision = resume_decision(known.get(row.key), request.fingerprint(), self._run)
+            counts[decision] += 1
+            if decision is ResumeDecision.QUEUED:
+                messages.append(self._message(row, request))
+        if messages:
+            self._splitter.queue.send(messages)
+        counts[ResumeDecision.QUEUED] += counts.pop(ResumeDecision.QUEUED_BEFORE, 0)
+        counts.update(asdict(self._checkpoint.totals))
         self._checkpoint = replace(
-            self._checkpoint, offset=last.end, row=last.row + 1, totals=totals
+            self._checkpoint, offset=batch[-1].end, row=batch[-1].row + 1, totals=Totals(**counts)
         )
 
     def _message(self, row: JobRow, request: RowRequest) -> RowMessage:

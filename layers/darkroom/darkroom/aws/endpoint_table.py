@@ -1,12 +1,14 @@
-"""Endpoint state in DynamoDB: one item per endpoint, one round trip per update.
+"""Endpoint state in DynamoDB: one item per endpoint.
 
-Conditions in DynamoDB have no max() and no arithmetic. So `rate_limiter.plan_reservation` chooses
-the form of the update from the last known state, and the condition checks what that form assumes.
-If it does not hold, the error carries the current state, and the form is chosen again.
+The two frequent writes, a reservation and its settlement, are one round trip each. Conditions in
+DynamoDB have no max() and no arithmetic. So `rate_limiter.plan_reservation` chooses the form of the
+update from the last known state, and the condition checks what that form assumes. If it does not
+hold, the error carries the current state, and the form is chosen again.
+The rare writes replace the item, on condition that its revision is the one that was read.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -19,7 +21,6 @@ from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.endpoint_state import (
     EndpointState,
     Health,
-    KeyCooldown,
     Rejection,
     Reservation,
     ReservationRequest,
@@ -31,49 +32,45 @@ from darkroom.endpoint_state import (
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-
-MAX_TRIES = 25  # of one reservation, when other workers' updates come in between
+MAX_TRIES = 25  # of one write, when other workers' writes come in between
 _STATES = ItemCodec(EndpointState)
-_NEW_ITEM = {name: to_attribute(value) for name, value in asdict(EndpointState()).items()}
+# The forms of a settlement, the usual one first: (clauses, condition).
+_SETTLEMENTS: Mapping[Health, list[tuple[list[str], list[str]]]] = {
+    Health.NOT_CALLED: [([], [])],
+    Health.GOOD: [
+        ([], ["(#failures <= :zero OR #failed_at >= :sent_at)"]),
+        (["#failures = #failures - :one"], []),
+    ],
+    Health.FAILED: [
+        (["#failed_at = :now", "#failures = #failures + :one"], ["#failed_at >= :recent"]),
+        (["#failed_at = :now", "#failures = :one"], []),
+    ],
+}
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Update:
-    """An update expression. `#name` is the attribute of that name, or a map's key in `keys`."""
+    """An update expression. `#name` is the attribute of that name, or a lease in `leases`."""
 
-    sets: tuple[str, ...] = ("#revision = #revision + :one",)
-    removes: tuple[str, ...] = ()
-    conditions: tuple[str, ...] = ("attribute_exists(#revision)",)
-    keys: Mapping[str, str] = field(default_factory=dict)
-    values: Mapping[str, Any] = field(
-        default_factory=lambda: {"zero": 0, "one": 1, "true": True, "false": False}
-    )
-
-    def set(self, *clauses: str, **values: Any) -> "_Update":
-        return replace(self, sets=self.sets + clauses, values={**self.values, **values})
-
-    def when(self, *conditions: str, **values: Any) -> "_Update":
-        conditions = self.conditions + conditions
-        return replace(self, conditions=conditions, values={**self.values, **values})
-
-    def remove(self, *paths: str) -> "_Update":
-        return replace(self, removes=self.removes + paths)
-
-    def with_keys(self, **keys: str) -> "_Update":
-        return replace(self, keys={**self.keys, **keys})
+    values: dict[str, Any]  # those that no clause uses are left out
+    leases: dict[str, str]
+    sets: list[str] = field(default_factory=list)
+    removes: list[str] = field(default_factory=list)
+    conditions: list[str] = field(default_factory=list)
 
     def arguments(self) -> dict[str, Any]:
-        update = "SET " + ", ".join(self.sets)
+        update = "SET " + ", ".join(["#revision = #revision + :one", *self.sets])
         if self.removes:
             update += " REMOVE " + ", ".join(self.removes)
-        condition = " AND ".join(self.conditions)
+        condition = " AND ".join(["attribute_exists(#revision)", *self.conditions])
         names = set(re.findall(r"#([a-z_0-9]+)", f"{update} {condition}"))
-        values = set(re.findall(r":([a-z_0-9]+)", f"{update} {condition}"))
+        used = set(re.findall(r":([a-z_0-9]+)", f"{update} {condition}"))
+        values = self.values | {"zero": 0, "one": 1}
         return {
             "UpdateExpression": update,
             "ConditionExpression": condition,
-            "ExpressionAttributeNames": {f"#{n}": self.keys.get(n, n) for n in names},
-            "ExpressionAttributeValues": {f":{v}": to_attribute(self.values[v]) for v in values},
+            "ExpressionAttributeNames": {f"#{n}": self.leases.get(n, n) for n in names},
+            "ExpressionAttributeValues": {f":{v}": to_attribute(values[v]) for v in used},
         }
 
 
@@ -112,68 +109,30 @@ class DynamoDBEndpointStates:
         raise StatesUnavailable(f"no slot at {endpoint}: too many workers reserved at once")
 
     def settle(self, endpoint: str, settlement: Settlement) -> EndpointState:
-        update = _Update().with_keys(lease=settlement.lease).remove("#leases.#lease")
-        match settlement.health:
-            case Health.NOT_CALLED if settlement.probe:
-                update = update.set("#breaker_until = :now", now=settlement.now)
-            case Health.GOOD if settlement.probe:
-                update = update.set("#breaker_open = :false", "#breaker_until = :zero")
-                update = update.set("#opens = :zero", "#failures = :zero")
-            case Health.GOOD:
-                return self._settle_good(endpoint, update, settlement.sent_at)
-            case Health.FAILED:
-                return self._settle_failed(endpoint, update, settlement)
-        return self._write(endpoint, update)
-
-    def pause_until(self, endpoint: str, until: int) -> EndpointState:
-        update = _Update().set("#next_slot = :until", "#paused_until = :until", until=until)
-        return self._write(endpoint, update.when("#next_slot < :until"))
-
-    def slow_down(self, endpoint: str, interval: int, now: int, unless_since: int) -> EndpointState:
-        update = _Update().set("#slowed_interval = :interval", interval=interval)
-        update = update.set("#slowed_at = :now", now=now)
-        return self._write(endpoint, update.when("#slowed_at < :since", since=unless_since))
-
-    def open_breaker(self, endpoint: str, until: int) -> tuple[bool, EndpointState]:
-        update = _Update().set("#breaker_open = :true", "#breaker_until = :until", until=until)
-        update = update.set("#opens = #opens + :one").when("#breaker_open = :false")
-        return self._apply(endpoint, update)
-
-    def suspend_until(self, endpoint: str, until: int) -> EndpointState:
-        update = _Update().set("#breaker_open = :true", "#breaker_until = :until", until=until)
-        return self._write(endpoint, update.when("#breaker_until < :until"))
-
-    def cool_down_key(
-        self, endpoint: str, fingerprint: str, cooldown: KeyCooldown
-    ) -> EndpointState:
-        update = _Update().with_keys(key=fingerprint)
-        return self._write(
-            endpoint, update.set("#key_cooldowns.#key = :cooldown", cooldown=asdict(cooldown))
-        )
-
-    def _settle_good(self, endpoint: str, update: _Update, sent_at: int) -> EndpointState:
-        # Failures are rare, so the form for an endpoint without any is tried first.
-        no_recovery = "(#failures <= :zero OR #failed_at >= :sent_at)"
-        done, state = self._apply(endpoint, update.when(no_recovery, sent_at=sent_at))
-        if done:
-            return state
-        return self._write(endpoint, update.set("#failures = #failures - :one"))
-
-    def _settle_failed(
-        self, endpoint: str, update: _Update, settlement: Settlement
-    ) -> EndpointState:
-        update = update.set("#failed_at = :now", now=settlement.now)
         if settlement.probe:
-            update = update.set("#breaker_until = :until", until=settlement.reopen_until)
-            update = update.set("#opens = #opens + :one")
+            return self.change(endpoint, lambda s: circuit_breaker.probed(s, settlement))[1]
         recent = settlement.now - circuit_breaker.FAILURES_EXPIRE_AFTER
-        another = update.set("#failures = #failures + :one")
-        done, state = self._apply(endpoint, another.when("#failed_at >= :recent", recent=recent))
-        return state if done else self._write(endpoint, update.set("#failures = :one"))
+        values = {"now": settlement.now, "sent_at": settlement.sent_at, "recent": recent}
+        leases = {"lease": settlement.lease}
+        for sets, conditions in _SETTLEMENTS[settlement.health]:
+            update = _Update(values, leases, sets, ["#leases.#lease"], conditions)
+            done, state = self._apply(endpoint, update)
+            if done:
+                break
+        return state
 
-    def _write(self, endpoint: str, update: _Update) -> EndpointState:
-        """The current state, whether or not the condition held."""
-        return self._apply(endpoint, update)[1]
+    def change(
+        self, endpoint: str, transition: Callable[[EndpointState], EndpointState]
+    ) -> tuple[EndpointState, EndpointState]:
+        for _ in range(MAX_TRIES):
+            before = self.read(endpoint)
+            after = transition(before)
+            if after == before:
+                return before, before
+            after = replace(after, revision=before.revision + 1)
+            if self._put(endpoint, after):
+                return before, after
+        raise StatesUnavailable(f"{endpoint} not changed: too many workers wrote at once")
 
     def _apply(self, endpoint: str, update: _Update) -> tuple[bool, EndpointState]:
         """(whether the condition held, the current state). Creates the item if there is none."""
@@ -189,23 +148,26 @@ class DynamoDBEndpointStates:
                     )
                 return True, _STATES.from_item(response["Attributes"])
             except self._client.exceptions.ConditionalCheckFailedException as failure:
-                item = cast("dict[str, Any]", failure.response).get("Item", {})
-                if "revision" in item:
+                item = cast("dict[str, Any]", failure.response).get("Item")
+                if item:
                     return False, _STATES.from_item(item)
-                self._create(endpoint)
+                self._put(endpoint, EndpointState(revision=1))
         return False, EndpointState()
 
-    def _create(self, endpoint: str) -> None:
-        """Replaces an item of an earlier version, whose attributes had other names."""
+    def _put(self, endpoint: str, state: EndpointState) -> bool:
+        """Write the revision after the stored one; False when another worker was first."""
+        fields = {name: to_attribute(value) for name, value in asdict(state).items()}
         try:
             with _translated_errors():
                 self._client.put_item(
                     TableName=self._table,
-                    Item={"endpoint": {"S": endpoint}, **_NEW_ITEM},
-                    ConditionExpression="attribute_not_exists(revision)",
+                    Item={"endpoint": {"S": endpoint}, **fields},
+                    ConditionExpression="attribute_not_exists(endpoint) OR revision = :previous",
+                    ExpressionAttributeValues={":previous": to_attribute(state.revision - 1)},
                 )
         except self._client.exceptions.ConditionalCheckFailedException:
-            pass  # another worker was first
+            return False
+        return True
 
 
 def _reservation(
@@ -213,45 +175,42 @@ def _reservation(
 ) -> _Update:
     """The form of the update that `planned` names, with the conditions it assumes."""
     limits, base = request.limits, ":now" if planned.idle else "#next_slot"
-    update = _Update().set(f"#next_slot = {base} + :interval", interval=planned.interval)
-    update = update.set("#calls = #calls + :one")
-    update = update.when("#slowed_at = :slowed_at", slowed_at=state.slowed_at, now=request.now)
+    values = {
+        "now": request.now,
+        "duration": request.lease_duration,
+        "interval": planned.interval,
+        "horizon": planned.horizon,
+        "slowed_at": state.slowed_at,
+        "probe": planned.probe,
+        "room": limits.max_in_flight + len(planned.expired_leases),
+        "per_day": limits.per_day,
+    }
+    update = _Update(values, {"lease": request.lease})
+    update.sets += [f"#next_slot = {base} + :interval", "#calls = #calls + :one"]
+    update.conditions += ["#slowed_at = :slowed_at", "#breaker_open = :probe"]
     if planned.idle:
-        update = update.when("#next_slot <= :now")
+        update.conditions.append("#next_slot <= :now")
     else:
-        latest = request.latest_slot
-        if request.day is not None:
-            latest = min(latest, request.day.end - limits.margin)
-        horizon = latest + planned.tolerance
-        update = update.when("#next_slot > :now", "#next_slot <= :horizon", horizon=horizon)
-    lease_end = f"{base} + :duration"
+        update.conditions += ["#next_slot > :now", "#next_slot <= :horizon"]
     if planned.probe:
-        update = update.when("#breaker_open = :true", "#breaker_until <= :now")
-        update = update.set(f"#breaker_until = {lease_end}", duration=request.lease_duration)
-    else:
-        update = update.when("#breaker_open = :false")
+        update.conditions.append("#breaker_until <= :now")
+        update.sets.append(f"#breaker_until = {base} + :duration")
     if limits.max_in_flight:
-        update = _with_lease(update, request, planned, lease_end)
-    if request.day is None:
-        return update
-    day = max(state.day, request.day.number)
-    if planned.new_day:
-        return update.set("#day = :day", "#day_calls = :one", day=day).when("#day < :day")
-    update = update.set("#day_calls = #day_calls + :one").when("#day = :day", day=day)
-    return update.when("#day_calls < :per_day", per_day=limits.per_day)
-
-
-def _with_lease(
-    update: _Update, request: ReservationRequest, planned: ReservationUpdate, lease_end: str
-) -> _Update:
-    expired = {f"expired{i}": lease for i, lease in enumerate(planned.expired_leases)}
-    update = update.with_keys(lease=request.lease, **expired)
-    for key in expired:
-        path = f"#leases.#{key}"
-        update = update.remove(path).when(f"attribute_exists({path})")
-    room = request.limits.max_in_flight + len(expired)
-    update = update.when("size(#leases) < :room", room=room)
-    return update.set(f"#leases.#lease = {lease_end}", duration=request.lease_duration)
+        update.sets.append(f"#leases.#lease = {base} + :duration")
+        update.conditions.append("size(#leases) < :room")
+        for number, lease in enumerate(planned.expired_leases):
+            update.leases[f"expired{number}"] = lease
+            update.removes.append(f"#leases.#expired{number}")
+            update.conditions.append(f"attribute_exists(#leases.#expired{number})")
+    if request.day is not None:
+        values["day"] = max(state.day, request.day.number)
+        if planned.new_day:
+            update.sets += ["#day = :day", "#day_calls = :one"]
+            update.conditions.append("#day < :day")
+        else:
+            update.sets.append("#day_calls = #day_calls + :one")
+            update.conditions += ["#day = :day", "#day_calls < :per_day"]
+    return update
 
 
 @contextmanager

@@ -51,16 +51,13 @@ class S3CsvStore:
     def read(self, source: Source, offset: int = 0) -> Iterator[bytes]:
         """Bytes from `offset` to the end. Raises JobRejected, ServiceUnavailable."""
         position, failures = offset, 0
-        etag: str | None = None
+        arguments = _address(source)
         while True:
             try:
-                arguments = _address(source)
                 if position:
                     arguments["Range"] = f"bytes={position}-"
-                if etag:
-                    arguments["IfMatch"] = etag
                 response = self._s3.get_object(**arguments)
-                etag = response["ETag"]
+                arguments["IfMatch"] = response["ETag"]
                 for chunk in _from(position, response):
                     position += len(chunk)
                     failures = 0
@@ -193,7 +190,8 @@ class S3Uploads:
     @contextmanager
     def open(self, key: str, content_type: str) -> Iterator["_Upload"]:
         """A sink for bytes. The object appears at the end, or not at all after an error."""
-        upload = _Upload(self._client, self._bucket, key, content_type, self._part_bytes)
+        address = {"Bucket": self._bucket, "Key": key}
+        upload = _Upload(self._client, address, content_type, self._part_bytes)
         try:
             yield upload
             upload.finish()
@@ -204,15 +202,13 @@ class S3Uploads:
 
 class _Upload:
     def __init__(
-        self, client: "S3Client", bucket: str, key: str, content_type: str, part_bytes: int
+        self, client: "S3Client", address: dict[str, Any], content_type: str, part_bytes: int
     ) -> None:
         self._client = client
-        self._bucket = bucket
-        self._key = key
+        self._address = address  # with the upload's id from the first part on
         self._content_type = content_type
         self._part_bytes = part_bytes
         self._buffer = bytearray()
-        self._upload_id: str | None = None
         self._parts: list[CompletedPartTypeDef] = []
 
     def write(self, data: bytes, /) -> None:
@@ -221,43 +217,30 @@ class _Upload:
             self._send_part()
 
     def finish(self) -> None:
-        if self._upload_id is None:  # small: one plain put
-            self._client.put_object(
-                Bucket=self._bucket,
-                Key=self._key,
-                Body=bytes(self._buffer),
-                ContentType=self._content_type,
-            )
+        if "UploadId" not in self._address:  # small: one plain put
+            body = bytes(self._buffer)
+            self._client.put_object(**self._address, Body=body, ContentType=self._content_type)
             return
         if self._buffer:
             self._send_part()
         self._client.complete_multipart_upload(
-            Bucket=self._bucket,
-            Key=self._key,
-            UploadId=self._upload_id,
-            MultipartUpload={"Parts": self._parts},
+            **self._address, MultipartUpload={"Parts": self._parts}
         )
 
     def abort(self) -> None:
         """Delete the parts; those of a killed worker go by the bucket's lifecycle rule."""
-        if self._upload_id is not None:
-            self._client.abort_multipart_upload(
-                Bucket=self._bucket, Key=self._key, UploadId=self._upload_id
-            )
+        if "UploadId" in self._address:
+            self._client.abort_multipart_upload(**self._address)
 
     def _send_part(self) -> None:
-        if self._upload_id is None:
+        if "UploadId" not in self._address:
             started = self._client.create_multipart_upload(
-                Bucket=self._bucket, Key=self._key, ContentType=self._content_type
+                **self._address, ContentType=self._content_type
             )
-            self._upload_id = started["UploadId"]
+            self._address["UploadId"] = started["UploadId"]
         number = len(self._parts) + 1
         sent = self._client.upload_part(
-            Bucket=self._bucket,
-            Key=self._key,
-            UploadId=self._upload_id,
-            PartNumber=number,
-            Body=bytes(self._buffer),
+            **self._address, PartNumber=number, Body=bytes(self._buffer)
         )
         self._parts.append({"ETag": sent["ETag"], "PartNumber": number})
         self._buffer.clear()

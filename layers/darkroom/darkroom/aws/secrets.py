@@ -41,10 +41,8 @@ class SecretsManagerSource:
     def endpoints(self) -> EndpointsSecret:
         """Raises ConfigurationError when no valid secret was ever read."""
         valid = self._valid
-        if valid is not None and not self._due():
-            return valid
-        if valid is not None and not self._lock.acquire(blocking=False):
-            return valid  # another thread is reading
+        if valid is not None and not (self._due() and self._lock.acquire(blocking=False)):
+            return valid  # still current, or another thread is reading
         if valid is None:
             self._lock.acquire()
         try:

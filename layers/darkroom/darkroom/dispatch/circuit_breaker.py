@@ -1,9 +1,10 @@
 """An endpoint's health: when its breaker opens, how failures lower its weight, key cooldowns."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from darkroom.calls import Outcome
-from darkroom.endpoint_state import SECOND, EndpointState, KeyCooldown
+from darkroom.endpoint_state import SECOND, EndpointState, Health, KeyCooldown, Settlement
 from darkroom.retry import backoff
 
 OPEN_AT_FAILURES = 4
@@ -27,6 +28,39 @@ def is_open(state: EndpointState, now: int) -> bool:
 
 def should_open(state: EndpointState) -> bool:
     return state.failures >= OPEN_AT_FAILURES and not state.breaker_open
+
+
+def opened(state: EndpointState, now: int) -> EndpointState:
+    """Unchanged when the breaker is open already."""
+    if state.breaker_open:
+        return state
+    opens = state.opens + 1
+    return replace(state, breaker_open=True, breaker_until=now + cooldown(opens), opens=opens)
+
+
+def suspended(state: EndpointState, until: int) -> EndpointState:
+    """Out of service as the provider demands; a longer wait is never shortened."""
+    if state.breaker_until >= until:
+        return state
+    return replace(state, breaker_open=True, breaker_until=until)
+
+
+def failed(state: EndpointState, now: int) -> EndpointState:
+    recent = state.failed_at >= now - FAILURES_EXPIRE_AFTER
+    return replace(state, failures=state.failures + 1 if recent else 1, failed_at=now)
+
+
+def probed(state: EndpointState, settlement: Settlement) -> EndpointState:
+    """After the end of a probe. One that was never sent leaves its turn to the next."""
+    now = settlement.now
+    leases = {i: until for i, until in state.leases.items() if i != settlement.lease}
+    state = replace(state, leases=leases)
+    if settlement.health is Health.NOT_CALLED:
+        return replace(state, breaker_until=now)
+    if settlement.health is Health.GOOD:
+        return replace(state, breaker_open=False, breaker_until=0, opens=0, failures=0)
+    opens = state.opens + 1
+    return replace(failed(state, now), breaker_until=now + cooldown(opens), opens=opens)
 
 
 def recent_failures(state: EndpointState, now: int) -> float:

@@ -5,33 +5,25 @@ breaker. A 429 also slows the endpoint down and pauses it, or takes it out of se
 long. A rejected key cools down.
 """
 
+from dataclasses import replace
+
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.dispatch.selector import Permit
 from darkroom.dispatch.state_cache import StateCache
-from darkroom.endpoint_state import (
-    SECOND,
-    EndpointState,
-    Health,
-    Limits,
-    StatesUnavailable,
-)
+from darkroom.endpoint_state import SECOND, EndpointState, Health, StatesUnavailable
 from darkroom.endpoints import Endpoint, key_fingerprint
 from darkroom.metrics import Metric
-from darkroom.ports import EndpointStates, Telemetry
+from darkroom.ports import Telemetry
 from darkroom.retry import backoff
 
 MAX_PAUSE_SECONDS = 60.0  # for a longer wait after a 429, the endpoint is out of service
-ASSUMED_INTERVAL = SECOND // 2  # after a 429 without a configured limit or an observed rate
 
 
 class OutcomeRecorder:
     """Records the outcome of each call in the shared endpoint state, and emits metrics."""
 
-    def __init__(
-        self, states: EndpointStates, state_cache: StateCache, telemetry: Telemetry
-    ) -> None:
-        self._states = states
+    def __init__(self, state_cache: StateCache, telemetry: Telemetry) -> None:
         self._state_cache = state_cache
         self._telemetry = telemetry
 
@@ -63,15 +55,17 @@ class OutcomeRecorder:
         self, permit: Permit, failure: CallFailed, state: EndpointState, sent_at: int
     ) -> None:
         if failure.outcome is Outcome.RATE_LIMITED:
-            state = self._rate_limited(permit.endpoint, state, failure, sent_at)
+            state = self._rate_limited(permit.endpoint, failure, sent_at)
         elif failure.outcome.key_at_fault:
             self._cool_down_key(permit, failure)
         if failure.outcome.transient and circuit_breaker.should_open(state):
-            self._open_breaker(permit.endpoint, state)
+            name, now = permit.endpoint.name, self._state_cache.now()
+            before, after = self._state_cache.change(name, lambda s: circuit_breaker.opened(s, now))
+            if before != after:  # one worker only
+                self._telemetry.metric(Metric.BREAKER_OPENED, endpoint=name)
+                self._telemetry.warning("breaker_opened", endpoint=name)
 
-    def _rate_limited(
-        self, endpoint: Endpoint, state: EndpointState, failure: CallFailed, sent_at: int
-    ) -> EndpointState:
+    def _rate_limited(self, endpoint: Endpoint, failure: CallFailed, sent_at: int) -> EndpointState:
         self._telemetry.metric(Metric.RATE_LIMITED, endpoint=endpoint.name)
         name, now, limits = endpoint.name, self._state_cache.now(), rate_limiter.limits_of(endpoint)
         wait = failure.retry_after_seconds
@@ -79,24 +73,28 @@ class OutcomeRecorder:
             until = now + int((wait or 0) * SECOND)
             if failure.daily and wait is None:
                 until = rate_limiter.provider_day(endpoint.provider, now).end + limits.margin
-            return self._state_cache.update(name, self._states.suspend_until(name, until))
-        interval = doubled_interval(state, limits, self._state_cache.observed_interval(name), now)
-        # For a minute after a slowdown, calls made before it still count against the limit.
-        state = self._state_cache.update(
-            name, self._states.slow_down(name, interval, now, sent_at - rate_limiter.MINUTE)
-        )
-        if wait is None:
+            return self._state_cache.change(name, lambda s: circuit_breaker.suspended(s, until))[1]
+        observed = self._state_cache.observed_interval(name)
+
+        def slowed_and_paused(state: EndpointState) -> EndpointState:
+            interval = rate_limiter.doubled_interval(state, limits, observed, now)
+            # For a minute after a slowdown, calls made before it still count against the limit.
+            state = rate_limiter.slowed_down(state, interval, now, sent_at - rate_limiter.MINUTE)
             base = max(endpoint.retry_delay_seconds, 1.0)
-            wait = backoff(max(1, state.failures), base, MAX_PAUSE_SECONDS)
-        paused = self._states.pause_until(name, now + int(wait * SECOND))
-        return self._state_cache.update(name, paused)
+            pause = backoff(max(1, state.failures), base, MAX_PAUSE_SECONDS)
+            seconds = pause if wait is None else wait
+            return rate_limiter.paused(state, now + int(seconds * SECOND))
+
+        return self._state_cache.change(name, slowed_and_paused)[1]
 
     def _cool_down_key(self, permit: Permit, failure: CallFailed) -> None:
         name, fingerprint = permit.endpoint.name, key_fingerprint(permit.key)
         cooldown = circuit_breaker.key_cooldown(
             failure.outcome, failure.retry_after_seconds, self._state_cache.now()
         )
-        self._state_cache.update(name, self._states.cool_down_key(name, fingerprint, cooldown))
+        self._state_cache.change(
+            name, lambda s: replace(s, key_cooldowns={**s.key_cooldowns, fingerprint: cooldown})
+        )
         self._telemetry.metric(Metric.KEY_REJECTED, endpoint=name)
         self._telemetry.error(
             "key_rejected",
@@ -105,14 +103,6 @@ class OutcomeRecorder:
             outcome=failure.outcome.value,
             detail=failure.detail,
         )
-
-    def _open_breaker(self, endpoint: Endpoint, state: EndpointState) -> None:
-        until = self._state_cache.now() + circuit_breaker.cooldown(state.opens + 1)
-        opened, state = self._states.open_breaker(endpoint.name, until)
-        self._state_cache.update(endpoint.name, state)
-        if opened:
-            self._telemetry.metric(Metric.BREAKER_OPENED, endpoint=endpoint.name)
-            self._telemetry.warning("breaker_opened", endpoint=endpoint.name)
 
     def _emit(
         self, permit: Permit, plan: CallPlan, failure: CallFailed | None, latency_ms: int
@@ -135,13 +125,3 @@ class OutcomeRecorder:
             slot_wait_ms=permit.slot_wait_ms,
             detail=failure.detail if failure else "",
         )
-
-
-def doubled_interval(state: EndpointState, limits: Limits, observed: int, now: int) -> int:
-    """The interval after an unexpected 429: twice the one in force.
-
-    For an endpoint without a configured rate, `observed` is the interval between the calls of all
-    workers (0: not known).
-    """
-    in_force = max(limits.interval, rate_limiter.slowed_interval(state, now))
-    return 2 * (in_force or observed or ASSUMED_INTERVAL)

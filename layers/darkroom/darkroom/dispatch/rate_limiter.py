@@ -6,6 +6,7 @@ margin covers skew between the workers' clocks, a worker that wakes late (at mos
 it makes a new reservation), and the network delay to the provider.
 """
 
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -29,21 +30,20 @@ MAX_LATENESS = SECOND // 2  # a worker later than this for its slot makes a new 
 LEASE_GRACE = 15 * SECOND  # a lease outlives its call's time-out by this
 MAX_EXPIRED_LEASES = 8  # leases of dead workers that one reservation removes
 SLOWDOWN_HALF_LIFE = 300 * SECOND
+ASSUMED_INTERVAL = SECOND // 2  # after a 429 without a configured limit or an observed rate
 MIN_SLOWED_INTERVAL = SECOND // 1000  # below this, a slowdown is over
 _EPOCH = date(1970, 1, 1).toordinal()
 
 
-def limits_of(endpoint: Endpoint, margin: int = MARGIN) -> Limits:
+def limits_of(endpoint: Endpoint) -> Limits:
     """The endpoint's limits as intervals. A burst of B costs B - 1 calls a minute of the rate."""
     interval = tolerance = 0
     if endpoint.requests_per_minute:
         burst = min(endpoint.burst, endpoint.requests_per_minute)
         steady = endpoint.requests_per_minute - burst + 1
-        interval = -(-(MINUTE + margin) // steady)
+        interval = -(-(MINUTE + MARGIN) // steady)
         tolerance = (burst - 1) * interval
-    return Limits(
-        interval, tolerance, endpoint.requests_per_day, endpoint.max_in_flight, margin=margin
-    )
+    return Limits(interval, tolerance, endpoint.requests_per_day, endpoint.max_in_flight, MARGIN)
 
 
 def slowed_interval(state: EndpointState, now: int) -> int:
@@ -53,6 +53,30 @@ def slowed_interval(state: EndpointState, now: int) -> int:
     age = max(0, now - state.slowed_at)
     interval = round(state.slowed_interval * 0.5 ** (age / SLOWDOWN_HALF_LIFE))
     return interval if interval >= MIN_SLOWED_INTERVAL else 0
+
+
+def doubled_interval(state: EndpointState, limits: Limits, observed: int, now: int) -> int:
+    """The interval after an unexpected 429: twice the one in force.
+
+    For an endpoint without a configured rate, `observed` is the interval between the calls of all
+    workers (0: not known).
+    """
+    in_force, _ = rate_in_force(state, limits, now)
+    return 2 * (in_force or observed or ASSUMED_INTERVAL)
+
+
+def slowed_down(state: EndpointState, interval: int, now: int, unless_since: int) -> EndpointState:
+    """With another interval after a 429, unless one was set at `unless_since` or later."""
+    if state.slowed_at >= unless_since:
+        return state
+    return replace(state, slowed_interval=interval, slowed_at=now)
+
+
+def paused(state: EndpointState, until: int) -> EndpointState:
+    """Without any slot before `until`: those reserved already are void."""
+    if state.next_slot >= until:
+        return state
+    return replace(state, next_slot=until, paused_until=until)
 
 
 def rate_in_force(state: EndpointState, limits: Limits, now: int) -> tuple[int, int]:
@@ -90,6 +114,7 @@ def plan_reservation(
         new_day=new_day,
         interval=interval,
         tolerance=tolerance,
+        horizon=latest_slot + tolerance,
         expired_leases=expired[:MAX_EXPIRED_LEASES],
     )
 

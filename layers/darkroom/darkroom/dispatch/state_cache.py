@@ -2,6 +2,7 @@
 
 import threading
 from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from darkroom.dispatch import circuit_breaker, rate_limiter
@@ -84,6 +85,13 @@ class StateCache:
     def read(self, name: str) -> EndpointState:
         return self.update(name, self._states.read(name))
 
+    def change(
+        self, name: str, transition: Callable[[EndpointState], EndpointState]
+    ) -> tuple[EndpointState, EndpointState]:
+        """Apply `transition` to the shared state; the states before and after."""
+        before, after = self._states.change(name, transition)
+        return before, self.update(name, after)
+
     def observed_interval(self, name: str) -> int:
         """The interval between the recent calls of all workers; 0 when there were too few."""
         with self._lock:
@@ -135,9 +143,7 @@ class StateCache:
 
         None when the table does not answer, which is not fatal here: the lease expires by itself.
         """
-        now, name = self.now(), endpoint.name
-        reopen_until = now + circuit_breaker.cooldown(self.state(name).opens + 1)
-        settlement = Settlement(lease, now, health, sent_at, probe, reopen_until)
+        name, settlement = endpoint.name, Settlement(lease, self.now(), health, sent_at, probe)
         try:
             return self.update(name, self._states.settle(name, settlement))
         except StatesUnavailable as error:

@@ -5,17 +5,15 @@ In this order, so that a job.json with the run's id means that everything else i
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Protocol
 
 from pydantic import ValidationError
 
 from darkroom.csv_input.reader import JobRows
 from darkroom.errors import DarkroomError, JobRejected, ServiceUnavailable
 from darkroom.jobs import ResultPaths, Run, RunState
-from darkroom.ports import Clock, ObjectStore, RowLedger, RunLedger, Telemetry
+from darkroom.ports import Clock, ObjectStore, RowLedger, RunLedger, Telemetry, Uploads
 from darkroom.report.gallery import Gallery, Thumbs, page_count, rejected_page, replaced_page
 from darkroom.report.manifest import ManifestFormat
 from darkroom.report.notification import notification
@@ -35,17 +33,6 @@ _WITHOUT_CSV = (
     "This report lists the rows in the ledger, without the columns of the CSV; rows that were "
     "never queued (bad input, outside filter-rows) are missing."
 )
-
-
-class Sink(Protocol):
-    def write(self, data: bytes, /) -> object: ...
-
-
-class Uploads(Protocol):
-    """Objects of any size, written as a stream."""
-
-    def open(self, key: str, content_type: str) -> AbstractContextManager[Sink]:
-        """The object appears when the block ends without an error, and not at all otherwise."""
 
 
 class ReportOutcome(StrEnum):
