@@ -70,7 +70,7 @@ class ScriptedDispatcher:
             plan = context.plan(called)
             context.before_call(called, plan)
             self.make_call(context, outcome)
-            context.after_call(called, plan, outcome)
+            context.after_call(outcome)
             if isinstance(outcome, EditResult):
                 return DispatchResult(outcome, plan, called, True, 1234, 0, 1, ("slow down",))
         assert isinstance(last, CallFailed)
@@ -151,7 +151,7 @@ class EditorHarness:
 
     def handle(self, *outcomes: Outcome, message: RowMessage | None = None) -> float | None:
         """Deliver the row's message; the dispatcher makes one call for each outcome."""
-        self.dispatcher.attempts.append(list(outcomes))
+        self.dispatcher.attempts = [list(outcomes)]
         self.deliveries += 1
         delivered, owner = message or self.message(), f"w{self.deliveries}"
         deadline = self.clock.now() + 800

@@ -77,9 +77,7 @@ class CallContext(Protocol):
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
         """Just before money is spent. Raises RowRejected (budget, stopped) or LeaseLost."""
 
-    def after_call(
-        self, endpoint: Endpoint, plan: CallPlan, outcome: EditResult | CallFailed
-    ) -> None:
+    def after_call(self, outcome: EditResult | CallFailed) -> None:
         """Right after each call, whatever its outcome."""
 
 
