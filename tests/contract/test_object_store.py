@@ -1,10 +1,11 @@
 """One suite for the results bucket in memory and in S3 (on MiniStack)."""
 
-import io
+from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
-from darkroom.aws.s3 import S3ObjectStore
+from darkroom.aws.s3 import PART_BYTES, S3ObjectStore
 from darkroom.ports import ObjectStore
 from tests.conftest import ClientFactory
 from tests.fakes.services import FakeStore
@@ -37,7 +38,7 @@ def test_a_stored_object_can_be_read(store: ObjectStore, key: str) -> None:
     metadata = store.metadata(key)
     assert metadata is not None
     assert metadata["row"] == "000000"
-    assert store.put(key, io.BytesIO(b"again"), "image/png")
+    assert store.put(key, b"again", "image/png")
     assert store.get(key) == b"again"
 
 
@@ -82,3 +83,35 @@ def test_metadata_is_cut_to_the_limit_of_s3(
     assert metadata is not None
     assert metadata["row"] == "000000"
     assert metadata["warnings"].startswith("größe größe")
+
+
+@pytest.mark.parametrize("size", [0, 1, PART_BYTES, 2 * PART_BYTES + 1])
+def test_an_upload_of_any_size_is_stored_complete(store: ObjectStore, key: str, size: int) -> None:
+    pieces = [bytes([n % 256]) * (1 << 20) for n in range(size >> 20)] + [b"x" * (size % (1 << 20))]
+    store.upload(key, iter(pieces), "text/csv")
+    assert store.get(key) == b"".join(pieces)
+
+
+@pytest.mark.parametrize("size", [1, PART_BYTES + 1])
+def test_an_interrupted_upload_leaves_the_previous_object(
+    store: ObjectStore, aws_client: ClientFactory, bucket: str, key: str, size: int
+) -> None:
+    def interrupted() -> Iterator[bytes]:
+        yield b"x" * size
+        raise ZeroDivisionError
+
+    store.put(key, b"the last report", "text/csv")
+    with suppress(ZeroDivisionError):
+        store.upload(key, interrupted(), "text/csv")
+    assert store.get(key) == b"the last report"
+    assert "Uploads" not in aws_client("s3").list_multipart_uploads(Bucket=bucket)
+
+
+@pytest.mark.parametrize("size", [1, PART_BYTES + 1])
+def test_an_upload_stores_its_content_type(
+    aws_client: ClientFactory, bucket: str, key: str, size: int
+) -> None:
+    client = aws_client("s3")
+    S3ObjectStore(client, bucket).upload(key, iter([b"x" * size]), "text/csv; charset=utf-8")
+    head = client.head_object(Bucket=bucket, Key=key)
+    assert head["ContentType"] == "text/csv; charset=utf-8"
