@@ -11,7 +11,7 @@ from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.endpoints import Endpoint
 from darkroom.ports import Clock
 from tests.fakes.dispatching import IMAGE
-from tests.fakes.virtual_time import VirtualTime
+from tests.fakes.virtual_time import START, VirtualTime
 
 
 def most_within(period: float, times: Sequence[float]) -> int:
@@ -22,14 +22,13 @@ def most_within(period: float, times: Sequence[float]) -> int:
 
 @dataclass
 class StrictProvider:
-    """Times of its records are true ones, in seconds; each worker calls it by `editor`."""
+    """Times of its records are true ones, in seconds; each worker calls it by a NetworkEditor."""
 
     time: VirtualTime
     latency: float = 5.0
     failure_latency: float = 0.1
     per_minute: int = 0
     outage: tuple[float, float] = (0.0, 0.0)  # seconds since the start
-    started: float = field(init=False)
     arrivals: list[float] = field(default_factory=list)
     allowed: list[float] = field(default_factory=list)
     refused: int = 0
@@ -37,16 +36,10 @@ class StrictProvider:
     ends: list[float] = field(default_factory=list)
     most_in_flight: int = 0
 
-    def __post_init__(self) -> None:
-        self.started = self.time.at
-
-    def editor(self, clock: Clock, rng: random.Random, network_delay: float) -> "NetworkEditor":
-        return NetworkEditor(self, clock, rng, network_delay)
-
     def serve(self, clock: Clock, timeout: float) -> EditResult:
         now = self.time.at
         self.arrivals.append(now)
-        if self.outage[0] <= now - self.started < self.outage[1]:
+        if self.outage[0] <= now - START < self.outage[1]:
             self.failed.append(now)
             clock.sleep(self.failure_latency)
             raise CallFailed(Outcome.UNAVAILABLE, "503")

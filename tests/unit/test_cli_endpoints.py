@@ -97,7 +97,7 @@ def test_an_environment_without_keys_is_rejected_naming_the_variables(
     assert cli.secret is None
 
 
-def test_show_without_a_secret_says_how_to_push_one(cli: CliHarness) -> None:
+def test_show_without_a_secret_explains_how_to_push_one(cli: CliHarness) -> None:
     assert "darkroom endpoints push" in cli.error("endpoints", "show")
 
 

@@ -124,7 +124,7 @@ def test_watch_continues_while_the_ledger_is_unavailable(cli: CliHarness) -> Non
     assert cli.clock.slept == [2.0, 2.0]
 
 
-def test_an_interrupted_watch_says_that_the_job_continues(cli: CliHarness) -> None:
+def test_an_interrupted_watch_notes_that_the_job_continues(cli: CliHarness) -> None:
     start(cli, rows=1, queued=1)
     cli.clock.on_sleep = Mock(side_effect=KeyboardInterrupt)
     result = cli.run("status", JOB, "--watch")
