@@ -91,8 +91,7 @@ class CsvInput:
         start = offset or self.data_start
         text = read_text(self.open_bytes, self.text_format, start)
         lines = Lines(text, self.text_format.encoding, start)
-        if not offset:
-            lines.line = 1  # for messages; a header over several lines is rare
+        lines.line = 0 if offset else 1  # for messages; a header over several lines is rare
         reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
         try:
             for cells in reader:
