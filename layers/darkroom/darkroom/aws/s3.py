@@ -39,7 +39,6 @@ class S3CsvStore:
         self._s3 = s3
 
     def metadata(self, source: Source) -> Mapping[str, str]:
-        """User metadata. Raises JobRejected when the object is gone, ServiceUnavailable."""
         try:
             return self._s3.head_object(**_address(source))["Metadata"]
         except ClientError as error:
@@ -48,7 +47,6 @@ class S3CsvStore:
             raise ServiceUnavailable(f"S3 cannot be reached: {type(error).__name__}") from error
 
     def read(self, source: Source, offset: int = 0) -> Iterator[bytes]:
-        """Bytes from `offset` to the end. Raises JobRejected, ServiceUnavailable."""
         position, failures = offset, 0
         arguments = _address(source)
         while True:
@@ -188,7 +186,6 @@ class S3Uploads:
 
     @contextmanager
     def open(self, key: str, content_type: str) -> Iterator["_Upload"]:
-        """A sink for bytes. The object appears at the end, or not at all after an error."""
         address = {"Bucket": self._bucket, "Key": key}
         upload = _Upload(self._client, address, content_type, self._part_bytes)
         try:

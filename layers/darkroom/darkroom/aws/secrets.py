@@ -38,7 +38,6 @@ class SecretsManagerSource:
         self._refresh_requested = False
 
     def endpoints(self) -> EndpointsSecret:
-        """Raises ConfigurationError when no valid secret was ever read."""
         valid = self._valid
         if valid is not None and not (self._due() and self._lock.acquire(blocking=False)):
             return valid  # still current, or another thread is reading
