@@ -1,7 +1,6 @@
 """The dispatch harness: scripted providers, a secret and endpoint state in memory."""
 
 import itertools
-import json
 import random
 from collections import defaultdict
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from pydantic import SecretStr
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.dispatch.dispatcher import TieredDispatcher
 from darkroom.endpoint_state import EndpointState
-from darkroom.endpoints import Endpoint, EndpointsSecret, parse_endpoints
+from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import Ineligible
 from darkroom.ports import Clock, DispatchResult, ImageEditor
 from darkroom.providers.registry import Provider
@@ -33,7 +32,7 @@ def secret(*endpoints: dict[str, object]) -> EndpointsSecret:
         "max_retries": 0,
         "timeout_seconds": 60,
     }
-    return parse_endpoints(json.dumps({"endpoints": [defaults | e for e in endpoints]}))
+    return EndpointsSecret.model_validate({"endpoints": [defaults | e for e in endpoints]})
 
 
 def gemini(name: str = "gemini", **fields: object) -> dict[str, object]:

@@ -1,17 +1,17 @@
 """The splitter with its bucket, ledger and queue in memory, and a crash at any of its calls."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from darkroom.errors import JobRejected, Reason, ServiceUnavailable
+from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.jobs import Run, Source
 from darkroom.rows import Claim, NotSent, RowMessage, RowResult, RowState
 from darkroom.splitter import CsvUploaded, Splitter
 from tests.fakes.csv_files import opened
 from tests.fakes.ledger import FakeLedger
-from tests.fakes.services import FakeClock, FakeTelemetry
+from tests.fakes.services import FakeClock, FakeQueue, FakeTelemetry
 
 JOB = "jobs/products"
 
@@ -24,30 +24,13 @@ class Crash(BaseException):
 class CsvBucket:
     """CsvStore: versions of the CSV with their metadata."""
 
-    versions: dict[str, tuple[bytes, Mapping[str, str]]] = field(default_factory=dict)
+    versions: dict[str | None, tuple[bytes, Mapping[str, str]]] = field(default_factory=dict)
 
     def metadata(self, source: Source) -> Mapping[str, str]:
-        return self._version(source)[1]
+        return self.versions[source.version_id][1]
 
     def read(self, source: Source, offset: int = 0) -> Iterator[bytes]:
-        return opened(self._version(source)[0], 1000)(offset)
-
-    def _version(self, source: Source) -> tuple[bytes, Mapping[str, str]]:
-        if source.version_id not in self.versions:
-            raise JobRejected("The file is gone.")
-        return self.versions[source.version_id]
-
-
-@dataclass
-class Queue:
-    """The part of RowQueue that the splitter uses, and messages for editors to process."""
-
-    sent: list[RowMessage] = field(default_factory=list)
-    waiting: list[RowMessage] = field(default_factory=list)
-
-    def send(self, messages: Sequence[RowMessage]) -> None:
-        self.sent += messages
-        self.waiting += messages
+        return opened(self.versions[source.version_id][0], 1000)(offset)
 
 
 @dataclass
@@ -90,7 +73,8 @@ class _FaultyPort:
 class SplitterHarness:
     clock: FakeClock = field(default_factory=FakeClock)
     bucket: CsvBucket = field(default_factory=CsvBucket)
-    queue: Queue = field(default_factory=Queue)
+    queue: FakeQueue = field(default_factory=FakeQueue)
+    edited: int = 0  # messages of the queue
     telemetry: FakeTelemetry = field(default_factory=FakeTelemetry)
     faults: FaultInjector = field(default_factory=FaultInjector)
     invoked: list[CsvUploaded] = field(default_factory=list)
@@ -151,11 +135,10 @@ class SplitterHarness:
         raise AssertionError("one crash must not fail three attempts")
 
     def edit(self, count: int | None = None) -> None:
-        """Editors process the first `count` messages, or all."""
-        waiting = self.queue.waiting
-        end = len(waiting) if count is None else count
-        self.queue.waiting = waiting[end:]
-        for message in waiting[:end]:
+        """Editors process the next `count` messages, or all."""
+        messages = self.queue.sent[self.edited :][:count]
+        self.edited += len(messages)
+        for message in messages:
             run = self.ledger.current(message.job)
             assert run is not None
             claim = self.ledger.claim(message, run, f"editor-{next(self._owners)}", 90)
@@ -169,6 +152,7 @@ class SplitterHarness:
         self.split(self.upload(text, **options))
         self.edit()
         self.queue.sent.clear()
+        self.edited = 0
 
     @property
     def run(self) -> Run:

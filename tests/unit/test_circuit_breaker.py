@@ -60,12 +60,6 @@ def test_the_breaker_stays_closed_when_half_of_the_calls_succeed() -> None:
     assert not any(circuit_breaker.should_open(state) for state in states)
 
 
-def test_a_good_call_sent_before_the_last_failure_does_not_count_as_recovery() -> None:
-    state = EndpointState(failures=3, failed_at=NOW)
-    slow = Settlement("l", NOW + 3 * SECOND, Health.GOOD, sent_at=NOW - SECOND)
-    assert settled(state, slow).failures == 3
-
-
 def test_a_key_is_skipped_until_its_cooldown_ends() -> None:
     cooldowns = {
         "a": KeyCooldown(NOW + 1, Outcome.KEY_REJECTED),

@@ -21,8 +21,8 @@ from darkroom.endpoint_state import (
     Limits,
     Rejection,
     RejectionReason,
+    Reservation,
     ReservationRequest,
-    ReservationUpdate,
 )
 from darkroom.providers.registry import Provider
 from tests.fakes.dispatching import gemini, secret
@@ -43,7 +43,7 @@ class Slots:
     def reserve(self, now: int = NOW, latest: int = 1 << 60) -> int:
         request = ReservationRequest("l", now, latest, MINUTE, self.limits)
         planned = rate_limiter.plan_reservation(self.state, request)
-        assert isinstance(planned, ReservationUpdate)
+        assert isinstance(planned, Reservation)
         self.state = reserved(self.state, request, planned)
         return planned.slot
 
@@ -269,21 +269,6 @@ TestReservations = Reservations.TestCase
 TestReservations.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
 
 
-def test_a_half_open_breaker_allows_one_probe_at_a_time() -> None:
-    state = EndpointState(breaker_open=True, breaker_until=NOW)
-    request = ReservationRequest("p", NOW + 1, NOW + 2 * MINUTE, MINUTE, Limits())
-    planned = rate_limiter.plan_reservation(state, request)
-    assert isinstance(planned, ReservationUpdate)
-    assert planned.probe
-    after = reserved(state, request, planned)
-    later = replace(request, lease="q", now=NOW + 30 * SECOND)
-    other = rate_limiter.plan_reservation(after, later)
-    assert isinstance(other, Rejection)
-    assert other.reason is RejectionReason.BREAKER
-    probe_lost = replace(later, now=NOW + 61 * SECOND)
-    assert isinstance(rate_limiter.plan_reservation(after, probe_lost), ReservationUpdate)
-
-
 # The provider's day
 
 
@@ -311,7 +296,7 @@ def test_the_utc_day_is_the_calendar_day(second: int) -> None:
 def test_nothing_is_sent_around_midnight() -> None:
     limits, day = Limits(per_day=5, margin=2 * SECOND), Day(1, NOW, NOW + 100 * SECOND)
 
-    def planned(now: int) -> ReservationUpdate | Rejection:
+    def planned(now: int) -> Reservation | Rejection:
         request = ReservationRequest("a", now, now + MINUTE, MINUTE, limits, day)
         return rate_limiter.plan_reservation(EndpointState(), request)
 

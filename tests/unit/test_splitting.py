@@ -98,21 +98,17 @@ def test_a_file_without_a_name_is_ignored_and_logged(harness: SplitterHarness, k
     assert harness.telemetry.logged("warning") == ["csv_without_name"]
 
 
-def test_the_same_event_twice_queues_nothing_twice(harness: SplitterHarness) -> None:
-    upload = harness.upload(csv_of(3))
-    harness.split(upload)
-    harness.split(upload)
-    assert rows_sent(harness) == [0, 1, 2]
-    assert harness.checks == [JOB, JOB]  # the first invocation may have died before its check
-
-
-def test_a_repeated_event_of_a_bad_file_only_requests_its_report_again(
-    harness: SplitterHarness,
+@pytest.mark.parametrize(
+    ("text", "sent", "checks", "reports"),
+    [(csv_of(3), [0, 1, 2], [JOB, JOB], []), ("", [], [], [JOB, JOB])],
+)
+def test_the_same_event_twice_only_repeats_the_last_step(
+    harness: SplitterHarness, text: str, sent: list[int], checks: list[str], reports: list[str]
 ) -> None:
-    upload = harness.upload(b"")
+    upload = harness.upload(text)
     harness.split(upload)
-    harness.split(upload)
-    assert harness.reports == [JOB, JOB]
+    harness.split(upload)  # the first invocation may have died before its last step
+    assert (rows_sent(harness), harness.checks, harness.reports) == (sent, checks, reports)
     assert harness.run.number == 1
 
 
@@ -206,14 +202,6 @@ def test_a_long_check_renews_its_lease_and_fails_before_the_timeout(
     assert harness.queue.sent == []
 
 
-def test_the_same_csv_again_queues_nothing_and_is_done(harness: SplitterHarness) -> None:
-    harness.edit_csv(csv_of(3))
-    harness.split(harness.upload(csv_of(3)))
-    assert harness.queue.sent == []
-    assert harness.run.totals == Totals(rows=3, resumed=3)
-    assert harness.is_settled()
-
-
 def test_a_corrected_csv_queues_the_changed_and_new_rows(harness: SplitterHarness) -> None:
     harness.outcome = failing(Reason.REFUSED, 2)
     harness.edit_csv(csv_of(3))
@@ -225,6 +213,7 @@ def test_a_corrected_csv_queues_the_changed_and_new_rows(harness: SplitterHarnes
 @pytest.mark.parametrize(
     ("options", "reason", "sent"),
     [
+        ({}, None, []),
         ({}, Reason.BAD_IMAGE, []),
         ({"retry_failed": "true"}, Reason.BAD_IMAGE, [1]),
         ({}, Reason.BUDGET, [1]),
@@ -234,12 +223,17 @@ def test_a_corrected_csv_queues_the_changed_and_new_rows(harness: SplitterHarnes
     ],
 )
 def test_which_rows_a_repeated_upload_queues(
-    harness: SplitterHarness, options: dict[str, str], reason: Reason, sent: list[int]
+    harness: SplitterHarness, options: dict[str, str], reason: Reason | None, sent: list[int]
 ) -> None:
-    harness.outcome = failing(reason, 1)
+    """`reason`: why row 1 failed before."""
+    if reason is not None:
+        harness.outcome = failing(reason, 1)
     harness.edit_csv(csv_of(3))
     harness.split(harness.upload(csv_of(3), **options))
     assert rows_sent(harness) == sent
+    kept_failed = 1 if not sent and reason is not None else 0
+    resumed = 3 - len(sent) - kept_failed
+    assert harness.run.totals == Totals(3, len(sent), resumed, kept_failed)
     assert all(message.redo == ("resume" in options) for message in harness.queue.sent)
     harness.edit()
     assert harness.is_settled()

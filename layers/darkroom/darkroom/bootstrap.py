@@ -1,4 +1,4 @@
-"""Wiring: which adapter stands behind which port. Built once per process, at the first event.
+"""Wiring: which adapter implements which port. Built once per process, at the first event.
 
 Imports are inside the methods, so that each Lambda function loads only what it needs.
 """
@@ -68,8 +68,8 @@ def aws_client(service: str) -> Any:
 class Wiring:
     """The use cases of the three functions with their adapters, each built once, at first use.
 
-    Whatever runs them outside Lambda passes what differs there: where clients connect to, shorter
-    timings, and how another function is started.
+    A caller outside Lambda passes what differs there: where clients connect to, shorter timings,
+    and how another function is started.
     """
 
     def __init__(

@@ -2,8 +2,8 @@
 
 Two passes. The first reads the file to its end and queues nothing, so that a file that is cut off
 or not a CSV costs nothing. The second sends rows in batches, saves a checkpoint, and continues in a
-new invocation before its time runs out. Anything done twice (an event, a batch after a crash) has
-the effect of once, because the ledger records the runs and the rows.
+new invocation before its time runs out. An event or a batch that is repeated after a crash changes
+nothing, because the ledger records the runs and the rows.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from darkroom.ports import Clock, CsvStore, RowLedger, RowQueue, RunLedger, Tele
 from darkroom.rows import RowMessage, RowRecord, RowRequest, RowState
 
 BATCH_ROWS = 100  # the most that one read of the ledger accepts
-# Lambda retries a crashed invocation after a minute: the lease must have ended by then.
+# Lambda retries a crashed invocation after a minute: the lease must have expired by then.
 LEASE_SECONDS = 50.0
 RENEW_SECONDS = 15.0
 CHECKPOINT_BATCHES = 10
@@ -30,7 +30,7 @@ STOP_BEFORE_SECONDS = 45.0  # enough for a batch with all its retries, and the c
 MAX_CONTINUATIONS = 100
 _CLOCK_CHECK_ROWS = 1_000
 _MAX_JOB_BYTES = 480  # keys of results are longer, and S3 accepts 1,024
-# These rows failed for a cause outside the row, which a new upload is meant to remove.
+# The cause of these failures is outside the row, and a new upload is meant to remove it.
 _ALWAYS_RETRIED = (Reason.BUDGET, Reason.STOPPED)
 
 
@@ -154,7 +154,7 @@ class Splitter:
         )
         started = self.runs.start(run, LEASE_SECONDS)
         if started is None and self._is_leased_elsewhere(run):
-            # Another splitter works on the run, or died doing so: only then will its lease end.
+            # Another splitter works on the run, or has crashed: only then will its lease expire.
             if remaining_seconds() < LEASE_SECONDS + STOP_BEFORE_SECONDS:
                 return None
             self.clock.sleep(LEASE_SECONDS + 1)
@@ -162,8 +162,9 @@ class Splitter:
         return started
 
     def _is_leased_elsewhere(self, run: Run) -> bool:
-        """False if `run` is superseded or already split: completes it, as its splitter may have
-        died before it could.
+        """False if `run` is superseded or already split.
+
+        Repeats the last step of a split run, before which its splitter may have crashed.
         """
         current = self.runs.current(run.job)
         if current is None or current.run != run.run:

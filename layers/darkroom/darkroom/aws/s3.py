@@ -22,11 +22,10 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef, GetObjectOutputTypeDef
 
 CHUNK_BYTES = 256 * 1024
-PART_BYTES = 8 * 1024 * 1024  # S3 takes 10,000 parts of at least 5 MiB: up to 80 GB
+PART_BYTES = 8 * 1024 * 1024  # S3 accepts 10,000 parts of at least 5 MiB: up to 80 GB
 _READ_TRIES = 4  # of one read that is cut off; each resumes where the last one stopped
-_METADATA_BYTES = 2000  # S3 takes 2 KB in all, names included
+_METADATA_BYTES = 2000  # S3 accepts 2 KB in total, names included
 _SERVICE = "the results bucket (S3)"
-# A version that was deleted is answered with MethodNotAllowed: a delete marker takes no GET.
 _PAST_END_CODES = frozenset({"InvalidRange", "416"})
 _CONDITION_FAILED_CODES = frozenset({"PreconditionFailed", "412"})
 _CONFLICT_CODES = frozenset({"ConditionalRequestConflict", "409"})
@@ -40,7 +39,6 @@ class S3CsvStore:
         self._s3 = s3
 
     def metadata(self, source: Source) -> Mapping[str, str]:
-        """User metadata. Raises JobRejected when the object is gone, ServiceUnavailable."""
         try:
             return self._s3.head_object(**_address(source))["Metadata"]
         except ClientError as error:
@@ -49,7 +47,6 @@ class S3CsvStore:
             raise ServiceUnavailable(f"S3 cannot be reached: {type(error).__name__}") from error
 
     def read(self, source: Source, offset: int = 0) -> Iterator[bytes]:
-        """Bytes from `offset` to the end. Raises JobRejected, ServiceUnavailable."""
         position, failures = offset, 0
         arguments = _address(source)
         while True:
@@ -189,7 +186,6 @@ class S3Uploads:
 
     @contextmanager
     def open(self, key: str, content_type: str) -> Iterator["_Upload"]:
-        """A sink for bytes. The object appears at the end, or not at all after an error."""
         address = {"Bucket": self._bucket, "Key": key}
         upload = _Upload(self._client, address, content_type, self._part_bytes)
         try:
@@ -228,7 +224,7 @@ class _Upload:
         )
 
     def abort(self) -> None:
-        """Delete the parts; those of a killed worker go by the bucket's lifecycle rule."""
+        """Delete the parts. The bucket's lifecycle rule deletes those of a killed worker."""
         if "UploadId" in self._address:
             self._client.abort_multipart_upload(**self._address)
 

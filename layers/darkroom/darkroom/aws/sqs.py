@@ -46,7 +46,11 @@ class SqsRowQueue:
             self._repeat(self._send_batch, batch)
 
     def dead_letter(self, body: str, attributes: Mapping[str, str]) -> None:
-        values = {name: _sendable(value) for name, value in attributes.items()}
+        # SQS rejects control characters and empty values.
+        values = {
+            name: "".join(filter(str.isprintable, value[:_MAX_ATTRIBUTE_CHARS]))
+            for name, value in attributes.items()
+        }
         described: dict[str, Any] = {
             name: {"DataType": "String", "StringValue": value}
             for name, value in values.items()
@@ -101,8 +105,7 @@ def _batches(messages: Sequence[RowMessage]) -> Iterator[list[Any]]:
             yield batch
             batch, room = [], _BATCH_BYTES
         group = message_group(message.job)
-        entry = {"Id": str(len(batch)), "MessageBody": body, "MessageGroupId": group}
-        batch.append(entry)
+        batch.append({"Id": str(len(batch)), "MessageBody": body, "MessageGroupId": group})
         room -= size
     if batch:
         yield batch
@@ -112,8 +115,3 @@ def message_group(job: str) -> str:
     """The group id of a job's messages, for fair queues: ASCII letters, digits and punctuation."""
     safe = "".join(c if c.isascii() and c.isprintable() and c != " " else "_" for c in job)
     return safe[-_MAX_GROUP_CHARS:]
-
-
-def _sendable(value: str) -> str:
-    """Removes the control characters that SQS rejects."""
-    return "".join(c for c in value[:_MAX_ATTRIBUTE_CHARS] if c.isprintable())

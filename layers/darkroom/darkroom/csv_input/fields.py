@@ -176,7 +176,7 @@ class Columns:
         return cells[position].strip()
 
     def align(self, cells: Sequence[str]) -> tuple[str, ...]:
-        """The cells, cut or filled with empty ones to the length of the header."""
+        """The cells, truncated or padded with empty ones to the length of the header."""
         width = len(self.header)
         return tuple(cells[:width]) + ("",) * (width - len(cells))
 

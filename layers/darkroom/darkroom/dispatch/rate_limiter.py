@@ -18,8 +18,8 @@ from darkroom.endpoint_state import (
     Limits,
     Rejection,
     RejectionReason,
+    Reservation,
     ReservationRequest,
-    ReservationUpdate,
 )
 from darkroom.endpoints import Endpoint
 from darkroom.providers.registry import PROVIDERS, Provider
@@ -85,10 +85,8 @@ def rate_in_force(state: EndpointState, limits: Limits, now: int) -> tuple[int, 
     return (slowed, 0) if slowed > limits.interval else (limits.interval, limits.tolerance)
 
 
-def plan_reservation(
-    state: EndpointState, request: ReservationRequest
-) -> ReservationUpdate | Rejection:
-    """The update that reserves the earliest slot for `request`, or why there is none."""
+def plan_reservation(state: EndpointState, request: ReservationRequest) -> Reservation | Rejection:
+    """The reservation of the earliest slot for `request`, or why there is none."""
     if is_open(state, request.now):
         return Rejection(RejectionReason.BREAKER, state.breaker_until)
     new_day = False
@@ -107,7 +105,7 @@ def plan_reservation(
     slot = max(request.now, state.next_slot - tolerance)
     if slot > latest_slot:
         return Rejection(RejectionReason.RATE, slot)
-    return ReservationUpdate(
+    return Reservation(
         slot=slot,
         idle=state.next_slot <= request.now,
         probe=state.breaker_open,

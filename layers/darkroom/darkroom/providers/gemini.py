@@ -130,7 +130,6 @@ class GeminiImageEditor:
     def edit(
         self, plan: CallPlan, endpoint: Endpoint, key: SecretStr, timeout_seconds: float
     ) -> EditResult:
-        """One call, no retries, ended after `timeout_seconds` in all. Raises CallFailed."""
         from google.genai import errors  # noqa: PLC0415 - see the class
 
         secret = key.get_secret_value()

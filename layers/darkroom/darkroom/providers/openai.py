@@ -106,7 +106,6 @@ class OpenAIImageEditor:
     def edit(
         self, plan: CallPlan, endpoint: Endpoint, key: SecretStr, timeout_seconds: float
     ) -> EditResult:
-        """One call, no retries, ended after `timeout_seconds` in all. Raises CallFailed."""
         import openai  # noqa: PLC0415 - see the class
 
         secret = key.get_secret_value()
