@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ File = tuple[str, str, bytes]  # field, mime type, data
 IMAGE: File = ("image[]", "image/jpeg", JPEG)
 IMAGE_PNG: File = ("image", "image/png", PNG)
 SMALL_MASK: File = ("mask", "image/png", left_half_mask(32, 32).data)
+TEXT = {"text": "a red boat"}
 REQUEST = ImageRequest(prompt="Make it RED", key="k", model="m")
 COMMAND = [sys.executable, "-m", "darkroom_local.providers", "--config"]
 Answer = tuple[int, dict[str, Any]]
@@ -55,16 +57,13 @@ def restart(simulator: Simulator, **endpoint: Any) -> None:
 
 
 def post(simulator: Simulator, path: str, body: bytes, content_type: str, key: str = "k") -> Answer:
-    connection = http.client.HTTPConnection("127.0.0.1", simulator.port, timeout=20)
     headers = {"Content-Type": content_type}
     if key:
         headers |= {"Authorization": f"Bearer {key}", "x-goog-api-key": key}
-    try:
+    with closing(http.client.HTTPConnection("127.0.0.1", simulator.port, timeout=20)) as connection:
         connection.request("POST", path, body, headers)
         response = connection.getresponse()
         return response.status, json.loads(response.read())
-    finally:
-        connection.close()
 
 
 def edit(simulator: Simulator, *files: File, **fields: str) -> Answer:
@@ -89,10 +88,14 @@ def content(
     simulator: Simulator, *parts: dict[str, Any], path: str = GENERATE_CONTENT, **config: Any
 ) -> Answer:
     body = {
-        "contents": [{"parts": [*parts] or [{"text": "a red boat"}]}],
+        "contents": [{"parts": [*parts] or [TEXT]}],
         "generationConfig": {"imageConfig": config} if config else {},
     }
     return post(simulator, path, json.dumps(body).encode(), "application/json")
+
+
+def inline(mime: str, data: bytes) -> dict[str, Any]:
+    return {"inlineData": {"mimeType": mime, "data": base64.b64encode(data).decode()}}
 
 
 def test_openai_accepts_a_well_formed_edit(simulator: Simulator) -> None:
@@ -138,25 +141,22 @@ def test_openai_rejects_what_the_real_api_rejects(
     assert answer["error"]["code"] == code
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
+def test_openai_rejects_settings_of_another_model(simulator: Simulator) -> None:
+    for fields in (
         {"response_format": "b64_json"},
         {"size": "1792x1024"},
         {"style": "vivid"},
         {"prompt": "x" * 32_001},
         {"model": "dall-e-3", "n": 2},
         {"model": "dall-e-2", "output_format": "png"},
-    ],
-)
-def test_openai_rejects_settings_of_another_model(simulator: Simulator, fields: Any) -> None:
-    assert generate(simulator, **fields)[0] == 400
+    ):
+        assert generate(simulator, **fields)[0] == 400, fields
 
 
 def test_dall_e_returns_a_url_unless_base64_is_requested(simulator: Simulator) -> None:
     assert "url" in generate(simulator, model="dall-e-3")[1]["data"][0]
-    fields = {"model": "dall-e-3", "response_format": "b64_json"}
-    assert "b64_json" in generate(simulator, **fields)[1]["data"][0]
+    _, answer = generate(simulator, model="dall-e-3", response_format="b64_json")
+    assert "b64_json" in answer["data"][0]
 
 
 @pytest.mark.parametrize("spelling", [("inlineData", "mimeType"), ("inline_data", "mime_type")])
@@ -172,31 +172,26 @@ def test_gemini_accepts_both_spellings_and_both_alphabets(
     assert base64.b64decode(parts[0]["inlineData"]["data"])
 
 
-def inline(mime: str, data: bytes) -> dict[str, Any]:
-    return {"inlineData": {"mimeType": mime, "data": base64.b64encode(data).decode()}}
-
-
 @pytest.mark.parametrize(
     ("parts", "config"),
     [
-        ([{"text": "x"}, inline("application/octet-stream", JPEG)], {}),
-        ([{"text": "x"}, inline("image/png", JPEG)], {}),
-        ([{"text": "x"}, inline("image/jpeg", b"no")], {}),
-        ([{"text": "x"}, {"inlineData": {"mimeType": "image/png", "data": "***"}}], {}),
+        ([TEXT, inline("application/octet-stream", JPEG)], {}),
+        ([TEXT, inline("image/png", JPEG)], {}),
+        ([TEXT, inline("image/jpeg", b"no")], {}),
+        ([TEXT, {"inlineData": {"mimeType": "image/png", "data": "***"}}], {}),
         ([inline("image/jpeg", JPEG)], {}),
-        ([{"text": "x"}, {}], {}),
-        ([{"text": "x"}, *[inline("image/jpeg", JPEG)] * 15], {}),
-        ([{"text": "x"}], {"aspectRatio": "7:5"}),
-        ([{"text": "x"}], {"imageSize": "8K"}),
-        ([{"text": "x"}], {"outputMimeType": "image/png"}),
+        ([TEXT, {}], {}),
+        ([TEXT, *[inline("image/jpeg", JPEG)] * 15], {}),
+        ([TEXT], {"aspectRatio": "7:5"}),
+        ([TEXT], {"imageSize": "8K"}),
+        ([TEXT], {"outputMimeType": "image/png"}),
     ],
 )
 def test_gemini_rejects_what_the_real_api_rejects(
     simulator: Simulator, parts: list[dict[str, Any]], config: dict[str, str]
 ) -> None:
     status, answer = content(simulator, *parts, **config)
-    assert status == 400
-    assert answer["error"]["status"] == "INVALID_ARGUMENT"
+    assert (status, answer["error"]["status"]) == (400, "INVALID_ARGUMENT")
 
 
 def test_gemini_rejects_a_resolution_for_a_model_without_one(simulator: Simulator) -> None:

@@ -93,7 +93,7 @@ class SimulatedProviders:
             case "GET", "/_sim/stats":
                 arrivals = request.query.get("arrivals", "") not in {"", "0"}
                 stats = {n: s.stats.as_json(arrivals=arrivals) for n, s in self._endpoints.items()}
-                return Response.json({"endpoints": stats})
+                return Response.json(stats)
             case "POST", "/_sim/configure":
                 try:
                     self._configure(Config.model_validate_json(request.body))
