@@ -73,9 +73,7 @@ class Row:
 
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None: ...
 
-    def after_call(
-        self, endpoint: Endpoint, plan: CallPlan, outcome: EditResult | CallFailed
-    ) -> None: ...
+    def after_call(self, outcome: EditResult | CallFailed) -> None: ...
 
 
 @dataclass

@@ -29,7 +29,6 @@ from tests.fakes.csv_files import (
     job_rows,
     opened,
     rejection,
-    request_of,
     rows_of,
 )
 
@@ -366,7 +365,7 @@ def test_a_name_used_twice_fails_the_second_row_and_names_the_first(rows: str, d
 def test_a_rejected_row_does_not_use_up_its_name() -> None:
     first, second = rows_of("index,n,instruction\n7,0,red\n7,1,blue\n")
     assert "from 1 to 10" in rejection(first)
-    assert request_of(second).instruction == "blue"
+    assert second.request == RowRequest(instruction="blue")
 
 
 def test_a_skipped_row_still_uses_up_its_name() -> None:
