@@ -247,14 +247,6 @@ def test_a_suspension_is_never_shortened(endpoint: EndpointHarness) -> None:
     assert after.breaker_until == NOW + 300 * SECOND
 
 
-def test_key_cooldowns_are_shared(endpoint: EndpointHarness) -> None:
-    endpoint.reserve()
-    cooldown = KeyCooldown(NOW + 600 * SECOND, Outcome.QUOTA_SPENT)
-    cooldowns = {"0123456789ab": cooldown}
-    endpoint.change(lambda state: replace(state, key_cooldowns=cooldowns))
-    assert endpoint.state().key_cooldowns == cooldowns
-
-
 def test_an_endpoint_never_used_can_be_read_and_written(endpoint: EndpointHarness) -> None:
     assert endpoint.state() == EndpointState()
     assert endpoint.settle(Health.FAILED).failures == 1
@@ -280,14 +272,19 @@ def test_concurrent_workers_never_share_a_slot_or_exceed_the_in_flight_limit(
     assert full.reason is RejectionReason.IN_FLIGHT
 
 
-def test_of_concurrent_changes_none_is_lost(endpoint: EndpointHarness) -> None:
-    def add(number: int) -> None:
-        cooldown = {str(number): KeyCooldown(number, Outcome.KEY_REJECTED)}
-        endpoint.change(lambda s: replace(s, key_cooldowns={**s.key_cooldowns, **cooldown}))
+def test_of_concurrent_key_cooldowns_none_is_lost(endpoint: EndpointHarness) -> None:
+    cooldowns = {
+        f"fingerprint-{number}": KeyCooldown(NOW + number, Outcome.QUOTA_SPENT)
+        for number in range(12)
+    }
+
+    def add(fingerprint: str) -> None:
+        added = {fingerprint: cooldowns[fingerprint]}
+        endpoint.change(lambda s: replace(s, key_cooldowns={**s.key_cooldowns, **added}))
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(add, range(12)))
-    assert len(endpoint.state().key_cooldowns) == 12
+        list(pool.map(add, cooldowns))
+    assert endpoint.state().key_cooldowns == cooldowns
 
 
 def outcome_of(reservation: Reservation | Rejection) -> object:

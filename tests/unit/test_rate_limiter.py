@@ -150,14 +150,10 @@ def test_a_429_doubles_the_interval_which_then_halves_in_five_minutes() -> None:
     state = EndpointState(slowed_interval=interval, slowed_at=NOW)
     halved = rate_limiter.slowed_interval(state, NOW + 300 * SECOND)
     assert halved == pytest.approx(interval / 2, abs=1)
+    assert rate_limiter.slowed_interval(state, NOW + 3600 * SECOND) == 0
     assert rate_limiter.rate_in_force(state, limits, NOW + 301 * SECOND)[0] == limits.interval
     again = rate_limiter.doubled_interval(state, limits, 0, NOW + 60 * SECOND)
     assert again == pytest.approx(2 * interval * 0.5**0.2, abs=2)
-
-
-def test_a_slowdown_ends() -> None:
-    state = EndpointState(slowed_interval=SECOND, slowed_at=NOW)
-    assert rate_limiter.slowed_interval(state, NOW + 3600 * SECOND) == 0
 
 
 @given(interval=st.integers(1, 100 * SECOND), minutes=st.floats(0, 600))

@@ -91,19 +91,15 @@ class DynamoDBEndpointStates:
         self, endpoint: str, request: ReservationRequest, last_known: EndpointState | None = None
     ) -> tuple[Reservation | Rejection, EndpointState]:
         state = self.read(endpoint) if last_known is None else last_known
-        is_current = last_known is None
         for _ in range(MAX_TRIES):
             planned = rate_limiter.plan_reservation(state, request)
             if isinstance(planned, Rejection):
-                if is_current:
-                    return planned, state
-                state, is_current = self.read(endpoint), True
-                continue
+                is_current = state is not last_known
+                return (planned, state) if is_current else self.reserve(endpoint, request)
             done, state = self._apply(endpoint, _reservation(request, planned, state))
             if done:
                 base = request.now if planned.idle else state.next_slot - planned.interval
                 return replace(planned, slot=max(request.now, base - planned.tolerance)), state
-            is_current = True
         raise StatesUnavailable(f"no slot at {endpoint}: too many workers reserved at once")
 
     def settle(self, endpoint: str, settlement: Settlement) -> EndpointState:

@@ -199,7 +199,7 @@ class TieredDispatcher:
         sent_at, outcome = self._send(attempt, permit, plan)
         latency_ms = round((self._clock.now() - sent_at) * 1000)
         try:
-            attempt.context.after_call(endpoint, plan, outcome)
+            attempt.context.after_call(outcome)
         finally:
             self._outcomes.record(permit, plan, outcome, int(sent_at * SECOND), latency_ms)
         if isinstance(outcome, CallFailed):
