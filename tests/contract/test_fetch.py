@@ -50,13 +50,13 @@ def respond(response: bytes) -> Handler:
 
 
 @pytest.fixture(scope="session")
-def trusted(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return certificates(tmp_path_factory.mktemp("tls"), HOST, CDN, PUBLIC, "2606:4700::1111")
+def trusted() -> Certificates:
+    return certificates(HOST, CDN, PUBLIC, "2606:4700::1111")
 
 
 @pytest.fixture(scope="session")
-def unknown(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return certificates(tmp_path_factory.mktemp("tls"), HOST)
+def unknown() -> Certificates:
+    return certificates(HOST)
 
 
 @dataclass
