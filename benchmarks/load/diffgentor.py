@@ -1,7 +1,7 @@
 """Load by diffgentor's APIClientPool.
 
-Set up as its README says: one endpoint with its rate limit, retries as by default; the pool is made
-in each worker process, as its launcher does.
+Configured as in its README: one endpoint with its rate limit, and the default retries. The pool is
+made in each worker process, as its launcher does.
 """
 
 import importlib.util

@@ -20,7 +20,7 @@ START_SECONDS = 180
 _BODY = json.dumps({"model": "gpt-image-1.5", "prompt": "make it red"}).encode()
 _local = threading.local()
 
-type Load = dict[str, Any]  # what harness.started gives each process
+type Load = dict[str, Any]  # see harness.started
 type Log = Callable[[dict[str, Any]], None]
 type Row = Callable[[], dict[str, Any] | None]
 type MakeRow = Callable[[Load, Log], Row]

@@ -1,6 +1,6 @@
 """Load by LiteLLM's Router.
 
-Set up as its documentation says for limits over several instances: rpm per deployment, a Redis that
+Configured as documented for limits over several instances: rpm per deployment, a Redis that
 the instances share, and the routing strategy "usage-based-routing-v2", which checks the limit
 before each call. When the router itself reports that the limit is reached, the row is tried again a
 second later. Its image generation lets the OpenAI SDK make two retries of its own after a 429; no

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from darkroom.dispatch import circuit_breaker
 from darkroom.endpoint_state import SECOND, EndpointState
@@ -68,10 +68,8 @@ def _parse(text: str, name: str) -> EndpointsSecret:
 
 def _with_keys(secret: EndpointsSecret) -> str:
     """The secret's JSON with its keys in the clear, for Secrets Manager only."""
-    document: dict[str, Any] = secret.model_dump(mode="json", exclude_none=True)
-    for dumped, endpoint in zip(document["endpoints"], secret.endpoints, strict=True):
-        dumped["api_keys"] = [key.get_secret_value() for key in endpoint.api_keys]
-    return json.dumps(document, indent=1)
+    document = secret.model_dump(exclude_none=True)
+    return json.dumps(document, default=SecretStr.get_secret_value, indent=1)
 
 
 def _print(session: Session, secret: EndpointsSecret, states: Mapping[str, EndpointState]) -> None:

@@ -5,7 +5,6 @@ import sys
 from typing import TYPE_CHECKING
 
 from darkroom.errors import DarkroomError
-from darkroom.formatting import describe_validation
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
@@ -31,23 +30,15 @@ def _describe_known(error: Exception) -> str | None:
     if isinstance(error, (UsageMistake, CommandFailed)):
         return str(error)
     if isinstance(error, DarkroomError):
-        # AWS's own message says more than the adapter's "the ledger does not answer".
+        # AWS's own message is more precise than the adapter's "the ledger does not answer".
         return _describe_aws(error.__cause__) or _as_sentence(str(error))
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {(error.strerror or 'cannot be used').lower()}."
-    return _describe_aws(error) or _describe_pydantic(error)
+    return _describe_aws(error)
 
 
 def _as_sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith((".", "?", "!")) else ".")
-
-
-def _describe_pydantic(error: Exception) -> str | None:
-    if "pydantic" not in sys.modules:
-        return None
-    from pydantic import ValidationError  # noqa: PLC0415 - loaded already
-
-    return f"{describe_validation(error)}." if isinstance(error, ValidationError) else None
 
 
 def _describe_aws(error: BaseException | None) -> str | None:

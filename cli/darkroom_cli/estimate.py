@@ -85,7 +85,7 @@ class Throughput:
         full_days = ceil(calls / daily) - 1 if daily else 0
         calls -= full_days * daily
         limits = rate_limiter.limits_of(endpoint)
-        # The last call begins when the others have had their turn, and takes as long as any.
+        # The last call begins after all others have begun, and lasts as long as any.
         spaced = (calls - 1) * limits.interval / SECOND + self.call_seconds
         parallel = min((n for n in (limits.max_in_flight, self.workers) if n), default=calls)
         return full_days * DAY_SECONDS + max(spaced, ceil(calls / parallel) * self.call_seconds)

@@ -65,9 +65,7 @@ def submit(
         bool,
         typer.Option("--wait", help="Wait until the job ends; exit with 1 unless it is done."),
     ] = False,
-    to: Annotated[
-        str, typer.Option("--to", help="Folder in the input bucket.", metavar="PREFIX")
-    ] = "jobs",
+    to: Annotated[str, typer.Option(help="Folder in the input bucket.", metavar="PREFIX")] = "jobs",
     every: Every = 2.0,
     **options: object,
 ) -> None:
@@ -129,9 +127,7 @@ def quote(
     csv: CsvFile,
     call_seconds: Annotated[
         float,
-        typer.Option(
-            "--call-seconds", min=0.1, help="Assumed duration of a call.", metavar="SECONDS"
-        ),
+        typer.Option(min=0.1, help="Assumed duration of a call.", metavar="SECONDS"),
     ] = 20.0,
     endpoints_file: Annotated[
         Path | None,
@@ -141,9 +137,7 @@ def quote(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(
-            "--workers", min=1, help="Rows in work at once, if different from the stack's."
-        ),
+        typer.Option(min=1, help="Rows in work at once, if different from the stack's."),
     ] = None,
     **options: object,
 ) -> None:
@@ -165,7 +159,7 @@ def failures(
     job: Job,
     reason: Annotated[
         str | None,
-        typer.Option("--reason", help="Only rows with this reason, such as refused.", metavar="R"),
+        typer.Option(help="Only rows with this reason, such as refused.", metavar="R"),
     ] = None,
 ) -> None:
     """List failed and dead rows with reasons.
@@ -184,9 +178,7 @@ def redrive(
     job: Annotated[str | None, typer.Argument(metavar="JOB", help="Only this job's rows.")] = None,
     reason: Annotated[
         str | None,
-        typer.Option(
-            "--reason", help="Only rows dead for this reason, such as unavailable.", metavar="R"
-        ),
+        typer.Option(help="Only rows dead for this reason, such as unavailable.", metavar="R"),
     ] = None,
 ) -> None:
     """Return dead rows to the rows queue.
@@ -217,9 +209,7 @@ def list_jobs(
     prefix: Annotated[
         str, typer.Argument(metavar="PREFIX", help="Only jobs whose names start with it.")
     ] = "",
-    limit: Annotated[
-        int, typer.Option("--limit", min=1, help="How many of the newest jobs to list.")
-    ] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="How many of the newest jobs to list.")] = 20,
 ) -> None:
     """List the newest jobs."""
     from darkroom_cli.jobs import list_jobs
@@ -241,8 +231,7 @@ def endpoints_push(
     from_env: Annotated[
         bool,
         typer.Option(
-            "--from-env",
-            help="Use OPENAI_API_KEY, DG_OPENAI_ENDPOINTS, GEMINI_API_KEY and so on.",
+            "--from-env", help="Use OPENAI_API_KEY, DG_OPENAI_ENDPOINTS, GEMINI_API_KEY and so on."
         ),
     ] = False,
     dry_run: Annotated[

@@ -29,7 +29,7 @@ Job = Annotated[
 ]
 Every = Annotated[
     float,
-    typer.Option("--every", min=0.2, help="Seconds between two updates.", metavar="SECONDS"),
+    typer.Option(min=0.2, help="Seconds between two updates.", metavar="SECONDS"),
 ]
 
 
@@ -37,9 +37,9 @@ Every = Annotated[
 class Target:
     """Which stack a command uses. Its fields are options of every subcommand."""
 
-    stack: Annotated[
-        str, typer.Option("--stack", envvar="DARKROOM_STACK", help="Name of the stack.")
-    ] = DEFAULT_STACK
+    stack: Annotated[str, typer.Option(envvar="DARKROOM_STACK", help="Name of the stack.")] = (
+        DEFAULT_STACK
+    )
     local: Annotated[
         bool,
         typer.Option(
@@ -51,19 +51,13 @@ class Target:
     endpoint_url: Annotated[
         str | None,
         typer.Option(
-            "--endpoint-url",
-            envvar="AWS_ENDPOINT_URL",
-            help="URL of an AWS API other than Amazon's.",
-            metavar="URL",
+            envvar="AWS_ENDPOINT_URL", help="URL of an AWS API other than Amazon's.", metavar="URL"
         ),
     ] = None
     region: Annotated[
         str | None,
         typer.Option(
-            "--region",
-            envvar=["AWS_REGION", "AWS_DEFAULT_REGION"],
-            help="AWS region.",
-            metavar="NAME",
+            envvar=["AWS_REGION", "AWS_DEFAULT_REGION"], help="AWS region.", metavar="NAME"
         ),
     ] = None
 

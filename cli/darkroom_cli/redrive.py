@@ -64,13 +64,13 @@ def _move_matching(
     A message is sent before it is deleted: an interruption leaves it in both queues at worst, and
     the ledger lets a row be edited only once.
     """
-    moved, seen, held = Counter[str](), set[str](), dict[str, DeadLetter]()
+    moved, received, held = Counter[str](), set[str](), dict[str, DeadLetter]()
     try:
         while batch := queue.receive():
-            new = [letter for letter in batch if letter.id not in seen]
+            new = [letter for letter in batch if letter.id not in received]
             if not new:
-                break  # messages received earlier became visible again: all others were seen
-            seen.update(letter.id for letter in new)
+                break  # only messages that became visible again: all others were received
+            received.update(letter.id for letter in new)
             held |= {letter.id: letter for letter in new}
             for group in _batches([letter for letter in new if matches(letter)]):
                 for letter in _move(queue, group):

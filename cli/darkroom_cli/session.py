@@ -205,24 +205,19 @@ def with_session(run: Callable[..., None]) -> Callable[..., None]:
 
     A function with `**options` gets the job options in them, under SubmitCommand or QuoteCommand.
     """
-    own = list(inspect.signature(run, eval_str=True).parameters.values())[1:]
-    context = _parameter("ctx", typer.Context)
-    as_json = _parameter("as_json", AsJson, default=False)
-    target = inspect.signature(Target).parameters
-    parameters = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
 
-    @functools.wraps(run)
-    def command(ctx: typer.Context, *, as_json: bool, **given: Any) -> None:
-        chosen = Target(**{name: given.pop(name) for name in target})
+    def command(ctx: typer.Context, as_json: AsJson = False, **values: Any) -> None:
+        chosen = Target(**{name: values.pop(name) for name in target})
         session = Session(chosen, as_json, ctx.obj or Wiring())
         with _error_messages(session):
-            run(session, **given, **ctx.meta.get(JOB_OPTIONS, {}))
+            run(session, **values, **ctx.meta.get(JOB_OPTIONS, {}))
 
-    signature = inspect.Signature([context, *parameters, as_json, *target.values()])
-    command.__signature__ = signature  # type: ignore[attr-defined]  # read by inspect.signature
+    shared = inspect.signature(command).parameters
+    target = inspect.signature(Target).parameters
+    _session, *own = inspect.signature(run, eval_str=True).parameters.values()
+    parameters = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    functools.update_wrapper(command, run)
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # read by inspect.signature
+        [shared["ctx"], *parameters, shared["as_json"], *target.values()]
+    )
     return command
-
-
-def _parameter(name: str, annotation: object, **default: object) -> inspect.Parameter:
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    return inspect.Parameter(name, kind, annotation=annotation, **default)

@@ -80,7 +80,7 @@ class DeadLetter:
 
 
 class DeadLetterQueue(Protocol):
-    """The dead-letter queue, and the way back to the rows queue."""
+    """The dead-letter queue, with the rows queue as the target of its messages."""
 
     def count(self) -> int:
         """Messages in the queue, hidden ones included; approximate, as SQS counts."""
@@ -113,7 +113,7 @@ class Stack(Protocol):
     def outputs(self) -> Outputs: ...
     @property
     def workers(self) -> int | None:
-        """Rows in work at once, from the stack's parameters; None if they do not say."""
+        """Rows in work at once, from the stack's parameters; None without such parameters."""
 
     @property
     def ledger(self) -> Ledger: ...

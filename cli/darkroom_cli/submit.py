@@ -157,8 +157,8 @@ class _ImagePlan:
 def _plan_images(references: Iterable[str], csv_path: Path, key: str) -> _ImagePlan:
     """Map local references to keys. Files in the CSV's folder keep their place relative to it.
 
-    Others go to a folder named after the CSV. References that do not hold in the bucket (absolute
-    paths, and those that leave the folder) are in `renamed`.
+    Others go to a folder named after the CSV. References that are not valid in the bucket
+    (absolute paths, and those that leave the folder) are in `renamed`.
     """
     plan, csv_folder = _ImagePlan(), csv_path.parent.resolve()
     prefix, csv_name = posixpath.split(key)

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
 import urllib.error
 import urllib.request
 import uuid
@@ -19,6 +18,7 @@ from darkroom_local.processes import (
     ChildProcess,
     LocalStackError,
     free_port,
+    scratch_folder,
     spawn,
     wait_until,
 )
@@ -72,7 +72,7 @@ def start(
     """
     if not PYTHON.exists():
         raise LocalStackError(f"{PYTHON} is missing: run `make setup` in {ROOT}")
-    state = state_dir or Path(tempfile.mkdtemp(prefix="darkroom-ministack-"))
+    state = state_dir or scratch_folder("ministack-")
     (state / "tmp").mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     token = uuid.uuid4().hex  # distinguishes ours from another MiniStack on the same port

@@ -29,11 +29,7 @@ that does not support it is passed over, and a row that no endpoint can process 
 reason.
 """
 _NONE = "-"
-_PRICE_HEAD = (
-    "Model",
-    "One image",
-    "Million tokens: text in / images in / images out / text out",
-)
+_PRICE_HEAD = ("Model", "One image", "Million tokens: text in / images in / images out / text out")
 _PRICES = """\
 ## Prices
 
@@ -49,12 +45,13 @@ out of date: a job's cost is only as accurate as this table.
 
 def page() -> str:
     """The whole page, ending with a line break."""
+    sources = dict.fromkeys(source for model in MODELS for source in model.sources)
     blocks = [
         _INTRODUCTION,
-        *(_section(provider) for provider in Provider),
+        *map(_section, Provider),
         _PRICES + "\n" + _table(_PRICE_HEAD, map(_price_row, MODELS)),
-        _defaults(),
-        _sources(),
+        _list("Any other model", (_default(*item) for item in DEFAULTS.items())),
+        _list("Sources", sources),
     ]
     return "\n".join(blocks)
 
@@ -71,20 +68,16 @@ def _section(provider: Provider) -> str:
 
 
 def _row(model: Model) -> tuple[str, ...]:
-    return (
-        ", ".join(f"`{name}`" for name in (model.name, *model.aliases)),
-        _operations(model),
-        _input(model),
-        _shape(model),
-        ", ".join(model.qualities) or _NONE,
-        str(model.max_n),
-        _note(model),
-    )
+    names = ", ".join(f"`{name}`" for name in (model.name, *model.aliases))
+    return names, *_capabilities(model), _note(model)
 
 
-def _operations(model: Model) -> str:
+def _capabilities(model: Model) -> tuple[str, ...]:
+    """Operations, input, shape, quality and n."""
     supported = {"edit": model.edits, "generate": model.generates, "mask": model.masks}
-    return ", ".join(name for name, enabled in supported.items() if enabled)
+    operations = ", ".join(name for name, enabled in supported.items() if enabled)
+    qualities = ", ".join(model.qualities) or _NONE
+    return operations, _input(model), _shape(model), qualities, str(model.max_n)
 
 
 def _input(model: Model) -> str:
@@ -101,19 +94,14 @@ def _input(model: Model) -> str:
 def _shape(model: Model) -> str:
     ratios = f"aspect ratios {', '.join(model.aspect_ratios)}" if model.aspect_ratios else ""
     free = "any size in multiples of 16 up to 3840, from 1:3 to 3:1, 0.66 to 8.3 MP"
-    parts = (
-        ratios,
-        ", ".join(model.resolutions),
-        ", ".join(model.sizes),
-        free if model.free_sizes else "",
-    )
-    return "; ".join(part for part in parts if part)
+    parts = [ratios, ", ".join(model.resolutions), ", ".join(model.sizes)]
+    return "; ".join(filter(None, [*parts, free if model.free_sizes else ""]))
 
 
 def _note(model: Model) -> str:
     retired = f"shut down on {model.retired_on.isoformat()}" if model.retired_on else ""
     names = [f"`{name}` until {day.isoformat()}" for name, day in model.retired_names.items()]
-    return "; ".join(text for text in (retired, *names, model.note) if text)
+    return "; ".join(filter(None, (retired, *names, model.note)))
 
 
 def _price_row(model: Model) -> tuple[str, ...]:
@@ -121,27 +109,19 @@ def _price_row(model: Model) -> tuple[str, ...]:
         f"{key.removeprefix('any/').replace('/', ' ')} ${price / 1e6:.4g}"
         for key, price in model.image_prices.items()
     )
-    prices = model.token_prices
-    tokens = (
-        f"${prices.text_in:g} / ${prices.image_in:g} / ${prices.image_out:g} / ${prices.text_out:g}"
-        if prices
-        else _NONE
-    )
+    tokens = _NONE
+    if p := model.token_prices:
+        tokens = f"${p.text_in:g} / ${p.image_in:g} / ${p.image_out:g} / ${p.text_out:g}"
     return f"`{model.name}`", images, tokens
 
 
-def _defaults() -> str:
-    lines = "".join(
-        f"- {provider.value}: {_operations(model)}; input {_input(model)}; {_shape(model)}; "
-        f"quality {', '.join(model.qualities) or _NONE}; n {model.max_n}.\n"
-        for provider, model in DEFAULTS.items()
-    )
-    return f"## Any other model\n\n{lines}"
+def _default(provider: Provider, model: Model) -> str:
+    operations, images, shape, qualities, n = _capabilities(model)
+    return f"{provider.value}: {operations}; input {images}; {shape}; quality {qualities}; n {n}."
 
 
-def _sources() -> str:
-    sources = dict.fromkeys(source for model in MODELS for source in model.sources)
-    return "## Sources\n\n" + "".join(f"- {source}\n" for source in sources)
+def _list(title: str, items: Iterable[str]) -> str:
+    return f"## {title}\n\n" + "".join(f"- {item}\n" for item in items)
 
 
 def main() -> int:

@@ -2,13 +2,14 @@
 
 The files in events/ contain the names of an example stack. This replaces them with the names of the
 stack that the AWS variables of the shell lead to, and writes the result, with the environment of
-the stack's functions, to .local/sam-local/.
+its functions, to .local/sam-local/.
 """
 
 import argparse
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import boto3
@@ -23,35 +24,30 @@ UPLOAD = "splitter-s3-put.json"
 # SAM CLI passes on only variables that the template names, so the template names this one, empty.
 ENDPOINT = "AWS_ENDPOINT_URL"
 
-type Environments = dict[str, dict[str, str]]  # variables by the logical id of their function
+GLOBAL = "Parameters"  # SAM CLI's key for variables of all functions
 
 
-def function_environments(
+def deployed_variables(
     session: boto3.Session, endpoint_url: str | None, stack: str
-) -> Environments:
-    """Environment variables of the deployed functions. Raises botocore's errors."""
+) -> dict[str, str]:
+    """The environment of the stack's functions, which is the same for all."""
     cloudformation = session.client("cloudformation", endpoint_url=endpoint_url)
-    functions = session.client("lambda", endpoint_url=endpoint_url)
-    pages = cloudformation.get_paginator("list_stack_resources").paginate(StackName=stack)
-    environments: Environments = {}
-    for page in pages:
-        for resource in page["StackResourceSummaries"]:
-            if resource["ResourceType"] == "AWS::Lambda::Function":
-                name = resource.get("PhysicalResourceId", "")
-                configuration = functions.get_function_configuration(FunctionName=name)
-                variables = dict(configuration["Environment"]["Variables"])
-                environments[resource["LogicalResourceId"]] = variables
-    return environments
+    editor = cloudformation.describe_stack_resource(
+        StackName=stack, LogicalResourceId="EditorFunction"
+    )["StackResourceDetail"]
+    configuration = session.client("lambda", endpoint_url=endpoint_url).get_function_configuration(
+        FunctionName=editor.get("PhysicalResourceId", "")
+    )
+    return dict(configuration["Environment"]["Variables"])
 
 
-def prepared_events(deployed: Environments, events: Path = EVENTS) -> dict[str, str]:
+def prepared_events(deployed: Mapping[str, str], events: Path = EVENTS) -> dict[str, str]:
     """Each event with the names of the deployed stack, and its env.json: contents by file name."""
-    example: Environments = json.loads((events / VARIABLES).read_text())
+    example: dict[str, str] = json.loads((events / VARIABLES).read_text())[GLOBAL]
     names = {
-        value: deployed[function][variable]
-        for function, variables in example.items()
-        for variable, value in variables.items()
-        if value and variable in deployed.get(function, {}) and variable != "STACK_NAME"
+        value: deployed[variable]
+        for variable, value in example.items()
+        if value and variable in deployed and variable != "STACK_NAME"
     }
     upload = (events / UPLOAD).read_text()
     run = {_run_id(upload): _run_id(_replace_all(upload, names))}
@@ -60,7 +56,7 @@ def prepared_events(deployed: Environments, events: Path = EVENTS) -> dict[str, 
         for path in sorted(events.glob("*.json"))
         if path.name != VARIABLES
     }
-    return files | {VARIABLES: json.dumps(deployed, indent=2) + "\n"}
+    return files | {VARIABLES: json.dumps({GLOBAL: dict(deployed)}, indent=2) + "\n"}
 
 
 def write(files: dict[str, str], folder: Path = PREPARED) -> Path:
@@ -86,7 +82,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Fit events/ to a deployed stack.")
     parser.add_argument("--stack", default="darkroom")
     stack = parser.parse_args().stack
-    deployed = function_environments(boto3.Session(), os.environ.get(ENDPOINT) or None, stack)
+    deployed = deployed_variables(boto3.Session(), os.environ.get(ENDPOINT) or None, stack)
     sys.stdout.write(f"{write(prepared_events(deployed))}\n")
     return 0
 

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from darkroom_local.processes import (
     ROOT,
     ChildProcess,
     LocalStackError,
+    scratch_folder,
     spawn,
     stop_group,
     wait_until,
@@ -98,7 +98,7 @@ def running(
     `config` scripts the simulated providers, `overrides` are fields of their endpoints in the
     secret. Without `simulate` there are none, and no secret is pushed. Raises LocalStackError.
     """
-    work = Path(tempfile.mkdtemp(prefix="darkroom-stack-"))
+    work = scratch_folder("stack-")
     with ExitStack() as cleanup:
         cleanup.callback(shutil.rmtree, work, ignore_errors=True)
         simulated = config if simulate else None

@@ -130,7 +130,7 @@ def test_text_of_a_row_is_shown_and_not_run(page: Tab) -> None:
 
 
 def test_a_long_instruction_folds_and_opens(page: Tab) -> None:
-    text = "document.querySelector('#r-5 .say').innerText"
+    text = "document.querySelector('#r-5 .instruction').innerText"
     assert LONG not in page.evaluate(text)
     page.evaluate("document.querySelector('#r-5 summary').click()")
     assert LONG in page.evaluate(text)
@@ -138,7 +138,7 @@ def test_a_long_instruction_folds_and_opens(page: Tab) -> None:
 
 def test_links_in_the_failure_list_lead_to_the_row(page: Tab, folder: Path) -> None:
     far = page.evaluate(
-        "document.querySelector('.trouble a[href^=report-003]').getAttribute('href')"
+        "document.querySelector('.failures a[href^=report-003]').getAttribute('href')"
     )
     page.open((folder / far.split("#")[0]).as_uri() + "#" + far.split("#")[1])
     assert "failed" in page.evaluate("document.querySelector('.card:target').innerText")
@@ -155,7 +155,7 @@ def test_it_fits_the_window_and_is_legible(
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     contrast, where = tab.evaluate(LOWEST_CONTRAST)
     assert contrast >= 4.5, where
-    tab.evaluate("document.querySelector('.bar').scrollIntoView()")
+    tab.evaluate("document.querySelector('.toolbar').scrollIntoView()")
     tab.screenshot(SHOTS / f"{device}-{scheme}-rows.png")
     background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     red = int(background.split("(")[1].split(",")[0])
@@ -168,7 +168,7 @@ def test_it_prints_in_light_colours_with_every_row_and_without_filters(page: Tab
     try:
         assert page.evaluate(LOWEST_CONTRAST)[0] >= 4.5
         assert "255, 255, 255" in page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert not page.evaluate("document.querySelector('.bar').checkVisibility()")
+        assert not page.evaluate("document.querySelector('.toolbar').checkVisibility()")
         assert page.evaluate(f"{VISIBLE}.length") == 100
         page.pdf(SHOTS / "print.pdf")
     finally:
@@ -197,7 +197,8 @@ LOWEST_CONTRAST = """
   let lowest = [21, ''];
   const texts = 'p, dt, dd, small, span, b, td, th, h1, h2, label, a, code, summary';
   for (const e of document.querySelectorAll(texts)) {
-    if (!e.innerText || !e.checkVisibility() || e.closest('figcaption, figure, .away')) continue;
+    if (!e.innerText || !e.checkVisibility()) continue;
+    if (e.closest('figcaption, figure, .visually-hidden')) continue;
     const style = getComputedStyle(e);
     const ink = rgba(style.color), ground = under(e);
     const alpha = parseFloat(style.opacity);

@@ -2,7 +2,8 @@
 
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from darkroom_cli.stack import Outputs
 from darkroom_local import ministack
 from tests.conftest import ClientFactory
 
-Command = Callable[..., Result]
 _BUCKETS = ("InputBucket", "ResultsBucket")
 _QUEUES = ("RowsQueue", "DeadLetterQueue")
 
@@ -54,45 +54,49 @@ def template() -> str:
     return json.dumps({"Resources": resources, "Outputs": outputs})
 
 
+@dataclass(frozen=True)
+class DeployedStack:
+    """A stack on MiniStack, and the command as a user runs it there."""
+
+    environment: Mapping[str, str]
+    client: ClientFactory
+    outputs: Mapping[str, str]
+
+    def run(self, *arguments: object) -> Result:
+        result = CliRunner(env=self.environment).invoke(app, [str(a) for a in arguments])
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        return result
+
+    def json(self, *arguments: object) -> Any:
+        result = self.run(*arguments, "--json")
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)
+
+
 @pytest.fixture
-def stack(aws_client: ClientFactory) -> Iterator[str]:
+def stack(aws_client: ClientFactory, aws_endpoint: str) -> Iterator[DeployedStack]:
     name = f"cli-{uuid.uuid4().hex[:8]}"
     cloudformation = aws_client("cloudformation")
     cloudformation.create_stack(StackName=name, TemplateBody=template())
     cloudformation.get_waiter("stack_create_complete").wait(
         StackName=name, WaiterConfig={"Delay": 0, "MaxAttempts": 1000}
     )
-    yield name
+    (described,) = cloudformation.describe_stacks(StackName=name)["Stacks"]
+    outputs = {o["OutputKey"]: o["OutputValue"] for o in described["Outputs"]}
+    environment = ministack.aws_environment(aws_endpoint) | {"DARKROOM_STACK": name}
+    yield DeployedStack(environment, aws_client, outputs)
     cloudformation.delete_stack(StackName=name)
 
 
-@pytest.fixture
-def outputs(aws_client: ClientFactory, stack: str) -> dict[str, str]:
-    found = aws_client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]["Outputs"]
-    return {o["OutputKey"]: o["OutputValue"] for o in found}
-
-
-@pytest.fixture
-def darkroom(aws_endpoint: str, stack: str) -> Command:
-    environment = ministack.aws_environment(aws_endpoint) | {"DARKROOM_STACK": stack}
-
-    def invoke(*arguments: object) -> Result:
-        result = CliRunner(env=environment).invoke(app, [str(a) for a in arguments])
-        assert result.exception is None or isinstance(result.exception, SystemExit)
-        return result
-
-    return invoke
-
-
-def test_a_missing_stack_is_reported_in_one_sentence(darkroom: Command) -> None:
-    result = darkroom("list", "--stack", "nothing")
+def test_a_missing_stack_is_reported_in_one_sentence(stack: DeployedStack) -> None:
+    result = stack.run("list", "--stack", "nothing")
     assert result.exit_code == 1
     assert "There is no stack named nothing in us-east-1" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
 def test_submit_uploads_csv_options_and_images_but_no_image_twice(
-    darkroom: Command, aws_client: ClientFactory, outputs: dict[str, str], tmp_path: Path
+    stack: DeployedStack, tmp_path: Path
 ) -> None:
     (tmp_path / "photos").mkdir()
     for n in range(12):
@@ -100,34 +104,29 @@ def test_submit_uploads_csv_options_and_images_but_no_image_twice(
     csv = tmp_path / "products.csv"
     rows = "".join(f"photos/{n}.png,warm\n" for n in range(12))
     csv.write_text(f"image_url,Änderung\n{rows}", encoding="utf-8")
-    options = ("--instruction-column", "Änderung", "--filter-rows", "0:11", "--json")
-    first = darkroom("submit", csv, *options)
-    assert first.exit_code == 0, first.stderr
-    answer = json.loads(first.stdout)
-    assert (answer["job"], answer["images_uploaded"]) == ("jobs/products", 11)
-    s3 = aws_client("s3")
-    bucket = outputs["InputBucketName"]
+    arguments = ("submit", csv, "--instruction-column", "Änderung", "--filter-rows", "0:11")
+    first = stack.json(*arguments)
+    assert (first["job"], first["images_uploaded"]) == ("jobs/products", 11)
+    s3, bucket = stack.client("s3"), stack.outputs["InputBucketName"]
     head = s3.head_object(Bucket=bucket, Key="jobs/products.csv")
-    assert head["VersionId"] == answer["version"]
+    assert head["VersionId"] == first["version"]
     assert head["Metadata"]["filter-rows"] == "0:11"
     assert s3.head_object(Bucket=bucket, Key="jobs/photos/3.png")["ContentType"] == "image/png"
-    again = json.loads(darkroom("submit", csv, *options).stdout)
-    assert (again["images_uploaded"], again["images_unchanged"]) == (0, 11)
-    assert again["version"] != answer["version"]
+    second = stack.json(*arguments)
+    assert (second["images_uploaded"], second["images_unchanged"]) == (0, 11)
+    assert second["version"] != first["version"]
 
 
 def test_download_fetches_all_results_and_nothing_twice(
-    darkroom: Command, aws_client: ClientFactory, outputs: dict[str, str], tmp_path: Path
+    stack: DeployedStack, tmp_path: Path
 ) -> None:
     names = [f"images/{n:06d}.png" for n in range(30)] + ["manifest.csv", "report.html", "job.json"]
+    s3, bucket = stack.client("s3"), stack.outputs["ResultsBucketName"]
     for name in names:
-        aws_client("s3").put_object(
-            Bucket=outputs["ResultsBucketName"], Key=f"jobs/p/{name}", Body=name.encode()
-        )
-    first = json.loads(darkroom("download", "jobs/p", tmp_path, "--json").stdout)
-    assert first["downloaded"] == len(names)
+        s3.put_object(Bucket=bucket, Key=f"jobs/p/{name}", Body=name.encode())
+    assert stack.json("download", "jobs/p", tmp_path)["downloaded"] == len(names)
     assert all((tmp_path / name).read_text() == name for name in names)
-    second = json.loads(darkroom("download", "jobs/p", tmp_path, "--json").stdout)
+    second = stack.json("download", "jobs/p", tmp_path)
     assert (second["files"], second["downloaded"]) == (len(names), 0)
 
 
@@ -154,62 +153,57 @@ def drain(sqs: Any, url: str) -> list[dict[str, Any]]:
 
 
 def test_a_redrive_by_reason_moves_those_and_leaves_the_others_visible(
-    darkroom: Command, aws_client: ClientFactory, outputs: dict[str, str]
+    stack: DeployedStack,
 ) -> None:
-    sqs = aws_client("sqs")
-    send_dead_letters(sqs, outputs["DeadLetterQueueUrl"], 30)
-    answer = json.loads(darkroom("redrive", "--reason", "quota_spent", "--json").stdout)
-    assert answer["redriven"] == 15
-    moved = drain(sqs, outputs["RowsQueueUrl"])
+    sqs = stack.client("sqs")
+    send_dead_letters(sqs, stack.outputs["DeadLetterQueueUrl"], 30)
+    assert stack.json("redrive", "--reason", "quota_spent")["redriven"] == 15
+    moved = drain(sqs, stack.outputs["RowsQueueUrl"])
     assert {json.loads(m["Body"])["row"] for m in moved} == set(range(1, 30, 2))
-    left = drain(sqs, outputs["DeadLetterQueueUrl"])
+    left = drain(sqs, stack.outputs["DeadLetterQueueUrl"])
     assert {json.loads(m["Body"])["row"] for m in left} == set(range(0, 30, 2))
 
 
-def test_an_unfiltered_redrive_works_without_sqs_move_tasks(
-    darkroom: Command, aws_client: ClientFactory, outputs: dict[str, str]
-) -> None:
-    sqs = aws_client("sqs")
-    send_dead_letters(sqs, outputs["DeadLetterQueueUrl"], 23)
-    result = darkroom("redrive")
+def test_an_unfiltered_redrive_works_without_sqs_move_tasks(stack: DeployedStack) -> None:
+    sqs = stack.client("sqs")
+    send_dead_letters(sqs, stack.outputs["DeadLetterQueueUrl"], 23)
+    result = stack.run("redrive")
     assert "Redrove 23 rows: 12 unavailable, 11 quota_spent." in result.stdout, result.stderr
-    moved = drain(sqs, outputs["RowsQueueUrl"])
+    moved = drain(sqs, stack.outputs["RowsQueueUrl"])
     assert {json.loads(m["Body"])["row"] for m in moved} == set(range(23))
     assert {m["Attributes"]["MessageGroupId"] for m in moved} == {"jobs/a_b", "jobs/_"}
-    assert drain(sqs, outputs["DeadLetterQueueUrl"]) == []
+    assert drain(sqs, stack.outputs["DeadLetterQueueUrl"]) == []
 
 
 def test_pushed_endpoints_are_in_the_secret_and_shown_as_never_used(
-    darkroom: Command, aws_client: ClientFactory, outputs: dict[str, str], tmp_path: Path
+    stack: DeployedStack, tmp_path: Path
 ) -> None:
+    assert "no endpoints yet" in stack.run("endpoints", "show").stderr
     file = tmp_path / "endpoints.json"
-    empty = darkroom("endpoints", "show")
-    assert "no endpoints yet" in empty.stderr
-    file.write_text(
-        '{"endpoints": [{"name": "g", "provider": "gemini", "api_keys": ["AIza-secret-1"]}]}'
-    )
-    assert darkroom("endpoints", "push", file).exit_code == 0
-    secret = aws_client("secretsmanager").get_secret_value(SecretId=outputs["EndpointsSecretArn"])
-    assert json.loads(secret["SecretString"])["endpoints"][0]["api_keys"] == ["AIza-secret-1"]
-    shown = darkroom("endpoints", "show")
+    endpoint = {"name": "g", "provider": "gemini", "api_keys": ["AIza-secret-1"]}
+    file.write_text(json.dumps({"endpoints": [endpoint]}))
+    assert stack.run("endpoints", "push", file).exit_code == 0
+    secrets, arn = stack.client("secretsmanager"), stack.outputs["EndpointsSecretArn"]
+    document = json.loads(secrets.get_secret_value(SecretId=arn)["SecretString"])
+    assert document["endpoints"][0]["api_keys"] == ["AIza-secret-1"]
+    shown = stack.run("endpoints", "show")
     assert "state: never used" in shown.stdout
     assert "AIza-secret-1" not in shown.output
 
 
-def test_status_list_and_stop_read_the_ledger(
-    darkroom: Command, aws_client: ClientFactory, outputs: dict[str, str]
-) -> None:
-    ledger = LedgerTable(aws_client("dynamodb"), outputs["LedgerTableName"])
-    source = Source(outputs["InputBucketName"], "jobs/p.csv", "v1")
+def test_status_list_and_stop_read_the_ledger(stack: DeployedStack) -> None:
+    ledger = LedgerTable(stack.client("dynamodb"), stack.outputs["LedgerTableName"])
+    bucket = stack.outputs["InputBucketName"]
+    source = Source(bucket, "jobs/p.csv", "v1")
     run = Run("jobs/p", "run-1", RunState.SPLITTING, source, JobOptions(), started_at=1.0)
     started = ledger.start(run, 60)
     assert started is not None
     ledger.finish_split(started, Totals(rows=3, queued=2, invalid=1), ["A warning."])
-    aws_client("s3").put_object(Bucket=outputs["InputBucketName"], Key="jobs/p.csv", Body=b"x")
-    answer = json.loads(darkroom("status", "jobs/p", "--json").stdout)
-    assert (answer["state"], answer["rows"], answer["failed"]) == ("running", 3, 1)
-    assert answer["warnings"] == ["A warning."]
-    assert json.loads(darkroom("list", "--json").stdout)[0]["job"] == "jobs/p"
-    assert darkroom("stop", "jobs/p").exit_code == 0
-    assert darkroom("status", "jobs/p", "--watch").exit_code == 1
-    assert darkroom("failures", "jobs/p").exit_code == 0
+    stack.client("s3").put_object(Bucket=bucket, Key="jobs/p.csv", Body=b"x")
+    status = stack.json("status", "jobs/p")
+    assert (status["state"], status["rows"], status["failed"]) == ("running", 3, 1)
+    assert status["warnings"] == ["A warning."]
+    assert stack.json("list")[0]["job"] == "jobs/p"
+    assert stack.run("stop", "jobs/p").exit_code == 0
+    assert stack.run("status", "jobs/p", "--watch").exit_code == 1
+    assert stack.run("failures", "jobs/p").exit_code == 0

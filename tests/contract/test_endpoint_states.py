@@ -19,6 +19,7 @@ from darkroom.endpoint_state import (
     Health,
     KeyCooldown,
     Limits,
+    Rejection,
     RejectionReason,
     Reservation,
     ReservationRequest,
@@ -50,19 +51,22 @@ class EndpointHarness:
         self.states = states
         self.name = name or next(_names)
 
-    def reserve(self, lease: str = "a", **fields: Any) -> Reservation:
-        return self.states.reserve(self.name, a_request(lease, **fields))
+    def reserve(self, lease: str = "a", **fields: Any) -> Reservation | Rejection:
+        return self.states.reserve(self.name, a_request(lease, **fields))[0]
 
     def slot(self, lease: str = "a", **fields: Any) -> int:
         reservation = self.reserve(lease, **fields)
-        assert reservation.slot is not None
+        assert isinstance(reservation, Reservation)
         return reservation.slot
 
-    def rejection(self, lease: str, **fields: Any) -> tuple[RejectionReason, int]:
-        reservation = self.reserve(lease, **fields)
-        assert reservation.slot is None
-        assert reservation.rejection is not None
-        return reservation.rejection.reason, reservation.rejection.retry_at
+    def is_probe(self, lease: str, now: int) -> bool:
+        reservation = self.reserve(lease, now=now)
+        return isinstance(reservation, Reservation) and reservation.probe
+
+    def rejection(self, lease: str, **fields: Any) -> Rejection:
+        rejection = self.reserve(lease, **fields)
+        assert isinstance(rejection, Rejection)
+        return rejection
 
     def settle(
         self, health: Health, now: int = NOW, lease: str = "a", **fields: Any
@@ -105,41 +109,39 @@ def endpoint(request: pytest.FixtureRequest) -> EndpointHarness:
     return EndpointHarness(request.getfixturevalue("dynamodb_states"))
 
 
-def test_slots_follow_each_other_by_the_interval(endpoint: EndpointHarness) -> None:
-    slots = [endpoint.slot(str(i)) for i in range(4)]
-    assert slots == [NOW, NOW + 2 * SECOND, NOW + 4 * SECOND, NOW + 6 * SECOND]
-
-
-def test_the_slots_of_an_idle_endpoint_restart_from_now(endpoint: EndpointHarness) -> None:
-    endpoint.reserve()
-    later = NOW + 100 * SECOND
-    assert endpoint.slot("b", now=later) == later
+@pytest.mark.parametrize(
+    ("requests", "slots"),
+    [
+        pytest.param([{}] * 4, [0, 2, 4, 6], id="slots follow each other by the interval"),
+        pytest.param([{}, {"now": NOW + 100 * SECOND}], [0, 100], id="slots restart when idle"),
+        pytest.param([{"tolerance": 4 * SECOND}] * 5, [0, 0, 0, 2, 4], id="a burst, then the rate"),
+    ],
+)
+def test_slots(endpoint: EndpointHarness, requests: list[dict[str, int]], slots: list[int]) -> None:
+    reserved = [endpoint.slot(str(turn), **fields) for turn, fields in enumerate(requests)]
+    assert reserved == [NOW + slot * SECOND for slot in slots]
 
 
 def test_a_wrong_last_known_state_does_not_change_the_slot(endpoint: EndpointHarness) -> None:
     states, name = endpoint.states, endpoint.name
-    first = endpoint.reserve()
-    stale = EndpointState()
-    assert states.reserve(name, a_request("b"), last_known=stale).slot == NOW + 2 * SECOND
-    wrongly_open = replace(first.state, breaker_open=True, breaker_until=NOW + 999 * SECOND)
-    assert states.reserve(name, a_request("c"), last_known=wrongly_open).slot == NOW + 4 * SECOND
+    endpoint.reserve()
+    wrongly_open = replace(endpoint.state(), breaker_open=True, breaker_until=NOW + 999 * SECOND)
+    for turn, wrong in enumerate([EndpointState(), wrongly_open], start=1):
+        reservation, _ = states.reserve(name, a_request(f"{turn}"), last_known=wrong)
+        assert isinstance(reservation, Reservation)
+        assert reservation.slot == NOW + turn * 2 * SECOND
 
 
 def test_a_slot_after_the_latest_one_is_rejected_with_its_time(endpoint: EndpointHarness) -> None:
     endpoint.reserve()
-    assert endpoint.rejection("b", wait=1) == (RejectionReason.RATE, NOW + 2 * SECOND)
+    assert endpoint.rejection("b", wait=1) == Rejection(RejectionReason.RATE, NOW + 2 * SECOND)
     assert endpoint.state().calls == 1
-
-
-def test_a_burst_is_sent_at_once_and_then_the_rate_is_kept(endpoint: EndpointHarness) -> None:
-    slots = [endpoint.slot(str(i), interval=2 * SECOND, tolerance=4 * SECOND) for i in range(5)]
-    assert slots == [NOW, NOW, NOW, NOW + 2 * SECOND, NOW + 4 * SECOND]
 
 
 def test_a_place_in_flight_is_taken_until_its_lease_is_released(endpoint: EndpointHarness) -> None:
     endpoint.reserve("a", max_in_flight=2)
     endpoint.reserve("b", max_in_flight=2)
-    assert endpoint.rejection("c", max_in_flight=2)[0] is RejectionReason.IN_FLIGHT
+    assert endpoint.rejection("c", max_in_flight=2).reason is RejectionReason.IN_FLIGHT
     endpoint.settle(Health.GOOD)
     assert endpoint.slot("c", max_in_flight=2)
 
@@ -148,9 +150,8 @@ def test_the_leases_of_dead_workers_expire(endpoint: EndpointHarness) -> None:
     for lease in "abc":
         endpoint.reserve(lease, max_in_flight=3)
     later = NOW + 33 * SECOND  # a and b have expired, c not yet
-    after = endpoint.reserve("d", now=later, max_in_flight=3)
-    assert after.slot == later
-    assert set(after.state.leases) == {"c", "d"}
+    assert endpoint.slot("d", now=later, max_in_flight=3) == later
+    assert set(endpoint.state().leases) == {"c", "d"}
 
 
 def test_the_daily_limit_is_kept_and_the_count_restarts_the_next_day(
@@ -159,21 +160,25 @@ def test_the_daily_limit_is_kept_and_the_count_restarts_the_next_day(
     today = Day(7, NOW - 1000 * SECOND, NOW + 1000 * SECOND)
     assert endpoint.slot(day=today, per_day=2)
     assert endpoint.slot(day=today, per_day=2)
-    rejection = endpoint.rejection("a", day=today, per_day=2)
-    assert rejection == (RejectionReason.DAY, today.end + 2 * SECOND)
+    spent = Rejection(RejectionReason.DAY, today.end + 2 * SECOND)
+    assert endpoint.rejection("a", day=today, per_day=2) == spent
     tomorrow = Day(8, today.end, today.end + 2000 * SECOND)
     now = today.end + 5 * SECOND
     assert endpoint.slot(now=now, day=tomorrow, per_day=2) == now
 
 
-def test_an_open_breaker_rejects_and_then_allows_one_probe(endpoint: EndpointHarness) -> None:
+def test_an_open_breaker_rejects_and_then_allows_one_probe_at_a_time(
+    endpoint: EndpointHarness,
+) -> None:
     endpoint.reserve()
     assert endpoint.open_breaker(NOW) is True
     assert endpoint.open_breaker(NOW + 80 * SECOND) is False
-    assert endpoint.rejection("b") == (RejectionReason.BREAKER, NOW + 10 * SECOND)
+    assert endpoint.rejection("b") == Rejection(RejectionReason.BREAKER, NOW + 10 * SECOND)
     later = NOW + 11 * SECOND
-    assert endpoint.reserve("b", now=later).probe is True
-    assert endpoint.rejection("c", now=later)[0] is RejectionReason.BREAKER
+    assert endpoint.is_probe("b", later)
+    assert endpoint.rejection("c", now=later).reason is RejectionReason.BREAKER
+    assert endpoint.rejection("c", now=later + 29 * SECOND).reason is RejectionReason.BREAKER
+    assert endpoint.is_probe("d", later + 31 * SECOND)  # the first one was lost
 
 
 def test_a_good_probe_closes_the_breaker_and_resets_the_failures(
@@ -198,7 +203,7 @@ def test_a_failed_probe_keeps_the_breaker_open_and_one_not_sent_leaves_its_turn(
     endpoint.reserve("p", now=NOW + 1)
     unsent = endpoint.settle(Health.NOT_CALLED, NOW + 2, "p", probe=True)
     assert (unsent.breaker_open, unsent.breaker_until) == (True, NOW + 2)
-    assert endpoint.reserve("q", now=NOW + 3).probe is True
+    assert endpoint.is_probe("q", NOW + 3)
     failed = endpoint.settle(Health.FAILED, NOW + 4, "q", probe=True)
     until = NOW + 4 + 20 * SECOND
     assert (failed.breaker_open, failed.breaker_until, failed.opens) == (True, until, 2)
@@ -242,14 +247,6 @@ def test_a_suspension_is_never_shortened(endpoint: EndpointHarness) -> None:
     assert after.breaker_until == NOW + 300 * SECOND
 
 
-def test_key_cooldowns_are_shared(endpoint: EndpointHarness) -> None:
-    endpoint.reserve()
-    cooldown = KeyCooldown(NOW + 600 * SECOND, Outcome.QUOTA_SPENT)
-    cooldowns = {"0123456789ab": cooldown}
-    endpoint.change(lambda state: replace(state, key_cooldowns=cooldowns))
-    assert endpoint.state().key_cooldowns == cooldowns
-
-
 def test_an_endpoint_never_used_can_be_read_and_written(endpoint: EndpointHarness) -> None:
     assert endpoint.state() == EndpointState()
     assert endpoint.settle(Health.FAILED).failures == 1
@@ -258,32 +255,42 @@ def test_an_endpoint_never_used_can_be_read_and_written(endpoint: EndpointHarnes
 def test_concurrent_workers_never_share_a_slot_or_exceed_the_in_flight_limit(
     endpoint: EndpointHarness,
 ) -> None:
-    def work(worker: int) -> list[int | None]:
+    def work(worker: int) -> list[int]:
         slots, last_known = [], None
         for turn in range(8):
             request = a_request(f"{worker}-{turn}", wait=600, interval=SECOND, max_in_flight=64)
-            reservation = endpoint.states.reserve(endpoint.name, request, last_known)
+            reservation, last_known = endpoint.states.reserve(endpoint.name, request, last_known)
+            assert isinstance(reservation, Reservation)
             slots.append(reservation.slot)
-            last_known = reservation.state
         return slots
 
     with ThreadPoolExecutor(6) as pool:
         slots = [slot for worker in pool.map(work, range(6)) for slot in worker]
-    assert None not in slots
     assert set(slots) == {NOW + i * SECOND for i in range(48)}
     assert len(slots) == 48
-    rejection = endpoint.rejection("full", wait=600, max_in_flight=48)
-    assert rejection[0] is RejectionReason.IN_FLIGHT
+    full = endpoint.rejection("full", wait=600, max_in_flight=48)
+    assert full.reason is RejectionReason.IN_FLIGHT
 
 
-def test_of_concurrent_changes_none_is_lost(endpoint: EndpointHarness) -> None:
-    def add(number: int) -> None:
-        cooldown = {str(number): KeyCooldown(number, Outcome.KEY_REJECTED)}
-        endpoint.change(lambda s: replace(s, key_cooldowns={**s.key_cooldowns, **cooldown}))
+def test_of_concurrent_key_cooldowns_none_is_lost(endpoint: EndpointHarness) -> None:
+    cooldowns = {
+        f"fingerprint-{number}": KeyCooldown(NOW + number, Outcome.QUOTA_SPENT)
+        for number in range(12)
+    }
+
+    def add(fingerprint: str) -> None:
+        added = {fingerprint: cooldowns[fingerprint]}
+        endpoint.change(lambda s: replace(s, key_cooldowns={**s.key_cooldowns, **added}))
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(add, range(12)))
-    assert len(endpoint.state().key_cooldowns) == 12
+        list(pool.map(add, cooldowns))
+    assert endpoint.state().key_cooldowns == cooldowns
+
+
+def outcome_of(reservation: Reservation | Rejection) -> object:
+    if isinstance(reservation, Rejection):
+        return reservation
+    return reservation.slot, reservation.probe
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -303,10 +310,10 @@ def test_fake_and_table_agree_on_random_histories(
                 limits = {"max_in_flight": 3, "per_day": 40, "tolerance": SECOND}
                 wait = rng.choice([0, 5, 60])
                 request = a_request(f"l{step}", now=now, wait=wait, day=day, **limits)
-                one = fake.states.reserve(fake.name, request)
-                two = real.states.reserve(real.name, request, last_known)
-                assert (one.slot, one.probe, one.rejection) == (two.slot, two.probe, two.rejection)
-                last_known = two.state if rng.random() < 0.5 else last_known
+                one, _ = fake.states.reserve(fake.name, request)
+                two, state = real.states.reserve(real.name, request, last_known)
+                assert outcome_of(one) == outcome_of(two)
+                last_known = state if rng.random() < 0.5 else last_known
             case 4 | 5:
                 sent_at = now - rng.choice([0, SECOND])
                 health, probe = rng.choice(list(Health)), fake.state().breaker_open
@@ -337,9 +344,9 @@ def test_a_reservation_takes_one_round_trip_when_the_last_known_state_is_current
     client, name = aws_client("dynamodb"), next(_names)
     calls: list[str] = []
     client.meta.events.register("before-call.dynamodb", lambda model, **_: calls.append(model.name))
-    state = dynamodb_states.reserve(name, a_request()).state
+    _, state = dynamodb_states.reserve(name, a_request())
     calls.clear()
     for turn in range(5):
-        state = dynamodb_states.reserve(name, a_request(str(turn)), state).state
+        _, state = dynamodb_states.reserve(name, a_request(str(turn)), state)
     assert calls == ["UpdateItem"] * 5
     assert rate_limiter.slowed_interval(state, NOW) == 0

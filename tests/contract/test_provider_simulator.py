@@ -5,8 +5,8 @@ import http.client
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from darkroom_local.providers.endpoint import (
     max_in_window,
 )
 from tests.contract.provider_harness import left_half_mask, photo
+from tests.fakes.elapsed import shortest_seconds
 
 EDITS = "/x/v1/images/edits"
 GENERATIONS = "/x/v1/images/generations"
@@ -31,6 +32,13 @@ GENERATE_CONTENT = "/x/v1beta/models/gemini-3-pro-image:generateContent"
 JPEG = photo().data
 PNG = photo(kind="PNG").data
 File = tuple[str, str, bytes]  # field, mime type, data
+IMAGE: File = ("image[]", "image/jpeg", JPEG)
+IMAGE_PNG: File = ("image", "image/png", PNG)
+SMALL_MASK: File = ("mask", "image/png", left_half_mask(32, 32).data)
+TEXT = {"text": "a red boat"}
+REQUEST = ImageRequest(prompt="Make it RED", key="k", model="m")
+COMMAND = [sys.executable, "-m", "darkroom_local.providers", "--config"]
+Answer = tuple[int, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -44,22 +52,21 @@ def _restarted(simulator: Simulator) -> None:
     simulator.configure({"endpoints": {"x": {}}})
 
 
-def post(
-    simulator: Simulator, path: str, body: bytes, content_type: str, key: str = "k"
-) -> tuple[int, dict[str, Any]]:
-    connection = http.client.HTTPConnection("127.0.0.1", simulator.port, timeout=20)
+def restart(simulator: Simulator, **endpoint: Any) -> None:
+    simulator.configure({"endpoints": {"x": {"mode": "fast", **endpoint}, "y": {}}})
+
+
+def post(simulator: Simulator, path: str, body: bytes, content_type: str, key: str = "k") -> Answer:
     headers = {"Content-Type": content_type}
     if key:
         headers |= {"Authorization": f"Bearer {key}", "x-goog-api-key": key}
-    try:
+    with closing(http.client.HTTPConnection("127.0.0.1", simulator.port, timeout=20)) as connection:
         connection.request("POST", path, body, headers)
         response = connection.getresponse()
         return response.status, json.loads(response.read())
-    finally:
-        connection.close()
 
 
-def edit(simulator: Simulator, *files: File, **fields: str) -> tuple[int, dict[str, Any]]:
+def edit(simulator: Simulator, *files: File, **fields: str) -> Answer:
     fields = {"model": "gpt-image-1.5", "prompt": "make it red", **fields}
     parts = [
         f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
@@ -72,22 +79,23 @@ def edit(simulator: Simulator, *files: File, **fields: str) -> tuple[int, dict[s
     return post(simulator, EDITS, body, "multipart/form-data; boundary=b")
 
 
-def generate(simulator: Simulator, **fields: Any) -> tuple[int, dict[str, Any]]:
+def generate(simulator: Simulator, **fields: Any) -> Answer:
     body = {"model": "gpt-image-1.5", "prompt": "a red boat", **fields}
     return post(simulator, GENERATIONS, json.dumps(body).encode(), "application/json")
 
 
 def content(
     simulator: Simulator, *parts: dict[str, Any], path: str = GENERATE_CONTENT, **config: Any
-) -> tuple[int, dict[str, Any]]:
+) -> Answer:
     body = {
-        "contents": [{"parts": [*parts] or [{"text": "a red boat"}]}],
+        "contents": [{"parts": [*parts] or [TEXT]}],
         "generationConfig": {"imageConfig": config} if config else {},
     }
     return post(simulator, path, json.dumps(body).encode(), "application/json")
 
 
-IMAGE: File = ("image[]", "image/jpeg", JPEG)
+def inline(mime: str, data: bytes) -> dict[str, Any]:
+    return {"inlineData": {"mimeType": mime, "data": base64.b64encode(data).decode()}}
 
 
 def test_openai_accepts_a_well_formed_edit(simulator: Simulator) -> None:
@@ -117,15 +125,11 @@ def test_openai_accepts_a_well_formed_edit(simulator: Simulator) -> None:
         ([IMAGE], {"model": "gpt-image-2", "size": "1000x1000"}, "invalid_value"),
         ([IMAGE], {"model": "gpt-image-2", "size": "3840x3840"}, "invalid_value"),
         ([IMAGE, ("mask", "image/png", PNG)], {}, "invalid_mask_image_format"),
-        (
-            [IMAGE, ("mask", "image/png", left_half_mask(32, 32).data)],
-            {},
-            "invalid_mask_size",
-        ),
+        ([IMAGE, SMALL_MASK], {}, "invalid_mask_size"),
         ([IMAGE], {"model": "gpt-image-99"}, "model_not_found"),
-        ([("image", "image/png", PNG)], {"model": "dall-e-3"}, "invalid_value"),
+        ([IMAGE_PNG], {"model": "dall-e-3"}, "invalid_value"),
         ([("image", "image/jpeg", JPEG)], {"model": "dall-e-2"}, "unsupported_file_mimetype"),
-        ([("image", "image/png", PNG)], {"model": "dall-e-2"}, "invalid_value"),
+        ([IMAGE_PNG], {"model": "dall-e-2"}, "invalid_value"),
         ([("image[]", "image/png", PNG)], {"model": "dall-e-2"}, "unknown_parameter"),
     ],
 )
@@ -137,25 +141,22 @@ def test_openai_rejects_what_the_real_api_rejects(
     assert answer["error"]["code"] == code
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
+def test_openai_rejects_settings_of_another_model(simulator: Simulator) -> None:
+    for fields in (
         {"response_format": "b64_json"},
         {"size": "1792x1024"},
         {"style": "vivid"},
         {"prompt": "x" * 32_001},
         {"model": "dall-e-3", "n": 2},
         {"model": "dall-e-2", "output_format": "png"},
-    ],
-)
-def test_openai_rejects_settings_of_another_model(simulator: Simulator, fields: Any) -> None:
-    assert generate(simulator, **fields)[0] == 400
+    ):
+        assert generate(simulator, **fields)[0] == 400, fields
 
 
 def test_dall_e_returns_a_url_unless_base64_is_requested(simulator: Simulator) -> None:
     assert "url" in generate(simulator, model="dall-e-3")[1]["data"][0]
-    fields = {"model": "dall-e-3", "response_format": "b64_json"}
-    assert "b64_json" in generate(simulator, **fields)[1]["data"][0]
+    _, answer = generate(simulator, model="dall-e-3", response_format="b64_json")
+    assert "b64_json" in answer["data"][0]
 
 
 @pytest.mark.parametrize("spelling", [("inlineData", "mimeType"), ("inline_data", "mime_type")])
@@ -171,31 +172,26 @@ def test_gemini_accepts_both_spellings_and_both_alphabets(
     assert base64.b64decode(parts[0]["inlineData"]["data"])
 
 
-def inline(mime: str, data: bytes) -> dict[str, Any]:
-    return {"inlineData": {"mimeType": mime, "data": base64.b64encode(data).decode()}}
-
-
 @pytest.mark.parametrize(
     ("parts", "config"),
     [
-        ([{"text": "x"}, inline("application/octet-stream", JPEG)], {}),
-        ([{"text": "x"}, inline("image/png", JPEG)], {}),
-        ([{"text": "x"}, inline("image/jpeg", b"no")], {}),
-        ([{"text": "x"}, {"inlineData": {"mimeType": "image/png", "data": "***"}}], {}),
+        ([TEXT, inline("application/octet-stream", JPEG)], {}),
+        ([TEXT, inline("image/png", JPEG)], {}),
+        ([TEXT, inline("image/jpeg", b"no")], {}),
+        ([TEXT, {"inlineData": {"mimeType": "image/png", "data": "***"}}], {}),
         ([inline("image/jpeg", JPEG)], {}),
-        ([{"text": "x"}, {}], {}),
-        ([{"text": "x"}, *[inline("image/jpeg", JPEG)] * 15], {}),
-        ([{"text": "x"}], {"aspectRatio": "7:5"}),
-        ([{"text": "x"}], {"imageSize": "8K"}),
-        ([{"text": "x"}], {"outputMimeType": "image/png"}),
+        ([TEXT, {}], {}),
+        ([TEXT, *[inline("image/jpeg", JPEG)] * 15], {}),
+        ([TEXT], {"aspectRatio": "7:5"}),
+        ([TEXT], {"imageSize": "8K"}),
+        ([TEXT], {"outputMimeType": "image/png"}),
     ],
 )
 def test_gemini_rejects_what_the_real_api_rejects(
     simulator: Simulator, parts: list[dict[str, Any]], config: dict[str, str]
 ) -> None:
     status, answer = content(simulator, *parts, **config)
-    assert status == 400
-    assert answer["error"]["status"] == "INVALID_ARGUMENT"
+    assert (status, answer["error"]["status"]) == (400, "INVALID_ARGUMENT")
 
 
 def test_gemini_rejects_a_resolution_for_a_model_without_one(simulator: Simulator) -> None:
@@ -210,21 +206,10 @@ def test_call_without_a_key_is_rejected(simulator: Simulator) -> None:
     assert simulator.stats()["x"]["paid_images"] == 0
 
 
-@given(
-    st.lists(st.floats(min_value=0, max_value=300), max_size=80).map(sorted),
-    st.integers(1, 6),
-)
-def test_no_window_has_more_arrivals_than_its_limit(arrivals: list[float], limit: int) -> None:
-    window = SlidingWindow(limit, 60)
-    allowed = [t for t in arrivals if window.take(t) == 0]
-    assert max_in_window(allowed, 60) <= limit
-
-
-@given(
-    st.lists(st.floats(min_value=0, max_value=300), max_size=80).map(sorted),
-    st.integers(1, 6),
-)
-def test_window_rejects_only_when_it_is_full(arrivals: list[float], limit: int) -> None:
+@given(st.lists(st.floats(0, 300), max_size=80).map(sorted), st.integers(1, 6))
+def test_window_is_never_exceeded_and_rejects_only_when_it_is_full(
+    arrivals: list[float], limit: int
+) -> None:
     window, allowed = SlidingWindow(limit, 60), list[float]()
     for t in arrivals:
         wait = window.take(t)
@@ -233,35 +218,29 @@ def test_window_rejects_only_when_it_is_full(arrivals: list[float], limit: int) 
         else:
             assert len([a for a in allowed if a > t - 60]) == limit
             assert 0 < wait <= 60.001
+    assert max_in_window(allowed, 60) <= limit
 
 
 def test_limit_states_the_time_to_wait_and_counts_rejections(simulator: Simulator) -> None:
-    simulator.configure({"endpoints": {"x": {"requests_per_minute": 2, "mode": "fast"}}})
-    statuses = [content(simulator)[0] for _ in range(5)]
-    assert statuses == [200, 200, 429, 429, 429]
+    restart(simulator, requests_per_minute=2)
+    assert [content(simulator)[0] for _ in range(5)] == [200, 200, 429, 429, 429]
     stats = simulator.stats(arrivals=True)["x"]
-    assert (stats["calls"], stats["allowed"], stats["refused"], stats["paid_images"]) == (
-        5,
-        2,
-        3,
-        2,
-    )
-    assert stats["max_in_window"] == 5
-    assert len(stats["arrivals"]) == 5
+    assert [stats[k] for k in ("calls", "allowed", "refused", "paid_images")] == [5, 2, 3, 2]
+    assert stats["max_in_window"] == len(stats["arrivals"]) == 5
     assert len(stats["allowed_arrivals"]) == 2
     details = content(simulator)[1]["error"]["details"]
     assert 0 < float(details[1]["retryDelay"].removesuffix("s")) <= 60
 
 
 def test_daily_limit_names_the_day(simulator: Simulator) -> None:
-    simulator.configure({"endpoints": {"x": {"requests_per_day": 1, "mode": "fast"}}})
+    restart(simulator, requests_per_day=1)
     content(simulator)
     violations = content(simulator)[1]["error"]["details"][0]["violations"]
     assert violations[0]["quotaId"] == "GenerateRequestsPerDayPerProjectPerModel"
 
 
 def test_endpoints_have_separate_limits_and_counts(simulator: Simulator) -> None:
-    simulator.configure({"endpoints": {"x": {"requests_per_minute": 1, "mode": "fast"}, "y": {}}})
+    restart(simulator, requests_per_minute=1)
     content(simulator)
     assert content(simulator)[0] == 429
     assert content(simulator, path=GENERATE_CONTENT.replace("/x/", "/y/"))[0] == 200
@@ -278,57 +257,42 @@ def test_calls_and_images_are_counted_by_row_marker(simulator: Simulator) -> Non
 
 
 def test_image_that_never_arrived_is_billed(simulator: Simulator) -> None:
-    fault = {"kind": "drop_after", "when": {"count": 1}}
-    simulator.configure({"endpoints": {"x": {"mode": "fast", "faults": [fault]}}})
+    restart(simulator, faults=[{"kind": "drop_after", "when": {"count": 1}}])
     with pytest.raises(http.client.RemoteDisconnected):
         content(simulator, {"text": "x [row:1]"})
     assert simulator.stats()["x"]["paid_by_marker"] == {"1": 1}
-
-
-def script(*faults: Fault, seed: str = "s") -> FaultScript:
-    return FaultScript(faults, seed)
 
 
 def fault(**when: Any) -> Fault:
     return Fault.model_validate({"kind": "server_error", "when": when})
 
 
-REQUEST = ImageRequest(prompt="Make it RED", key="k", model="m")
-
-
-def test_fault_is_selected_by_prompt_key_or_model() -> None:
-    assert script(fault(prompt_contains="it red")).next_fault(REQUEST, 0)
-    assert not script(fault(prompt_contains="blue")).next_fault(REQUEST, 0)
-    assert script(fault(key="k")).next_fault(REQUEST, 0)
-    assert not script(fault(key="j")).next_fault(REQUEST, 0)
-    assert not script(fault(model="n")).next_fault(REQUEST, 0)
-
-
-def test_fault_is_selected_by_time() -> None:
-    outage = script(fault(from_second=10, until_second=20))
-    assert [bool(outage.next_fault(REQUEST, t)) for t in (0, 9.9, 10, 19.9, 20)] == [
-        False,
-        False,
-        True,
-        True,
-        False,
-    ]
-
-
-def test_fault_is_selected_by_count() -> None:
-    second_and_third = script(fault(skip=1, count=2))
-    assert [bool(second_and_third.next_fault(REQUEST, 0)) for _ in range(5)] == [
-        False,
-        True,
-        True,
-        False,
-        False,
-    ]
+@pytest.mark.parametrize(
+    ("when", "times", "applied"),
+    [
+        ({"prompt_contains": "it red"}, [0], [True]),
+        ({"prompt_contains": "blue"}, [0], [False]),
+        ({"key": "k"}, [0], [True]),
+        ({"key": "j"}, [0], [False]),
+        ({"model": "n"}, [0], [False]),
+        (
+            {"from_second": 10, "until_second": 20},
+            [0, 9.9, 10, 19.9, 20],
+            [False, False, True, True, False],
+        ),
+        ({"skip": 1, "count": 2}, [0] * 5, [False, True, True, False, False]),
+    ],
+)
+def test_fault_applies_by_prompt_key_model_time_or_count(
+    when: dict[str, Any], times: list[float], applied: list[bool]
+) -> None:
+    faults = FaultScript((fault(**when),), "s")
+    assert [bool(faults.next_fault(REQUEST, t)) for t in times] == applied
 
 
 def test_rate_of_faults_is_reproducible() -> None:
     def drawn(seed: str) -> list[bool]:
-        faults = script(fault(rate=0.3), seed=seed)
+        faults = FaultScript((fault(rate=0.3),), seed)
         return [bool(faults.next_fault(REQUEST, 0)) for _ in range(1000)]
 
     assert drawn("a") == drawn("a")
@@ -337,22 +301,17 @@ def test_rate_of_faults_is_reproducible() -> None:
 
 
 def test_first_matching_fault_is_used() -> None:
-    both = script(fault(prompt_contains="red", count=1), Fault(kind="drop", when=When()))
-    assert [
-        f.kind.value for f in (both.next_fault(REQUEST, 0), both.next_fault(REQUEST, 0)) if f
-    ] == [
-        "server_error",
-        "drop",
-    ]
+    faults = (fault(prompt_contains="red", count=1), Fault(kind="drop", when=When()))
+    both = FaultScript(faults, "s")
+    used = [both.next_fault(REQUEST, 0) for _ in range(2)]
+    assert [f.kind.value for f in used if f] == ["server_error", "drop"]
 
 
 def test_invalid_configuration_is_rejected_and_changes_nothing(simulator: Simulator) -> None:
     with pytest.raises(ValueError, match="requests_per_minut"):
-        simulator.configure({"endpoints": {"x": {"requests_per_minut": 2}}})
-    connection = http.client.HTTPConnection("127.0.0.1", simulator.port, timeout=5)
-    connection.request("POST", "/_sim/configure", '{"endpoints": {"x": {"no": 1}}}')
-    assert connection.getresponse().status == 400
-    connection.close()
+        restart(simulator, requests_per_minut=2)
+    body = b'{"endpoints": {"x": {"no": 1}}}'
+    assert post(simulator, "/_sim/configure", body, "application/json")[0] == 400
     assert "x" in simulator.stats()
 
 
@@ -362,11 +321,11 @@ def test_endpoint_that_is_not_configured_is_not_found(simulator: Simulator) -> N
 
 
 def test_latency_is_at_least_the_configured_one(simulator: Simulator) -> None:
-    latency = {"kind": "fixed", "seconds": 0.15}
-    simulator.configure({"endpoints": {"x": {"mode": "fast", "latency": latency}}})
-    before = time.monotonic()
-    assert content(simulator)[0] == 200
-    assert 0.15 <= time.monotonic() - before < 1
+    restart(simulator, latency={"kind": "fixed", "seconds": 0.15})
+    statuses: list[int] = []
+    elapsed = shortest_seconds(lambda: statuses.append(content(simulator)[0]), 1)
+    assert 0.15 <= elapsed < 1
+    assert set(statuses) == {200}
 
 
 def test_lognormal_latency_has_its_median_and_maximum() -> None:
@@ -380,8 +339,7 @@ def test_lognormal_latency_has_its_median_and_maximum() -> None:
 def test_simulator_starts_from_the_command_line(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(Config(endpoints={"only": SimulatedEndpoint()}).model_dump_json())
-    command = [sys.executable, "-m", "darkroom_local.providers", "--config", str(config)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*COMMAND, config], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             line = json.loads(process.stdout.readline())
@@ -395,7 +353,7 @@ def test_simulator_starts_from_the_command_line(tmp_path: Path) -> None:
 def test_invalid_configuration_file_is_reported_on_the_command_line(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text('{"endpoint": {}}')
-    command = [sys.executable, "-m", "darkroom_local.providers", "--config", str(config)]
+    command = [*COMMAND, str(config)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2
     assert "endpoint" in done.stderr

@@ -1,8 +1,7 @@
 """The rows queue on SQS (MiniStack): batches, groups, attributes, partial failures."""
 
-import itertools
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
+from uuid import uuid4
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
@@ -14,33 +13,30 @@ from darkroom.rows import RowMessage, RowRequest
 from tests.conftest import ClientFactory
 from tests.fakes.services import FakeClock, FakeQueue
 
-_names = itertools.count()
-
 
 class QueueHarness:
     """Two queues of the test's own, and the adapter on them."""
 
     def __init__(self, sqs: Any) -> None:
-        number = next(_names)
         self.sqs = sqs
-        self.rows = sqs.create_queue(QueueName=f"contract-rows-{number}")["QueueUrl"]
-        self.dead = sqs.create_queue(QueueName=f"contract-dead-{number}")["QueueUrl"]
-        self.clock = FakeClock()
-        self.queue = SqsRowQueue(sqs, self.rows, self.dead, sleep=self.clock.sleep)
+        self.rows, self.dead = (
+            sqs.create_queue(QueueName=f"{kind}-{uuid4().hex}")["QueueUrl"]
+            for kind in ("rows", "dead")
+        )
+        self.queue = SqsRowQueue(sqs, self.rows, self.dead, sleep=FakeClock().sleep)
 
-    def receive(self, url: str, hidden: int = 600) -> list[Any]:
+    def receive(self, url: str) -> list[Any]:
+        """All messages, hidden for ten minutes."""
         received: list[Any] = []
-        while True:
-            response = self.sqs.receive_message(
-                QueueUrl=url,
-                MaxNumberOfMessages=10,
-                VisibilityTimeout=hidden,
-                MessageAttributeNames=["All"],
-                MessageSystemAttributeNames=["All"],
-            )
-            if not response.get("Messages"):
-                return received
-            received += response["Messages"]
+        while messages := self.sqs.receive_message(
+            QueueUrl=url,
+            MaxNumberOfMessages=10,
+            VisibilityTimeout=600,
+            MessageAttributeNames=["All"],
+            MessageSystemAttributeNames=["All"],
+        ).get("Messages"):
+            received += messages
+        return received
 
 
 @pytest.fixture
@@ -49,29 +45,19 @@ def harness(aws_client: ClientFactory) -> QueueHarness:
 
 
 def message(row: int, job: str = "jobs/products", size: int = 10) -> RowMessage:
-    return RowMessage(
-        job=job,
-        run="run-1",
-        row=row,
-        key=f"{row:06d}",
-        base="s3://in/",
-        request=RowRequest(instruction="é" * size),
-    )
+    request = RowRequest(instruction="é" * size)
+    return RowMessage(job=job, run="r", row=row, key=str(row), base="s3://in/", request=request)
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqs"])
-def test_every_message_arrives_as_it_was_sent(kind: str, request: pytest.FixtureRequest) -> None:
-    messages = [message(n) for n in range(23)]
-    if kind == "memory":
-        fake = FakeQueue()
-        fake.send(messages)
-        arrived = fake.sent
-    else:
-        harness: QueueHarness = request.getfixturevalue("harness")
-        harness.queue.send(messages)
-        bodies = [m["Body"] for m in harness.receive(harness.rows)]
-        arrived = [RowMessage.model_validate_json(body) for body in bodies]
-    assert sorted(arrived, key=lambda m: m.row) == messages
+def test_every_message_arrives_as_it_was_sent_in_memory_and_in_sqs(harness: QueueHarness) -> None:
+    # 200 kB each in UTF-8: a batch has at most 1 MiB, and 10 messages.
+    wanted = [message(n, size=100_000 if n < 12 else 10) for n in range(35)]
+    fake = FakeQueue()
+    fake.send(wanted)
+    assert fake.sent == wanted
+    harness.queue.send(wanted)
+    arrived = [RowMessage.model_validate_json(m["Body"]) for m in harness.receive(harness.rows)]
+    assert sorted(arrived, key=lambda m: m.row) == wanted
 
 
 def test_messages_of_a_job_share_a_group_for_fair_delivery(harness: QueueHarness) -> None:
@@ -79,12 +65,6 @@ def test_messages_of_a_job_share_a_group_for_fair_delivery(harness: QueueHarness
     groups = {m["Attributes"]["MessageGroupId"] for m in harness.receive(harness.rows)}
     assert "jobs/products" in groups
     assert all(len(group) <= 128 and group.isascii() and " " not in group for group in groups)
-
-
-def test_batches_keep_within_one_mebibyte(harness: QueueHarness) -> None:
-    large = [message(n, size=100_000) for n in range(12)]  # 200 kB each in UTF-8
-    harness.queue.send(large)
-    assert len(harness.receive(harness.rows)) == 12
 
 
 def test_a_dead_letter_carries_its_reason_and_the_body_untouched(harness: QueueHarness) -> None:
@@ -109,46 +89,44 @@ def test_visibility_is_set_and_invalid_receipts_are_skipped(harness: QueueHarnes
     assert len(harness.receive(harness.rows)) == 11
 
 
-class FlakySqs:
-    """Accepts every third entry of a batch; fails the others, by its own or the sender's fault."""
+class ScriptedSqs:
+    """Accepts every third entry of a batch, and fails the others; or raises `error`."""
 
-    def __init__(self, *, sender_fault: bool = False) -> None:
+    def __init__(self, *, sender_fault: bool = False, error: Exception | None = None) -> None:
         self.accepted: list[str] = []
         self.sender_fault = sender_fault
+        self.error = error
+        self.clock = FakeClock()
 
     def send_message_batch(self, QueueUrl: str, Entries: list[Any]) -> Any:  # noqa: N803
-        good, bad = Entries[::3], [e for n, e in enumerate(Entries) if n % 3]
-        self.accepted += [entry["MessageBody"] for entry in good]
-        fault = {"SenderFault": self.sender_fault, "Code": "X", "Message": "no"}
-        return {"Failed": [{"Id": entry["Id"], **fault} for entry in bad]}
+        if self.error is not None:
+            raise self.error
+        self.accepted += [entry["MessageBody"] for entry in Entries[::3]]
+        failed = {"SenderFault": self.sender_fault, "Code": "X", "Message": "no"}
+        return {"Failed": [{"Id": e["Id"], **failed} for n, e in enumerate(Entries) if n % 3]}
+
+    def send(self, messages: int) -> None:
+        client: Any = self
+        queue = SqsRowQueue(client, "rows", "dead", sleep=self.clock.sleep)
+        queue.send([message(n) for n in range(messages)])
 
 
 def test_only_entries_that_failed_are_sent_again() -> None:
-    sqs, clock = FlakySqs(), FakeClock()
-    queue = SqsRowQueue(cast("Any", sqs), "rows", "dead", sleep=clock.sleep)
-    queue.send([message(n) for n in range(10)])
+    sqs = ScriptedSqs()
+    sqs.send(10)
     rows = [RowMessage.model_validate_json(body).row for body in sqs.accepted]
     assert sorted(rows) == list(range(10))
-    assert clock.slept == sorted(clock.slept)
+    assert sqs.clock.slept == sorted(sqs.clock.slept)
 
 
 def test_a_message_that_sqs_rejects_is_an_error_not_a_retry() -> None:
-    queue = SqsRowQueue(cast("Any", FlakySqs(sender_fault=True)), "rows", "dead")
     with pytest.raises(ValueError, match="SQS rejected a message"):
-        queue.send([message(n) for n in range(10)])
-
-
-class DeadSqs:
-    def __init__(self, error: Callable[[], Exception]) -> None:
-        self.error = error
-
-    def send_message_batch(self, **_: Any) -> Any:
-        raise self.error()
+        ScriptedSqs(sender_fault=True).send(10)
 
 
 def client_error(code: str, status: int) -> ClientError:
-    response: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
-    return ClientError(response, "SendMessageBatch")
+    answer: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, "SendMessageBatch")
 
 
 @pytest.mark.parametrize(
@@ -165,6 +143,5 @@ def client_error(code: str, status: int) -> ClientError:
 )
 def test_only_transient_errors_are_service_unavailable(error: Exception, transient: bool) -> None:
     assert is_transient(error) is transient
-    queue = SqsRowQueue(cast("Any", DeadSqs(lambda: error)), "rows", "dead")
     with pytest.raises(ServiceUnavailable if transient else ClientError):
-        queue.send([message(0)])
+        ScriptedSqs(error=error).send(1)

@@ -11,8 +11,9 @@ from typing import Any
 from typer.testing import CliRunner, Result
 
 from darkroom_cli.main import app
+from darkroom_cli.options import Target
 from darkroom_cli.session import Wiring
-from darkroom_cli.stack import DeadLetter, Outputs, StoredObject
+from darkroom_cli.stack import DeadLetter, Outputs, Stack, StoredObject
 from tests.fakes.endpoint_states import InMemoryEndpointStates
 from tests.fakes.ledger import FakeLedger
 from tests.fakes.services import FakeClock
@@ -120,10 +121,13 @@ class ScriptedClock(FakeClock):
 
 
 @dataclass
-class FakeStack:
-    """Implements Stack."""
+class CliHarness:
+    """The command as a user in a pipe runs it, with files in `folder`. Implements Stack."""
 
+    folder: Path
     clock: ScriptedClock = field(default_factory=ScriptedClock)
+    targets: list[Target] = field(default_factory=list)  # that the command connected to
+    connection_error: Exception | None = None
     name: str = "darkroom"
     workers: int | None = 16
     outputs: Outputs = field(
@@ -139,32 +143,46 @@ class FakeStack:
     def __post_init__(self) -> None:
         self.ledger = FakeLedger(self.clock)
 
+    def connect(self, target: Target) -> Stack:
+        self.targets.append(target)
+        if self.connection_error:
+            raise self.connection_error
+        return self
+
     def read_secret(self) -> str | None:
         return self.secret
 
     def write_secret(self, text: str) -> None:
         self.secret = text
 
-
-@dataclass
-class CliHarness:
-    """The command as a user in a pipe runs it, against `stack`."""
-
-    stack: FakeStack = field(default_factory=FakeStack)
-
-    @property
-    def clock(self) -> ScriptedClock:
-        return self.stack.clock
-
     def run(self, *arguments: object, stdin: str | None = None) -> Result:
-        wiring = Wiring(connect=lambda _: self.stack, clock=self.clock)
+        wiring = Wiring(connect=self.connect, clock=self.clock)
         return CliRunner().invoke(app, [str(a) for a in arguments], input=stdin, obj=wiring)
+
+    def succeed(self, *arguments: object, stdin: str | None = None) -> Result:
+        result = self.run(*arguments, stdin=stdin)
+        assert result.exit_code == 0, result.stderr
+        return result
 
     def json(self, *arguments: object) -> Any:
         """What a successful command prints with --json."""
-        result = self.run(*arguments, "--json")
-        assert result.exit_code == 0, result.stderr
-        return json.loads(result.stdout)
+        return json.loads(self.succeed(*arguments, "--json").stdout)
+
+    def error(self, *arguments: object, exit_code: int = 1) -> str:
+        """The one line that a failing command prints, on standard error."""
+        result = self.run(*arguments)
+        assert (result.exit_code, result.stdout) == (exit_code, ""), result.stderr
+        (line,) = result.stderr.splitlines()
+        return line
 
     def push_endpoints(self, *endpoints: dict[str, Any]) -> None:
-        self.stack.secret = json.dumps({"endpoints": endpoints})
+        self.secret = json.dumps({"endpoints": endpoints})
+
+    def write(self, name: str, content: bytes | str = b"image") -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    def csv(self, *rows: str, name: str = "p.csv", header: str = "image_url,instruction") -> Path:
+        return self.write(name, "".join(f"{line}\n" for line in (header, *rows)))

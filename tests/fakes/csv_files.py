@@ -1,6 +1,8 @@
 """CSVs in memory, read like an object in S3: from any offset, in chunks of any size."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 from darkroom.csv_input.reader import JobRow, JobRows, read_job_rows
 from darkroom.csv_input.text import OpenBytes
@@ -32,9 +34,10 @@ def rows_of(text: str | bytes, **options: object) -> list[JobRow]:
     return list(rows)
 
 
-def request_of(row: JobRow) -> RowRequest:
-    assert isinstance(row.request, RowRequest), row.request
-    return row.request
+def comparable(row: JobRow) -> JobRow:
+    """The row with its rejection as text: two RowRejected of the same text are not equal."""
+    request: Any = rejection(row) or row.request
+    return replace(row, request=request)
 
 
 def rejection(row: JobRow) -> str:

@@ -1,11 +1,10 @@
 """The dispatch harness: scripted providers, a secret and endpoint state in memory."""
 
-import json
+import itertools
 import random
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -13,7 +12,7 @@ from pydantic import SecretStr
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.dispatch.dispatcher import TieredDispatcher
 from darkroom.endpoint_state import EndpointState
-from darkroom.endpoints import Endpoint, EndpointsSecret, parse_endpoints
+from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import Ineligible
 from darkroom.ports import Clock, DispatchResult, ImageEditor
 from darkroom.providers.registry import Provider
@@ -33,14 +32,14 @@ def secret(*endpoints: dict[str, object]) -> EndpointsSecret:
         "max_retries": 0,
         "timeout_seconds": 60,
     }
-    return parse_endpoints(json.dumps({"endpoints": [defaults | e for e in endpoints]}))
+    return EndpointsSecret.model_validate({"endpoints": [defaults | e for e in endpoints]})
 
 
-def gemini(name: str = "gemini", **fields: Any) -> dict[str, object]:
+def gemini(name: str = "gemini", **fields: object) -> dict[str, object]:
     return {"name": name, "provider": "gemini", **fields}
 
 
-def openai(name: str = "openai", **fields: Any) -> dict[str, object]:
+def openai(name: str = "openai", **fields: object) -> dict[str, object]:
     return {"name": name, "provider": "openai", **fields}
 
 
@@ -65,7 +64,7 @@ class Call:
     at: float
 
 
-type Response = EditResult | CallFailed | Outcome | Callable[[Call], "EditResult | CallFailed"]
+type Response = EditResult | BaseException | Outcome
 
 
 @dataclass
@@ -74,8 +73,8 @@ class ScriptedEditor:
 
     clock: Clock
     latency: float = 0.0
-    scripts: dict[str, deque[Response]] = field(default_factory=lambda: defaultdict(deque))
-    always: dict[str, Response] = field(default_factory=dict)
+    scripts: dict[str, list[Response]] = field(default_factory=lambda: defaultdict(list))
+    always: dict[str, Response | Callable[[Call], Response]] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
 
     def script(self, endpoint: str, *responses: Response) -> None:
@@ -92,23 +91,22 @@ class ScriptedEditor:
         if self.latency:
             self.clock.sleep(self.latency)
         script = self.scripts[endpoint.name]
-        response = script.popleft() if script else self.always.get(endpoint.name, IMAGE)
+        response = script.pop(0) if script else self.always.get(endpoint.name, IMAGE)
+        if callable(response):
+            response = response(call)
         if isinstance(response, Outcome):
             response = CallFailed(response, f"scripted {response}")
-        if not isinstance(response, EditResult | CallFailed):
-            response = response(call)
-        if isinstance(response, CallFailed):
+        if isinstance(response, BaseException):
             raise response
         return response
 
 
 @dataclass
 class FakeCallContext:
-    """A CallContext for any endpoint except the `ineligible` ones; records the events in order."""
+    """A CallContext that records its events in order, and `raises` "before" or "after" a call."""
 
     ineligible: dict[str, str] = field(default_factory=dict)  # endpoint: why
-    raises_before: BaseException | None = None
-    raises_after: BaseException | None = None
+    raises: dict[str, BaseException] = field(default_factory=dict)
     events: list[tuple[str, str]] = field(default_factory=list)
 
     def plan(self, endpoint: Endpoint) -> CallPlan:
@@ -119,20 +117,18 @@ class FakeCallContext:
 
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
         self.events.append(("before", endpoint.name))
-        if self.raises_before is not None:
-            raise self.raises_before
+        if "before" in self.raises:
+            raise self.raises["before"]
 
-    def after_call(
-        self, endpoint: Endpoint, plan: CallPlan, outcome: EditResult | CallFailed
-    ) -> None:
+    def after_call(self, outcome: EditResult | CallFailed) -> None:
         result = outcome.outcome.value if isinstance(outcome, CallFailed) else "succeeded"
-        self.events.append((result, endpoint.name))
-        if self.raises_after is not None:
-            raise self.raises_after
+        self.events.append((result, self.events[-1][1]))  # the endpoint of `before`
+        if "after" in self.raises:
+            raise self.raises["after"]
 
 
 class DispatchHarness:
-    """Workers that share a secret, endpoint state and telemetry; one worker exists already."""
+    """Workers that share a secret, endpoint state and telemetry."""
 
     def __init__(self, *endpoints: dict[str, object]) -> None:
         self.clock = FakeClock(START)
@@ -148,7 +144,7 @@ class DispatchHarness:
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> TieredDispatcher:
-        """Another worker, whose cache of endpoint state is empty."""
+        """A new worker, whose cache of endpoint state is empty."""
         return TieredDispatcher(
             self.secret_source,
             self.states,
@@ -157,6 +153,9 @@ class DispatchHarness:
             rng or random.Random(7),
             self.telemetry,
         )
+
+    def workers(self, count: int) -> list[TieredDispatcher]:
+        return [self.worker() for _ in range(count)]
 
     def dispatch(
         self,
@@ -167,6 +166,11 @@ class DispatchHarness:
     ) -> DispatchResult:
         deadline = self.clock.now() + seconds
         return (worker or self.first_worker).dispatch(context or FakeCallContext(), deadline)
+
+    def endpoints_used(self, rows: int, *workers: TieredDispatcher) -> list[str]:
+        """The endpoints that edited so many rows, dispatched by the workers in turn."""
+        turns = itertools.islice(itertools.cycle(workers or [self.first_worker]), rows)
+        return [self.dispatch(worker=worker).endpoint.name for worker in turns]
 
     def failure[E: BaseException](
         self, error: type[E], context: FakeCallContext | None = None, *, seconds: float = 900.0

@@ -12,7 +12,6 @@ from darkroom.endpoint_state import (
     Rejection,
     Reservation,
     ReservationRequest,
-    ReservationUpdate,
     Settlement,
     StatesUnavailable,
 )
@@ -33,15 +32,15 @@ class InMemoryEndpointStates:
 
     def reserve(
         self, endpoint: str, request: ReservationRequest, last_known: EndpointState | None = None
-    ) -> Reservation:
+    ) -> tuple[Reservation | Rejection, EndpointState]:
         with self._lock:
             self._count("reserve")
             state = self.items[endpoint]
             planned = rate_limiter.plan_reservation(state, request)
             if isinstance(planned, Rejection):
-                return Reservation(state, rejection=planned)
+                return planned, state
             after = self.items[endpoint] = reserved(state, request, planned)
-            return Reservation(after, slot=planned.slot, probe=planned.probe)
+            return planned, after
 
     def settle(self, endpoint: str, settlement: Settlement) -> EndpointState:
         with self._lock:
@@ -66,7 +65,7 @@ class InMemoryEndpointStates:
 
 
 def reserved(
-    state: EndpointState, request: ReservationRequest, planned: ReservationUpdate
+    state: EndpointState, request: ReservationRequest, planned: Reservation
 ) -> EndpointState:
     """The state after the update that `planned` describes."""
     leases = {i: until for i, until in state.leases.items() if i not in planned.expired_leases}

@@ -23,9 +23,7 @@ class Worker:
     """Runs `work` in a thread that stops before every step, until `go` or `kill`."""
 
     def __init__(self, name: str, work: Callable[[], object]) -> None:
-        self.name = name
-        self.over = False
-        self.killed = False
+        self.over = self.killed = False
         self.result: object = None
         self.error: BaseException | None = None
         self.at = "start"
@@ -33,8 +31,7 @@ class Worker:
         self._work = work
         self._turn = threading.Semaphore(0)
         self._stopped = threading.Semaphore(0)
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
         self._stopped.acquire()
 
     def _run(self) -> None:

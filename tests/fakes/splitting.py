@@ -1,17 +1,17 @@
 """The splitter with its bucket, ledger and queue in memory, and a crash at any of its calls."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from darkroom.errors import JobRejected, Reason, ServiceUnavailable
+from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.jobs import Run, Source
 from darkroom.rows import Claim, NotSent, RowMessage, RowResult, RowState
 from darkroom.splitter import CsvUploaded, Splitter
 from tests.fakes.csv_files import opened
 from tests.fakes.ledger import FakeLedger
-from tests.fakes.services import FakeClock, FakeTelemetry
+from tests.fakes.services import FakeClock, FakeQueue, FakeTelemetry
 
 JOB = "jobs/products"
 
@@ -24,30 +24,13 @@ class Crash(BaseException):
 class CsvBucket:
     """CsvStore: versions of the CSV with their metadata."""
 
-    versions: dict[str, tuple[bytes, Mapping[str, str]]] = field(default_factory=dict)
+    versions: dict[str | None, tuple[bytes, Mapping[str, str]]] = field(default_factory=dict)
 
     def metadata(self, source: Source) -> Mapping[str, str]:
-        return self._version(source)[1]
+        return self.versions[source.version_id][1]
 
     def read(self, source: Source, offset: int = 0) -> Iterator[bytes]:
-        return opened(self._version(source)[0], 1000)(offset)
-
-    def _version(self, source: Source) -> tuple[bytes, Mapping[str, str]]:
-        if source.version_id not in self.versions:
-            raise JobRejected("The file is gone.")
-        return self.versions[source.version_id]
-
-
-@dataclass
-class Queue:
-    """The part of RowQueue that the splitter uses, and messages for editors to process."""
-
-    sent: list[RowMessage] = field(default_factory=list)
-    waiting: list[RowMessage] = field(default_factory=list)
-
-    def send(self, messages: Sequence[RowMessage]) -> None:
-        self.sent += messages
-        self.waiting += messages
+        return opened(self.versions[source.version_id][0], 1000)(offset)
 
 
 @dataclass
@@ -58,9 +41,6 @@ class FaultInjector:
     after: bool = False
     error: Callable[[], BaseException] = Crash
     calls: int = 0
-
-    def wrap(self, port: Any) -> Any:
-        return _FaultyPort(port, self)
 
     def run(self, call: Callable[[], Any]) -> Any:
         number = self.calls
@@ -90,7 +70,8 @@ class _FaultyPort:
 class SplitterHarness:
     clock: FakeClock = field(default_factory=FakeClock)
     bucket: CsvBucket = field(default_factory=CsvBucket)
-    queue: Queue = field(default_factory=Queue)
+    queue: FakeQueue = field(default_factory=FakeQueue)
+    edited: int = 0  # messages of the queue
     telemetry: FakeTelemetry = field(default_factory=FakeTelemetry)
     faults: FaultInjector = field(default_factory=FaultInjector)
     invoked: list[CsvUploaded] = field(default_factory=list)
@@ -102,21 +83,6 @@ class SplitterHarness:
         self.ledger = FakeLedger(self.clock)
         self._owners = itertools.count()
 
-    @property
-    def splitter(self) -> Splitter:
-        faulty = self.faults.wrap
-        return Splitter(
-            runs=faulty(self.ledger),
-            rows=faulty(self.ledger),
-            queue=faulty(self.queue),
-            store=self.bucket,
-            clock=self.clock,
-            telemetry=self.telemetry,
-            continue_later=faulty(self.invoked.append),
-            request_report=faulty(self.reports.append),
-            check_complete=faulty(self.checks.append),
-        )
-
     def upload(self, text: str | bytes, key: str = f"{JOB}.csv", **options: str) -> CsvUploaded:
         number = len(self.bucket.versions) + 1
         data = text.encode() if isinstance(text, str) else text
@@ -126,10 +92,23 @@ class SplitterHarness:
 
     def split(self, upload: CsvUploaded, remaining: Callable[[], float] = lambda: 900.0) -> None:
         """One invocation."""
-        self.splitter.split(upload, remaining)
+        Splitter(
+            runs=self.faulty(self.ledger),
+            rows=self.faulty(self.ledger),
+            queue=self.faulty(self.queue),
+            store=self.bucket,
+            clock=self.clock,
+            telemetry=self.telemetry,
+            continue_later=self.faulty(self.invoked.append),
+            request_report=self.faulty(self.reports.append),
+            check_complete=self.faulty(self.checks.append),
+        ).split(upload, remaining)
+
+    def faulty(self, port: Any) -> Any:
+        return _FaultyPort(port, self.faults)
 
     def split_with_continuations(self, upload: CsvUploaded, batches: int) -> int:
-        """Invoke the splitter for `batches` batches each, until it invokes itself no more."""
+        """Invoke the splitter for `batches` batches each, until it no longer invokes itself."""
         invocations = 0
         pending = [upload]
         while pending:
@@ -151,19 +130,24 @@ class SplitterHarness:
         raise AssertionError("one crash must not fail three attempts")
 
     def edit(self, count: int | None = None) -> None:
-        """Editors process the first `count` messages, or all."""
-        waiting = self.queue.waiting
-        end = len(waiting) if count is None else count
-        self.queue.waiting = waiting[end:]
-        for message in waiting[:end]:
+        """Editors process the next `count` messages, or all."""
+        messages = self.queue.sent[self.edited :][:count]
+        self.edited += len(messages)
+        for message in messages:
             run = self.ledger.current(message.job)
             assert run is not None
-            owner = f"editor-{next(self._owners)}"
-            claim = self.ledger.claim(message, run, owner, 90)
+            claim = self.ledger.claim(message, run, f"editor-{next(self._owners)}", 90)
             if isinstance(claim, Claim):
                 sent = self.ledger.mark_sent(claim, "gemini-main")
                 assert not isinstance(sent, NotSent)
                 self.ledger.settle(sent, self.outcome(message))
+
+    def edit_csv(self, text: str, **options: str) -> None:
+        """An earlier upload whose rows are all edited."""
+        self.split(self.upload(text, **options))
+        self.edit()
+        self.queue.sent.clear()
+        self.edited = 0
 
     @property
     def run(self) -> Run:
@@ -175,9 +159,6 @@ class SplitterHarness:
         return self.ledger.report_due(JOB)
 
 
-def failing(reason: Reason, *rows: int) -> Callable[[RowMessage], RowResult]:
-    def outcome(message: RowMessage) -> RowResult:
-        failed = message.row in rows
-        return RowResult(RowState.FAILED, reason) if failed else RowResult(RowState.SUCCEEDED)
-
-    return outcome
+def failing(reason: Reason, row: int) -> Callable[[RowMessage], RowResult]:
+    failed, succeeded = RowResult(RowState.FAILED, reason), RowResult(RowState.SUCCEEDED)
+    return lambda message: failed if message.row == row else succeeded

@@ -1,7 +1,8 @@
 """A provider that enforces its limits strictly, by a sliding minute, and has outages."""
 
 import random
-from bisect import bisect_right
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pydantic import SecretStr
@@ -10,19 +11,24 @@ from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.endpoints import Endpoint
 from darkroom.ports import Clock
 from tests.fakes.dispatching import IMAGE
-from tests.fakes.virtual_time import VirtualTime
+from tests.fakes.virtual_time import START, VirtualTime
+
+
+def most_within(period: float, times: Sequence[float]) -> int:
+    """The most arrivals in any half-open period: what a strict sliding window counts."""
+    times = sorted(times)
+    return max((bisect_left(times, t + period) - bisect_left(times, t) for t in times), default=0)
 
 
 @dataclass
 class StrictProvider:
-    """Times of its records are true ones, in seconds; each worker calls it by `editor`."""
+    """Times of its records are true ones, in seconds; each worker calls it by a NetworkEditor."""
 
     time: VirtualTime
     latency: float = 5.0
     failure_latency: float = 0.1
     per_minute: int = 0
     outage: tuple[float, float] = (0.0, 0.0)  # seconds since the start
-    started: float = field(init=False)
     arrivals: list[float] = field(default_factory=list)
     allowed: list[float] = field(default_factory=list)
     refused: int = 0
@@ -30,20 +36,10 @@ class StrictProvider:
     ends: list[float] = field(default_factory=list)
     most_in_flight: int = 0
 
-    def __post_init__(self) -> None:
-        self.started = self.time.at
-
-    def editor(self, clock: Clock, rng: random.Random, network_delay: float) -> "NetworkEditor":
-        return NetworkEditor(self, clock, rng, network_delay)
-
-    def most_in_a_minute(self) -> int:
-        times = sorted(self.arrivals)
-        return max((bisect_right(times, t) - bisect_right(times, t - 60) for t in times), default=0)
-
     def serve(self, clock: Clock, timeout: float) -> EditResult:
         now = self.time.at
         self.arrivals.append(now)
-        if self.outage[0] <= now - self.started < self.outage[1]:
+        if self.outage[0] <= now - START < self.outage[1]:
             self.failed.append(now)
             clock.sleep(self.failure_latency)
             raise CallFailed(Outcome.UNAVAILABLE, "503")

@@ -19,8 +19,6 @@ class VirtualTime:
         self.errors: list[BaseException] = []
         self._queue: list[tuple[float, int, threading.Event]] = []
         self._order = itertools.count()
-        self._threads: list[threading.Thread] = []
-        self._killed: set[int | None] = set()
         self._idle = threading.Event()
 
     def start(self, work: Callable[[], None], after: float = 0.0) -> None:
@@ -36,17 +34,12 @@ class VirtualTime:
             finally:
                 self._next()
 
-        thread = threading.Thread(target=run, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        threading.Thread(target=run, daemon=True).start()
 
     def run(self) -> None:
         """Run until every worker has finished; raises the first error of any."""
         self._next()
         self._idle.wait()
-        for thread in self._threads:
-            if thread.ident not in self._killed:
-                thread.join()
         if self.errors:
             raise self.errors[0]
 
@@ -57,7 +50,6 @@ class VirtualTime:
 
     def kill(self) -> None:
         """End the calling worker at once: none of its code runs any more, no `finally` either."""
-        self._killed.add(threading.get_ident())
         self._next()
         threading.Event().wait()
 

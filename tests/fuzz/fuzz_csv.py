@@ -4,14 +4,13 @@
 
 Inputs that reach new code are stored in the given folder, which starts with tests/corpus/csv. Every
 input is a file. Whatever it contains, it yields rows or JobRejected with a sentence: the same rows
-in other chunks and compressed, the same remaining rows from any row on, and requests that survive
-the way through the queue.
+in other chunks and compressed, the same remaining rows from any row on, and requests that stay the
+same in a queue.
 """
 
 import gzip
 import importlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,51 +18,42 @@ atheris: Any = importlib.import_module("atheris")  # not installed for the type 
 
 with atheris.instrument_imports(include=["darkroom"], enable_loader_override=False):
     from darkroom.csv_input.reader import JobRow, JobRows, read_job_rows
-    from darkroom.errors import JobRejected, RowRejected
+    from darkroom.errors import JobRejected
     from darkroom.jobs import JobOptions
     from darkroom.rows import RowMessage, RowRequest
 
-from tests.corpus.csv.binary import FILES  # noqa: E402 - instrument darkroom first
-from tests.fakes.csv_files import opened  # noqa: E402
+from tests.corpus.csv.binary import CSVS  # noqa: E402 - instrument darkroom first
+from tests.fakes.csv_files import comparable, opened  # noqa: E402
 
-_SEEDS = Path(__file__).parent.parent / "corpus" / "csv"
 _LONGEST_INPUT = 4_096  # bytes; limits on length have unit tests
 _OPTIONS = (JobOptions(), JobOptions(filter_rows="1:3", quality="low", aspect_ratio="1:1"))
 
-type Outcome = str | list[tuple[Any, ...]]
 
-
-def read(data: bytes, chunk: int, options: JobOptions) -> tuple[JobRows | None, Outcome]:
+def read(data: bytes, chunk: int, options: JobOptions) -> tuple[JobRows | None, str | list[JobRow]]:
     try:
         rows = read_job_rows(opened(data, chunk), options)
-        return rows, [shape(row) for row in rows]
+        return rows, list(map(comparable, rows))
     except JobRejected as rejected:
         return None, str(rejected)
-
-
-def shape(row: JobRow) -> tuple[Any, ...]:
-    if isinstance(row.request, RowRejected):
-        return row.row, row.key, row.cells, row.request.detail, row.skipped, row.end
-    return row.row, row.key, row.cells, row.request, row.skipped, row.end
 
 
 def check_file(data: bytes) -> None:
     options = _OPTIONS[len(data) % 2]
     rows, outcome = read(data, 4_096, options)
     if rows is None or isinstance(outcome, str):
-        if not outcome or not str(outcome).endswith("."):
+        if not str(outcome).endswith("."):
             raise AssertionError(f"not a sentence: {outcome!r}")
         return
     if (again := read(data, 7, options)[1]) != outcome:
         raise AssertionError(f"other rows in other chunks: {outcome!r} {again!r}")
     if not data.startswith(b"\x1f\x8b") and read(gzip.compress(data, 1), 50, options)[1] != outcome:
         raise AssertionError("other rows when compressed")
-    for number, row_shape in enumerate(outcome):
-        following = [shape(row) for row in rows.from_row(number + 1, row_shape[-1])]
+    for number, row in enumerate(outcome):
+        following = list(map(comparable, rows.from_row(number + 1, row.end)))
         if following != outcome[number + 1 :]:
             raise AssertionError(f"other rows from row {number + 1} on")
-        if isinstance(row_shape[3], RowRequest):
-            check_message(row_shape[1], row_shape[3])
+        if isinstance(row.request, RowRequest):
+            check_message(row.key, row.request)
 
 
 def check_message(key: str, request: RowRequest) -> None:
@@ -75,8 +65,7 @@ def check_message(key: str, request: RowRequest) -> None:
 def write_seeds(folder: Path) -> None:
     """Write the corpus as the first inputs."""
     folder.mkdir(parents=True, exist_ok=True)
-    makers: dict[str, Callable[[], bytes]] = {p.stem: p.read_bytes for p in _SEEDS.glob("*.csv")}
-    for name, make in (makers | dict(FILES)).items():
+    for name, make in CSVS.items():
         data = make()
         if len(data) <= _LONGEST_INPUT:
             (folder / name).write_bytes(data)

@@ -15,7 +15,7 @@ import pytest
 from darkroom_local import sam, sam_local, stack
 from darkroom_local.processes import ROOT, LocalStackError
 from darkroom_local.providers import Simulator
-from darkroom_local.sam_local import ENDPOINT, VARIABLES, Environments
+from darkroom_local.sam_local import ENDPOINT, VARIABLES
 from tests.sam_local import __main__ as make
 from tests.sam_local.engine import Engine
 from tests.sam_local.forwarding import forwarded
@@ -100,7 +100,7 @@ def harness(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         _disable_triggers(info)
         info.push_secret(stack.endpoints_secret(providers_url))
         session = boto3.Session(info.access_key, info.secret_key, region_name=info.region)
-        deployed = sam_local.function_environments(session, info.url, info.stack)
+        deployed = sam_local.deployed_variables(session, info.url, info.stack)
         files = sam_local.prepared_events(for_containers(deployed, info.url, aws_url))
         events = sam_local.write(files, tmp_path_factory.mktemp("events"))
         image = os.environ.get(make.IMAGE_VARIABLE) or None
@@ -108,16 +108,10 @@ def harness(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield SamLocalHarness(engine, image, template, info, events)
 
 
-def for_containers(functions: Environments, url: str, forwarded_url: str) -> Environments:
-    """The environments for containers, which reach the AWS at `url` by `forwarded_url`."""
-    return {
-        function: _replaced(variables, url, forwarded_url) | {ENDPOINT: forwarded_url}
-        for function, variables in functions.items()
-    }
-
-
-def _replaced(variables: Mapping[str, str], old: str, new: str) -> dict[str, str]:
-    return {name: value.replace(old, new) for name, value in variables.items()}
+def for_containers(variables: Mapping[str, str], url: str, forwarded_url: str) -> dict[str, str]:
+    """The environment for containers, which reach the AWS at `url` by `forwarded_url`."""
+    replaced = {name: value.replace(url, forwarded_url) for name, value in variables.items()}
+    return replaced | {ENDPOINT: forwarded_url}
 
 
 def _disable_triggers(info: stack.StackInfo) -> None:

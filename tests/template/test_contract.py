@@ -59,12 +59,12 @@ def test_the_environment_of_every_function_matches_the_settings(
     resources: dict[str, Any],
 ) -> None:
     expected = {name.upper() for name in Settings.model_fields}
-    for function in FUNCTIONS:
-        variables = resources[function]["Properties"]["Environment"]["Variables"]
-        # AWS_ENDPOINT_URL is there for sam local invoke, and has no value in a deployment.
-        assert variables["AWS_ENDPOINT_URL"] == {"Ref": "AWS::NoValue"}
-        ours = {name for name in variables if not name.startswith(("POWERTOOLS_", "AWS_"))}
-        assert ours == expected, function
+    environments = [resources[f]["Properties"]["Environment"]["Variables"] for f in FUNCTIONS]
+    assert environments == [environments[0]] * len(FUNCTIONS), "events/env.json is for all of them"
+    # AWS_ENDPOINT_URL is there for sam local invoke, and has no value in a deployment.
+    assert environments[0]["AWS_ENDPOINT_URL"] == {"Ref": "AWS::NoValue"}
+    ours = {name for name in environments[0] if not name.startswith(("POWERTOOLS_", "AWS_"))}
+    assert ours == expected
 
 
 def test_buckets_of_further_images_are_known_by_their_arns() -> None:

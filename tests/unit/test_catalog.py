@@ -1,73 +1,50 @@
 """The model catalogue is complete and consistent, and finds models by the names people use."""
 
 from math import ceil
+from typing import Any
 
 import pytest
 
 from darkroom.calls import CallPlan, SourceImage
-from darkroom.models.catalog import (
-    CHECKED,
-    MODELS,
-    Model,
-    find_model,
-    image_price,
-    token_cost,
-    worst_cost,
-)
+from darkroom.models import catalog
+from darkroom.models.catalog import MODELS, Model, find_model, image_price, token_cost, worst_cost
 from darkroom.providers.registry import PROVIDERS, Provider, provider_of
 
 IMAGE = SourceImage(b"", "image/png", 1, 1, "a.png")
-REQUIRED = {
-    "gemini-2.5-flash-image",
-    "gemini-3-pro-image",
-    "gemini-3-pro-image-preview",
-    "gemini-3.1-flash-image",
-    "gpt-image-1",
-    "gpt-image-1-mini",
-    "gpt-image-1.5",
-    "gpt-image-2",
-    "chatgpt-image-latest",
-    "dall-e-2",
-    "dall-e-3",
-}
+GEMINI, OPENAI = Provider.GEMINI, Provider.OPENAI
+REQUIRED = {"gemini-2.5-flash-image", "gemini-3-pro-image", "gemini-3-pro-image-preview"}
+REQUIRED |= {"gemini-3.1-flash-image", "gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5"}
+REQUIRED |= {"gpt-image-2", "chatgpt-image-latest", "dall-e-2", "dall-e-3"}
+each_model = pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
 
 
-def test_catalogue_covers_the_promised_models() -> None:
-    names = {name for model in MODELS for name in (model.name, *model.aliases)}
-    assert names >= REQUIRED
-
-
-def test_every_name_belongs_to_one_model() -> None:
+def test_catalogue_covers_the_promised_models_and_every_name_belongs_to_one() -> None:
     names = [name for model in MODELS for name in (model.name, *model.aliases)]
+    assert set(names) >= REQUIRED
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
+@each_model
 def test_every_model_has_a_source_a_price_and_an_operation(model: Model) -> None:
     assert model.sources
     assert model.edits or model.generates
     assert model.image_prices
     assert model.known
-    assert model.retired_on is None or model.retired_on <= CHECKED
+    assert model.retired_on is None or model.retired_on <= catalog.CHECKED
     # DALL-E is priced by the image.
     assert model.token_prices is not None or model.needs_response_format
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
-def test_price_of_an_image_matches_the_price_of_its_tokens(model: Model) -> None:
+@each_model
+def test_every_price_is_of_a_quality_and_size_of_the_model_and_matches_its_tokens(
+    model: Model,
+) -> None:
     """The provider's price of an image is a plausible number of output tokens."""
-    if model.token_prices is None:
-        return
-    for price in model.image_prices.values():
-        assert 100 <= price / model.token_prices.image_out <= 9000
-
-
-@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
-def test_prices_name_only_qualities_and_sizes_of_the_model(model: Model) -> None:
-    for key in model.image_prices:
+    for key, price in model.image_prices.items():
         head, _, size = key.partition("/")
         assert head in {*model.qualities, *model.resolutions, "any", "1K"}
         assert not size or size in model.sizes
+        assert model.token_prices is None or 100 <= price / model.token_prices.image_out <= 9000
 
 
 def test_default_models_of_endpoints_are_known_and_not_retired() -> None:
@@ -79,77 +56,70 @@ def test_default_models_of_endpoints_are_known_and_not_retired() -> None:
 @pytest.mark.parametrize(
     ("name", "provider"),
     [
-        ("gemini-3-pro-image", Provider.GEMINI),
-        ("gemini-9-ultra-image", Provider.GEMINI),
-        ("models/gemini-3-pro-image", Provider.GEMINI),
-        ("gpt-image-2-2026-04-21", Provider.OPENAI),
-        ("dall-e-2", Provider.OPENAI),
-        ("chatgpt-image-latest", Provider.OPENAI),
+        ("gemini-9-ultra-image", GEMINI),
+        ("models/gemini-3-pro-image", GEMINI),
+        ("gpt-image-2-2026-04-21", OPENAI),
         ("flux-2", None),
         ("", None),
+        *((name, model.provider) for model in MODELS for name in (model.name, *model.aliases)),
     ],
 )
 def test_provider_is_derived_from_the_name(name: str, provider: Provider | None) -> None:
     assert provider_of(name) is provider
 
 
-def test_provider_of_every_catalogue_model_is_derived_from_its_name() -> None:
-    for model in MODELS:
-        for name in (model.name, *model.aliases):
-            assert provider_of(name) is model.provider
-
-
 def test_aliases_and_dated_snapshots_find_the_model() -> None:
-    assert find_model(Provider.GEMINI, "gemini-3-pro-image-preview").name == "gemini-3-pro-image"
-    assert find_model(Provider.GEMINI, "models/gemini-3-pro-image").name == "gemini-3-pro-image"
-    assert find_model(Provider.OPENAI, "gpt-image-2-2026-04-21").name == "gpt-image-2"
+    assert find_model(GEMINI, "gemini-3-pro-image-preview").name == "gemini-3-pro-image"
+    assert find_model(GEMINI, "models/gemini-3-pro-image").name == "gemini-3-pro-image"
+    assert find_model(OPENAI, "gpt-image-2-2026-04-21").name == "gpt-image-2"
+    assert not find_model(OPENAI, "gemini-3-pro-image").known  # another provider's
 
 
-def test_unknown_model_has_defaults_and_no_price() -> None:
-    for provider in Provider:
-        model = find_model(provider, "something-new")
-        assert not model.known
-        assert model.name == "something-new"
-        assert model.token_prices is None
-        assert image_price(model) is None
-        assert worst_cost(model, CallPlan(provider, model.name, "prompt", (IMAGE,))) is None
-        assert token_cost(model, image_out=100) is None
+@pytest.mark.parametrize("provider", Provider)
+def test_unknown_model_has_its_providers_defaults_and_no_price(provider: Provider) -> None:
+    model = find_model(provider, "something-new")
+    assert not model.known
+    assert model.name == "something-new"
+    assert model.token_prices is None
+    assert image_price(model) is None
+    assert worst_cost(model, CallPlan(provider, model.name, "prompt", (IMAGE,))) is None
+    assert token_cost(model, image_out=100) is None
+    assert model.edits
+    assert model.generates
+    assert (model.masks, model.max_images) == ((True, 16) if provider is OPENAI else (False, 3))
 
 
-def test_model_is_found_only_for_its_own_provider() -> None:
-    assert not find_model(Provider.OPENAI, "gemini-3-pro-image").known
-
-
-def test_settings_left_to_the_provider_count_as_the_most_expensive() -> None:
-    model = find_model(Provider.OPENAI, "gpt-image-1.5")
-    assert image_price(model) == 200_000
-    assert image_price(model, quality="low") == 13_000
-    assert image_price(model, quality="low", size="1024x1024") == 9_000
-    assert image_price(model, quality="auto", size="1024x1024") == 133_200
-
-
-def test_price_of_a_free_size_is_estimated_by_its_area() -> None:
-    model = find_model(Provider.OPENAI, "gpt-image-2")
-    assert image_price(model, quality="low", size="2048x2048", megapixels=4) == 24_000
-    assert image_price(model, quality="low", size="800x800", megapixels=0.6) == 6_000
-
-
-def test_dall_e_is_priced_by_size_and_quality() -> None:
-    assert image_price(find_model(Provider.OPENAI, "dall-e-2"), size="512x512") == 18_000
-    model = find_model(Provider.OPENAI, "dall-e-3")
-    assert image_price(model, quality="hd", size="1024x1792") == 120_000
+@pytest.mark.parametrize(
+    ("name", "settings", "price"),
+    [
+        # What is left to the provider counts as the most expensive.
+        ("gpt-image-1.5", {}, 200_000),
+        ("gpt-image-1.5", {"quality": "low"}, 13_000),
+        ("gpt-image-1.5", {"quality": "low", "size": "1024x1024"}, 9_000),
+        ("gpt-image-1.5", {"quality": "auto", "size": "1024x1024"}, 133_200),
+        # A free size is estimated by its area.
+        ("gpt-image-2", {"quality": "low", "size": "2048x2048", "megapixels": 4}, 24_000),
+        ("gpt-image-2", {"quality": "low", "size": "800x800", "megapixels": 0.6}, 6_000),
+        ("dall-e-2", {"size": "512x512"}, 18_000),
+        ("dall-e-3", {"quality": "hd", "size": "1024x1792"}, 120_000),
+    ],
+)
+def test_price_of_an_image_is_the_most_its_settings_allow(
+    name: str, settings: dict[str, Any], price: int
+) -> None:
+    assert image_price(find_model(OPENAI, name), **settings) == price
 
 
 def test_price_of_a_response_is_that_of_its_tokens() -> None:
     """Figures of https://ai.google.dev/gemini-api/docs/pricing: $0.134 for a 1K image, $0.0011 for
     an input image of 560 tokens.
     """
-    model = find_model(Provider.GEMINI, "gemini-3-pro-image")
+    model = find_model(GEMINI, "gemini-3-pro-image")
     assert token_cost(model, image_in=560, image_out=1120) == 1120 + 134_400
     assert token_cost(model, text_out=1000) == 12_000
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
+@each_model
 def test_worst_cost_covers_the_prompt_the_input_images_and_every_output_image(model: Model) -> None:
     price = image_price(model)
     assert price is not None

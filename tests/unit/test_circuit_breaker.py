@@ -1,5 +1,7 @@
 """Breaker, weights and key cooldowns as pure functions; and the cache of endpoint state."""
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,14 @@ from tests.fakes.services import FakeClock, FakeTelemetry
 
 START = 1_795_000_000
 NOW = START * SECOND
+
+
+def states_after(calls: list[Health]) -> Iterator[EndpointState]:
+    """The state after each call of an endpoint."""
+    state = EndpointState()
+    for turn, health in enumerate(calls):
+        state = settled(state, Settlement("l", NOW + turn, health, sent_at=NOW + turn))
+        yield state
 
 
 def test_cooldowns_double_up_to_a_minute() -> None:
@@ -42,24 +52,12 @@ def test_failures_decay_by_half_in_a_minute() -> None:
 
 @given(st.lists(st.sampled_from(list(Health)), max_size=40))
 def test_the_count_of_failures_never_goes_below_zero(calls: list[Health]) -> None:
-    state = EndpointState()
-    for turn, health in enumerate(calls):
-        state = settled(state, Settlement("l", NOW + turn, health, sent_at=NOW + turn))
-        assert state.failures >= 0
+    assert all(state.failures >= 0 for state in states_after(calls))
 
 
 def test_the_breaker_stays_closed_when_half_of_the_calls_succeed() -> None:
-    state = EndpointState()
-    for turn in range(100):
-        health = Health.FAILED if turn % 2 else Health.GOOD
-        state = settled(state, Settlement("l", NOW + turn, health, sent_at=NOW + turn))
-        assert not circuit_breaker.should_open(state)
-
-
-def test_a_good_call_sent_before_the_last_failure_does_not_count_as_recovery() -> None:
-    state = EndpointState(failures=3, failed_at=NOW)
-    slow = Settlement("l", NOW + 3 * SECOND, Health.GOOD, sent_at=NOW - SECOND)
-    assert settled(state, slow).failures == 3
+    states = states_after([Health.GOOD, Health.FAILED] * 50)
+    assert not any(circuit_breaker.should_open(state) for state in states)
 
 
 def test_a_key_is_skipped_until_its_cooldown_ends() -> None:
@@ -91,22 +89,21 @@ def cache(clock: FakeClock) -> StateCache:
     return StateCache(InMemoryEndpointStates(), clock, FakeTelemetry())
 
 
-def test_a_response_that_was_overtaken_does_not_replace_a_newer_state(
-    cache: StateCache, clock: FakeClock
+@pytest.mark.parametrize(
+    ("seconds", "revision", "replaces"),
+    [
+        pytest.param(1, 6, False, id="a response that was overtaken"),
+        pytest.param(20, 1, True, id="the state of an item that was created again"),
+    ],
+)
+def test_a_lower_revision_replaces_the_known_state_only_after_a_while(
+    cache: StateCache, clock: FakeClock, seconds: int, revision: int, replaces: bool
 ) -> None:
-    cache.update("e", EndpointState(revision=7, breaker_open=True))
-    clock.time += 1
-    cache.update("e", EndpointState(revision=6))
-    assert cache.state("e") == EndpointState(revision=7, breaker_open=True)
-
-
-def test_the_state_of_an_item_that_was_created_again_replaces_the_old_one(
-    cache: StateCache, clock: FakeClock
-) -> None:
-    cache.update("e", EndpointState(revision=700, breaker_open=True))
-    clock.time += 20
-    cache.update("e", EndpointState(revision=1))
-    assert cache.state("e") == EndpointState(revision=1)
+    known, later = EndpointState(revision=7, breaker_open=True), EndpointState(revision=revision)
+    cache.update("e", known)
+    clock.time += seconds
+    cache.update("e", later)
+    assert cache.state("e") == (later if replaces else known)
 
 
 def test_the_call_interval_of_all_workers_is_observed_from_the_count_of_calls(

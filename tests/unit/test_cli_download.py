@@ -14,38 +14,33 @@ NAMES = (
 
 
 @pytest.fixture
-def cli() -> CliHarness:
-    cli = CliHarness()
+def cli(cli: CliHarness) -> CliHarness:
     for name in NAMES:
-        cli.stack.results_bucket.objects[f"jobs/p/{name}"] = FakeObject(name.encode())
+        cli.results_bucket.objects[f"jobs/p/{name}"] = FakeObject(name.encode())
     return cli
 
 
-def test_every_result_is_written_where_the_gallery_links_to(
-    cli: CliHarness, tmp_path: Path
-) -> None:
-    result = cli.run("download", "jobs/p", tmp_path / "out")
-    assert result.exit_code == 0, result.stderr
-    assert result.stdout.strip() == str(tmp_path / "out/report.html")
+@pytest.fixture
+def out(cli: CliHarness) -> Path:
+    return cli.folder / "out"
+
+
+def test_every_result_is_written_where_the_gallery_links_to(cli: CliHarness, out: Path) -> None:
+    assert cli.succeed("download", "jobs/p", out).stdout.strip() == str(out / "report.html")
     for name in NAMES:
-        assert (tmp_path / "out" / name).read_bytes() == name.encode()
+        assert (out / name).read_bytes() == name.encode()
 
 
-def test_a_second_download_fetches_only_what_is_new_or_changed(
-    cli: CliHarness, tmp_path: Path
-) -> None:
-    cli.run("download", "jobs/p", tmp_path)
-    cli.stack.results_bucket.fetches.clear()
-    (tmp_path / "images/000000.png").unlink()
+def test_a_second_download_fetches_only_what_is_new_or_changed(cli: CliHarness, out: Path) -> None:
+    cli.succeed("download", "jobs/p", out)
+    cli.results_bucket.fetches.clear()
+    (out / "images/000000.png").unlink()
     later = UPLOADED_AT + timedelta(seconds=1)
-    cli.stack.results_bucket.objects["jobs/p/job.json"] = FakeObject(b"JOB.JSON", modified=later)
-    answer = cli.json("download", "jobs/p", tmp_path)
-    assert sorted(cli.stack.results_bucket.fetches) == [
-        "jobs/p/images/000000.png",
-        "jobs/p/job.json",
-    ]
-    assert (answer["files"], answer["downloaded"]) == (7, 2)
-    assert (tmp_path / "job.json").read_bytes() == b"JOB.JSON"
+    cli.results_bucket.objects["jobs/p/job.json"] = FakeObject(b"JOB.JSON", modified=later)
+    printed = cli.json("download", "jobs/p", out)
+    assert sorted(cli.results_bucket.fetches) == ["jobs/p/images/000000.png", "jobs/p/job.json"]
+    assert (printed["files"], printed["downloaded"]) == (7, 2)
+    assert (out / "job.json").read_bytes() == b"JOB.JSON"
 
 
 class BreakingBucket(FakeBucket):
@@ -59,37 +54,31 @@ class BreakingBucket(FakeBucket):
 
 
 def test_an_interrupted_download_leaves_no_partial_file_under_its_name(
-    cli: CliHarness, tmp_path: Path
+    cli: CliHarness, out: Path
 ) -> None:
-    complete = cli.stack.results_bucket
-    cli.stack.results_bucket = BreakingBucket("out", complete.objects)
-    assert cli.run("download", "jobs/p", tmp_path).exit_code == 1
-    assert not (tmp_path / "images/000000.png").exists()
-    cli.stack.results_bucket = complete
-    assert cli.run("download", "jobs/p", tmp_path).exit_code == 0
-    assert (tmp_path / "images/000000.png").read_bytes() == b"images/000000.png"
-    assert list(tmp_path.rglob("*.part")) == []
+    complete = cli.results_bucket
+    cli.results_bucket = BreakingBucket("out", complete.objects)
+    cli.error("download", "jobs/p", out)
+    assert not (out / "images/000000.png").exists()
+    cli.results_bucket = complete
+    cli.succeed("download", "jobs/p", out)
+    assert (out / "images/000000.png").read_bytes() == b"images/000000.png"
+    assert list(out.rglob("*.part")) == []
 
 
-def test_results_of_a_job_in_a_subfolder_are_not_downloaded(
-    cli: CliHarness, tmp_path: Path
-) -> None:
-    cli.stack.results_bucket.objects["jobs/p/summer/images/000000.png"] = FakeObject(b"other")
-    cli.stack.results_bucket.objects["jobs/p/summer/report.html"] = FakeObject(b"other")
-    cli.run("download", "jobs/p", tmp_path)
-    assert not (tmp_path / "summer").exists()
+def test_results_of_a_job_in_a_subfolder_are_not_downloaded(cli: CliHarness, out: Path) -> None:
+    for name in ("images/000000.png", "report.html"):
+        cli.results_bucket.objects[f"jobs/p/summer/{name}"] = FakeObject(b"other")
+    cli.succeed("download", "jobs/p", out)
+    assert not (out / "summer").exists()
 
 
-def test_a_key_cannot_leave_the_folder(cli: CliHarness, tmp_path: Path) -> None:
-    cli.stack.results_bucket.objects["jobs/p/images/../../evil"] = FakeObject(b"x")
-    result = cli.run("download", "jobs/p", tmp_path / "out")
-    assert result.exit_code == 1
-    assert "would leave the folder" in result.stderr
-    assert not (tmp_path / "evil").exists()
+def test_a_key_cannot_leave_the_folder(cli: CliHarness, out: Path) -> None:
+    cli.results_bucket.objects["jobs/p/images/../../evil"] = FakeObject(b"x")
+    assert "would leave the folder" in cli.error("download", "jobs/p", out)
+    assert not (cli.folder / "evil").exists()
 
 
-def test_a_job_without_results_yet_points_to_its_status(cli: CliHarness, tmp_path: Path) -> None:
-    result = cli.run("download", "jobs/q", tmp_path / "out")
-    assert result.exit_code == 1
-    assert "darkroom status jobs/q" in result.stderr
-    assert not (tmp_path / "out").exists()
+def test_a_job_without_results_yet_points_to_its_status(cli: CliHarness, out: Path) -> None:
+    assert "darkroom status jobs/q" in cli.error("download", "jobs/q", out)
+    assert not out.exists()

@@ -3,7 +3,6 @@
 import errno
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import typer
@@ -17,10 +16,9 @@ from botocore.exceptions import (
 from typer.testing import CliRunner
 
 from darkroom.errors import ServiceUnavailable
-from darkroom_cli.main import app
 from darkroom_cli.options import Target
-from darkroom_cli.session import Session, Wiring, with_session
-from tests.fakes.command import FakeStack
+from darkroom_cli.session import Session, with_session
+from tests.fakes.command import CliHarness
 
 
 def client_error(code: str, message: str, operation: str = "DescribeStacks") -> ClientError:
@@ -58,16 +56,13 @@ DENIED = client_error(
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_an_error_is_one_sentence_on_standard_error(error: Exception, message: str) -> None:
-    def connect(target: Target) -> FakeStack:
-        raise error
-
-    result = CliRunner().invoke(app, ["status", "jobs/p"], obj=Wiring(connect=connect))
-    assert result.exit_code == 1
-    assert message in result.stderr
-    assert result.stderr.startswith("Error: ")
-    assert len(result.stderr.splitlines()) == 1
-    assert result.stdout == ""
+def test_an_error_is_one_sentence_on_standard_error(
+    cli: CliHarness, error: Exception, message: str
+) -> None:
+    cli.connection_error = error
+    line = cli.error("status", "jobs/p")
+    assert message in line
+    assert line.startswith("Error: ")
 
 
 @pytest.mark.parametrize(
@@ -86,24 +81,23 @@ def test_an_error_is_one_sentence_on_standard_error(error: Exception, message: s
     ],
 )
 def test_options_and_environment_choose_the_stack(
-    arguments: list[str], environment: dict[str, str], target: Target
+    cli: CliHarness,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    environment: dict[str, str],
+    target: Target,
 ) -> None:
-    targets: list[Target] = []
-
-    def connect(chosen: Target) -> FakeStack:
-        targets.append(chosen)
-        raise NoCredentialsError
-
     names = ("DARKROOM_STACK", "DARKROOM_LOCAL", "AWS_ENDPOINT_URL", "AWS_REGION")
-    clean: dict[str, str | None] = dict.fromkeys((*names, "AWS_DEFAULT_REGION"))
-    CliRunner(env=clean | environment).invoke(
-        app, ["list", *arguments], obj=Wiring(connect=connect)
-    )
-    assert targets == [target]
+    for name in (*names, "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    cli.succeed("list", *arguments)
+    assert cli.targets == [target]
 
 
-def test_a_missing_csv_is_a_usage_error(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["submit", str(tmp_path / "none.csv")])
+def test_a_missing_csv_is_a_usage_error(cli: CliHarness) -> None:
+    result = cli.run("submit", cli.folder / "none.csv")
     assert result.exit_code == 2
     assert "none.csv" in result.stderr
 

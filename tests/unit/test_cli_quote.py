@@ -1,7 +1,6 @@
 """`darkroom quote`: what a job costs and how long it takes, before it starts."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -17,22 +16,13 @@ OPENAI = {"name": "o", "provider": "openai", "api_keys": ["k2"], "model": "gpt-i
 
 
 @pytest.fixture
-def cli() -> CliHarness:
-    cli = CliHarness()
+def cli(cli: CliHarness) -> CliHarness:
     cli.push_endpoints(GEMINI, OPENAI)
     return cli
 
 
-def write_csv(tmp_path: Path, *rows: str, header: str = "image_url,instruction") -> Path:
-    path = tmp_path / "p.csv"
-    path.write_text("\n".join((header, *rows)) + "\n")
-    return path
-
-
-def test_rows_are_counted_by_kind_and_invalid_ones_named(cli: CliHarness, tmp_path: Path) -> None:
-    file = write_csv(
-        tmp_path, "https://h/a.png,warm", "https://h/b.png,", ",new", "https://h/c.png,x"
-    )
+def test_rows_are_counted_by_kind_and_invalid_ones_named(cli: CliHarness) -> None:
+    file = cli.csv("https://h/a.png,warm", "https://h/b.png,", ",new", "https://h/c.png,x")
     quoted = cli.json("quote", file, "--filter-rows", "0:3")
     assert (quoted["rows"], quoted["to_do"], quoted["skipped"]) == (4, 2, 1)
     assert quoted["invalid"] == 1
@@ -42,15 +32,15 @@ def test_rows_are_counted_by_kind_and_invalid_ones_named(cli: CliHarness, tmp_pa
     assert "row 1: column instruction: it is empty" in shown.stderr
 
 
-def test_a_quote_starts_nothing(cli: CliHarness, tmp_path: Path) -> None:
-    cli.json("quote", write_csv(tmp_path, "https://h/a.png,warm"))
-    assert cli.stack.input_bucket.puts == []
+def test_a_quote_starts_nothing(cli: CliHarness) -> None:
+    cli.json("quote", cli.csv("https://h/a.png,warm"))
+    assert cli.input_bucket.puts == []
 
 
 def test_cost_ranges_from_the_cheapest_first_choice_to_the_most_expensive_endpoint(
-    cli: CliHarness, tmp_path: Path
+    cli: CliHarness,
 ) -> None:
-    quoted = cli.json("quote", write_csv(tmp_path, *["https://h/a.png,warm"] * 10))
+    quoted = cli.json("quote", cli.csv(*["https://h/a.png,warm"] * 10))
     one = find_model(Provider.GEMINI, "gemini-2.5-flash-image").image_prices["1K"] / 1e6
     most_expensive = max(find_model(Provider.OPENAI, "gpt-image-1.5").image_prices.values()) / 1e6
     assert quoted["cost_usd"]["least"] == pytest.approx(10 * one)
@@ -58,35 +48,34 @@ def test_cost_ranges_from_the_cheapest_first_choice_to_the_most_expensive_endpoi
     assert quoted["images"] == 10
 
 
-def test_a_fixed_quality_narrows_the_range(cli: CliHarness, tmp_path: Path) -> None:
+def test_a_fixed_quality_narrows_the_range(cli: CliHarness) -> None:
     cli.push_endpoints(OPENAI)
-    file = write_csv(tmp_path, ",a fox")
+    file = cli.csv(",a fox")
     free, low = cli.json("quote", file), cli.json("quote", file, "--quality", "low")
     assert low["cost_usd"]["least"] == free["cost_usd"]["least"]
     assert low["cost_usd"]["most"] < free["cost_usd"]["most"] / 5
 
 
-def test_rows_of_unknown_price_are_counted_apart(cli: CliHarness, tmp_path: Path) -> None:
+def test_rows_of_unknown_price_are_counted_apart_and_their_models_named(cli: CliHarness) -> None:
     cli.push_endpoints(OPENAI | {"model": "house-brand-1"})
-    file = write_csv(tmp_path, ",a fox", ",a hen")
-    assert cli.json("quote", file)["unpriced_rows"] == 2
-    assert "2 rows of unknown price" in cli.run("quote", file).stdout
+    file = cli.csv(",a fox", ",a hen")
+    quoted = cli.json("quote", file)
+    assert (quoted["unpriced_rows"], quoted["unpriced_models"]) == (2, ["house-brand-1"])
+    assert "2 rows of unknown price" in cli.succeed("quote", file).stdout
 
 
-def test_the_time_follows_the_endpoints_rate(cli: CliHarness, tmp_path: Path) -> None:
+def test_the_time_follows_the_endpoints_rate(cli: CliHarness) -> None:
     cli.push_endpoints(GEMINI | {"requests_per_minute": 10, "max_in_flight": 0}, OPENAI)
-    quoted = cli.json("quote", write_csv(tmp_path, *[",a fox"] * 100), "--call-seconds", 1)
+    quoted = cli.json("quote", cli.csv(*[",a fox"] * 100), "--call-seconds", 1)
     assert 600 <= quoted["seconds"] <= 640  # 10 a minute, less the safety margin
     assert quoted["calls"] == {"g": 100}
 
 
-def test_endpoints_of_a_tier_share_rows_in_proportion_to_their_limits(
-    cli: CliHarness, tmp_path: Path
-) -> None:
+def test_endpoints_of_a_tier_share_rows_in_proportion_to_their_limits(cli: CliHarness) -> None:
     fast = GEMINI | {"name": "fast", "requests_per_minute": 30, "max_in_flight": 0}
     slow = GEMINI | {"name": "slow", "requests_per_minute": 10, "max_in_flight": 0}
     cli.push_endpoints(fast, slow)
-    quoted = cli.json("quote", write_csv(tmp_path, *[",a fox"] * 400), "--call-seconds", 1)
+    quoted = cli.json("quote", cli.csv(*[",a fox"] * 400), "--call-seconds", 1)
     assert quoted["calls"] == {"fast": 300, "slow": 100}
     assert 600 <= quoted["seconds"] <= 640
 
@@ -101,67 +90,55 @@ def test_endpoints_of_a_tier_share_rows_in_proportion_to_their_limits(
     ids=["in flight", "workers", "per day"],
 )
 def test_the_tightest_limit_decides_the_time(
-    cli: CliHarness, tmp_path: Path, limits: dict[str, int], workers: int, seconds: float
+    cli: CliHarness, limits: dict[str, int], workers: int, seconds: float
 ) -> None:
-    cli.stack.workers = workers
+    cli.workers = workers
     cli.push_endpoints(GEMINI | limits)
-    quoted = cli.json("quote", write_csv(tmp_path, *[",a fox"] * 100), "--call-seconds", 20)
+    quoted = cli.json("quote", cli.csv(*[",a fox"] * 100), "--call-seconds", 20)
     assert quoted["seconds"] == pytest.approx(seconds, rel=0.01)
 
 
-def test_the_time_includes_the_wait_for_the_last_slot_and_its_call(
-    cli: CliHarness, tmp_path: Path
-) -> None:
+def test_the_time_includes_the_wait_for_the_last_slot_and_its_call(cli: CliHarness) -> None:
     cli.push_endpoints(GEMINI | {"requests_per_minute": 10})
-    quoted = cli.json("quote", write_csv(tmp_path, *[",a fox"] * 2), "--call-seconds", 20)
+    quoted = cli.json("quote", cli.csv(*[",a fox"] * 2), "--call-seconds", 20)
     assert 26 <= quoted["seconds"] <= 27
 
 
-def test_a_job_that_outlasts_the_queues_retention_gets_a_warning(
-    cli: CliHarness, tmp_path: Path
-) -> None:
+def test_a_job_that_outlasts_the_queues_retention_gets_a_warning(cli: CliHarness) -> None:
     cli.push_endpoints(GEMINI | {"requests_per_day": 5})
-    file = write_csv(tmp_path, *[",a fox"] * 100)
+    file = cli.csv(*[",a fox"] * 100)
     assert cli.json("quote", file)["exceeds_retention"] is True
     assert "The queue keeps rows for 14 d" in cli.run("quote", file).stderr
 
 
-def test_rows_that_no_endpoint_can_take_are_listed_with_reasons(
-    cli: CliHarness, tmp_path: Path
-) -> None:
+def test_rows_that_no_endpoint_can_take_are_listed_with_reasons(cli: CliHarness) -> None:
     cli.push_endpoints(GEMINI)
-    file = write_csv(tmp_path, "https://h/a.png,x,https://h/m.png", header="image,prompt,mask_url")
+    file = cli.csv("https://h/a.png,x,https://h/m.png", header="image,prompt,mask_url")
     quoted = cli.json("quote", file)
     assert quoted["to_do"] == 0
     (group,) = quoted["impossible_reasons"]
     assert group["detail"] == "gemini-2.5-flash-image does not support masks"
 
 
-def test_rows_that_only_the_second_tier_can_take_are_priced_there(
-    cli: CliHarness, tmp_path: Path
-) -> None:
-    file = write_csv(tmp_path, "https://h/a.png,x,https://h/m.png", header="image,prompt,mask_url")
+def test_rows_that_only_the_second_tier_can_take_are_priced_there(cli: CliHarness) -> None:
+    file = cli.csv("https://h/a.png,x,https://h/m.png", header="image,prompt,mask_url")
     assert cli.json("quote", file)["calls"] == {"o": 1}
 
 
-def test_settings_that_a_model_will_change_get_a_warning(cli: CliHarness, tmp_path: Path) -> None:
-    file = write_csv(tmp_path, ",a fox", ",a hen")
+def test_settings_that_a_model_will_change_get_a_warning(cli: CliHarness) -> None:
+    file = cli.csv(",a fox", ",a hen")
     result = cli.run("quote", file, "--resolution", "4K")
     assert "gemini-2.5-flash-image has no resolution 4K" in result.stderr
     assert "(2 rows)" in result.stderr
 
 
-def test_a_quote_needs_endpoints(cli: CliHarness, tmp_path: Path) -> None:
-    cli.stack.secret = None
-    result = cli.run("quote", write_csv(tmp_path, ",a fox"))
-    assert result.exit_code == 1
-    assert "darkroom endpoints push" in result.stderr
+def test_a_quote_needs_endpoints(cli: CliHarness) -> None:
+    cli.secret = None
+    assert "darkroom endpoints push" in cli.error("quote", cli.csv(",a fox"))
 
 
-def test_a_fallback_that_costs_more_is_shown_apart_from_the_expected_cost(
-    cli: CliHarness, tmp_path: Path
-) -> None:
-    file = write_csv(tmp_path, *["https://h/a.png,warm"] * 10)
+def test_a_fallback_that_costs_more_is_shown_apart_from_the_expected_cost(cli: CliHarness) -> None:
+    file = cli.csv(*["https://h/a.png,warm"] * 10)
     cost = cli.json("quote", file)["cost_usd"]
     assert cost["least"] < cost["expected_most"] < cost["most"]
     assert "if rows fall back" in cli.run("quote", file).stdout
@@ -172,33 +149,27 @@ def test_a_fallback_that_costs_more_is_shown_apart_from_the_expected_cost(
 
 
 @pytest.mark.parametrize("instruction", ["warm", "wärmer, bitte", "x" * 2_000])
-def test_the_maximum_cost_is_what_the_plans_reserve(
-    cli: CliHarness, tmp_path: Path, instruction: str
-) -> None:
+def test_the_maximum_cost_is_what_the_plans_reserve(cli: CliHarness, instruction: str) -> None:
     cli.push_endpoints(GEMINI)
     # Rows that differ only in their instruction are planned once: it must not count twice.
-    file = write_csv(tmp_path, f'"","{instruction}"', ',"the second row"')
+    file = cli.csv(f'"","{instruction}"', ',"the second row"')
     rows = [RowRequest(instruction=instruction), RowRequest(instruction="the second row")]
     plans = [plan_call(r, (), None, Provider.GEMINI, str(GEMINI["model"])) for r in rows]
     reserved = sum(plan.worst_cost_micro_usd or 0 for plan in plans)
     assert cli.json("quote", file)["cost_usd"]["most"] * 1e6 == pytest.approx(reserved, abs=2)
 
 
-def test_an_instruction_that_is_too_long_excludes_only_its_own_row(
-    cli: CliHarness, tmp_path: Path
-) -> None:
+def test_an_instruction_that_is_too_long_excludes_only_its_own_row(cli: CliHarness) -> None:
     cli.push_endpoints(OPENAI | {"model": "dall-e-3"})
-    file = write_csv(tmp_path, ",short", f",{'x' * 4_001}", ",short again")
+    file = cli.csv(",short", f",{'x' * 4_001}", ",short again")
     quoted = cli.json("quote", file)
     assert (quoted["to_do"], quoted["impossible"]) == (2, 1)
     assert quoted["impossible_reasons"][0]["first_rows"] == [1]
 
 
-def test_rows_that_fail_alike_are_grouped_whatever_their_values(
-    cli: CliHarness, tmp_path: Path
-) -> None:
+def test_rows_that_fail_alike_are_grouped_whatever_their_values(cli: CliHarness) -> None:
     rows = [f",a fox,1:{10 + i}" for i in range(500)] + [",,1:1"]
-    file = write_csv(tmp_path, *rows, header="image_url,instruction,aspect_ratio")
+    file = cli.csv(*rows, header="image_url,instruction,aspect_ratio")
     ratio, empty = cli.json("quote", file)["invalid_reasons"]
     assert (ratio["rows"], ratio["first_rows"]) == (500, [0, 1, 2, 3, 4])
     assert "1:10" in ratio["detail"]
@@ -214,9 +185,9 @@ def test_the_number_of_failure_groups_is_bounded() -> None:
     assert len(failures.groups) <= MAX_GROUPS + 1
 
 
-def test_rows_beyond_a_daily_limit_go_to_the_next_tier(cli: CliHarness, tmp_path: Path) -> None:
+def test_rows_beyond_a_daily_limit_go_to_the_next_tier(cli: CliHarness) -> None:
     cli.push_endpoints(GEMINI | {"requests_per_day": 30}, OPENAI)
-    file = write_csv(tmp_path, *[",a fox"] * 100)
+    file = cli.csv(*[",a fox"] * 100)
     quoted = cli.json("quote", file)
     assert quoted["calls"] == {"g": 30, "o": 70}
     assert quoted["beyond_a_day"] == {"g": 70}
@@ -224,26 +195,17 @@ def test_rows_beyond_a_daily_limit_go_to_the_next_tier(cli: CliHarness, tmp_path
     assert "70 rows beyond the 30 requests a day of g" in cli.run("quote", file).stderr
 
 
-def test_rows_beyond_the_last_tiers_daily_limit_wait_for_the_next_day(
-    cli: CliHarness, tmp_path: Path
-) -> None:
+def test_rows_beyond_the_last_tiers_daily_limit_wait_for_the_next_day(cli: CliHarness) -> None:
     cli.push_endpoints(GEMINI | {"requests_per_day": 30})
-    file = write_csv(tmp_path, *[",a fox"] * 100)
+    file = cli.csv(*[",a fox"] * 100)
     assert cli.json("quote", file)["seconds"] > 3 * 86_400
     assert "wait for the following days" in cli.run("quote", file).stderr
 
 
-def test_a_quote_with_an_endpoints_file_needs_no_stack(cli: CliHarness, tmp_path: Path) -> None:
-    cli.stack.secret, cli.stack.workers = None, None
-    endpoints = tmp_path / "endpoints.json"
-    endpoints.write_text(json.dumps({"endpoints": [GEMINI]}))
-    quoted = cli.json(
-        "quote", write_csv(tmp_path, ",a fox"), "--endpoints", endpoints, "--workers", 2
-    )
+def test_a_quote_with_an_endpoints_file_needs_no_stack(cli: CliHarness) -> None:
+    cli.secret, cli.workers = None, None
+    endpoints = cli.write("endpoints.json", json.dumps({"endpoints": [GEMINI]}))
+    file = cli.csv(",a fox")
+    quoted = cli.json("quote", file, "--endpoints", endpoints, "--workers", 2)
     assert (quoted["calls"], quoted["workers"]) == ({"g": 1}, 2)
-    assert cli.json("quote", tmp_path / "p.csv", "--endpoints", endpoints)["workers"] == 16
-
-
-def test_models_of_unknown_price_are_named(cli: CliHarness, tmp_path: Path) -> None:
-    cli.push_endpoints(OPENAI | {"model": "house-brand-1"})
-    assert cli.json("quote", write_csv(tmp_path, ",a fox"))["unpriced_models"] == ["house-brand-1"]
+    assert cli.json("quote", file, "--endpoints", endpoints)["workers"] == 16

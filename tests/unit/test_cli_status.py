@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 
@@ -17,20 +18,13 @@ from tests.fakes.reporting import report_row
 JOB = "jobs/products"
 
 
-@pytest.fixture
-def cli() -> CliHarness:
-    return CliHarness()
-
-
 def start(cli: CliHarness, job: str = JOB, **totals: int) -> Run:
     source = Source("in", f"{job}.csv", "v1")
-    run = cli.stack.ledger.start(
-        running(job, source=source, started_at=cli.clock.now()), lease_seconds=60
-    )
+    run = cli.ledger.start(running(job, source=source, started_at=cli.clock.now()), 60)
     assert run is not None
     if totals:
-        cli.stack.ledger.finish_split(run, Totals(**totals), ["Two columns mean the same."])
-    found = cli.stack.ledger.current(job)
+        cli.ledger.finish_split(run, Totals(**totals), ["Two columns mean the same."])
+    found = cli.ledger.current(job)
     assert found is not None
     return found
 
@@ -44,9 +38,9 @@ def settle(cli: CliHarness, run: Run, row: int, result: RowResult) -> None:
         base="s3://in/jobs/",
         request=RowRequest(instruction="warm"),
     )
-    claim = cli.stack.ledger.claim(message, run, f"worker-{row}", 60)
+    claim = cli.ledger.claim(message, run, f"worker-{row}", 60)
     assert isinstance(claim, Claim)
-    assert cli.stack.ledger.settle(claim, result)
+    assert cli.ledger.settle(claim, result)
 
 
 GOOD = RowResult(RowState.SUCCEEDED, endpoint="gemini-main", cost_micro_usd=39_000)
@@ -79,18 +73,15 @@ def test_status_in_a_pipe_is_plain_lines(cli: CliHarness) -> None:
 
 
 def test_status_of_a_failed_job_shows_the_reason_and_exits_with_1(cli: CliHarness) -> None:
-    cli.stack.ledger.fail(start(cli), "The file is a PNG image, not a CSV.")
+    cli.ledger.fail(start(cli), "The file is a PNG image, not a CSV.")
     result = cli.run("status", JOB)
     assert result.exit_code == 1
     assert "reason: The file is a PNG image, not a CSV." in result.stdout
 
 
-def test_an_unknown_job_is_reported_in_one_sentence(cli: CliHarness) -> None:
-    for subcommand in ("status", "failures", "stop"):
-        result = cli.run(subcommand, "jobs/nothing")
-        assert result.exit_code == 1
-        assert "has no job jobs/nothing" in result.stderr
-        assert len(result.stderr.splitlines()) == 1
+@pytest.mark.parametrize("subcommand", ["status", "failures", "stop"])
+def test_an_unknown_job_is_reported_in_one_sentence(cli: CliHarness, subcommand: str) -> None:
+    assert "has no job jobs/nothing" in cli.error(subcommand, "jobs/nothing")
 
 
 def test_watch_ends_with_the_job_and_prints_only_changes(cli: CliHarness) -> None:
@@ -101,12 +92,11 @@ def test_watch_ends_with_the_job_and_prints_only_changes(cli: CliHarness) -> Non
         if sleeps in (2, 4, 6):
             settle(cli, run, sleeps // 2 - 1, GOOD)
         if sleeps == 7:
-            assert cli.stack.ledger.begin_report(run, 60)
-            assert cli.stack.ledger.finish_report(run, cli.clock.now())
+            assert cli.ledger.begin_report(run, 60)
+            assert cli.ledger.finish_report(run, cli.clock.now())
 
     cli.clock.on_sleep = work
-    result = cli.run("status", JOB, "--watch", "--every", "5")
-    assert result.exit_code == 0
+    result = cli.succeed("status", JOB, "--watch", "--every", "5")
     assert cli.clock.slept == [5.0] * 7
     printed = [line.split(" · ")[0] for line in result.stderr.splitlines()]
     assert printed == ["0/3 rows", "1/3 rows", "2/3 rows", "3/3 rows"]
@@ -127,22 +117,16 @@ class FlakyLedger(FakeLedger):
 
 def test_watch_continues_while_the_ledger_is_unavailable(cli: CliHarness) -> None:
     run = start(cli, rows=1, queued=1)
-    cli.stack.ledger.fail(run, "No header.")
-    cli.stack.ledger = FlakyLedger(
-        cli.clock, runs=cli.stack.ledger.runs, jobs=cli.stack.ledger.jobs
-    )
+    cli.ledger.fail(run, "No header.")
+    cli.ledger = FlakyLedger(cli.clock, runs=cli.ledger.runs, jobs=cli.ledger.jobs)
     result = cli.run("status", JOB, "--watch")
     assert "reason: No header." in result.stdout
     assert cli.clock.slept == [2.0, 2.0]
 
 
-def test_an_interrupted_watch_says_that_the_job_continues(cli: CliHarness) -> None:
+def test_an_interrupted_watch_notes_that_the_job_continues(cli: CliHarness) -> None:
     start(cli, rows=1, queued=1)
-
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    cli.clock.on_sleep = interrupt
+    cli.clock.on_sleep = Mock(side_effect=KeyboardInterrupt)
     result = cli.run("status", JOB, "--watch")
     assert result.exit_code == 130
     assert "The job continues" in result.stderr
@@ -152,9 +136,9 @@ def test_an_interrupted_watch_says_that_the_job_continues(cli: CliHarness) -> No
 def test_watch_exits_with_1_unless_the_job_is_done(cli: CliHarness, end: RunState) -> None:
     run = start(cli, rows=1, queued=1)
     if end is RunState.FAILED:
-        cli.stack.ledger.fail(run, "No header.")
+        cli.ledger.fail(run, "No header.")
     else:
-        cli.stack.ledger.stop(JOB)
+        cli.ledger.stop(JOB)
     result = cli.run("status", JOB, "--watch", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout.splitlines()[-1])["state"] == end.value
@@ -163,7 +147,7 @@ def test_watch_exits_with_1_unless_the_job_is_done(cli: CliHarness, end: RunStat
 def test_the_total_is_open_while_the_csv_is_being_split(cli: CliHarness) -> None:
     run = start(cli)
     totals = Totals(rows=400, queued=400)
-    cli.stack.ledger.checkpoint(run, Checkpoint(9, 400, 1, totals), 60)
+    cli.ledger.checkpoint(run, Checkpoint(9, 400, 1, totals), 60)
     answer = cli.json("status", JOB)
     assert (answer["rows"], answer["split_done"], answer["eta_seconds"]) == (400, False, None)
     assert "rows: 0 of 400 or more" in cli.run("status", JOB).stdout
@@ -188,7 +172,7 @@ def test_the_recent_rate_ignores_samples_older_than_a_minute() -> None:
 def test_list_shows_the_newest_jobs_but_not_their_images(cli: CliHarness) -> None:
     start(cli, "jobs/a", rows=1, queued=1)
     for key in ("jobs/a.csv", "jobs/b.csv.gz", "jobs/photos/1.png"):
-        cli.stack.input_bucket.objects[key] = FakeObject(b"")
+        cli.input_bucket.objects[key] = FakeObject(b"")
     answer = cli.json("list")
     assert {(row["job"], row["state"]) for row in answer} == {
         ("jobs/a", "running"),
@@ -200,12 +184,10 @@ def test_list_shows_the_newest_jobs_but_not_their_images(cli: CliHarness) -> Non
 def test_stopping_a_stopped_job_changes_nothing(cli: CliHarness) -> None:
     start(cli, rows=1, queued=1)
     assert cli.json("stop", JOB)["stopped"] is True
-    current = cli.stack.ledger.current(JOB)
+    current = cli.ledger.current(JOB)
     assert current is not None
     assert current.state is RunState.STOPPED
-    again = cli.run("stop", JOB)
-    assert "nothing to stop" in again.stdout
-    assert again.exit_code == 0
+    assert "nothing to stop" in cli.succeed("stop", JOB).stdout
 
 
 def test_failures_of_a_running_job_come_from_the_ledger(cli: CliHarness) -> None:
@@ -226,13 +208,13 @@ def test_failures_of_a_running_job_come_from_the_ledger(cli: CliHarness) -> None
 def test_failures_of_a_finished_job_come_from_its_manifest(cli: CliHarness) -> None:
     run = start(cli, rows=2, queued=1, invalid=1)
     settle(cli, run, 0, GOOD)
-    assert cli.stack.ledger.begin_report(run, 60)
-    assert cli.stack.ledger.finish_report(run, 9)
+    assert cli.ledger.begin_report(run, 60)
+    assert cli.ledger.finish_report(run, 9)
     manifest = ManifestFormat(("image_url", "status"))
     reason = {"reason": Reason.BAD_INPUT, "detail": "=column n"}
     bad = report_row(1, RowState.FAILED, cells=("x", "mine"), **reason)
     good = report_row(0, cells=("y", ""))
     body = manifest.header() + manifest.line(good) + manifest.line(bad)
-    cli.stack.results_bucket.objects[f"{JOB}/manifest.csv"] = FakeObject(body)
+    cli.results_bucket.objects[f"{JOB}/manifest.csv"] = FakeObject(body)
     found = cli.json("failures", JOB)
     assert [(f["row"], f["reason"], f["detail"]) for f in found] == [(1, "bad_input", "=column n")]

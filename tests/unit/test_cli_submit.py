@@ -3,9 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
 from email.header import decode_header, make_header
-from pathlib import Path
 
 import pytest
 
@@ -15,144 +13,106 @@ from tests.fakes.command import CliHarness, FakeObject
 from tests.fakes.ledger import running
 
 
-@pytest.fixture
-def cli() -> CliHarness:
-    return CliHarness()
+def uploaded_rows(cli: CliHarness) -> list[dict[str, str]]:
+    body = cli.input_bucket.objects["jobs/p.csv"].body.decode()
+    return list(csv.DictReader(io.StringIO(body, newline="")))
 
 
-def write_csv(path: Path, *rows: Sequence[str], header: str = "image_url,instruction") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as text:
-        text.write(f"{header}\n")
-        csv.writer(text).writerows(rows)
-    return path
+def test_relative_images_keep_their_place_beside_the_csv(cli: CliHarness) -> None:
+    cli.write("photos/a.png")
+    file = cli.csv("photos/a.png,warm", name="products.csv")
+    assert cli.succeed("submit", file).stdout == "jobs/products\n"
+    assert cli.input_bucket.puts == ["jobs/photos/a.png", "jobs/products.csv"]
+    assert cli.input_bucket.objects["jobs/products.csv"].body == file.read_bytes()
 
 
-def write_image(path: Path, body: bytes = b"image") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(body)
-    return path
-
-
-def test_relative_images_keep_their_place_beside_the_csv(cli: CliHarness, tmp_path: Path) -> None:
-    write_image(tmp_path / "photos/a.png")
-    file = write_csv(tmp_path / "products.csv", ["photos/a.png", "warm"])
-    result = cli.run("submit", file)
-    assert result.exit_code == 0, result.stderr
-    assert result.stdout == "jobs/products\n"
-    assert cli.stack.input_bucket.puts == ["jobs/photos/a.png", "jobs/products.csv"]
-    assert cli.stack.input_bucket.objects["jobs/products.csv"].body == file.read_bytes()
-
-
-def test_the_csv_is_uploaded_after_all_images(cli: CliHarness, tmp_path: Path) -> None:
-    for i in range(60):
-        write_image(tmp_path / f"{i}.png", bytes([i]))
-    file = write_csv(tmp_path / "p.csv", *[[f"{i}.png", "warm"] for i in range(60)])
-    assert cli.run("submit", file, "--to", "").exit_code == 0
-    assert cli.stack.input_bucket.puts[-1] == "p.csv"
-    assert sorted(cli.stack.input_bucket.puts[:-1]) == sorted(f"{i}.png" for i in range(60))
+def test_the_csv_is_uploaded_after_all_images(cli: CliHarness) -> None:
+    names = [cli.write(f"{i}.png", bytes([i])).name for i in range(60)]
+    cli.succeed("submit", cli.csv(*(f"{name},warm" for name in names)), "--to", "")
+    assert cli.input_bucket.puts[-1] == "p.csv"
+    assert sorted(cli.input_bucket.puts[:-1]) == sorted(names)
 
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["md5 as etag", "kms"])
-def test_only_missing_and_changed_images_are_uploaded(
-    cli: CliHarness, tmp_path: Path, encrypted: bool
-) -> None:
-    cli.stack.input_bucket.encrypted = encrypted
+def test_only_missing_and_changed_images_are_uploaded(cli: CliHarness, encrypted: bool) -> None:
+    cli.input_bucket.encrypted = encrypted
     for name in ("same", "changed", "resized"):
-        write_image(tmp_path / f"{name}.png", b"1234")
-    names = ("same", "changed", "resized", "new")
-    file = write_csv(tmp_path / "p.csv", *[[f"{n}.png", "warm"] for n in names])
-    cli.run("submit", file)
-    write_image(tmp_path / "changed.png", b"4321")
-    write_image(tmp_path / "resized.png", b"12345")
-    write_image(tmp_path / "new.png")
-    cli.stack.input_bucket.puts.clear()
+        cli.write(f"{name}.png", b"1234")
+    file = cli.csv("same.png,warm", "changed.png,warm", "resized.png,warm", "new.png,warm")
+    cli.succeed("submit", file)
+    cli.write("changed.png", b"4321")
+    cli.write("resized.png", b"12345")
+    cli.write("new.png")
+    cli.input_bucket.puts.clear()
     result = cli.run("submit", file, "--json")
-    assert sorted(cli.stack.input_bucket.puts[:-1]) == [
-        f"jobs/{n}.png" for n in ("changed", "new", "resized")
+    assert sorted(cli.input_bucket.puts[:-1]) == [
+        *("jobs/changed.png", "jobs/new.png", "jobs/resized.png")
     ]
-    answer = json.loads(result.stdout)
-    assert (answer["images_uploaded"], answer["images_unchanged"]) == (3, 1)
+    printed = json.loads(result.stdout)
+    assert (printed["images_uploaded"], printed["images_unchanged"]) == (3, 1)
     assert "2 images changed since the last upload" in result.stderr
     assert "--no-resume" in result.stderr
 
 
-def test_an_image_of_another_job_is_never_overwritten(cli: CliHarness, tmp_path: Path) -> None:
-    for folder in ("summer", "winter"):
-        write_image(tmp_path / folder / "a.png", folder.encode())
-        write_csv(tmp_path / folder / f"{folder}.csv", ["a.png", "warm"])
-    assert cli.run("submit", tmp_path / "summer/summer.csv").exit_code == 0
-    result = cli.run("submit", tmp_path / "winter/winter.csv")
-    assert result.exit_code == 1
-    assert "jobs/a.png of job jobs/summer" in result.stderr
-    assert "--to" in result.stderr
-    assert cli.stack.input_bucket.objects["jobs/a.png"].body == b"summer"
-    assert "jobs/winter.csv" not in cli.stack.input_bucket.objects
+def test_an_image_of_another_job_is_never_overwritten(cli: CliHarness) -> None:
+    summer, winter = (
+        cli.csv("a.png,warm", name=f"{folder}/{folder}.csv") for folder in ("summer", "winter")
+    )
+    cli.write("summer/a.png", b"summer")
+    cli.write("winter/a.png", b"winter")
+    cli.succeed("submit", summer)
+    error = cli.error("submit", winter)
+    assert "jobs/a.png of job jobs/summer" in error
+    assert "--to" in error
+    assert cli.input_bucket.objects["jobs/a.png"].body == b"summer"
+    assert "jobs/winter.csv" not in cli.input_bucket.objects
 
 
-def test_images_outside_the_folder_are_uploaded_and_renamed(
-    cli: CliHarness, tmp_path: Path
-) -> None:
-    outside = write_image(tmp_path / "elsewhere/far, and wide.png", b"far")
-    write_image(tmp_path / "up.png", b"up")
-    write_image(tmp_path / "work/near.png", b"near")
-    file = write_csv(
-        tmp_path / "work/p.csv",
-        [json.dumps([str(outside), "near.png"]), "one, two", "../up.png"],
-        ["https://example.com/x.png", 'say "hi"', ""],
+def test_images_outside_the_folder_are_uploaded_and_renamed(cli: CliHarness) -> None:
+    outside = cli.write("elsewhere/far, and wide.png", b"far")
+    cli.write("up.png", b"up")
+    cli.write("work/near.png", b"near")
+    file = cli.csv(
+        f'"[""{outside}"", ""near.png""]","one, two",../up.png',
+        'https://example.com/x.png,"say ""hi""",',
+        name="work/p.csv",
         header="image_url,instruction,mask_url",
     )
-    result = cli.run("submit", file)
-    assert result.exit_code == 0, result.stderr
-    assert "2 paths outside the upload" in result.stderr
-    body = cli.stack.input_bucket.objects["jobs/p.csv"].body.decode()
-    first, second = csv.DictReader(io.StringIO(body, newline=""))
-    away, near = json.loads(first["image_url"])
+    assert "2 paths outside the upload" in cli.succeed("submit", file).stderr
+    first, second = uploaded_rows(cli)
+    far, near = json.loads(first["image_url"])
     assert near == "near.png"
-    assert cli.stack.input_bucket.objects[f"jobs/{away}"].body == b"far"
-    assert cli.stack.input_bucket.objects[f"jobs/{first['mask_url']}"].body == b"up"
+    assert cli.input_bucket.objects[f"jobs/{far}"].body == b"far"
+    assert cli.input_bucket.objects[f"jobs/{first['mask_url']}"].body == b"up"
     assert first["instruction"] == "one, two"
-    assert second == {
-        "image_url": "https://example.com/x.png",
-        "instruction": 'say "hi"',
-        "mask_url": "",
-    }
+    unchanged = ("https://example.com/x.png", 'say "hi"', "")
+    assert second == dict(zip(("image_url", "instruction", "mask_url"), unchanged, strict=True))
 
 
-def test_an_absolute_path_into_the_folder_is_not_uploaded_twice(
-    cli: CliHarness, tmp_path: Path
-) -> None:
-    inside = write_image(tmp_path / "photos/near.png")
-    file = write_csv(tmp_path / "p.csv", [str(inside), "warm"], ["photos/near.png", "cold"])
-    assert cli.run("submit", file).exit_code == 0
-    assert cli.stack.input_bucket.puts == ["jobs/photos/near.png", "jobs/p.csv"]
-    body = cli.stack.input_bucket.objects["jobs/p.csv"].body.decode()
-    first, _ = csv.DictReader(io.StringIO(body, newline=""))
+def test_an_absolute_path_into_the_folder_is_not_uploaded_twice(cli: CliHarness) -> None:
+    inside = cli.write("photos/near.png")
+    cli.succeed("submit", cli.csv(f"{inside},warm", "photos/near.png,cold"))
+    assert cli.input_bucket.puts == ["jobs/photos/near.png", "jobs/p.csv"]
+    first, _ = uploaded_rows(cli)
     assert json.loads(first["image_url"]) == ["photos/near.png"]
 
 
-def test_an_image_outside_the_folder_keeps_its_new_name_in_later_uploads(
-    cli: CliHarness, tmp_path: Path
-) -> None:
-    outside = write_image(tmp_path / "elsewhere/far.png")
-    file = write_csv(tmp_path / "work/p.csv", [str(outside), "warm"])
-    cli.run("submit", file)
-    first = cli.stack.input_bucket.objects["jobs/p.csv"].body
-    cli.run("submit", file)
-    assert cli.stack.input_bucket.objects["jobs/p.csv"].body == first
+def test_an_image_outside_the_folder_keeps_its_new_name_in_later_uploads(cli: CliHarness) -> None:
+    file = cli.csv(f"{cli.write('elsewhere/far.png')},warm", name="work/p.csv")
+    cli.succeed("submit", file)
+    first = cli.input_bucket.objects["jobs/p.csv"].body
+    cli.succeed("submit", file)
+    assert cli.input_bucket.objects["jobs/p.csv"].body == first
 
 
-def test_options_become_metadata_that_the_splitter_reads_back(
-    cli: CliHarness, tmp_path: Path
-) -> None:
-    file = write_csv(tmp_path / "p.csv", ["x", "warm"], header="ä,Anweisung für Bilder")
-    result = cli.run(
+def test_options_become_metadata_that_the_splitter_reads_back(cli: CliHarness) -> None:
+    file = cli.csv("x,warm", header="ä,Anweisung für Bilder")
+    cli.succeed(
         *("submit", file, "--filter-rows", "0:5", "--budget-usd", "2.50", "--no-resume"),
         *("--retry-failed", "--instruction-column", "Anweisung für Bilder", "--max-attempts", 3),
         *("--quality", "high", "--background", "transparent"),
     )
-    assert result.exit_code == 0, result.stderr
-    metadata = cli.stack.input_bucket.objects["jobs/p.csv"].metadata
+    metadata = cli.input_bucket.objects["jobs/p.csv"].metadata
     assert all(value.isascii() for value in metadata.values())
     decoded = str(make_header(decode_header(metadata["instruction-column"])))
     assert decoded == "Anweisung für Bilder"
@@ -168,9 +128,9 @@ def test_every_job_option_is_an_option_of_submit(cli: CliHarness) -> None:
     assert [name for name in OPTION_FIELDS if f"--{name}" not in printed] == []
 
 
-def test_without_options_the_object_has_no_metadata(cli: CliHarness, tmp_path: Path) -> None:
-    cli.run("submit", write_csv(tmp_path / "p.csv", ["https://h/x.png", "warm"]))
-    assert cli.stack.input_bucket.objects["jobs/p.csv"].metadata == {}
+def test_without_options_the_object_has_no_metadata(cli: CliHarness) -> None:
+    cli.succeed("submit", cli.csv("https://h/x.png,warm"))
+    assert cli.input_bucket.objects["jobs/p.csv"].metadata == {}
 
 
 @pytest.mark.parametrize(
@@ -183,14 +143,11 @@ def test_without_options_the_object_has_no_metadata(cli: CliHarness, tmp_path: P
     ],
 )
 def test_an_invalid_option_is_a_usage_error_and_uploads_nothing(
-    cli: CliHarness, tmp_path: Path, option: str, value: str
+    cli: CliHarness, option: str, value: str
 ) -> None:
-    file = write_csv(tmp_path / "p.csv", ["https://h/x.png", "warm"])
-    result = cli.run("submit", file, option, value)
-    assert result.exit_code == 2
-    assert option.removeprefix("--") in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert cli.stack.input_bucket.puts == []
+    error = cli.error("submit", cli.csv("https://h/x.png,warm"), option, value, exit_code=2)
+    assert option.removeprefix("--") in error
+    assert cli.input_bucket.puts == []
 
 
 @pytest.mark.parametrize(
@@ -205,84 +162,66 @@ def test_an_invalid_option_is_a_usage_error_and_uploads_nothing(
     ids=["empty", "png", "no instruction column", "cut", "no rows"],
 )
 def test_an_unusable_csv_is_rejected_in_one_sentence_and_uploads_nothing(
-    cli: CliHarness, tmp_path: Path, body: bytes, message: str
+    cli: CliHarness, body: bytes, message: str
 ) -> None:
-    file = tmp_path / "p.csv"
-    file.write_bytes(body)
-    result = cli.run("submit", file)
-    assert result.exit_code == 1
-    assert message in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert cli.stack.input_bucket.puts == []
+    assert message in cli.error("submit", cli.write("p.csv", body))
+    assert cli.input_bucket.puts == []
 
 
-def test_a_file_name_that_would_not_start_a_job_is_rejected(
-    cli: CliHarness, tmp_path: Path
-) -> None:
-    result = cli.run("submit", write_csv(tmp_path / "p.txt", ["https://h/x.png", "warm"]))
-    assert result.exit_code == 2
-    assert ".csv" in result.stderr
-    assert cli.stack.input_bucket.puts == []
+def test_a_file_name_that_would_not_start_a_job_is_rejected(cli: CliHarness) -> None:
+    file = cli.csv("https://h/x.png,warm", name="p.txt")
+    assert ".csv" in cli.error("submit", file, exit_code=2)
+    assert cli.input_bucket.puts == []
 
 
-def test_an_upper_case_suffix_is_uploaded_in_lower_case(cli: CliHarness, tmp_path: Path) -> None:
-    cli.run("submit", write_csv(tmp_path / "P.CSV", ["https://h/x.png", "warm"]))
-    assert cli.stack.input_bucket.puts == ["jobs/P.csv"]
+def test_an_upper_case_suffix_is_uploaded_in_lower_case(cli: CliHarness) -> None:
+    cli.succeed("submit", cli.csv("https://h/x.png,warm", name="P.CSV"))
+    assert cli.input_bucket.puts == ["jobs/P.csv"]
 
 
-def test_rows_that_will_fail_get_a_warning(cli: CliHarness, tmp_path: Path) -> None:
-    file = write_csv(tmp_path / "p.csv", ["gone.png", "warm"], ["https://h/x.png", ""])
-    result = cli.run("submit", file)
-    assert result.exit_code == 0
-    assert "1 of 2 rows will fail: row 1:" in result.stderr
-    assert "gone.png" in result.stderr
-    assert cli.stack.input_bucket.puts == ["jobs/p.csv"]
+def test_rows_that_will_fail_get_a_warning(cli: CliHarness) -> None:
+    stderr = cli.succeed("submit", cli.csv("gone.png,warm", "https://h/x.png,")).stderr
+    assert "1 of 2 rows will fail: row 1:" in stderr
+    assert "gone.png" in stderr
+    assert cli.input_bucket.puts == ["jobs/p.csv"]
 
 
-def test_an_image_that_exists_only_in_the_bucket_is_not_missing(
-    cli: CliHarness, tmp_path: Path
-) -> None:
-    cli.stack.input_bucket.objects["jobs/a.png"] = FakeObject(b"x")
-    result = cli.run("submit", write_csv(tmp_path / "p.csv", ["a.png", "warm"]), "--json")
+def test_an_image_that_exists_only_in_the_bucket_is_not_missing(cli: CliHarness) -> None:
+    cli.input_bucket.objects["jobs/a.png"] = FakeObject(b"x")
+    result = cli.run("submit", cli.csv("a.png,warm"), "--json")
     assert json.loads(result.stdout)["images_missing"] == []
     assert result.stderr == ""
 
 
-def test_images_of_rows_outside_the_filter_are_not_uploaded(
-    cli: CliHarness, tmp_path: Path
-) -> None:
-    for name in ("a", "b"):
-        write_image(tmp_path / f"{name}.png", name.encode())
-    file = write_csv(tmp_path / "p.csv", ["a.png", "warm"], ["b.png", "warm"])
-    cli.run("submit", file, "--filter-rows", "1")
-    assert cli.stack.input_bucket.puts == ["jobs/b.png", "jobs/p.csv"]
+def test_images_of_rows_outside_the_filter_are_not_uploaded(cli: CliHarness) -> None:
+    cli.write("a.png")
+    cli.write("b.png")
+    cli.succeed("submit", cli.csv("a.png,warm", "b.png,warm"), "--filter-rows", "1")
+    assert cli.input_bucket.puts == ["jobs/b.png", "jobs/p.csv"]
 
 
-def test_wait_follows_the_new_run_and_not_an_older_one(cli: CliHarness, tmp_path: Path) -> None:
-    source = Source("in", "jobs/p.csv", "v0")
-    old = running("jobs/p", source=source)
-    cli.stack.ledger.start(old, 10)
-    cli.stack.ledger.fail(old, "The old file was a PNG.")
+def test_wait_follows_the_new_run_and_not_an_older_one(cli: CliHarness) -> None:
+    old = running("jobs/p", source=Source("in", "jobs/p.csv", "v0"))
+    cli.ledger.start(old, 10)
+    cli.ledger.fail(old, "The old file was a PNG.")
 
     def start_and_fail_the_run() -> None:
         new = running("jobs/p", run="run-2", started_at=cli.clock.now())
         if len(cli.clock.slept) == 2:
-            cli.stack.ledger.start(new, 10)
+            cli.ledger.start(new, 10)
         if len(cli.clock.slept) == 4:
-            cli.stack.ledger.fail(new, "The file is empty.")
+            cli.ledger.fail(new, "The file is empty.")
 
     cli.clock.on_sleep = start_and_fail_the_run
-    file = write_csv(tmp_path / "p.csv", ["https://h/x.png", "warm"])
-    result = cli.run("submit", file, "--wait")
+    result = cli.run("submit", cli.csv("https://h/x.png,warm"), "--wait")
     assert result.exit_code == 1
     assert "The file is empty." in result.stdout
     assert "PNG" not in result.output
     assert len(cli.clock.slept) == 4
 
 
-def test_wait_gives_up_if_the_job_does_not_start(cli: CliHarness, tmp_path: Path) -> None:
-    file = write_csv(tmp_path / "p.csv", ["https://h/x.png", "warm"])
-    result = cli.run("submit", file, "--wait")
+def test_wait_gives_up_if_the_job_does_not_start(cli: CliHarness) -> None:
+    result = cli.run("submit", cli.csv("https://h/x.png,warm"), "--wait")
     assert result.exit_code == 1
     assert "/aws/lambda/SplitterFunctionName" in result.stderr
     assert 100 < sum(cli.clock.slept) < 150

@@ -1,4 +1,4 @@
-"""Events of the splitter, and the files in events/: consistent, and as the functions get them."""
+"""Upload events and settings, and the files in events/: consistent, and as functions get them."""
 
 import json
 import re
@@ -9,14 +9,15 @@ import pytest
 from pydantic import ValidationError
 
 from darkroom.aws.events import continuation_event, uploads_in
-from darkroom.csv_input.reader import read_job_rows
-from darkroom.jobs import JobOptions, job_id
+from darkroom.errors import ConfigurationError
+from darkroom.jobs import job_id
 from darkroom.rows import RowMessage, RowRequest
 from darkroom.settings import Settings
 from darkroom.splitter import CsvUploaded
 from darkroom_local.sam_local import EVENTS, prepared_events
+from tests.fakes.csv_files import rows_of
 
-EXAMPLE = json.loads((EVENTS / "env.json").read_text())
+EXAMPLE = json.loads((EVENTS / "env.json").read_text())["Parameters"]
 
 
 def event(name: str) -> Any:
@@ -32,10 +33,9 @@ def test_the_continuation_is_the_event_that_the_splitter_sends_itself() -> None:
     assert event("splitter-continue.json") == continuation_event(uploaded())
 
 
-def test_the_batch_holds_the_messages_that_the_splitter_sends_for_the_csv() -> None:
+def test_the_batch_contains_the_messages_that_the_splitter_sends_for_the_csv() -> None:
     upload, csv = uploaded(), (EVENTS / "sam-local.csv").read_bytes()
     assert upload.size == len(csv)
-    rows = list(read_job_rows(lambda offset: iter([csv[offset:]]), JobOptions()).from_row(0, None))
     sent = [
         RowMessage(
             job=job_id(upload.key),
@@ -45,23 +45,27 @@ def test_the_batch_holds_the_messages_that_the_splitter_sends_for_the_csv() -> N
             base=upload.source.base,
             request=row.request,
         )
-        for row in rows
+        for row in rows_of(csv)
         if isinstance(row.request, RowRequest)
     ]
     records = event("editor-sqs-batch.json")["Records"]
     assert [RowMessage.model_validate_json(r["body"]) for r in records] == sent
 
 
-@pytest.mark.parametrize("function", sorted(EXAMPLE))
-def test_the_environment_is_valid_for_the_functions(function: str) -> None:
-    Settings.from_environment(EXAMPLE[function])
+def test_the_environment_becomes_typed_settings() -> None:
+    settings = Settings.from_environment({**EXAMPLE, "ROWS_PER_WORKER": "7", "PATH": "/usr/bin"})
+    assert (settings.rows_per_worker, settings.on_unknown_outcome) == (7, "retry")
+
+
+@pytest.mark.parametrize(("name", "value"), [("LEDGER_TABLE", None), ("ROWS_PER_WORKER", "many")])
+def test_a_missing_or_invalid_variable_is_named(name: str, value: str | None) -> None:
+    environment = {k: v for k, v in {**EXAMPLE, name: value}.items() if v is not None}
+    with pytest.raises(ConfigurationError, match=name):
+        Settings.from_environment(environment)
 
 
 def test_prepared_events_contain_the_names_of_the_stack_and_none_of_the_example() -> None:
-    deployed = {
-        function: {name: f"{name.lower()}-of-mine" for name in variables}
-        for function, variables in EXAMPLE.items()
-    }
+    deployed = {name: f"{name.lower()}-of-mine" for name in EXAMPLE}
     files = prepared_events(deployed)
     assert set(files) == {path.name for path in Path(EVENTS).glob("*.json")}
     assert '"input_bucket-of-mine"' in files["splitter-s3-put.json"]
@@ -72,23 +76,15 @@ def test_prepared_events_contain_the_names_of_the_stack_and_none_of_the_example(
     assert message.run != uploaded().run
 
 
-def _upload(key: str = "jobs/products.csv", version: str | None = "v1") -> CsvUploaded:
-    return CsvUploaded("in", key, version, "0A1B", 12, "abc")
-
-
 @pytest.mark.parametrize("key", ["jobs/a b+c.csv", "jobs/ä/ü%20.csv", "x.csv.gz"])
-def test_a_continuation_event_is_parsed_to_the_same_upload(key: str) -> None:
-    assert list(uploads_in(continuation_event(_upload(key)))) == [_upload(key)]
-
-
-def test_a_continuation_event_names_the_same_run() -> None:
-    (parsed,) = uploads_in(continuation_event(_upload()))
-    assert parsed.run == _upload().run
-
-
-def test_a_continuation_of_an_unversioned_upload_has_no_version() -> None:
-    (parsed,) = uploads_in(continuation_event(_upload(version=None)))
-    assert parsed.version_id is None
+@pytest.mark.parametrize("version", ["v1", None])
+def test_a_continuation_event_is_parsed_to_the_same_upload_and_run(
+    key: str, version: str | None
+) -> None:
+    upload = CsvUploaded("in", key, version, "0A1B", 12, "abc")
+    (parsed,) = uploads_in(continuation_event(upload))
+    assert parsed == upload
+    assert parsed.run == upload.run
 
 
 def test_the_test_event_of_s3_contains_no_upload() -> None:

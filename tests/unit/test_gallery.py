@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom.errors import Reason
-from darkroom.report.gallery import ROWS_PER_PAGE, Gallery, Thumbs, rejected_page, stylesheet
+from darkroom.report.gallery import (
+    ROWS_PER_PAGE,
+    Gallery,
+    Thumbs,
+    page_count,
+    rejected_page,
+    stylesheet,
+)
 from darkroom.report.rows import ReportRow
 from darkroom.report.summary import Aggregate, JobSummary
 from darkroom.rows import RowState
@@ -45,7 +52,7 @@ def summary(*rows: ReportRow, **changes: object) -> JobSummary:
     aggregate = Aggregate()
     for row in rows:
         aggregate.add(row)
-    made = aggregate.summary(split_run(), pages=1, finished_at=START + 60)
+    made = aggregate.summary(split_run(), pages=page_count(rows), finished_at=START + 60)
     return made.model_copy(update=changes)
 
 
@@ -153,7 +160,7 @@ def test_text_and_attributes_read_back_as_they_were(text: str) -> None:
     source = f'https://x.test/"><script>{text}'
     row = report_row(3, **FAILED | {"instruction": text, "images": (source,), "endpoint": text})
     parsed = Parsed(pages(row, report_row(4, **EDITED | {"instruction": text}))[0])
-    shown = [e.text for e in parsed.all("p") if e.attributes.get("class") == "say"]
+    shown = [e.text for e in parsed.all("p") if e.attributes.get("class") == "instruction"]
     assert shown == [text, text]
     assert [e.text for e in parsed.all("a") if e.attributes["href"] == source] == [source]
     assert f"After: {text}" in parsed.values("alt")
@@ -330,12 +337,12 @@ def test_the_page_of_a_rejected_file_shows_the_reason() -> None:
 
 def test_every_choice_without_a_card_shows_its_text() -> None:
     (page,) = pages(report_row(3, **EDITED), report_row(4, **FAILED | {"provider": "openai"}))
-    (names,) = (value for value in Parsed(page).values("class") if value.startswith("none "))
+    (names,) = (value for value in Parsed(page).values("class") if value.startswith("no-rows "))
     absent = set(names.split())
     assert {"x-succeeded-openai", "x-failed-gemini", "x-dead-all"} <= absent
     assert not {"x-succeeded-gemini", "x-failed-openai", "x-all-all"} & absent
-    for name in absent - {"none"}:
-        assert f".none.{name} " in stylesheet()
+    for name in absent - {"no-rows"}:
+        assert f".no-rows.{name} " in stylesheet()
 
 
 @pytest.mark.parametrize(

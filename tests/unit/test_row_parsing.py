@@ -1,141 +1,158 @@
-"""The cells of a row as a request, or the reason why the row is rejected."""
+"""The cells of a row as a request, or the reason why the row is rejected.
 
+Rejections that a line of tests/corpus/csv shows already are not repeated here.
+"""
+
+import json
+import posixpath
 import re
+from unicodedata import normalize
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom.csv_input.fields import COLUMN_FIELDS, read_columns
+from darkroom.csv_input.names import (
+    OUTPUT_SUFFIXES,
+    UsedNames,
+    image_names,
+    parse_key,
+    parse_output_name,
+)
 from darkroom.csv_input.reader import parse_row, row_key
+from darkroom.csv_input.values import MAX_IMAGES, parse_images
 from darkroom.errors import Reason, RowRejected
-from darkroom.jobs import JobOptions
+from darkroom.jobs import JobOptions, ResultPaths
 from darkroom.rows import RowMessage, RowRequest
 
-NAMES = tuple(field.columns[0] for field in COLUMN_FIELDS)
-COLUMNS = read_columns((*NAMES, "sku"), JobOptions())
-PLAIN = {"image_url": "a.jpg", "instruction": "make it red"}
+FIELD_NAMES = {field.columns[0]: field.name for field in COLUMN_FIELDS}
+COLUMNS = read_columns((*FIELD_NAMES, "sku"), JobOptions())
+JOB = ResultPaths("jobs/products")
 
 
 def parsed(options: JobOptions | None = None, /, **cells: str) -> RowRequest:
-    values = PLAIN | cells
-    return parse_row(COLUMNS, [values.get(name, "") for name in NAMES], options or JobOptions())
-
-
-def rejection(**cells: str) -> str:
-    with pytest.raises(RowRejected) as rejected:
-        parsed(**cells)
-    assert rejected.value.reason is Reason.BAD_INPUT
-    return rejected.value.detail
+    written = {"image_url": "a.jpg", "instruction": "make it red"} | cells
+    row = [written.get(column, "") for column in FIELD_NAMES]
+    return parse_row(COLUMNS, row, options or JobOptions())
 
 
 def test_every_column_is_parsed_into_its_field() -> None:
-    assert parsed(
-        image_url=" a.jpg | b.jpg ",
-        instruction="\tmake it\nred ",
-        mask_url="m.png",
-        aspect_ratio="16:9",
-        resolution="2K",
-        size="1024x1536",
-        quality="high",
-        background="opaque",
-        n="2",
-        output_name="shoe",
-        model="gpt-image-1.5",
-    ) == RowRequest(
-        instruction="make it\nred",
-        images=("a.jpg", "b.jpg"),
-        mask="m.png",
-        aspect_ratio="16:9",
-        resolution="2K",
-        size="1024x1536",
-        quality="high",
-        background="opaque",
-        n=2,
-        output_name="shoe.png",
-        model="gpt-image-1.5",
-    )
+    written = {
+        "image_url": (" a.jpg | b.jpg ", ("a.jpg", "b.jpg")),
+        "instruction": ("\tmake it\nred ", "make it\nred"),
+        "mask_url": ("m.png", "m.png"),
+        "aspect_ratio": ("16:9", "16:9"),
+        "resolution": ("2K", "2K"),
+        "size": ("1024x1536", "1024x1536"),
+        "quality": ("high", "high"),
+        "background": ("opaque", "opaque"),
+        "n": ("2", 2),
+        "output_name": ("shoe", "shoe.png"),
+        "model": ("gpt-image-1.5", "gpt-image-1.5"),
+    }
+    values = {FIELD_NAMES[column]: value for column, (_, value) in written.items()}
+    assert parsed(**{column: text for column, (text, _) in written.items()}).model_dump() == values
 
 
-def test_a_row_may_have_no_image() -> None:
-    assert parsed(image_url="") == RowRequest(instruction="make it red")
+URL = "https://x.test"
+SPELLINGS: list[tuple[str, object, list[str]]] = [
+    ("aspect_ratio", "16:9", ["16x9", "16/9", "16 : 9", "16:09", "16:09:00"]),
+    ("resolution", "2K", ["2k"]),
+    ("size", "1024x1536", ["1024 x 1536", "1024X1536", "1024*1536"]),
+    ("size", "auto", ["AUTO"]),
+    ("quality", "hd", ["HD"]),
+    ("background", "transparent", ["Transparent"]),
+    ("n", 2, ["2.0"]),
+    ("n", 10, ["010"]),
+    ("image_url", (), ["", "[]"]),
+    ("image_url", ("a.jpg",), ["a.jpg"]),
+    ("image_url", ("a.jpg", "b.jpg"), ["a.jpg,b.jpg", "a.jpg, b.jpg ,", "a.jpg|b.jpg||"]),
+    ("image_url", ("a.jpg", "b.jpg"), ["a.jpg\r\nb.jpg"]),
+    ("image_url", ("a,b.jpg", "c.jpg"), ["a,b.jpg|c.jpg"]),
+    ("image_url", ("a, b.jpg", "c|d.jpg"), ['["a, b.jpg", " c|d.jpg ", ""]']),
+    ("image_url", (f"{URL}/w_400,h_300/a.jpg",), [f"{URL}/w_400,h_300/a.jpg"]),
+    ("image_url", (f"{URL}/w_4,h_3/a", f"{URL}/b"), [f"{URL}/w_4,h_3/a,{URL}/b"]),
+    ("image_url", (f"{URL}/a.jpg", "b.jpg"), [f"{URL}/a.jpg,b.jpg"]),
+    ("image_url", (f"{URL}/a", "b.jpg"), [f"{URL}/a, b.jpg"]),
+    ("image_url", ("photos/caf\xe9 (1).jpg",), ["photos/caf\xe9 (1).jpg"]),
+    ("output_name", "shoe.png", ["shoe.png", "shoe"]),
+    ("output_name", "shoe.v2.png", ["shoe.v2"]),
+    ("output_name", "red/shoe.JPG", ["red/shoe.JPG"]),
+    ("output_name", "shoe.webp", ["images/shoe.webp"]),
+    ("output_name", "caf\xe9.png", ["cafe\u0301.png"]),
+    ("output_name", "\u9774 1.jpeg", ["\u9774 1.jpeg"]),
+    ("output_name", "console.png", ["console.png"]),
+]
 
 
 @pytest.mark.parametrize(
-    ("column", "written", "value"),
-    [
-        *(("aspect_ratio", w, "16:9") for w in ("16x9", "16/9", "16 : 9", "16:09", "16:09:00")),
-        ("resolution", "2k", "2K"),
-        *(("size", w, "1024x1536") for w in ("1024 x 1536", "1024X1536", "1024*1536")),
-        ("size", "AUTO", "auto"),
-        ("quality", "HD", "hd"),
-        ("background", "Transparent", "transparent"),
-        ("n", "2.0", 2),
-        ("n", "010", 10),
-    ],
+    ("column", "value", "text"), [(c, value, t) for c, value, texts in SPELLINGS for t in texts]
 )
-def test_common_spellings_of_values_are_accepted(column: str, written: str, value: object) -> None:
-    assert getattr(parsed(**{column: written}), column) == value
+def test_values_are_accepted_in_common_spellings(column: str, value: object, text: str) -> None:
+    assert getattr(parsed(**{column: text}), FIELD_NAMES[column]) == value
+
+
+NOT_A_REFERENCE = "is neither an https:// or s3:// URL nor a path"
+REJECTED = [
+    ("aspect_ratio", "21:9", ["0.5625"]),
+    ("size", "1024x1536", ["1024", "0x1024"]),
+    ("n", "from 1 to 10", ["2.5", "9" * 5_000]),
+    ("instruction", "U+0008", ["a\x08b"]),
+    ("image_url", "is not valid JSON", ['["a.jpg"', "[" * 100_000]),
+    ("image_url", "must contain strings only", ["[1, 2]", '["a.jpg", null]']),
+    ("image_url", NOT_A_REFERENCE, ["file:///etc/passwd", "C:\\photos\\a.jpg", "https:a.jpg"]),
+    ("image_url", "has no host or bucket", ["https://", "s3:///"]),
+    ("image_url", "contains a control character", ['["a\\u0000.jpg"]', '["\\ud800"]']),
+    ("image_url", "is longer than 8,192 characters", ["a" * 8193]),
+    ("output_name", "leaves its folder", ["a/../x.png", "a//x.png", "a/", "images/", ".."]),
+    ("output_name", "contains '\\'", ["a\\b.png"]),
+    ("output_name", "contains '?'", ["what?.png"]),
+    ("output_name", "U+0007", ["a\x07.png"]),
+    ("output_name", "U+D800", ["a\ud800.png"]),
+    ("output_name", "begins with a dot", [".htaccess"]),
+    ("output_name", "ends with a dot or a space", ["a /x.png", "a./x.png"]),
+    ("output_name", "Windows reserves for a device", ["nul", "COM1.png", "a/aux.v2/x.png"]),
+    ("output_name", "a folder named images or thumbs", ["a/Images/x.png"]),
+    ("output_name", "has the extension .gif", ["x.gif"]),
+    ("output_name", "a part of more than 200 bytes", ["\xe9" * 101 + ".png"]),
+    ("output_name", "longer than 500 bytes", ["/".join(["abcdefghi"] * 60)]),
+]
 
 
 @pytest.mark.parametrize(
-    ("column", "written", "choices"),
-    [
-        ("aspect_ratio", "5:3", "21:9"),
-        ("aspect_ratio", "0.5625", "21:9"),
-        ("resolution", "8K", "1K, 2K, 4K"),
-        ("size", "big", "1024x1536"),
-        ("size", "1024", "1024x1536"),
-        ("size", "0x1024", "1024x1536"),
-        ("quality", "best", "medium"),
-        ("background", "white", "transparent, opaque, auto"),
-        ("n", "0", "from 1 to 10"),
-        ("n", "99", "from 1 to 10"),
-        ("n", "2.5", "from 1 to 10"),
-        ("n", "-1", "from 1 to 10"),
-        ("n", "9" * 5_000, "from 1 to 10"),
-        ("model", "gpt image", "not a valid model name"),
-        ("image_url", "ftp://x.test/a", "neither an https:// or s3:// URL"),
-        ("mask_url", "ftp://x.test/a", "neither an https:// or s3:// URL"),
-        ("output_name", "../x", "leaves its folder"),
-        ("instruction", "", "is empty"),
-        ("instruction", "x" * 32_001, "at most 32,000"),
-        ("instruction", "a\x08b", "U+0008"),
-    ],
+    ("column", "sentence", "text"), [(c, s, text) for c, s, texts in REJECTED for text in texts]
 )
 def test_an_invalid_value_is_rejected_with_its_column_and_the_valid_ones(
-    column: str, written: str, choices: str
+    column: str, sentence: str, text: str
 ) -> None:
-    detail = rejection(**{column: written})
-    assert detail.startswith(f"column {column}")
-    assert choices in detail
-    assert len(detail) < 300
+    with pytest.raises(RowRejected) as rejected:
+        parsed(**{column: text})
+    assert rejected.value.reason is Reason.BAD_INPUT
+    assert rejected.value.detail.startswith(f"column {column}: ")
+    assert sentence in rejected.value.detail
+    assert len(rejected.value.detail) < 300
 
 
-def test_a_mask_without_an_image_is_rejected() -> None:
-    assert "no image to apply the mask to" in rejection(image_url="", mask_url="m.png")
+def test_the_rejection_of_a_signed_url_does_not_contain_its_signature() -> None:
+    with pytest.raises(RowRejected, match="column mask_url: ") as rejected:
+        parsed(mask_url="ftp://x.test/a?X-Amz-Signature=SECRET")
+    assert "SECRET" not in rejected.value.detail
+
+
+def test_a_rejected_name_in_a_chosen_column_names_that_column() -> None:
+    columns = read_columns(("instruction", "file"), JobOptions(output_name_column="file"))
+    with pytest.raises(RowRejected, match=r"^column file: .* leaves its folder"):
+        parse_row(columns, ["red", "../x"], JobOptions())
 
 
 def test_an_empty_cell_has_the_default_of_the_job_option() -> None:
-    options = JobOptions(
-        aspect_ratio="1:1", resolution="1K", quality="low", background="opaque", model="m"
-    )
-    assert parsed(options) == RowRequest(
-        instruction="make it red",
-        images=("a.jpg",),
-        aspect_ratio="1:1",
-        resolution="1K",
-        quality="low",
-        background="opaque",
-        model="m",
-    )
-    own = parsed(options, aspect_ratio="3:2", quality="high", model="o", background="auto")
-    assert (own.aspect_ratio, own.quality, own.model, own.background) == (
-        "3:2",
-        "high",
-        "o",
-        "auto",
-    )
+    defaults = {"aspect_ratio": "1:1", "quality": "low", "model": "m", "background": "opaque"}
+    options = JobOptions.model_validate({**defaults, "resolution": "1K"})
+    expected = {"instruction": "make it red", "images": ("a.jpg",), "resolution": "1K"}
+    assert parsed(options) == RowRequest.model_validate({**expected, **defaults})
+    own = {"aspect_ratio": "3:2", "quality": "high", "model": "o", "background": "auto"}
+    assert parsed(options, **own) == RowRequest.model_validate({**expected, **own})
 
 
 def test_missing_cells_at_the_end_of_a_row_are_empty() -> None:
@@ -143,17 +160,25 @@ def test_missing_cells_at_the_end_of_a_row_are_empty() -> None:
     assert parse_row(columns, ["red"], JobOptions()) == RowRequest(instruction="red")
 
 
-def test_a_row_with_too_many_cells_is_rejected_unless_they_are_blank() -> None:
-    columns = read_columns(("instruction",), JobOptions())
-    assert parse_row(columns, ["red", "", " "], JobOptions()).instruction == "red"
-    with pytest.raises(RowRejected, match="3 cells where the header has 1: put cells"):
-        parse_row(columns, ["make it red", " please", ""], JobOptions())
-
-
-@pytest.mark.parametrize(("index", "key"), [("", "000007"), (" sku-1 ", "sku-1")])
+@pytest.mark.parametrize(
+    ("index", "key"),
+    [
+        ("", "000007"),
+        (" sku-1 ", "sku-1"),
+        *((k, k) for k in ("1", "000008", "A-7_b.c", "x" * 100)),
+    ],
+)
 def test_the_key_of_a_row_is_its_index_or_its_number(index: str, key: str) -> None:
     columns = read_columns(("instruction", "id"), JobOptions())
-    assert row_key(columns, ["red", index], 7) == key
+    assert row_key(columns, ["red", index], "000007") == key
+
+
+@pytest.mark.parametrize(
+    "key", ["-1", ".a", "a.", "a b", "\xe9", "x" * 101, "con", "LPT1.x", "a\n", "\u0661"]
+)
+def test_keys_that_cannot_be_file_names_are_rejected(key: str) -> None:
+    with pytest.raises(ValueError, match="cannot be used as a file name"):
+        parse_key(key)
 
 
 CELL = st.one_of(
@@ -166,7 +191,7 @@ CELL = st.one_of(
 def test_any_cells_are_a_request_that_sqs_accepts_or_are_rejected(cells: list[str]) -> None:
     try:
         request = parse_row(COLUMNS, cells, JobOptions())
-        key = row_key(COLUMNS, cells, 0)
+        key = row_key(COLUMNS, cells, "000000")
     except RowRejected as rejected:
         reason, detail = rejected.reason, rejected.detail
         assert reason is Reason.BAD_INPUT
@@ -178,3 +203,70 @@ def test_any_cells_are_a_request_that_sqs_accepts_or_are_rejected(cells: list[st
     assert RowMessage.model_validate_json(body) == message
     # SQS accepts XML 1.0 characters only.
     assert re.fullmatch(r"[\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]*", body)
+
+
+REFERENCE = st.one_of(
+    st.from_regex(r"[a-z0-9/_-]{1,12}\.(png|jpg)", fullmatch=True),
+    st.from_regex(r"(https|s3)://[a-z]{1,8}/[a-z0-9/._?=&-]{1,20}", fullmatch=True),
+)
+LISTS = st.lists(REFERENCE, min_size=1, max_size=MAX_IMAGES)
+
+
+@given(LISTS)
+def test_every_kind_of_list_yields_its_references_in_order(references: list[str]) -> None:
+    separated = [separator.join([*references, ""]) for separator in ("|", "\n", " | ")]
+    for cell in (json.dumps(references), ", ".join(references), *separated):
+        assert list(parse_images(cell)) == references
+
+
+@given(st.text(max_size=60), st.sampled_from(["", "[", '["', "https://x", "s3://", "a|"]))
+def test_any_cell_is_split_or_rejected(cell: str, start: str) -> None:
+    try:
+        references = parse_images(start + cell)
+    except ValueError as error:
+        assert len(str(error)) < 400  # noqa: PT017 - either outcome is right
+        return
+    assert len(references) <= MAX_IMAGES
+    assert all(reference == reference.strip() != "" for reference in references)
+
+
+PATHS = st.lists(
+    st.one_of(
+        st.sampled_from(["..", ".", "", "images", "a", "con", "x.png", "y.jpg ", "\\", "~"]),
+        st.text(max_size=8),
+    ),
+    max_size=5,
+).map("/".join)
+
+
+@given(PATHS, st.integers(1, 10))
+def test_accepted_names_are_in_the_images_folder_with_a_known_extension(
+    written: str, n: int
+) -> None:
+    try:
+        name = parse_output_name(written)
+    except ValueError:
+        return
+    key = JOB.image(name)
+    assert posixpath.normpath(key) == key
+    assert key.startswith("jobs/products/images/")
+    assert key.lower().endswith(OUTPUT_SUFFIXES)
+    assert parse_output_name(name) == name
+    name.encode()
+    images = [JOB.image(copy) for copy in image_names(name, n)]
+    assert images == [JOB.image(name, copy) for copy in range(n)]
+
+
+@given(st.lists(st.text(max_size=2), max_size=60))
+def test_used_names_return_the_first_user_like_a_dictionary(names: list[str]) -> None:
+    used, known = UsedNames(), dict[str, int]()
+    for row, name in enumerate(names):
+        folded = normalize("NFC", name).casefold()
+        assert used.first_user(name, row) == known.get(folded)
+        known.setdefault(folded, row)
+
+
+def test_used_names_are_kept_while_the_table_grows() -> None:
+    used = UsedNames()
+    assert all(used.first_user(f"name {row}", row) is None for row in range(20_000))
+    assert all(used.first_user(f"NAME {row}", 0) == row for row in range(20_000))

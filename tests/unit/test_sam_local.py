@@ -50,13 +50,11 @@ def test_forwarding_ends_with_its_block(server: str) -> None:
 
 def test_containers_get_urls_that_they_can_reach() -> None:
     url, forwarded_url = "http://127.0.0.1:4566", "http://172.17.0.1:9999"
-    deployed = {"EditorFunction": {"ROWS_QUEUE_URL": f"{url}/0/rows", "STACK_NAME": "darkroom"}}
+    deployed = {"ROWS_QUEUE_URL": f"{url}/0/rows", "STACK_NAME": "darkroom"}
     assert for_containers(deployed, url, forwarded_url) == {
-        "EditorFunction": {
-            "ROWS_QUEUE_URL": f"{forwarded_url}/0/rows",
-            "STACK_NAME": "darkroom",
-            "AWS_ENDPOINT_URL": forwarded_url,
-        }
+        "ROWS_QUEUE_URL": f"{forwarded_url}/0/rows",
+        "STACK_NAME": "darkroom",
+        "AWS_ENDPOINT_URL": forwarded_url,
     }
 
 

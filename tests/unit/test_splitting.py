@@ -1,16 +1,24 @@
 """The splitter: every row with work is queued, despite repeated or late events and crashes."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darkroom.errors import Reason, ServiceUnavailable
-from darkroom.jobs import RunState, Totals
-from darkroom.rows import RowResult, RowState
-from darkroom.splitter import LEASE_SECONDS, MAX_CONTINUATIONS, CsvUploaded
+from darkroom.jobs import JobOptions, RunState, Totals
+from darkroom.rows import RowRecord, RowResult, RowState
+from darkroom.splitter import (
+    LEASE_SECONDS,
+    MAX_CONTINUATIONS,
+    CsvUploaded,
+    ResumeDecision,
+    resume_decision,
+)
 from tests.fakes.csv_files import HEADER
+from tests.fakes.ledger import running
 from tests.fakes.services import FakeClock
 from tests.fakes.splitting import JOB, Crash, FaultInjector, SplitterHarness, failing
 
@@ -46,14 +54,12 @@ def test_invalid_and_skipped_rows_are_counted_not_queued(harness: SplitterHarnes
     assert harness.run.totals == Totals(rows=5, queued=2, invalid=1, skipped=2)
 
 
-def test_a_csv_of_invalid_rows_only_is_done_at_once(harness: SplitterHarness) -> None:
-    harness.split(harness.upload(HEADER + "a.jpg,\n"))
+def test_a_csv_of_invalid_rows_only_is_done_at_once_and_its_warnings_are_stored(
+    harness: SplitterHarness,
+) -> None:
+    harness.split(harness.upload("image,image_url,prompt\na.jpg,b.jpg,\n"))
     assert harness.run.totals == Totals(rows=1, invalid=1)
     assert harness.is_settled()
-
-
-def test_warnings_about_the_header_are_stored(harness: SplitterHarness) -> None:
-    harness.split(harness.upload("image,image_url,prompt\na,b,c\n"))
     assert len(harness.run.warnings) == 1
 
 
@@ -92,21 +98,17 @@ def test_a_file_without_a_name_is_ignored_and_logged(harness: SplitterHarness, k
     assert harness.telemetry.logged("warning") == ["csv_without_name"]
 
 
-def test_the_same_event_twice_queues_nothing_twice(harness: SplitterHarness) -> None:
-    upload = harness.upload(csv_of(3))
-    harness.split(upload)
-    harness.split(upload)
-    assert rows_sent(harness) == [0, 1, 2]
-    assert harness.checks == [JOB, JOB]  # the first invocation may have died before its check
-
-
-def test_a_repeated_event_of_a_bad_file_only_requests_its_report_again(
-    harness: SplitterHarness,
+@pytest.mark.parametrize(
+    ("text", "sent", "checks", "reports"),
+    [(csv_of(3), [0, 1, 2], [JOB, JOB], []), ("", [], [], [JOB, JOB])],
+)
+def test_the_same_event_twice_only_repeats_the_last_step(
+    harness: SplitterHarness, text: str, sent: list[int], checks: list[str], reports: list[str]
 ) -> None:
-    upload = harness.upload(b"")
+    upload = harness.upload(text)
     harness.split(upload)
-    harness.split(upload)
-    assert harness.reports == [JOB, JOB]
+    harness.split(upload)  # the first invocation may have died before its last step
+    assert (rows_sent(harness), harness.checks, harness.reports) == (sent, checks, reports)
     assert harness.run.number == 1
 
 
@@ -139,16 +141,12 @@ def test_a_newer_upload_stops_the_split_of_the_older_one(harness: SplitterHarnes
     assert harness.telemetry.logged("info")[-1] == "split_interrupted"
 
 
-def test_a_second_upload_of_the_same_bytes_is_a_second_run(harness: SplitterHarness) -> None:
-    first, second = harness.upload(csv_of(1)), harness.upload(csv_of(1))
-    assert first.run != second.run
-
-
-def test_uploads_to_an_unversioned_bucket_are_distinguished_by_their_events() -> None:
+def test_uploads_are_distinguished_by_their_version_or_else_by_their_event() -> None:
     one = CsvUploaded("in", "a.csv", "null", "01", 5, "etag")
     assert one.source.version_id is None
-    assert one.run == CsvUploaded("in", "a.csv", None, "01", 5, "etag").run
-    assert one.run != CsvUploaded("in", "a.csv", None, "02", 5, "etag").run
+    assert one.run == replace(one, version_id=None).run
+    assert one.run != replace(one, version_id=None, sequencer="02").run
+    assert replace(one, version_id="v1").run != replace(one, version_id="v2").run
 
 
 @pytest.mark.parametrize("index", [False, True])
@@ -204,21 +202,9 @@ def test_a_long_check_renews_its_lease_and_fails_before_the_timeout(
     assert harness.queue.sent == []
 
 
-def test_the_same_csv_again_queues_nothing_and_is_done(harness: SplitterHarness) -> None:
-    harness.split(harness.upload(csv_of(3)))
-    harness.edit()
-    harness.queue.sent.clear()
-    harness.split(harness.upload(csv_of(3)))
-    assert harness.queue.sent == []
-    assert harness.run.totals == Totals(rows=3, resumed=3)
-    assert harness.is_settled()
-
-
 def test_a_corrected_csv_queues_the_changed_and_new_rows(harness: SplitterHarness) -> None:
     harness.outcome = failing(Reason.REFUSED, 2)
-    harness.split(harness.upload(csv_of(3)))
-    harness.edit()
-    harness.queue.sent.clear()
+    harness.edit_csv(csv_of(3))
     harness.split(harness.upload(csv_of(4).replace("photos/0.jpg,red", "photos/0.jpg,blue")))
     assert rows_sent(harness) == [0, 3]
     assert harness.run.totals == Totals(rows=4, queued=2, resumed=1, kept_failed=1)
@@ -227,6 +213,7 @@ def test_a_corrected_csv_queues_the_changed_and_new_rows(harness: SplitterHarnes
 @pytest.mark.parametrize(
     ("options", "reason", "sent"),
     [
+        ({}, None, []),
         ({}, Reason.BAD_IMAGE, []),
         ({"retry_failed": "true"}, Reason.BAD_IMAGE, [1]),
         ({}, Reason.BUDGET, [1]),
@@ -236,24 +223,26 @@ def test_a_corrected_csv_queues_the_changed_and_new_rows(harness: SplitterHarnes
     ],
 )
 def test_which_rows_a_repeated_upload_queues(
-    harness: SplitterHarness, options: dict[str, str], reason: Reason, sent: list[int]
+    harness: SplitterHarness, options: dict[str, str], reason: Reason | None, sent: list[int]
 ) -> None:
-    harness.outcome = failing(reason, 1)
-    harness.split(harness.upload(csv_of(3)))
-    harness.edit()
-    harness.queue.sent.clear()
+    """`reason`: why row 1 failed before."""
+    if reason is not None:
+        harness.outcome = failing(reason, 1)
+    harness.edit_csv(csv_of(3))
     harness.split(harness.upload(csv_of(3), **options))
     assert rows_sent(harness) == sent
+    kept_failed = 1 if not sent and reason is not None else 0
+    resumed = 3 - len(sent) - kept_failed
+    assert harness.run.totals == Totals(3, len(sent), resumed, kept_failed)
     assert all(message.redo == ("resume" in options) for message in harness.queue.sent)
     harness.edit()
     assert harness.is_settled()
 
 
 def test_a_wider_filter_adds_rows_to_those_already_edited(harness: SplitterHarness) -> None:
-    harness.split(harness.upload(csv_of(5), filter_rows=":2"))
-    harness.edit()
+    harness.edit_csv(csv_of(5), filter_rows=":2")
     harness.split(harness.upload(csv_of(5)))
-    assert rows_sent(harness) == [0, 1, 2, 3, 4]
+    assert rows_sent(harness) == [2, 3, 4]
     assert harness.run.totals == Totals(rows=5, queued=3, resumed=2)
 
 
@@ -270,6 +259,65 @@ def test_a_job_stopped_during_its_split_stays_stopped(harness: SplitterHarness) 
     harness.edit()
     assert harness.run.state is RunState.STOPPED
     assert harness.is_settled()
+
+
+SUCCEEDED, FAILED, DEAD = RowState.SUCCEEDED, RowState.FAILED, RowState.DEAD
+QUEUED, QUEUED_BEFORE = ResumeDecision.QUEUED, ResumeDecision.QUEUED_BEFORE
+RESUMED, KEPT_FAILED = ResumeDecision.RESUMED, ResumeDecision.KEPT_FAILED
+RUN = running()
+NO_RESUME, RETRY_FAILED = {"resume": False}, {"retry_failed": True}
+
+
+def record(state: RowState, reason: Reason | None = None, run: str = "run-0") -> RowRecord:
+    result = RowResult(state, reason) if state.terminal else None
+    return RowRecord("000000", 0, state, "fingerprint", run, result=result)
+
+
+@pytest.mark.parametrize(
+    ("known", "changed", "options", "decision"),
+    [
+        *((None, False, options, QUEUED) for options in ({}, NO_RESUME, RETRY_FAILED)),
+        *((record(SUCCEEDED), False, options, RESUMED) for options in ({}, RETRY_FAILED)),
+        (record(SUCCEEDED), True, {}, QUEUED),
+        (record(SUCCEEDED), False, NO_RESUME, QUEUED),
+        *((record(s, Reason.REFUSED), False, {}, KEPT_FAILED) for s in (FAILED, DEAD)),
+        *((record(s, Reason.REFUSED), True, {}, QUEUED) for s in (FAILED, DEAD)),
+        *((record(s, Reason.REFUSED), False, RETRY_FAILED, QUEUED) for s in (FAILED, DEAD)),
+        *((record(s, Reason.REFUSED), False, NO_RESUME, QUEUED) for s in (FAILED, DEAD)),
+        *((record(s), False, {}, QUEUED) for s in (RowState.CLAIMED, RowState.SENT)),
+    ],
+)
+def test_what_an_upload_does_with_a_row_of_an_earlier_one(
+    known: RowRecord | None, changed: bool, options: dict[str, bool], decision: ResumeDecision
+) -> None:
+    run = running(options=JobOptions.model_validate(options))
+    assert resume_decision(known, "changed" if changed else "fingerprint", run) is decision
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_only_rows_failed_for_budget_or_stop_are_retried_by_any_upload(reason: Reason) -> None:
+    expected = QUEUED if reason in (Reason.BUDGET, Reason.STOPPED) else KEPT_FAILED
+    assert resume_decision(record(FAILED, reason), "fingerprint", RUN) is expected
+
+
+@pytest.mark.parametrize("state", [SUCCEEDED, FAILED, DEAD])
+def test_a_row_settled_for_an_earlier_upload_during_the_split_is_queued(state: RowState) -> None:
+    before = replace(record(state, Reason.REFUSED), updated_at=RUN.started_at - 1)
+    since = replace(before, updated_at=RUN.started_at + 1)
+    assert resume_decision(before, "fingerprint", RUN) is not QUEUED
+    assert resume_decision(since, "fingerprint", RUN) is QUEUED
+
+
+@pytest.mark.parametrize("state", list(RowState))
+@pytest.mark.parametrize("options", [{}, NO_RESUME, RETRY_FAILED])
+def test_a_row_settled_in_this_run_or_redriven_is_not_queued_again(
+    state: RowState, options: dict[str, bool]
+) -> None:
+    run = running(options=JobOptions.model_validate(options))
+    known = record(state, run=run.run)
+    expected = QUEUED_BEFORE if state.terminal else QUEUED
+    assert resume_decision(known, "fingerprint", run) is expected
+    assert resume_decision(replace(known, redriven=True), "fingerprint", run) is KEPT_FAILED
 
 
 def calls_of_a_whole_split(text: str) -> int:
@@ -296,9 +344,7 @@ def test_after_a_crash_anywhere_every_row_is_queued_and_the_totals_are_right(
     """`edited`: rows settled between crash and retry; `again`: an earlier upload edited row 0."""
     harness = SplitterHarness()
     if again:
-        harness.split(harness.upload(csv_of(1)))
-        harness.edit()
-        harness.queue.sent.clear()
+        harness.edit_csv(csv_of(1))
     upload = harness.upload(TEXT)
     harness.faults = FaultInjector(at, after, error)
     try:

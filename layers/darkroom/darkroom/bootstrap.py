@@ -1,4 +1,4 @@
-"""Wiring: which adapter stands behind which port. Built once per process, at the first event.
+"""Wiring: which adapter implements which port. Built once per process, at the first event.
 
 Imports are inside the methods, so that each Lambda function loads only what it needs.
 """
@@ -9,7 +9,7 @@ import pkgutil
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from darkroom.ports import SystemClock
@@ -32,30 +32,22 @@ if TYPE_CHECKING:
 @contextmanager
 def invocation(request_id: str) -> Iterator["Wiring"]:
     """Around each event: log lines carry its request id; metrics are printed at its end."""
-    telemetry = _telemetry()
+    wiring, telemetry = _wiring()
     telemetry.correlate(request_id)
     try:
-        yield _wiring()
+        yield wiring
     finally:
         telemetry.flush()
 
 
 @cache
-def _wiring() -> "Wiring":
-    return Wiring(_settings(), _telemetry())
-
-
-@cache
-def _telemetry() -> "PowertoolsTelemetry":
+def _wiring() -> tuple["Wiring", "PowertoolsTelemetry"]:
     from darkroom.aws.telemetry import PowertoolsTelemetry
 
+    settings = Settings.from_environment()
     service = os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "darkroom")
-    return PowertoolsTelemetry(_settings().stack_name, service)
-
-
-@cache
-def _settings() -> Settings:
-    return Settings.from_environment()
+    telemetry = PowertoolsTelemetry(settings.stack_name, service)
+    return Wiring(settings, telemetry), telemetry
 
 
 def aws_client(service: str) -> Any:
@@ -76,8 +68,8 @@ def aws_client(service: str) -> Any:
 class Wiring:
     """The use cases of the three functions with their adapters, each built once, at first use.
 
-    Whatever runs them outside Lambda passes what differs there: where clients connect to, shorter
-    timings, and how another function is started.
+    A caller outside Lambda passes what differs there: where clients connect to, shorter timings,
+    and how another function is started.
     """
 
     def __init__(
@@ -114,36 +106,34 @@ class Wiring:
 
     @cached_property
     def editor(self) -> "EditorBatch":
-        from darkroom.editor.batch import EditorBatch, Heartbeat
+        from darkroom.editor.batch import EditorBatch
 
         return EditorBatch(
             editor=self._row_editor,
+            rows=self.ledger,
             runs=self.ledger,
             queue=self._queue,
-            heartbeat=Heartbeat(self._queue, self.ledger, self._telemetry, self._timings),
             completion=self._completion,
             clock=self._clock,
             telemetry=self._telemetry,
             threads=self._settings.rows_per_worker,
+            timings=self._timings,
         )
 
     @cached_property
     def reporter(self) -> "Reporter":
-        from darkroom.aws.events import SnsTopic
-        from darkroom.aws.s3 import S3Uploads
         from darkroom.csv_input.reader import read_job_rows
         from darkroom.report.reporter import Reporter
 
-        csv_store = self._csv_store
+        csv_store, sns = self._csv_store, self._client("sns")
         return Reporter(
             runs=self.ledger,
             rows=self.ledger,
             store=self._results,
-            uploads=S3Uploads(self._client("s3"), self._settings.results_bucket),
-            job_rows=lambda run: read_job_rows(
-                lambda offset: csv_store.read(run.source, offset), run.options
+            job_rows=lambda run: read_job_rows(partial(csv_store.read, run.source), run.options),
+            notify=lambda subject, body: sns.publish(
+                TopicArn=self._settings.jobs_topic_arn, Subject=subject, Message=body
             ),
-            notify=SnsTopic(self._client("sns"), self._settings.jobs_topic_arn).publish,
             clock=self._clock,
             telemetry=self._telemetry,
         )
@@ -235,9 +225,9 @@ class Wiring:
 
     @cached_property
     def _start_function(self) -> Callable[[str, Mapping[str, object]], None]:
-        from darkroom.aws.events import LambdaFunctions
+        from darkroom.aws.events import start_function
 
-        return self._given_start or LambdaFunctions(self._client("lambda")).start
+        return self._given_start or partial(start_function, self._client("lambda"))
 
 
 @cache

@@ -100,8 +100,8 @@ class Rejection:
 
 
 @dataclass(frozen=True, slots=True)
-class ReservationUpdate:
-    """The update that reserves a slot: which of its conditional forms applies."""
+class Reservation:
+    """A slot, and the update that reserves it: which of its conditional forms applies."""
 
     slot: int
     idle: bool  # no backlog: `next_slot` restarts from now
@@ -111,16 +111,6 @@ class ReservationUpdate:
     tolerance: int
     horizon: int  # the latest `next_slot` that leaves a slot in time
     expired_leases: tuple[str, ...] = ()  # of workers that died; removed by the same update
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """The answer to a reservation request: a slot or a rejection; `state` is the newest one."""
-
-    state: EndpointState
-    slot: int | None = None
-    probe: bool = False
-    rejection: Rejection | None = None
 
 
 class Health(StrEnum):

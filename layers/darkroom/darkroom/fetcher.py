@@ -137,7 +137,6 @@ class SafeImageFetcher:
         self._pool.close()
 
     def fetch(self, reference: str, base: str) -> bytes:
-        """The bytes of an image. Raises RowRejected (bad_image) or RetryRow (image_unavailable)."""
         image = self._rules.resolve(reference, base)
         with deadline(self._limits.total_seconds):
             if isinstance(image, StoredImage):

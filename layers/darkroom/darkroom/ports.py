@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import IO, Protocol
+from typing import Protocol
 
 from pydantic import SecretStr
 
 from darkroom.calls import CallFailed, CallPlan, EditResult
 from darkroom.endpoint_state import (
     EndpointState,
+    Rejection,
     Reservation,
     ReservationRequest,
     Settlement,
@@ -69,17 +70,18 @@ class SecretSource(Protocol):
 
 
 class CallContext(Protocol):
-    """One row during its dispatch: plans the calls, and is notified before and after each."""
+    """One row during its dispatch: plans the calls, and is notified before and after each.
+
+    The notifications raise ServiceUnavailable when the ledger does not answer.
+    """
 
     def plan(self, endpoint: Endpoint) -> CallPlan:
-        """Fit the row to the endpoint's model. Raises Ineligible."""
+        """Fit the row to the endpoint's model. Raises Ineligible, RowRejected."""
 
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
-        """Just before money is spent. Raises RowRejected (budget, stopped) or LeaseLost."""
+        """Just before money is spent. Raises RowRejected (budget, stopped), LeaseLost."""
 
-    def after_call(
-        self, endpoint: Endpoint, plan: CallPlan, outcome: EditResult | CallFailed
-    ) -> None:
+    def after_call(self, outcome: EditResult | CallFailed) -> None:
         """Right after each call, whatever its outcome."""
 
 
@@ -118,8 +120,11 @@ class EndpointStates(Protocol):
 
     def reserve(
         self, endpoint: str, request: ReservationRequest, last_known: EndpointState | None = None
-    ) -> Reservation:
-        """Reserve the earliest slot (`rate_limiter`); a `last_known` state saves a round trip."""
+    ) -> tuple[Reservation | Rejection, EndpointState]:
+        """Reserve the earliest slot; also the newest state.
+
+        A `last_known` state saves a round trip.
+        """
 
     def settle(self, endpoint: str, settlement: Settlement) -> EndpointState:
         """End a reservation: release its lease and count its call for the endpoint's health."""
@@ -152,7 +157,7 @@ class CsvStore(Protocol):
     """The input bucket, read at one version of an object."""
 
     def metadata(self, source: Source) -> Mapping[str, str]:
-        """User metadata. Raises JobRejected when the object is gone."""
+        """User metadata. Raises JobRejected when the object is gone, ServiceUnavailable."""
 
     def read(self, source: Source, offset: int = 0) -> Iterator[bytes]:
         """Bytes from `offset` to the end. Raises JobRejected, ServiceUnavailable."""
@@ -268,7 +273,7 @@ class ObjectStore(Protocol):
     def put(
         self,
         key: str,
-        body: bytes | IO[bytes],
+        body: bytes,
         content_type: str,
         metadata: Mapping[str, str] | None = None,
         *,
@@ -282,13 +287,5 @@ class ObjectStore(Protocol):
 
     def get(self, key: str) -> bytes | None: ...
 
-
-class Sink(Protocol):
-    def write(self, data: bytes, /) -> object: ...
-
-
-class Uploads(Protocol):
-    """Objects of any size in the results bucket, written as a stream."""
-
-    def open(self, key: str, content_type: str) -> AbstractContextManager[Sink]:
-        """The object appears when the block ends without an error, and not at all otherwise."""
+    def upload(self, key: str, chunks: Iterator[bytes], content_type: str) -> None:
+        """Store an object of any size. It appears complete, or not at all if `chunks` raises."""

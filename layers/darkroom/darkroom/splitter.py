@@ -2,26 +2,27 @@
 
 Two passes. The first reads the file to its end and queues nothing, so that a file that is cut off
 or not a CSV costs nothing. The second sends rows in batches, saves a checkpoint, and continues in a
-new invocation before its time runs out. Anything done twice (an event, a batch after a crash) has
-the effect of once, because the ledger records the runs and the rows.
+new invocation before its time runs out. An event or a batch that is repeated after a crash changes
+nothing, because the ledger records the runs and the rows.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from functools import partial
 from itertools import batched
 
 from darkroom.csv_input.fields import parse_options
 from darkroom.csv_input.reader import JobRow, read_job_rows
-from darkroom.errors import JobRejected, Reason, RowRejected
+from darkroom.errors import JobRejected, Reason
 from darkroom.jobs import JobOptions, Run, RunState, Source, Totals, job_id
 from darkroom.ports import Clock, CsvStore, RowLedger, RowQueue, RunLedger, Telemetry
 from darkroom.rows import RowMessage, RowRecord, RowRequest, RowState
 
 BATCH_ROWS = 100  # the most that one read of the ledger accepts
-# Lambda retries a crashed invocation after a minute: the lease must have ended by then.
+# Lambda retries a crashed invocation after a minute: the lease must have expired by then.
 LEASE_SECONDS = 50.0
 RENEW_SECONDS = 15.0
 CHECKPOINT_BATCHES = 10
@@ -29,7 +30,7 @@ STOP_BEFORE_SECONDS = 45.0  # enough for a batch with all its retries, and the c
 MAX_CONTINUATIONS = 100
 _CLOCK_CHECK_ROWS = 1_000
 _MAX_JOB_BYTES = 480  # keys of results are longer, and S3 accepts 1,024
-# These rows failed for a cause outside the row, which a new upload is meant to remove.
+# The cause of these failures is outside the row, and a new upload is meant to remove it.
 _ALWAYS_RETRIED = (Reason.BUDGET, Reason.STOPPED)
 
 
@@ -46,8 +47,10 @@ def resume_decision(record: RowRecord | None, fingerprint: str, run: Run) -> Res
     """Compare a row, whose request has `fingerprint`, with the ledger's `record` of it, if any."""
     if record is None:
         return ResumeDecision.QUEUED
-    if record.run == run.run:
-        return _decision_in_this_run(record)
+    if record.run == run.run and record.redriven:
+        return ResumeDecision.KEPT_FAILED  # its own message is queued, and counted apart
+    if record.run == run.run:  # queued before the splitter was interrupted
+        return ResumeDecision.QUEUED_BEFORE if record.state.terminal else ResumeDecision.QUEUED
     # Settled for an earlier upload while this one is split: a splitter that crashed may have queued
     # the row before, so it is queued again. Its claim transfers a success without a call.
     settled_since = record.updated_at > run.started_at
@@ -55,17 +58,9 @@ def resume_decision(record: RowRecord | None, fingerprint: str, run: Run) -> Res
         return ResumeDecision.QUEUED
     if record.state is RowState.SUCCEEDED:
         return ResumeDecision.RESUMED
-    if not record.state.terminal or run.options.retry_failed:
-        return ResumeDecision.QUEUED
-    reason = record.result.reason if record.result else None
-    return ResumeDecision.QUEUED if reason in _ALWAYS_RETRIED else ResumeDecision.KEPT_FAILED
-
-
-def _decision_in_this_run(record: RowRecord) -> ResumeDecision:
-    """For a row that the splitter queued before it was interrupted, or that a redrive added."""
-    if record.redriven:
-        return ResumeDecision.KEPT_FAILED  # its own message is queued, and counted apart
-    return ResumeDecision.QUEUED_BEFORE if record.state.terminal else ResumeDecision.QUEUED
+    always_retried = record.result is not None and record.result.reason in _ALWAYS_RETRIED
+    retried = always_retried or run.options.retry_failed or not record.state.terminal
+    return ResumeDecision.QUEUED if retried else ResumeDecision.KEPT_FAILED
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +154,7 @@ class Splitter:
         )
         started = self.runs.start(run, LEASE_SECONDS)
         if started is None and self._is_leased_elsewhere(run):
-            # Another splitter works on the run, or died doing so: only then will its lease end.
+            # Another splitter works on the run, or has crashed: only then will its lease expire.
             if remaining_seconds() < LEASE_SECONDS + STOP_BEFORE_SECONDS:
                 return None
             self.clock.sleep(LEASE_SECONDS + 1)
@@ -167,8 +162,9 @@ class Splitter:
         return started
 
     def _is_leased_elsewhere(self, run: Run) -> bool:
-        """False if `run` is superseded or already split: completes it, as its splitter may have
-        died before it could.
+        """False if `run` is superseded or already split.
+
+        Repeats the last step of a split run, before which its splitter may have crashed.
         """
         current = self.runs.current(run.job)
         if current is None or current.run != run.run:
@@ -183,31 +179,25 @@ class Splitter:
         return True
 
 
+@dataclass
 class _Invocation:
     """The work of one invocation on one run."""
 
-    def __init__(
-        self,
-        splitter: Splitter,
-        run: Run,
-        event: CsvUploaded,
-        remaining_seconds: Callable[[], float],
-    ) -> None:
-        self._splitter = splitter
-        self._run = run
-        self._event = event
-        self._remaining_seconds = remaining_seconds
-        self._checkpoint = run.checkpoint
-        self._saved_at = splitter.clock.now()
-        self._rows = read_job_rows(
-            lambda offset: splitter.store.read(run.source, offset), run.options
-        )
+    _splitter: Splitter
+    _run: Run
+    _event: CsvUploaded
+    _remaining_seconds: Callable[[], float]
+
+    def __post_init__(self) -> None:
+        self._checkpoint = self._run.checkpoint
+        self._saved_at = self._splitter.clock.now()
+        read = partial(self._splitter.store.read, self._run.source)
+        self._rows = read_job_rows(read, self._run.options)
 
     def split(self) -> None:
-        start = self._checkpoint
-        if start.row == 0:
+        if self._checkpoint.row == 0:
             self._check_file()
-        rows = self._rows.from_row(start.row, start.offset if start.row else None)
+        rows = self._rows.from_row(self._checkpoint.row, self._checkpoint.offset)
         for number, batch in enumerate(batched(rows, BATCH_ROWS, strict=False), 1):
             self._send(batch)
             if self._remaining_seconds() < STOP_BEFORE_SECONDS:
@@ -228,36 +218,25 @@ class _Invocation:
                     raise JobRejected("The file is too large to be read in time: split it.")
 
     def _send(self, batch: tuple[JobRow, ...]) -> None:
-        messages = {
-            row.key: self._message(row, row.request)
-            for row in batch
-            if not row.skipped and isinstance(row.request, RowRequest)
-        }
-        job = self._run.job
-        records = self._splitter.rows.get_many(job, list(messages)) if messages else {}
-        decisions = {
-            key: resume_decision(records.get(key), message.request.fingerprint(), self._run)
-            for key, message in messages.items()
-        }
-        to_queue = [messages[k] for k, d in decisions.items() if d is ResumeDecision.QUEUED]
-        if to_queue:
-            self._splitter.queue.send(to_queue)
-        self._advance(batch, Counter(decisions.values()))
-
-    def _advance(self, batch: tuple[JobRow, ...], decisions: Counter[ResumeDecision]) -> None:
-        totals, last = self._checkpoint.totals, batch[-1]
-        queued = decisions[ResumeDecision.QUEUED] + decisions[ResumeDecision.QUEUED_BEFORE]
-        invalid = sum(not row.skipped and isinstance(row.request, RowRejected) for row in batch)
-        totals = Totals(
-            rows=totals.rows + len(batch),
-            queued=totals.queued + queued,
-            resumed=totals.resumed + decisions[ResumeDecision.RESUMED],
-            kept_failed=totals.kept_failed + decisions[ResumeDecision.KEPT_FAILED],
-            invalid=totals.invalid + invalid,
-            skipped=totals.skipped + sum(row.skipped for row in batch),
+        selected = [row for row in batch if not row.skipped]
+        valid = [(row, row.request) for row in selected if isinstance(row.request, RowRequest)]
+        keys = [row.key for row, _ in valid]
+        records = self._splitter.rows.get_many(self._run.job, keys) if keys else {}
+        counts = Counter(
+            rows=len(batch), skipped=len(batch) - len(selected), invalid=len(selected) - len(valid)
         )
+        messages = list[RowMessage]()
+        for row, request in valid:
+            decision = resume_decision(records.get(row.key), request.fingerprint(), self._run)
+            counts[decision] += 1
+            if decision is ResumeDecision.QUEUED:
+                messages.append(self._message(row, request))
+        if messages:
+            self._splitter.queue.send(messages)
+        counts[ResumeDecision.QUEUED] += counts.pop(ResumeDecision.QUEUED_BEFORE, 0)
+        counts.update(asdict(self._checkpoint.totals))
         self._checkpoint = replace(
-            self._checkpoint, offset=last.end, row=last.row + 1, totals=totals
+            self._checkpoint, offset=batch[-1].end, row=batch[-1].row + 1, totals=Totals(**counts)
         )
 
     def _message(self, row: JobRow, request: RowRequest) -> RowMessage:

@@ -5,25 +5,7 @@ simulator`. An endpoint NAME of the config is served at `http://127.0.0.1:PORT/N
 formats. `GET /_sim/stats` returns counts, `POST /_sim/configure` restarts endpoints.
 """
 
-from darkroom_local.providers.config import (
-    Config,
-    Fault,
-    FaultKind,
-    Fixed,
-    Lognormal,
-    SimulatedEndpoint,
-    When,
-)
+from darkroom_local.providers.config import Config, Fault, FaultKind, SimulatedEndpoint, When
 from darkroom_local.providers.simulator import Simulator, running
 
-__all__ = [
-    "Config",
-    "Fault",
-    "FaultKind",
-    "Fixed",
-    "Lognormal",
-    "SimulatedEndpoint",
-    "Simulator",
-    "When",
-    "running",
-]
+__all__ = ["Config", "Fault", "FaultKind", "SimulatedEndpoint", "Simulator", "When", "running"]

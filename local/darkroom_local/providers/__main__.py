@@ -1,7 +1,6 @@
 """`python -m darkroom_local.providers --port 0 --config FILE`: prints a JSON line, then serves."""
 
 import argparse
-import asyncio
 import json
 import signal
 import sys
@@ -10,19 +9,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from darkroom_local.providers.config import Config
-from darkroom_local.providers.server import SimulatedProviders
+from darkroom_local.providers.simulator import running
 
-
-async def _main(config: Config, port: int) -> None:
-    stop = asyncio.Event()
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
-    async with SimulatedProviders(config).listening(port) as bound_port:
-        url = f"http://127.0.0.1:{bound_port}"
-        line = {"port": bound_port, "url": url, "endpoints": [*config.endpoints]}
-        sys.stdout.write(json.dumps(line) + "\n")
-        sys.stdout.flush()
-        await stop.wait()
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def main() -> int:
@@ -36,7 +25,12 @@ def main() -> int:
     except (OSError, ValidationError) as error:
         sys.stderr.write(f"{arguments.config}: {error}\n")
         return 2
-    asyncio.run(_main(config, arguments.port))
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # for sigwait, in every thread
+    with running(config, arguments.port) as simulator:
+        line = {"port": simulator.port, "url": simulator.url, "endpoints": [*config.endpoints]}
+        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()
+        signal.sigwait(_STOP_SIGNALS)
     return 0
 
 

@@ -1,7 +1,6 @@
 """What the simulated image APIs share: a parsed request, and the interface of an API format."""
 
 import base64
-import binascii
 import io
 import re
 from abc import ABC, abstractmethod
@@ -9,12 +8,11 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from darkroom_local.providers.config import Fault, FaultKind
+from darkroom_local.providers.config import Fault
 from darkroom_local.providers.http import Request, Response
 
 MIB = 1024 * 1024
 BROKEN_IMAGE = b"\x89PNG no"
-_URL_SAFE = str.maketrans("-_", "+/")
 _MARKER = re.compile(r"\[row:([^\]]{1,64})\]")
 
 
@@ -30,6 +28,16 @@ class RequestRejected(Exception):
 class InputImage:
     data: bytes = field(repr=False)
     mime: str
+
+    def decode(self) -> Image.Image:
+        """Decode in full, and only as the declared type. Raises ValueError."""
+        image_format = self.mime.removeprefix("image/").upper()
+        try:
+            decoded = Image.open(io.BytesIO(self.data), formats=[image_format])
+            decoded.load()
+        except (OSError, ValueError, SyntaxError, KeyError) as error:
+            raise ValueError(f"not a {image_format}") from error
+        return decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +64,19 @@ class ImageRequest:
         return match[1] if match else None
 
 
-class ImageApi(ABC):
+class ImageApi[Rules](ABC):
     """One provider's API format."""
 
     label: str
     invalid_key_status: int
+    rules: tuple[tuple[str, Rules], ...]  # by a pattern of the model's name, the first match counts
+
+    def rules_for(self, model: str) -> Rules:
+        """Raises RequestRejected for an unknown model."""
+        for pattern, rules in self.rules:
+            if re.fullmatch(pattern, base_model(model)):
+                return rules
+        raise RequestRejected(self.model_not_found(model))
 
     @abstractmethod
     def key(self, request: Request) -> str: ...
@@ -87,19 +103,8 @@ class ImageApi(ABC):
     def invalid_key(self, status: int) -> Response: ...
 
     @abstractmethod
-    def fault_response(self, fault: Fault, request: ImageRequest) -> Response:
-        """The response to a fault that `failure` does not handle."""
-
     def failure(self, fault: Fault, request: ImageRequest) -> Response:
-        """The response to a configured fault that has a form of its own in this API."""
-        match fault.kind:
-            case FaultKind.RATE_LIMITED:
-                return self.rate_limited(fault.hint, fault.retry_after, fault.per)
-            case FaultKind.KEY_REJECTED:
-                return self.invalid_key(fault.status or self.invalid_key_status)
-            case FaultKind.MODEL_RETIRED:
-                return self.model_not_found(request.model)
-        return self.fault_response(fault, request)
+        """The response to a configured fault that none of the other methods stands for."""
 
 
 def base_model(model: str) -> str:
@@ -107,43 +112,13 @@ def base_model(model: str) -> str:
     return re.sub(r"-\d{4}-\d{2}-\d{2}$", "", model)
 
 
-def model_rules[T](rules: tuple[tuple[str, T], ...], model: str) -> T:
-    """The rules of the first pattern that matches the model's name. Raises KeyError."""
-    for pattern, found in rules:
-        if re.fullmatch(pattern, base_model(model)):
-            return found
-    raise KeyError(model)
-
-
-def decode_base64(text: str) -> bytes:
-    """Standard or URL-safe alphabet. Raises ValueError."""
-    try:
-        return base64.b64decode(text.translate(_URL_SAFE) + "=" * (-len(text) % 4), validate=True)
-    except binascii.Error as error:
-        raise ValueError("not base64") from error
-
-
 def encode_base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-def decode_image(image: InputImage) -> Image.Image:
-    """Decode in full, and only as the declared type. Raises ValueError."""
-    image_format = image.mime.removeprefix("image/").upper()
-    try:
-        decoded = Image.open(io.BytesIO(image.data), formats=[image_format])
-        decoded.load()
-    except (OSError, ValueError, SyntaxError, KeyError) as error:
-        raise ValueError(f"not a {image_format}") from error
-    return decoded
 
 
 def text_tokens(text: str) -> int:
     return max(1, len(re.findall(r"\w+|[^\w\s]", text)) * 4 // 3)
 
 
-def with_retry_after(response: Response, hint: str, retry_after: float) -> Response:
-    """Adds the header when `hint` is "header"."""
-    if hint == "header":
-        response.headers = {"retry-after": f"{retry_after:.0f}"}
-    return response
+def retry_after_header(hint: str, seconds: float) -> dict[str, str]:
+    return {"retry-after": f"{seconds:.0f}"} if hint == "header" else {}

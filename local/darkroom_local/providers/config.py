@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 
 class FaultKind(StrEnum):
@@ -31,10 +31,12 @@ class FaultKind(StrEnum):
     TEAPOT = "teapot"  # 418: an undocumented status
 
 
-class When(BaseModel):
-    """A fault applies to the requests that match all conditions given here."""
+class _Frozen(BaseModel, frozen=True, extra="forbid"):
+    pass
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+class When(_Frozen):
+    """A fault applies to the requests that match all conditions given here."""
 
     from_second: float = 0  # since the endpoint was configured
     until_second: float | None = None
@@ -46,9 +48,7 @@ class When(BaseModel):
     model: str | None = None
 
 
-class Fault(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class Fault(_Frozen):
     kind: FaultKind
     when: When = When()
     status: int | None = None
@@ -61,26 +61,20 @@ class Fault(BaseModel):
     message: str | None = None
 
 
-class Fixed(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class Fixed(_Frozen):
     kind: Literal["fixed"] = "fixed"
     seconds: float = 0
 
 
-class Lognormal(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class Lognormal(_Frozen):
     kind: Literal["lognormal"] = "lognormal"
     median: float  # seconds
     sigma: float = 0.4
     maximum: float = 60
 
 
-class SimulatedEndpoint(BaseModel):
+class SimulatedEndpoint(_Frozen):
     """One quota of a provider: everything under `http://host:port/NAME/`, in either API format."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     requests_per_minute: int = Field(default=0, ge=0)  # 0: no limit
     window_seconds: float = Field(default=60, gt=0)
@@ -95,13 +89,8 @@ class SimulatedEndpoint(BaseModel):
     faults: tuple[Fault, ...] = ()
 
 
-class Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class Config(_Frozen):
     seed: int = 0
-    endpoints: dict[str, SimulatedEndpoint] = Field(
-        default_factory=lambda: {
-            "gemini-main": SimulatedEndpoint(),
-            "openai-main": SimulatedEndpoint(),
-        }
-    )
+    endpoints: dict[str, SimulatedEndpoint] = {
+        name: SimulatedEndpoint() for name in ("gemini-main", "openai-main")
+    }

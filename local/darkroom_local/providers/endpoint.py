@@ -58,22 +58,18 @@ class FaultScript:
 
     def _draw(self, index: int, when: When) -> bool:
         self._matched[index] += 1
-        if self._matched[index] <= when.skip:
-            return False
-        if when.count is not None and self._failed[index] >= when.count:
-            return False
-        if when.rate < 1 and self._rng.random() >= when.rate:
+        skipped = self._matched[index] <= when.skip
+        spent = when.count is not None and self._failed[index] >= when.count
+        if skipped or spent or (when.rate < 1 and self._rng.random() >= when.rate):
             return False
         self._failed[index] += 1
         return True
 
 
 def _matches(when: When, request: ImageRequest, elapsed: float) -> bool:
-    started = elapsed >= when.from_second
-    ended = when.until_second is not None and elapsed >= when.until_second
     return (
-        started
-        and not ended
+        elapsed >= when.from_second
+        and (when.until_second is None or elapsed < when.until_second)
         and (when.prompt_contains or "").lower() in request.prompt.lower()
         and when.key in (None, request.key)
         and when.model in (None, request.model)

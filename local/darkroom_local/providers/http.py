@@ -1,17 +1,16 @@
 """A minimal HTTP/1.1 server over asyncio, for many connections at little CPU."""
 
 import asyncio
-import contextlib
 import itertools
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-MAX_HEADER_BYTES = 64 * 1024
 MAX_BODY_BYTES = 200 * 1024 * 1024
 _PARAMETER = re.compile(r'(\w+)="([^"]*)"')
 _connection_numbers = itertools.count(1)
@@ -32,7 +31,7 @@ class Request:
 class FormPart:
     name: str
     filename: str | None
-    content_type: str | None
+    content_type: str
     data: bytes = field(repr=False)
 
 
@@ -49,73 +48,17 @@ class Response:
     @staticmethod
     def json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> "Response":
         body = json.dumps(value, separators=(",", ":")).encode()
-        return Response(status=status, body=body, headers=headers or {})
+        return Response(status, body, headers=headers or {})
 
     def header(self) -> bytes:
-        try:
-            phrase = HTTPStatus(self.status).phrase
-        except ValueError:
-            phrase = "Unknown"
-        lines = [
-            f"HTTP/1.1 {self.status} {phrase}",
-            f"content-type: {self.content_type}",
-            f"content-length: {len(self.body)}",
-            *(f"{name}: {value}" for name, value in self.headers.items()),
-        ]
-        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
-
-
-async def _read_request(reader: asyncio.StreamReader, connection: int) -> Request | None:
-    """None at the end of the connection. Raises ValueError for anything but a request."""
-    try:
-        header = await reader.readuntil(b"\r\n\r\n")
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return None
-    arrived = asyncio.get_running_loop().time()
-    request_line, *lines = header[:-4].decode("latin-1").split("\r\n")
-    method, target, _ = request_line.split(" ", 2)
-    headers = _parse_headers(lines)
-    length = int(headers.get("content-length", "0"))
-    if "transfer-encoding" in headers or length > MAX_BODY_BYTES:
-        raise ValueError("the simulator accepts only bodies with a content-length of up to 200 MiB")
-    body = await reader.readexactly(length) if length else b""
-    parts = urlsplit(target)
-    return Request(
-        method=method,
-        path=unquote(parts.path),
-        query=dict(parse_qsl(parts.query)),
-        headers=headers,
-        body=body,
-        arrived=arrived,
-        connection=connection,
-    )
-
-
-async def _trickle(writer: asyncio.StreamWriter, data: bytes, seconds: float) -> None:
-    """Writes all of `data`, a few bytes at a time, at least every 0.2 seconds."""
-    steps = max(2, min(len(data), int(seconds / 0.2) + 1))
-    size = -(-len(data) // steps)
-    for start in range(0, len(data), size):
-        writer.write(data[start : start + size])
-        await writer.drain()
-        await asyncio.sleep(seconds / steps)
-
-
-async def _write_response(writer: asyncio.StreamWriter, response: Response) -> bool:
-    """True when the connection can be reused."""
-    if response.drop:
-        return False
-    header, body = response.header(), response.body
-    if response.trickle_header:
-        await _trickle(writer, header, response.trickle_seconds)
-    else:
-        writer.write(header)
-    if response.trickle_seconds and not response.trickle_header:
-        await _trickle(writer, body, response.trickle_seconds)
-    else:
-        writer.write(body)
-    await writer.drain()
-    return True
+        phrase = HTTPStatus(self.status).phrase if self.status in HTTPStatus else "Unknown"
+        headers = {
+            "content-type": self.content_type,
+            "content-length": len(self.body),
+            **self.headers,
+        }
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        return f"HTTP/1.1 {self.status} {phrase}\r\n{lines}\r\n".encode("latin-1")
 
 
 async def serve_connection(
@@ -125,18 +68,53 @@ async def serve_connection(
 ) -> None:
     number = next(_connection_numbers)
     try:
-        while (request := await _read_request(reader, number)) is not None:
+        while True:
+            request = await _read_request(reader, number)
             response = await handler(request)
-            if not await _write_response(writer, response):
+            if response.drop:
                 break
+            await _write_response(writer, response)
             if request.headers.get("connection", "").lower() == "close":
                 break
     except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError):
         pass
     finally:
         writer.close()
-        with contextlib.suppress(ConnectionError, OSError):
+        with suppress(ConnectionError, OSError):
             await writer.wait_closed()
+
+
+async def _read_request(reader: asyncio.StreamReader, connection: int) -> Request:
+    """Raises IncompleteReadError at the end, ValueError for anything but a request."""
+    header = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    arrived = asyncio.get_running_loop().time()
+    request_line, _, lines = header.partition("\r\n")
+    method, target, _ = request_line.split(" ", 2)
+    headers = _parse_headers(lines)
+    length = int(headers.get("content-length", "0"))
+    if "transfer-encoding" in headers or length > MAX_BODY_BYTES:
+        raise ValueError("the simulator accepts only bodies with a content-length of up to 200 MiB")
+    body = await reader.readexactly(length)
+    url = urlsplit(target)
+    query = dict(parse_qsl(url.query))
+    return Request(method, unquote(url.path), query, headers, body, arrived, connection)
+
+
+async def _write_response(writer: asyncio.StreamWriter, response: Response) -> None:
+    seconds, trickle_header = response.trickle_seconds, response.trickle_header
+    await _write(writer, response.header(), seconds if trickle_header else 0)
+    await _write(writer, response.body, 0 if trickle_header else seconds)
+
+
+async def _write(writer: asyncio.StreamWriter, data: bytes, seconds: float) -> None:
+    """Write all of `data`, over `seconds` a few bytes at a time, at least every 0.2 seconds."""
+    steps = max(2, min(len(data), int(seconds / 0.2) + 1)) if seconds else 1
+    size = max(1, -(-len(data) // steps))
+    for start in range(0, len(data), size):
+        writer.write(data[start : start + size])
+        await writer.drain()
+        if seconds:
+            await asyncio.sleep(seconds / steps)
 
 
 def parse_multipart(body: bytes, content_type: str) -> list[FormPart]:
@@ -155,17 +133,14 @@ def _parse_part(part: bytes) -> FormPart:
     header, separator, data = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
     if not separator:
         raise ValueError("a part without headers")
-    headers = _parse_headers(header.decode("utf-8", "replace").split("\r\n"))
+    headers = _parse_headers(header.decode("utf-8", "replace"))
     parameters = dict(_PARAMETER.findall(headers.get("content-disposition", "")))
-    return FormPart(
-        name=parameters.get("name", ""),
-        filename=parameters.get("filename"),
-        content_type=headers.get("content-type"),
-        data=data.removesuffix(b"\r\n"),
-    )
+    mime = headers.get("content-type", "application/octet-stream")
+    data = data.removesuffix(b"\r\n")
+    return FormPart(parameters.get("name", ""), parameters.get("filename"), mime, data)
 
 
-def _parse_headers(lines: list[str]) -> dict[str, str]:
+def _parse_headers(lines: str) -> dict[str, str]:
     """By lower-case name."""
-    pairs = (line.partition(":") for line in lines)
+    pairs = (line.partition(":") for line in lines.split("\r\n") if line)
     return {name.strip().lower(): value.strip() for name, _, value in pairs}

@@ -18,11 +18,9 @@ from darkroom_local.providers.api import (
     ImageRequest,
     InputImage,
     RequestRejected,
-    decode_image,
     encode_base64,
-    model_rules,
+    retry_after_header,
     text_tokens,
-    with_retry_after,
 )
 from darkroom_local.providers.config import Fault, FaultKind
 from darkroom_local.providers.http import FormPart, Request, Response, parse_multipart
@@ -40,6 +38,11 @@ _SQUARE_RATIOS = (0.9, 1.1)
 _CREATED = 1_790_000_000
 _INPUT_IMAGE_TOKENS = 323
 _OUTPUT_TOKENS = {"low": 272, "medium": 1056, "high": 4160, "xhigh": 6240, "max": 8320}
+_AZURE_REFUSAL = "The response was filtered due to the prompt triggering Azure's content policy."
+_REFUSAL = (
+    "Your request was rejected by the safety system. If you believe this is an error, contact us "
+    "at help.openai.com and include the request ID."
+)
 _ERRORS = {
     FaultKind.QUOTA_SPENT: (
         429,
@@ -65,7 +68,6 @@ class OpenAIRules:
     qualities: frozenset[str] = frozenset({"auto", "low", "medium", "high"})
     free_sizes: bool = False
     edits: bool = True
-    generates: bool = True
     gpt: bool = True  # always base64; background, output_format; no response_format
     max_images: int = 16
     max_bytes: int = 50 * MIB
@@ -91,6 +93,7 @@ class OpenAIRules:
 
 _GPT = OpenAIRules()
 _GPT_2 = replace(_GPT, free_sizes=True, input_fidelity=False)
+_GPT_25 = replace(_GPT_2, qualities=_GPT.qualities | {"xhigh", "max"})
 _DALL_E_2 = OpenAIRules(
     frozenset({"256x256", "512x512", "1024x1024"}),
     frozenset({"standard"}),
@@ -107,22 +110,19 @@ _DALL_E_3 = OpenAIRules(
     max_n=1,
     prompt_characters=4000,
 )
-# A later model is accepted by the rules of the latest one.
-_RULES = (
-    (r"gpt-image-1(\.5|-mini)?|chatgpt-image-latest", _GPT),
-    (r"gpt-image-2", _GPT_2),
-    (
-        r"gpt-image-[2-9](\.\d)?(-\w+)?",
-        replace(_GPT_2, qualities=_GPT.qualities | {"xhigh", "max"}),
-    ),
-    (r"dall-e-2", _DALL_E_2),
-    (r"dall-e-3", _DALL_E_3),
-)
 
 
-class OpenAIApi(ImageApi):
+class OpenAIApi(ImageApi[OpenAIRules]):
     label = "OpenAI"
     invalid_key_status = 401
+    # A later model is accepted by the rules of the latest one.
+    rules = (
+        (r"gpt-image-1(\.5|-mini)?|chatgpt-image-latest", _GPT),
+        (r"gpt-image-2", _GPT_2),
+        (r"gpt-image-[2-9](\.\d)?(-\w+)?", _GPT_25),
+        (r"dall-e-2", _DALL_E_2),
+        (r"dall-e-3", _DALL_E_3),
+    )
 
     def key(self, request: Request) -> str:
         azure = request.headers.get("api-key")
@@ -137,22 +137,19 @@ class OpenAIApi(ImageApi):
         edits = (match[1] or match[3]) == "edits"
         fields, files = _parse_form(request) if edits else (_parse_json(request), [])
         model = match[2] or str(fields.get("model", "dall-e-2"))
-        try:
-            rules = model_rules(_RULES, model)
-        except KeyError as error:
-            raise RequestRejected(self.model_not_found(model)) from error
-        if not (rules.edits if edits else rules.generates):
+        rules = self.rules_for(model)
+        if edits and not rules.edits:
             raise _invalid(f"Model {model} does not support this operation.", "model")
         _check_fields(fields, rules, edits=edits)
         images, mask = _input_images(files, rules, decode=decode) if edits else ((), None)
         size = str(fields.get("size") or "auto")
         width, _, height = size.partition("x")
         return ImageRequest(
-            prompt=str(fields["prompt"]),
-            key=self.key(request),
-            model=model,
-            images=images,
-            mask=mask,
+            fields["prompt"],
+            self.key(request),
+            model,
+            images,
+            mask,
             size=None if size == "auto" else (int(width), int(height)),
             n=int(fields.get("n") or 1),
             quality=str(fields.get("quality") or "auto"),
@@ -166,33 +163,26 @@ class OpenAIApi(ImageApi):
             return request.size
         if not request.images:
             return 1024, 1024
-        width, height = decode_image(request.images[0]).size
+        width, height = request.images[0].decode().size
         if _SQUARE_RATIOS[0] < width / height < _SQUARE_RATIOS[1]:
             return 1024, 1024
         return (1536, 1024) if width > height else (1024, 1536)
 
-    def success(
-        self,
-        request: ImageRequest,
-        images: list[bytes],
-        *,
-        thoughts: bool,  # noqa: ARG002 - this API shows none
-    ) -> Response:
+    def success(self, request: ImageRequest, images: list[bytes], *, thoughts: bool) -> Response:  # noqa: ARG002 - this API shows none
         if request.as_url:
-            data = [{"url": f"https://images.invalid/{i}.png"} for i in range(len(images))]
-            return _images_response(data)
+            return _images([{"url": f"https://images.invalid/{i}.png"} for i in range(len(images))])
         data = [{"b64_json": encode_base64(image)} for image in images]
-        if not model_rules(_RULES, request.model).gpt:
-            return _images_response(data)
+        if not self.rules_for(request.model).gpt:
+            return _images(data)
         usage = _usage(request, len(images))
-        return _images_response(data, output_format=request.output_format, usage=usage)
+        return _images(data, output_format=request.output_format, usage=usage)
 
     def rate_limited(self, hint: str, retry_after: float, per: str) -> Response:
         unit = "images per min" if per == "minute" else "requests per day"
         wait = f" Please try again in {retry_after:g}s." if hint == "body" else ""
         message = f"Rate limit reached for gpt-image on {unit}: Limit 5, Used 5, Requested 1.{wait}"
-        response = _error(429, message, kind="requests", code="rate_limit_exceeded")
-        return with_retry_after(response, hint, retry_after)
+        headers = retry_after_header(hint, retry_after)
+        return _error(429, message, kind="requests", code="rate_limit_exceeded", headers=headers)
 
     def model_not_found(self, model: str) -> Response:
         message = f"The model `{model}` does not exist or you do not have access to it."
@@ -205,20 +195,24 @@ class OpenAIApi(ImageApi):
         message = "Incorrect API key provided. You can find your API key in your account settings."
         return _error(status, message, code="invalid_api_key")
 
-    def fault_response(self, fault: Fault, request: ImageRequest) -> Response:
+    def failure(self, fault: Fault, request: ImageRequest) -> Response:
         if fault.kind in _ERRORS:
             status, kind, code, message = _ERRORS[fault.kind]
             return _error(fault.status or status, fault.message or message, kind=kind, code=code)
         match fault.kind:
+            case FaultKind.REFUSED if fault.category == "content_filter":
+                return _error(400, _AZURE_REFUSAL, code="content_filter", param="prompt")
             case FaultKind.REFUSED:
-                return _refusal(fault.category)
+                message = f"{_REFUSAL} safety_violations=[{fault.category}]."
+                kind = "image_generation_user_error"
+                return _error(400, message, kind=kind, code="moderation_blocked")
             case FaultKind.TEXT_ONLY:
-                return _images_response([])
+                return _images([])
             case FaultKind.EMPTY:
-                return _images_response(None)
+                return _images(None)
             case FaultKind.BROKEN_IMAGE:
-                data = [{"b64_json": encode_base64(BROKEN_IMAGE)}]
-                return _images_response(data, usage=_usage(request, 1))
+                broken = {"b64_json": encode_base64(BROKEN_IMAGE)}
+                return _images([broken], usage=_usage(request, 1))
         raise ValueError(f"{fault.kind} is not supported by OpenAI's API")
 
 
@@ -229,27 +223,27 @@ def _error(
     kind: str = "invalid_request_error",
     code: str | None = None,
     param: str | None = None,
+    headers: dict[str, str] | None = None,
 ) -> Response:
     body = {"message": message, "type": kind, "param": param, "code": code}
-    return Response.json({"error": body}, status, {"x-request-id": "req_simulated"})
+    headers = {"x-request-id": "req_simulated", **(headers or {})}
+    return Response.json({"error": body}, status, headers)
 
 
 def _invalid(message: str, param: str, code: str = "invalid_value") -> RequestRejected:
     return RequestRejected(_error(400, message, code=code, param=param))
 
 
-def _refusal(category: str) -> Response:
-    if category == "content_filter":  # Azure's
-        message = "The response was filtered due to the prompt triggering Azure's content policy."
-        return _error(400, message, code="content_filter", param="prompt")
-    message = (
-        "Your request was rejected by the safety system. If you believe this is an error, contact "
-        f"us at help.openai.com and include the request ID. safety_violations=[{category}]."
-    )
-    return _error(400, message, kind="image_generation_user_error", code="moderation_blocked")
+def _missing(param: str) -> RequestRejected:
+    message = f"Missing required parameter: '{param}'."
+    return _invalid(message, param, "missing_required_parameter")
 
 
-def _images_response(data: list[dict[str, str]] | None, **extra: Any) -> Response:
+def _unknown(param: str) -> RequestRejected:
+    return _invalid(f"Unknown parameter: '{param}'.", param, "unknown_parameter")
+
+
+def _images(data: list[dict[str, str]] | None, **extra: Any) -> Response:
     return Response.json({"created": _CREATED, "data": data, **extra})
 
 
@@ -277,7 +271,7 @@ def _check_fields(fields: dict[str, Any], rules: OpenAIRules, *, edits: bool) ->
     if edits and rules.input_fidelity:
         allowed = allowed | {"input_fidelity"}
     if unknown := sorted(set(fields) - allowed):
-        raise _invalid(f"Unknown parameter: '{unknown[0]}'.", unknown[0], "unknown_parameter")
+        raise _unknown(unknown[0])
     prompt = fields.get("prompt")
     if not isinstance(prompt, str) or not prompt:
         raise _missing("prompt")
@@ -298,18 +292,13 @@ def _check_fields(fields: dict[str, Any], rules: OpenAIRules, *, edits: bool) ->
         raise _invalid("Transparent background is not supported for JPEG output.", "background")
 
 
-def _missing(param: str) -> RequestRejected:
-    message = f"Missing required parameter: '{param}'."
-    return _invalid(message, param, "missing_required_parameter")
-
-
 def _input_images(
     files: list[FormPart], rules: OpenAIRules, *, decode: bool
 ) -> tuple[tuple[InputImage, ...], InputImage | None]:
-    names = {"image", "image[]"} if rules.gpt else {"image"}
-    if unknown := [f.name for f in files if f.name not in names | {"mask"}]:
-        raise _invalid(f"Unknown parameter: '{unknown[0]}'.", unknown[0], "unknown_parameter")
-    images = tuple(_input_image(f, rules, decode=decode) for f in files if f.name in names)
+    names = {"image", "image[]", "mask"} if rules.gpt else {"image", "mask"}
+    if unknown := [f.name for f in files if f.name not in names]:
+        raise _unknown(unknown[0])
+    images = tuple(_input_image(f, rules, decode=decode) for f in files if f.name != "mask")
     if not images:
         raise _missing("image")
     if len(images) > rules.max_images:
@@ -321,21 +310,16 @@ def _input_images(
 
 
 def _input_image(part: FormPart, rules: OpenAIRules, *, decode: bool) -> InputImage:
-    mime = part.content_type or "application/octet-stream"
     allowed = _INPUT_TYPES if rules.gpt else ("image/png",)
-    if mime not in allowed:
-        raise _invalid(
-            f"Invalid file '{part.name}': unsupported mimetype ('{mime}'). Supported file formats "
-            f"are {', '.join(allowed)}.",
-            part.name,
-            "unsupported_file_mimetype",
-        )
+    if part.content_type not in allowed:
+        message = f"Invalid file '{part.name}': unsupported mimetype ('{part.content_type}')."
+        raise _invalid(message, part.name, "unsupported_file_mimetype")
     if len(part.data) >= rules.max_bytes:
         raise _invalid("The image is too large.", part.name, "image_too_large")
-    image = InputImage(part.data, mime)
+    image = InputImage(part.data, part.content_type)
     if decode:
         try:
-            decoded = decode_image(image)
+            decoded = image.decode()
         except ValueError as error:
             message = "Invalid image file or mode for image, please check your image file."
             raise _invalid(message, part.name, "invalid_image_file") from error
@@ -346,12 +330,12 @@ def _input_image(part: FormPart, rules: OpenAIRules, *, decode: bool) -> InputIm
 
 
 def _check_mask(mask: InputImage, image: InputImage) -> None:
-    decoded = decode_image(mask)
+    decoded = mask.decode()
     if mask.mime != "image/png" or len(mask.data) >= 4 * MIB:
         raise _invalid("The mask must be a PNG of less than 4 MB.", "mask", "invalid_mask")
     if "A" not in decoded.getbands():
         raise _invalid("The mask must have an alpha channel.", "mask", "invalid_mask_image_format")
-    if decoded.size != decode_image(image).size:
+    if decoded.size != image.decode().size:
         message = "The mask must have the same size as the image."
         raise _invalid(message, "mask", "invalid_mask_size")
 

@@ -10,13 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from darkroom_local.providers import effects, http
-from darkroom_local.providers.api import (
-    ImageApi,
-    ImageRequest,
-    RequestRejected,
-    base_model,
-    decode_image,
-)
+from darkroom_local.providers.api import ImageApi, ImageRequest, RequestRejected, base_model
 from darkroom_local.providers.config import Config, Fault, FaultKind
 from darkroom_local.providers.endpoint import EndpointState
 from darkroom_local.providers.gemini_api import GeminiApi
@@ -24,12 +18,9 @@ from darkroom_local.providers.http import Request, Response
 from darkroom_local.providers.openai_api import OpenAIApi
 
 _HTML = b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
-_FAULTS_AFTER_SUCCESS = {
-    FaultKind.DROP_AFTER,
-    FaultKind.TRICKLE,
-    FaultKind.TRICKLE_HEADERS,
-    FaultKind.CUT_JSON,
-}
+# Faults of the transmission: the image is made, and billed.
+_DAMAGES = {"drop_after", "trickle", "trickle_headers", "cut_json"}
+_GEMINI, _OPENAI = GeminiApi(), OpenAIApi()
 
 
 class SimulatedProviders:
@@ -39,8 +30,6 @@ class SimulatedProviders:
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="images")
         self._endpoints: dict[str, EndpointState] = {}
         self._initial = config
-        self._gemini = GeminiApi()
-        self._openai = OpenAIApi()
         self._connections: set[asyncio.Task[Any]] = set()
 
     @asynccontextmanager
@@ -104,9 +93,7 @@ class SimulatedProviders:
             case "GET", "/_sim/stats":
                 arrivals = request.query.get("arrivals", "") not in {"", "0"}
                 stats = {n: s.stats.as_json(arrivals=arrivals) for n, s in self._endpoints.items()}
-                return Response.json({"endpoints": stats})
-            case "GET", "/_sim/health":
-                return Response.json({"ok": True})
+                return Response.json(stats)
             case "POST", "/_sim/configure":
                 try:
                     self._configure(Config.model_validate_json(request.body))
@@ -117,11 +104,11 @@ class SimulatedProviders:
 
     async def _serve(self, state: EndpointState, http_request: Request, path: str) -> Response:
         config = state.config
-        api: ImageApi = self._gemini if ":generateContent" in path else self._openai
+        api: ImageApi[Any] = _GEMINI if ":generateContent" in path else _OPENAI
         key = api.key(http_request)
         state.record_arrival(http_request.arrived, http_request.connection, key)
         if not key or (config.keys and key not in config.keys):
-            return api.invalid_key(400 if api is self._gemini and key else 401)
+            return api.invalid_key(400 if api is _GEMINI and key else 401)
         if (exceeded := state.exceeded_limit(http_request.arrived)) is not None:
             return api.rate_limited(config.limit_hint, *exceeded)
         decode = config.mode == "effects"
@@ -136,17 +123,18 @@ class SimulatedProviders:
         return await self._respond(state, api, request, http_request.arrived)
 
     async def _respond(
-        self, state: EndpointState, api: ImageApi, request: ImageRequest, arrived: float
+        self, state: EndpointState, api: ImageApi[Any], request: ImageRequest, arrived: float
     ) -> Response:
         loop = asyncio.get_running_loop()
         fault = state.next_fault(request, loop.time())
         if fault is not None and fault.kind is FaultKind.HANG:
             await asyncio.sleep(fault.seconds)
             return Response(drop=True)
-        if fault is None or fault.kind in _FAULTS_AFTER_SUCCESS:
+        if fault is None or fault.kind in _DAMAGES:
             response, paid = await self._success(state, api, request), True
         else:
-            response = _failure(fault, api, request)
+            dropped = fault.kind is FaultKind.DROP
+            response = Response(drop=True) if dropped else _failure(fault, api, request)
             paid = fault.kind is FaultKind.BROKEN_IMAGE
         await asyncio.sleep(max(0.0, arrived + state.latency() - loop.time()))
         if paid:
@@ -154,40 +142,44 @@ class SimulatedProviders:
         return response if fault is None else _damage(response, fault)
 
     async def _success(
-        self, state: EndpointState, api: ImageApi, request: ImageRequest
+        self, state: EndpointState, api: ImageApi[Any], request: ImageRequest
     ) -> Response:
-        thoughts = state.config.thoughts
+        thoughts, label = state.config.thoughts, f"{api.label} · {state.name}"
         if state.config.mode == "fast":
-            images = [effects.fixed_image(request.output_format)] * request.n
-            return api.success(request, images, thoughts=thoughts)
-        label = f"{api.label} · {state.name}"
+            image = effects.fixed_image(request.output_format)
+            return api.success(request, [image] * request.n, thoughts=thoughts)
         return await self._in_thread(
-            lambda: api.success(request, _render(api, request, label), thoughts=thoughts)
+            lambda: api.success(
+                request, [_render(api, request, label)] * request.n, thoughts=thoughts
+            )
         )
 
     def _in_thread[T](self, work: Callable[[], T]) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
-def _render(api: ImageApi, request: ImageRequest, label: str) -> list[bytes]:
-    images = [decode_image(image) for image in request.images]
-    mask = decode_image(request.mask) if request.mask else None
-    output = effects.render(
-        request.prompt, images, api.output_size(request), mask=mask, label=label
-    )
+def _render(api: ImageApi[Any], request: ImageRequest, label: str) -> bytes:
+    images = [image.decode() for image in request.images]
+    mask = request.mask.decode() if request.mask else None
+    size = api.output_size(request)
+    output = effects.render(request.prompt, images, size, mask=mask, label=label)
     if request.transparent:
         output.putalpha(230)
-    return [effects.encode(output, request.output_format)] * request.n
+    return effects.encode(output, request.output_format)
 
 
-def _failure(fault: Fault, api: ImageApi, request: ImageRequest) -> Response:
+def _failure(fault: Fault, api: ImageApi[Any], request: ImageRequest) -> Response:
     match fault.kind:
-        case FaultKind.DROP:
-            return Response(drop=True)
         case FaultKind.HTML:
             return Response(fault.status or 502, _HTML, "text/html")
         case FaultKind.ODD_JSON:
             return Response.json(["an", "answer", "of", "another", "shape"])
+        case FaultKind.RATE_LIMITED:
+            return api.rate_limited(fault.hint, fault.retry_after, fault.per)
+        case FaultKind.KEY_REJECTED:
+            return api.invalid_key(fault.status or api.invalid_key_status)
+        case FaultKind.MODEL_RETIRED:
+            return api.model_not_found(request.model)
     return api.failure(fault, request)
 
 

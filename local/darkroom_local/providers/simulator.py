@@ -3,7 +3,7 @@
 import http.client
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from darkroom_local.processes import in_event_loop
@@ -24,24 +24,18 @@ class Simulator:
 
     def stats(self, *, arrivals: bool = False) -> dict[str, Any]:
         """Counts per endpoint name; with `arrivals`, arrival times since it was configured."""
-        body = self._call("GET", f"/_sim/stats?arrivals={int(arrivals)}")
-        endpoints: dict[str, Any] = body["endpoints"]
-        return endpoints
+        return self._call("GET", f"/_sim/stats?arrivals={int(arrivals)}")
 
     def configure(self, config: Config | Mapping[str, Any]) -> None:
         """Restart the endpoints that it names, counts included. Raises ValueError if invalid."""
-        if not isinstance(config, Config):
-            config = Config.model_validate(config)
-        self._call("POST", "/_sim/configure", config.model_dump_json())
+        body = Config.model_validate(config).model_dump_json()
+        self._call("POST", "/_sim/configure", body)
 
     def _call(self, method: str, path: str, body: str | None = None) -> dict[str, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
             connection.request(method, path, body)
             response = connection.getresponse()
             answer: dict[str, Any] = json.loads(response.read())
-        finally:
-            connection.close()
         if response.status != http.client.OK:
             raise ValueError(str(answer.get("error")))
         return answer
@@ -53,6 +47,6 @@ def running(config: Config | Mapping[str, Any] | None = None, port: int = 0) -> 
 
     Raises OSError when the port is in use.
     """
-    checked = config if isinstance(config, Config) else Config.model_validate(config or {})
+    checked = Config.model_validate(config or {})
     with in_event_loop(lambda: SimulatedProviders(checked).listening(port)) as bound_port:
         yield Simulator(bound_port)

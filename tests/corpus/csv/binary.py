@@ -4,6 +4,7 @@ import gzip
 import zipfile
 from collections.abc import Callable, Mapping
 from io import BytesIO
+from pathlib import Path
 
 from PIL import Image
 
@@ -79,3 +80,6 @@ FILES: Mapping[str, Callable[[], bytes]] = {
     "instruction-too-long": lambda: b"instruction\n" + b"x" * 32_001 + b"\n",
     "header-too-long": lambda: b"instruction," + b"x" * 70_000 + b"\nred,\n",
 }
+
+CORPUS = Path(__file__).parent
+CSVS = {path.stem: path.read_bytes for path in sorted(CORPUS.glob("*.csv"))} | dict(FILES)

@@ -24,7 +24,6 @@ from darkroom.endpoint_state import (
     Rejection,
     Reservation,
     ReservationRequest,
-    ReservationUpdate,
     Settlement,
     StatesUnavailable,
 )
@@ -90,22 +89,17 @@ class DynamoDBEndpointStates:
 
     def reserve(
         self, endpoint: str, request: ReservationRequest, last_known: EndpointState | None = None
-    ) -> Reservation:
+    ) -> tuple[Reservation | Rejection, EndpointState]:
         state = self.read(endpoint) if last_known is None else last_known
-        is_current = last_known is None
         for _ in range(MAX_TRIES):
             planned = rate_limiter.plan_reservation(state, request)
             if isinstance(planned, Rejection):
-                if is_current:
-                    return Reservation(state, rejection=planned)
-                state, is_current = self.read(endpoint), True
-                continue
+                is_current = state is not last_known
+                return (planned, state) if is_current else self.reserve(endpoint, request)
             done, state = self._apply(endpoint, _reservation(request, planned, state))
             if done:
                 base = request.now if planned.idle else state.next_slot - planned.interval
-                slot = max(request.now, base - planned.tolerance)
-                return Reservation(state, slot=slot, probe=planned.probe)
-            is_current = True
+                return replace(planned, slot=max(request.now, base - planned.tolerance)), state
         raise StatesUnavailable(f"no slot at {endpoint}: too many workers reserved at once")
 
     def settle(self, endpoint: str, settlement: Settlement) -> EndpointState:
@@ -171,7 +165,7 @@ class DynamoDBEndpointStates:
 
 
 def _reservation(
-    request: ReservationRequest, planned: ReservationUpdate, state: EndpointState
+    request: ReservationRequest, planned: Reservation, state: EndpointState
 ) -> _Update:
     """The form of the update that `planned` names, with the conditions it assumes."""
     limits, base = request.limits, ":now" if planned.idle else "#next_slot"

@@ -1,40 +1,34 @@
-"""Events: S3 uploads in; continuations, function invocations and notifications out."""
+"""S3 upload events, and asynchronous invocations of the stack's functions."""
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote_plus, unquote_plus
 
 from botocore.exceptions import BotoCoreError, ClientError
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, AliasPath, BaseModel, Field
 
 from darkroom.errors import ServiceUnavailable
 from darkroom.splitter import CsvUploaded
 
 if TYPE_CHECKING:
     from mypy_boto3_lambda import LambdaClient
-    from mypy_boto3_sns import SNSClient
 
 
-class _Bucket(BaseModel):
-    name: str
-
-
-class _Object(BaseModel):
-    key: str  # URL-encoded as in a form
-    size: int = 0
-    e_tag: str = Field(default="", alias="eTag")
-    version_id: str | None = Field(default=None, alias="versionId")
-    sequencer: str = ""
-
-
-class _Entity(BaseModel):
-    bucket: _Bucket
-    object: _Object
+_OBJECT = ("s3", "object")
 
 
 class _Record(BaseModel):
-    s3: _Entity
+    """What CsvUploaded contains of a record in an S3 event."""
+
+    bucket: str = Field(validation_alias=AliasPath("s3", "bucket", "name"))
+    key: Annotated[str, AfterValidator(unquote_plus)] = Field(
+        validation_alias=AliasPath(*_OBJECT, "key")
+    )
+    size: int = Field(default=0, validation_alias=AliasPath(*_OBJECT, "size"))
+    etag: str = Field(default="", validation_alias=AliasPath(*_OBJECT, "eTag"))
+    version_id: str | None = Field(default=None, validation_alias=AliasPath(*_OBJECT, "versionId"))
+    sequencer: str = Field(default="", validation_alias=AliasPath(*_OBJECT, "sequencer"))
 
 
 class _Event(BaseModel):
@@ -48,15 +42,7 @@ def uploads_in(event: Mapping[str, object]) -> Iterator[CsvUploaded]:
     Source of the format: "Event message structure" in the S3 user guide.
     """
     for record in _Event.model_validate(event).records:
-        s3_object = record.s3.object
-        yield CsvUploaded(
-            bucket=record.s3.bucket.name,
-            key=unquote_plus(s3_object.key),
-            version_id=s3_object.version_id,
-            sequencer=s3_object.sequencer,
-            size=s3_object.size,
-            etag=s3_object.e_tag,
-        )
+        yield CsvUploaded(**record.model_dump())
 
 
 def continuation_event(upload: CsvUploaded) -> dict[str, object]:
@@ -71,29 +57,9 @@ def continuation_event(upload: CsvUploaded) -> dict[str, object]:
     return {"Records": [{"s3": {"bucket": {"name": upload.bucket}, "object": s3_object}}]}
 
 
-class LambdaFunctions:
-    """Starts functions of the stack without waiting for them."""
-
-    def __init__(self, client: "LambdaClient") -> None:
-        self._client = client
-
-    def start(self, function: str, event: Mapping[str, object]) -> None:
-        """Invoke asynchronously. Raises ServiceUnavailable; a retry is safe then."""
-        try:
-            self._client.invoke(
-                FunctionName=function, InvocationType="Event", Payload=json.dumps(event)
-            )
-        except (ClientError, BotoCoreError) as error:
-            raise ServiceUnavailable(f"The function {function} cannot be started") from error
-
-
-class SnsTopic:
-    """The topic that is notified of finished jobs."""
-
-    def __init__(self, client: "SNSClient", arn: str) -> None:
-        self._client = client
-        self._arn = arn
-
-    def publish(self, subject: str, body: str) -> None:
-        """`subject`: at most 100 ASCII characters. Raises botocore's errors."""
-        self._client.publish(TopicArn=self._arn, Subject=subject, Message=body)
+def start_function(client: "LambdaClient", function: str, event: Mapping[str, object]) -> None:
+    """Invoke asynchronously. Raises ServiceUnavailable; a retry is safe then."""
+    try:
+        client.invoke(FunctionName=function, InvocationType="Event", Payload=json.dumps(event))
+    except (ClientError, BotoCoreError) as error:
+        raise ServiceUnavailable(f"The function {function} cannot be started") from error

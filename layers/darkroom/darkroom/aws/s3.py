@@ -1,8 +1,8 @@
 """S3: the input bucket's CSVs as streams, and the results bucket's objects and uploads."""
 
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import quote, unquote
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -19,14 +19,13 @@ from darkroom.jobs import Source
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, GetObjectOutputTypeDef
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
 CHUNK_BYTES = 256 * 1024
-PART_BYTES = 8 * 1024 * 1024  # S3 takes 10,000 parts of at least 5 MiB: up to 80 GB
+PART_BYTES = 8 * 1024 * 1024  # S3 accepts 10,000 parts of at least 5 MiB: up to 80 GB
 _READ_TRIES = 4  # of one read that is cut off; each resumes where the last one stopped
-_METADATA_BYTES = 2000  # S3 takes 2 KB in all, names included
+_METADATA_BYTES = 2000  # S3 accepts 2 KB in total, names included
 _SERVICE = "the results bucket (S3)"
-# A version that was deleted is answered with MethodNotAllowed: a delete marker takes no GET.
 _PAST_END_CODES = frozenset({"InvalidRange", "416"})
 _CONDITION_FAILED_CODES = frozenset({"PreconditionFailed", "412"})
 _CONFLICT_CODES = frozenset({"ConditionalRequestConflict", "409"})
@@ -40,7 +39,6 @@ class S3CsvStore:
         self._s3 = s3
 
     def metadata(self, source: Source) -> Mapping[str, str]:
-        """User metadata. Raises JobRejected when the object is gone, ServiceUnavailable."""
         try:
             return self._s3.head_object(**_address(source))["Metadata"]
         except ClientError as error:
@@ -49,18 +47,14 @@ class S3CsvStore:
             raise ServiceUnavailable(f"S3 cannot be reached: {type(error).__name__}") from error
 
     def read(self, source: Source, offset: int = 0) -> Iterator[bytes]:
-        """Bytes from `offset` to the end. Raises JobRejected, ServiceUnavailable."""
         position, failures = offset, 0
-        etag: str | None = None
+        arguments = _address(source)
         while True:
             try:
-                arguments = _address(source)
                 if position:
                     arguments["Range"] = f"bytes={position}-"
-                if etag:
-                    arguments["IfMatch"] = etag
                 response = self._s3.get_object(**arguments)
-                etag = response["ETag"]
+                arguments["IfMatch"] = response["ETag"]
                 for chunk in _from(position, response):
                     position += len(chunk)
                     failures = 0
@@ -120,7 +114,7 @@ class S3ObjectStore:
     def put(
         self,
         key: str,
-        body: bytes | IO[bytes],
+        body: bytes,
         content_type: str,
         metadata: Mapping[str, str] | None = None,
         *,
@@ -171,6 +165,20 @@ class S3ObjectStore:
                 return None
             raise
 
+    def upload(self, key: str, chunks: Iterator[bytes], content_type: str) -> None:
+        from boto3.s3.transfer import TransferConfig  # noqa: PLC0415 - for the reporter alone
+
+        self._s3.upload_fileobj(
+            cast("IO[bytes]", _ChunkReader(chunks)),  # boto3 calls nothing but read
+            self._bucket,
+            key,
+            ExtraArgs={"ContentType": content_type},
+            # Without threads, no more than one part is in memory.
+            Config=TransferConfig(
+                multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, use_threads=False
+            ),
+        )
+
 
 def _encoded(metadata: Mapping[str, str]) -> dict[str, str]:
     """Header-safe and within S3's limit: the longest values are shortened first."""
@@ -182,82 +190,16 @@ def _encoded(metadata: Mapping[str, str]) -> dict[str, str]:
     return encoded
 
 
-class S3Uploads:
-    """Streams objects of unknown size to one bucket, a part at a time; holds one part in memory."""
+class _ChunkReader:
+    """The chunks as a file that boto3 reads one part at a time."""
 
-    def __init__(self, client: "S3Client", bucket: str, part_bytes: int = PART_BYTES) -> None:
-        self._client = client
-        self._bucket = bucket
-        self._part_bytes = part_bytes
-
-    @contextmanager
-    def open(self, key: str, content_type: str) -> Iterator["_Upload"]:
-        """A sink for bytes. The object appears at the end, or not at all after an error."""
-        upload = _Upload(self._client, self._bucket, key, content_type, self._part_bytes)
-        try:
-            yield upload
-            upload.finish()
-        except BaseException:
-            upload.abort()
-            raise
-
-
-class _Upload:
-    def __init__(
-        self, client: "S3Client", bucket: str, key: str, content_type: str, part_bytes: int
-    ) -> None:
-        self._client = client
-        self._bucket = bucket
-        self._key = key
-        self._content_type = content_type
-        self._part_bytes = part_bytes
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
         self._buffer = bytearray()
-        self._upload_id: str | None = None
-        self._parts: list[CompletedPartTypeDef] = []
 
-    def write(self, data: bytes, /) -> None:
-        self._buffer += data
-        if len(self._buffer) >= self._part_bytes:
-            self._send_part()
-
-    def finish(self) -> None:
-        if self._upload_id is None:  # small: one plain put
-            self._client.put_object(
-                Bucket=self._bucket,
-                Key=self._key,
-                Body=bytes(self._buffer),
-                ContentType=self._content_type,
-            )
-            return
-        if self._buffer:
-            self._send_part()
-        self._client.complete_multipart_upload(
-            Bucket=self._bucket,
-            Key=self._key,
-            UploadId=self._upload_id,
-            MultipartUpload={"Parts": self._parts},
-        )
-
-    def abort(self) -> None:
-        """Delete the parts; those of a killed worker go by the bucket's lifecycle rule."""
-        if self._upload_id is not None:
-            self._client.abort_multipart_upload(
-                Bucket=self._bucket, Key=self._key, UploadId=self._upload_id
-            )
-
-    def _send_part(self) -> None:
-        if self._upload_id is None:
-            started = self._client.create_multipart_upload(
-                Bucket=self._bucket, Key=self._key, ContentType=self._content_type
-            )
-            self._upload_id = started["UploadId"]
-        number = len(self._parts) + 1
-        sent = self._client.upload_part(
-            Bucket=self._bucket,
-            Key=self._key,
-            UploadId=self._upload_id,
-            PartNumber=number,
-            Body=bytes(self._buffer),
-        )
-        self._parts.append({"ETag": sent["ETag"], "PartNumber": number})
-        self._buffer.clear()
+    def read(self, size: int = sys.maxsize) -> bytes:
+        while len(self._buffer) < size and (chunk := next(self._chunks, None)) is not None:
+            self._buffer += chunk
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return data

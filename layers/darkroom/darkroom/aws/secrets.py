@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
 
 CACHE_SECONDS = 300.0
-# A rejected key has the secret read again at once, but however many there are, no sooner than this.
-REFRESH_SECONDS = 15.0
+REFRESH_SECONDS = 15.0  # between two reads, however many keys are rejected
 
 
 class SecretsManagerSource:
@@ -39,12 +38,9 @@ class SecretsManagerSource:
         self._refresh_requested = False
 
     def endpoints(self) -> EndpointsSecret:
-        """Raises ConfigurationError when no valid secret was ever read."""
         valid = self._valid
-        if valid is not None and not self._due():
-            return valid
-        if valid is not None and not self._lock.acquire(blocking=False):
-            return valid  # another thread is reading
+        if valid is not None and not (self._due() and self._lock.acquire(blocking=False)):
+            return valid  # still current, or another thread is reading
         if valid is None:
             self._lock.acquire()
         try:

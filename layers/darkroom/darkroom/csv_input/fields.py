@@ -176,7 +176,7 @@ class Columns:
         return cells[position].strip()
 
     def align(self, cells: Sequence[str]) -> tuple[str, ...]:
-        """The cells, cut or filled with empty ones to the length of the header."""
+        """The cells, truncated or padded with empty ones to the length of the header."""
         width = len(self.header)
         return tuple(cells[:width]) + ("",) * (width - len(cells))
 
@@ -196,14 +196,12 @@ def read_columns(header: tuple[str, ...], options: JobOptions) -> Columns:
             positions[field.name] = _find_chosen(chosen, option.replace("_", "-"), header)
             continue
         present = [alias for alias in field.columns if alias in names]
-        if not present:
-            continue
-        if names.count(present[0]) > 1:
+        if present and (count := names.count(present[0])) > 1:
             raise JobRejected(
-                f"The header row has the column {quoted(present[0])} {names.count(present[0])} "
-                "times: keep one."
+                f"The header row has the column {quoted(present[0])} {count} times: keep one."
             )
-        positions[field.name] = names.index(present[0])
+        if present:
+            positions[field.name] = names.index(present[0])
         if len(present) > 1:
             warnings.append(
                 f"The columns {quoted_list(present)} mean the same: {quoted(present[0])} is used, "
@@ -256,20 +254,17 @@ def parse_options(metadata: Mapping[str, str]) -> JobOptions:
             continue
         field = OPTION_FIELDS.get(name)
         if field is None:
-            raise JobRejected(_describe_unknown_option(written, name))
+            close = get_close_matches(name, OPTION_FIELDS, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise JobRejected(
+                f"There is no option {quoted(written)}.{hint} The options are "
+                f"{', '.join(OPTION_FIELDS)}."
+            )
         try:
             parsed[field.name] = field.parse(_decode(raw).strip())
         except ValueError as error:
             raise JobRejected(f"The option {name}: {error}.") from error
     return JobOptions(**parsed)
-
-
-def _describe_unknown_option(written: str, name: str) -> str:
-    close = get_close_matches(name, OPTION_FIELDS, n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    return (
-        f"There is no option {quoted(written)}.{hint} The options are {', '.join(OPTION_FIELDS)}."
-    )
 
 
 def _decode(value: str) -> str:

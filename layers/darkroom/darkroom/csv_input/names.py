@@ -20,11 +20,6 @@ _MAX_PART_BYTES = 200  # file systems allow 255; copies and thumbnails add a few
 _MAX_NAME_BYTES = 500  # an S3 key may have 1,024 with the job's prefix
 
 
-def default_key(row: int) -> str:
-    """Row 7 -> `000007`."""
-    return f"{row:06d}"
-
-
 def parse_key(text: str) -> str:
     """A value of the index column. Raises ValueError unless it can be part of file names."""
     if _KEY.fullmatch(text) is None or _WINDOWS_DEVICES.fullmatch(text):
@@ -45,12 +40,12 @@ def parse_output_name(text: str) -> str:
     parts = name.removeprefix("images/").split("/")
     suffix = "." + parts[-1].rpartition(".")[2].lower() if "." in parts[-1] else ""
     if forbidden := _FORBIDDEN.search(name):
-        problem = (
-            f"contains {_character(forbidden[0])}, which some systems do not allow in a file name"
-        )
+        found = forbidden[0]
+        shown = f"'{found}'" if found.isprintable() else f"the character U+{ord(found):04X}"
+        problem = f"contains {shown}, which some systems do not allow in a file name"
     elif name.startswith("/"):
         problem = "begins with a slash: write a name or a path below the job's images folder"
-    elif part_problems := [found for part in parts if (found := _part_problem(part))]:
+    elif part_problems := [problem for part in parts if (problem := _part_problem(part))]:
         problem = part_problems[0]
     elif any(part.casefold() in _RESERVED_FOLDERS for part in parts[:-1]):
         problem = "uses a folder named images or thumbs, which are reserved for Darkroom's files"
@@ -77,10 +72,6 @@ def _part_problem(part: str) -> str | None:
     return None
 
 
-def _character(character: str) -> str:
-    return f"'{character}'" if character.isprintable() else f"the character U+{ord(character):04X}"
-
-
 def image_names(output_name: str, n: int) -> list[str]:
     """The paths of all `n` images of a row, as ResultPaths.image names them."""
     stem, _, suffix = output_name.rpartition(".")
@@ -88,7 +79,7 @@ def image_names(output_name: str, n: int) -> list[str]:
 
 
 class UsedNames:
-    """Which row used a name first, in 12 bytes a slot: a million names take 25 MB.
+    """Which row used a name first, in 12 bytes per slot: a million names take 25 MB.
 
     Names are stored as 64-bit digests (in a job of a million names, two collide with a probability
     of 1 in 40 million) and compared ignoring case, as the file systems of macOS and Windows do.
@@ -99,7 +90,7 @@ class UsedNames:
         self._resize(1024)
 
     def first_user(self, name: str, row: int) -> int | None:
-        """The row that used the name before; None if there was none: `row` is the first, then."""
+        """The row that used the name before. If there was none, `row` is recorded as the first."""
         digest = blake2b(normalize("NFC", name).casefold().encode(), digest_size=8).digest()
         number = int.from_bytes(digest) or 1
         slot = self._slot(number)

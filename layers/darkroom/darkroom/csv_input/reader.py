@@ -20,7 +20,7 @@ from darkroom.csv_input.fields import (
     normalize_name,
     read_columns,
 )
-from darkroom.csv_input.names import UsedNames, default_key, image_names, parse_key
+from darkroom.csv_input.names import UsedNames, image_names, parse_key
 from darkroom.csv_input.text import (
     HEAD_BYTES,
     MAX_FIELD_CHARS,
@@ -63,34 +63,35 @@ class CsvInput:
     def open(cls, open_bytes: OpenBytes) -> "CsvInput":
         """Read the header row, with the delimiter that finds most columns. Raises JobRejected."""
         text_format, head = read_format(open_bytes)
-        found: list[_Header] = []
-        errors: list[JobRejected] = []
+        found, errors = list[CsvInput](), list[JobRejected]()
         for delimiter in DELIMITERS:
             try:
-                found.append(_read_header(head, text_format, delimiter))
+                header, end = _read_header(head, text_format, delimiter)
+                found.append(cls(open_bytes, text_format, delimiter, header, end))
             except JobRejected as error:
                 errors.append(error)
-        if not found:
-            raise errors[0]
-        best = max(found, key=lambda header: header.score)
-        if errors and best.score <= (0, 1):
+        best = max(found, key=cls.count_columns, default=None)
+        if best is None or (errors and best.count_columns() <= (0, 1)):
             raise errors[0]  # a header of one unknown column: its quote is never closed
-        if len(best.names) > MAX_COLUMNS:
+        if len(best.header) > MAX_COLUMNS:
             raise JobRejected(f"The header row has more than {MAX_COLUMNS:,} columns.")
-        return cls(open_bytes, text_format, best.delimiter, best.names, best.end)
+        return best
 
-    def records(self, offset: int | None = None) -> Iterator[Record]:
-        """Data rows from the byte `offset` of an earlier record's `end`, or from the first.
+    def count_columns(self) -> tuple[int, int]:
+        """Of fields, and of all."""
+        known = sum(normalize_name(name) in COLUMN_NAMES for name in self.header)
+        return known, len(self.header)
+
+    def records(self, offset: int = 0) -> Iterator[Record]:
+        """Data rows from the byte `offset` of an earlier record's `end`; 0: from the first.
 
         Blank lines, and rows whose cells are all empty, are skipped. Raises JobRejected when the
         remaining file cannot be read as CSV.
         """
-        start = self.data_start if offset is None else offset
-        lines = Lines(
-            read_text(self.open_bytes, self.text_format, start), self.text_format.encoding, start
-        )
-        if offset is None:
-            lines.line = 1  # for messages; a header over several lines is rare
+        start = offset or self.data_start
+        text = read_text(self.open_bytes, self.text_format, start)
+        lines = Lines(text, self.text_format.encoding, start)
+        lines.line = 0 if offset else 1  # for messages; a header over several lines is rare
         reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
         try:
             for cells in reader:
@@ -101,19 +102,10 @@ class CsvInput:
             raise JobRejected(_describe_csv_error(error, lines)) from error
 
 
-class _Header(NamedTuple):
-    """The header row as one delimiter reads it."""
-
-    delimiter: str
-    names: tuple[str, ...]
-    end: int
-
-    @property
-    def score(self) -> tuple[int, int]:
-        return sum(normalize_name(name) in COLUMN_NAMES for name in self.names), len(self.names)
-
-
-def _read_header(head: bytes, text_format: TextFormat, delimiter: str) -> _Header:
+def _read_header(
+    head: bytes, text_format: TextFormat, delimiter: str
+) -> tuple[tuple[str, ...], int]:
+    """The header row in the first bytes of a file, and the offset of its end."""
     lines = Lines(_complete_text(head, text_format), text_format.encoding, text_format.start)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
@@ -121,7 +113,7 @@ def _read_header(head: bytes, text_format: TextFormat, delimiter: str) -> _Heade
             is_excel_hint = "".join(cells).lower().startswith("sep=") and not any(cells[1:])
             if any(cell.strip() for cell in cells) and not is_excel_hint:
                 _check_complete(lines.offset, head)
-                return _Header(delimiter, tuple(cell.strip() for cell in cells), lines.offset)
+                return tuple(cell.strip() for cell in cells), lines.offset
     except csv.Error as error:
         _check_complete(lines.offset, head)
         raise JobRejected(_describe_csv_error(error, lines)) from error
@@ -195,20 +187,19 @@ class JobRows:
         return self.columns.header
 
     def __iter__(self) -> Iterator[JobRow]:
-        return self.from_row(0, None)
+        return self.from_row(0, 0)
 
-    def from_row(self, row: int, offset: int | None) -> Iterator[JobRow]:
+    def from_row(self, row: int, offset: int) -> Iterator[JobRow]:
         """Rows from number `row` on, which begins at byte `offset` (the `end` of the row before).
 
-        Raises JobRejected where the file cannot be read as CSV.
+        Row 0 is found without an offset. Raises JobRejected where the file cannot be read as CSV.
         """
-        has_names = self.columns.has("index") or self.columns.has("output_name")
-        used = UsedNames() if has_names else None
-        if used is not None or offset is None:
+        if self.columns.has("index") or self.columns.has("output_name"):
             # Which row used a name first depends on the rows before: read them, but skip them.
-            start, records = 0, self.csv.records()
+            used, start = UsedNames(), 0
         else:
-            start, records = row, self.csv.records(offset)
+            used, start = None, row
+        records = self.csv.records(offset if start else 0)
         for number, record in _numbered(records, start):
             job_row = self._row(number, record, used)
             if number >= row:
@@ -233,10 +224,10 @@ class JobRows:
 
     def _row(self, number: int, record: Record, used: UsedNames | None) -> JobRow:
         columns, cells = self.columns, record.cells
-        key = default_key(number)
+        key = f"{number:06d}"
         request: RowRequest | RowRejected
         try:
-            key = row_key(columns, cells, number)
+            key = row_key(columns, cells, key)
             request = parse_row(columns, cells, self.options)
             if used is not None:
                 self._reject_used_names(request, key, number, used)
@@ -280,13 +271,13 @@ def read_job_rows(open_bytes: OpenBytes, options: JobOptions) -> JobRows:
     return JobRows(csv, read_columns(csv.header, options), options, row_filter)
 
 
-def row_key(columns: Columns, cells: Sequence[str], row: int) -> str:
-    """The row's identity: its index cell, or its number where that is empty.
+def row_key(columns: Columns, cells: Sequence[str], default: str) -> str:
+    """The row's identity: its index cell, or `default` where that is empty.
 
     Raises RowRejected (bad_input) when the index cannot be part of file names.
     """
     index = columns.cell(cells, "index")
-    return _parse_cell(parse_key, index, columns.name("index")) if index else default_key(row)
+    return _parse_cell(parse_key, index, columns.name("index")) if index else default
 
 
 def parse_row(columns: Columns, cells: Sequence[str], options: JobOptions) -> RowRequest:

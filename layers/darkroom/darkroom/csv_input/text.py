@@ -111,9 +111,12 @@ def read_text(open_bytes: OpenBytes, text_format: TextFormat, offset: int) -> It
 def _detect_encoding(head: bytes) -> tuple[str, int]:
     if not head.strip(b" \t\r\n\xef\xbb\xbf"):
         raise JobRejected("The file is empty: it needs a header row and at least one row.")
-    for magic, kind in _NOT_CSV:
-        if head.startswith(magic):
-            raise JobRejected(f"The file is {kind}, not a CSV: save or export it as CSV (UTF-8).")
+    for beginning, kinds in ((head, _NOT_CSV), (head[:64].lstrip().lower(), _NOT_CSV_TEXT)):
+        for magic, kind in kinds:
+            if beginning.startswith(magic):
+                raise JobRejected(
+                    f"The file is {kind}, not a CSV: save or export it as CSV (UTF-8)."
+                )
     if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         raise JobRejected("The file is UTF-32 text: save it as CSV (UTF-8).")
     for mark, encoding in (
@@ -123,10 +126,6 @@ def _detect_encoding(head: bytes) -> tuple[str, int]:
     ):
         if head.startswith(mark):
             return encoding, len(mark)
-    beginning = head[:64].lstrip().lower()
-    for magic, kind in _NOT_CSV_TEXT:
-        if beginning.startswith(magic):
-            raise JobRejected(f"The file is {kind}, not a CSV: save or export it as CSV (UTF-8).")
     return "utf-8", 0
 
 

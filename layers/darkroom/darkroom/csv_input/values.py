@@ -9,6 +9,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from darkroom.formatting import quoted
 
@@ -116,7 +117,7 @@ def parse_budget(text: str) -> float:
 
 
 def parse_images(cell: str) -> tuple[str, ...]:
-    """Image references in the order written.
+    """The references to images, in the order written.
 
     A cell that begins with `[` is a JSON list. Otherwise `|` and line ends separate references, and
     in a cell without any, commas do. A comma belongs to the URL before it (`…/w_400,h_300/a.jpg`)
@@ -125,10 +126,10 @@ def parse_images(cell: str) -> tuple[str, ...]:
     if cell.startswith("["):
         references = _from_json(cell)
     elif "|" in cell or "\n" in cell:
-        references = [part.strip() for part in re.split(r"[|\r\n]+", cell)]
+        references = re.split(r"[|\r\n]+", cell)
     else:
         references = _split_commas(cell)
-    references = [reference for reference in references if reference]
+    references = [stripped for reference in references if (stripped := reference.strip())]
     if len(references) > MAX_IMAGES:
         raise ValueError(f"{len(references)} images, but no model accepts more than {MAX_IMAGES}")
     return tuple(map(parse_reference, references))
@@ -163,35 +164,33 @@ def _from_json(cell: str) -> list[str]:
         ) from error
     if not all(isinstance(value, str) for value in values):
         raise ValueError(f"the JSON list {quoted(cell)} must contain strings only")
-    return [value.strip() for value in values]
+    return list(values)
 
 
 def _split_commas(cell: str) -> list[str]:
-    pieces = cell.split(",")
-    references = [pieces[0]]
-    for piece in pieces[1:]:
-        if _separates(references[-1], piece):
+    first, *pieces = cell.split(",")
+    references = [first]
+    for piece in pieces:
+        before = references[-1]
+        separates = (
+            not _STARTS_URL.match(before)
+            or _STARTS_URL.match(piece)
+            or not piece[:1].strip()
+            or (_ENDS_AS_IMAGE.search(before) and _ENDS_AS_IMAGE.search(piece))
+        )
+        if separates:
             references.append(piece)
         else:
             references[-1] += "," + piece
-    return [reference.strip() for reference in references]
-
-
-def _separates(before: str, after: str) -> bool:
-    """Whether the comma between them ends a reference."""
-    if not _STARTS_URL.match(before) or _STARTS_URL.match(after):
-        return True
-    if not after or after[0].isspace():
-        return True
-    return bool(_ENDS_AS_IMAGE.search(before) and _ENDS_AS_IMAGE.search(after))
+    return references
 
 
 @dataclass(frozen=True, slots=True)
 class RowFilter:
-    """Data rows by position, the first is 0. Ranges are sorted and separated by gaps."""
+    """Data rows by position, the first is 0: sorted ranges, which may overlap."""
 
     starts: tuple[int, ...]
-    ends: tuple[int, ...]  # exclusive
+    ends: tuple[int, ...]  # exclusive, of this range or of an earlier one that ends later
 
     def __contains__(self, row: int) -> bool:
         place = bisect_right(self.starts, row) - 1
@@ -201,13 +200,8 @@ class RowFilter:
 def parse_row_filter(text: str) -> RowFilter:
     """Ranges `a:b` (b excluded, as in Python), `a:`, `:b`, and single rows, joined by commas."""
     ranges = sorted(_parse_range(part.strip()) for part in re.split(r"[,;]", text))
-    merged: list[tuple[int, int]] = []
-    for start, end in ranges:
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return RowFilter(tuple(start for start, _ in merged), tuple(end for _, end in merged))
+    starts, ends = zip(*ranges, strict=True)
+    return RowFilter(starts, tuple(accumulate(ends, max)))
 
 
 def check_row_filter(text: str) -> str:
@@ -226,10 +220,9 @@ def _parse_range(part: str) -> tuple[int, int]:
     first, last = match["first"], match["last"]
     if match["colon"] is None:
         return int(first), int(first) + 1
-    start = int(first) if first else 0
-    end = int(last) if last else _NO_END
+    start, end = int(first or 0), int(last or _NO_END)
     if end <= start:
         raise ValueError(
-            f"the range {quoted(part)} is empty, its end must be larger than its start"
+            f"the range {quoted(part)} is empty: its end must be larger than its start"
         )
     return start, end

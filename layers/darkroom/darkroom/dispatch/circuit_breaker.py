@@ -1,4 +1,7 @@
-"""An endpoint's health: when its breaker opens, how failures lower its weight, key cooldowns."""
+"""An endpoint's health: when its breaker opens, how failures lower its weight, key cooldowns.
+
+Functions named by a participle (`opened`) return the state after that change.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace

@@ -176,12 +176,13 @@ class TieredDispatcher:
     ) -> bool:
         """Sleep before the next retry; False when there should be none."""
         retries = min(endpoint.max_retries, 1) if failure.unknown else endpoint.max_retries
-        if failures > retries or self._state_cache.out_of_service(endpoint):
+        delay = with_jitter(backoff(failures, endpoint.retry_delay_seconds), self._rng.random)
+        until = self._state_cache.now() + int(delay * SECOND)
+        if failures > retries or until > attempt.latest_slot(endpoint):
             return False
-        delay = self._jittered(backoff(failures, endpoint.retry_delay_seconds))
-        if self._state_cache.now() + int(delay * SECOND) > attempt.latest_slot(endpoint):
-            return False
-        return self._selector.wait_in_service(endpoint, delay)
+        return self._selector.wait_until(
+            until, lambda: not self._state_cache.out_of_service(endpoint)
+        )
 
     def _with_newest_keys(self, endpoint: Endpoint) -> Endpoint:
         """Read the secret again after a rejected key: it may have been corrected already."""
@@ -198,7 +199,7 @@ class TieredDispatcher:
         sent_at, outcome = self._send(attempt, permit, plan)
         latency_ms = round((self._clock.now() - sent_at) * 1000)
         try:
-            attempt.context.after_call(endpoint, plan, outcome)
+            attempt.context.after_call(outcome)
         finally:
             self._outcomes.record(permit, plan, outcome, int(sent_at * SECOND), latency_ms)
         if isinstance(outcome, CallFailed):
@@ -253,7 +254,9 @@ class TieredDispatcher:
         if temporary[name] > attempt.latest_slot(endpoint):
             reasons = ", ".join(f"{n} ({r.reason})" for n, r in sorted(out.items()))
             raise self._deferral(f"every endpoint is out of service: {reasons}", temporary[name])
-        self._selector.wait_for_service(endpoint, temporary[name])
+        self._selector.wait_until(
+            temporary[name], lambda: self._state_cache.out_of_service(endpoint)
+        )
 
     def _failed_attempt(self, attempt: _Attempt, detail: str) -> RetryRow | DeferRow:
         """The first tier's error; a deferral with `detail` when nothing was called.
@@ -283,7 +286,7 @@ class TieredDispatcher:
         return RetryRow(
             reason,
             f"{endpoint.name}: {detail}",
-            delay_seconds=self._jittered(seconds),
+            delay_seconds=with_jitter(seconds, self._rng.random),
             provider=endpoint.provider.value,
             endpoint=endpoint.name,
         )
@@ -291,9 +294,6 @@ class TieredDispatcher:
     def _deferral(self, detail: str, available_at: int) -> DeferRow:
         wait = available_at / SECOND - self._clock.now()
         return DeferRow(detail, delay_seconds=min(MAX_DEFER_SECONDS, max(1.0, wait)))
-
-    def _jittered(self, seconds: float) -> float:
-        return with_jitter(seconds, self._rng.random)
 
     def _warn_once(self, event: str, **fields: object) -> None:
         if event not in self._warned:

@@ -11,20 +11,13 @@ from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.dispatch.selector import Permit
 from darkroom.dispatch.state_cache import StateCache
-from darkroom.endpoint_state import (
-    SECOND,
-    EndpointState,
-    Health,
-    Limits,
-    StatesUnavailable,
-)
+from darkroom.endpoint_state import SECOND, EndpointState, Health, StatesUnavailable
 from darkroom.endpoints import Endpoint, key_fingerprint
 from darkroom.metrics import Metric
 from darkroom.ports import Telemetry
 from darkroom.retry import backoff
 
 MAX_PAUSE_SECONDS = 60.0  # for a longer wait after a 429, the endpoint is out of service
-ASSUMED_INTERVAL = SECOND // 2  # after a 429 without a configured limit or an observed rate
 
 
 class OutcomeRecorder:
@@ -66,7 +59,11 @@ class OutcomeRecorder:
         elif failure.outcome.key_at_fault:
             self._cool_down_key(permit, failure)
         if failure.outcome.transient and circuit_breaker.should_open(state):
-            self._open_breaker(permit.endpoint.name)
+            name, now = permit.endpoint.name, self._state_cache.now()
+            before, after = self._state_cache.change(name, lambda s: circuit_breaker.opened(s, now))
+            if before != after:  # one worker only
+                self._telemetry.metric(Metric.BREAKER_OPENED, endpoint=name)
+                self._telemetry.warning("breaker_opened", endpoint=name)
 
     def _rate_limited(self, endpoint: Endpoint, failure: CallFailed, sent_at: int) -> EndpointState:
         self._telemetry.metric(Metric.RATE_LIMITED, endpoint=endpoint.name)
@@ -80,7 +77,7 @@ class OutcomeRecorder:
         observed = self._state_cache.observed_interval(name)
 
         def slowed_and_paused(state: EndpointState) -> EndpointState:
-            interval = doubled_interval(state, limits, observed, now)
+            interval = rate_limiter.doubled_interval(state, limits, observed, now)
             # For a minute after a slowdown, calls made before it still count against the limit.
             state = rate_limiter.slowed_down(state, interval, now, sent_at - rate_limiter.MINUTE)
             base = max(endpoint.retry_delay_seconds, 1.0)
@@ -107,13 +104,6 @@ class OutcomeRecorder:
             detail=failure.detail,
         )
 
-    def _open_breaker(self, name: str) -> None:
-        now = self._state_cache.now()
-        before, after = self._state_cache.change(name, lambda s: circuit_breaker.opened(s, now))
-        if before != after:  # one worker only
-            self._telemetry.metric(Metric.BREAKER_OPENED, endpoint=name)
-            self._telemetry.warning("breaker_opened", endpoint=name)
-
     def _emit(
         self, permit: Permit, plan: CallPlan, failure: CallFailed | None, latency_ms: int
     ) -> None:
@@ -135,13 +125,3 @@ class OutcomeRecorder:
             slot_wait_ms=permit.slot_wait_ms,
             detail=failure.detail if failure else "",
         )
-
-
-def doubled_interval(state: EndpointState, limits: Limits, observed: int, now: int) -> int:
-    """The interval after an unexpected 429: twice the one in force.
-
-    For an endpoint without a configured rate, `observed` is the interval between the calls of all
-    workers (0: not known).
-    """
-    in_force = max(limits.interval, rate_limiter.slowed_interval(state, now))
-    return 2 * (in_force or observed or ASSUMED_INTERVAL)

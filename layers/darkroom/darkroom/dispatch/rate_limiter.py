@@ -18,8 +18,8 @@ from darkroom.endpoint_state import (
     Limits,
     Rejection,
     RejectionReason,
+    Reservation,
     ReservationRequest,
-    ReservationUpdate,
 )
 from darkroom.endpoints import Endpoint
 from darkroom.providers.registry import PROVIDERS, Provider
@@ -30,21 +30,20 @@ MAX_LATENESS = SECOND // 2  # a worker later than this for its slot makes a new 
 LEASE_GRACE = 15 * SECOND  # a lease outlives its call's time-out by this
 MAX_EXPIRED_LEASES = 8  # leases of dead workers that one reservation removes
 SLOWDOWN_HALF_LIFE = 300 * SECOND
+ASSUMED_INTERVAL = SECOND // 2  # after a 429 without a configured limit or an observed rate
 MIN_SLOWED_INTERVAL = SECOND // 1000  # below this, a slowdown is over
 _EPOCH = date(1970, 1, 1).toordinal()
 
 
-def limits_of(endpoint: Endpoint, margin: int = MARGIN) -> Limits:
+def limits_of(endpoint: Endpoint) -> Limits:
     """The endpoint's limits as intervals. A burst of B costs B - 1 calls a minute of the rate."""
     interval = tolerance = 0
     if endpoint.requests_per_minute:
         burst = min(endpoint.burst, endpoint.requests_per_minute)
         steady = endpoint.requests_per_minute - burst + 1
-        interval = -(-(MINUTE + margin) // steady)
+        interval = -(-(MINUTE + MARGIN) // steady)
         tolerance = (burst - 1) * interval
-    return Limits(
-        interval, tolerance, endpoint.requests_per_day, endpoint.max_in_flight, margin=margin
-    )
+    return Limits(interval, tolerance, endpoint.requests_per_day, endpoint.max_in_flight, MARGIN)
 
 
 def slowed_interval(state: EndpointState, now: int) -> int:
@@ -54,6 +53,16 @@ def slowed_interval(state: EndpointState, now: int) -> int:
     age = max(0, now - state.slowed_at)
     interval = round(state.slowed_interval * 0.5 ** (age / SLOWDOWN_HALF_LIFE))
     return interval if interval >= MIN_SLOWED_INTERVAL else 0
+
+
+def doubled_interval(state: EndpointState, limits: Limits, observed: int, now: int) -> int:
+    """The interval after an unexpected 429: twice the one in force.
+
+    For an endpoint without a configured rate, `observed` is the interval between the calls of all
+    workers (0: not known).
+    """
+    in_force, _ = rate_in_force(state, limits, now)
+    return 2 * (in_force or observed or ASSUMED_INTERVAL)
 
 
 def slowed_down(state: EndpointState, interval: int, now: int, unless_since: int) -> EndpointState:
@@ -76,10 +85,8 @@ def rate_in_force(state: EndpointState, limits: Limits, now: int) -> tuple[int, 
     return (slowed, 0) if slowed > limits.interval else (limits.interval, limits.tolerance)
 
 
-def plan_reservation(
-    state: EndpointState, request: ReservationRequest
-) -> ReservationUpdate | Rejection:
-    """The update that reserves the earliest slot for `request`, or why there is none."""
+def plan_reservation(state: EndpointState, request: ReservationRequest) -> Reservation | Rejection:
+    """The reservation of the earliest slot for `request`, or why there is none."""
     if is_open(state, request.now):
         return Rejection(RejectionReason.BREAKER, state.breaker_until)
     new_day = False
@@ -98,7 +105,7 @@ def plan_reservation(
     slot = max(request.now, state.next_slot - tolerance)
     if slot > latest_slot:
         return Rejection(RejectionReason.RATE, slot)
-    return ReservationUpdate(
+    return Reservation(
         slot=slot,
         idle=state.next_slot <= request.now,
         probe=state.breaker_open,

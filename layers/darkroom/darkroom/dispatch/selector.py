@@ -75,30 +75,21 @@ class Selector:
                 latest = latest_slot(endpoint)
             lease = f"{self._rng.getrandbits(48):012x}"
             reservation = self._state_cache.reserve(endpoint, lease, latest)
-            if reservation is None or reservation.slot is None:
+            if reservation is None:
                 lost_races += 1
                 continue
-            permit = self._redeem(endpoint, lease, reservation, reservation.slot, started_at)
+            permit = self._redeem(endpoint, lease, reservation, started_at)
             if permit is not None:
                 return permit
 
-    def wait_in_service(self, endpoint: Endpoint, seconds: float) -> bool:
-        """Sleep. Ends early, with False, when the endpoint goes out of service."""
-        until = self._state_cache.now() + int(seconds * SECOND)
-        return self._wait_until(until, lambda: not self._state_cache.out_of_service(endpoint))
-
-    def wait_for_service(self, endpoint: Endpoint, until: int) -> None:
-        """Sleep until the endpoint is back in service, at the latest until `until`."""
-        if self._state_cache.now() < until and self._state_cache.out_of_service(endpoint):
-            self._wait_until(until, lambda: self._state_cache.out_of_service(endpoint))
-
-    def _wait_until(self, until: int, condition: Callable[[], bool]) -> bool:
+    def wait_until(self, until: int, condition: Callable[[], bool]) -> bool:
         """Sleep while `condition` holds; False when it ceased to hold before `until`."""
-        while (left := until - self._state_cache.now()) > 0:
+        while condition():
+            left = until - self._state_cache.now()
+            if left <= 0:
+                return True
             self._clock.sleep(min(WAIT_STEP_SECONDS, left / SECOND))
-            if not condition():
-                return False
-        return True
+        return False
 
     def _choose(
         self,
@@ -142,24 +133,24 @@ class Selector:
         return self._rng.choices(endpoints, weights)[0]
 
     def _redeem(
-        self, endpoint: Endpoint, lease: str, reservation: Reservation, slot: int, started_at: int
+        self, endpoint: Endpoint, lease: str, reservation: Reservation, started_at: int
     ) -> Permit | None:
         """Wait for the slot. None when it cannot be used: the reservation is released then."""
+        key = None
         try:
-            usable = self._wait_for_slot(endpoint, slot, probe=reservation.probe)
-            key = self._next_usable_key(endpoint) if usable else None
-        except BaseException:
-            self._state_cache.release_unused(endpoint, lease, probe=reservation.probe)
-            raise
+            if self._wait_for_slot(endpoint, reservation):
+                key = self._next_usable_key(endpoint)
+        finally:
+            if key is None:
+                self._state_cache.release_unused(endpoint, lease, probe=reservation.probe)
         if key is None:
-            self._state_cache.release_unused(endpoint, lease, probe=reservation.probe)
             return None
         waited_ms = (self._state_cache.now() - started_at) // 1000
         return Permit(endpoint, key, lease, reservation.probe, waited_ms)
 
-    def _wait_for_slot(self, endpoint: Endpoint, slot: int, *, probe: bool) -> bool:
+    def _wait_for_slot(self, endpoint: Endpoint, reservation: Reservation) -> bool:
         """True at the time of the slot; False when it is void or missed."""
-        if not self._wait_until(slot, lambda: self._is_valid(endpoint, slot, probe=probe)):
+        if not self.wait_until(reservation.slot, lambda: self._is_valid(endpoint, reservation)):
             return False
         name, now = endpoint.name, self._state_cache.now()
         state, age = self._state_cache.state(name), self._state_cache.age(name, now)
@@ -169,17 +160,17 @@ class Selector:
             stale_after = STALE_AFTER_FAILURES
         if age > stale_after:
             self._state_cache.read(name)
-            if not self._is_valid(endpoint, slot, probe=probe):
+            if not self._is_valid(endpoint, reservation):
                 return False
-        return self._state_cache.now() - slot <= rate_limiter.MAX_LATENESS
+        return self._state_cache.now() - reservation.slot <= rate_limiter.MAX_LATENESS
 
-    def _is_valid(self, endpoint: Endpoint, slot: int, *, probe: bool) -> bool:
+    def _is_valid(self, endpoint: Endpoint, reservation: Reservation) -> bool:
         """The breaker has not opened since the reservation, and no pause covers the slot."""
-        if probe:
+        if reservation.probe:
             return True
         state = self._state_cache.state(endpoint.name)
         is_open = circuit_breaker.is_open(state, self._state_cache.now())
-        return not is_open and state.paused_until <= slot
+        return not is_open and state.paused_until <= reservation.slot
 
     def _next_usable_key(self, endpoint: Endpoint) -> SecretStr | None:
         """The keys in turn, except those that are cooling down."""

@@ -14,7 +14,6 @@ from darkroom.endpoint_state import (
     RejectionReason,
     Reservation,
     ReservationRequest,
-    ReservationUpdate,
     Settlement,
     StatesUnavailable,
 )
@@ -23,7 +22,7 @@ from darkroom.ports import Clock, EndpointStates, Telemetry
 
 OBSERVATION_WINDOW = 60 * SECOND  # over which the interval between calls is observed
 MIN_OBSERVED_CALLS = 5
-MAX_REORDERING = 5 * SECOND  # responses overtake each other by this; later, the item is a new one
+MAX_REORDERING = 5 * SECOND  # a lower revision is an old response; after this, it is a new item
 IN_FLIGHT_POLL = 10 * SECOND  # between reads, per process, for a free place in flight
 OUT_OF_SERVICE_POLL = 10 * SECOND  # between reads of an endpoint that is out of service
 FAR_FUTURE = 1 << 62
@@ -113,7 +112,7 @@ class StateCache:
         return self.availability(endpoint, self.now()).out_of_service
 
     def reserve(self, endpoint: Endpoint, lease: str, latest_slot: int) -> Reservation | None:
-        """Reserve the earliest slot. None when the last known state leaves none in time.
+        """Reserve the earliest slot. None when there is none in time.
 
         One reservation at a time per endpoint and process: each starts from the newest state.
         """
@@ -126,9 +125,9 @@ class StateCache:
                 planned = rate_limiter.plan_reservation(last_known, request)
                 if isinstance(planned, Rejection):
                     return None
-            reservation = self._states.reserve(name, request, last_known)
-            self.update(name, reservation.state)
-            return reservation
+            reservation, state = self._states.reserve(name, request, last_known)
+            self.update(name, state)
+            return reservation if isinstance(reservation, Reservation) else None
 
     def release(
         self,
@@ -164,7 +163,7 @@ class StateCache:
             return Availability(until, RejectionReason.KEYS)
         request = self._request(endpoint, "", now, FAR_FUTURE)
         planned = rate_limiter.plan_reservation(state, request)
-        if isinstance(planned, ReservationUpdate):
+        if isinstance(planned, Reservation):
             busy = RejectionReason.RATE if planned.slot > now else None
             return Availability(planned.slot, busy)
         if planned.reason is RejectionReason.IN_FLIGHT:

@@ -27,23 +27,18 @@ def load_images(
     (image_unavailable).
     """
     images: list[SourceImage] = []
-    rejected: list[tuple[str, RowRejected]] = []
-    unavailable: list[tuple[str, RetryRow]] = []
+    failures: list[tuple[str, RowRejected | RetryRow]] = []
     for reference in request.images:
         try:
             images.append(open_source(fetcher.fetch(reference, base), redact_url(reference)))
-        except RowRejected as error:
-            rejected.append((reference, error))
-        except RetryRow as error:
-            unavailable.append((reference, error))
+        except (RowRejected, RetryRow) as error:
+            failures.append((redact_url(reference), error))
+    unavailable = [error for _, error in failures if isinstance(error, RetryRow)]
     if unavailable and not (last_attempt and images):
-        raise unavailable[0][1]
-    if rejected and not images:
-        raise rejected[0][1]
-    skipped: list[tuple[str, RowRejected | RetryRow]] = [*rejected, *unavailable]
-    warnings = tuple(
-        f"skipped {redact_url(reference)}: {error.detail}" for reference, error in skipped
-    )
+        raise unavailable[0]
+    if failures and not images:
+        raise failures[0][1]
+    warnings = tuple(f"skipped {name}: {error.detail}" for name, error in failures)
     return LoadedImages(tuple(images), _load_mask(request.mask, base, fetcher), warnings)
 
 

@@ -55,7 +55,6 @@ class RowCallContext:
         return self.claim.attempt >= self.run.options.max_attempts
 
     def plan(self, endpoint: Endpoint) -> CallPlan:
-        """Raises Ineligible, RowRejected."""
         request = self.message.request
         model = model_for(request.model, endpoint)
         plan = plan_call(request, tuple(self.images), self.mask, endpoint.provider, model)
@@ -66,7 +65,6 @@ class RowCallContext:
         return replace(plan, warnings=(*plan.warnings, note))
 
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
-        """Raises RowRejected (budget, stopped), LeaseLost, ServiceUnavailable."""
         self.reject_if_stopped()
         budget, worst = self.run.options.budget_micro_usd, plan.worst_cost_micro_usd
         if budget is not None and worst is None:
@@ -88,12 +86,7 @@ class RowCallContext:
         self.claim = sent
         self.calls += 1
 
-    def after_call(
-        self,
-        endpoint: Endpoint,  # noqa: ARG002  # the port's signature
-        plan: CallPlan,  # noqa: ARG002  # the port's signature
-        outcome: EditResult | CallFailed,
-    ) -> None:
+    def after_call(self, outcome: EditResult | CallFailed) -> None:
         """Raises LeaseLost, ServiceUnavailable. A success is recorded when the row is settled."""
         if isinstance(outcome, CallFailed):
             self.record_failed_call(

@@ -189,34 +189,30 @@ def _decode(data: bytes) -> "Image":
 
 
 def _read(data: bytes, name: str) -> tuple["Image", bool]:
-    """A source decoded in full, and whether at its full size. Raises RowRejected."""
+    """A source decoded in full, and whether at its full size. Raises RowRejected.
+
+    A very large JPEG is read at a fraction of its size.
+    """
     if len(data) > MAX_SOURCE_BYTES:
-        size, limit = len(data) // MIB, MAX_SOURCE_BYTES // MIB
-        raise RowRejected(Reason.BAD_IMAGE, f"{name} has {size} MiB: at most {limit} are read")
+        problem = f"has {len(data) // MIB} MiB: at most {MAX_SOURCE_BYTES // MIB} are read"
+        raise RowRejected(Reason.BAD_IMAGE, f"{name} {problem}")
     if is_heic(data) or not is_image(data):
         raise RowRejected(Reason.BAD_IMAGE, f"{name} {describe_unsupported(data)}")
     try:
         image = _open(data)
-        full_size = _check_pixels(image, name)
+        pixels = image.width * image.height
+        limit = MAX_JPEG_PIXELS if image.format in _JPEG_FORMATS else MAX_PIXELS
+        if pixels > limit:  # a decompression bomb
+            problem = (
+                f"has {image.width}x{image.height} pixels: at most {limit // 1_000_000} million"
+            )
+            raise RowRejected(Reason.BAD_IMAGE, f"{name} {problem} are read")
+        if pixels > MAX_PIXELS:
+            image.draft(image.mode, (image.width // 2, image.height // 2))
         image.load()
     except _UNDECODABLE as error:
         raise RowRejected(Reason.BAD_IMAGE, f"{name} is damaged or cut off") from error
-    return image, full_size
-
-
-def _check_pixels(image: "Image", name: str) -> bool:
-    """Reject decompression bombs before decoding; False when a large JPEG is read at a fraction."""
-    width, height = image.size
-    limit = MAX_JPEG_PIXELS if image.format in _JPEG_FORMATS else MAX_PIXELS
-    if width * height > limit:
-        raise RowRejected(
-            Reason.BAD_IMAGE,
-            f"{name} has {width}x{height} pixels: at most {limit // 1_000_000} million are read",
-        )
-    if width * height > MAX_PIXELS:
-        image.draft(image.mode, (width // 2, height // 2))
-        return False
-    return True
+    return image, pixels <= MAX_PIXELS
 
 
 def _needs_rewriting(image: "Image", data: bytes) -> bool:

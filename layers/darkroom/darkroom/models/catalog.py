@@ -103,14 +103,13 @@ _SQUARE, _TALL, _WIDE = "1024x1024", "1024x1536", "1536x1024"
 
 
 def _by_size(
-    low: tuple[int, int], medium: tuple[int, int], high: tuple[int, int]
+    square: str = _SQUARE, tall: str = _TALL, wide: str = _WIDE, **prices: tuple[int, int]
 ) -> dict[str, int]:
-    """Micro-USD of (square, tall or wide) images of each quality."""
-    levels = {"low": low, "medium": medium, "high": high}
+    """Micro-USD of each quality's square image, and of its tall or wide one."""
     return {
-        f"{quality}/{size}": square if size == _SQUARE else other
-        for quality, (square, other) in levels.items()
-        for size in (_SQUARE, _TALL, _WIDE)
+        f"{quality}/{size}": price
+        for quality, (of_square, of_other) in prices.items()
+        for size, price in ((square, of_square), (tall, of_other), (wide, of_other))
     }
 
 
@@ -175,25 +174,19 @@ _GPT = Model(
     output_formats=("png", "jpeg", "webp"),
     max_n=10,
     token_prices=TokenPrices(5, 8, 32, text_out=10, input_image_tokens=1024),
-    image_prices=_by_size((9_000, 13_000), (34_000, 50_000), (133_200, 200_000)),
+    image_prices=_by_size(low=(9_000, 13_000), medium=(34_000, 50_000), high=(133_200, 200_000)),
 )
 # Input images are always read at high fidelity, which counts up to 6,240 tokens on top.
 _GPT_2 = replace(
     _GPT,
     free_sizes=True,
     token_prices=TokenPrices(5, 8, 30, text_out=10, input_image_tokens=7264),
-    image_prices=_by_size((6_000, 5_000), (53_000, 41_000), (211_000, 165_000)),
+    image_prices=_by_size(low=(6_000, 5_000), medium=(53_000, 41_000), high=(211_000, 165_000)),
 )
 _GPT_25 = replace(
     _GPT_2,
     qualities=("low", "medium", "high", "xhigh", "max"),
-    image_prices={
-        "low": 5_880,
-        "medium": 13_170,
-        "high": 52_680,
-        "xhigh": 93_660,
-        "max": 210_720,
-    },
+    image_prices={"low": 5_880, "medium": 13_170, "high": 52_680, "xhigh": 93_660, "max": 210_720},
     sources=(_GPT_25_PRICES, _OPENAI_API),
 )
 _GPT_26 = replace(
@@ -202,16 +195,8 @@ _GPT_26 = replace(
     sources=(f"{_OPENAI_MODELS}/gpt-image-2.6-sunburst", _OPENAI_API),
 )
 OPENAI_MODELS = (
-    replace(
-        _GPT,
-        name="gpt-image-1.5",
-        sources=(_GPT_15_PRICES, _OPENAI_API),
-    ),
-    replace(
-        _GPT_2,
-        name="gpt-image-2",
-        sources=(_GPT_2_PRICES, _OPENAI_API),
-    ),
+    replace(_GPT, name="gpt-image-1.5", sources=(_GPT_15_PRICES, _OPENAI_API)),
+    replace(_GPT_2, name="gpt-image-2", sources=(_GPT_2_PRICES, _OPENAI_API)),
     replace(_GPT_25, name="gpt-image-2.5-sunburst"),
     replace(_GPT_25, name="gpt-image-2.5-flare"),
     replace(_GPT_26, name="gpt-image-2.6-sunburst"),
@@ -220,7 +205,7 @@ OPENAI_MODELS = (
         _GPT,
         name="gpt-image-1-mini",
         token_prices=TokenPrices(2, 2.5, 8, text_out=8, input_image_tokens=1024),
-        image_prices=_by_size((5_000, 6_000), (11_000, 15_000), (36_000, 52_000)),
+        image_prices=_by_size(low=(5_000, 6_000), medium=(11_000, 15_000), high=(36_000, 52_000)),
         note="deprecated by its provider",
         sources=(f"{_OPENAI_MODELS}/gpt-image-1-mini", _OPENAI_API),
     ),
@@ -234,7 +219,9 @@ OPENAI_MODELS = (
         _GPT,
         name="gpt-image-1",
         token_prices=TokenPrices(5, 10, 40, text_out=10, input_image_tokens=1024),
-        image_prices=_by_size((11_000, 16_000), (42_000, 63_000), (167_000, 250_000)),
+        image_prices=_by_size(
+            low=(11_000, 16_000), medium=(42_000, 63_000), high=(167_000, 250_000)
+        ),
         retired_on=date(2026, 10, 23),
         sources=(_GPT_1_PRICES, _OPENAI_API),
     ),
@@ -262,14 +249,9 @@ OPENAI_MODELS = (
         qualities=("standard", "hd"),
         needs_response_format=True,
         max_prompt_characters=4000,
-        image_prices={
-            "standard/1024x1024": 40_000,
-            "standard/1024x1792": 80_000,
-            "standard/1792x1024": 80_000,
-            "hd/1024x1024": 80_000,
-            "hd/1024x1792": 120_000,
-            "hd/1792x1024": 120_000,
-        },
+        image_prices=_by_size(
+            "1024x1024", "1024x1792", "1792x1024", standard=(40_000, 80_000), hd=(80_000, 120_000)
+        ),
         retired_on=date(2026, 5, 12),
         note="generates one image from text, cannot edit",
         sources=(_DALL_E_PRICES, _OPENAI_API),
@@ -333,13 +315,9 @@ def image_price(
 def planned_image_price(model: Model, plan: CallPlan) -> int | None:
     """The most that one image of a planned call costs, in micro-USD; None if not known."""
     size = sizes.parse_size(plan.size or "")
-    megapixels = size[0] * size[1] / sizes.PIXELS["1K"] if size else 1
+    area = size[0] * size[1] / sizes.PIXELS["1K"] if size else 1
     return image_price(
-        model,
-        quality=plan.quality,
-        size=plan.size,
-        resolution=plan.resolution,
-        megapixels=megapixels,
+        model, quality=plan.quality, size=plan.size, resolution=plan.resolution, megapixels=area
     )
 
 
@@ -350,14 +328,11 @@ def worst_cost(model: Model, plan: CallPlan) -> int | None:
     allowance, which is generous but not guaranteed by the provider.
     """
     image, prices = planned_image_price(model, plan), model.token_prices
-    if image is None or prices is None:
-        return None if image is None else image * plan.n
-    tokens = token_cost(
-        model,
-        text_in=len(plan.prompt.encode()),
-        image_in=len(plan.images) * prices.input_image_tokens,
-        text_out=model.thinking_tokens,
-    )
+    if image is None:
+        return None
+    text_in, thoughts = len(plan.prompt.encode()), model.thinking_tokens
+    image_in = len(plan.images) * prices.input_image_tokens if prices else 0
+    tokens = token_cost(model, text_in=text_in, image_in=image_in, text_out=thoughts)
     return (tokens or 0) + image * plan.n
 
 
@@ -368,9 +343,5 @@ def token_cost(
     prices = model.token_prices
     if prices is None:
         return None
-    return ceil(
-        text_in * prices.text_in
-        + image_in * prices.image_in
-        + text_out * prices.text_out
-        + image_out * prices.image_out
-    )
+    text = text_in * prices.text_in + text_out * prices.text_out
+    return ceil(text + image_in * prices.image_in + image_out * prices.image_out)

@@ -52,25 +52,23 @@ def plan_call(
     images = draft.fit_images(images)
     mask = draft.fit_mask(images, mask)
     size, aspect_ratio, resolution = draft.shape(images)
-    quality = draft.quality()
-    background, output_format = draft.output()
+    output_format = draft.output_format()
     plan = CallPlan(
-        provider=provider,
-        model=model,
-        prompt=draft.prompt(),
-        images=images,
-        mask=mask,
+        provider,
+        model,
+        draft.prompt(),
+        images,
+        mask,
         size=size,
         aspect_ratio=aspect_ratio,
         resolution=resolution,
-        quality=quality,
-        background=background,
+        quality=draft.quality(),
+        background=draft.background(output_format),
         output_format=output_format,
         n=draft.count(),
     )
-    return replace(
-        plan, warnings=tuple(draft.warnings), worst_cost_micro_usd=worst_cost(entry, plan)
-    )
+    cost = worst_cost(entry, plan)
+    return replace(plan, warnings=tuple(draft.warnings), worst_cost_micro_usd=cost)
 
 
 def check_operation(model: Model, *, images: bool, mask: bool) -> None:
@@ -181,41 +179,35 @@ class _Draft:
 
     def shape(self, images: Sequence[SourceImage]) -> tuple[str | None, str | None, str | None]:
         """size, aspect_ratio and resolution; a model has either sizes or the other two."""
-        if self.model.sizes:
-            return self._size(images), None, None
-        return None, *self._ratio_and_resolution()
-
-    def _ratio_and_resolution(self) -> tuple[str | None, str | None]:
         request, model = self.request, self.model
+        if model.sizes:
+            return self._size(images), None, None
         aspect_ratio: str | None = request.aspect_ratio
         resolution: str | None = request.resolution
-        requested = sizes.parse_size(request.size or "")
-        if requested is not None:
+        if requested := sizes.parse_size(request.size or ""):
             width, height = requested
             if aspect_ratio is None and model.aspect_ratios:
                 aspect_ratio = sizes.nearest_ratio(width / height, model.aspect_ratios)
             if resolution is None and model.resolutions:
                 resolution = sizes.nearest_resolution(width * height, model.resolutions)
             if request.aspect_ratio is None or request.resolution is None:
-                used = " ".join(x for x in (aspect_ratio, resolution) if x)
+                used = " ".join(filter(None, (aspect_ratio, resolution)))
                 self._warn(
                     f"{model.name} does not accept sizes in pixels: {request.size} became {used}"
                 )
-        if aspect_ratio not in (None, *model.aspect_ratios):
+        if aspect_ratio not in model.aspect_ratios:
             aspect_ratio = None  # stated in the prompt instead
         if resolution is not None and resolution not in model.resolutions:
             self._warn_about_resolution(resolution)
             resolution = None
-        return aspect_ratio, resolution
+        return None, aspect_ratio, resolution
 
     def _size(self, images: Sequence[SourceImage]) -> str | None:
         request = self.request
         if request.size is not None:
-            parsed = sizes.parse_size(request.size)
-            if parsed is not None:
-                return self._nearest_size(
-                    parsed[0] / parsed[1], parsed[0] * parsed[1], request.size
-                )
+            if parsed := sizes.parse_size(request.size):
+                width, height = parsed
+                return self._nearest_size(width / height, width * height, request.size)
             if request.size.strip().lower() != "auto":
                 self._warn(
                     f"{request.size!r} is not a valid size (like 1024x1536): left to the model"
@@ -227,7 +219,7 @@ class _Draft:
             return None
         own_ratio = images[0].width / images[0].height if images else 1.0
         ratio = sizes.ratio_of(request.aspect_ratio) if request.aspect_ratio else own_ratio
-        requested = " ".join(x for x in (request.aspect_ratio, request.resolution) if x)
+        requested = " ".join(filter(None, (request.aspect_ratio, request.resolution)))
         return self._nearest_size(ratio, sizes.PIXELS[request.resolution or "1K"], requested)
 
     def _nearest_size(self, ratio: float, pixels: int, requested: str) -> str:
@@ -240,10 +232,8 @@ class _Draft:
             size = sizes.nearest_size(ratio, pixels, model.sizes)
         other_shape = abs(sizes.ratio_of(size) / ratio - 1) > _SAME_SHAPE
         # A free size is as large as the model allows: 3840 pixels across is what it calls 4K.
-        other_area = (
-            not model.free_sizes and not 1 / _SAME_AREA < sizes.area(size) / pixels < _SAME_AREA
-        )
-        if other_shape or other_area or (exact and size != requested.strip().lower()):
+        same_area = model.free_sizes or 1 / _SAME_AREA < sizes.area(size) / pixels < _SAME_AREA
+        if other_shape or not same_area or (exact and size != requested.strip().lower()):
             self._warn(f"{model.name} does not offer {requested}: used {size} instead")
         return size
 
@@ -266,20 +256,21 @@ class _Draft:
         self._warn(f"{model.name} has no quality {self.request.quality}: used {nearest} instead")
         return nearest
 
-    def output(self) -> tuple[str | None, str | None]:
-        """background and output_format, which only OpenAI's newer models have."""
-        request, model = self.request, self.model
-        _, dot, extension = (request.output_name or "").rpartition(".")
+    def output_format(self) -> str | None:
+        """Of the output's name, where it is neither the default nor unsupported."""
+        _, dot, extension = (self.request.output_name or "").rpartition(".")
         kind = codec.EXTENSIONS.get(extension.lower(), "").lower() if dot else ""
-        output_format = kind if kind in model.output_formats and kind != "png" else None
-        background = request.background
-        if background is not None and background not in model.backgrounds:
-            self._warn(f"{model.name} has no background setting: {background} was left out")
-            background = None
+        return kind if kind in self.model.output_formats and kind != "png" else None
+
+    def background(self, output_format: str | None) -> str | None:
+        background = self.request.background
+        if background is not None and background not in self.model.backgrounds:
+            self._warn(f"{self.model.name} has no background setting: {background} was left out")
+            return None
         if background == "transparent" and output_format == "jpeg":
             self._warn("a JPEG cannot be transparent: the background will be white")
-            background = None
-        return background, output_format
+            return None
+        return background
 
     def prompt(self) -> str:
         """The instruction; with the shape in words where the model has no parameter for it."""
@@ -292,10 +283,8 @@ class _Draft:
             return request.instruction
         ratio = sizes.ratio_of(shape)
         orientation = next(name for limit, name in _ORIENTATIONS if ratio < limit)
-        return (
-            f"{request.instruction}\n\n"
-            f"Make the image {orientation}, with an aspect ratio of {shape}."
-        )
+        sentence = f"Make the image {orientation}, with an aspect ratio of {shape}."
+        return f"{request.instruction}\n\n{sentence}"
 
     def count(self) -> int:
         n, max_n = self.request.n, self.model.max_n

@@ -37,7 +37,6 @@ class SdkImageEditor[Client](ABC):
     def edit(
         self, plan: CallPlan, endpoint: Endpoint, key: SecretStr, timeout_seconds: float
     ) -> EditResult:
-        """One call, no retries, ended after `timeout_seconds` in all. Raises CallFailed."""
         secret = key.get_secret_value()
         try:
             with deadline(timeout_seconds):

@@ -8,12 +8,10 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cache, partial
 from hashlib import sha256
-from itertools import batched
+from itertools import batched, product
 from pathlib import Path
-from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -22,16 +20,13 @@ from darkroom.formatting import duration, money
 from darkroom.jobs import ResultPaths
 from darkroom.providers.registry import Provider
 from darkroom.report.rows import ReportRow
-from darkroom.report.summary import SETTLED_STATUSES, JobSummary, TimelineSummary, unsuccessful
+from darkroom.report.summary import SETTLED_STATUSES, JobSummary, unsuccessful
 from darkroom.rows import RowState
 
 ROWS_PER_PAGE = 100
 _MAX_THUMB_BYTES = 400_000
 _MAX_LINKS = 200  # to the rows of one group of failures
 _PAGER_REACH = 2  # pages linked on either side of the current one
-_LONG_INSTRUCTION = 260  # characters shown before the text is folded
-_CHART_WIDTH, _CHART_HEIGHT = 600, 100  # SVG units
-_MIN_CHART_BARS = 12  # a short job gets narrow bars, not a block
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _STATUSES = [state.value for state in RowState if state.terminal]
@@ -57,38 +52,24 @@ class Gallery:
     rows: Sequence[ReportRow]
     note: str | None = None
 
-    @property
-    def page_count(self) -> int:
-        return page_count(self.rows)
-
     def pages(self, load: LoadThumbs) -> Iterator[bytes]:
         """Pages one at a time, each with its rows' thumbnails, from `load`."""
+        last_page = page_count(self.rows)
         chunks = batched(self.rows, ROWS_PER_PAGE, strict=False) if self.rows else iter([()])
         for number, rows in enumerate(chunks, 1):
             yield _render(
                 "report.html",
                 summary=self.summary,
+                note=self.note,
                 number=number,
-                last_page=self.page_count,
-                pager_numbers=_pager_numbers(number, self.page_count),
+                last_page=last_page,
+                pager_numbers=_pager_numbers(number, last_page),
                 page_file=partial(_page_file, self.summary.job),
+                failure_links=self._failure_links() if number == 1 else {},
                 filters=_filters(rows),
                 choices_without_card=_choices_without_card(rows),
                 rows=zip(rows, load(rows), strict=True),
-                **(self._overview() if number == 1 else {}),
             )
-
-    def _overview(self) -> dict[str, object]:
-        """What only the first page shows."""
-        counts, seconds = self.summary.counts, self.summary.duration_seconds
-        edited = counts.succeeded - counts.resumed
-        return {
-            "note": self.note,
-            "settled_statuses": SETTLED_STATUSES,
-            "rows_per_minute": edited / seconds * 60 if seconds > 0 else 0,
-            "chart": _chart(self.summary.timeline),
-            "failure_links": self._failure_links(),
-        }
 
     def _failure_links(self) -> dict[tuple[str, str], list[tuple[int, str]]]:
         """By status and reason: row numbers and links to their cards."""
@@ -147,21 +128,19 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals.update(settled_statuses=SETTLED_STATUSES)
     environment.filters.update(
-        beginning=_beginning,
         data_uri=_data_uri,
         duration=duration,
         image_name=_image_name,
         money=money,
-        own_key=_own_key,
         percent="{:.1%}".format,
         provider_class=_provider_class,
-        relative_to=_relative_to,
         remediation=remediation,
         seconds=lambda ms: f"{ms / 1000:.1f} s",
         thousands="{:,}".format,
         unsuccessful=unsuccessful,
-        when=_when,
+        utc="{0.day} {0:%b %Y, %H:%M:%S} UTC".format,
     )
     return environment
 
@@ -181,31 +160,10 @@ def _data_uri(thumb: bytes | None) -> str | None:
     return f"data:image/{mime};base64,{b64encode(thumb).decode()}"
 
 
-def _relative_to(output: str, job: str) -> str:
-    """The link from a page to an image of the same job, in the bucket and in a download."""
-    return quote(output.removeprefix(f"{job}/"))
-
-
 def _image_name(reference: str | None) -> str:
     if reference is None or reference.startswith("data:"):
         return "the image"
     return reference.split("?", 1)[0].rsplit("/", 1)[-1] or "the image"
-
-
-def _beginning(text: str) -> str:
-    """The text itself, or the beginning of a long one."""
-    if len(text) <= _LONG_INSTRUCTION:
-        return text
-    return text[:_LONG_INSTRUCTION].rsplit(None, 1)[0]
-
-
-def _own_key(row: ReportRow) -> str:
-    """The row's key unless it only repeats the row's number."""
-    return "" if row.key.isdecimal() and int(row.key) == row.row else row.key
-
-
-def _when(moment: datetime) -> str:
-    return f"{moment.day} {moment:%b %Y, %H:%M:%S} UTC"
 
 
 def _provider_class(row: ReportRow) -> str:
@@ -240,52 +198,8 @@ def _filters(rows: Sequence[ReportRow]) -> list[tuple[str, str, list[tuple[str, 
 
 
 def _choices_without_card(rows: Sequence[ReportRow]) -> list[str]:
-    present = {
-        (status, provider)
-        for row in rows
-        for status in ("all", row.status.value)
-        for provider in ("all", _provider_class(row))
-    }
-    return [
-        f"x-{status}-{provider}"
-        for status in ("all", *_STATUSES)
-        for provider in ("all", *_PROVIDERS)
-        if (status, provider) not in present
-    ]
-
-
-def _chart(timeline: TimelineSummary) -> dict[str, object] | None:
-    """Stacked bars as an SVG that stretches to its box; colours come from the classes."""
-    if not timeline.bars:
-        return None
-    counts = [{s: getattr(bar, s) for s in SETTLED_STATUSES} for bar in timeline.bars]
-    tallest = max(sum(bar.values()) for bar in counts)
-    step = _CHART_WIDTH / max(len(counts), _MIN_CHART_BARS)
-    return {
-        "width": _CHART_WIDTH,
-        "height": _CHART_HEIGHT,
-        "start": timeline.bars[0].start,
-        "end": timeline.bars[-1].start,
-        "bar_seconds": timeline.bar_seconds,
-        "tallest": tallest,
-        "statuses": [s for s in SETTLED_STATUSES if any(bar[s] for bar in counts)],
-        "bars": [
-            {
-                "x": index * step,
-                "width": step * 0.82,
-                "counts": bar,
-                "segments": _segments(bar, tallest),
-            }
-            for index, bar in enumerate(counts)
-            if any(bar.values())
-        ],
-    }
-
-
-def _segments(counts: dict[str, int], tallest: int) -> Iterator[dict[str, object]]:
-    y = float(_CHART_HEIGHT)
-    for status, count in counts.items():
-        height = count / tallest * _CHART_HEIGHT
-        y -= height
-        if count:
-            yield {"status": status, "y": y, "height": height}
+    """A class for every pair of choices in the two filters that leaves no card on the page."""
+    choices = set(product(("all", *_STATUSES), ("all", *_PROVIDERS)))
+    for row in rows:
+        choices -= set(product(("all", row.status.value), ("all", _provider_class(row))))
+    return [f"x-{status}-{provider}" for status, provider in sorted(choices)]

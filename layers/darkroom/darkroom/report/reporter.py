@@ -5,7 +5,7 @@ In this order, so that a job.json with the run's id means that everything else i
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 
 from pydantic import ValidationError
@@ -13,13 +13,13 @@ from pydantic import ValidationError
 from darkroom.csv_input.reader import JobRows
 from darkroom.errors import DarkroomError, JobRejected, ServiceUnavailable
 from darkroom.jobs import ResultPaths, Run, RunState
-from darkroom.ports import Clock, ObjectStore, RowLedger, RunLedger, Telemetry, Uploads
+from darkroom.ports import Clock, ObjectStore, RowLedger, RunLedger, Telemetry
 from darkroom.report.gallery import Gallery, Thumbs, page_count, rejected_page, replaced_page
 from darkroom.report.manifest import ManifestFormat
 from darkroom.report.notification import notification
 from darkroom.report.rows import ReportRow, ledger_report_rows, report_rows
 from darkroom.report.sampling import GallerySelection
-from darkroom.report.summary import Aggregate, JobSummary, rejected_summary
+from darkroom.report.summary import SETTLED_STATUSES, Aggregate, JobSummary, rejected_summary
 
 # Just over the reporter's time-out (900 s): the lease of a reporter that was killed ends before
 # Lambda's second retry.
@@ -53,7 +53,6 @@ class Reporter:
     runs: RunLedger
     rows: RowLedger
     store: ObjectStore
-    uploads: Uploads
     job_rows: Callable[[Run], JobRows]
     notify: Callable[[str, str], None]
     clock: Clock
@@ -110,9 +109,9 @@ class Reporter:
     def _make(self, run: Run) -> JobSummary:
         previous = self._previous_summary(run.job)
         aggregate, selection = self._write_manifest(run)
-        shown = selection.rows()
-        summary = aggregate.summary(run, page_count(shown), self.clock.now(), previous)
-        self._write_gallery(Gallery(summary, shown, selection.note()), previous)
+        rows = selection.rows()
+        summary = aggregate.summary(run, page_count(rows), self.clock.now(), previous)
+        self._write_gallery(Gallery(summary, rows, selection.note()), previous)
         self._check_current(run)
         self.store.put(ResultPaths(run.job).summary, summary.to_json(), _JSON)
         self._check_counters(run, aggregate)
@@ -134,18 +133,21 @@ class Reporter:
     ) -> tuple[Aggregate, GallerySelection]:
         """One pass: every row goes to the manifest, the aggregate and the gallery's selection."""
         manifest, selection = ManifestFormat(columns), GallerySelection(run.job)
-        with self.uploads.open(ResultPaths(run.job).manifest, _CSV) as out:
-            out.write(manifest.header())
+
+        def lines() -> Iterator[bytes]:
+            yield manifest.header()
             for row in rows:
-                out.write(manifest.line(row))
                 aggregate.add(row)
                 selection.add(row)
+                yield manifest.line(row)
             self._check_current(run)
+
+        self.store.upload(ResultPaths(run.job).manifest, lines(), _CSV)
         return aggregate, selection
 
     def _write_gallery(self, gallery: Gallery, previous: JobSummary | None) -> None:
-        job = gallery.summary.job
-        paths = ResultPaths(job)
+        summary = gallery.summary
+        paths = ResultPaths(summary.job)
         with ThreadPoolExecutor(_THUMB_THREADS, "report-thumbs") as pool:
 
             def load(rows: Sequence[ReportRow]) -> list[Thumbs]:
@@ -153,8 +155,9 @@ class Reporter:
 
             for number, html in enumerate(gallery.pages(load), 1):
                 self.store.put(paths.report_page(number), html, _HTML)
-        for surplus in previous.results.pages[gallery.page_count :] if previous else ():
-            self.store.put(surplus, replaced_page(job), _HTML)
+        pages = len(summary.results.pages)
+        for surplus in previous.results.pages[pages:] if previous else ():
+            self.store.put(surplus, replaced_page(summary.job), _HTML)
 
     def _thumbs(self, paths: ResultPaths, row: ReportRow) -> Thumbs:
         if not row.result.outputs:
@@ -183,17 +186,17 @@ class Reporter:
 
         Up to `redriven` rows of an earlier upload may be missing from this upload's CSV.
         """
-        counters, settled = self.runs.counters(run.job, run.run), aggregate.settled_this_run()
-        manifest = asdict(settled)
-        counted = {status: getattr(counters, status) for status in manifest}
-        missing = [counted[status] - manifest[status] for status in manifest]
+        counters = self.runs.counters(run.job, run.run)
+        counted = [getattr(counters, status) for status in SETTLED_STATUSES]
+        reported = [aggregate.settled[status] for status in SETTLED_STATUSES]
+        missing = [c - r for c, r in zip(counted, reported, strict=True)]
         if aggregate.unaccounted or min(missing) < 0 or sum(missing) > counters.redriven:
             self.telemetry.error(
                 "manifest_disagrees_with_counters",
                 job=run.job,
                 run=run.run,
-                counters=list(counted.values()),
-                manifest=list(manifest.values()),
+                counters=counted,
+                manifest=reported,
                 unaccounted=aggregate.unaccounted,
             )
 

@@ -48,6 +48,10 @@ class ReportRow:
     def reason(self) -> str:
         return self.result.reason.value if self.result.reason else ""
 
+    @property
+    def edited_by_fallback(self) -> bool:
+        return self.result.fallback and self.status is RowState.SUCCEEDED
+
 
 def report_rows(sources: Iterable[JobRow], rows: RowLedger, run: Run) -> Iterator[ReportRow]:
     """Join the CSV with the ledger, in the order of the CSV, in constant memory, with prefetch."""

@@ -5,7 +5,6 @@ docs/results.md shows an example.
 """
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from math import log
@@ -23,6 +22,7 @@ MAX_BARS = 60
 MAX_WARNINGS = 50  # different texts
 _MAX_EXAMPLE_CHARS = 500
 _LATENCY_STEP = 1.05  # buckets of the histogram are 5 % apart
+_MILLION = 1_000_000
 
 
 class _Value(BaseModel):
@@ -95,9 +95,13 @@ class TimelineBar(_Value):
     """Rows settled from `start` on, for `TimelineSummary.bar_seconds`."""
 
     start: datetime
-    succeeded: int
-    failed: int
-    dead: int
+    succeeded: int = 0
+    failed: int = 0
+    dead: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.succeeded + self.failed + self.dead
 
 
 class TimelineSummary(_Value):
@@ -160,12 +164,28 @@ def rejected_summary(run: Run, finished_at: float, previous: JobSummary | None) 
     """
     report = ResultPaths(run.job).report
     earlier_pages = previous.results.pages[1:] if previous is not None else ()
-    return JobSummary(
-        **_run_fields(run, finished_at),
+    return _summary(
+        run,
+        finished_at,
         state="failed",
         reason=run.reason,
-        warnings=_run_warnings(run),
         results=Results(report=report, pages=(report, *earlier_pages), images=f"{run.job}/images/"),
+    )
+
+
+def _summary(
+    run: Run, finished_at: float, warnings: list[WarningSummary] | None = None, **values: Any
+) -> JobSummary:
+    return JobSummary(
+        job=run.job,
+        run=run.run,
+        source=SourceSummary.model_validate(run.source, from_attributes=True),
+        options=run.options,
+        started_at=utc(run.started_at),
+        finished_at=utc(finished_at),
+        duration_seconds=round(finished_at - run.started_at, 3),
+        warnings=(*(WarningSummary(text=text) for text in run.warnings), *(warnings or ())),
+        **values,
     )
 
 
@@ -174,21 +194,21 @@ class Timeline:
     """Counts per interval. The interval doubles whenever the span outgrows MAX_BARS."""
 
     bar_seconds: int = 1
-    _counts: dict[int, Counter[RowState]] = field(default_factory=dict)
+    _counts: dict[int, Counter[str]] = field(default_factory=dict)  # by interval, then by status
 
     def add(self, at: float, status: RowState) -> None:
         """`at` in Unix seconds."""
         index = int(at // self.bar_seconds)
-        if index not in self._counts:
-            self._counts[index] = Counter()
-            while max(self._counts) - min(self._counts) >= MAX_BARS:
-                self._double_interval()
-            index = int(at // self.bar_seconds)
-        self._counts[index][status] += 1
+        if index in self._counts:
+            self._counts[index][status] += 1
+            return
+        self._counts[index] = Counter({status: 1})
+        while max(self._counts) - min(self._counts) >= MAX_BARS:
+            self._double_interval()
 
     def _double_interval(self) -> None:
         self.bar_seconds *= 2
-        wider: dict[int, Counter[RowState]] = {}
+        wider: dict[int, Counter[str]] = {}
         for index, counts in self._counts.items():
             wider.setdefault(index // 2, Counter()).update(counts)
         self._counts = wider
@@ -196,16 +216,11 @@ class Timeline:
     def summary(self) -> TimelineSummary:
         """One bar per interval from the first outcome to the last, empty ones included."""
         indexes = range(min(self._counts), max(self._counts) + 1) if self._counts else range(0)
-        return TimelineSummary(
-            bar_seconds=self.bar_seconds,
-            bars=tuple(
-                TimelineBar(
-                    start=utc(index * self.bar_seconds),
-                    **_by_status(self._counts.get(index, Counter())),
-                )
-                for index in indexes
-            ),
+        bars = (
+            TimelineBar(start=utc(index * self.bar_seconds), **self._counts.get(index, Counter()))
+            for index in indexes
         )
+        return TimelineSummary(bar_seconds=self.bar_seconds, bars=tuple(bars))
 
 
 @dataclass(slots=True)
@@ -230,53 +245,45 @@ class LatencyHistogram:
 @dataclass(slots=True)
 class _EndpointAggregate:
     provider: str
-    statuses: Counter[RowState] = field(default_factory=Counter)
-    fallback: int = 0
+    counts: Counter[str] = field(default_factory=Counter)  # by field of EndpointSummary
     cost_micro_usd: int = 0
     latencies: LatencyHistogram = field(default_factory=LatencyHistogram)
 
     def add(self, row: ReportRow) -> None:
-        result = row.result
-        self.statuses[row.status] += 1
-        self.fallback += result.fallback and row.status is RowState.SUCCEEDED
-        self.cost_micro_usd += result.cost_micro_usd or 0
-        self.latencies.add(result.latency_ms)
+        self.counts[row.status] += 1
+        self.counts["fallback"] += row.edited_by_fallback
+        self.cost_micro_usd += row.result.cost_micro_usd or 0
+        self.latencies.add(row.result.latency_ms)
 
     def summary(self, endpoint: str) -> EndpointSummary:
         return EndpointSummary(
             endpoint=endpoint,
             provider=self.provider,
-            **_by_status(self.statuses),
-            fallback=self.fallback,
-            cost_usd=_usd(self.cost_micro_usd),
+            **self.counts,
+            cost_usd=self.cost_micro_usd / _MILLION,
             latency_ms_p50=self.latencies.percentile(0.5),
             latency_ms_p95=self.latencies.percentile(0.95),
         )
 
 
 @dataclass(slots=True)
-class _FailureExample:
-    row: int
-    detail: str
-    rows: int = 0
-
-
-@dataclass(slots=True)
 class Aggregate:
     """Sums over the rows of one report; memory does not grow with their number.
 
-    `notes` are warnings that concern the job.
+    `notes` are warnings that concern the job. `settled` counts the rows settled in this run by
+    status, to compare with the ledger's counters.
     """
 
     notes: list[str] = field(default_factory=list)
     unaccounted: int = 0
+    settled: Counter[str] = field(default_factory=Counter)
+    _counts: Counter[str] = field(default_factory=Counter)  # by field of RowCounts
     _timeline: Timeline = field(default_factory=Timeline)
-    _statuses: Counter[RowState] = field(default_factory=Counter)
-    _earlier: Counter[RowState] = field(default_factory=Counter)
-    _settled: Counter[RowState] = field(default_factory=Counter)
     _models: Counter[str] = field(default_factory=Counter)
     _endpoints: dict[str, _EndpointAggregate] = field(default_factory=dict)
-    _failures: dict[tuple[RowState, str], _FailureExample] = field(default_factory=dict)
+    _reasons: Counter[str] = field(default_factory=Counter)
+    _failures: Counter[tuple[RowState, str]] = field(default_factory=Counter)
+    _examples: dict[tuple[RowState, str], ReportRow] = field(default_factory=dict)
     _warnings: Counter[str] = field(default_factory=Counter)
     _further_warnings: int = 0
     _fallback_rows: int = 0
@@ -288,7 +295,8 @@ class Aggregate:
 
     def add(self, row: ReportRow) -> None:
         result = row.result
-        self._statuses[row.status] += 1
+        self._counts["rows"] += 1
+        self._counts[row.status] += 1
         self._possible_duplicate_charges += row.possible_duplicate_charges
         self._unpriced += result.cost_micro_usd is None
         self.unaccounted += row.unaccounted
@@ -296,15 +304,17 @@ class Aggregate:
             self._models[result.model or ""] += 1
         elif row.reason and row.status.unsuccessful:
             group = row.status, row.reason
-            example = _FailureExample(row.row, result.detail[:_MAX_EXAMPLE_CHARS])
-            self._failures.setdefault(group, example).rows += 1
+            self._failures[group] += 1
+            self._reasons[row.reason] += 1
+            self._examples.setdefault(group, row)
         for warning in result.warnings:
             if warning in self._warnings or len(self._warnings) < MAX_WARNINGS:
                 self._warnings[warning] += 1
             else:
                 self._further_warnings += 1
         if row.earlier:
-            self._earlier[row.status] += 1
+            self._counts["resumed"] += row.status is RowState.SUCCEEDED
+            self._counts["kept_failed"] += row.status.unsuccessful
             self._cost_earlier += result.cost_micro_usd or 0
         else:
             self._add_this_run(row)
@@ -313,38 +323,38 @@ class Aggregate:
         result = row.result
         self._attempts += row.attempts
         self._cost_this_run += result.cost_micro_usd or 0
-        self._fallback_rows += result.fallback and row.status is RowState.SUCCEEDED
+        self._fallback_rows += row.edited_by_fallback
         if row.settled_at is not None:
-            self._settled[row.status] += 1
+            self.settled[row.status] += 1
             self._timeline.add(row.settled_at, row.status)
         if result.endpoint:
             if result.endpoint not in self._endpoints:
                 self._endpoints[result.endpoint] = _EndpointAggregate(result.provider or "")
             self._endpoints[result.endpoint].add(row)
 
-    def settled_this_run(self) -> StatusCounts:
-        """Rows settled in this run, to compare with the ledger's counters."""
-        return StatusCounts(**_by_status(self._settled))
-
     def summary(
         self, run: Run, pages: int, finished_at: float, previous: JobSummary | None = None
     ) -> JobSummary:
         """`previous` is the job.json written last; `finished_at` in Unix seconds."""
         paths = ResultPaths(run.job)
-        again = previous is not None and previous.run == run.run
-        return JobSummary(
-            **_run_fields(run, finished_at),
-            revision=previous.revision + 1 if previous is not None and again else 1,
+        edited = self._counts["succeeded"] - self._counts["resumed"]
+        return _summary(
+            run,
+            finished_at,
+            revision=previous.revision + 1 if previous and previous.run == run.run else 1,
             state="stopped" if run.state is RunState.STOPPED else "done",
-            counts=self._row_counts(),
-            by_reason=self._by_reason(),
+            counts=RowCounts(**self._counts),
+            by_reason=dict(self._reasons.most_common()),
             cost=Cost(
-                this_run_usd=_usd(self._cost_this_run),
-                earlier_runs_usd=_usd(self._cost_earlier),
-                total_usd=_usd(self._cost_this_run + self._cost_earlier),
+                this_run_usd=self._cost_this_run / _MILLION,
+                earlier_runs_usd=self._cost_earlier / _MILLION,
+                total_usd=(self._cost_this_run + self._cost_earlier) / _MILLION,
                 unpriced_rows=self._unpriced,
             ),
-            fallback=self._fallback(),
+            fallback=Fallback(
+                rows=self._fallback_rows,
+                rate=round(self._fallback_rows / edited, 4) if edited else 0.0,
+            ),
             attempts=self._attempts,
             possible_duplicate_charges=self._possible_duplicate_charges,
             endpoints=tuple(
@@ -352,7 +362,7 @@ class Aggregate:
             ),
             models=dict(self._models.most_common()),
             errors=self._failure_groups(),
-            warnings=(*_run_warnings(run), *self._warning_summaries()),
+            warnings=self._warning_summaries(),
             timeline=self._timeline.summary(),
             results=Results(
                 manifest=paths.manifest,
@@ -362,51 +372,28 @@ class Aggregate:
             ),
         )
 
-    def _row_counts(self) -> RowCounts:
-        return RowCounts(
-            rows=self._statuses.total(),
-            **_by_status(self._statuses),
-            skipped=self._statuses[RowState.SKIPPED],
-            resumed=self._earlier[RowState.SUCCEEDED],
-            kept_failed=sum(n for state, n in self._earlier.items() if state.unsuccessful),
-        )
-
-    def _by_reason(self) -> dict[str, int]:
-        rows: Counter[str] = Counter()
-        for (_, reason), example in self._failures.items():
-            rows[reason] += example.rows
-        return dict(rows.most_common())
-
-    def _fallback(self) -> Fallback:
-        edited = self._statuses[RowState.SUCCEEDED] - self._earlier[RowState.SUCCEEDED]
-        rate = round(self._fallback_rows / edited, 4) if edited else 0.0
-        return Fallback(rows=self._fallback_rows, rate=rate)
-
     def _failure_groups(self) -> tuple[FailureGroup, ...]:
         """The most frequent first."""
         return tuple(
             FailureGroup(
                 status=status.value,
                 reason=reason,
-                rows=example.rows,
+                rows=self._failures[status, reason],
                 what_to_do=remediation(reason),
                 example_row=example.row,
-                example_detail=example.detail,
+                example_detail=example.result.detail[:_MAX_EXAMPLE_CHARS],
             )
             for (status, reason), example in sorted(
-                self._failures.items(), key=lambda item: (-item[1].rows, item[0])
+                self._examples.items(), key=lambda item: (-self._failures[item[0]], item[0])
             )
         )
 
-    def _warning_summaries(self) -> tuple[WarningSummary, ...]:
-        warnings = [
-            *(WarningSummary(text=note) for note in self.notes),
-            *(WarningSummary(text=text, rows=n) for text, n in self._warnings.most_common()),
-        ]
+    def _warning_summaries(self) -> list[WarningSummary]:
+        texts = [*((note, 0) for note in self.notes), *self._warnings.most_common()]
         if self._further_warnings:
             more = f"{self._further_warnings:,} more warnings: the gallery shows each row's with it"
-            warnings.append(WarningSummary(text=more))
-        return tuple(warnings)
+            texts.append((more, 0))
+        return [WarningSummary(text=text, rows=rows) for text, rows in texts]
 
 
 def unsuccessful(counts: RowCounts | EndpointSummary) -> int:
@@ -416,29 +403,3 @@ def unsuccessful(counts: RowCounts | EndpointSummary) -> int:
 
 def utc(seconds: float) -> datetime:
     return datetime.fromtimestamp(round(seconds, 3), UTC)
-
-
-def _usd(micro: int) -> float:
-    return micro / 1_000_000
-
-
-def _by_status(counts: Mapping[RowState, int]) -> dict[str, int]:
-    """The fields of StatusCounts."""
-    return {status: counts.get(RowState(status), 0) for status in SETTLED_STATUSES}
-
-
-def _run_fields(run: Run, finished_at: float) -> dict[str, Any]:
-    source = run.source
-    return {
-        "job": run.job,
-        "run": run.run,
-        "source": SourceSummary(bucket=source.bucket, key=source.key, version_id=source.version_id),
-        "options": run.options,
-        "started_at": utc(run.started_at),
-        "finished_at": utc(finished_at),
-        "duration_seconds": round(finished_at - run.started_at, 3),
-    }
-
-
-def _run_warnings(run: Run) -> tuple[WarningSummary, ...]:
-    return tuple(WarningSummary(text=warning) for warning in run.warnings)
