@@ -43,7 +43,7 @@ def limits_of(endpoint: Endpoint) -> Limits:
         steady = endpoint.requests_per_minute - burst + 1
         interval = -(-(MINUTE + MARGIN) // steady)
         tolerance = (burst - 1) * interval
-    return Limits(interval, tolerance, endpoint.requests_per_day, endpoint.max_in_flight, MARGIN)
+    return Limits(interval, tolerance, endpoint.requests_per_day, endpoint.max_in_flight)
 
 
 def slowed_interval(state: EndpointState, now: int) -> int:
@@ -96,7 +96,7 @@ def plan_reservation(state: EndpointState, request: ReservationRequest) -> Reser
         if rejection:
             return rejection
         new_day = state.day < request.day.number
-        latest_slot = min(latest_slot, request.day.end - request.limits.margin)
+        latest_slot = min(latest_slot, request.day.end - MARGIN)
     expired = tuple(i for i, until in state.leases.items() if until <= request.now)
     in_flight = len(state.leases) - len(expired)
     if request.limits.max_in_flight and in_flight >= request.limits.max_in_flight:
@@ -119,12 +119,11 @@ def plan_reservation(state: EndpointState, request: ReservationRequest) -> Reser
 
 def _check_day(state: EndpointState, request: ReservationRequest, day: Day) -> Rejection | None:
     """Nothing is sent around midnight: the provider may count it for either day."""
-    margin = request.limits.margin
-    if request.now < day.start + margin:
-        return Rejection(RejectionReason.DAY, day.start + margin)
+    if request.now < day.start + MARGIN:
+        return Rejection(RejectionReason.DAY, day.start + MARGIN)
     spent = state.day >= day.number and state.day_calls >= request.limits.per_day
-    if spent or request.now > day.end - margin:
-        return Rejection(RejectionReason.DAY, day.end + margin)
+    if spent or request.now > day.end - MARGIN:
+        return Rejection(RejectionReason.DAY, day.end + MARGIN)
     return None
 
 
