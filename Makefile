@@ -46,7 +46,7 @@ demo: setup ## edit a dozen photos on the one-machine stack (PROVIDERS=real: wit
 # ---------------------------------------------------------------- checks
 
 test: setup ## all tests, including the real template on the one-machine stack
-	$(BIN)/pytest -m "not soak" $(PARALLEL) $(ARGS)
+	$(BIN)/pytest $(PARALLEL) $(ARGS)
 
 check: .venv/.synced .venv-sam/.synced ## format, lint, types, template
 	$(BIN)/ruff format --check .
@@ -72,7 +72,7 @@ soak: setup ## the long tests: crashes, outages, hours of faults
 	$(BIN)/pytest -m soak --ignore tests/iam $(ARGS)
 
 fuzz: .venv/.synced ## many more, random examples for the property tests
-	$(BIN)/pytest tests/unit -m "not soak" --hypothesis-profile=fuzz --hypothesis-show-statistics $(ARGS)
+	$(BIN)/pytest tests/unit --hypothesis-profile=fuzz --hypothesis-show-statistics $(ARGS)
 
 fuzz-csv: .venv/.synced ## coverage-guided fuzzing of the CSV reader (FUZZ_SECONDS=300)
 	@env -u UV_PYTHON UV_SYSTEM_CERTS=1 "$$(scripts/uv)" pip install --quiet --python $(PYTHON) --target .local/atheris atheris

@@ -1,7 +1,7 @@
 """CSVs in S3 (on MiniStack); and the results bucket, in memory and in S3 alike."""
 
 import gzip
-import io
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -9,15 +9,12 @@ from uuid import uuid4
 
 import pytest
 
-from darkroom.aws.s3 import S3CsvStore, S3ObjectStore, S3Uploads
+from darkroom.aws.s3 import PART_BYTES, S3CsvStore, S3ObjectStore
 from darkroom.errors import JobRejected
 from darkroom.jobs import Source
-from darkroom.ports import ObjectStore, Uploads
+from darkroom.ports import ObjectStore
 from tests.conftest import ClientFactory
-from tests.fakes.reporting import FakeUploads
 from tests.fakes.services import FakeStore
-
-MEBI = 1024 * 1024
 
 
 class S3Harness:
@@ -73,7 +70,6 @@ def test_a_deleted_file_fails_the_job_with_a_clear_reason(harness: S3Harness) ->
 @dataclass
 class Results:
     store: ObjectStore
-    uploads: Uploads
     s3: S3Harness | None = None
 
     def metadata(self, key: str) -> dict[str, str]:
@@ -89,16 +85,13 @@ class Results:
 
 
 def on_s3(harness: S3Harness) -> Results:
-    # The smallest part size that S3 accepts, to keep the test small.
-    uploads = S3Uploads(harness.s3, harness.bucket, 5 * MEBI)
-    return Results(S3ObjectStore(harness.s3, harness.bucket), uploads, harness)
+    return Results(S3ObjectStore(harness.s3, harness.bucket), harness)
 
 
 @pytest.fixture(params=["memory", "s3"])
 def results(request: pytest.FixtureRequest) -> Results:
     if request.param == "memory":
-        store = FakeStore()
-        return Results(store, FakeUploads(store))
+        return Results(FakeStore())
     return on_s3(request.getfixturevalue("harness"))
 
 
@@ -112,7 +105,7 @@ def test_a_stored_object_can_be_read(results: Results) -> None:
     assert store.put(KEY, b"png", "image/png", {"row": "000000"})
     assert store.get(KEY) == b"png"
     assert results.metadata(KEY)["row"] == "000000"
-    assert store.put(KEY, io.BytesIO(b"again"), "image/png")
+    assert store.put(KEY, b"again", "image/png")
     assert store.get(KEY) == b"again"
 
 
@@ -149,35 +142,31 @@ def test_metadata_is_cut_to_the_limit_of_s3(harness: S3Harness) -> None:
     assert results.metadata(KEY)["warnings"].startswith("größe größe")
 
 
-def test_an_object_of_several_parts_is_stored_complete(results: Results) -> None:
-    pieces = [bytes([n]) * (MEBI // 2) for n in range(25)]  # 12.5 MiB: three parts
-    with results.uploads.open("a/manifest.csv", "text/csv") as out:
-        for piece in pieces:
-            out.write(piece)
-    assert results.store.get("a/manifest.csv") == b"".join(pieces)
+@pytest.mark.parametrize("size", [0, 1, PART_BYTES, 2 * PART_BYTES + 1])
+def test_an_upload_of_any_size_is_stored_complete(results: Results, size: int) -> None:
+    body = bytes(n % 251 for n in range(1000)) * (size // 1000 + 1)
+    pieces = (body[start : min(start + 500_000, size)] for start in range(0, size, 500_000))
+    results.store.upload("a/manifest.csv", pieces, "text/csv")
+    assert results.store.get("a/manifest.csv") == body[:size]
     assert results.unfinished_uploads() == []
 
 
-@pytest.mark.parametrize("size", [0, 1, 5 * MEBI])
-def test_an_object_of_any_size_is_stored_complete(results: Results, size: int) -> None:
-    with results.uploads.open("k", "text/csv") as out:
-        out.write(b"x" * size)
-    assert results.store.get("k") == b"x" * size
-
-
-@pytest.mark.parametrize("size", [1, 6 * MEBI])
+@pytest.mark.parametrize("size", [1, PART_BYTES + 1])
 def test_an_interrupted_upload_leaves_the_previous_object(results: Results, size: int) -> None:
-    results.store.put("k", b"the last report", "text/csv")
-    with suppress(ZeroDivisionError), results.uploads.open("k", "text/csv") as out:
-        out.write(b"x" * size)
+    def interrupted() -> Iterator[bytes]:
+        yield b"x" * size
         raise ZeroDivisionError
+
+    results.store.put("k", b"the last report", "text/csv")
+    with suppress(ZeroDivisionError):
+        results.store.upload("k", interrupted(), "text/csv")
     assert results.store.get("k") == b"the last report"
     assert results.unfinished_uploads() == []
 
 
-@pytest.mark.parametrize("size", [1, 6 * MEBI])
+@pytest.mark.parametrize("size", [1, PART_BYTES + 1])
 def test_the_content_type_is_stored(harness: S3Harness, size: int) -> None:
-    with on_s3(harness).uploads.open("k", "text/csv; charset=utf-8") as out:
-        out.write(b"x" * size)
+    body = iter([b"x" * size])
+    on_s3(harness).store.upload("k", body, "text/csv; charset=utf-8")
     head = harness.s3.head_object(Bucket=harness.bucket, Key="k")
     assert head["ContentType"] == "text/csv; charset=utf-8"

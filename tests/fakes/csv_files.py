@@ -40,11 +40,6 @@ def comparable(row: JobRow) -> JobRow:
     return replace(row, request=request)
 
 
-def request_of(row: JobRow) -> RowRequest:
-    assert isinstance(row.request, RowRequest), row.request
-    return row.request
-
-
 def rejection(row: JobRow) -> str:
     """Why the row is rejected; empty if it is not."""
     return "" if isinstance(row.request, RowRequest) else row.request.detail

@@ -120,11 +120,9 @@ class FakeCallContext:
         if "before" in self.raises:
             raise self.raises["before"]
 
-    def after_call(
-        self, endpoint: Endpoint, plan: CallPlan, outcome: EditResult | CallFailed
-    ) -> None:
+    def after_call(self, outcome: EditResult | CallFailed) -> None:
         result = outcome.outcome.value if isinstance(outcome, CallFailed) else "succeeded"
-        self.events.append((result, endpoint.name))
+        self.events.append((result, self.events[-1][1]))  # the endpoint of `before`
         if "after" in self.raises:
             raise self.raises["after"]
 

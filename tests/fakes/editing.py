@@ -8,14 +8,7 @@ from typing import Any, Self
 from PIL import Image
 
 from darkroom.calls import CallFailed, EditResult
-from darkroom.editor.batch import (
-    Completion,
-    EditorBatch,
-    Heartbeat,
-    Leases,
-    Received,
-    RowHandler,
-)
+from darkroom.editor.batch import Completion, EditorBatch, Leases, Received, RowHandler
 from darkroom.editor.image_storage import ImageStorage
 from darkroom.editor.row_editor import RowEditor
 from darkroom.endpoints import Endpoint
@@ -76,14 +69,17 @@ class ScriptedDispatcher:
             called = endpoint()
             plan = context.plan(called)
             context.before_call(called, plan)
-            self.during_call()
-            context.after_call(called, plan, outcome)
+            self.make_call(context, outcome)
+            context.after_call(outcome)
             if isinstance(outcome, EditResult):
                 return DispatchResult(outcome, plan, called, True, 1234, 0, 1, ("slow down",))
         assert isinstance(last, CallFailed)
         if last.outcome.row_at_fault:
             raise RowRejected(last.reason, last.detail)
         raise RetryRow(last.reason, last.detail, endpoint="openai-main", provider="openai")
+
+    def make_call(self, context: CallContext, outcome: EditResult | CallFailed) -> None:
+        self.during_call()
 
 
 @dataclass
@@ -155,18 +151,19 @@ class EditorHarness:
 
     def handle(self, *outcomes: Outcome, message: RowMessage | None = None) -> float | None:
         """Deliver the row's message; the dispatcher makes one call for each outcome."""
-        self.dispatcher.attempts.append(list(outcomes))
+        self.dispatcher.attempts = [list(outcomes)]
         self.deliveries += 1
         delivered, owner = message or self.message(), f"w{self.deliveries}"
-        return self.editor().handle(delivered, self.run, owner, self.clock.now() + 800, Leases())
+        deadline = self.clock.now() + 800
+        return self.editor().handle(delivered, self.run, owner, deadline, self.leases())
 
     def handle_batch(self, handler: RowHandler, *batch: Received) -> list[str]:
         """One invocation with `handler` in place of the editor; ids of the messages to keep."""
         editor = EditorBatch(
             editor=handler,
+            rows=self.ledger,
             runs=self.ledger,
             queue=self.queue,
-            heartbeat=self.heartbeat(),
             completion=Completion(self.ledger, self.report_requests.append, self.telemetry),
             clock=self.clock,
             telemetry=self.telemetry,
@@ -174,8 +171,8 @@ class EditorHarness:
         )
         return editor.handle(batch, self.clock.now() + 800, "invocation-1")
 
-    def heartbeat(self) -> Heartbeat:
-        return Heartbeat(self.queue, self.ledger, self.telemetry)
+    def leases(self) -> Leases:
+        return Leases(self.queue, self.ledger, self.telemetry)
 
     def message(self, **request: Any) -> RowMessage:
         return row_message(self.run.run, **request)

@@ -3,27 +3,13 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import wraps
-from typing import Concatenate
 
 from darkroom.jobs import Checkpoint, Counters, JobOptions, Run, RunState, Source, Totals
-from darkroom.ledger import rows as row_transitions
-from darkroom.ledger import runs as run_transitions
+from darkroom.ledger import rows, runs
 from darkroom.ledger.rows import LEASE_SECONDS, Change, ClaimRequest
 from darkroom.ledger.runs import JobRecord, RunRecord
 from darkroom.ports import Clock
 from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowRecord, RowResult
-
-
-def locked[**P, R](
-    method: Callable[Concatenate["FakeLedger", P], R],
-) -> Callable[Concatenate["FakeLedger", P], R]:
-    @wraps(method)
-    def call(ledger: "FakeLedger", /, *args: P.args, **named: P.kwargs) -> R:
-        with ledger.lock:
-            return method(ledger, *args, **named)
-
-    return call
 
 
 @dataclass
@@ -40,49 +26,44 @@ class FakeLedger:
 
     # -- rows
 
-    @locked
     def get_many(self, job: str, keys: Sequence[str]) -> Mapping[str, RowRecord]:
         assert len(keys) <= 100
         return {k: self.rows[job, k] for k in keys if (job, k) in self.rows}
 
-    @locked
     def all(self, job: str) -> Iterator[RowRecord]:
-        found = sorted((k, r) for (j, k), r in self.rows.items() if j == job)
-        return (record for _, record in found)
+        return iter([self.rows[job, key] for j, key in sorted(self.rows) if j == job])
 
-    @locked
     def claim(
         self, message: RowMessage, run: Run, owner: str, lease_seconds: float
     ) -> Claim | NotClaimed:
         request = ClaimRequest(message, run, owner, self.clock.now(), lease_seconds)
-        decision = request.decide(self.rows.get((message.job, message.key)))
-        if decision.change is not None:
-            self._write(message.job, decision.change)
-            if decision.change.counters:
-                self._update(message.job, decision.change.record.run, run_transitions.reopen)
+        with self.lock:
+            decision = request.decide(self.rows.get((message.job, message.key)))
+            if decision.change is not None:
+                self._write(message.job, decision.change)
+                if decision.change.counters:
+                    self._update(message.job, decision.change.record.run, runs.reopen)
         return decision.verdict
 
-    @locked
     def renew(self, claims: Sequence[Claim], lease_seconds: float) -> None:
-        for claim in claims:
-            record = self.rows[claim.job, claim.key]
-            if record.lease_owner == claim.owner and not record.state.terminal:
-                until = self.clock.now() + lease_seconds
-                self.rows[claim.job, claim.key] = replace(record, lease_until=until)
+        with self.lock:
+            until = self.clock.now() + lease_seconds
+            for claim in claims:
+                record = self.rows[claim.job, claim.key]
+                if record.lease_owner == claim.owner and not record.state.terminal:
+                    self.rows[claim.job, claim.key] = replace(record, lease_until=until)
 
-    @locked
     def mark_sent(
         self, claim: Claim, endpoint: str, *, reserve: int = 0, limit: int | None = None
     ) -> Claim | NotSent:
         amount = reserve if limit is not None else 0
-        change = row_transitions.send(claim, endpoint, amount, self.clock.now(), LEASE_SECONDS)
+        change = rows.send(claim, endpoint, amount, self.clock.now(), LEASE_SECONDS)
         return self._apply(claim, change, limit)
 
-    @locked
     def mark_failed_call(
         self, claim: Claim, *, cost_micro_usd: int = 0, maybe_charged: bool = False
     ) -> Claim | None:
-        change = row_transitions.call_failed(
+        change = rows.call_failed(
             claim,
             cost_micro_usd,
             maybe_charged=maybe_charged,
@@ -92,26 +73,25 @@ class FakeLedger:
         after = self._apply(claim, change)
         return after if isinstance(after, Claim) else None
 
-    @locked
     def release(self, claim: Claim, *, refund_attempt: bool) -> None:
         now = self.clock.now()
-        self._apply(claim, row_transitions.release(claim, now, refund_attempt=refund_attempt))
+        self._apply(claim, rows.release(claim, now, refund_attempt=refund_attempt))
 
-    @locked
     def settle(self, claim: Claim, result: RowResult) -> bool:
-        change = row_transitions.settle(claim, result, self.clock.now())
+        change = rows.settle(claim, result, self.clock.now())
         return isinstance(self._apply(claim, change), Claim)
 
     def _apply(self, claim: Claim, change: Change, limit: int | None = None) -> Claim | NotSent:
         """Compare and swap; a repeat of a write whose response was lost succeeds."""
         after = replace(claim, record=change.record)
-        stored = self.rows[claim.job, claim.key]
-        if stored.version != claim.record.version:
-            ours = row_transitions.same_write(stored, change.record)
-            return after if ours else NotSent.LEASE_LOST
-        if limit is not None and self.committed.get(claim.job, 0) + change.budget > limit:
-            return NotSent.NO_BUDGET
-        self._write(claim.job, change)
+        with self.lock:
+            stored = self.rows[claim.job, claim.key]
+            if stored.version != claim.record.version:
+                ours = rows.same_write(stored, change.record)
+                return after if ours else NotSent.LEASE_LOST
+            if limit is not None and self.committed.get(claim.job, 0) + change.budget > limit:
+                return NotSent.NO_BUDGET
+            self._write(claim.job, change)
         return after
 
     def _write(self, job: str, change: Change) -> None:
@@ -123,103 +103,83 @@ class FakeLedger:
 
     # -- runs
 
-    @locked
     def start(self, run: Run, lease_seconds: float) -> Run | None:
         current, now = self.jobs.get(run.job), self.clock.now()
         if current is not None and current.run == run.run:
             return self._update(
-                run.job,
-                run.run,
-                lambda record: run_transitions.take_over_split(record, now, lease_seconds),
+                run.job, run.run, lambda record: runs.take_over_split(record, now, lease_seconds)
             )
         known = (run.job, run.run) in self.runs
-        if known or (current and not run_transitions.is_newer(run.sequencer, current)):
+        if known or (current and not runs.is_newer(run.sequencer, current)):
             return None
-        spent = self._spent_without_budget(run.job)
-        record = run_transitions.start(run, current, spent, now + lease_seconds)
+        spent = sum(
+            self.counters(job, name).cost_micro_usd
+            for (job, name), earlier in self.runs.items()
+            if job == run.job and earlier.run.options.budget_micro_usd is None
+        )
+        record = runs.start(run, current, spent, now + lease_seconds)
         number = record.run.number
         self.jobs[run.job] = JobRecord(run.job, run.run, number, run.sequencer, number)
         self.runs[run.job, run.run] = record
         return record.run
 
-    @locked
     def checkpoint(self, run: Run, checkpoint: Checkpoint, lease_seconds: float) -> bool:
         if self.jobs[run.job].run != run.run:
             return False
         until = self.clock.now() + lease_seconds
-        self._update(
-            run.job, run.run, lambda record: run_transitions.checkpoint(record, checkpoint, until)
-        )
+        self._update(run.job, run.run, lambda record: runs.checkpoint(record, checkpoint, until))
         return True
 
-    @locked
     def finish_split(self, run: Run, totals: Totals, warnings: Sequence[str]) -> None:
-        self._update(
-            run.job, run.run, lambda record: run_transitions.finish_split(record, totals, warnings)
-        )
+        self._update(run.job, run.run, lambda record: runs.finish_split(record, totals, warnings))
 
-    @locked
     def fail(self, run: Run, reason: str) -> None:
         now = self.clock.now()
-        self._update(run.job, run.run, lambda record: run_transitions.fail(record, reason, now))
+        self._update(run.job, run.run, lambda record: runs.fail(record, reason, now))
 
-    @locked
     def stop(self, job: str) -> Run | None:
         run = self.current(job)
-        return self._update(job, run.run, run_transitions.stop) if run else None
+        return self._update(job, run.run, runs.stop) if run else None
 
-    @locked
     def current(self, job: str) -> Run | None:
         current = self.jobs.get(job)
         return self.runs[job, current.run].run if current else None
 
-    @locked
     def counters(self, job: str, run: str) -> Counters:
         return self.sums.get((job, run), Counters())
 
-    @locked
     def report_due(self, job: str) -> bool:
         run = self.current(job)
         if run is None:
             return False
-        return run_transitions.report_due(self.runs[job, run.run], self.counters(job, run.run))
+        return runs.report_due(self.runs[job, run.run], self.counters(job, run.run))
 
-    @locked
     def begin_report(self, run: Run, lease_seconds: float, owner: str = "") -> bool:
         if self.jobs[run.job].run != run.run:
             return False
-        begun, changed = run_transitions.begin_report(
-            self.runs[run.job, run.run],
-            self.counters(run.job, run.run),
-            owner,
-            self.clock.now(),
-            lease_seconds,
-        )
-        self._update(run.job, run.run, lambda _: changed)
+        now = self.clock.now()
+        with self.lock:
+            record, counters = self.runs[run.job, run.run], self.counters(run.job, run.run)
+            begun, changed = runs.begin_report(record, counters, owner, now, lease_seconds)
+            self._update(run.job, run.run, lambda _: changed)
         return begun
 
-    @locked
     def finish_report(self, run: Run, finished_at: float) -> bool:
-        record, counters = self.runs[run.job, run.run], self.counters(run.job, run.run)
-        is_current, changed = run_transitions.finish_report(record, counters, finished_at)
-        self._update(run.job, run.run, lambda _: changed)
+        with self.lock:
+            record, counters = self.runs[run.job, run.run], self.counters(run.job, run.run)
+            is_current, changed = runs.finish_report(record, counters, finished_at)
+            self._update(run.job, run.run, lambda _: changed)
         return is_current
 
     def _update(
         self, job: str, run: str, transition: Callable[[RunRecord], RunRecord | None]
     ) -> Run | None:
-        changed = transition(self.runs[job, run])
-        if changed is None:
-            return None
-        self.runs[job, run] = changed
+        with self.lock:
+            changed = transition(self.runs[job, run])
+            if changed is None:
+                return None
+            self.runs[job, run] = changed
         return changed.run
-
-    def _spent_without_budget(self, job: str) -> int:
-        return sum(
-            self.counters(job, name).cost_micro_usd
-            for (j, name), r in self.runs.items()
-            if j == job and r.run.options.budget_micro_usd is None
-        )
 
 
 def running(job: str = "jobs/products", **changes: object) -> Run:

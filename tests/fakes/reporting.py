@@ -3,8 +3,6 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -44,19 +42,6 @@ def read_csv(text: str, options: JobOptions | None = None) -> JobRows:
 def split_run(**changes: object) -> Run:
     state = {"run": "run-1", "state": RunState.RUNNING, "started_at": START, "split_done": True}
     return running(JOB, **(state | changes))
-
-
-@dataclass
-class FakeUploads:
-    """Streams into the store; nothing appears when the block fails."""
-
-    store: FakeStore
-
-    @contextmanager
-    def open(self, key: str, content_type: str) -> Iterator[io.BytesIO]:
-        sink = io.BytesIO()
-        yield sink
-        self.store.put(key, sink.getvalue(), content_type)
 
 
 @dataclass
@@ -128,7 +113,6 @@ class ReportHarness:
             runs=self.ledger,
             rows=self.ledger,
             store=self.store,
-            uploads=FakeUploads(self.store),
             job_rows=lambda run: read_csv(self.csv, run.options),
             notify=lambda subject, body: self.notifications.append((subject, body)),
             clock=self.clock,

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import IO
 
 from darkroom.errors import ServiceUnavailable
 from darkroom.metrics import Metric
@@ -102,7 +101,7 @@ class FakeStore:
     def put(
         self,
         key: str,
-        body: bytes | IO[bytes],
+        body: bytes,
         content_type: str,
         metadata: Mapping[str, str] | None = None,
         *,
@@ -114,15 +113,17 @@ class FakeStore:
             return False
         if replaces is not None and (stored is None or stored["etag"] != replaces):
             return False
-        data = body if isinstance(body, bytes) else body.read()
-        self.objects[key] = (data, content_type, dict(metadata or {}))
+        self.objects[key] = (body, content_type, dict(metadata or {}))
         return True
+
+    def upload(self, key: str, chunks: Iterator[bytes], content_type: str) -> None:
+        self.put(key, b"".join(chunks), content_type)
 
     def metadata(self, key: str) -> Mapping[str, str] | None:
         if key not in self.objects:
             return None
-        data, _, metadata = self.objects[key]
-        return {**metadata, "etag": f'"{hashlib.md5(data).hexdigest()}"'}
+        body, _, metadata = self.objects[key]
+        return {**metadata, "etag": f'"{hashlib.md5(body).hexdigest()}"'}
 
     def get(self, key: str) -> bytes | None:
         return self.objects[key][0] if key in self.objects else None

@@ -42,9 +42,6 @@ class FaultInjector:
     error: Callable[[], BaseException] = Crash
     calls: int = 0
 
-    def wrap(self, port: Any) -> Any:
-        return _FaultyPort(port, self)
-
     def run(self, call: Callable[[], Any]) -> Any:
         number = self.calls
         self.calls += 1
@@ -86,21 +83,6 @@ class SplitterHarness:
         self.ledger = FakeLedger(self.clock)
         self._owners = itertools.count()
 
-    @property
-    def splitter(self) -> Splitter:
-        faulty = self.faults.wrap
-        return Splitter(
-            runs=faulty(self.ledger),
-            rows=faulty(self.ledger),
-            queue=faulty(self.queue),
-            store=self.bucket,
-            clock=self.clock,
-            telemetry=self.telemetry,
-            continue_later=faulty(self.invoked.append),
-            request_report=faulty(self.reports.append),
-            check_complete=faulty(self.checks.append),
-        )
-
     def upload(self, text: str | bytes, key: str = f"{JOB}.csv", **options: str) -> CsvUploaded:
         number = len(self.bucket.versions) + 1
         data = text.encode() if isinstance(text, str) else text
@@ -110,10 +92,23 @@ class SplitterHarness:
 
     def split(self, upload: CsvUploaded, remaining: Callable[[], float] = lambda: 900.0) -> None:
         """One invocation."""
-        self.splitter.split(upload, remaining)
+        Splitter(
+            runs=self.faulty(self.ledger),
+            rows=self.faulty(self.ledger),
+            queue=self.faulty(self.queue),
+            store=self.bucket,
+            clock=self.clock,
+            telemetry=self.telemetry,
+            continue_later=self.faulty(self.invoked.append),
+            request_report=self.faulty(self.reports.append),
+            check_complete=self.faulty(self.checks.append),
+        ).split(upload, remaining)
+
+    def faulty(self, port: Any) -> Any:
+        return _FaultyPort(port, self.faults)
 
     def split_with_continuations(self, upload: CsvUploaded, batches: int) -> int:
-        """Invoke the splitter for `batches` batches each, until it invokes itself no more."""
+        """Invoke the splitter for `batches` batches each, until it no longer invokes itself."""
         invocations = 0
         pending = [upload]
         while pending:
@@ -164,9 +159,6 @@ class SplitterHarness:
         return self.ledger.report_due(JOB)
 
 
-def failing(reason: Reason, *rows: int) -> Callable[[RowMessage], RowResult]:
-    def outcome(message: RowMessage) -> RowResult:
-        failed = message.row in rows
-        return RowResult(RowState.FAILED, reason) if failed else RowResult(RowState.SUCCEEDED)
-
-    return outcome
+def failing(reason: Reason, row: int) -> Callable[[RowMessage], RowResult]:
+    failed, succeeded = RowResult(RowState.FAILED, reason), RowResult(RowState.SUCCEEDED)
+    return lambda message: failed if message.row == row else succeeded

@@ -124,7 +124,8 @@ def test_the_layer_takes_only_packages_with_the_locked_hash(installer: str, tmp_
 def test_the_domain_layer_contains_the_templates_of_the_gallery(tmp_path: Path) -> None:
     domain = ROOT / "layers" / "darkroom"
     command = ("make", "-C", domain, "build-DarkroomLayer", f"ARTIFACTS_DIR={tmp_path}")
-    subprocess.run(command, check=True, capture_output=True)
+    environment = dict(os.environ) | {"DARKROOM_PYTHON": sys.executable}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
     templates = Path("darkroom") / "report" / "templates"
     contents = {path.name: path.read_bytes() for path in (domain / templates).iterdir()}
     assert {"base.html", "card.html", "gallery.css"} <= set(contents)

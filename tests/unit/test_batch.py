@@ -46,8 +46,14 @@ def received(key: str, job: str = JOB, **changes: object) -> Received:
     return Received(**(given | changes))  # type: ignore[arg-type]  # fields of Received
 
 
-def test_messages_of_settled_rows_are_deleted_and_the_last_one_requests_the_report() -> None:
-    harness = EditorHarness.with_job(queued=2)
+@pytest.fixture
+def harness() -> EditorHarness:
+    return EditorHarness.with_job(queued=2)
+
+
+def test_messages_of_settled_rows_are_deleted_and_the_last_one_requests_the_report(
+    harness: EditorHarness,
+) -> None:
     handler = ScriptedHandler(harness.ledger)
     assert harness.handle_batch(handler, received("000000")) == []
     assert harness.report_requests == []
@@ -55,15 +61,13 @@ def test_messages_of_settled_rows_are_deleted_and_the_last_one_requests_the_repo
     assert harness.report_requests == [JOB]
 
 
-def test_a_delayed_row_is_hidden_until_then_and_fails_alone() -> None:
-    harness = EditorHarness.with_job(queued=2)
+def test_a_delayed_row_is_hidden_until_then_and_fails_alone(harness: EditorHarness) -> None:
     handler = ScriptedHandler(harness.ledger, {"000001": 61.2})
     assert harness.handle_batch(handler, received("000000"), received("000001")) == ["m000001"]
     assert harness.queue.visibility == {"r000000": TIMINGS.lease_seconds, "r000001": 62}
 
 
-def test_each_delivery_has_its_own_owner() -> None:
-    harness = EditorHarness.with_job(queued=2)
+def test_each_delivery_has_its_own_owner(harness: EditorHarness) -> None:
     handler = ScriptedHandler(harness.ledger, {"000000": 1.0})
     harness.handle_batch(
         handler, received("000000"), received("000000", message_id="twice", receipt="r2")
@@ -71,8 +75,7 @@ def test_each_delivery_has_its_own_owner() -> None:
     assert sorted(handler.owners) == ["invocation-1/0", "invocation-1/1"]
 
 
-def test_a_message_that_is_not_a_row_is_dead_lettered_at_once() -> None:
-    harness = EditorHarness.with_job(queued=2)
+def test_a_message_that_is_not_a_row_is_dead_lettered_at_once(harness: EditorHarness) -> None:
     handler = ScriptedHandler(harness.ledger)
     odd = Received("odd", "r", '{"v": 1, "job": "x"}')
     unknown = received("000000", job="jobs/unknown")
@@ -99,8 +102,7 @@ def test_a_message_that_the_queue_would_soon_drop_is_replaced_by_a_fresh_copy(
     assert [m.key for m in harness.queue.sent] == ["000000"]
 
 
-def test_one_message_that_crashes_does_not_fail_the_others() -> None:
-    harness = EditorHarness.with_job(queued=2)
+def test_one_message_that_crashes_does_not_fail_the_others(harness: EditorHarness) -> None:
     handler = ScriptedHandler(harness.ledger, {"000000": ZeroDivisionError()})
     assert harness.handle_batch(handler, received("000000"), received("000001")) == ["m000000"]
     assert harness.queue.visibility["r000000"] == TIMINGS.aws_delay_seconds
@@ -114,8 +116,7 @@ def test_messages_are_delivered_again_when_completion_could_not_be_checked() -> 
     assert harness.handle_batch(handler, received("000000")) == ["m000000"]
 
 
-def test_messages_are_delivered_again_when_their_job_cannot_be_read() -> None:
-    harness = EditorHarness.with_job(queued=2)
+def test_messages_are_delivered_again_when_their_job_cannot_be_read(harness: EditorHarness) -> None:
     handler = ScriptedHandler(harness.ledger)
     fail_once(harness.ledger, "current")
     assert harness.handle_batch(handler, received("000000")) == ["m000000"]
@@ -125,23 +126,21 @@ def test_a_heartbeat_hides_messages_and_renews_leases_of_rows_in_work() -> None:
     harness = EditorHarness.with_job()
     claim = harness.ledger.claim(harness.message(), harness.run, "w", 90)
     assert isinstance(claim, Claim)
-    leases = Leases()
-    leases.add_message("r1")
-    leases.add_message("r2")
-    with leases.claimed(claim):
-        leases.return_message("r2", harness.queue, 700)
+    leases = harness.leases()
+    with leases.heartbeat(["r1", "r2"]), leases.claimed(claim):
+        leases.return_message("r2", 700)
         harness.clock.time += 80
-        leases.renew(harness.queue, harness.ledger, 90.0)
+        leases.renew()
     assert harness.queue.visibility == {"r1": TIMINGS.lease_seconds, "r2": 700}
     assert harness.ledger.rows[JOB, "000000"].lease_until == harness.clock.now() + 90
 
 
 def test_a_missed_heartbeat_does_not_stop_the_next() -> None:
     harness = EditorHarness.with_job()
-    leases = Leases()
-    leases.add_message("r1")
+    leases = harness.leases()
     fail_once(harness.queue, "extend")
-    harness.heartbeat().renew(leases)
+    with leases.heartbeat(["r1"]):
+        pass
     assert harness.telemetry.logged("warning") == ["heartbeat_missed"]
-    harness.heartbeat().renew(leases)
+    leases.renew()
     assert harness.queue.visibility == {"r1": TIMINGS.lease_seconds}

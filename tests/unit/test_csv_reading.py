@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom.csv_input import reader, text
@@ -29,7 +29,6 @@ from tests.fakes.csv_files import (
     job_rows,
     opened,
     rejection,
-    request_of,
     rows_of,
 )
 
@@ -225,18 +224,20 @@ def test_the_rows_do_not_depend_on_the_format_and_can_be_read_from_any_record(
         assert list(opened_csv.records(record.end)) == records[number + 1 :]
 
 
-@settings(max_examples=200)
-@given(
-    st.one_of(
+@pytest.mark.parametrize(
+    "contents",
+    [
         st.binary(max_size=400),
         st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")),
-    ),
-    st.sampled_from([b"", b"image_url,instruction\n"]),
-    st.integers(1, 100),
+    ],
 )
-def test_any_bytes_are_read_or_rejected(data: bytes, header: bytes, chunk: int) -> None:
+@given(st.data(), st.sampled_from([b"", b"image_url,instruction\n"]), st.integers(1, 100))
+def test_any_bytes_are_read_or_rejected(
+    contents: st.SearchStrategy[bytes], data: st.DataObject, header: bytes, chunk: int
+) -> None:
+    source = opened(header + data.draw(contents), chunk)
     try:
-        opened_csv = CsvInput.open(opened(header + data, chunk))
+        opened_csv = CsvInput.open(source)
         records = list(opened_csv.records())
     except JobRejected as error:
         sentence = str(error)
@@ -366,7 +367,7 @@ def test_a_name_used_twice_fails_the_second_row_and_names_the_first(rows: str, d
 def test_a_rejected_row_does_not_use_up_its_name() -> None:
     first, second = rows_of("index,n,instruction\n7,0,red\n7,1,blue\n")
     assert "from 1 to 10" in rejection(first)
-    assert request_of(second).instruction == "blue"
+    assert second.request == RowRequest(instruction="blue")
 
 
 def test_a_skipped_row_still_uses_up_its_name() -> None:

@@ -1,6 +1,7 @@
 """One row through the editor: what each outcome leads to, and what is recorded of it."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -19,10 +20,20 @@ EDITED = EditResult((png(),), "gpt-image-1.5-2025", cost_micro_usd=40_000)
 REFUSED = CallFailed(Outcome.REFUSED, "not this")
 DOWN = CallFailed(Outcome.UNAVAILABLE, "503")
 TIMED_OUT = CallFailed(Outcome.UNAVAILABLE, "timed out", maybe_charged=True)
+MISSING = RowRejected(Reason.BAD_IMAGE, "there is no such object")
+AWAY = RetryRow(Reason.IMAGE_UNAVAILABLE, "its host is down")
+BLUE = EditResult((png("blue"),), "m", cost_micro_usd=1)
 
 
-def test_an_image_is_stored_with_its_provenance_and_the_row_succeeds() -> None:
-    harness = EditorHarness.with_job()
+@pytest.fixture
+def harness() -> EditorHarness:
+    """A job of one row, with default options."""
+    return EditorHarness.with_job()
+
+
+def test_an_image_is_stored_with_its_provenance_and_the_row_succeeds(
+    harness: EditorHarness,
+) -> None:
     assert harness.handle(EDITED) is None
     result = harness.result
     assert (harness.row.state, result.outputs) == (RowState.SUCCEEDED, (IMAGE_KEY,))
@@ -39,8 +50,9 @@ def test_an_image_is_stored_with_its_provenance_and_the_row_succeeds() -> None:
     assert (metrics["RowsSucceeded"], metrics["FallbackUsed"], metrics["CostUSD"]) == (1, 1, 0.04)
 
 
-def test_several_images_are_stored_next_to_each_other_in_the_requested_format() -> None:
-    harness = EditorHarness.with_job()
+def test_several_images_are_stored_next_to_each_other_in_the_requested_format(
+    harness: EditorHarness,
+) -> None:
     edited = EditResult((png(), png("blue")), "m", cost_micro_usd=None)
     assert harness.handle(edited, message=harness.message(output_name="a/hat.webp", n=2)) is None
     result = harness.result
@@ -50,18 +62,37 @@ def test_several_images_are_stored_next_to_each_other_in_the_requested_format() 
     assert harness.ledger.counters(JOB, harness.run.run).unpriced == 1
 
 
-def test_a_settled_row_is_not_called_for_again() -> None:
-    harness = EditorHarness.with_job()
+def test_a_settled_row_is_not_called_for_again(harness: EditorHarness) -> None:
     harness.handle(EDITED)
     assert harness.handle() is None
     assert len(harness.dispatcher.contexts) == 1
     assert harness.telemetry.metrics["DuplicateSuppressed"] == 1
 
 
-def test_a_refusal_fails_the_row_with_its_reason() -> None:
-    harness = EditorHarness.with_job()
-    assert harness.handle(REFUSED) is None
-    assert (harness.row.state, harness.result.reason) == (RowState.FAILED, Reason.REFUSED)
+@pytest.mark.parametrize(
+    ("options", "request_fields", "outcome", "reason", "detail"),
+    [
+        ({}, {}, REFUSED, Reason.REFUSED, "not this"),
+        ({"budget_usd": 0.000001}, {}, EDITED, Reason.BUDGET, "larger budget-usd"),
+        ({"budget_usd": 5}, {"model": "custom-model"}, EDITED, Reason.BUDGET, "custom-model"),
+        ({}, {"images": ("gone.png",)}, EDITED, Reason.BAD_IMAGE, "there is no such object"),
+        ({}, {"mask": "gone.png"}, EDITED, Reason.BAD_IMAGE, "mask: there is no such object"),
+    ],
+)
+def test_a_row_that_cannot_be_edited_fails_at_once_with_its_reason(
+    options: dict[str, Any],
+    request_fields: dict[str, Any],
+    outcome: EditResult | CallFailed,
+    reason: Reason,
+    detail: str,
+) -> None:
+    harness = EditorHarness.with_job(**options)
+    harness.fetcher.files = {"a.png": png(), "gone.png": MISSING}
+    message = harness.message(**({"images": ("a.png",)} | request_fields))
+    assert harness.handle(outcome, message=message) is None
+    assert (harness.row.state, harness.result.reason) == (RowState.FAILED, reason)
+    assert detail in harness.result.detail
+    assert harness.store.objects == {}
     assert harness.queue.dead == []
     assert harness.telemetry.metrics["RowsFailed"] == 1
 
@@ -86,8 +117,7 @@ def test_failed_attempts_are_retried_with_backoff_until_the_row_is_dead() -> Non
     assert harness.telemetry.metrics["RowsDead"] == 1
 
 
-def test_a_longer_delay_of_the_provider_is_obeyed() -> None:
-    harness = EditorHarness.with_job()
+def test_a_longer_delay_of_the_provider_is_obeyed(harness: EditorHarness) -> None:
     assert harness.handle(RetryRow(Reason.RATE_LIMITED, "429", delay_seconds=120)) == 120
 
 
@@ -99,16 +129,13 @@ def test_deferring_costs_no_attempt() -> None:
     assert (harness.row.state, harness.row.attempts) == (RowState.SUCCEEDED, 1)
 
 
-def test_a_row_held_by_another_worker_is_delivered_again_later() -> None:
-    harness = EditorHarness.with_job()
+def test_a_row_held_by_another_worker_is_delivered_again_later(harness: EditorHarness) -> None:
     harness.ledger.claim(harness.message(), harness.run, "other", 90)
     assert harness.handle() == TIMINGS.held_delay_seconds
     assert harness.dispatcher.contexts == []
 
 
-def test_a_worker_that_lost_its_lease_neither_calls_nor_settles() -> None:
-    harness = EditorHarness.with_job()
-
+def test_a_worker_that_lost_its_lease_neither_calls_nor_settles(harness: EditorHarness) -> None:
     def another_worker_claims_it() -> None:
         harness.clock.time += 1000
         harness.ledger.claim(harness.message(), harness.run, "other", 90)
@@ -119,8 +146,7 @@ def test_a_worker_that_lost_its_lease_neither_calls_nor_settles() -> None:
     assert harness.row.state is RowState.SENT  # the other worker resolves it
 
 
-def test_after_a_crash_the_row_is_settled_from_its_stored_image() -> None:
-    harness = EditorHarness.with_job()
+def test_after_a_crash_the_row_is_settled_from_its_stored_image(harness: EditorHarness) -> None:
     fail_once(harness.ledger, "settle")
     assert harness.handle(EDITED) == TIMINGS.aws_delay_seconds
     harness.clock.time += 100
@@ -140,16 +166,16 @@ def _lose_outcome(harness: EditorHarness) -> None:
     harness.clock.time += 100
 
 
-def test_a_call_with_unknown_outcome_is_repeated_and_counted() -> None:
-    harness = EditorHarness.with_job()
+def test_a_call_with_unknown_outcome_is_repeated_and_counted(harness: EditorHarness) -> None:
     _lose_outcome(harness)
     assert harness.handle(EDITED) is None
     assert (harness.row.state, harness.row.possible_duplicate_charges) == (RowState.SUCCEEDED, 1)
     assert harness.telemetry.metrics["PossibleDuplicateCharges"] == 1
 
 
-def test_an_unknown_outcome_fails_the_row_where_the_operator_chose_that() -> None:
-    harness = EditorHarness.with_job()
+def test_an_unknown_outcome_fails_the_row_where_the_operator_chose_that(
+    harness: EditorHarness,
+) -> None:
     _lose_outcome(harness)
     harness.on_unknown_outcome = "fail"
     assert harness.handle(EDITED) is None
@@ -158,8 +184,7 @@ def test_an_unknown_outcome_fails_the_row_where_the_operator_chose_that() -> Non
     assert len(harness.dispatcher.contexts) == 1
 
 
-def test_a_call_that_may_have_been_billed_is_counted() -> None:
-    harness = EditorHarness.with_job()
+def test_a_call_that_may_have_been_billed_is_counted(harness: EditorHarness) -> None:
     assert harness.handle(TIMED_OUT, DOWN, EDITED) is None
     assert harness.row.possible_duplicate_charges == 1
 
@@ -173,33 +198,28 @@ def test_a_billed_response_without_a_usable_image_is_counted_with_its_cost() -> 
     assert harness.ledger.committed[JOB] == 70_000
 
 
-def test_a_failed_upload_of_an_image_is_repeated() -> None:
-    harness = EditorHarness.with_job()
+def test_a_failed_upload_of_an_image_is_repeated(harness: EditorHarness) -> None:
     fail_once(harness.store, "put")
     assert harness.handle(EDITED) is None
     assert harness.row.state is RowState.SUCCEEDED
     assert IMAGE_KEY in harness.store.objects
 
 
-def test_a_redo_replaces_the_image_of_the_earlier_upload() -> None:
-    harness = EditorHarness.with_job()
+def test_a_redo_replaces_the_image_of_the_earlier_upload(harness: EditorHarness) -> None:
     harness.handle(EDITED)
     harness.upload(2, resume=False)
-    blue = EditResult((png("blue"),), "m", cost_micro_usd=1)
-    assert harness.handle(blue, message=harness.message().model_copy(update={"redo": True})) is None
+    assert harness.handle(BLUE, message=harness.message().model_copy(update={"redo": True})) is None
     assert harness.store.objects[IMAGE_KEY][0] == png("blue")
 
 
-def test_a_worker_of_an_old_upload_does_not_overwrite_the_new_image() -> None:
-    harness = EditorHarness.with_job()
+def test_a_worker_of_an_old_upload_does_not_overwrite_the_new_image(harness: EditorHarness) -> None:
     old = harness.message()
 
     def the_new_upload_is_edited_first() -> None:
         harness.dispatcher.during_call = lambda: None
         harness.clock.time += 1000
         harness.upload(2)
-        blue = EditResult((png("blue"),), "m", cost_micro_usd=1)
-        assert harness.handle(blue, message=harness.message(instruction="a blue hat")) is None
+        assert harness.handle(BLUE, message=harness.message(instruction="a blue hat")) is None
 
     harness.dispatcher.during_call = the_new_upload_is_edited_first
     assert harness.handle(EDITED, message=old) == TIMINGS.held_delay_seconds
@@ -207,28 +227,16 @@ def test_a_worker_of_an_old_upload_does_not_overwrite_the_new_image() -> None:
     assert harness.handle(message=old) is None
 
 
-def test_a_slower_worker_keeps_the_image_of_the_faster_one() -> None:
-    harness = EditorHarness.with_job()
-
+def test_a_slower_worker_keeps_the_image_of_the_faster_one(harness: EditorHarness) -> None:
     def another_worker_is_faster() -> None:
         harness.dispatcher.during_call = lambda: None
         harness.clock.time += 1000
-        blue = EditResult((png("blue"),), "m", cost_micro_usd=1)
-        assert harness.handle(blue) is None
+        assert harness.handle(BLUE) is None
 
     harness.dispatcher.during_call = another_worker_is_faster
     assert harness.handle(EDITED) == TIMINGS.held_delay_seconds
     assert harness.store.objects[IMAGE_KEY][0] == png("blue")
     assert harness.row.possible_duplicate_charges == 1
-
-
-def test_a_row_beyond_the_budget_fails_without_a_call() -> None:
-    harness = EditorHarness.with_job(budget_usd=0.000001)
-    assert harness.handle(EDITED) is None
-    assert harness.result.reason is Reason.BUDGET
-    assert "larger budget-usd" in harness.result.detail
-    assert harness.row.state is RowState.FAILED
-    assert harness.store.objects == {}
 
 
 def test_the_budget_keeps_what_was_spent_and_releases_the_rest_of_the_reservation() -> None:
@@ -238,23 +246,14 @@ def test_the_budget_keeps_what_was_spent_and_releases_the_rest_of_the_reservatio
     assert harness.result.cost_micro_usd == 40_500
 
 
-def test_a_model_without_a_price_cannot_be_used_under_a_budget() -> None:
-    harness = EditorHarness.with_job(budget_usd=5)
-    assert harness.handle(EDITED, message=harness.message(model="custom-model")) is None
-    assert harness.result.reason is Reason.BUDGET
-    assert "custom-model" in harness.result.detail
-
-
-def test_rows_of_a_stopped_job_fail_without_a_call() -> None:
-    harness = EditorHarness.with_job()
+def test_rows_of_a_stopped_job_fail_without_a_call(harness: EditorHarness) -> None:
     harness.ledger.stop(JOB)
     assert harness.handle(EDITED) is None
     assert harness.result.reason is Reason.STOPPED
     assert harness.dispatcher.contexts == []
 
 
-def test_messages_of_a_rejected_file_are_deleted() -> None:
-    harness = EditorHarness.with_job()
+def test_messages_of_a_rejected_file_are_deleted(harness: EditorHarness) -> None:
     harness.ledger.fail(harness.run, "cut off")
     assert harness.run.state is RunState.FAILED
     assert harness.handle(EDITED) is None
@@ -291,37 +290,24 @@ def test_a_bug_after_the_call_was_sent_leaves_its_charge_counted_and_committed()
     assert harness.ledger.committed[JOB] > 0
 
 
-def test_an_aws_error_at_the_claim_delivers_the_message_again() -> None:
-    harness = EditorHarness.with_job()
+def test_an_aws_error_at_the_claim_delivers_the_message_again(harness: EditorHarness) -> None:
     fail_once(harness.ledger, "claim")
     assert harness.handle(EDITED) == TIMINGS.aws_delay_seconds
-    harness.dispatcher.attempts.clear()
     assert harness.handle(EDITED) is None
 
 
-def test_an_aws_error_before_the_call_costs_no_attempt() -> None:
-    harness = EditorHarness.with_job()
+def test_an_aws_error_before_the_call_costs_no_attempt(harness: EditorHarness) -> None:
     assert harness.handle(ServiceUnavailable("throttled")) == TIMINGS.aws_delay_seconds
     assert harness.row.attempts == 0
 
 
-MISSING = RowRejected(Reason.BAD_IMAGE, "there is no such object")
-AWAY = RetryRow(Reason.IMAGE_UNAVAILABLE, "its host is down")
-
-
-def test_a_broken_reference_is_skipped_with_a_warning_if_another_loads() -> None:
-    harness = EditorHarness.with_job()
+def test_a_broken_reference_is_skipped_with_a_warning_if_another_loads(
+    harness: EditorHarness,
+) -> None:
     harness.fetcher.files = {"a.png": MISSING, "b.png": png()}
     assert harness.handle(EDITED, message=harness.message(images=("a.png", "b.png"))) is None
     assert harness.result.warnings[0] == "skipped a.png: there is no such object"
     assert f"{JOB}/thumbs/000000-before.webp" in harness.store.objects
-
-
-def test_a_row_without_any_loadable_reference_fails() -> None:
-    harness = EditorHarness.with_job()
-    harness.fetcher.files = {"a.png": MISSING}
-    assert harness.handle(EDITED, message=harness.message(images=("a.png",))) is None
-    assert harness.result.reason is Reason.BAD_IMAGE
 
 
 def test_an_unavailable_reference_is_retried_and_skipped_in_the_last_attempt() -> None:
@@ -329,18 +315,9 @@ def test_an_unavailable_reference_is_retried_and_skipped_in_the_last_attempt() -
     harness.fetcher.files = {"a.png": AWAY, "b.png": png()}
     message = harness.message(images=("a.png", "b.png"))
     assert harness.handle(message=message) == 10.0
-    harness.dispatcher.attempts.clear()
     assert harness.handle(EDITED, message=message) is None
     assert harness.row.state is RowState.SUCCEEDED
     assert harness.result.warnings[0] == "skipped a.png: its host is down"
-
-
-def test_a_broken_mask_fails_the_row() -> None:
-    harness = EditorHarness.with_job()
-    harness.fetcher.files = {"a.png": png(), "m.png": MISSING}
-    assert harness.handle(EDITED, message=harness.message(images=("a.png",), mask="m.png")) is None
-    assert harness.result.reason is Reason.BAD_IMAGE
-    assert harness.result.detail.startswith("mask: ")
 
 
 @pytest.mark.parametrize(
@@ -363,8 +340,9 @@ def test_a_requested_model_is_used_by_endpoints_of_its_provider(
     assert model_for(requested, endpoint(provider)) == model
 
 
-def test_a_warning_names_the_model_used_instead_of_the_requested_one() -> None:
-    harness = EditorHarness.with_job()
+def test_a_warning_names_the_model_used_instead_of_the_requested_one(
+    harness: EditorHarness,
+) -> None:
     message = harness.message(model="gemini-2.5-flash-image")
     assert harness.handle(EDITED, message=message) is None
     assert any("gemini-2.5-flash-image is not openai's" in w for w in harness.result.warnings)

@@ -34,10 +34,8 @@ def test_the_field_table_lists_exactly_the_attributes_of_requests_and_options() 
 def test_every_alias_is_found_in_any_spelling(
     field: str, alias: str, write: Callable[[str], str]
 ) -> None:
-    other = "prompt" if alias == "instruction" else "instruction"
-    assert columns(f"sku,{write(alias)},{other}").positions[field] == (
-        1 if field != "instruction" or alias == "instruction" else 2
-    )
+    other = "note" if field == "instruction" else "instruction"
+    assert columns(f"sku,{write(alias)},{other}").positions[field] == 1
 
 
 def test_the_preferred_one_of_several_aliases_is_used_with_a_warning() -> None:
@@ -222,14 +220,9 @@ def test_a_filter_is_the_union_of_its_parts(parts: list[tuple[str, range]], sepa
         ("98:", {98, 99}),
     ],
 )
-def test_the_documented_forms_of_a_filter(text: str, rows: set[int]) -> None:
+def test_the_documented_forms_of_a_filter_and_none_for_all(text: str, rows: set[int]) -> None:
     assert {row for row in range(100) if row in parse_row_filter(text)} == rows
-
-
-def test_without_a_filter_all_rows_are_selected() -> None:
-    row_filter = job_rows(HEADER).row_filter
-    assert 0 in row_filter
-    assert 4_999_999 in row_filter
+    assert all(row in job_rows(HEADER).row_filter for row in (0, 4_999_999))
 
 
 @pytest.mark.parametrize(

@@ -25,26 +25,30 @@ from hypothesis.stateful import (
 from darkroom.calls import CallFailed, EditResult, Outcome
 from darkroom.editor.batch import Leases
 from darkroom.editor.row_editor import RowCallContext
-from darkroom.errors import DeferRow, RetryRow, RowRejected
+from darkroom.errors import DeferRow
 from darkroom.jobs import Counters, Run, Totals
 from darkroom.ledger.rows import Change, contribution
 from darkroom.ports import CallContext, DispatchResult
 from darkroom.rows import RowMessage, RowState
 from darkroom.splitter import ResumeDecision, resume_decision
-from tests.fakes.editing import JOB, EditorHarness, endpoint, png, row_message
+from tests.fakes.editing import JOB, EditorHarness, ScriptedDispatcher, png, row_message
 from tests.fakes.ledger import FakeLedger
 from tests.fakes.lockstep import Fault, Stepped, Worker, step
 
 KEYS = ("000000", "000001")
 PRICE = 40_000  # below what the plan reserves
 LIMIT = 1_000_000
-IMAGE = png(side=2)
-ENDPOINT = endpoint()
+OUTCOMES: dict[str, EditResult | CallFailed] = {
+    "image": EditResult((png(side=2),), "gpt-image-1.5", cost_micro_usd=PRICE),
+    "refused": CallFailed(Outcome.REFUSED, "not this"),
+    "billed but lost": CallFailed(Outcome.UNAVAILABLE, "timed out", maybe_charged=True),
+    "down": CallFailed(Outcome.UNAVAILABLE, "503"),
+}
 
 
 @dataclass
-class RandomDispatcher:
-    """Dispatcher that makes one call for each attempt, with `next_outcome`."""
+class CountingDispatcher(ScriptedDispatcher):
+    """Makes one call for each attempt, with `next_outcome`."""
 
     billed: int = 0
     lost: int = 0  # billed, but the response was lost
@@ -52,33 +56,20 @@ class RandomDispatcher:
     next_outcome: str = "image"
 
     def dispatch(self, context: CallContext, deadline: float) -> DispatchResult:
-        outcome = self.next_outcome
-        if outcome == "busy":
+        if self.next_outcome == "busy":
             raise DeferRow("no slot", delay_seconds=60)
-        plan = context.plan(ENDPOINT)
-        context.before_call(ENDPOINT, plan)
+        self.attempts.append([OUTCOMES[self.next_outcome]])
+        return super().dispatch(context, deadline)
+
+    def make_call(self, context: CallContext, outcome: EditResult | CallFailed) -> None:
         record = cast("RowCallContext", context).claim.record
         self.calls[record.run, record.key, record.fingerprint, record.generation] += 1
-        response = step("provider.edit", lambda: self._call(outcome))
-        context.after_call(ENDPOINT, plan, response)
-        if isinstance(response, CallFailed):
-            if response.outcome.row_at_fault:
-                raise RowRejected(response.reason, response.detail) from response
-            raise RetryRow(response.reason, response.detail, endpoint=ENDPOINT.name) from response
-        return DispatchResult(response, plan, ENDPOINT, False, 10, 0, 1)
+        step("provider.edit", lambda: self._bill(outcome))
 
-    def _call(self, outcome: str) -> EditResult | CallFailed:
-        match outcome:
-            case "image":
-                self.billed += 1
-                return EditResult((IMAGE,), "gpt-image-1.5", cost_micro_usd=PRICE)
-            case "refused":
-                return CallFailed(Outcome.REFUSED, "not this")
-            case "billed but lost":
-                self.billed += 1
-                self.lost += 1
-                return CallFailed(Outcome.UNAVAILABLE, "timed out", maybe_charged=True)
-        return CallFailed(Outcome.UNAVAILABLE, "503")
+    def _bill(self, outcome: EditResult | CallFailed) -> None:
+        lost = isinstance(outcome, CallFailed) and outcome.maybe_charged
+        self.lost += lost
+        self.billed += lost or isinstance(outcome, EditResult)
 
 
 @dataclass
@@ -94,7 +85,7 @@ class WatchedLedger(FakeLedger):
         super()._write(job, change)
 
 
-OUTCOMES = st.sampled_from(["image", "image", "down", "down", "billed but lost", "refused", "busy"])
+OUTCOME = st.sampled_from(["image", "image", "down", "down", "billed but lost", "refused", "busy"])
 FAULTS = st.sampled_from([Fault.NONE, Fault.NONE, Fault.LOST_REQUEST, Fault.LOST_RESPONSE])
 PICK = st.integers(0, 5)  # which of several, modulo their number
 STEPS = st.sampled_from(
@@ -128,7 +119,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.dispatcher = RandomDispatcher()
+        self.dispatcher = CountingDispatcher()
         self.harness = EditorHarness(WatchedLedger)
         self.harness.on_unknown_outcome = self.on_unknown
         self.clock, self.queue = self.harness.clock, self.harness.queue
@@ -172,7 +163,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self._upload(instructions, resume=resume, retry_failed=retry_failed)
 
     @precondition(lambda self: self.visible)
-    @rule(pick=PICK, outcome=OUTCOMES, until=STEPS, duplicate=st.booleans())
+    @rule(pick=PICK, outcome=OUTCOME, until=STEPS, duplicate=st.booleans())
     def deliver(self, pick: int, outcome: str, until: str, duplicate: bool) -> None:
         """A worker receives the message and works until it reaches that step, or is done."""
         message = self.visible[pick % len(self.visible)]
@@ -181,7 +172,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self._work(self._start(message, is_duplicate=duplicate), until, outcome)
 
     @precondition(lambda self: self.deliveries)
-    @rule(pick=PICK, outcome=OUTCOMES, until=STEPS, fault=FAULTS)
+    @rule(pick=PICK, outcome=OUTCOME, until=STEPS, fault=FAULTS)
     def work(self, pick: int, outcome: str, until: str, fault: Fault) -> None:
         """AWS may fail at the next step; the worker continues as it can."""
         delivery = self.deliveries[pick % len(self.deliveries)]
@@ -194,10 +185,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.deliveries)
     @rule(pick=PICK)
     def kill(self, pick: int) -> None:
-        self.disturbances += 1
-        delivery = self.deliveries[pick % len(self.deliveries)]
-        delivery.worker.kill()
-        self._finish(delivery)
+        self._kill(self.deliveries[pick % len(self.deliveries)])
 
     @rule(seconds=st.sampled_from([1, 40, 100]), heartbeat=st.booleans())
     def time_passes(self, seconds: int, heartbeat: bool) -> None:
@@ -207,7 +195,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.disturbances += len(self.deliveries)
         else:
             for delivery in self.deliveries:
-                delivery.leases.renew(self.queue, self.ledger, 90.0)
+                delivery.leases.renew()
 
     @precondition(lambda self: self.queue.dead)
     @rule(pick=PICK, twice=st.booleans())
@@ -283,9 +271,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if not self.ledger.jobs:
             return
         while self.deliveries:
-            self.disturbances += 1
-            self.deliveries[0].worker.kill()
-            self._finish(self.deliveries[0])
+            self._kill(self.deliveries[0])
         self._drain()
         run = self.harness.run
         counters = self.ledger.counters(JOB, run.run)
@@ -367,7 +353,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self._finish(delivery)
 
     def _start(self, message: RowMessage, *, is_duplicate: bool) -> Delivery:
-        leases, run = Leases(), self.harness.run
+        leases, run = self.harness.leases(), self.harness.run
         owner = f"worker-{next(self.numbers)}"
         deadline = self.clock.now() + 800
 
@@ -377,6 +363,11 @@ class LedgerMachine(RuleBasedStateMachine):
         delivery = Delivery(Worker(owner, work), message, leases, is_duplicate)
         self.deliveries.append(delivery)
         return delivery
+
+    def _kill(self, delivery: Delivery) -> None:
+        self.disturbances += 1
+        delivery.worker.kill()
+        self._finish(delivery)
 
     def _finish(self, delivery: Delivery) -> None:
         """The queue deletes the message, or makes it visible again."""

@@ -170,7 +170,7 @@ def test_missing_cells_at_the_end_of_a_row_are_empty() -> None:
 )
 def test_the_key_of_a_row_is_its_index_or_its_number(index: str, key: str) -> None:
     columns = read_columns(("instruction", "id"), JobOptions())
-    assert row_key(columns, ["red", index], 7) == key
+    assert row_key(columns, ["red", index], "000007") == key
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ CELL = st.one_of(
 def test_any_cells_are_a_request_that_sqs_accepts_or_are_rejected(cells: list[str]) -> None:
     try:
         request = parse_row(COLUMNS, cells, JobOptions())
-        key = row_key(COLUMNS, cells, 0)
+        key = row_key(COLUMNS, cells, "000000")
     except RowRejected as rejected:
         reason, detail = rejected.reason, rejected.detail
         assert reason is Reason.BAD_INPUT

@@ -22,8 +22,8 @@ def text(name: str = "a", **fields: object) -> str:
 class Harness:
     """The source on a scripted Secrets Manager, whose client this is."""
 
-    def __init__(self, value: str | Exception = text()) -> None:  # noqa: B008 - a constant
-        self.value = value
+    def __init__(self, value: str | None = None) -> None:
+        self.value: str | Exception = value or text()
         self.ids: list[str] = []  # of the secrets read
         self.version = 1
         self.released: threading.Event | None = None  # a read waits for it

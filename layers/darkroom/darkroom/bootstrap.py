@@ -106,22 +106,22 @@ class Wiring:
 
     @cached_property
     def editor(self) -> "EditorBatch":
-        from darkroom.editor.batch import EditorBatch, Heartbeat
+        from darkroom.editor.batch import EditorBatch
 
         return EditorBatch(
             editor=self._row_editor,
+            rows=self.ledger,
             runs=self.ledger,
             queue=self._queue,
-            heartbeat=Heartbeat(self._queue, self.ledger, self._telemetry, self._timings),
             completion=self._completion,
             clock=self._clock,
             telemetry=self._telemetry,
             threads=self._settings.rows_per_worker,
+            timings=self._timings,
         )
 
     @cached_property
     def reporter(self) -> "Reporter":
-        from darkroom.aws.s3 import S3Uploads
         from darkroom.csv_input.reader import read_job_rows
         from darkroom.report.reporter import Reporter
 
@@ -130,7 +130,6 @@ class Wiring:
             runs=self.ledger,
             rows=self.ledger,
             store=self._results,
-            uploads=S3Uploads(self._client("s3"), self._settings.results_bucket),
             job_rows=lambda run: read_job_rows(partial(csv_store.read, run.source), run.options),
             notify=lambda subject, body: sns.publish(
                 TopicArn=self._settings.jobs_topic_arn, Subject=subject, Message=body

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import IO, Protocol
+from typing import Protocol
 
 from pydantic import SecretStr
 
@@ -81,9 +81,7 @@ class CallContext(Protocol):
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
         """Just before money is spent. Raises RowRejected (budget, stopped), LeaseLost."""
 
-    def after_call(
-        self, endpoint: Endpoint, plan: CallPlan, outcome: EditResult | CallFailed
-    ) -> None:
+    def after_call(self, outcome: EditResult | CallFailed) -> None:
         """Right after each call, whatever its outcome."""
 
 
@@ -275,7 +273,7 @@ class ObjectStore(Protocol):
     def put(
         self,
         key: str,
-        body: bytes | IO[bytes],
+        body: bytes,
         content_type: str,
         metadata: Mapping[str, str] | None = None,
         *,
@@ -289,13 +287,5 @@ class ObjectStore(Protocol):
 
     def get(self, key: str) -> bytes | None: ...
 
-
-class Sink(Protocol):
-    def write(self, data: bytes, /) -> object: ...
-
-
-class Uploads(Protocol):
-    """Objects of any size in the results bucket, written as a stream."""
-
-    def open(self, key: str, content_type: str) -> AbstractContextManager[Sink]:
-        """The object appears when the block ends without an error, and not at all otherwise."""
+    def upload(self, key: str, chunks: Iterator[bytes], content_type: str) -> None:
+        """Store an object of any size. It appears complete, or not at all if `chunks` raises."""

@@ -179,23 +179,20 @@ class Splitter:
         return True
 
 
+@dataclass
 class _Invocation:
     """The work of one invocation on one run."""
 
-    def __init__(
-        self,
-        splitter: Splitter,
-        run: Run,
-        event: CsvUploaded,
-        remaining_seconds: Callable[[], float],
-    ) -> None:
-        self._splitter = splitter
-        self._run = run
-        self._event = event
-        self._remaining_seconds = remaining_seconds
-        self._checkpoint = run.checkpoint
-        self._saved_at = splitter.clock.now()
-        self._rows = read_job_rows(partial(splitter.store.read, run.source), run.options)
+    _splitter: Splitter
+    _run: Run
+    _event: CsvUploaded
+    _remaining_seconds: Callable[[], float]
+
+    def __post_init__(self) -> None:
+        self._checkpoint = self._run.checkpoint
+        self._saved_at = self._splitter.clock.now()
+        read = partial(self._splitter.store.read, self._run.source)
+        self._rows = read_job_rows(read, self._run.options)
 
     def split(self) -> None:
         if self._checkpoint.row == 0:
@@ -224,13 +221,13 @@ class _Invocation:
         selected = [row for row in batch if not row.skipped]
         valid = [(row, row.request) for row in selected if isinstance(row.request, RowRequest)]
         keys = [row.key for row, _ in valid]
-        known = self._splitter.rows.get_many(self._run.job, keys) if keys else {}
+        records = self._splitter.rows.get_many(self._run.job, keys) if keys else {}
         counts = Counter(
             rows=len(batch), skipped=len(batch) - len(selected), invalid=len(selected) - len(valid)
         )
         messages = list[RowMessage]()
         for row, request in valid:
-            decision = resume_decision(known.get(row.key), request.fingerprint(), self._run)
+            decision = resume_decision(records.get(row.key), request.fingerprint(), self._run)
             counts[decision] += 1
             if decision is ResumeDecision.QUEUED:
                 messages.append(self._message(row, request))

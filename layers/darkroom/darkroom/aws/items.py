@@ -47,8 +47,7 @@ def from_attribute(attribute: Mapping[str, Any]) -> Any:  # JSON
         case "NULL":
             return None
         case "N":
-            number = Decimal(value)
-            return int(number) if number == number.to_integral_value() else float(number)
+            return Decimal(value)  # which pydantic converts to the field's type
         case "L":
             return [from_attribute(v) for v in value]
         case "M":

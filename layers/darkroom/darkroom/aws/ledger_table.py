@@ -17,7 +17,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
@@ -30,11 +30,10 @@ from darkroom.aws.errors import (
     error_code,
     translate_errors,
 )
-from darkroom.aws.items import Item, ItemCodec, from_attribute, to_attribute
+from darkroom.aws.items import Item, ItemCodec, to_attribute
 from darkroom.errors import ServiceUnavailable
 from darkroom.jobs import Checkpoint, Counters, Run, Totals
-from darkroom.ledger import rows as row_transitions
-from darkroom.ledger import runs as run_transitions
+from darkroom.ledger import rows, runs
 from darkroom.ledger.rows import LEASE_SECONDS, Change, ClaimRequest
 from darkroom.ledger.runs import JobRecord, RunRecord
 from darkroom.retry import backoff
@@ -47,12 +46,13 @@ _SHARDS = 8  # one item takes about 1,000 writes a second
 ROWS = ItemCodec(RowRecord)
 _RUNS = ItemCodec(RunRecord)
 _JOBS = ItemCodec(JobRecord)
+_COUNTERS = ItemCodec(Counters)
 _SERVICE = "the ledger (DynamoDB)"
 _JOB_ITEM = "job"
-_MAX_TRIES = 10
+_MAX_ROW_TRIES = 8
+_MAX_RUN_TRIES = 10
 _PAUSE_SECONDS = 0.02
 _PAUSE_CAP_SECONDS = 1.0
-_COUNTERS = tuple(field.name for field in fields(Counters))
 
 
 class _Conflict(Exception):
@@ -70,7 +70,7 @@ class _ConditionFailed(Exception):
 class LedgerTable:
     """RowLedger and RunLedger on one table. Thread-safe.
 
-    Every transition of a row extends its lease to at least `lease_seconds` from then.
+    A call, sent or failed, extends its row's lease to at least `lease_seconds` from then.
     """
 
     def __init__(
@@ -107,7 +107,8 @@ class LedgerTable:
                 raise _Conflict
 
         if pending:
-            self._retry(read, f"{_SERVICE} left keys unread: too many requests")
+            failure = f"{_SERVICE} left keys unread: too many requests"
+            self._retry(read, failure, _MAX_ROW_TRIES)
         return found
 
     def all(self, job: str) -> Iterator[RowRecord]:
@@ -117,7 +118,7 @@ class LedgerTable:
         self, message: RowMessage, run: Run, owner: str, lease_seconds: float
     ) -> Claim | NotClaimed:
         record: RowRecord | None = None  # most rows are new: assuming so saves a read
-        for tries in range(1, _MAX_TRIES + 1):
+        for tries in range(1, _MAX_ROW_TRIES + 1):
             request = ClaimRequest(message, run, owner, self._now(), lease_seconds)
             decision = request.decide(record)
             if decision.change is None:
@@ -135,8 +136,9 @@ class LedgerTable:
                 self._pause(tries)
             else:
                 if decision.change.counters:  # redriven into a run that may have finished
-                    changed_run = decision.change.record.run
-                    self._update_run(message.job, changed_run, run_transitions.reopen)
+                    # The row is claimed already: raising would only cost it an attempt.
+                    with suppress(ServiceUnavailable):
+                        self._update_run(message.job, decision.change.record.run, runs.reopen)
                 return decision.verdict
         raise ServiceUnavailable(f"row {message.key} is claimed by too many workers at once")
 
@@ -160,13 +162,13 @@ class LedgerTable:
         self, claim: Claim, endpoint: str, *, reserve: int = 0, limit: int | None = None
     ) -> Claim | NotSent:
         amount = reserve if limit is not None else 0
-        change = row_transitions.send(claim, endpoint, amount, self._now(), self._lease_seconds)
+        change = rows.send(claim, endpoint, amount, self._now(), self._lease_seconds)
         return self._apply(claim, change, limit=limit)
 
     def mark_failed_call(
         self, claim: Claim, *, cost_micro_usd: int = 0, maybe_charged: bool = False
     ) -> Claim | None:
-        change = row_transitions.call_failed(
+        change = rows.call_failed(
             claim,
             cost_micro_usd,
             maybe_charged=maybe_charged,
@@ -177,11 +179,11 @@ class LedgerTable:
         return after if isinstance(after, Claim) else None
 
     def release(self, claim: Claim, *, refund_attempt: bool) -> None:
-        change = row_transitions.release(claim, self._now(), refund_attempt=refund_attempt)
+        change = rows.release(claim, self._now(), refund_attempt=refund_attempt)
         self._apply(claim, change)
 
     def settle(self, claim: Claim, result: RowResult) -> bool:
-        change = row_transitions.settle(claim, result, self._now())
+        change = rows.settle(claim, result, self._now())
         return isinstance(self._apply(claim, change), Claim)
 
     def _apply(self, claim: Claim, change: Change, *, limit: int | None = None) -> Claim | NotSent:
@@ -194,11 +196,12 @@ class LedgerTable:
             except _ConditionFailed as failed:
                 if failed.item is None:
                     return NotSent.NO_BUDGET
-                ours = row_transitions.same_write(ROWS.from_item(failed.item), change.record)
+                ours = rows.same_write(ROWS.from_item(failed.item), change.record)
                 return after if ours else NotSent.LEASE_LOST
             return after
 
-        return self._retry(attempt, f"row {claim.key} is written by too many workers at once")
+        failure = f"row {claim.key} is written by too many workers at once"
+        return self._retry(attempt, failure, _MAX_ROW_TRIES)
 
     def _write_change(
         self, job: str, change: Change, *, before: RowRecord | None, limit: int | None = None
@@ -216,38 +219,29 @@ class LedgerTable:
                 " AND (attribute_not_exists(lease_until) OR lease_until <= :now)"
             )
             put["ExpressionAttributeValues"][":now"] = to_attribute(record.updated_at)
-        updates = [
-            self._add_counters(job, _shard_item(run, record.key), counters)
-            for run, counters in change.counters.items()
-        ]
+        writes: list[Any] = [{"Put": put}]
+        for run, counters in change.counters.items():
+            added = _COUNTERS.to_item(counters)
+            writes.append({"Update": self._add(job, _shard_item(run, record.key), added)})
         if change.budget or limit is not None:
-            updates.append(self._add_to_budget(job, change.budget, limit))
-        self._write({"Put": put}, *({"Update": update} for update in updates))
+            update = self._add(job, "budget", {"committed": to_attribute(change.budget)})
+            if limit is not None:
+                missing = "attribute_not_exists(committed) OR " if change.budget <= limit else ""
+                update["ConditionExpression"] = f"{missing}committed <= :room"
+                room = to_attribute(limit - change.budget)
+                update["ExpressionAttributeValues"][":room"] = room
+            writes.append({"Update": update})
+        self._write(*writes)
 
-    def _add_counters(self, job: str, shard: str, counters: Counters) -> Any:
-        changed = {name: getattr(counters, name) for name in _COUNTERS if getattr(counters, name)}
+    def _add(self, job: str, item: str, numbers: Item) -> Any:
+        """An update that adds `numbers` to the item's attributes."""
         return {
             "TableName": self._table,
-            "Key": _key(job, shard),
-            "UpdateExpression": "ADD " + ", ".join(f"#{name} :{name}" for name in changed),
-            "ExpressionAttributeNames": {f"#{name}": name for name in changed},
-            "ExpressionAttributeValues": {f":{n}": to_attribute(v) for n, v in changed.items()},
+            "Key": _key(job, item),
+            "UpdateExpression": "ADD " + ", ".join(f"#{name} :{name}" for name in numbers),
+            "ExpressionAttributeNames": {f"#{name}": name for name in numbers},
+            "ExpressionAttributeValues": {f":{name}": added for name, added in numbers.items()},
         }
-
-    def _add_to_budget(self, job: str, amount: int, limit: int | None) -> Any:
-        update: dict[str, Any] = {
-            "TableName": self._table,
-            "Key": _key(job, "budget"),
-            "UpdateExpression": "ADD committed :amount",
-            "ExpressionAttributeValues": {":amount": to_attribute(amount)},
-        }
-        if limit is not None:
-            condition = "committed <= :room"
-            if amount <= limit:
-                condition = f"attribute_not_exists(committed) OR {condition}"
-            update["ConditionExpression"] = condition
-            update["ExpressionAttributeValues"][":room"] = to_attribute(limit - amount)
-        return update
 
     # -- runs
 
@@ -258,12 +252,12 @@ class LedgerTable:
             if known is not None:
                 if current is None or current.run != run.run:
                     return None
-                taken = run_transitions.take_over_split(known, self._now(), lease_seconds)
+                taken = runs.take_over_split(known, self._now(), lease_seconds)
                 return self._swap_run(taken) if taken else None
-            if current is not None and not run_transitions.is_newer(run.sequencer, current):
+            if current is not None and not runs.is_newer(run.sequencer, current):
                 return None
             spent = self._spent_without_budget(run.job) if current else 0
-            record = run_transitions.start(run, current, spent, self._now() + lease_seconds)
+            record = runs.start(run, current, spent, self._now() + lease_seconds)
             self._make_current(record, current)
             return record.run
 
@@ -274,24 +268,22 @@ class LedgerTable:
             return False
         until = self._now() + lease_seconds
         self._update_run(
-            run.job,
-            run.run,
-            lambda record: run_transitions.checkpoint(record, checkpoint, until),
+            run.job, run.run, lambda record: runs.checkpoint(record, checkpoint, until)
         )
         return True
 
     def finish_split(self, run: Run, totals: Totals, warnings: Sequence[str]) -> None:
         self._update_run(
-            run.job, run.run, lambda record: run_transitions.finish_split(record, totals, warnings)
+            run.job, run.run, lambda record: runs.finish_split(record, totals, warnings)
         )
 
     def fail(self, run: Run, reason: str) -> None:
         now = self._now()
-        self._update_run(run.job, run.run, lambda record: run_transitions.fail(record, reason, now))
+        self._update_run(run.job, run.run, lambda record: runs.fail(record, reason, now))
 
     def stop(self, job: str) -> Run | None:
         run = self.current(job)
-        return None if run is None else self._update_run(job, run.run, run_transitions.stop)
+        return None if run is None else self._update_run(job, run.run, runs.stop)
 
     def current(self, job: str) -> Run | None:
         current = self._read(_JOBS, job, _JOB_ITEM)
@@ -303,16 +295,14 @@ class LedgerTable:
 
     def report_due(self, job: str) -> bool:
         current = self._read(_JOBS, job, _JOB_ITEM)
-        return current is not None and run_transitions.report_due(*self._snapshot(job, current.run))
+        return current is not None and runs.report_due(*self._snapshot(job, current.run))
 
     def begin_report(self, run: Run, lease_seconds: float, owner: str = "") -> bool:
         def attempt() -> bool:
             if not self._is_current(run):
                 return False
             record, counters = self._snapshot(run.job, run.run)
-            begun, changed = run_transitions.begin_report(
-                record, counters, owner, self._now(), lease_seconds
-            )
+            begun, changed = runs.begin_report(record, counters, owner, self._now(), lease_seconds)
             # The shards are not read at one moment: two equal readings are as good as that.
             if begun and self.counters(run.job, run.run) != counters:
                 raise _Conflict
@@ -325,7 +315,7 @@ class LedgerTable:
     def finish_report(self, run: Run, finished_at: float) -> bool:
         def attempt() -> bool:
             record, counters = self._snapshot(run.job, run.run)
-            is_current, changed = run_transitions.finish_report(record, counters, finished_at)
+            is_current, changed = runs.finish_report(record, counters, finished_at)
             self._swap_run(changed)
             return is_current
 
@@ -384,8 +374,8 @@ class LedgerTable:
         """Micro-USD spent by the job's runs that had no budget."""
         items = list(self._query(job, "run#"))
         records = [_RUNS.from_item(i) for i in items if "#shard#" not in i["item"]["S"]]
-        runs = [r.run for r in records if r.run.options.budget_micro_usd is None]
-        prefixes = tuple(_shard_prefix(run.run) for run in runs)
+        unbudgeted = [r.run.run for r in records if r.run.options.budget_micro_usd is None]
+        prefixes = tuple(map(_shard_prefix, unbudgeted))
         return _sum(i for i in items if i["item"]["S"].startswith(prefixes)).cost_micro_usd
 
     # -- the table
@@ -415,17 +405,15 @@ class LedgerTable:
         put = {
             "TableName": self._table,
             "Item": attributes | _key(job, item),
+            "ConditionExpression": "attribute_not_exists(job)",
             "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
         }
-        if version is None:
-            put["ConditionExpression"] = "attribute_not_exists(#item)"
-            put["ExpressionAttributeNames"] = {"#item": "item"}
-            return put
-        # Version 0 is a default, which items leave out.
-        missing = "attribute_not_exists(#version) OR " if version == 0 else ""
-        put["ConditionExpression"] = f"({missing}#version = :version)"
-        put["ExpressionAttributeNames"] = {"#version": "version"}
-        put["ExpressionAttributeValues"] = {":version": to_attribute(version)}
+        if version is not None:
+            # Version 0 is a default, which items leave out.
+            missing = "attribute_not_exists(#version) OR " if version == 0 else ""
+            put["ConditionExpression"] = f"({missing}#version = :version)"
+            put["ExpressionAttributeNames"] = {"#version": "version"}
+            put["ExpressionAttributeValues"] = {":version": to_attribute(version)}
         return put
 
     def _write(self, *writes: Any) -> None:
@@ -442,9 +430,11 @@ class LedgerTable:
             _raise_refusal(error)
             raise
 
-    def _retry[T](self, attempt: Callable[[], T], failure: str) -> T:
+    def _retry[T](
+        self, attempt: Callable[[], T], failure: str, max_tries: int = _MAX_RUN_TRIES
+    ) -> T:
         """Repeat `attempt` after every _Conflict. Raises ServiceUnavailable(failure)."""
-        for tries in range(1, _MAX_TRIES + 1):
+        for tries in range(1, max_tries + 1):
             try:
                 return attempt()
             except _Conflict:
@@ -472,10 +462,7 @@ def _raise_refusal(error: ClientError) -> None:
 
 
 def _sum(shards: Iterable[Item]) -> Counters:
-    total = Counters()
-    for shard in shards:
-        total += Counters(**{n: from_attribute(shard[n]) for n in _COUNTERS if n in shard})
-    return total
+    return sum(map(_COUNTERS.from_item, shards), Counters())
 
 
 def _key(job: str, item: str) -> Item:

@@ -1,8 +1,8 @@
 """S3: the input bucket's CSVs as streams, and the results bucket's objects and uploads."""
 
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import quote, unquote
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -19,7 +19,7 @@ from darkroom.jobs import Source
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, GetObjectOutputTypeDef
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
 CHUNK_BYTES = 256 * 1024
 PART_BYTES = 8 * 1024 * 1024  # S3 accepts 10,000 parts of at least 5 MiB: up to 80 GB
@@ -114,7 +114,7 @@ class S3ObjectStore:
     def put(
         self,
         key: str,
-        body: bytes | IO[bytes],
+        body: bytes,
         content_type: str,
         metadata: Mapping[str, str] | None = None,
         *,
@@ -165,6 +165,20 @@ class S3ObjectStore:
                 return None
             raise
 
+    def upload(self, key: str, chunks: Iterator[bytes], content_type: str) -> None:
+        from boto3.s3.transfer import TransferConfig  # noqa: PLC0415 - for the reporter alone
+
+        self._s3.upload_fileobj(
+            cast("IO[bytes]", _ChunkReader(chunks)),  # boto3 calls nothing but read
+            self._bucket,
+            key,
+            ExtraArgs={"ContentType": content_type},
+            # Without threads, no more than one part is in memory.
+            Config=TransferConfig(
+                multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, use_threads=False
+            ),
+        )
+
 
 def _encoded(metadata: Mapping[str, str]) -> dict[str, str]:
     """Header-safe and within S3's limit: the longest values are shortened first."""
@@ -176,67 +190,16 @@ def _encoded(metadata: Mapping[str, str]) -> dict[str, str]:
     return encoded
 
 
-class S3Uploads:
-    """Streams objects of unknown size to one bucket, a part at a time; holds one part in memory."""
+class _ChunkReader:
+    """The chunks as a file that boto3 reads one part at a time."""
 
-    def __init__(self, client: "S3Client", bucket: str, part_bytes: int = PART_BYTES) -> None:
-        self._client = client
-        self._bucket = bucket
-        self._part_bytes = part_bytes
-
-    @contextmanager
-    def open(self, key: str, content_type: str) -> Iterator["_Upload"]:
-        address = {"Bucket": self._bucket, "Key": key}
-        upload = _Upload(self._client, address, content_type, self._part_bytes)
-        try:
-            yield upload
-            upload.finish()
-        except BaseException:
-            upload.abort()
-            raise
-
-
-class _Upload:
-    def __init__(
-        self, client: "S3Client", address: dict[str, Any], content_type: str, part_bytes: int
-    ) -> None:
-        self._client = client
-        self._address = address  # with the upload's id from the first part on
-        self._content_type = content_type
-        self._part_bytes = part_bytes
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
         self._buffer = bytearray()
-        self._parts: list[CompletedPartTypeDef] = []
 
-    def write(self, data: bytes, /) -> None:
-        self._buffer += data
-        if len(self._buffer) >= self._part_bytes:
-            self._send_part()
-
-    def finish(self) -> None:
-        if "UploadId" not in self._address:  # small: one plain put
-            body = bytes(self._buffer)
-            self._client.put_object(**self._address, Body=body, ContentType=self._content_type)
-            return
-        if self._buffer:
-            self._send_part()
-        self._client.complete_multipart_upload(
-            **self._address, MultipartUpload={"Parts": self._parts}
-        )
-
-    def abort(self) -> None:
-        """Delete the parts. The bucket's lifecycle rule deletes those of a killed worker."""
-        if "UploadId" in self._address:
-            self._client.abort_multipart_upload(**self._address)
-
-    def _send_part(self) -> None:
-        if "UploadId" not in self._address:
-            started = self._client.create_multipart_upload(
-                **self._address, ContentType=self._content_type
-            )
-            self._address["UploadId"] = started["UploadId"]
-        number = len(self._parts) + 1
-        sent = self._client.upload_part(
-            **self._address, PartNumber=number, Body=bytes(self._buffer)
-        )
-        self._parts.append({"ETag": sent["ETag"], "PartNumber": number})
-        self._buffer.clear()
+    def read(self, size: int = sys.maxsize) -> bytes:
+        while len(self._buffer) < size and (chunk := next(self._chunks, None)) is not None:
+            self._buffer += chunk
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return data

@@ -43,19 +43,14 @@ class SqsRowQueue:
 
     def send(self, messages: Sequence[RowMessage]) -> None:
         for batch in _batches(messages):
-            self._repeat(self._send_batch, batch)
+            self._request(self._sqs.send_message_batch, batch)
 
     def dead_letter(self, body: str, attributes: Mapping[str, str]) -> None:
-        # SQS rejects control characters and empty values.
-        values = {
-            name: "".join(filter(str.isprintable, value[:_MAX_ATTRIBUTE_CHARS]))
-            for name, value in attributes.items()
-        }
-        described: dict[str, Any] = {
-            name: {"DataType": "String", "StringValue": value}
-            for name, value in values.items()
-            if value
-        }
+        described: dict[str, Any] = {}
+        for name, value in attributes.items():
+            # SQS rejects control characters and empty values.
+            if sendable := "".join(filter(str.isprintable, value[:_MAX_ATTRIBUTE_CHARS])):
+                described[name] = {"DataType": "String", "StringValue": sendable}
         with translate_errors(_SERVICE):
             self._sqs.send_message(
                 QueueUrl=self._dead, MessageBody=body, MessageAttributes=described
@@ -68,25 +63,19 @@ class SqsRowQueue:
                 {"Id": str(n), "ReceiptHandle": receipt, "VisibilityTimeout": seconds}
                 for n, receipt in enumerate(batch)
             ]
-            self._repeat(self._extend_batch, entries)
+            self._request(self._sqs.change_message_visibility_batch, entries, skip_rejected=True)
 
-    def _extend_batch(self, entries: list[Any]) -> list[Any]:
-        response = self._sqs.change_message_visibility_batch(QueueUrl=self._queue, Entries=entries)
-        return [f for f in response.get("Failed", []) if not f.get("SenderFault")]
-
-    def _send_batch(self, entries: list[Any]) -> list[Any]:
-        response = self._sqs.send_message_batch(QueueUrl=self._queue, Entries=entries)
-        failures: list[Any] = response.get("Failed", [])
-        for failure in failures:
-            if failure.get("SenderFault"):
-                raise ValueError(f"SQS rejected a message: {failure.get('Message')}")
-        return failures
-
-    def _repeat(self, request: Callable[[list[Any]], list[Any]], entries: list[Any]) -> None:
-        """Make a batch request, and again with the entries that failed."""
+    def _request(
+        self, request: Callable[..., Any], entries: list[Any], *, skip_rejected: bool = False
+    ) -> None:
+        """Make a batch request, and again with the entries that SQS failed to process."""
         for tries in range(1, _MAX_TRIES + 1):
             with translate_errors(_SERVICE):
-                failed = {failure["Id"] for failure in request(entries)}
+                failures = request(QueueUrl=self._queue, Entries=entries).get("Failed", [])
+            rejected = [failure for failure in failures if failure.get("SenderFault")]
+            if rejected and not skip_rejected:
+                raise ValueError(f"SQS rejected a message: {rejected[0].get('Message')}")
+            failed = {failure["Id"] for failure in failures if failure not in rejected}
             entries = [entry for entry in entries if entry["Id"] in failed]
             if not entries:
                 return

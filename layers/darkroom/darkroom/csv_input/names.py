@@ -20,11 +20,6 @@ _MAX_PART_BYTES = 200  # file systems allow 255; copies and thumbnails add a few
 _MAX_NAME_BYTES = 500  # an S3 key may have 1,024 with the job's prefix
 
 
-def default_key(row: int) -> str:
-    """Row 7 -> `000007`."""
-    return f"{row:06d}"
-
-
 def parse_key(text: str) -> str:
     """A value of the index column. Raises ValueError unless it can be part of file names."""
     if _KEY.fullmatch(text) is None or _WINDOWS_DEVICES.fullmatch(text):

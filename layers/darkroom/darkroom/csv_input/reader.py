@@ -20,7 +20,7 @@ from darkroom.csv_input.fields import (
     normalize_name,
     read_columns,
 )
-from darkroom.csv_input.names import UsedNames, default_key, image_names, parse_key
+from darkroom.csv_input.names import UsedNames, image_names, parse_key
 from darkroom.csv_input.text import (
     HEAD_BYTES,
     MAX_FIELD_CHARS,
@@ -91,8 +91,7 @@ class CsvInput:
         start = offset or self.data_start
         text = read_text(self.open_bytes, self.text_format, start)
         lines = Lines(text, self.text_format.encoding, start)
-        if not offset:
-            lines.line = 1  # for messages; a header over several lines is rare
+        lines.line = 0 if offset else 1  # for messages; a header over several lines is rare
         reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
         try:
             for cells in reader:
@@ -225,10 +224,10 @@ class JobRows:
 
     def _row(self, number: int, record: Record, used: UsedNames | None) -> JobRow:
         columns, cells = self.columns, record.cells
-        key = default_key(number)
+        key = f"{number:06d}"
         request: RowRequest | RowRejected
         try:
-            key = row_key(columns, cells, number)
+            key = row_key(columns, cells, key)
             request = parse_row(columns, cells, self.options)
             if used is not None:
                 self._reject_used_names(request, key, number, used)
@@ -272,13 +271,13 @@ def read_job_rows(open_bytes: OpenBytes, options: JobOptions) -> JobRows:
     return JobRows(csv, read_columns(csv.header, options), options, row_filter)
 
 
-def row_key(columns: Columns, cells: Sequence[str], row: int) -> str:
-    """The row's identity: its index cell, or its number where that is empty.
+def row_key(columns: Columns, cells: Sequence[str], default: str) -> str:
+    """The row's identity: its index cell, or `default` where that is empty.
 
     Raises RowRejected (bad_input) when the index cannot be part of file names.
     """
     index = columns.cell(cells, "index")
-    return _parse_cell(parse_key, index, columns.name("index")) if index else default_key(row)
+    return _parse_cell(parse_key, index, columns.name("index")) if index else default
 
 
 def parse_row(columns: Columns, cells: Sequence[str], options: JobOptions) -> RowRequest:

@@ -5,7 +5,7 @@ time-out of the function is.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,11 +53,34 @@ class Received:
 
 @dataclass(slots=True)
 class Leases:
-    """The messages and the claims of one batch. Thread-safe."""
+    """The messages and the claims of one batch, which a heartbeat renews. Thread-safe."""
 
+    queue: RowQueue
+    rows: RowLedger
+    telemetry: Telemetry
+    timings: Timings = TIMINGS
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _receipts: set[str] = field(default_factory=set)
     _claims: dict[str, Claim] = field(default_factory=dict)
+
+    @contextmanager
+    def heartbeat(self, receipts: Iterable[str]) -> Iterator[None]:
+        """Hold these messages: renew in a thread, at once and then every `heartbeat_seconds`."""
+        self._receipts.update(receipts)
+        stopped = threading.Event()
+
+        def run() -> None:
+            self.renew()
+            while not stopped.wait(self.timings.heartbeat_seconds):
+                self.renew()
+
+        thread = threading.Thread(target=run, name="heartbeat")
+        thread.start()
+        try:
+            yield
+        finally:
+            stopped.set()
+            thread.join()
 
     @contextmanager
     def claimed(self, claim: Claim) -> Iterator[None]:
@@ -69,56 +92,25 @@ class Leases:
             with self._lock:
                 self._claims.pop(claim.owner, None)
 
-    def add_message(self, receipt: str) -> None:
-        with self._lock:
-            self._receipts.add(receipt)
-
-    def return_message(self, receipt: str, queue: RowQueue, seconds: int) -> None:
+    def return_message(self, receipt: str, seconds: int) -> None:
         """Hide the message for `seconds` from now; no heartbeat extends that."""
         with self._lock:
             self._receipts.discard(receipt)
-            queue.extend([receipt], seconds)
+            self.queue.extend([receipt], seconds)
 
-    def renew(self, queue: RowQueue, rows: RowLedger, seconds: float) -> None:
-        """Hide the messages and lease the rows for `seconds` more. Raises ServiceUnavailable."""
-        with self._lock:
-            if self._receipts:
-                queue.extend(sorted(self._receipts), ceil(seconds))
-            claims = list(self._claims.values())
-        if claims:
-            rows.renew(claims, seconds)
+    def renew(self) -> None:
+        """Hide the messages and lease the rows for another `lease_seconds`.
 
-
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
-    """Renews leases in a thread of its own, at once and then every `heartbeat_seconds`."""
-
-    queue: RowQueue
-    rows: RowLedger
-    telemetry: Telemetry
-    timings: Timings = TIMINGS
-
-    @contextmanager
-    def running(self, leases: Leases) -> Iterator[None]:
-        stopped = threading.Event()
-        thread = threading.Thread(target=self._run, args=(leases, stopped), name="heartbeat")
-        thread.start()
+        A failure is left to the next heartbeat: a lease lasts for three.
+        """
+        seconds = self.timings.lease_seconds
         try:
-            yield
-        finally:
-            stopped.set()
-            thread.join()
-
-    def _run(self, leases: Leases, stopped: threading.Event) -> None:
-        while True:
-            self.renew(leases)
-            if stopped.wait(self.timings.heartbeat_seconds):
-                return
-
-    def renew(self, leases: Leases) -> None:
-        """A failure is left to the next heartbeat: a lease lasts for three."""
-        try:
-            leases.renew(self.queue, self.rows, self.timings.lease_seconds)
+            with self._lock:
+                if self._receipts:
+                    self.queue.extend(sorted(self._receipts), ceil(seconds))
+                claims = list(self._claims.values())
+            if claims:
+                self.rows.renew(claims, seconds)
         except ServiceUnavailable as error:
             self.telemetry.warning("heartbeat_missed", error=str(error))
         except Exception:  # noqa: BLE001  # a bug must not stop the heartbeat
@@ -160,23 +152,22 @@ class EditorBatch:
     """Handles the batches of all invocations. `threads` is RowsPerWorker."""
 
     editor: RowHandler
+    rows: RowLedger
     runs: RunLedger
     queue: RowQueue
-    heartbeat: Heartbeat
     completion: Completion
     clock: Clock
     telemetry: Telemetry
     threads: int
+    timings: Timings = TIMINGS
 
     def handle(self, batch: Sequence[Received], deadline: float, invocation: str) -> list[str]:
         """Work on all messages until `deadline` (Unix seconds); `invocation` names this delivery.
 
         Returns the ids of the messages that the queue must keep.
         """
-        leases = Leases()
-        for received in batch:
-            leases.add_message(received.receipt)
-        with self.heartbeat.running(leases):
+        leases = Leases(self.queue, self.rows, self.telemetry, self.timings)
+        with leases.heartbeat(received.receipt for received in batch):
             work = _Invocation(self, leases, deadline, invocation)
             with ThreadPoolExecutor(self.threads, "row") as pool:
                 jobs = list(pool.map(work.handle, range(len(batch)), batch))
@@ -212,7 +203,7 @@ class _Invocation:
             self.batch.telemetry.warning("service_unavailable", error=str(error))
         except Exception:  # noqa: BLE001  # one message must not fail the others
             self.batch.telemetry.exception("message_crashed", message_id=received.message_id)
-        self._keep(received, self.batch.heartbeat.timings.aws_delay_seconds)
+        self._keep(received, self.batch.timings.aws_delay_seconds)
         return None
 
     def _handle(self, number: int, received: Received) -> str | None:
@@ -249,6 +240,6 @@ class _Invocation:
         self.kept.add(received.message_id)
         seconds = ceil(min(max(delay, 0.0), _MAX_HIDDEN_SECONDS))
         try:
-            self.leases.return_message(received.receipt, self.batch.queue, seconds)
+            self.leases.return_message(received.receipt, seconds)
         except ServiceUnavailable as error:  # it is delivered again when its visibility ends
             self.batch.telemetry.warning("not_hidden", error=str(error))

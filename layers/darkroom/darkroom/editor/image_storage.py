@@ -32,13 +32,13 @@ _FIELDS = {field.name.replace("_", "-"): field.name for field in fields(CallResu
 _row_result = TypeAdapter(RowResult)
 
 
-def image_name(request: RowRequest, key: str) -> str:
+def _image_name(request: RowRequest, key: str) -> str:
     """The path under images/ of a row's (first) image, with its extension."""
     name = request.output_name or f"{key}.png"
     return name if PurePosixPath(name).suffix else f"{name}.png"
 
 
-def to_metadata(claim: Claim, result: RowResult) -> dict[str, str]:
+def _to_metadata(claim: Claim, result: RowResult) -> dict[str, str]:
     """User metadata of each of the row's images. Values that are not known are left out."""
     metadata = {
         "job": claim.job,
@@ -59,36 +59,20 @@ def to_metadata(claim: Claim, result: RowResult) -> dict[str, str]:
     return metadata
 
 
-@dataclass(frozen=True, slots=True)
-class StoredImage:
-    """The first image of a row in the results bucket."""
+def _from_metadata(metadata: Mapping[str, str], paths: ResultPaths, name: str) -> RowResult:
+    """The reverse of `_to_metadata`."""
+    values: dict[str, object] = {"status": RowState.SUCCEEDED, "cost_micro_usd": None}
+    values |= {field: metadata[n] for n, field in _FIELDS.items() if metadata.get(n)}
+    if "warnings" in values:
+        values["warnings"] = metadata["warnings"].split(_SEPARATOR)
+    values["outputs"] = [paths.image(name, copy) for copy in range(int(metadata["images"]))]
+    return _row_result.validate_python(values)
 
-    metadata: Mapping[str, str]
 
-    @property
-    def etag(self) -> str:
-        return self.metadata["etag"]
-
-    @property
-    def run_number(self) -> int:
-        """0 where the metadata has none, as of a file that was put there by hand."""
-        number = self.metadata.get("run-number", "")
-        return int(number) if number.isdecimal() else 0
-
-    def belongs_to(self, record: RowRecord, run: str) -> bool:
-        """It is the result of a call for this row with this request, made in `run`."""
-        found = (self.metadata.get("row"), self.metadata.get("fingerprint"))
-        return found == (record.key, record.fingerprint) and self.metadata.get("run") == run
-
-    def result(self, paths: ResultPaths, name: str) -> RowResult:
-        """The reverse of `to_metadata`."""
-        metadata = self.metadata
-        values: dict[str, object] = {"status": RowState.SUCCEEDED, "cost_micro_usd": None}
-        values |= {field: metadata[n] for n, field in _FIELDS.items() if metadata.get(n)}
-        if "warnings" in values:
-            values["warnings"] = metadata["warnings"].split(_SEPARATOR)
-        values["outputs"] = [paths.image(name, copy) for copy in range(int(metadata["images"]))]
-        return _row_result.validate_python(values)
+def _is_result_of(metadata: Mapping[str, str], record: RowRecord, run: str) -> bool:
+    """The image comes from a call for this row with this request, made in `run`."""
+    expected = {"row": record.key, "fingerprint": record.fingerprint, "run": run}
+    return expected.items() <= metadata.items()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +93,10 @@ class ImageStorage:
 
         Raises LeaseLost when the image of a later upload is in place, ServiceUnavailable.
         """
-        paths, name = ResultPaths(claim.job), image_name(request, claim.key)
+        paths, name = ResultPaths(claim.job), _image_name(request, claim.key)
         outputs = tuple(paths.image(name, copy) for copy in range(len(images)))
         result = replace(result, outputs=outputs)
-        metadata = to_metadata(claim, result)
+        metadata = _to_metadata(claim, result)
         extension = PurePosixPath(name).suffix
         for key, image in zip(outputs[1:], images[1:], strict=True):
             body, kind = render(image, extension)
@@ -120,7 +104,7 @@ class ImageStorage:
         body, kind = render(images[0], extension)
         put_first = partial(self._put_first, outputs[0], body, kind, metadata, claim)
         other = self._retry(put_first, deadline)
-        return result if other is None else other.result(paths, name)
+        return result if other is None else _from_metadata(other, paths, name)
 
     def put_thumbnails(self, claim: Claim, before: bytes | None, after: bytes) -> None:
         """A failure is logged: the images themselves matter more."""
@@ -135,31 +119,29 @@ class ImageStorage:
 
     def lookup(self, claim: Claim, request: RowRequest) -> RowResult | None:
         """The result of a call whose worker died after it had stored the image."""
-        record, name = claim.record, image_name(request, claim.key)
-        paths = ResultPaths(claim.job)
-        metadata = self.store.metadata(paths.image(name))
-        if metadata is None or record.sent_run is None:
+        paths, name = ResultPaths(claim.job), _image_name(request, claim.key)
+        found, sent_run = self.store.metadata(paths.image(name)), claim.record.sent_run
+        if found is None or sent_run is None or not _is_result_of(found, claim.record, sent_run):
             return None
-        stored = StoredImage(metadata)
-        return stored.result(paths, name) if stored.belongs_to(record, record.sent_run) else None
+        return _from_metadata(found, paths, name)
 
     def _put_first(
         self, key: str, body: bytes, kind: str, metadata: dict[str, str], claim: Claim
-    ) -> StoredImage | None:
-        """None when our image is in place, else the one of a worker that was faster."""
+    ) -> Mapping[str, str] | None:
+        """None when our image is in place, else the metadata of a faster worker's image."""
         for _ in range(_MAX_OVERWRITES):
             if self.store.put(key, body, kind, metadata, only_if_new=True):
                 return None
             found = self.store.metadata(key)
             if found is None:
                 continue
-            stored = StoredImage(found)
-            if stored.belongs_to(claim.record, claim.run):
-                return stored
-            if stored.run_number > claim.record.run_number:
+            if _is_result_of(found, claim.record, claim.run):
+                return found
+            number = found.get("run-number", "")  # missing from a file put there by hand
+            if number.isdecimal() and int(number) > claim.record.run_number:
                 raise LeaseLost(f"row {claim.key}: the image of a later upload is in place")
             # The image of an earlier upload is replaced, unless it has changed meanwhile.
-            if self.store.put(key, body, kind, metadata, replaces=stored.etag):
+            if self.store.put(key, body, kind, metadata, replaces=found["etag"]):
                 return None
         raise ServiceUnavailable(f"{key} keeps being changed by other workers")
 

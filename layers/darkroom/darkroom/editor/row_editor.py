@@ -86,12 +86,7 @@ class RowCallContext:
         self.claim = sent
         self.calls += 1
 
-    def after_call(
-        self,
-        endpoint: Endpoint,  # noqa: ARG002  # the port's signature
-        plan: CallPlan,  # noqa: ARG002  # the port's signature
-        outcome: EditResult | CallFailed,
-    ) -> None:
+    def after_call(self, outcome: EditResult | CallFailed) -> None:
         """Raises LeaseLost, ServiceUnavailable. A success is recorded when the row is settled."""
         if isinstance(outcome, CallFailed):
             self.record_failed_call(

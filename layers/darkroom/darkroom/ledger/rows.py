@@ -8,14 +8,16 @@ only if the record still has the version that the transition started from.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 from darkroom.jobs import Counters, Run
 from darkroom.rows import Claim, NotClaimed, RowMessage, RowRecord, RowResult, RowState
 
 LEASE_SECONDS = 90.0  # three heartbeats: a crash is repaired within two minutes
 
-NO_COUNTERS: Mapping[str, Counters] = MappingProxyType({})
-ONE_TRANSITION = Counters(transitions=1)
+_NO_COUNTERS: Mapping[str, Counters] = MappingProxyType({})
+_ONE_TRANSITION = Counters(transitions=1)
+_QUEUED_AFTER_REDRIVE = Counters(redriven=-1, transitions=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class Change:
     """What a transition writes. `counters` by run; `budget` is added to the job's commitment."""
 
     record: RowRecord
-    counters: Mapping[str, Counters] = field(default=NO_COUNTERS)
+    counters: Mapping[str, Counters] = field(default=_NO_COUNTERS)
     budget: int = 0
 
 
@@ -77,15 +79,8 @@ def call_failed(
 
 
 def release(claim: Claim, now: float, *, refund_attempt: bool) -> Change:
-    record = replace(
-        claim.record,
-        lease_owner=None,
-        lease_until=0.0,
-        updated_at=now,
-        attempts=claim.record.attempts - int(refund_attempt and not claim.attempts_spent),
-        version=claim.record.version + 1,
-    )
-    return Change(record)
+    attempts = claim.record.attempts - int(refund_attempt and not claim.attempts_spent)
+    return Change(_next(claim.record, now, lease_owner=None, lease_until=0.0, attempts=attempts))
 
 
 def settle(claim: Claim, result: RowResult, now: float) -> Change:
@@ -95,27 +90,29 @@ def settle(claim: Claim, result: RowResult, now: float) -> Change:
     """
     before = claim.record
     unknown = before.state is RowState.SENT and result.status is not RowState.SUCCEEDED
-    record = replace(
+    record = _next(
         before,
+        now,
         state=result.status,
         result=result,
-        updated_at=now,
         lease_until=0.0,
         sent_run=None,
         reserved=0,
         possible_duplicate_charges=before.possible_duplicate_charges + int(unknown),
-        version=before.version + 1,
     )
     budget = 0
     if before.reserved and not unknown and result.cost_micro_usd is not None:
         budget = result.cost_micro_usd - before.spent - before.reserved
-    return Change(record, {before.run: contribution(record) + ONE_TRANSITION}, budget=budget)
+    return Change(record, {before.run: contribution(record) + _ONE_TRANSITION}, budget=budget)
 
 
 def _renewed(record: RowRecord, now: float, lease_seconds: float) -> RowRecord:
     """The next version of a claimed row. Every transition proves that its worker is alive."""
-    until = max(record.lease_until, now + lease_seconds)
-    return replace(record, version=record.version + 1, updated_at=now, lease_until=until)
+    return _next(record, now, lease_until=max(record.lease_until, now + lease_seconds))
+
+
+def _next(record: RowRecord, now: float, **changes: Any) -> RowRecord:  # fields of RowRecord
+    return replace(record, version=record.version + 1, updated_at=now, **changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +138,13 @@ class ClaimRequest:
     lease_seconds: float
 
     def decide(self, record: RowRecord | None) -> Decision:
-        """Whether the delivery gets the row. Total: every record has a decision."""
+        """Whether the delivery gets the row, whatever the state of its record."""
         if record is None:
             if not self._from_current_run:
                 return Decision(NotClaimed.SUPERSEDED)
             return self._grant(self._new_record())
         if self._already_granted(record):
-            return Decision(self._claim(record))
+            return Decision(Claim(self.message.job, self.owner, record))
         if record.run_number > self.run.number:
             return Decision(NotClaimed.HELD)  # `run` is outdated: retry with the newer one
         if not (
@@ -172,11 +169,11 @@ class ClaimRequest:
     def _decide_settled_in_current_run(self, record: RowRecord) -> Decision:
         if not self._queued_after_redrive(record):
             return Decision(NotClaimed.SETTLED)
-        counters = Counters(redriven=-1, transitions=1)
         if self._same_request(record):
             queued = replace(record, redriven=False, version=record.version + 1)
-            return Decision(NotClaimed.SETTLED, Change(queued, {self.run.run: counters}))
-        undo = counters + -contribution(record)
+            change = Change(queued, {self.run.run: _QUEUED_AFTER_REDRIVE})
+            return Decision(NotClaimed.SETTLED, change)
+        undo = _QUEUED_AFTER_REDRIVE + -contribution(record)
         return self._grant(self._restart(record, keep_costs=True), {self.run.run: undo})
 
     def _decide_unsettled(self, record: RowRecord) -> Decision:
@@ -186,60 +183,48 @@ class ClaimRequest:
         current, same = self._in_current_run(record), self._same_request(record)
         if current and not queued and not same:
             return Decision(NotClaimed.SUPERSEDED)  # an old copy: the row's request has changed
-        counters = {self.run.run: Counters(redriven=-1, transitions=1)} if queued else NO_COUNTERS
+        counters = {self.run.run: _QUEUED_AFTER_REDRIVE} if queued else _NO_COUNTERS
         record = replace(record, redriven=record.redriven and not queued)
         if not same or (self.message.redo and not current):
             return self._grant(self._restart(record), counters)
         if not current:
-            return self._transfer_unsettled(replace(record, attempts=0))
+            return self._transfer_unsettled(record)
         if self._redrives(record):
             record = replace(record, attempts=0, generation=self.message.generation)
         return self._grant(record, counters)
 
     def _redrive(self, record: RowRecord) -> Decision:
         """A dead row starts again with all its attempts; the counters no longer include it."""
-        undo = -contribution(record) + ONE_TRANSITION
-        alive = replace(
-            record,
-            state=RowState.CLAIMED,
-            attempts=0,
-            generation=self.message.generation,
-            result=None,
-        )
-        if not self._in_current_run(record):
-            return self._transfer_unsettled(alive, undo)
-        return self._grant(alive, {record.run: undo})
+        undo = {record.run: -contribution(record) + _ONE_TRANSITION}
+        generation = self.message.generation
+        alive = replace(record, state=RowState.CLAIMED, generation=generation, result=None)
+        if self._in_current_run(record):
+            return self._grant(replace(alive, attempts=0), undo)
+        return self._transfer_unsettled(alive, undo)
 
-    def _transfer_unsettled(self, record: RowRecord, undo: Counters | None = None) -> Decision:
+    def _transfer_unsettled(
+        self, record: RowRecord, counters: Mapping[str, Counters] = _NO_COUNTERS
+    ) -> Decision:
         """Continue a row of an earlier run; after a redrive it counts beyond what was queued."""
         redriven = not self._from_current_run
-        counters = {self.run.run: Counters(redriven=1, transitions=1)} if redriven else {}
-        if undo is not None:
-            counters[record.run] = undo
-        transferred = replace(
-            record,
-            run=self.run.run,
-            run_number=self.run.number,
-            redriven=redriven,
-            generation=max(record.generation, self.message.generation),
-        )
-        return self._grant(transferred, counters)
+        if redriven:
+            counters = {**counters, self.run.run: Counters(redriven=1, transitions=1)}
+        generation = max(record.generation, self.message.generation)
+        transferred = replace(self._transferred(record), redriven=redriven, generation=generation)
+        return self._grant(replace(transferred, attempts=0), counters)
 
     def _transfer_success(self, record: RowRecord) -> Decision:
         """Count here a row that succeeded for an earlier upload while this one was being queued."""
-        counts = contribution(record)
-        transferred = replace(
-            record,
-            run=self.run.run,
-            run_number=self.run.number,
-            redriven=False,
-            version=record.version + 1,
-        )
+        added = contribution(record)
         counters = {
-            record.run: -counts + ONE_TRANSITION,
-            self.run.run: counts + ONE_TRANSITION,
+            record.run: -added + _ONE_TRANSITION,
+            self.run.run: added + _ONE_TRANSITION,
         }
+        transferred = replace(self._transferred(record), version=record.version + 1)
         return Decision(NotClaimed.SETTLED, Change(transferred, counters))
+
+    def _transferred(self, record: RowRecord) -> RowRecord:
+        return replace(record, run=self.run.run, run_number=self.run.number, redriven=False)
 
     def _new_record(self) -> RowRecord:
         return RowRecord(
@@ -264,22 +249,20 @@ class ClaimRequest:
             version=record.version,
         )
 
-    def _grant(self, record: RowRecord, counters: Mapping[str, Counters] = NO_COUNTERS) -> Decision:
+    def _grant(
+        self, record: RowRecord, counters: Mapping[str, Counters] = _NO_COUNTERS
+    ) -> Decision:
         spent = record.attempts >= self.run.options.max_attempts
-        granted = replace(
+        granted = _next(
             record,
+            self.now,
             row=self.message.row,
             attempts=record.attempts + (0 if spent else 1),
             lease_owner=self.owner,
             lease_until=self.now + self.lease_seconds,
-            updated_at=self.now,
-            version=record.version + 1,
         )
-        claim = replace(self._claim(granted), attempts_spent=spent)
+        claim = Claim(self.message.job, self.owner, granted, attempts_spent=spent)
         return Decision(claim, Change(granted, counters))
-
-    def _claim(self, record: RowRecord) -> Claim:
-        return Claim(job=self.message.job, owner=self.owner, record=record)
 
     @property
     def _from_current_run(self) -> bool:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from darkroom.csv_input.reader import JobRows
 from darkroom.errors import DarkroomError, JobRejected, ServiceUnavailable
 from darkroom.jobs import ResultPaths, Run, RunState
-from darkroom.ports import Clock, ObjectStore, RowLedger, RunLedger, Telemetry, Uploads
+from darkroom.ports import Clock, ObjectStore, RowLedger, RunLedger, Telemetry
 from darkroom.report.gallery import Gallery, Thumbs, page_count, rejected_page, replaced_page
 from darkroom.report.manifest import ManifestFormat
 from darkroom.report.notification import notification
@@ -53,7 +53,6 @@ class Reporter:
     runs: RunLedger
     rows: RowLedger
     store: ObjectStore
-    uploads: Uploads
     job_rows: Callable[[Run], JobRows]
     notify: Callable[[str, str], None]
     clock: Clock
@@ -134,13 +133,16 @@ class Reporter:
     ) -> tuple[Aggregate, GallerySelection]:
         """One pass: every row goes to the manifest, the aggregate and the gallery's selection."""
         manifest, selection = ManifestFormat(columns), GallerySelection(run.job)
-        with self.uploads.open(ResultPaths(run.job).manifest, _CSV) as out:
-            out.write(manifest.header())
+
+        def lines() -> Iterator[bytes]:
+            yield manifest.header()
             for row in rows:
-                out.write(manifest.line(row))
                 aggregate.add(row)
                 selection.add(row)
+                yield manifest.line(row)
             self._check_current(run)
+
+        self.store.upload(ResultPaths(run.job).manifest, lines(), _CSV)
         return aggregate, selection
 
     def _write_gallery(self, gallery: Gallery, previous: JobSummary | None) -> None:
