@@ -2,6 +2,7 @@
 
 import csv
 import io
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -30,7 +31,11 @@ def test_the_columns_are_the_contract() -> None:
 
 
 def test_a_succeeded_row_names_its_images_and_the_call_that_made_them() -> None:
-    call = {"provider": "openai", "endpoint": "openai-main", "model": "gpt-image-1.5"}
+    call: dict[str, Any] = {
+        "provider": "openai",
+        "endpoint": "openai-main",
+        "model": "gpt-image-1.5",
+    }
     row = report_row(
         7,
         cells=("a.jpg",),

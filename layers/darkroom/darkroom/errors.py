@@ -115,11 +115,7 @@ def remediation(reason: str | None) -> str:
 
 
 class DarkroomError(Exception):
-    """Root of all errors that Darkroom raises itself. `detail` is one sentence for a person."""
-
-    @property
-    def detail(self) -> str:
-        return str(self)
+    """Root of all errors that Darkroom raises itself. `str()` is one sentence for a person."""
 
 
 class JobRejected(DarkroomError):
@@ -140,6 +136,7 @@ class RowRejected(DarkroomError):
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
+        self.detail = detail
 
 
 class RetryRow(DarkroomError):
@@ -156,6 +153,7 @@ class RetryRow(DarkroomError):
     ) -> None:
         super().__init__(detail)
         self.reason = reason
+        self.detail = detail
         self.delay_seconds = delay_seconds
         self.provider = provider
         self.endpoint = endpoint
@@ -166,6 +164,7 @@ class DeferRow(DarkroomError):
 
     def __init__(self, detail: str, *, delay_seconds: float) -> None:
         super().__init__(detail)
+        self.detail = detail
         self.delay_seconds = delay_seconds
 
 
