@@ -23,6 +23,7 @@ from benchmarks.load.driver import Load
 from darkroom_local import ministack
 from darkroom_local.processes import ROOT, free_port
 from darkroom_local.providers import Simulator
+from tests.tables import create_table
 
 THREADS = 4  # of each process
 ENVIRONMENTS = ROOT / ".local" / "bench"
@@ -67,7 +68,8 @@ def started(system: str, loads: list[Load]) -> Iterator[Callable[[], None]]:
         shared: Load = {"threads": THREADS}
         if system == "darkroom":
             shared["dynamodb_url"] = services.enter_context(ministack.running(auth=False)).url
-            darkroom.create_table(shared["dynamodb_url"])
+            client = darkroom.dynamodb(shared["dynamodb_url"], threads=1)
+            create_table(client, "endpoints", darkroom.TABLE)
         if system == "litellm":
             shared["redis_port"] = services.enter_context(_redis())
         process = subprocess.Popen(

@@ -54,15 +54,6 @@ def dynamodb(url: str, threads: int) -> Any:
     return session.client("dynamodb", endpoint_url=url, config=config)
 
 
-def create_table(url: str) -> None:
-    dynamodb(url, 1).create_table(
-        TableName=TABLE,
-        KeySchema=[{"AttributeName": "endpoint", "KeyType": "HASH"}],
-        AttributeDefinitions=[{"AttributeName": "endpoint", "AttributeType": "S"}],
-        BillingMode="PAY_PER_REQUEST",
-    )
-
-
 def make_row(load: Load, log: Log) -> Row:
     client = dynamodb(load["dynamodb_url"], load["threads"])
     client.describe_table(TableName=TABLE)  # connect, and load the client's models

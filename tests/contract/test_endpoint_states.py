@@ -29,6 +29,7 @@ from darkroom.endpoint_state import (
 from darkroom.ports import EndpointStates
 from tests.conftest import ClientFactory
 from tests.fakes.endpoint_states import InMemoryEndpointStates
+from tests.tables import create_table
 
 NOW = 1_795_000_000 * SECOND
 
@@ -40,8 +41,8 @@ def a_request(
     lease: str = "a", *, now: int = NOW, wait: int = 60, day: Day | None = None, **limits: int
 ) -> ReservationRequest:
     """A request for a slot within `wait` seconds."""
-    limits = {"interval": 2 * SECOND, "margin": 2 * SECOND} | limits
-    return ReservationRequest(lease, now, now + wait * SECOND, 30 * SECOND, Limits(**limits), day)
+    limits_in_force = Limits(**{"interval": 2 * SECOND} | limits)
+    return ReservationRequest(lease, now, now + wait * SECOND, 30 * SECOND, limits_in_force, day)
 
 
 class EndpointHarness:
@@ -93,12 +94,7 @@ class EndpointHarness:
 @pytest.fixture(scope="module")
 def dynamodb_states(aws_client: ClientFactory) -> DynamoDBEndpointStates:
     client = aws_client("dynamodb")
-    client.create_table(
-        TableName="endpoints-contract",
-        KeySchema=[{"AttributeName": "endpoint", "KeyType": "HASH"}],
-        AttributeDefinitions=[{"AttributeName": "endpoint", "AttributeType": "S"}],
-        BillingMode="PAY_PER_REQUEST",
-    )
+    create_table(client, "endpoints", "endpoints-contract")
     return DynamoDBEndpointStates(client, "endpoints-contract")
 
 

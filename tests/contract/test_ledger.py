@@ -18,6 +18,7 @@ from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowRequest, Ro
 from tests.conftest import ClientFactory
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.services import FakeClock
+from tests.tables import create_table
 
 LEASE = 90.0
 SUCCESS = RowResult(
@@ -69,7 +70,7 @@ class Harness:
     def deliver(
         self, delivered: RowMessage, owner: str = "worker-1", run: Run | None = None
     ) -> Claim | NotClaimed:
-        """Claim the message's row; `run` is what the worker takes for the current run."""
+        """Request a claim; `run` is the worker's copy of the current run, which may be outdated."""
         return self.ledger.claim(delivered, run or self.current, owner, LEASE)
 
     def claim(self, delivered: RowMessage, owner: str = "worker-1") -> Claim:
@@ -113,18 +114,7 @@ def message(
 @pytest.fixture(scope="session")
 def table(aws_client: ClientFactory) -> str:
     name = "contract-ledger"
-    aws_client("dynamodb").create_table(
-        TableName=name,
-        KeySchema=[
-            {"AttributeName": "job", "KeyType": "HASH"},
-            {"AttributeName": "item", "KeyType": "RANGE"},
-        ],
-        AttributeDefinitions=[
-            {"AttributeName": "job", "AttributeType": "S"},
-            {"AttributeName": "item", "AttributeType": "S"},
-        ],
-        BillingMode="PAY_PER_REQUEST",
-    )
+    create_table(aws_client("dynamodb"), "ledger", name)
     return name
 
 

@@ -5,14 +5,13 @@ They validate by a table of their own, so that a mistake in the catalogue is rej
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
 import pytest
 from PIL import ImageChops, ImageStat
 
-from darkroom.calls import Outcome
+from darkroom.calls import EditResult, Outcome, SourceImage
 from darkroom.models.catalog import GEMINI_MODELS, MODELS, OPENAI_MODELS, Model
 from darkroom.providers.gemini import GeminiImageEditor
 from darkroom.providers.http import new_client
@@ -22,6 +21,7 @@ from tests.contract.provider_harness import (
     BOTH,
     GEMINI,
     KEY,
+    NAME,
     OPENAI,
     Harness,
     left_half_mask,
@@ -31,7 +31,6 @@ from tests.contract.provider_harness import (
 )
 
 RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")
-MODEL_IDS = [model.name for model in MODELS]
 
 
 @pytest.fixture(scope="module")
@@ -40,52 +39,56 @@ def harness() -> Iterator[Harness]:
         yield harness
 
 
-@dataclass
-class RecordingHarness(Harness):
-    """Keeps the responses as the provider sent them."""
-
-    responses: list[dict[str, Any]] = field(default_factory=list)
-
-    def record(self, response: httpx2.Response) -> None:
-        response.read()
-        self.responses.append(response.json())
-
-
 @pytest.fixture
-def recording(harness: Harness) -> Iterator[RecordingHarness]:
+def recorded(harness: Harness) -> Iterator[tuple[Harness, list[dict[str, Any]]]]:
+    """Another harness, and the responses as the providers sent them."""
+    bodies: list[dict[str, Any]] = []
+
+    def record(response: httpx2.Response) -> None:
+        response.read()
+        bodies.append(response.json())
+
     with closing(new_client()) as http:
-        recording = RecordingHarness(
-            harness.simulator, GeminiImageEditor(http), OpenAIImageEditor(http)
-        )
-        http.event_hooks = {"response": [recording.record]}
-        yield recording
+        http.event_hooks = {"response": [record]}
+        editors = GeminiImageEditor(http), OpenAIImageEditor(http)
+        yield Harness(harness.simulator, *editors), bodies
 
 
-def required_for_edits(model: Model) -> dict[str, Any]:
+def name_of(value: object) -> str | None:
+    return getattr(value, "name", None)
+
+
+def mask_for(model: Model, *images: SourceImage) -> SourceImage | None:
     """dall-e-2 needs a mask to edit."""
-    return {"mask": left_half_mask()} if model.square_input else {}
+    return left_half_mask() if images and model.square_input else None
 
 
-@pytest.mark.parametrize("model", [m for m in MODELS if m.edits], ids=lambda m: m.name)
+def call(harness: Harness, model: Model, *images: SourceImage, **settings: Any) -> EditResult:
+    mask = mask_for(model, *images)
+    return harness.call(model.provider, *images, mask=mask, model=model.name, **settings)
+
+
+editing = pytest.mark.parametrize("model", [m for m in MODELS if m.edits], ids=name_of)
+
+
+@editing
 def test_each_editing_model_edits(harness: Harness, model: Model) -> None:
     harness.set_up(mode="effects")
-    result = harness.call(model.provider, photo(), model=model.name, **required_for_edits(model))
-    (image,) = result.images
+    (image,) = call(harness, model, photo()).images
     assert opened(image).size[0] >= 256
     assert harness.stats()["models"] == {model.name: 1}
 
 
-@pytest.mark.parametrize("model", [m for m in MODELS if m.generates], ids=lambda m: m.name)
+@pytest.mark.parametrize("model", [m for m in MODELS if m.generates], ids=name_of)
 def test_each_generating_model_makes_an_image_from_text(harness: Harness, model: Model) -> None:
     harness.set_up(mode="effects")
-    result = harness.call(model.provider, model=model.name)
-    assert opened(result.images[0]).size[0] >= 256
+    assert opened(call(harness, model).images[0]).size[0] >= 256
 
 
 @pytest.mark.parametrize(
     ("model", "edits"),
     [(m, edits) for m in MODELS for edits in (False, True) if (m.edits if edits else m.generates)],
-    ids=lambda value: getattr(value, "name", "edits" if value is True else "generates"),
+    ids=lambda value: name_of(value) or ("edits" if value else "generates"),
 )
 def test_the_api_accepts_each_catalogue_setting(
     harness: Harness, model: Model, edits: bool
@@ -103,34 +106,24 @@ def test_the_api_accepts_each_catalogue_setting(
         {"size": "1920x1088"},
     ]
     for setting in settings:
-        images = [photo()] if edits else []
-        result = harness.call(
-            model.provider,
-            *images,
-            model=model.name,
-            **(required_for_edits(model) if edits else {}),
-            **setting,
-        )
+        result = call(harness, model, *([photo()] if edits else []), **setting)
         assert len(result.images) == min(setting.get("n", 1), model.max_n)
     assert harness.stats()["statuses"] == {"200": len(settings)}
 
 
-@pytest.mark.parametrize("model", [m for m in MODELS if m.edits], ids=lambda m: m.name)
+@editing
 def test_each_model_takes_its_number_of_references(harness: Harness, model: Model) -> None:
     harness.set_up(mode="effects")
-    images = [photo(name=str(i)) for i in range(model.max_images)]
-    assert harness.call(
-        model.provider, *images, model=model.name, **required_for_edits(model)
-    ).images
+    assert call(harness, model, *(photo(name=str(i)) for i in range(model.max_images))).images
 
 
-@pytest.mark.parametrize("model", [m for m in MODELS if m.edits], ids=lambda m: m.name)
+@editing
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_each_input_format_is_sent_as_a_supported_one(
     harness: Harness, model: Model, kind: str
 ) -> None:
     harness.set_up(mode="effects")
-    harness.call(model.provider, photo(kind=kind), model=model.name, **required_for_edits(model))
+    call(harness, model, photo(kind=kind))
     assert harness.stats()["statuses"] == {"200": 1}
 
 
@@ -140,30 +133,24 @@ def test_the_input_image_reaches_the_model(harness: Harness, provider: Provider)
     harness.set_up(mode="effects")
     wide = harness.call(provider, photo(96, 64), aspect_ratio="1:1", instruction="flip it")
     flat = harness.call(provider, photo(64, 64, "PNG"), aspect_ratio="1:1", instruction="flip it")
-    difference = ImageChops.difference(
-        opened(wide.images[0]).convert("L"), opened(flat.images[0]).convert("L")
-    )
-    assert difference.getbbox() is not None
+    one, other = (opened(result.images[0]).convert("L") for result in (wide, flat))
+    assert ImageChops.difference(one, other).getbbox() is not None
     generated = harness.call(provider, aspect_ratio="1:1", instruction="flip it")
     assert generated.images[0] != wide.images[0]
 
 
-@pytest.mark.parametrize("model", [m for m in OPENAI_MODELS if m.masks], ids=lambda m: m.name)
+@pytest.mark.parametrize("model", [m for m in OPENAI_MODELS if m.masks], ids=name_of)
 def test_the_opaque_part_of_a_mask_is_kept(harness: Harness, model: Model) -> None:
     harness.set_up(mode="effects")
     square, mask = photo(128, 128, "PNG"), left_half_mask(128, 128)
     options: dict[str, Any] = {"model": model.name, "size": "1024x1024", "instruction": "invert it"}
     edited = opened(harness.call(OPENAI, square, mask=mask, **options).images[0]).convert("L")
-    whole = square_at(edited.size)
+    whole = opened(square.data).convert("L").resize(edited.size)
     upper = edited.height * 3 // 4  # below lies the caption
     left = (16, 16, edited.width // 2 - 16, upper)
     right = (edited.width // 2 + 16, 16, edited.width - 16, upper)
     assert mean_difference(edited, whole, right) < 8
     assert mean_difference(edited, whole, left) > 40
-
-
-def square_at(size: tuple[int, int]) -> Any:
-    return opened(photo(128, 128, "PNG").data).convert("L").resize(size)
 
 
 def mean_difference(one: Any, other: Any, box: tuple[int, int, int, int]) -> float:
@@ -172,47 +159,36 @@ def mean_difference(one: Any, other: Any, box: tuple[int, int, int, int]) -> flo
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-@pytest.mark.parametrize("model", GEMINI_MODELS, ids=lambda m: m.name)
+@pytest.mark.parametrize("model", GEMINI_MODELS, ids=name_of)
 def test_gemini_returns_the_requested_shape(harness: Harness, model: Model, ratio: str) -> None:
     harness.set_up(mode="effects")
-    width, height = opened(
-        harness.call(GEMINI, photo(), model=model.name, aspect_ratio=ratio).images[0]
-    ).size
+    width, height = opened(call(harness, model, photo(), aspect_ratio=ratio).images[0]).size
     across, down = map(int, ratio.split(":"))
     assert width / height == pytest.approx(across / down, rel=0.06)
 
 
-@pytest.mark.parametrize(("resolution", "edge"), [("1K", 1024), ("2K", 2048), ("4K", 4096)])
-def test_gemini_returns_the_resolution_requested(
-    harness: Harness, resolution: str, edge: int
+@pytest.mark.parametrize(
+    ("provider", "settings", "form"),
+    [
+        (GEMINI, {"aspect_ratio": "1:1", "resolution": "1K"}, {"size": (1024, 1024)}),
+        (GEMINI, {"aspect_ratio": "1:1", "resolution": "2K"}, {"size": (2048, 2048)}),
+        (GEMINI, {"aspect_ratio": "1:1", "resolution": "4K"}, {"size": (4096, 4096)}),
+        (OPENAI, {"size": "1024x1024"}, {"size": (1024, 1024)}),
+        (OPENAI, {"size": "1024x1536"}, {"size": (1024, 1536)}),
+        (OPENAI, {"size": "1536x1024"}, {"size": (1536, 1024)}),
+        (OPENAI, {"size": "1920x1088", "model": "gpt-image-2"}, {"size": (1920, 1088)}),
+        (OPENAI, {"output_name": "a.jpg"}, {"format": "JPEG"}),
+        (OPENAI, {"output_name": "a.webp"}, {"format": "WEBP"}),
+        (OPENAI, {"output_name": "a.png"}, {"format": "PNG"}),
+        (OPENAI, {"background": "transparent"}, {"mode": "RGBA"}),
+    ],
+)
+def test_the_image_has_the_form_requested(
+    harness: Harness, provider: Provider, settings: dict[str, Any], form: dict[str, object]
 ) -> None:
     harness.set_up(mode="effects")
-    result = harness.call(GEMINI, aspect_ratio="1:1", resolution=resolution)
-    assert opened(result.images[0]).size == (edge, edge)
-
-
-@pytest.mark.parametrize(
-    ("model", "size"),
-    [(None, "1024x1024"), (None, "1024x1536"), (None, "1536x1024"), ("gpt-image-2", "1920x1088")],
-)
-def test_openai_returns_the_requested_size(harness: Harness, model: str | None, size: str) -> None:
-    harness.set_up(mode="effects")
-    width, height = opened(harness.call(OPENAI, photo(), model=model, size=size).images[0]).size
-    assert f"{width}x{height}" == size
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"), [("a.jpg", "JPEG"), ("a.webp", "WEBP"), ("a.png", "PNG")]
-)
-def test_openai_returns_the_output_names_format(harness: Harness, name: str, kind: str) -> None:
-    harness.set_up(mode="effects")
-    assert opened(harness.call(OPENAI, photo(), output_name=name).images[0]).format == kind
-
-
-def test_openai_returns_a_transparent_background(harness: Harness) -> None:
-    harness.set_up(mode="effects")
-    image = opened(harness.call(OPENAI, photo(), background="transparent").images[0])
-    assert image.mode == "RGBA"
+    image = opened(harness.call(provider, photo(), **settings).images[0])
+    assert {name: getattr(image, name) for name in form} == form
 
 
 def test_openai_returns_n_images_from_one_call(harness: Harness) -> None:
@@ -245,11 +221,20 @@ def test_the_key_of_the_call_is_the_one_sent(harness: Harness, provider: Provide
     assert harness.stats()["keys"] == {"key-one-111": 2, "key-two-222": 1}
 
 
-def test_a_compatible_base_url_may_end_in_v1(harness: Harness) -> None:
+@pytest.mark.parametrize(
+    ("provider", "tail", "version"),
+    [
+        *((OPENAI, tail, None) for tail in ("/v1", "/v1/", "/openai/v1/", "")),
+        *((GEMINI, "", version) for version in ("v1", "v1beta")),
+    ],
+)
+def test_an_endpoint_is_called_at_its_base_url_and_api_version(
+    harness: Harness, provider: Provider, tail: str, version: str | None
+) -> None:
     harness.set_up()
-    for tail in ("/v1", "/v1/", "/openai/v1/", ""):
-        endpoint = harness.endpoint(OPENAI, base_url=harness.simulator.base_url("endpoint") + tail)
-        assert harness.call(OPENAI, photo(), endpoint=endpoint).images
+    base_url = harness.simulator.base_url(NAME) + tail
+    endpoint = harness.endpoint(provider, base_url=base_url, api_version=version)
+    assert harness.call(provider, photo(), endpoint=endpoint).images
 
 
 def test_azure_is_called_at_its_deployment_path(harness: Harness) -> None:
@@ -259,13 +244,6 @@ def test_azure_is_called_at_its_deployment_path(harness: Harness) -> None:
     assert harness.call(OPENAI, endpoint=azure).images
     assert harness.stats()["keys"] == {KEY: 2}
     assert harness.stats()["models"] == {"gpt-image-1.5": 2}
-
-
-@pytest.mark.parametrize("version", ["v1", "v1beta"])
-def test_gemini_is_called_at_its_api_version(harness: Harness, version: str) -> None:
-    harness.set_up()
-    endpoint = harness.endpoint(GEMINI, api_version=version)
-    assert harness.call(GEMINI, photo(), endpoint=endpoint).images
 
 
 def test_a_dated_snapshot_is_called_by_its_name(harness: Harness) -> None:
@@ -291,29 +269,29 @@ def test_environment_variables_do_not_redirect_a_call(
     assert harness.stats()["keys"] == {KEY: 2}
 
 
-def test_the_cost_of_a_gemini_image(recording: RecordingHarness) -> None:
+def test_the_cost_of_a_gemini_image(recorded: tuple[Harness, list[dict[str, Any]]]) -> None:
     """$120 per million output tokens of images, 1,120 of them at 1K; $2 per million read."""
-    recording.set_up()
-    result = recording.call(GEMINI, photo(), resolution="1K")
-    usage = recording.responses[-1]["usageMetadata"]
+    harness, bodies = recorded
+    harness.set_up()
+    result = harness.call(GEMINI, photo(), resolution="1K")
+    usage = bodies[-1]["usageMetadata"]
     assert usage["candidatesTokenCount"] == 1120
     assert result.cost_micro_usd == 1120 * 120 + usage["promptTokenCount"] * 2
 
 
 def test_thoughts_are_charged_as_text(harness: Harness) -> None:
     harness.set_up(thoughts=True)
-    thinking = harness.call(GEMINI, photo())
+    thinking = harness.call(GEMINI, photo()).cost_micro_usd or 0
     harness.set_up()
-    assert (thinking.cost_micro_usd or 0) - (harness.call(GEMINI, photo()).cost_micro_usd or 0) == (
-        412 * 12
-    )
+    assert thinking - (harness.call(GEMINI, photo()).cost_micro_usd or 0) == 412 * 12
 
 
-def test_the_cost_of_an_openai_image(recording: RecordingHarness) -> None:
+def test_the_cost_of_an_openai_image(recorded: tuple[Harness, list[dict[str, Any]]]) -> None:
     """gpt-image-1.5: $32 per million image tokens out, $8 in, $5 for text."""
-    recording.set_up()
-    result = recording.call(OPENAI, photo(), quality="high", size="1024x1024")
-    usage = recording.responses[-1]["usage"]
+    harness, bodies = recorded
+    harness.set_up()
+    result = harness.call(OPENAI, photo(), quality="high", size="1024x1024")
+    usage = bodies[-1]["usage"]
     assert usage["output_tokens"] == 4160
     assert result.cost_micro_usd == 4160 * 32 + 323 * 8 + (usage["input_tokens"] - 323) * 5
 
@@ -324,27 +302,23 @@ def test_a_model_priced_by_the_image_costs_its_price(harness: Harness) -> None:
     assert harness.call(OPENAI, model="dall-e-2", size="512x512", n=2).cost_micro_usd == 36_000
 
 
-@pytest.mark.parametrize("model", MODELS, ids=MODEL_IDS)
+@pytest.mark.parametrize("model", MODELS, ids=name_of)
 def test_no_call_costs_more_than_its_worst_case(harness: Harness, model: Model) -> None:
     harness.set_up(thoughts=True)
-    endpoint = harness.endpoint(model.provider)
     images = [photo()] if model.edits else []
     requests: list[dict[str, Any]] = [{}, {"aspect_ratio": "16:9", "resolution": "2K"}, {"n": 2}]
     for settings in requests:
-        options = {**required_for_edits(model), **settings} if images else settings
-        plan = harness.plan(model.provider, *images, model=model.name, **options)
-        result = harness.call(
-            model.provider, *images, model=model.name, endpoint=endpoint, **options
-        )
+        mask = mask_for(model, *images)
+        plan = harness.plan(model.provider, *images, model=model.name, mask=mask, **settings)
+        result = call(harness, model, *images, **settings)
         assert result.cost_micro_usd is not None
         assert result.cost_micro_usd <= (plan.worst_cost_micro_usd or 0), settings
 
 
 def test_the_cost_of_a_model_without_a_price_is_unknown_not_zero(harness: Harness) -> None:
     harness.set_up()
-    endpoint = harness.endpoint(GEMINI)
     plan = harness.plan(GEMINI, photo(), model="gemini-99-image")
     assert plan.worst_cost_micro_usd is None
-    failed = harness.failure(GEMINI, photo(), model="gemini-99-image", endpoint=endpoint)
+    failed = harness.failure(GEMINI, photo(), model="gemini-99-image")
     assert failed.outcome is Outcome.BAD_REQUEST
     assert failed.cost_micro_usd is None

@@ -1,13 +1,19 @@
-"""Every fault of the simulated providers, through the real SDKs, becomes its outcome."""
+"""Each fault of the simulated providers, through the real SDKs, becomes its outcome and action."""
 
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from darkroom.calls import Outcome
+from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, SourceImage
+from darkroom.endpoints import Endpoint
+from darkroom.errors import Reason, RetryRow, RowRejected
+from darkroom.models.planner import plan_call
+from darkroom.ports import DispatchResult
 from darkroom.providers.registry import Provider
+from darkroom.rows import RowRequest
 from darkroom_local.providers import FaultKind
 from tests.contract.provider_harness import (
     BOTH,
@@ -15,12 +21,23 @@ from tests.contract.provider_harness import (
     KEY,
     OPENAI,
     Harness,
+    left_half_mask,
     photo,
     running_harness,
 )
+from tests.fakes.dispatching import (
+    DispatchHarness,
+    FakeCallContext,
+    ScriptedEditor,
+    gemini,
+    openai,
+)
 from tests.fakes.elapsed import shortest_seconds
+from tests.fakes.services import FakeClock
 
 TIMEOUT = 0.5  # seconds, for a provider that hangs
+SLOW = ("hang", "trickle", "trickle_headers")
+ROW_AT_FAULT = (Outcome.REFUSED, Outcome.NO_IMAGE, Outcome.BAD_REQUEST)
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +80,18 @@ EXPECTED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"kind": "bad_request"}, {"outcome": "bad_request"}),
 ]
 FAULT_IDS = [" ".join(map(str, fault.values())) for fault, _ in EXPECTED]
+FAULT_OF = {Outcome(expected["outcome"]): fault for fault, expected in EXPECTED}
+OUTCOME_OF = {fault["kind"]: Outcome(expected["outcome"]) for fault, expected in EXPECTED}
+ENDS_ROW = {kind: outcome for kind, outcome in OUTCOME_OF.items() if outcome in ROW_AT_FAULT}
+FALLS_BACK = {kind: outcome for kind, outcome in OUTCOME_OF.items() if kind not in ENDS_ROW}
 
 
-def test_every_fault_of_the_simulator_is_listed_here() -> None:
-    assert {fault["kind"] for fault, _ in EXPECTED} == {kind.value for kind in FaultKind}
+def test_every_fault_and_every_outcome_except_success_is_listed_here() -> None:
+    assert set(OUTCOME_OF) == {kind.value for kind in FaultKind}
+    assert set(FAULT_OF) == set(Outcome) - {Outcome.SUCCEEDED}
+
+
+# --- outcomes ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("provider", BOTH)
@@ -75,8 +100,8 @@ def test_each_fault_leads_to_its_outcome_after_one_request(
     harness: Harness, provider: Provider, fault: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     harness.fault(retry_after=17, **fault)
-    slow = fault["kind"] in {"hang", "trickle", "trickle_headers"}
-    failed = harness.failure(provider, photo(), timeout=TIMEOUT if slow else 20)
+    timeout = TIMEOUT if fault["kind"] in SLOW else 20
+    failed = harness.failure(provider, photo(), timeout=timeout)
     assert failed.outcome == Outcome(expected["outcome"])
     assert failed.daily == expected.get("daily", False)
     assert failed.unknown == expected.get("unknown", False)
@@ -96,14 +121,14 @@ def test_no_failure_shows_the_key(
 ) -> None:
     """Even if the provider repeats it in its message."""
     harness.fault(message=f"your key {KEY} is bad", **fault)
-    slow = fault["kind"] in {"hang", "trickle", "trickle_headers"}
-    failed = harness.failure(provider, photo(), timeout=0.1 if slow else 20)
+    timeout = 0.1 if fault["kind"] in SLOW else 20
+    failed = harness.failure(provider, photo(), timeout=timeout)
     shown = "".join(traceback.format_exception(failed)) + repr(failed) + failed.detail
     assert KEY not in shown
 
 
 @pytest.mark.parametrize("provider", BOTH)
-@pytest.mark.parametrize("kind", ["hang", "trickle", "trickle_headers"])
+@pytest.mark.parametrize("kind", SLOW)
 def test_a_call_to_a_hanging_provider_ends_within_its_timeout_and_a_second(
     harness: Harness, provider: Provider, kind: str
 ) -> None:
@@ -114,59 +139,46 @@ def test_a_call_to_a_hanging_provider_ends_within_its_timeout_and_a_second(
 
 
 @pytest.mark.parametrize("provider", BOTH)
-def test_an_unreachable_provider_charges_nothing(harness: Harness, provider: Provider) -> None:
-    unreachable = harness.endpoint(provider, base_url="http://127.0.0.1:9/")
-    failed = harness.failure(provider, photo(), endpoint=unreachable)
+@pytest.mark.parametrize(
+    "base_url", ["http://127.0.0.1:9/", "ftp://example.invalid/x", "not a url"]
+)
+def test_a_base_url_without_a_provider_is_unavailable_and_charges_nothing(
+    harness: Harness, provider: Provider, base_url: str
+) -> None:
+    endpoint = harness.endpoint(provider, base_url=base_url)
+    failed = harness.failure(provider, photo(), endpoint=endpoint)
     assert failed.outcome is Outcome.UNAVAILABLE
     assert not failed.maybe_charged
 
 
-@pytest.mark.parametrize("provider", BOTH)
-@pytest.mark.parametrize("base_url", ["ftp://example.invalid/x", "not a url"])
-def test_an_invalid_base_url_is_unavailable_not_a_crash(
-    harness: Harness, provider: Provider, base_url: str
-) -> None:
-    failed = harness.failure(
-        provider, photo(), endpoint=harness.endpoint(provider, base_url=base_url)
-    )
-    assert failed.outcome is Outcome.UNAVAILABLE
+GEMINI_REFUSALS = (
+    *("SAFETY", "IMAGE_SAFETY", "PROHIBITED_CONTENT", "IMAGE_PROHIBITED_CONTENT"),
+    *("BLOCKLIST", "SPII", "RECITATION", "IMAGE_RECITATION"),
+)
+PROMPT_REFUSALS = ("SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "IMAGE_SAFETY")
+WITHOUT_IMAGE = ("NO_IMAGE", "IMAGE_OTHER", "OTHER", "MAX_TOKENS")
+QUESTION = "Which of the two mugs do you mean?"
 
 
 @pytest.mark.parametrize(
-    "reason",
+    ("fault", "outcome", "detail"),
     [
-        "SAFETY",
-        "IMAGE_SAFETY",
-        "PROHIBITED_CONTENT",
-        "IMAGE_PROHIBITED_CONTENT",
-        "BLOCKLIST",
-        "SPII",
-        "RECITATION",
-        "IMAGE_RECITATION",
+        *(({"category": c}, Outcome.REFUSED, f"refused: {c}") for c in GEMINI_REFUSALS),
+        *(
+            ({"category": c, "blocked": "prompt"}, Outcome.REFUSED, f"the prompt was blocked: {c}")
+            for c in PROMPT_REFUSALS
+        ),
+        *(({"category": c}, Outcome.NO_IMAGE, f"{c}: an empty response") for c in WITHOUT_IMAGE),
+        ({"kind": "text_only", "message": QUESTION}, Outcome.NO_IMAGE, QUESTION),
     ],
 )
-def test_a_gemini_refusal_names_its_category(harness: Harness, reason: str) -> None:
-    harness.fault(kind="refused", category=reason)
+def test_the_detail_is_geminis_reason_or_text(
+    harness: Harness, fault: dict[str, str], outcome: Outcome, detail: str
+) -> None:
+    harness.fault(**{"kind": "refused", **fault})
     failed = harness.failure(GEMINI, photo())
-    assert failed.outcome is Outcome.REFUSED
-    assert failed.detail == f"refused: {reason}"
-    assert failed.cost_micro_usd is not None
-
-
-@pytest.mark.parametrize("reason", ["SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "IMAGE_SAFETY"])
-def test_a_blocked_prompt_is_a_refusal_with_its_category(harness: Harness, reason: str) -> None:
-    harness.fault(kind="refused", category=reason, blocked="prompt")
-    failed = harness.failure(GEMINI, photo())
-    assert failed.outcome is Outcome.REFUSED
-    assert reason in failed.detail
-
-
-@pytest.mark.parametrize("reason", ["NO_IMAGE", "IMAGE_OTHER", "OTHER", "MAX_TOKENS"])
-def test_gemini_without_an_image_is_no_image_with_its_reason(harness: Harness, reason: str) -> None:
-    harness.fault(kind="refused", category=reason)
-    failed = harness.failure(GEMINI, photo())
-    assert failed.outcome is Outcome.NO_IMAGE
-    assert reason in failed.detail
+    assert (failed.outcome, failed.detail) == (outcome, detail)
+    assert failed.cost_micro_usd
 
 
 @pytest.mark.filterwarnings("ignore:.*is not a valid FinishReason:UserWarning")
@@ -178,20 +190,15 @@ def test_a_finish_reason_new_to_the_sdk_is_unknown_with_its_name(harness: Harnes
     assert "COSMIC_RAYS" in failed.detail
 
 
-@pytest.mark.parametrize("category", ["sexual", "violence", "content_filter"])
-def test_an_openai_refusal_names_its_category(harness: Harness, category: str) -> None:
+@pytest.mark.parametrize(
+    ("category", "detail"),
+    [("sexual", "sexual"), ("violence", "violence"), ("content_filter", "filtered")],
+)
+def test_an_openai_refusal_names_its_category(harness: Harness, category: str, detail: str) -> None:
     harness.fault(kind="refused", category=category)
     failed = harness.failure(OPENAI, photo())
     assert failed.outcome is Outcome.REFUSED
-    assert category in failed.detail or "filtered" in failed.detail
-
-
-def test_a_text_instead_of_an_image_is_the_detail(harness: Harness) -> None:
-    harness.fault(kind="text_only", message="Which of the two mugs do you mean?")
-    failed = harness.failure(GEMINI, photo())
-    assert failed.outcome is Outcome.NO_IMAGE
-    assert failed.detail == "Which of the two mugs do you mean?"
-    assert failed.cost_micro_usd
+    assert detail in failed.detail
 
 
 @pytest.mark.parametrize("provider", BOTH)
@@ -218,3 +225,176 @@ def test_the_simulators_rate_limit_is_rate_limited(harness: Harness, provider: P
     assert failed.outcome is Outcome.RATE_LIMITED
     assert 50 < (failed.retry_after_seconds or 0) <= 60
     assert not failed.daily
+
+
+# --- the contract of ports.ImageEditor, also for the fake of the tests --------------------------
+
+
+@dataclass
+class Subject:
+    """One editor: its next call can be made to fail, and the keys it used are recorded."""
+
+    harness: Harness
+    provider: Provider
+    fake: ScriptedEditor | None = None
+
+    def fail_with(self, outcome: Outcome) -> None:
+        if self.fake is not None:
+            self.fake.script("e", outcome)
+        else:
+            self.harness.fault(**FAULT_OF[outcome], when={"count": 1})
+
+    def edit(self, key: str = KEY) -> EditResult:
+        return self.harness.call(self.provider, photo(), key=key)
+
+    def keys_used(self) -> list[str]:
+        if self.fake is not None:
+            return [call.key for call in self.fake.calls]
+        return [key for key, n in self.harness.stats()["keys"].items() for _ in range(n)]
+
+
+@pytest.fixture(params=["fake", *BOTH])
+def subject(request: pytest.FixtureRequest, harness: Harness) -> Subject:
+    harness.set_up()
+    if request.param == "fake":
+        fake: Any = ScriptedEditor(FakeClock())
+        return Subject(Harness(harness.simulator, gemini=fake), GEMINI, fake)
+    return Subject(harness, request.param)
+
+
+def test_a_successful_call_returns_images(subject: Subject) -> None:
+    result = subject.edit()
+    assert result.images
+    assert all(isinstance(image, bytes) and image for image in result.images)
+    assert result.model
+
+
+@pytest.mark.parametrize("outcome", FAULT_OF)
+def test_a_failed_call_raises_its_outcome_and_the_next_works(
+    subject: Subject, outcome: Outcome
+) -> None:
+    subject.fail_with(outcome)
+    with pytest.raises(CallFailed) as caught:
+        subject.edit()
+    assert caught.value.outcome is outcome
+    assert caught.value.detail
+    assert subject.edit().images
+
+
+def test_each_call_uses_the_key_it_is_given(subject: Subject) -> None:
+    subject.edit("key-a-123456")
+    subject.edit("key-b-123456")
+    assert subject.keys_used() == ["key-a-123456", "key-b-123456"]
+
+
+# --- actions: the real dispatcher, with Gemini in the first tier and OpenAI as its fallback -------
+
+
+@dataclass
+class OneImage(FakeCallContext):
+    """A row with one image, planned for the endpoint's model."""
+
+    mask: SourceImage | None = None
+
+    def plan(self, endpoint: Endpoint) -> CallPlan:
+        request = RowRequest(instruction="make it warm")
+        return plan_call(request, (photo(),), self.mask, endpoint.provider, endpoint.model)
+
+
+@dataclass
+class Tiers:
+    harness: Harness
+
+    def dispatch(
+        self,
+        first: dict[str, Any] | None = None,
+        second: dict[str, Any] | None = None,
+        *,
+        mask: SourceImage | None = None,
+        **endpoint: Any,
+    ) -> DispatchResult:
+        """Dispatches one row; `first` and `second` are the faults of the two providers."""
+        simulator = self.harness.simulator
+        faults = {"gemini": first, "openai": second}
+        scripts = {n: {"mode": "fast", "faults": [f] if f else []} for n, f in faults.items()}
+        simulator.configure({"endpoints": scripts})
+        # Only a call that never ends needs a short time-out; others may be slow on a busy machine.
+        timeout = TIMEOUT if first is not None and first["kind"] in SLOW else 30
+        dispatch = DispatchHarness(
+            gemini(base_url=simulator.base_url("gemini"), timeout_seconds=timeout, **endpoint),
+            openai(base_url=simulator.base_url("openai"), timeout_seconds=30, **endpoint),
+        )
+        editors: dict[Any, Any] = {GEMINI: self.harness.gemini, OPENAI: self.harness.openai}
+        worker = dispatch.worker(editors.__getitem__)
+        return dispatch.dispatch(OneImage(mask=mask), worker=worker)
+
+    def calls(self) -> tuple[int, int]:
+        stats = self.harness.simulator.stats()
+        return stats["gemini"]["calls"], stats["openai"]["calls"]
+
+
+@pytest.fixture
+def tiers(harness: Harness) -> Tiers:
+    return Tiers(harness)
+
+
+@pytest.mark.parametrize(("kind", "outcome"), ENDS_ROW.items())
+def test_a_failure_caused_by_the_row_ends_it_after_one_call_without_fallback(
+    tiers: Tiers, kind: str, outcome: Outcome
+) -> None:
+    with pytest.raises(RowRejected) as caught:
+        tiers.dispatch({"kind": kind}, max_retries=2)
+    assert caught.value.reason.value == outcome.value
+    assert tiers.calls() == (1, 0)
+
+
+@pytest.mark.parametrize("kind", FALLS_BACK)
+def test_any_other_failure_is_answered_by_the_fallback(tiers: Tiers, kind: str) -> None:
+    result = tiers.dispatch({"kind": kind})
+    assert result.fallback
+    assert result.plan.provider is OPENAI
+    assert len(result.plan.images) == 1  # the fallback edits the image, it does not generate one
+    assert tiers.calls() == (1, 1)
+
+
+@pytest.mark.parametrize(("kind", "outcome"), FALLS_BACK.items())
+def test_when_both_tiers_fail_the_row_is_retried_with_the_first_tiers_reason(
+    tiers: Tiers, kind: str, outcome: Outcome
+) -> None:
+    with pytest.raises(RetryRow) as caught:
+        tiers.dispatch({"kind": kind}, {"kind": "server_error"})
+    assert caught.value.reason.value == outcome.value
+    assert caught.value.provider == "gemini"
+    assert tiers.calls() == (1, 1)
+
+
+@pytest.mark.parametrize("kind", ["server_error", "drop", "cut_json"])
+def test_a_transient_failure_is_retried_in_place(tiers: Tiers, kind: str) -> None:
+    result = tiers.dispatch({"kind": kind, "when": {"count": 2}}, max_retries=2)
+    assert not result.fallback
+    assert tiers.calls() == (3, 0)
+
+
+@pytest.mark.parametrize("kind", ["quota_spent", "key_rejected"])
+def test_the_next_key_replaces_a_rejected_one(tiers: Tiers, kind: str) -> None:
+    fault = {"kind": kind, "when": {"key": "bad"}}
+    result = tiers.dispatch(fault, api_keys=["bad", "good"])
+    assert not result.fallback
+    stats = tiers.harness.simulator.stats()["gemini"]
+    assert stats["keys"].get("good") == 1
+    assert stats["keys"].get("bad", 0) <= 1
+
+
+def test_a_row_with_a_mask_calls_only_a_provider_with_masks(tiers: Tiers) -> None:
+    result = tiers.dispatch(mask=left_half_mask())
+    assert result.plan.provider is OPENAI
+    assert result.plan.mask is not None
+    assert tiers.calls() == (0, 1)
+    assert any("does not support masks" in warning for warning in result.warnings)
+
+
+def test_a_refusal_by_the_fallback_ends_the_row(tiers: Tiers) -> None:
+    with pytest.raises(RowRejected) as caught:
+        tiers.dispatch({"kind": "server_error"}, {"kind": "refused"})
+    assert caught.value.reason is Reason.REFUSED
+    assert tiers.calls() == (1, 1)

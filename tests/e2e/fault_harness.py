@@ -32,6 +32,7 @@ from tests.e2e import faulting_proxy, worker
 from tests.e2e.faulting_proxy import AwsFault, FaultingProxy
 from tests.e2e.harness import Results
 from tests.fakes.services import FakeTelemetry
+from tests.tables import create_table
 
 TIMINGS = Timings(
     lease_seconds=6.0,
@@ -225,16 +226,8 @@ def _create_resources(url: str, secret: Mapping[str, Any], threads: int) -> Sett
     for bucket in ("input", "results"):
         s3.create_bucket(Bucket=bucket)
         s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
-    for table, keys in (("ledger", ("job", "item")), ("endpoints", ("endpoint",))):
-        kinds = ("HASH", "RANGE")
-        dynamodb.create_table(
-            TableName=table,
-            KeySchema=[
-                {"AttributeName": k, "KeyType": kind} for k, kind in zip(keys, kinds, strict=False)
-            ],
-            AttributeDefinitions=[{"AttributeName": k, "AttributeType": "S"} for k in keys],
-            BillingMode="PAY_PER_REQUEST",
-        )
+    for table in ("ledger", "endpoints"):
+        create_table(dynamodb, table, table)
     created = secrets.create_secret(Name="endpoints", SecretString=json.dumps(secret))
     return Settings(
         stack_name="faults",

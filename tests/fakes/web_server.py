@@ -1,19 +1,13 @@
 """A web server on loopback whose handler controls every byte of a response, with or without TLS."""
 
-import datetime as dt
-import ipaddress
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+import trustme
 
 type Handler = Callable[["Exchange"], None]
 
@@ -101,48 +95,16 @@ def disconnect(_: Exchange) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
+    """A server's certificate, and a client that trusts its issuer."""
+
     server: ssl.SSLContext
-    client: ssl.SSLContext  # trusts the server's
+    client: ssl.SSLContext
 
 
-def certificates(folder: Path, *names: str) -> Certificates:
-    """A self-signed certificate for host names or addresses."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
-    now = dt.datetime.now(dt.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([_alternative(n) for n in names]), False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
-        .sign(key, hashes.SHA256())
-    )
-    path = folder / f"{names[0]}.pem"
-    path.write_bytes(
-        certificate.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(path)
-    client = ssl.create_default_context(
-        cadata=certificate.public_bytes(serialization.Encoding.PEM).decode()
-    )
-    client.verify_flags &= ~ssl.VERIFY_X509_STRICT  # it is its own authority
+def certificates(*names: str) -> Certificates:
+    """A certificate for host names or addresses, from an issuer of its own."""
+    issuer = trustme.CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    issuer.issue_cert(*names).configure_cert(server)
+    issuer.configure_trust(client)
     return Certificates(server, client)
-
-
-def _alternative(name: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        return x509.DNSName(name)

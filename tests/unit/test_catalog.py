@@ -1,4 +1,4 @@
-"""The model catalogue is complete and consistent, and finds models by the names people use."""
+"""The model catalogue is complete and consistent, also on its page, and finds models by name."""
 
 from math import ceil
 from typing import Any
@@ -9,6 +9,7 @@ from darkroom.calls import CallPlan, SourceImage
 from darkroom.models import catalog
 from darkroom.models.catalog import MODELS, Model, find_model, image_price, token_cost, worst_cost
 from darkroom.providers.registry import PROVIDERS, Provider, provider_of
+from darkroom_local import models_page
 
 IMAGE = SourceImage(b"", "image/png", 1, 1, "a.png")
 GEMINI, OPENAI = Provider.GEMINI, Provider.OPENAI
@@ -134,3 +135,15 @@ def test_worst_cost_covers_the_prompt_the_input_images_and_every_output_image(mo
         read = 280 * prices.text_in + 2 * prices.input_image_tokens * prices.image_in
         thoughts = model.thinking_tokens * prices.text_out
         assert larger == ceil(read + thoughts) + 3 * price
+
+
+def test_page_is_generated_from_the_current_catalogue() -> None:
+    """If this fails, run `python -m darkroom_local.models_page`."""
+    assert models_page.PAGE.read_text(encoding="utf-8") == models_page.page()
+
+
+@each_model
+def test_page_lists_every_model_with_its_prices(model: Model) -> None:
+    text = models_page.page()
+    assert text.count(f"`{model.name}`") == 2
+    assert all(f"`{alias}`" in text for alias in model.aliases)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom.csv_input import reader, text
@@ -224,18 +224,20 @@ def test_the_rows_do_not_depend_on_the_format_and_can_be_read_from_any_record(
         assert list(opened_csv.records(record.end)) == records[number + 1 :]
 
 
-@settings(max_examples=200)
-@given(
-    st.one_of(
+@pytest.mark.parametrize(
+    "contents",
+    [
         st.binary(max_size=400),
         st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")),
-    ),
-    st.sampled_from([b"", b"image_url,instruction\n"]),
-    st.integers(1, 100),
+    ],
 )
-def test_any_bytes_are_read_or_rejected(data: bytes, header: bytes, chunk: int) -> None:
+@given(st.data(), st.sampled_from([b"", b"image_url,instruction\n"]), st.integers(1, 100))
+def test_any_bytes_are_read_or_rejected(
+    contents: st.SearchStrategy[bytes], data: st.DataObject, header: bytes, chunk: int
+) -> None:
+    source = opened(header + data.draw(contents), chunk)
     try:
-        opened_csv = CsvInput.open(opened(header + data, chunk))
+        opened_csv = CsvInput.open(source)
         records = list(opened_csv.records())
     except JobRejected as error:
         sentence = str(error)

@@ -1,63 +1,68 @@
-"""The endpoints secret: defaults, validation, and keys that never show."""
+"""The endpoints secret: defaults, validation, keys that never show, and environment variables."""
 
 import json
 
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from darkroom.endpoints import Endpoint, EndpointsSecret, key_fingerprint
+from darkroom.endpoints import (
+    Endpoint,
+    EndpointsSecret,
+    endpoints_from_environment,
+    key_fingerprint,
+)
+from darkroom.errors import ConfigurationError
+from darkroom.providers.registry import Provider
 
 KEY = "sk-very-secret-1234"
 
 
-def _secret(**fields: object) -> EndpointsSecret:
+def secret(**fields: object) -> EndpointsSecret:
     endpoint = {"name": "a", "provider": "gemini", "api_keys": [KEY], **fields}
     return EndpointsSecret.model_validate_json(json.dumps({"endpoints": [endpoint]}))
 
 
 @pytest.mark.parametrize(
-    ("provider", "tier", "timing"), [("gemini", 1, (60, 2, 5)), ("openai", 2, (300, 0, 1))]
+    ("provider", "defaults"), [("gemini", (1, 60, 2, 5, 10, 4)), ("openai", (2, 300, 0, 1, 10, 4))]
 )
 def test_a_providers_defaults_are_those_of_the_fallback_guide(
-    provider: str, tier: int, timing: tuple[float, int, float]
+    provider: str, defaults: tuple[float, ...]
 ) -> None:
-    (endpoint,) = _secret(provider=provider).endpoints
-    seconds, retries, delay = timing
-    assert (endpoint.timeout_seconds, endpoint.max_retries) == (seconds, retries)
-    assert endpoint.retry_delay_seconds == delay
-    assert (endpoint.tier, endpoint.requests_per_minute, endpoint.max_in_flight) == (tier, 10, 4)
+    (e,) = secret(provider=provider).endpoints
+    assert (e.tier, e.timeout_seconds, e.max_retries, e.retry_delay_seconds) == defaults[:4]
+    assert (e.requests_per_minute, e.max_in_flight) == defaults[4:]
 
 
 def test_null_means_the_default() -> None:
-    (endpoint,) = _secret(base_url=None, model=None).endpoints
+    (endpoint,) = secret(base_url=None, model=None).endpoints
     assert endpoint.model == "gemini-3-pro-image"
 
 
 def test_unknown_key_is_an_error_that_names_it() -> None:
     with pytest.raises(ValidationError, match="request_per_minute"):
-        _secret(request_per_minute=3)
+        secret(request_per_minute=3)
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("field", "value"),
     [
-        {"provider": "gemnii"},
-        {"weight": 0},
-        {"api_keys": []},
-        {"api_keys": [KEY, 5]},
-        {"name": "no spaces"},
-        {"timeout_seconds": 900},
-        {"surprise": KEY},
+        ("provider", "gemnii"),
+        ("weight", 0),
+        ("api_keys", []),
+        ("api_keys", [KEY, 5]),
+        ("name", "no spaces"),
+        ("timeout_seconds", 900),
+        ("surprise", KEY),
     ],
 )
-def test_validation_errors_never_show_a_key(fields: dict[str, object]) -> None:
+def test_validation_errors_never_show_a_key(field: str, value: object) -> None:
     with pytest.raises(ValidationError) as caught:
-        _secret(**fields)
+        secret(**{field: value})
     assert KEY not in str(caught.value)
 
 
 def test_a_key_is_not_in_repr_or_dump_but_has_a_fingerprint() -> None:
-    (endpoint,) = _secret().endpoints
+    (endpoint,) = secret().endpoints
     assert KEY not in repr(endpoint)
     assert KEY not in endpoint.model_dump_json()
     assert key_fingerprint(SecretStr(KEY)) != key_fingerprint(SecretStr(KEY + "x"))
@@ -71,10 +76,120 @@ def test_two_endpoints_cannot_share_a_name() -> None:
 
 
 def test_tiers_are_ordered_from_the_first() -> None:
-    def endpoint(name: str, tier: int) -> Endpoint:
-        return Endpoint.model_validate(
-            {"name": name, "provider": "gemini", "api_keys": [KEY], "tier": tier}
+    (endpoint,) = secret().endpoints
+    listed = EndpointsSecret(
+        endpoints=tuple(
+            endpoint.model_copy(update={"name": name, "tier": tier})
+            for name, tier in (("c", 3), ("a", 1), ("b", 1))
         )
+    )
+    assert [[e.name for e in tier] for tier in listed.tiers()] == [["a", "b"], ["c"]]
 
-    secret = EndpointsSecret(endpoints=(endpoint("c", 3), endpoint("a", 1), endpoint("b", 1)))
-    assert [[e.name for e in tier] for tier in secret.tiers()] == [["a", "b"], ["c"]]
+
+# --- from environment variables -----------------------------------------------------------------
+
+
+def endpoints(**variables: str) -> tuple[Endpoint, ...]:
+    return endpoints_from_environment(variables).endpoints
+
+
+def keys(endpoint: Endpoint) -> list[str]:
+    return [key.get_secret_value() for key in endpoint.api_keys]
+
+
+def test_one_key_of_each_provider_gives_gemini_with_openai_as_fallback() -> None:
+    first, second = endpoints(OPENAI_API_KEY="sk-1", GEMINI_API_KEY="g-1")
+    assert (first.provider, second.provider) == (Provider.GEMINI, Provider.OPENAI)
+    assert (first.name, first.tier, keys(first)) == ("gemini", 1, ["g-1"])
+    assert (second.name, second.tier, keys(second)) == ("openai", 2, ["sk-1"])
+    assert (first.requests_per_minute, first.max_in_flight, first.timeout_seconds) == (10, 4, 60)
+
+
+@pytest.mark.parametrize("name", ["GOOGLE_GENAI_API_KEY", "GEMINI_API_KEY", "DG_GEMINI_API_KEY"])
+def test_every_variable_for_the_gemini_key_is_read(name: str) -> None:
+    (only,) = endpoints(**{name: "g"})
+    assert (only.provider, keys(only)) == (Provider.GEMINI, ["g"])
+
+
+def test_one_base_url_is_used() -> None:
+    (only,) = endpoints(OPENAI_API_KEY="k", OPENAI_API_BASE="https://proxy.example/v1")
+    assert only.base_url == "https://proxy.example/v1"
+
+
+def test_lists_give_several_endpoints_that_share_all_keys() -> None:
+    made = endpoints(
+        DG_OPENAI_ENDPOINTS="https://a.example/v1, ,https://b.example/v1",
+        DG_OPENAI_API_KEYS="k1,k2",
+        DG_OPENAI_RATE_LIMITS="60,30,0",
+        DG_OPENAI_WEIGHTS="3,1,2",
+    )
+    assert [e.name for e in made] == ["openai-1", "openai-2", "openai-3"]
+    assert [e.base_url for e in made] == ["https://a.example/v1", None, "https://b.example/v1"]
+    assert [keys(e) for e in made] == [["k1", "k2"]] * 3
+    assert [e.requests_per_minute for e in made] == [60, 30, 0]
+    assert [e.weight for e in made] == [3, 1, 2]
+
+
+@pytest.mark.parametrize("separator", [";", "|"])
+def test_each_group_of_keys_belongs_to_one_endpoint(separator: str) -> None:
+    made = endpoints(
+        DG_GEMINI_ENDPOINTS="https://a.example,https://b.example",
+        DG_GEMINI_API_KEYS=f"k1,k2{separator}k3",
+    )
+    assert [keys(e) for e in made] == [["k1", "k2"], ["k3"]]
+
+
+def test_one_rate_limit_applies_to_every_endpoint_unless_there_is_a_list() -> None:
+    both = {"DG_OPENAI_ENDPOINTS": "https://a.example,https://b.example", "OPENAI_API_KEY": "k"}
+    assert [e.requests_per_minute for e in endpoints(**both, DG_OPENAI_RATE_LIMIT="7")] == [7, 7]
+    made = endpoints(**both, DG_OPENAI_RATE_LIMIT="7", DG_OPENAI_RATE_LIMITS="1,2")
+    assert [e.requests_per_minute for e in made] == [1, 2]
+
+
+def test_time_outs_retries_and_model_are_read() -> None:
+    (only,) = endpoints(
+        OPENAI_API_KEY="k",
+        DG_OPENAI_TIMEOUT="120",
+        DG_OPENAI_MAX_RETRIES="3",
+        DG_OPENAI_RETRY_DELAY="2.5",
+        DG_OPENAI_MODEL="gpt-image-2",
+    )
+    assert (only.timeout_seconds, only.max_retries, only.retry_delay_seconds) == (120, 3, 2.5)
+    assert only.model == "gpt-image-2"
+
+
+def test_the_dg_variable_takes_precedence_and_empty_means_not_set() -> None:
+    (only,) = endpoints(DG_OPENAI_API_KEY="long", OPENAI_API_KEY="short", GEMINI_API_KEY=" ")
+    assert keys(only) == ["long"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({}, "no provider is set"),
+        ({"DG_OPENAI_ENDPOINTS": "https://a.example"}, "DG_OPENAI_ENDPOINTS is set but no key"),
+        ({"OPENAI_API_KEY": "k", "OPENAI_API_BASE": "a.example"}, "OPENAI_API_BASE: item 1"),
+        ({"OPENAI_API_KEY": "k", "DG_OPENAI_RATE_LIMIT": "many"}, "DG_OPENAI_RATE_LIMIT contains"),
+        ({"OPENAI_API_KEY": "k", "DG_OPENAI_WEIGHTS": "1,2"}, "DG_OPENAI_WEIGHTS has 2 number"),
+        ({"OPENAI_API_KEY": "k", "DG_OPENAI_WEIGHTS": "-1"}, "openai.weight: input should be gr"),
+        ({"OPENAI_API_KEY": "k", "DG_OPENAI_RATE_LIMIT": "1.5"}, "openai.requests_per_minute"),
+        ({"OPENAI_API_KEY": "k", "DG_OPENAI_TIMEOUT": "0"}, "openai.timeout_seconds"),
+        ({"DG_OPENAI_API_KEYS": "a;b"}, "DG_OPENAI_API_KEYS has 2 groups of keys for 1"),
+        (
+            {"DG_OPENAI_API_KEYS": "a;", "DG_OPENAI_ENDPOINTS": "https://a.b,https://c.d"},
+            "group 2 has no key",
+        ),
+    ],
+)
+def test_a_mistake_is_reported_with_its_variable(variables: dict[str, str], sentence: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        endpoints(**variables)
+    assert sentence in str(caught.value)
+
+
+def test_no_error_shows_a_key() -> None:
+    for faulty in ({"DG_OPENAI_WEIGHTS": "-1"}, {"DG_OPENAI_TIMEOUT": "never"}):
+        with pytest.raises(ConfigurationError) as caught:
+            endpoints(OPENAI_API_KEY="sk-very-secret", **faulty)
+        assert "sk-very-secret" not in str(caught.value)
+        assert caught.value.__cause__ is None

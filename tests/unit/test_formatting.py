@@ -2,7 +2,7 @@
 
 import pytest
 
-from darkroom.formatting import duration, money
+from darkroom.formatting import duration, money, quoted, redact_url
 
 
 @pytest.mark.parametrize(
@@ -25,9 +25,20 @@ def test_durations_show_their_two_largest_units(seconds: float, text: str) -> No
 
 
 def test_money_keeps_the_digits_that_matter() -> None:
-    assert [money(x) for x in (0, 0.039, 12.3, 1234.5)] == [
-        "$0.00",
-        "$0.039",
-        "$12.30",
-        "$1,234.50",
-    ]
+    shown = ["$0.00", "$0.039", "$12.30", "$1,234.50"]
+    assert [money(usd) for usd in (0, 0.039, 12.3, 1234.5)] == shown
+
+
+@pytest.mark.parametrize(
+    ("reference", "safe"),
+    [
+        ("https://h/a.png?X-Amz-Signature=5ecret#5ecret", "https://h/a.png?…"),
+        ("https://h/a.png#access_token=5ecret", "https://h/a.png?…"),
+        ("https://me:5ecret@h/a.png", "https://…@h/a.png"),
+        ("https://h/@me/a.png", "https://h/@me/a.png"),
+        ("what?.png", "what?.png"),
+    ],
+)
+def test_the_parts_of_a_url_that_give_access_are_never_shown(reference: str, safe: str) -> None:
+    assert redact_url(reference) == safe
+    assert quoted(reference) == f"'{safe}'"

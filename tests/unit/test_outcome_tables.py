@@ -33,13 +33,8 @@ def classified(
     is_json: bool = True,
     model_from_row: bool = False,
 ) -> CallFailed:
-    return classify(
-        table,
-        Failure(status, names(*found), text, is_json),
-        model_from_row=model_from_row,
-        retry_after_seconds=None,
-        key=KEY,
-    )
+    failure = Failure(status, names(*found), text, is_json)
+    return classify(table, failure, model_from_row=model_from_row, key=KEY)
 
 
 BILLING = "You exceeded your current quota, please check your plan and billing details."

@@ -290,7 +290,7 @@ def test_the_utc_day_is_the_calendar_day(second: int) -> None:
 
 
 def test_nothing_is_sent_around_midnight() -> None:
-    limits, day = Limits(per_day=5, margin=2 * SECOND), Day(1, NOW, NOW + 100 * SECOND)
+    limits, day = Limits(per_day=5), Day(1, NOW, NOW + 100 * SECOND)
 
     def planned(now: int) -> Reservation | Rejection:
         request = ReservationRequest("a", now, now + MINUTE, MINUTE, limits, day)

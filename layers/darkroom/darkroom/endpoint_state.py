@@ -78,7 +78,6 @@ class Limits:
     tolerance: int = 0  # how far `next_slot` may lie ahead of a call: the burst
     per_day: int = 0
     max_in_flight: int = 0
-    margin: int = 0  # clock skew and network delay together
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,14 @@ from darkroom.aws.errors import DENIED_CODES, GONE_CODES, error_code
 from darkroom.errors import DarkroomError, Reason, RetryRow, RowRejected
 from darkroom.formatting import quoted
 from darkroom.images.file_types import describe_unsupported, is_image
-from darkroom.images.references import HostList, ImageRules, StoredImage, WebImage, is_public
+from darkroom.images.references import (
+    HostList,
+    ImageRules,
+    StoredImage,
+    WebImage,
+    is_public,
+    rejected,
+)
 from darkroom.providers.http import DeadlineBackend, deadline, time_left
 from darkroom.settings import Settings
 
@@ -41,8 +48,9 @@ _HEADERS = (
 )
 _OK = 200
 _REDIRECTS = (301, 302, 303, 307, 308)
-_FORBIDDEN = (401, 403)
-_MISSING = (404, 410)
+_MISSING = "does not exist (its server returned {status})"
+_FORBIDDEN = "may not be read (its server returned {status}); a signed URL may have expired"
+_PERMANENT = {401: _FORBIDDEN, 403: _FORBIDDEN, 404: _MISSING, 410: _MISSING}
 _TRANSIENT = (408, 425, 429)
 _SERVER_ERROR = 500
 _S3_PERMANENT = {
@@ -70,15 +78,6 @@ class FetchLimits:
     connect_seconds: float = 10.0
     read_seconds: float = 20.0
     max_bytes: int = MAX_BYTES
-
-    def timeouts(self) -> dict[str, float]:
-        """As httpcore takes them."""
-        return {
-            "connect": self.connect_seconds,
-            "read": self.read_seconds,
-            "write": self.read_seconds,
-            "pool": self.total_seconds,
-        }
 
 
 def resolve(host: str, port: int) -> Sequence[str]:
@@ -145,7 +144,7 @@ class SafeImageFetcher:
             else:
                 data = self._from_web(image, reference)
         if not is_image(data):
-            raise _rejected(reference, describe_unsupported(data))
+            raise rejected(reference, describe_unsupported(data))
         return data
 
     def _permitted_addresses(self, host: str, port: int) -> Sequence[str]:
@@ -173,7 +172,7 @@ class SafeImageFetcher:
             if isinstance(found, bytes):
                 return found
             image = found
-        raise _rejected(reference, f"is redirected more than {MAX_REDIRECTS} times")
+        raise rejected(reference, f"is redirected more than {MAX_REDIRECTS} times")
 
     def _get(self, image: WebImage, reference: str) -> bytes | WebImage:
         """The body, or the target of a redirect."""
@@ -183,33 +182,37 @@ class SafeImageFetcher:
             port=image.port,
             target=image.target.encode(),
         )
-        extensions = {"timeout": self._limits.timeouts()}
+        connect, read = self._limits.connect_seconds, self._limits.read_seconds
+        pool = self._limits.total_seconds
+        timeouts = {"connect": connect, "read": read, "write": read, "pool": pool}
         headers_sent = ((b"Host", image.authority.encode()), *_HEADERS)
-        with self._pool.stream("GET", url, headers=headers_sent, extensions=extensions) as response:
+        with self._pool.stream(
+            "GET", url, headers=headers_sent, extensions={"timeout": timeouts}
+        ) as response:
             headers = {name.lower().decode("latin-1"): value for name, value in response.headers}
             if response.status in _REDIRECTS:
                 location = headers.get("location", b"").decode("utf-8", "replace")
                 return self._redirected(image, location, reference)
             _check_status(response.status, headers, reference)
-            self._check_length(headers.get("content-length", b"").decode("latin-1"), reference)
-            return self._collect(response.iter_stream(), reference)
+            length = headers.get("content-length", b"").decode("latin-1")
+            return self._collect(length, response.iter_stream(), reference)
 
     def _redirected(self, image: WebImage, location: str, reference: str) -> WebImage:
         if not location:
-            raise _rejected(
+            raise rejected(
                 reference, "is redirected, but its server does not give the new location"
             )
         try:
             return self._rules.redirect(image, location)
         except RowRejected as error:
-            raise _rejected(reference, f"is redirected: {error.detail}") from error
+            raise rejected(reference, f"is redirected: {error.detail}") from error
 
     def _from_s3(self, image: StoredImage, reference: str) -> bytes:
         try:
             response = self._s3.get_object(Bucket=image.bucket, Key=image.key)
             with closing(response["Body"]) as body:
-                self._check_length(str(response["ContentLength"]), reference)
-                return self._collect(body.iter_chunks(1 << 20), reference)
+                length = str(response["ContentLength"])
+                return self._collect(length, body.iter_chunks(1 << 20), reference)
         except ClientError as error:
             raise _s3_failure(reference, image, error) from error
         except (BotoCoreError, httpcore2.TimeoutException) as error:
@@ -217,26 +220,19 @@ class SafeImageFetcher:
                 reference, f"could not be read from S3 ({type(error).__name__})"
             ) from error
 
-    def _check_length(self, content_length: str, reference: str) -> None:
-        if content_length.isdigit() and int(content_length[:18]) > self._limits.max_bytes:
-            raise self._too_large(reference)
-
-    def _collect(self, chunks: Iterable[bytes], reference: str) -> bytes:
+    def _collect(self, announced: str, chunks: Iterable[bytes], reference: str) -> bytes:
+        """The body. `announced`: its Content-Length, or ""."""
+        limit = self._limits.max_bytes
+        too_large = rejected(reference, f"is larger than {limit // 1024**2} MB: make it smaller")
+        if announced.isdigit() and int(announced[:18]) > limit:
+            raise too_large
         data = bytearray()
         for chunk in chunks:
             data += chunk
-            if len(data) > self._limits.max_bytes:
-                raise self._too_large(reference)
+            if len(data) > limit:
+                raise too_large
             time_left()  # raises at the deadline
         return bytes(data)
-
-    def _too_large(self, reference: str) -> RowRejected:
-        limit = self._limits.max_bytes // (1024 * 1024)
-        return _rejected(reference, f"is larger than {limit} MB: make it smaller")
-
-
-def _rejected(reference: str, problem: str) -> RowRejected:
-    return RowRejected(Reason.BAD_IMAGE, f"image {quoted(reference)} {problem}")
 
 
 def _unavailable(reference: str, problem: str, delay_seconds: float = 0.0) -> RetryRow:
@@ -248,13 +244,6 @@ def _unavailable(reference: str, problem: str, delay_seconds: float = 0.0) -> Re
 
 
 def _check_status(status: int, headers: Mapping[str, bytes], reference: str) -> None:
-    if status in _MISSING:
-        raise _rejected(reference, f"does not exist (its server returned {status})")
-    if status in _FORBIDDEN:
-        raise _rejected(
-            reference,
-            f"may not be read (its server returned {status}); a signed URL may have expired",
-        )
     if status in _TRANSIENT or status >= _SERVER_ERROR:
         delay = headers.get("retry-after", b"").decode("latin-1")
         seconds = float(delay[:6]) if delay.isascii() and delay.isdigit() else 0.0
@@ -264,24 +253,25 @@ def _check_status(status: int, headers: Mapping[str, bytes], reference: str) -> 
             min(seconds, MAX_RETRY_AFTER_SECONDS),
         )
     if status != _OK:
-        raise _rejected(reference, f"could not be loaded: its server returned {status}")
+        problem = _PERMANENT.get(status, "could not be loaded: its server returned {status}")
+        raise rejected(reference, problem.format(status=status))
 
 
 def _web_failure(reference: str, host: str, error: Exception) -> RowRejected | RetryRow:
     if isinstance(error, NoPublicAddress):
-        return _rejected(
+        return rejected(
             reference, f"is on {host}, which has no public address, so it is not loaded"
         )
     if isinstance(error, HostUnknown):
-        return _rejected(reference, f"is on the host {host}, which does not exist")
+        return rejected(reference, f"is on the host {host}, which does not exist")
     if isinstance(error, httpcore2.TimeoutException):
         return _unavailable(
             reference, f"was not loaded in time: {host} is slow or does not respond"
         )
     if isinstance(error, httpcore2.UnsupportedProtocol):
-        return _rejected(reference, "is not an https:// URL")
+        return rejected(reference, "is not an https:// URL")
     if isinstance(error.__cause__ or error.__context__, ssl.SSLCertVerificationError):
-        return _rejected(reference, f"is on {host}, whose certificate is not valid for it")
+        return rejected(reference, f"is on {host}, whose certificate is not valid for it")
     return _unavailable(reference, f"could not be loaded: {host} cannot be reached")
 
 
@@ -289,9 +279,9 @@ def _s3_failure(reference: str, image: StoredImage, error: ClientError) -> RowRe
     code = error_code(error)
     location = f"in the bucket {image.bucket} ({quoted(image.key)})"
     if code in GONE_CODES:
-        return _rejected(reference, f"does not exist {location}")
+        return rejected(reference, f"does not exist {location}")
     if code in DENIED_CODES:
-        return _rejected(reference, f"does not exist or may not be read {location}")
+        return rejected(reference, f"does not exist or may not be read {location}")
     if code in _S3_PERMANENT:
-        return _rejected(reference, _S3_PERMANENT[code])
+        return rejected(reference, _S3_PERMANENT[code])
     return _unavailable(reference, f"could not be read: S3 returned {code}")

@@ -56,7 +56,7 @@ class Fault(_Frozen):
     retry_after: float = 2  # seconds
     per: Literal["minute", "day", "both"] = "minute"
     category: str = "SAFETY"  # Gemini's finish or block reason; OpenAI's safety category
-    blocked: Literal["prompt", "answer"] = "answer"  # where Gemini reports the refusal
+    blocked: Literal["prompt", "response"] = "response"  # where Gemini reports the refusal
     seconds: float = 30  # HANG, TRICKLE
     message: str | None = None
 

@@ -57,11 +57,11 @@ class GeminiRules:
     )
     sizes: frozenset[str] = frozenset({"1K", "2K", "4K"})  # of imageConfig.imageSize
     input_tokens_per_image: int = 560
-    thinks: bool = True
+    thinking: bool = True
 
 
 _FLASH_25 = GeminiRules(
-    3, {"1K": 1290}, "png", sizes=frozenset(), input_tokens_per_image=1290, thinks=False
+    3, {"1K": 1290}, "png", sizes=frozenset(), input_tokens_per_image=1290, thinking=False
 )
 _PRO = GeminiRules(14, {"1K": 1120, "2K": 1120, "4K": 2000})
 _FLASH = GeminiRules(
@@ -130,7 +130,7 @@ class GeminiApi(ImageApi[GeminiRules]):
 
     def success(self, request: ImageRequest, images: list[bytes], *, thoughts: bool) -> Response:
         outputs = [_inline_data(f"image/{request.output_format}", image) for image in images]
-        if not (thoughts and self.rules_for(request.model).thinks):
+        if not (thoughts and self.rules_for(request.model).thinking):
             return self._candidate(request, outputs, images=len(images))
         drafts = [{"text": "Let me draft this."}, outputs[0]]
         parts = [*({**part, "thought": True} for part in drafts), *outputs]

@@ -43,21 +43,13 @@ _REFUSAL = (
     "Your request was rejected by the safety system. If you believe this is an error, contact us "
     "at help.openai.com and include the request ID."
 )
+_QUOTA_SPENT = "You exceeded your current quota, please check your plan and billing."
+_INVALID = "invalid_request_error"
 _ERRORS = {
-    FaultKind.QUOTA_SPENT: (
-        429,
-        "insufficient_quota",
-        "insufficient_quota",
-        "You exceeded your current quota, please check your plan and billing.",
-    ),
+    FaultKind.QUOTA_SPENT: (429, "insufficient_quota", "insufficient_quota", _QUOTA_SPENT),
     FaultKind.SERVER_ERROR: (500, "server_error", None, "The server had an error. Sorry!"),
     FaultKind.OVERLOADED: (503, "server_error", None, "The engine is currently overloaded."),
-    FaultKind.BAD_REQUEST: (
-        400,
-        "invalid_request_error",
-        "invalid_value",
-        "Invalid value: 'size'.",
-    ),
+    FaultKind.BAD_REQUEST: (400, _INVALID, "invalid_value", "Invalid value: 'size'."),
     FaultKind.TEAPOT: (418, "teapot", None, "I am a teapot."),
 }
 
@@ -220,7 +212,7 @@ def _error(
     status: int,
     message: str,
     *,
-    kind: str = "invalid_request_error",
+    kind: str = _INVALID,
     code: str | None = None,
     param: str | None = None,
     headers: dict[str, str] | None = None,
@@ -277,18 +269,16 @@ def _check_fields(fields: dict[str, Any], rules: OpenAIRules, *, edits: bool) ->
         raise _missing("prompt")
     if len(prompt) > rules.prompt_characters:
         raise _invalid("Invalid 'prompt': string too long.", "prompt", "string_above_max_length")
-    size = fields.get("size")
-    if size is not None and not rules.accepts_size(str(size)):
-        raise _invalid(f"Invalid value: '{size}'. Supported values: see the docs.", "size")
-    quality = fields.get("quality")
-    if quality is not None and quality not in rules.qualities:
-        raise _invalid(f"Invalid value: '{quality}'.", "quality")
     if not 1 <= int(fields.get("n") or 1) <= rules.max_n:
         raise _invalid(f"Invalid 'n': must be between 1 and {rules.max_n}.", "n")
-    output_format = fields.get("output_format", "png")
-    if output_format not in {"png", "jpeg", "webp"}:
-        raise _invalid(f"Invalid value: '{output_format}'.", "output_format")
-    if fields.get("background") == "transparent" and output_format == "jpeg":
+    for name, accepts in (
+        ("size", rules.accepts_size),
+        ("quality", rules.qualities.__contains__),
+        ("output_format", {"png", "jpeg", "webp"}.__contains__),
+    ):
+        if (value := fields.get(name)) is not None and not accepts(str(value)):
+            raise _invalid(f"Invalid value: '{value}'.", name)
+    if fields.get("background") == "transparent" and fields.get("output_format") == "jpeg":
         raise _invalid("Transparent background is not supported for JPEG output.", "background")
 
 

@@ -173,7 +173,7 @@ def _failure(fault: Fault, api: ImageApi[Any], request: ImageRequest) -> Respons
         case FaultKind.HTML:
             return Response(fault.status or 502, _HTML, "text/html")
         case FaultKind.ODD_JSON:
-            return Response.json(["an", "answer", "of", "another", "shape"])
+            return Response.json(["a", "response", "of", "another", "shape"])
         case FaultKind.RATE_LIMITED:
             return api.rate_limited(fault.hint, fault.retry_after, fault.per)
         case FaultKind.KEY_REJECTED:

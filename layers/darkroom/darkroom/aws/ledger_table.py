@@ -70,7 +70,7 @@ class _ConditionFailed(Exception):
 class LedgerTable:
     """RowLedger and RunLedger on one table. Thread-safe.
 
-    Every transition of a row extends its lease to at least `lease_seconds` from then.
+    A call, sent or failed, extends its row's lease to at least `lease_seconds` from then.
     """
 
     def __init__(

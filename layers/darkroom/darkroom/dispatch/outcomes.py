@@ -72,7 +72,7 @@ class OutcomeRecorder:
         if failure.daily or (wait or 0) > MAX_PAUSE_SECONDS:
             until = now + int((wait or 0) * SECOND)
             if failure.daily and wait is None:
-                until = rate_limiter.provider_day(endpoint.provider, now).end + limits.margin
+                until = rate_limiter.provider_day(endpoint.provider, now).end + rate_limiter.MARGIN
             return self._state_cache.change(name, lambda s: circuit_breaker.suspended(s, until))[1]
         observed = self._state_cache.observed_interval(name)
 

@@ -4,6 +4,7 @@ No sliding minute holds more calls than `requests_per_minute`, whatever the numb
 slot is one `interval` after the slot before, and N intervals last a minute plus a margin. The
 margin covers skew between the workers' clocks, a worker that wakes late (at most MAX_LATENESS, or
 it makes a new reservation), and the network delay to the provider.
+Functions named by a participle (`paused`) return the state after that change.
 """
 
 from dataclasses import replace
@@ -43,13 +44,11 @@ def limits_of(endpoint: Endpoint) -> Limits:
         steady = endpoint.requests_per_minute - burst + 1
         interval = -(-(MINUTE + MARGIN) // steady)
         tolerance = (burst - 1) * interval
-    return Limits(interval, tolerance, endpoint.requests_per_day, endpoint.max_in_flight, MARGIN)
+    return Limits(interval, tolerance, endpoint.requests_per_day, endpoint.max_in_flight)
 
 
 def slowed_interval(state: EndpointState, now: int) -> int:
     """The interval that 429s imposed, halved every SLOWDOWN_HALF_LIFE; 0 when it is over."""
-    if not state.slowed_interval:
-        return 0
     age = max(0, now - state.slowed_at)
     interval = round(state.slowed_interval * 0.5 ** (age / SLOWDOWN_HALF_LIFE))
     return interval if interval >= MIN_SLOWED_INTERVAL else 0
@@ -66,14 +65,14 @@ def doubled_interval(state: EndpointState, limits: Limits, observed: int, now: i
 
 
 def slowed_down(state: EndpointState, interval: int, now: int, unless_since: int) -> EndpointState:
-    """With another interval after a 429, unless one was set at `unless_since` or later."""
+    """Sets the interval after a 429, unless one was set at `unless_since` or later."""
     if state.slowed_at >= unless_since:
         return state
     return replace(state, slowed_interval=interval, slowed_at=now)
 
 
 def paused(state: EndpointState, until: int) -> EndpointState:
-    """Without any slot before `until`: those reserved already are void."""
+    """Allows no slot before `until`, not even one reserved already; never shortens a pause."""
     if state.next_slot >= until:
         return state
     return replace(state, next_slot=until, paused_until=until)
@@ -96,7 +95,7 @@ def plan_reservation(state: EndpointState, request: ReservationRequest) -> Reser
         if rejection:
             return rejection
         new_day = state.day < request.day.number
-        latest_slot = min(latest_slot, request.day.end - request.limits.margin)
+        latest_slot = min(latest_slot, request.day.end - MARGIN)
     expired = tuple(i for i, until in state.leases.items() if until <= request.now)
     in_flight = len(state.leases) - len(expired)
     if request.limits.max_in_flight and in_flight >= request.limits.max_in_flight:
@@ -119,12 +118,11 @@ def plan_reservation(state: EndpointState, request: ReservationRequest) -> Reser
 
 def _check_day(state: EndpointState, request: ReservationRequest, day: Day) -> Rejection | None:
     """Nothing is sent around midnight: the provider may count it for either day."""
-    margin = request.limits.margin
-    if request.now < day.start + margin:
-        return Rejection(RejectionReason.DAY, day.start + margin)
+    if request.now < day.start + MARGIN:
+        return Rejection(RejectionReason.DAY, day.start + MARGIN)
     spent = state.day >= day.number and state.day_calls >= request.limits.per_day
-    if spent or request.now > day.end - margin:
-        return Rejection(RejectionReason.DAY, day.end + margin)
+    if spent or request.now > day.end - MARGIN:
+        return Rejection(RejectionReason.DAY, day.end + MARGIN)
     return None
 
 

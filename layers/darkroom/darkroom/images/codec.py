@@ -114,9 +114,8 @@ def fit(source: SourceImage, mime_types: Sequence[str], max_bytes: int) -> Sourc
         data = _encode(scaled, image_format, quality)
         if len(data) <= max_bytes:
             return SourceImage(data, MIME_TYPES[image_format], *scaled.size, source.name)
-    raise RowRejected(
-        Reason.BAD_IMAGE, f"{source.name} cannot be reduced to {max_bytes // 1024} KiB"
-    )
+    problem = f"{source.name} cannot be reduced to {max_bytes // 1024} KiB"
+    raise RowRejected(Reason.BAD_IMAGE, problem)
 
 
 def verify(data: bytes) -> None:
@@ -137,9 +136,8 @@ def render(data: bytes, extension: str) -> tuple[bytes, str]:
     try:
         image = _decode(data)
     except ValueError as error:
-        raise CallFailed(
-            Outcome.UNAVAILABLE, "the answer's image does not decode", maybe_charged=True
-        ) from error
+        problem = "the response's image does not decode"
+        raise CallFailed(Outcome.UNAVAILABLE, problem, maybe_charged=True) from error
     if image.format != image_format:
         data = _encode(image, image_format)
     return data, MIME_TYPES[image_format]
@@ -225,7 +223,7 @@ def _needs_rewriting(image: "Image", data: bytes) -> bool:
 
 
 def _is_16_bit_png(data: bytes) -> bool:
-    """Read from the header, because Pillow shows a 16-bit colour PNG as an ordinary one."""
+    """Read from the header, because Pillow reports a 16-bit colour PNG as one with 8 bits."""
     return data.startswith(_PNG_MAGIC) and data[_IHDR_DEPTH : _IHDR_DEPTH + 1] == b"\x10"
 
 

@@ -146,10 +146,10 @@ class ImageRules:
         if scheme == "s3":
             bucket, _, key = reference[len("s3://") :].partition("/")
             if any(part in (".", "..") for part in key.split("/")):
-                raise _rejected(reference, "has . or .. in its path: write the object's own key")
+                raise rejected(reference, "has . or .. in its path: write the object's own key")
             return self._stored(reference, bucket, key)
         if scheme:
-            raise _rejected(reference, "is neither an https:// nor an s3:// URL")
+            raise rejected(reference, "is neither an https:// nor an s3:// URL")
         return self._relative(reference, base)
 
     def redirect(self, origin: WebImage, location: str) -> WebImage:
@@ -157,24 +157,24 @@ class ImageRules:
         try:
             url = urljoin(origin.url, location)
         except ValueError as error:
-            raise _rejected(location.partition("?")[0], "is not a valid URL") from error
+            raise rejected(location.partition("?")[0], "is not a valid URL") from error
         return self.check_url(url)
 
     def check_url(self, url: str) -> WebImage:
         """Raises RowRejected (bad_image) with the problem."""
         escaped = url.strip().replace(" ", "%20")
         if _FORBIDDEN.search(escaped):
-            raise _rejected(url, "contains a backslash or a control character")
+            raise rejected(url, "contains a backslash or a control character")
         try:
             parts = urlsplit(escaped)
             port = parts.port
         except ValueError as error:
-            raise _rejected(url, "is not a valid URL") from error
+            raise rejected(url, "is not a valid URL") from error
         scheme = parts.scheme.lower()
         if scheme not in _DEFAULT_PORTS:
-            raise _rejected(url, "is not an https:// URL")
+            raise rejected(url, "is not an https:// URL")
         if "@" in parts.netloc:
-            raise _rejected(url, "contains a user name or password: remove them")
+            raise rejected(url, "contains a user name or password: remove them")
         host = _ascii_host(url, parts.hostname or "")
         port = _DEFAULT_PORTS[scheme] if port is None else port
         self._check_host(url, scheme, host, port)
@@ -186,47 +186,46 @@ class ImageRules:
         if self.trusted.matches(host, port):
             return
         if scheme != "https":
-            raise _rejected(url, "is not encrypted: use https://")
+            raise rejected(url, "is not encrypted: use https://")
         if self.allowed and not self.allowed.matches(host, port):
-            raise _rejected(url, f"is on the host {host}, which AllowedImageHosts does not list")
+            raise rejected(url, f"is on the host {host}, which AllowedImageHosts does not list")
         if port != _DEFAULT_PORTS["https"]:
-            raise _rejected(url, f"uses port {port}: only the port of https, 443, is allowed")
+            raise rejected(url, f"uses port {port}: only the port of https, 443, is allowed")
         if "." not in host and ":" not in host:
-            raise _rejected(url, f"is on {host}, which is not a public host name")
+            raise rejected(url, f"is on {host}, which is not a public host name")
 
     def _stored(self, reference: str, bucket: str, key: str) -> StoredImage:
         if bucket not in self.buckets:
-            raise _rejected(
+            raise rejected(
                 reference,
                 "is in another bucket: copy the image into the bucket of the CSV, or name it "
                 "by an https:// URL",
             )
         if not key or key.endswith("/"):
-            raise _rejected(reference, "names a folder, not an image")
+            raise rejected(reference, "names a folder, not an image")
         too_long = len(key.encode(errors="surrogatepass")) > _MAX_KEY_BYTES
         if too_long or _FORBIDDEN_IN_KEY.search(key):
-            raise _rejected(reference, "cannot be the key of an object")
+            raise rejected(reference, "cannot be the key of an object")
         return StoredImage(bucket, key)
 
     def _relative(self, reference: str, base: str) -> StoredImage:
         bucket, _, folder = base.removeprefix("s3://").partition("/")
         if not reference.strip():
-            raise _rejected(reference, "is empty")
+            raise rejected(reference, "is empty")
         if reference.startswith("/"):
-            raise _rejected(
-                reference, "begins with a slash: paths are relative to the CSV's folder"
-            )
+            raise rejected(reference, "begins with a slash: paths are relative to the CSV's folder")
         if "\\" in reference:
-            raise _rejected(reference, "contains a backslash: write paths with /")
+            raise rejected(reference, "contains a backslash: write paths with /")
         path = normpath(folder + reference)
         if path == ".." or path.startswith("../"):
-            raise _rejected(reference, "leads outside the CSV's bucket")
+            raise rejected(reference, "leads outside the CSV's bucket")
         if reference.rpartition("/")[2] in ("", ".", "..") or path == ".":
-            raise _rejected(reference, "names a folder, not an image")
+            raise rejected(reference, "names a folder, not an image")
         return self._stored(reference, bucket, path)
 
 
-def _rejected(reference: str, problem: str) -> RowRejected:
+def rejected(reference: str, problem: str) -> RowRejected:
+    """`problem`: the end of a sentence that starts with the image."""
     return RowRejected(Reason.BAD_IMAGE, f"image {quoted(reference)} {problem}")
 
 
@@ -238,14 +237,12 @@ def _ascii_host(url: str, host: str) -> str:
         host = _from_unicode(url, host)
     host = host.lower().removesuffix(".")
     if len(host) > _MAX_HOST_CHARACTERS or _HOST.fullmatch(host) is None:
-        raise _rejected(url, "does not have a valid host name")
+        raise rejected(url, "does not have a valid host name")
     if _NUMERIC_LABEL.fullmatch(host.rpartition(".")[2]):
         try:
             IPv4Address(host)
         except ValueError as error:
-            raise _rejected(
-                url, "has an address in an unusual notation: use a host name"
-            ) from error
+            raise rejected(url, "has an address in an unusual notation: use a host name") from error
     return host
 
 
@@ -253,9 +250,9 @@ def _ipv6(url: str, host: str) -> str:
     try:
         address = IPv6Address(host)
     except ValueError as error:
-        raise _rejected(url, "does not have a valid host name") from error
+        raise rejected(url, "does not have a valid host name") from error
     if address.scope_id is not None:  # valid on one machine only
-        raise _rejected(url, "does not have a valid host name")
+        raise rejected(url, "does not have a valid host name")
     return address.compressed
 
 
@@ -265,4 +262,4 @@ def _from_unicode(url: str, host: str) -> str:
     try:
         return idna.encode(host, uts46=True).decode()
     except (idna.IDNAError, UnicodeError) as error:
-        raise _rejected(url, "does not have a valid host name") from error
+        raise rejected(url, "does not have a valid host name") from error

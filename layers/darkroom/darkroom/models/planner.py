@@ -19,7 +19,7 @@ from darkroom.rows import RowRequest
 
 MAX_MASK_BYTES = 4 * codec.MIB - 1
 _SAME_SHAPE = 0.02  # relative difference in aspect ratio that is not visible
-_SAME_AREA = 2.2  # factor
+_SAME_AREA = 2.2  # factor that counts as the same resolution
 _ORIENTATIONS = ((0.95, "portrait"), (1.05, "square"), (float("inf"), "landscape"))
 # For a quality the model does not have: the nearest of those it has, in this order.
 _QUALITY_ORDER = ("low", "medium", "high", "xhigh", "max")

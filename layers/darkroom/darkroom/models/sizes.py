@@ -60,7 +60,7 @@ def nearest_size(ratio: float, pixels: int, choices: Sequence[str]) -> str:
 def free_size(ratio: float, pixels: int) -> str:
     """The allowed free size of that shape that is nearest to that area.
 
-    Within 15 % of the area, the truest shape wins: 16:9 at 1K is 1280x720, exactly 16:9.
+    Within 15 % of the area, the closest shape wins: 16:9 at 1K is 1280x720, exactly 16:9.
     """
     ratio = min(max(ratio, 1 / MAX_RATIO), MAX_RATIO)
     largest = MAX_EDGE * MAX_EDGE / max(ratio, 1 / ratio)

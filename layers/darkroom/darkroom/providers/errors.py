@@ -39,6 +39,7 @@ class Failure:
     names: frozenset[str]
     text: str
     is_json: bool = True  # False: most likely a proxy's page
+    retry_after_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +70,7 @@ def names(*found: Any) -> frozenset[str]:
 
 
 def classify(
-    table: Sequence[Rule],
-    failure: Failure,
-    *,
-    model_from_row: bool,
-    retry_after_seconds: float | None,
-    key: str,
+    table: Sequence[Rule], failure: Failure, *, model_from_row: bool, key: str
 ) -> CallFailed:
     """The error to raise. `model_from_row`: the row named the model, not the endpoint."""
     detail = safe_text(failure.text, key) or f"HTTP status {failure.status}"
@@ -83,7 +79,7 @@ def classify(
         return CallFailed(
             Outcome.UNAVAILABLE,
             f"an unknown response (HTTP status {failure.status}): {detail}",
-            retry_after_seconds=retry_after_seconds,
+            retry_after_seconds=failure.retry_after_seconds,
             maybe_charged=True,
             unknown=True,
         )
@@ -93,7 +89,7 @@ def classify(
     return CallFailed(
         outcome,
         detail,
-        retry_after_seconds=retry_after_seconds,
+        retry_after_seconds=failure.retry_after_seconds,
         daily=rule.daily,
         maybe_charged=rule.maybe_charged,
     )

@@ -6,27 +6,22 @@ in the SDK's issues; read 2026-11-21.
 """
 
 from collections.abc import Iterator
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import httpx2
-from pydantic import SecretStr
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.endpoints import Endpoint
 from darkroom.images import codec
 from darkroom.models.catalog import Model, find_model, token_cost
-from darkroom.providers import http as provider_http
+from darkroom.providers.adapter import SdkImageEditor
 from darkroom.providers.errors import (
     Failure,
     Rule,
-    cause_without_key,
-    classify,
     malformed_response,
     names,
     retry_after,
     safe_text,
-    transport_failed,
     unusable_images,
 )
 from darkroom.providers.registry import Provider
@@ -116,85 +111,72 @@ FINISH_TABLE: dict[str, Outcome] = {
 }
 
 
-class GeminiImageEditor:
-    """Edits with up to the model's number of references; generates without any. Thread-safe.
+class GeminiImageEditor(SdkImageEditor["Client"]):
+    """Edits with up to the model's number of references; generates without any."""
 
-    The SDK is imported with the first call.
-    """
+    table = GEMINI_TABLE
 
-    def __init__(self, http: httpx2.Client | None = None) -> None:
-        self._http = http
-        self._clients: dict[tuple[str, str], Client] = {}
-        self._lock = Lock()
-
-    def edit(
-        self, plan: CallPlan, endpoint: Endpoint, key: SecretStr, timeout_seconds: float
-    ) -> EditResult:
-        from google.genai import errors  # noqa: PLC0415 - see the class
-
-        secret = key.get_secret_value()
-        try:
-            with provider_http.deadline(timeout_seconds):
-                response = self._client(endpoint).models.generate_content(
-                    model=plan.model,
-                    contents=_contents(plan),
-                    config=_config(plan, secret, timeout_seconds),
-                )
-        except errors.APIError as error:
-            failed = _api_failure(error, plan, endpoint, secret)
-            raise failed from cause_without_key(error, secret)
-        except httpx2.HTTPError as error:
-            failed = transport_failed(error, timeout_seconds)
-            raise failed from cause_without_key(error, secret)
-        except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
-            raise malformed_response(error, secret) from cause_without_key(error, secret)
-        return _read(response, plan, secret)
-
-    def close(self) -> None:
-        """Closes the connections; a later call opens new ones."""
-        with self._lock:
-            self._clients.clear()
-        if self._http is None:
-            provider_http.close_shared_client()
-
-    def _client(self, endpoint: Endpoint) -> "Client":
-        """One per base URL, without a key. Kept, because it closes its connections when deleted."""
-        from google import genai  # noqa: PLC0415 - see the class
+    def _new_client(self, *address: str | None) -> "Client":
+        from google import genai  # noqa: PLC0415 - see SdkImageEditor
         from google.genai import types  # noqa: PLC0415
 
-        base_url, version = endpoint.base_url or BASE_URL, endpoint.api_version or API_VERSION
-        with self._lock:
-            if (base_url, version) not in self._clients:
-                self._clients[base_url, version] = genai.Client(
-                    vertexai=False,
-                    api_key="given-per-call",
-                    http_options=types.HttpOptions(
-                        base_url=base_url,
-                        api_version=version,
-                        httpx_client=self._http or provider_http.shared_client(),
-                        # Never used; without it the SDK builds one with its own TLS context.
-                        httpx_async_client=httpx2.AsyncClient(
-                            transport=httpx2.MockTransport(_unsupported), trust_env=False
-                        ),
-                        retry_options=types.HttpRetryOptions(attempts=1),
-                    ),
-                )
-            return self._clients[base_url, version]
+        base_url, version = address
+        return genai.Client(
+            vertexai=False,
+            api_key="given-per-call",
+            http_options=types.HttpOptions(
+                base_url=base_url,
+                api_version=version,
+                httpx_client=self._http,
+                # Never used; without it the SDK builds one with its own TLS context.
+                httpx_async_client=httpx2.AsyncClient(
+                    transport=httpx2.MockTransport(_unsupported), trust_env=False
+                ),
+                retry_options=types.HttpRetryOptions(attempts=1),
+            ),
+        )
+
+    def _call(
+        self, plan: CallPlan, endpoint: Endpoint, key: str, timeout_seconds: float
+    ) -> EditResult:
+        from google.genai import types  # noqa: PLC0415 - see SdkImageEditor
+
+        # The client must outlive the call: it closes its connections when it is deleted.
+        client = self._client(endpoint.base_url or BASE_URL, endpoint.api_version or API_VERSION)
+        images: Any = (types.Part.from_bytes(data=i.data, mime_type=i.mime) for i in plan.images)
+        response = client.models.generate_content(
+            model=plan.model,
+            contents=[plan.prompt, *images],
+            config=_config(plan, key, timeout_seconds),
+        )
+        return _read(response, plan, key)
+
+    def _error_response(self, error: Exception) -> Failure | None:
+        from google.genai import errors  # noqa: PLC0415 - see SdkImageEditor
+
+        if not isinstance(error, errors.APIError):
+            return None
+        body = error.details if isinstance(error.details, dict) else {}
+        inner = body.get("error")
+        details = (inner.get("details") if isinstance(inner, dict) else None) or ()
+        details = [d for d in details if isinstance(d, dict)]
+        text = str(error.message or "")
+        headers = error.response.headers if error.response is not None else {}
+        return Failure(
+            status=int(error.code or 0),
+            names=names(error.status, *_reasons(details)),
+            text=text,
+            is_json=isinstance(inner, dict),
+            retry_after_seconds=_retry_delay(details) or retry_after(headers, text),
+        )
 
 
 def _unsupported(request: httpx2.Request) -> httpx2.Response:
     raise httpx2.UnsupportedProtocol("Darkroom makes no asynchronous calls", request=request)
 
 
-def _contents(plan: CallPlan) -> list[Any]:
-    from google.genai import types  # noqa: PLC0415 - see GeminiImageEditor
-
-    images = (types.Part.from_bytes(data=i.data, mime_type=i.mime) for i in plan.images)
-    return [plan.prompt, *images]
-
-
 def _config(plan: CallPlan, key: str, timeout_seconds: float) -> "types.GenerateContentConfig":
-    from google.genai import types  # noqa: PLC0415 - see GeminiImageEditor
+    from google.genai import types  # noqa: PLC0415 - see SdkImageEditor
 
     image_config = None
     if plan.aspect_ratio is not None or plan.resolution is not None:
@@ -287,28 +269,6 @@ def _cost(model: Model, usage: Any, *, has_images: bool) -> int | None:
         image_in=usage.prompt_token_count + (usage.tool_use_prompt_token_count or 0),
         image_out=image_output,
         text_out=max(0, output - image_output) + (usage.thoughts_token_count or 0),
-    )
-
-
-def _api_failure(error: Any, plan: CallPlan, endpoint: Endpoint, key: str) -> CallFailed:
-    body = error.details if isinstance(error.details, dict) else {}
-    inner = body.get("error")
-    details = (inner.get("details") if isinstance(inner, dict) else None) or ()
-    details = [d for d in details if isinstance(d, dict)]
-    text = str(error.message or "")
-    failure = Failure(
-        status=int(error.code or 0),
-        names=names(error.status, *_reasons(details)),
-        text=text,
-        is_json=isinstance(inner, dict),
-    )
-    headers = error.response.headers if error.response is not None else {}
-    return classify(
-        GEMINI_TABLE,
-        failure,
-        model_from_row=plan.model != endpoint.model,
-        retry_after_seconds=_retry_delay(details) or retry_after(headers, text),
-        key=key,
     )
 
 

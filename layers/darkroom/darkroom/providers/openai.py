@@ -6,29 +6,16 @@ content filter codes, and error responses quoted in the SDK's issue tracker; rea
 
 import base64
 from collections.abc import Sequence
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import httpx2
-from pydantic import SecretStr
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, SourceImage
 from darkroom.endpoints import Endpoint
 from darkroom.images import codec
 from darkroom.models.catalog import Model, find_model, planned_image_price, token_cost
-from darkroom.providers import http as provider_http
-from darkroom.providers.errors import (
-    Failure,
-    Rule,
-    cause_without_key,
-    classify,
-    malformed_response,
-    names,
-    retry_after,
-    safe_text,
-    transport_failed,
-    unusable_images,
-)
+from darkroom.providers.adapter import SdkImageEditor
+from darkroom.providers.errors import Failure, Rule, names, retry_after, safe_text, unusable_images
 from darkroom.providers.registry import Provider
 
 if TYPE_CHECKING:
@@ -92,92 +79,47 @@ OPENAI_TABLE: tuple[Rule, ...] = (
 )
 
 
-class OpenAIImageEditor:
-    """Edits with one or many images and a mask; generates without any. Thread-safe.
+class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
+    """Edits with one or many images and a mask; generates without any."""
 
-    The SDK is imported with the first call: 400 ms that only a fallback needs.
-    """
+    table = OPENAI_TABLE
 
-    def __init__(self, http: httpx2.Client | None = None) -> None:
-        self._http = http
-        self._clients: dict[tuple[str, str | None, str | None], OpenAI] = {}
-        self._lock = Lock()
+    def _new_client(self, *address: str | None) -> "OpenAI":
+        import openai  # noqa: PLC0415 - see SdkImageEditor
 
-    def edit(
-        self, plan: CallPlan, endpoint: Endpoint, key: SecretStr, timeout_seconds: float
+        url, version, deployment = address
+        options: Any = {"api_key": "given-per-call", "max_retries": 0, "http_client": self._http}
+        if version is None:
+            return openai.OpenAI(base_url=url, **options)
+        options |= {"azure_endpoint": url, "azure_deployment": deployment}
+        return openai.AzureOpenAI(api_version=version, **options)
+
+    def _call(
+        self, plan: CallPlan, endpoint: Endpoint, key: str, timeout_seconds: float
     ) -> EditResult:
-        import openai  # noqa: PLC0415 - see the class
+        version = endpoint.api_version
+        deployment = None if version is None else plan.model
+        client = self._client(endpoint.base_url or BASE_URL, version, deployment)
+        response = _send(client.with_options(api_key=key, timeout=timeout_seconds), plan)
+        return self._read(response, plan)
 
-        secret = key.get_secret_value()
-        try:
-            with provider_http.deadline(timeout_seconds):
-                client = self._client(endpoint, plan.model).with_options(
-                    api_key=secret, timeout=timeout_seconds
-                )
-                return self._read(self._send(client, plan), plan)
-        except CallFailed:
-            raise
-        except openai.APIStatusError as error:
-            failed = _status_failure(error, plan, endpoint, secret)
-            raise failed from cause_without_key(error, secret)
-        except (openai.APIConnectionError, httpx2.HTTPError) as error:
-            wrapped = error.__cause__ if isinstance(error, openai.APIError) else error
-            failed = transport_failed(wrapped, timeout_seconds)
-            raise failed from cause_without_key(error, secret)
-        except (openai.APIError, ValueError, TypeError, AttributeError, KeyError) as error:
-            raise malformed_response(error, secret) from cause_without_key(error, secret)
+    def _error_response(self, error: Exception) -> Failure | None:
+        import openai  # noqa: PLC0415 - see SdkImageEditor
 
-    def close(self) -> None:
-        """Closes the connections; a later call opens new ones."""
-        with self._lock:
-            self._clients.clear()
-        if self._http is None:
-            provider_http.close_shared_client()
-
-    def _client(self, endpoint: Endpoint, model: str) -> "OpenAI":
-        """One per base URL, and per deployment of Azure OpenAI; without a key."""
-        import openai  # noqa: PLC0415 - see the class
-
-        url, version = endpoint.base_url or BASE_URL, endpoint.api_version
-        cache_key = (url, version, model if version is not None else None)
-        with self._lock:
-            if cache_key not in self._clients:
-                options: Any = {
-                    "api_key": "given-per-call",
-                    "max_retries": 0,
-                    "http_client": self._http or provider_http.shared_client(),
-                }
-                if version is None:
-                    client: OpenAI = openai.OpenAI(base_url=url, **options)
-                else:
-                    client = openai.AzureOpenAI(
-                        azure_endpoint=url,
-                        api_version=version,
-                        azure_deployment=model,
-                        **options,
-                    )
-                self._clients[cache_key] = client
-            return self._clients[cache_key]
-
-    def _send(self, client: "OpenAI", plan: CallPlan) -> Any:
-        model = find_model(Provider.OPENAI, plan.model)
-        options: dict[str, Any] = {
-            "size": plan.size,
-            "quality": plan.quality,
-            "background": plan.background,
-            "output_format": plan.output_format,
-            "n": plan.n if plan.n > 1 else None,
-            "response_format": "b64_json" if model.needs_response_format else None,
-        }
-        options = {name: value for name, value in options.items() if value is not None}
-        if not plan.images:
-            return client.images.generate(model=plan.model, prompt=plan.prompt, **options)
-        files = [_file(image, f"image-{i}") for i, image in enumerate(plan.images)]
-        if plan.mask is not None:
-            options["mask"] = _file(plan.mask, "mask")
-        # A list is sent as `image[]`, which a model that takes one image rejects.
-        image = files if model.max_images > 1 else files[0]
-        return client.images.edit(model=plan.model, prompt=plan.prompt, image=image, **options)
+        if not isinstance(error, openai.APIStatusError):
+            return None
+        is_json = isinstance(error.body, dict)
+        body: Any = error.body if is_json else {}
+        inner = body.get("innererror")
+        inner_code = inner.get("code") if isinstance(inner, dict) else None
+        text = str(body.get("message") or error.message if is_json else error.response.text)
+        return Failure(
+            status=error.status_code,
+            names=names(error.code, error.type, inner_code),
+            text=text,
+            is_json=is_json,
+            retry_after_seconds=retry_after(error.response.headers, text),
+        )
 
     def _read(self, response: Any, plan: CallPlan) -> EditResult:
         if isinstance(response, str):  # a 200 that is not JSON
@@ -199,49 +141,44 @@ class OpenAIImageEditor:
 
     def _image(self, item: Any) -> bytes:
         """One image, decoded in full. Raises ValueError (binascii's error is one too)."""
-        if item.b64_json:
-            image = base64.b64decode(item.b64_json, validate=True)
+        url = item.url or ""
+        if item.b64_json or url.startswith("data:"):
+            image = base64.b64decode(item.b64_json or url.partition(",")[2], validate=True)
+        elif url:  # some compatible services store the image; the key is not sent there
+            response = self._http.get(url)
+            if response.status_code != httpx2.codes.OK:
+                raise ValueError(f"its URL returned {response.status_code}")
+            image = response.content
         else:
-            image = self._download(item.url or "")
+            raise ValueError("it has neither data nor a URL")
         codec.verify(image)
         return image
 
-    def _download(self, url: str) -> bytes:
-        """An image that a compatible service stores at a URL; the key is not sent there."""
-        if not url:
-            raise ValueError("it has neither data nor a URL")
-        if url.startswith("data:"):
-            return base64.b64decode(url.partition(",")[2], validate=True)
-        response = (self._http or provider_http.shared_client()).get(url)
-        if response.status_code != httpx2.codes.OK:
-            raise ValueError(f"its URL returned {response.status_code}")
-        return response.content
+
+def _send(client: "OpenAI", plan: CallPlan) -> Any:
+    model = find_model(Provider.OPENAI, plan.model)
+    options: dict[str, Any] = {
+        "size": plan.size,
+        "quality": plan.quality,
+        "background": plan.background,
+        "output_format": plan.output_format,
+        "n": plan.n if plan.n > 1 else None,
+        "response_format": "b64_json" if model.needs_response_format else None,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    if not plan.images:
+        return client.images.generate(model=plan.model, prompt=plan.prompt, **options)
+    files = [_file(image, f"image-{i}") for i, image in enumerate(plan.images)]
+    if plan.mask is not None:
+        options["mask"] = _file(plan.mask, "mask")
+    # A list is sent as `image[]`, which a model that takes one image rejects.
+    image = files if model.max_images > 1 else files[0]
+    return client.images.edit(model=plan.model, prompt=plan.prompt, image=image, **options)
 
 
 def _file(image: SourceImage, stem: str) -> tuple[str, bytes, str]:
     """Bytes alone would be sent as octet-stream, which the API rejects."""
     return f"{stem}.{_EXTENSIONS.get(image.mime, 'png')}", image.data, image.mime
-
-
-def _status_failure(error: Any, plan: CallPlan, endpoint: Endpoint, key: str) -> CallFailed:
-    body = error.body if isinstance(error.body, dict) else {}
-    inner = body.get("innererror")
-    inner_code = inner.get("code") if isinstance(inner, dict) else None
-    is_json = isinstance(error.body, dict)
-    text = str(body.get("message") or error.message if is_json else error.response.text)
-    failure = Failure(
-        status=error.status_code,
-        names=names(error.code, error.type, inner_code),
-        text=text,
-        is_json=is_json,
-    )
-    return classify(
-        OPENAI_TABLE,
-        failure,
-        model_from_row=plan.model != endpoint.model,
-        retry_after_seconds=retry_after(error.response.headers, text),
-        key=key,
-    )
 
 
 def _cost(model: Model, plan: CallPlan, usage: Any, images: int) -> int | None:
