@@ -231,10 +231,17 @@ def rejected(reference: str, problem: str) -> RowRejected:
 
 def _ascii_host(url: str, host: str) -> str:
     """The host in lower case, of a form that is looked up as it is written."""
-    if ":" in host:
-        return _ipv6(url, host)
-    if not host.isascii():
-        host = _from_unicode(url, host)
+    try:
+        if ":" in host:
+            host = IPv6Address(host).compressed
+        elif not host.isascii():
+            import idna  # noqa: PLC0415 - its tables are large, and few hosts need them
+
+            host = idna.encode(host, uts46=True).decode()
+    except ValueError as error:  # IDNAError is one too
+        raise rejected(url, "does not have a valid host name") from error
+    if ":" in host and "%" not in host:  # a scope (%eth0) is valid on one machine only
+        return host
     host = host.lower().removesuffix(".")
     if len(host) > _MAX_HOST_CHARACTERS or _HOST.fullmatch(host) is None:
         raise rejected(url, "does not have a valid host name")
@@ -244,22 +251,3 @@ def _ascii_host(url: str, host: str) -> str:
         except ValueError as error:
             raise rejected(url, "has an address in an unusual notation: use a host name") from error
     return host
-
-
-def _ipv6(url: str, host: str) -> str:
-    try:
-        address = IPv6Address(host)
-    except ValueError as error:
-        raise rejected(url, "does not have a valid host name") from error
-    if address.scope_id is not None:  # valid on one machine only
-        raise rejected(url, "does not have a valid host name")
-    return address.compressed
-
-
-def _from_unicode(url: str, host: str) -> str:
-    import idna  # noqa: PLC0415 - its tables are large, and few hosts need them
-
-    try:
-        return idna.encode(host, uts46=True).decode()
-    except (idna.IDNAError, UnicodeError) as error:
-        raise rejected(url, "does not have a valid host name") from error
