@@ -23,7 +23,6 @@ VARIABLES = "env.json"
 UPLOAD = "splitter-s3-put.json"
 # SAM CLI passes on only variables that the template names, so the template names this one, empty.
 ENDPOINT = "AWS_ENDPOINT_URL"
-
 GLOBAL = "Parameters"  # SAM CLI's key for variables of all functions
 
 

@@ -70,7 +70,7 @@ class Harness:
     def deliver(
         self, delivered: RowMessage, owner: str = "worker-1", run: Run | None = None
     ) -> Claim | NotClaimed:
-        """Claim the message's row; `run` is what the worker takes for the current run."""
+        """Request a claim; `run` is the worker's copy of the current run, which may be outdated."""
         return self.ledger.claim(delivered, run or self.current, owner, LEASE)
 
     def claim(self, delivered: RowMessage, owner: str = "worker-1") -> Claim:

@@ -42,7 +42,7 @@ class FakeLedger:
             if decision.change is not None:
                 self._write(message.job, decision.change)
                 if decision.change.counters:
-                    self._update(message.job, decision.change.record.run, runs.reopen)
+                    self._update(run, runs.reopen)
         return decision.verdict
 
     def renew(self, claims: Sequence[Claim], lease_seconds: float) -> None:
@@ -107,7 +107,7 @@ class FakeLedger:
         current, now = self.jobs.get(run.job), self.clock.now()
         if current is not None and current.run == run.run:
             return self._update(
-                run.job, run.run, lambda record: runs.take_over_split(record, now, lease_seconds)
+                run, lambda record: runs.take_over_split(record, now, lease_seconds)
             )
         known = (run.job, run.run) in self.runs
         if known or (current and not runs.is_newer(run.sequencer, current)):
@@ -127,19 +127,19 @@ class FakeLedger:
         if self.jobs[run.job].run != run.run:
             return False
         until = self.clock.now() + lease_seconds
-        self._update(run.job, run.run, lambda record: runs.checkpoint(record, checkpoint, until))
+        self._update(run, lambda record: runs.checkpoint(record, checkpoint, until))
         return True
 
     def finish_split(self, run: Run, totals: Totals, warnings: Sequence[str]) -> None:
-        self._update(run.job, run.run, lambda record: runs.finish_split(record, totals, warnings))
+        self._update(run, lambda record: runs.finish_split(record, totals, warnings))
 
     def fail(self, run: Run, reason: str) -> None:
         now = self.clock.now()
-        self._update(run.job, run.run, lambda record: runs.fail(record, reason, now))
+        self._update(run, lambda record: runs.fail(record, reason, now))
 
     def stop(self, job: str) -> Run | None:
         run = self.current(job)
-        return self._update(job, run.run, runs.stop) if run else None
+        return self._update(run, runs.stop) if run else None
 
     def current(self, job: str) -> Run | None:
         current = self.jobs.get(job)
@@ -161,24 +161,22 @@ class FakeLedger:
         with self.lock:
             record, counters = self.runs[run.job, run.run], self.counters(run.job, run.run)
             begun, changed = runs.begin_report(record, counters, owner, now, lease_seconds)
-            self._update(run.job, run.run, lambda _: changed)
+            self._update(run, lambda _: changed)
         return begun
 
     def finish_report(self, run: Run, finished_at: float) -> bool:
         with self.lock:
             record, counters = self.runs[run.job, run.run], self.counters(run.job, run.run)
             is_current, changed = runs.finish_report(record, counters, finished_at)
-            self._update(run.job, run.run, lambda _: changed)
+            self._update(run, lambda _: changed)
         return is_current
 
-    def _update(
-        self, job: str, run: str, transition: Callable[[RunRecord], RunRecord | None]
-    ) -> Run | None:
+    def _update(self, run: Run, transition: Callable[[RunRecord], RunRecord | None]) -> Run | None:
         with self.lock:
-            changed = transition(self.runs[job, run])
+            changed = transition(self.runs[run.job, run.run])
             if changed is None:
                 return None
-            self.runs[job, run] = changed
+            self.runs[run.job, run.run] = changed
         return changed.run
 
 

@@ -92,7 +92,7 @@ class Run:
     totals: Totals = Totals()
     checkpoint: Checkpoint = Checkpoint()
     reason: str | None = None  # why it FAILED
-    finished_at: float | None = None  # set: nothing changes unless rows are redriven
+    finished_at: float | None = None  # once set, only a redrive changes the run
     warnings: tuple[str, ...] = ()
     number: int = 0  # 1 for the job's first run; assigned by the ledger
     spent_before: int = 0  # micro-USD spent by earlier runs without a budget

@@ -104,7 +104,7 @@ class GeminiApi(ImageApi[GeminiRules]):
         images = tuple(_input_image(part, decode=decode) for part in parts if "text" not in part)
         if len(images) > rules.max_images:
             raise _invalid(f"Too many images in the request: at most {rules.max_images}.")
-        config = body.get("generationConfig", {}).get("imageConfig", {})
+        config = (body.get("generationConfig") or {}).get("imageConfig") or {}
         if unknown := sorted(config.keys() - {"aspectRatio", "imageSize"}):
             raise _invalid(f'Invalid JSON payload received. Unknown name "{unknown[0]}".')
         ratio, resolution = config.get("aspectRatio"), config.get("imageSize")

@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
@@ -27,7 +27,6 @@ class SimulatedProviders:
     """All methods run in one event loop; images are decoded and rendered in threads."""
 
     def __init__(self, config: Config) -> None:
-        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="images")
         self._endpoints: dict[str, EndpointState] = {}
         self._initial = config
         self._connections: set[asyncio.Task[Any]] = set()
@@ -38,6 +37,8 @@ class SimulatedProviders:
 
         Yields the port. At the end every connection is closed, also in the middle of a request.
         """
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(2, thread_name_prefix="images"))
         self._configure(self._initial)
         server = await asyncio.start_server(
             self._connected, "127.0.0.1", port, limit=1024 * 1024, backlog=512
@@ -51,7 +52,7 @@ class SimulatedProviders:
                 task.cancel()
             await asyncio.gather(*self._connections, return_exceptions=True)
             await server.wait_closed()
-            self._threads.shutdown(cancel_futures=True)
+            await loop.shutdown_default_executor()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -114,48 +115,41 @@ class SimulatedProviders:
         decode = config.mode == "effects"
         parse = functools.partial(api.parse, http_request, path, decode=decode)
         try:
-            request = await self._in_thread(parse) if decode else parse()
+            request = await asyncio.to_thread(parse) if decode else parse()
         except RequestRejected as rejected:
             return rejected.response
         state.record_request(request)
         if base_model(request.model) in config.retired_models:
             return api.model_not_found(request.model)
-        return await self._respond(state, api, request, http_request.arrived)
+        return await _respond(state, api, request, http_request.arrived)
 
-    async def _respond(
-        self, state: EndpointState, api: ImageApi[Any], request: ImageRequest, arrived: float
-    ) -> Response:
-        loop = asyncio.get_running_loop()
-        fault = state.next_fault(request, loop.time())
-        if fault is not None and fault.kind is FaultKind.HANG:
-            await asyncio.sleep(fault.seconds)
-            return Response(drop=True)
-        if fault is None or fault.kind in _DAMAGES:
-            response, paid = await self._success(state, api, request), True
-        else:
-            dropped = fault.kind is FaultKind.DROP
-            response = Response(drop=True) if dropped else _failure(fault, api, request)
-            paid = fault.kind is FaultKind.BROKEN_IMAGE
-        await asyncio.sleep(max(0.0, arrived + state.latency() - loop.time()))
-        if paid:
-            state.record_paid_images(request)
-        return response if fault is None else _damage(response, fault)
 
-    async def _success(
-        self, state: EndpointState, api: ImageApi[Any], request: ImageRequest
-    ) -> Response:
-        thoughts, label = state.config.thoughts, f"{api.label} · {state.name}"
-        if state.config.mode == "fast":
-            image = effects.fixed_image(request.output_format)
-            return api.success(request, [image] * request.n, thoughts=thoughts)
-        return await self._in_thread(
-            lambda: api.success(
-                request, [_render(api, request, label)] * request.n, thoughts=thoughts
-            )
-        )
+async def _respond(
+    state: EndpointState, api: ImageApi[Any], request: ImageRequest, arrived: float
+) -> Response:
+    loop = asyncio.get_running_loop()
+    fault = state.next_fault(request, loop.time())
+    if fault is not None and fault.kind is FaultKind.HANG:
+        await asyncio.sleep(fault.seconds)
+        return Response(drop=True)
+    if fault is None or fault.kind in _DAMAGES:
+        image = await _output_image(state, api, request)
+        response = api.success(request, [image] * request.n, thoughts=state.config.thoughts)
+        paid = True
+    else:
+        dropped = fault.kind is FaultKind.DROP
+        response = Response(drop=True) if dropped else _failure(fault, api, request)
+        paid = fault.kind is FaultKind.BROKEN_IMAGE
+    await asyncio.sleep(max(0.0, arrived + state.latency() - loop.time()))
+    if paid:
+        state.record_paid_images(request)
+    return response if fault is None else _damage(response, fault)
 
-    def _in_thread[T](self, work: Callable[[], T]) -> Awaitable[T]:
-        return asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+async def _output_image(state: EndpointState, api: ImageApi[Any], request: ImageRequest) -> bytes:
+    if state.config.mode == "fast":
+        return effects.fixed_image(request.output_format)
+    return await asyncio.to_thread(_render, api, request, f"{api.label} · {state.name}")
 
 
 def _render(api: ImageApi[Any], request: ImageRequest, label: str) -> bytes:

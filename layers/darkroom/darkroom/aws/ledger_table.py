@@ -70,7 +70,7 @@ class _ConditionFailed(Exception):
 class LedgerTable:
     """RowLedger and RunLedger on one table. Thread-safe.
 
-    Every transition of a row extends its lease to at least `lease_seconds` from then.
+    A call, sent or failed, extends its row's lease to at least `lease_seconds` from then.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class LedgerTable:
                 if decision.change.counters:  # redriven into a run that may have finished
                     # The row is claimed already: raising would only cost it an attempt.
                     with suppress(ServiceUnavailable):
-                        self._update_run(message.job, decision.change.record.run, runs.reopen)
+                        self._update_run(run, runs.reopen)
                 return decision.verdict
         raise ServiceUnavailable(f"row {message.key} is claimed by too many workers at once")
 
@@ -267,23 +267,19 @@ class LedgerTable:
         if not self._is_current(run):
             return False
         until = self._now() + lease_seconds
-        self._update_run(
-            run.job, run.run, lambda record: runs.checkpoint(record, checkpoint, until)
-        )
+        self._update_run(run, lambda record: runs.checkpoint(record, checkpoint, until))
         return True
 
     def finish_split(self, run: Run, totals: Totals, warnings: Sequence[str]) -> None:
-        self._update_run(
-            run.job, run.run, lambda record: runs.finish_split(record, totals, warnings)
-        )
+        self._update_run(run, lambda record: runs.finish_split(record, totals, warnings))
 
     def fail(self, run: Run, reason: str) -> None:
         now = self._now()
-        self._update_run(run.job, run.run, lambda record: runs.fail(record, reason, now))
+        self._update_run(run, lambda record: runs.fail(record, reason, now))
 
     def stop(self, job: str) -> Run | None:
         run = self.current(job)
-        return None if run is None else self._update_run(job, run.run, runs.stop)
+        return None if run is None else self._update_run(run, runs.stop)
 
     def current(self, job: str) -> Run | None:
         current = self._read(_JOBS, job, _JOB_ITEM)
@@ -322,16 +318,18 @@ class LedgerTable:
         return self._retry(attempt, f"the report of job {run.job} could not be recorded")
 
     def _update_run(
-        self, job: str, run: str, transition: Callable[[RunRecord], RunRecord | None]
+        self, run: Run, transition: Callable[[RunRecord], RunRecord | None]
     ) -> Run | None:
         """The run after the transition, or None if there is nothing to change."""
 
         def attempt() -> Run | None:
-            record = self._read(_RUNS, job, _run_item(run))
+            record = self._read(_RUNS, run.job, _run_item(run.run))
             changed = transition(record) if record else None
             return self._swap_run(changed) if changed else None
 
-        return self._retry(attempt, f"run {run} of job {job} is written by too many at once")
+        return self._retry(
+            attempt, f"run {run.run} of job {run.job} is written by too many at once"
+        )
 
     def _swap_run(self, record: RunRecord) -> Run:
         """Replace the previous version. Raises _Conflict when another write was first."""

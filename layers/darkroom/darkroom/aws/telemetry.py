@@ -20,7 +20,9 @@ _bound: ContextVar[dict[str, object] | None] = ContextVar("darkroom_log_fields",
 
 
 class PowertoolsTelemetry:
-    """Implements ports.Telemetry. Metrics are kept until `flush`, at the end of an invocation.
+    """Implements ports.Telemetry. `flush` prints the metrics, at the end of an invocation.
+
+    A metric that has 100 values, the most that one EMF line may contain, is printed before.
 
     Dimensions: `Stack` alone, and for metrics about an endpoint also `Stack` with `Endpoint`, so
     that an alarm needs no list of endpoints.
@@ -34,7 +36,7 @@ class PowertoolsTelemetry:
         for name in (*sdk_loggers, "httpx2", "httpcore2", "botocore", "urllib3"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self._lock = threading.Lock()
-        self._pending: list[tuple[str | None, Metric, float]] = []
+        self._pending: dict[str | None, AmazonCloudWatchEMFProvider] = {}  # by endpoint
 
     @contextmanager
     def bound(self, **fields: object) -> Iterator[None]:
@@ -50,7 +52,9 @@ class PowertoolsTelemetry:
 
     def metric(self, metric: Metric, value: float = 1, *, endpoint: str | None = None) -> None:
         with self._lock:
-            self._pending.append((endpoint, metric, value))
+            if endpoint not in self._pending:
+                self._pending[endpoint] = self._provider(endpoint)
+            self._pending[endpoint].add_metric(metric.value, metric.unit, value)
 
     def info(self, event: str, **fields: object) -> None:
         self._logger.info(event, extra=self._fields(fields), stacklevel=3)
@@ -68,13 +72,8 @@ class PowertoolsTelemetry:
     def flush(self) -> None:
         """Print the pending metrics, one EMF line per set of dimensions."""
         with self._lock:
-            pending, self._pending = self._pending, []
-        providers: dict[str | None, AmazonCloudWatchEMFProvider] = {}
-        for endpoint, metric, value in pending:
-            if endpoint not in providers:
-                providers[endpoint] = self._provider(endpoint)
-            providers[endpoint].add_metric(metric.value, metric.unit, value)
-        for provider in providers.values():
+            pending, self._pending = self._pending, {}
+        for provider in pending.values():
             if provider.metric_set:  # a full set was printed already
                 provider.flush_metrics()
 

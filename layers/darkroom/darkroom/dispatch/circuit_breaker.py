@@ -34,7 +34,7 @@ def should_open(state: EndpointState) -> bool:
 
 
 def opened(state: EndpointState, now: int) -> EndpointState:
-    """Unchanged when the breaker is open already."""
+    """Opens the breaker; unchanged when it is open already."""
     if state.breaker_open:
         return state
     opens = state.opens + 1
@@ -42,19 +42,20 @@ def opened(state: EndpointState, now: int) -> EndpointState:
 
 
 def suspended(state: EndpointState, until: int) -> EndpointState:
-    """Out of service as the provider demands; a longer wait is never shortened."""
+    """Takes the endpoint out of service as the provider demands; never shortens a suspension."""
     if state.breaker_until >= until:
         return state
     return replace(state, breaker_open=True, breaker_until=until)
 
 
 def failed(state: EndpointState, now: int) -> EndpointState:
+    """Counts a transient failure."""
     recent = state.failed_at >= now - FAILURES_EXPIRE_AFTER
     return replace(state, failures=state.failures + 1 if recent else 1, failed_at=now)
 
 
 def probed(state: EndpointState, settlement: Settlement) -> EndpointState:
-    """After the end of a probe. One that was never sent leaves its turn to the next."""
+    """Ends a probe. One that was never sent leaves its turn to the next."""
     now = settlement.now
     leases = {i: until for i, until in state.leases.items() if i != settlement.lease}
     state = replace(state, leases=leases)

@@ -103,7 +103,9 @@ class TieredDispatcher:
                         return result
                 self._wait_for_service(attempt)
         except StatesUnavailable as error:
-            raise self._failed_attempt(attempt, str(error)) from error
+            if not attempt.failures:
+                raise DeferRow(str(error), delay_seconds=RETRY_ROW_SECONDS) from error
+            raise self._failed_attempt(attempt) from error
 
     # One tier, one endpoint, one call
 
@@ -242,7 +244,7 @@ class TieredDispatcher:
     def _wait_for_service(self, attempt: _Attempt) -> None:
         """Wait for the first endpoint to be back in service, or raise how the row ends."""
         if attempt.failures:
-            raise self._failed_attempt(attempt, "")
+            raise self._failed_attempt(attempt)
         out = attempt.out_of_service
         if not out:
             raise _unplaceable(attempt)
@@ -258,13 +260,8 @@ class TieredDispatcher:
             temporary[name], lambda: self._state_cache.out_of_service(endpoint)
         )
 
-    def _failed_attempt(self, attempt: _Attempt, detail: str) -> RetryRow | DeferRow:
-        """The first tier's error; a deferral with `detail` when nothing was called.
-
-        An endpoint of an earlier tier that was skipped counts as that tier's error.
-        """
-        if not attempt.failures:
-            return DeferRow(detail, delay_seconds=RETRY_ROW_SECONDS)
+    def _failed_attempt(self, attempt: _Attempt) -> RetryRow:
+        """The first tier's error, even when it was skipped because it was out of service."""
         first_tier = min(e.tier for e, _ in attempt.failures)
         called, failure = [f for f in attempt.failures if f[0].tier == first_tier][-1]
         for endpoint in attempt.secret.endpoints:

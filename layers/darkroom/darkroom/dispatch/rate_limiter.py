@@ -4,6 +4,7 @@ No sliding minute holds more calls than `requests_per_minute`, whatever the numb
 slot is one `interval` after the slot before, and N intervals last a minute plus a margin. The
 margin covers skew between the workers' clocks, a worker that wakes late (at most MAX_LATENESS, or
 it makes a new reservation), and the network delay to the provider.
+Functions named by a participle (`paused`) return the state after that change.
 """
 
 from dataclasses import replace
@@ -48,8 +49,6 @@ def limits_of(endpoint: Endpoint) -> Limits:
 
 def slowed_interval(state: EndpointState, now: int) -> int:
     """The interval that 429s imposed, halved every SLOWDOWN_HALF_LIFE; 0 when it is over."""
-    if not state.slowed_interval:
-        return 0
     age = max(0, now - state.slowed_at)
     interval = round(state.slowed_interval * 0.5 ** (age / SLOWDOWN_HALF_LIFE))
     return interval if interval >= MIN_SLOWED_INTERVAL else 0
@@ -66,14 +65,14 @@ def doubled_interval(state: EndpointState, limits: Limits, observed: int, now: i
 
 
 def slowed_down(state: EndpointState, interval: int, now: int, unless_since: int) -> EndpointState:
-    """With another interval after a 429, unless one was set at `unless_since` or later."""
+    """Sets the interval after a 429, unless one was set at `unless_since` or later."""
     if state.slowed_at >= unless_since:
         return state
     return replace(state, slowed_interval=interval, slowed_at=now)
 
 
 def paused(state: EndpointState, until: int) -> EndpointState:
-    """Without any slot before `until`: those reserved already are void."""
+    """Allows no slot before `until`, not even one reserved already; never shortens a pause."""
     if state.next_slot >= until:
         return state
     return replace(state, next_slot=until, paused_until=until)

@@ -128,7 +128,7 @@ class ImageStorage:
     def _put_first(
         self, key: str, body: bytes, kind: str, metadata: dict[str, str], claim: Claim
     ) -> Mapping[str, str] | None:
-        """None when our image is in place, else the metadata of a faster worker's."""
+        """None when our image is in place, else the metadata of a faster worker's image."""
         for _ in range(_MAX_OVERWRITES):
             if self.store.put(key, body, kind, metadata, only_if_new=True):
                 return None

@@ -8,6 +8,7 @@ only if the record still has the version that the transition started from.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 from darkroom.jobs import Counters, Run
 from darkroom.rows import Claim, NotClaimed, RowMessage, RowRecord, RowResult, RowState
@@ -78,15 +79,8 @@ def call_failed(
 
 
 def release(claim: Claim, now: float, *, refund_attempt: bool) -> Change:
-    record = replace(
-        claim.record,
-        lease_owner=None,
-        lease_until=0.0,
-        updated_at=now,
-        attempts=claim.record.attempts - int(refund_attempt and not claim.attempts_spent),
-        version=claim.record.version + 1,
-    )
-    return Change(record)
+    attempts = claim.record.attempts - int(refund_attempt and not claim.attempts_spent)
+    return Change(_next(claim.record, now, lease_owner=None, lease_until=0.0, attempts=attempts))
 
 
 def settle(claim: Claim, result: RowResult, now: float) -> Change:
@@ -96,16 +90,15 @@ def settle(claim: Claim, result: RowResult, now: float) -> Change:
     """
     before = claim.record
     unknown = before.state is RowState.SENT and result.status is not RowState.SUCCEEDED
-    record = replace(
+    record = _next(
         before,
+        now,
         state=result.status,
         result=result,
-        updated_at=now,
         lease_until=0.0,
         sent_run=None,
         reserved=0,
         possible_duplicate_charges=before.possible_duplicate_charges + int(unknown),
-        version=before.version + 1,
     )
     budget = 0
     if before.reserved and not unknown and result.cost_micro_usd is not None:
@@ -115,8 +108,11 @@ def settle(claim: Claim, result: RowResult, now: float) -> Change:
 
 def _renewed(record: RowRecord, now: float, lease_seconds: float) -> RowRecord:
     """The next version of a claimed row. Every transition proves that its worker is alive."""
-    until = max(record.lease_until, now + lease_seconds)
-    return replace(record, version=record.version + 1, updated_at=now, lease_until=until)
+    return _next(record, now, lease_until=max(record.lease_until, now + lease_seconds))
+
+
+def _next(record: RowRecord, now: float, **changes: Any) -> RowRecord:  # fields of RowRecord
+    return replace(record, version=record.version + 1, updated_at=now, **changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +138,13 @@ class ClaimRequest:
     lease_seconds: float
 
     def decide(self, record: RowRecord | None) -> Decision:
-        """Whether the delivery gets the row. Total: every record has a decision."""
+        """Whether the delivery gets the row, whatever the state of its record."""
         if record is None:
             if not self._from_current_run:
                 return Decision(NotClaimed.SUPERSEDED)
             return self._grant(self._new_record())
         if self._already_granted(record):
-            return Decision(self._claim(record))
+            return Decision(Claim(self.message.job, self.owner, record))
         if record.run_number > self.run.number:
             return Decision(NotClaimed.HELD)  # `run` is outdated: retry with the newer one
         if not (
@@ -257,20 +253,16 @@ class ClaimRequest:
         self, record: RowRecord, counters: Mapping[str, Counters] = _NO_COUNTERS
     ) -> Decision:
         spent = record.attempts >= self.run.options.max_attempts
-        granted = replace(
+        granted = _next(
             record,
+            self.now,
             row=self.message.row,
             attempts=record.attempts + (0 if spent else 1),
             lease_owner=self.owner,
             lease_until=self.now + self.lease_seconds,
-            updated_at=self.now,
-            version=record.version + 1,
         )
-        claim = replace(self._claim(granted), attempts_spent=spent)
+        claim = Claim(self.message.job, self.owner, granted, attempts_spent=spent)
         return Decision(claim, Change(granted, counters))
-
-    def _claim(self, record: RowRecord) -> Claim:
-        return Claim(job=self.message.job, owner=self.owner, record=record)
 
     @property
     def _from_current_run(self) -> bool:

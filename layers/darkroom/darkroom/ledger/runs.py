@@ -123,11 +123,9 @@ def begin_report(
         if record.reporting == counters.transitions or record.report_requested:
             return False, None
         return False, _next(record, report_requested=True)
-    state = record.run.state
-    run = replace(record.run, state=state if state in _FINAL_STATES else RunState.REPORTING)
     begun = _next(
         record,
-        run=run,
+        run=_in_state(record.run, RunState.REPORTING),
         report_until=now + lease_seconds,
         report_owner=owner,
         reporting=counters.transitions,
@@ -140,16 +138,16 @@ def finish_report(
     record: RunRecord, counters: Counters, finished_at: float
 ) -> tuple[bool, RunRecord]:
     """Whether the report is still current, and what to write."""
-    state = record.run.state
     if record.report_requested or record.reporting != counters.transitions:
-        run = replace(record.run, state=state if state in _FINAL_STATES else RunState.RUNNING)
+        run = _in_state(record.run, RunState.RUNNING)
         return False, _next(record, run=run, report_until=0.0, report_requested=False)
-    run = replace(
-        record.run,
-        state=state if state in _FINAL_STATES else RunState.DONE,
-        finished_at=finished_at,
-    )
+    run = replace(_in_state(record.run, RunState.DONE), finished_at=finished_at)
     return True, _next(record, run=run, report_until=0.0, reported=record.reporting)
+
+
+def _in_state(run: Run, state: RunState) -> Run:
+    """The run in this state, unless it failed or was stopped: that stays."""
+    return run if run.state in _FINAL_STATES else replace(run, state=state)
 
 
 def _next(record: RunRecord, **changes: Any) -> RunRecord:  # fields of RunRecord

@@ -166,7 +166,6 @@ _GPT = Model(
     provider=Provider.OPENAI,
     masks=True,
     max_images=16,
-    input_formats=(PNG, JPEG, WEBP),
     max_image_bytes=50 * MIB - 1,
     sizes=(_SQUARE, _TALL, _WIDE),
     qualities=("low", "medium", "high"),

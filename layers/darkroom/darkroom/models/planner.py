@@ -102,24 +102,18 @@ class _Draft:
                 f"{model.provider.value} image model, and its price is not known"
             )
         if model.retired_on is not None:
-            self._warn(
-                f"{model.name} was shut down by its provider on {model.retired_on.isoformat()}: "
-                "only a compatible endpoint still serves it"
-            )
-        if (ended := model.retired_names.get(name.removeprefix("models/"))) is not None:
-            self._warn(
-                f"the name {name} was shut down by its provider on {ended.isoformat()}: "
-                f"use {model.name}"
-            )
+            ended = f"{model.name} was shut down by its provider on {model.retired_on.isoformat()}"
+            self._warn(f"{ended}: only a compatible endpoint still serves it")
+        if day := model.retired_names.get(name.removeprefix("models/")):
+            ended = f"the name {name} was shut down by its provider on {day.isoformat()}"
+            self._warn(f"{ended}: use {model.name}")
 
     def check_eligible(self, images: Sequence[SourceImage], mask: SourceImage | None) -> None:
         model, characters = self.model, len(self.request.instruction)
         check_operation(model, images=bool(images), mask=mask is not None)
         if characters > model.max_prompt_characters:
-            raise Ineligible(
-                f"the instruction has {characters} characters: {model.name} accepts at most "
-                f"{model.max_prompt_characters}"
-            )
+            limit = f"{model.name} accepts at most {model.max_prompt_characters}"
+            raise Ineligible(f"the instruction has {characters} characters: {limit}")
         if model.square_input and images and mask is None and not codec.has_transparency(images[0]):
             raise Ineligible(
                 f"{model.name} edits only the transparent area of a mask or image: there is none"
@@ -130,10 +124,8 @@ class _Draft:
         model = self.model
         kept, dropped = images[: model.max_images], images[model.max_images :]
         if dropped:
-            self._warn(
-                f"{model.name} accepts {plural(model.max_images, 'input image')}: left out "
-                f"{', '.join(image.name for image in dropped)}"
-            )
+            limit, names = plural(model.max_images, "input image"), [i.name for i in dropped]
+            self._warn(f"{model.name} accepts {limit}: left out {', '.join(names)}")
         max_bytes = model.max_image_bytes
         if model.max_request_bytes and kept:
             max_bytes = min(max_bytes, _fair_share(model.max_request_bytes, kept))
@@ -143,10 +135,8 @@ class _Draft:
         model = self.model
         fitted = codec.square(image) if model.square_input else image
         if fitted is not image:
-            self._warn(
-                f"{image.name} was padded with transparent bars: {model.name} accepts square "
-                "images only"
-            )
+            limit = f"{model.name} accepts square images only"
+            self._warn(f"{image.name} was padded with transparent bars: {limit}")
         fitted = codec.fit(fitted, model.input_formats, max_bytes)
         if fitted.width < image.width:
             self._warn(
@@ -170,11 +160,9 @@ class _Draft:
             )
             mask = codec.resize_mask(mask, first.width, first.height)
         if len(mask.data) > MAX_MASK_BYTES:
-            mebibytes = len(mask.data) / codec.MIB
-            raise Ineligible(
-                f"the mask has {mebibytes:.1f} MiB, {self.model.name} accepts less than 4 MiB: a "
-                "mask of plain areas is far smaller"
-            )
+            problem = f"the mask has {len(mask.data) / codec.MIB:.1f} MiB"
+            limit = f"{self.model.name} accepts less than 4 MiB"
+            raise Ineligible(f"{problem}, {limit}: a mask of plain areas is far smaller")
         return mask
 
     def shape(self, images: Sequence[SourceImage]) -> tuple[str | None, str | None, str | None]:
@@ -192,9 +180,8 @@ class _Draft:
                 resolution = sizes.nearest_resolution(width * height, model.resolutions)
             if request.aspect_ratio is None or request.resolution is None:
                 used = " ".join(filter(None, (aspect_ratio, resolution)))
-                self._warn(
-                    f"{model.name} does not accept sizes in pixels: {request.size} became {used}"
-                )
+                change = f"{request.size} became {used}"
+                self._warn(f"{model.name} does not accept sizes in pixels: {change}")
         if aspect_ratio not in model.aspect_ratios:
             aspect_ratio = None  # stated in the prompt instead
         if resolution is not None and resolution not in model.resolutions:
