@@ -216,7 +216,8 @@ def test_a_delay_is_read_from_the_headers_first() -> None:
     assert retry_after({"retry-after-ms": "250", "retry-after": "7"}, "") == 0.25
     assert retry_after({"retry-after": "Sat, 21 Nov 2026 12:00:30 GMT"}, "", now) == 30
     assert retry_after({"retry-after": "Sat, 21 Nov 2026 11:00:00 GMT"}, "", now) == 0
-    assert retry_after({"retry-after": "soon"}, "") is None
+    for unusable in ("soon", "\N{SUPERSCRIPT TWO}", f"Sat, 21 Nov {9**30} 12:00:30 GMT"):
+        assert retry_after({"retry-after": unusable, "retry-after-ms": unusable}, "") is None
     assert retry_after({}, "") is None
 
 
