@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from websockets.sync.client import ClientConnection, connect
 
@@ -44,7 +44,7 @@ class Tab:
     console: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     _last: int = 0
-    _events: list[dict[str, Any]] = field(default_factory=list)
+    _loaded: bool = False
 
     def call(self, method: str, **params: object) -> dict[str, Any]:
         self._last += 1
@@ -52,20 +52,19 @@ class Tab:
         if self.session:
             message["sessionId"] = self.session
         self.socket.send(json.dumps(message))
-        while True:
-            response = self._receive()
-            if response.get("id") == self._last:
-                if "error" in response:
-                    raise RuntimeError(f"{method}: {response['error']['message']}")
-                result: dict[str, Any] = response["result"]
-                return result
+        while (response := self._receive()).get("id") != self._last:
+            pass
+        if "error" in response:
+            raise RuntimeError(f"{method}: {response['error']['message']}")
+        result: dict[str, Any] = response["result"]
+        return result
 
     def _receive(self) -> dict[str, Any]:
         message: dict[str, Any] = json.loads(self.socket.recv(_TIMEOUT_SECONDS))
         method, params = message.get("method"), message.get("params", {})
-        if method:
-            self._events.append(message)
-        if method == "Log.entryAdded":
+        if method == "Page.loadEventFired":
+            self._loaded = True
+        elif method == "Log.entryAdded":
             self.console.append(f"{params['entry']['level']}: {params['entry']['text']}")
         elif method == "Runtime.consoleAPICalled":
             self.console.append(f"console.{params['type']}")
@@ -81,9 +80,9 @@ class Tab:
         self.requests.clear()
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
-        self._events.clear()
+        self._loaded = False
         self.call("Page.navigate", url=url)
-        while not any(e["method"] == "Page.loadEventFired" for e in self._events):
+        while not self._loaded:
             self._receive()
 
     def emulate(
@@ -109,11 +108,10 @@ class Tab:
         return response["result"].get("value")
 
     def press(self, key: str) -> None:
-        codes = {"Tab": 9, "ArrowRight": 39, "Enter": 13, " ": 32}
+        codes = {"Tab": 9, "ArrowRight": 39}
         for kind in ("rawKeyDown", "keyUp"):
-            self.call(
-                "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=codes[key]
-            )
+            event = {"type": kind, "key": key, "windowsVirtualKeyCode": codes[key]}
+            self.call("Input.dispatchKeyEvent", **event)
 
     def screenshot(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,8 +133,10 @@ def browser(program: str) -> Iterator[Tab]:
             stderr=subprocess.PIPE,
             text=True,
         )
+        stderr = process.stderr
+        assert stderr is not None
         try:
-            with connect(_address(process), max_size=None) as socket:
+            with connect(_address(stderr), max_size=None) as socket:
                 root = Tab(socket, "")
                 target = root.call("Target.createTarget", url="about:blank")["targetId"]
                 attached = root.call("Target.attachToTarget", targetId=target, flatten=True)
@@ -144,14 +144,11 @@ def browser(program: str) -> Iterator[Tab]:
         finally:
             process.terminate()
             process.wait(20)
-            assert process.stderr is not None
-            process.stderr.close()
+            stderr.close()
 
 
-def _address(process: "subprocess.Popen[str]") -> str:
-    assert process.stderr is not None
-    for line in process.stderr:
-        found = re.search(r"DevTools listening on (ws://\S+)", line)
-        if found:
+def _address(stderr: IO[str]) -> str:
+    for line in stderr:
+        if found := re.search(r"DevTools listening on (ws://\S+)", line):
             return found[1]
     raise RuntimeError("chromium ended without printing its DevTools address")

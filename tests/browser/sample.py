@@ -30,6 +30,7 @@ LONG = (
     "plaster texture. Leave a third of the frame free above the object for a headline."
 )
 HOSTILE = '<script>document.title="owned"</script><img src=x onerror=alert(1)> & "quotes"'
+ARABIC = "اجعل الخلفية بيضاء بالكامل مع ظل ناعم"
 
 GEMINI = RowResult(
     RowState.SUCCEEDED,
@@ -87,8 +88,10 @@ def sample_job() -> ReportHarness:
             attempts=attempts,
             possible_duplicate_charges=int(row.row == 44),
         )
-        if result.outputs:
-            _store_thumbs(harness, row, with_before=bool(row.request.images))
+        for side in ("before", "after") if result.outputs else ():
+            if side == "after" or row.request.images:
+                thumb = draw(row.row, edited=side == "after")
+                harness.store.put(ResultPaths(JOB).thumb(row.key, side), thumb, "image/webp")
     harness.clock.time = START + 1_020
     return harness
 
@@ -104,14 +107,11 @@ def _csv() -> str:
             instruction = LONG
         if row % 29 == 3:
             image, instruction = "", "A single ripe pear on a blue plate, hard side light."
-        if row == 8:
-            instruction = HOSTILE
-        if row == 9:
-            instruction = "اجعل الخلفية بيضاء بالكامل مع ظل ناعم"
         if row % 125 == 60:
             instruction = ""
         if row == 12:
             image = f"{image}|products/side.png|products/top.png"
+        instruction = {8: HOSTILE, 9: ARABIC}.get(row, instruction)
         writer.writerow((image, instruction, f"SKU-{row:05d}"))
     return text.getvalue()
 
@@ -133,14 +133,6 @@ def outcome(row: JobRow, random: Random) -> RowResult:
     if kind == 13:
         return replace(edited, cost_micro_usd=None, model="gemini-next-image")
     return edited
-
-
-def _store_thumbs(harness: ReportHarness, row: JobRow, *, with_before: bool) -> None:
-    paths = ResultPaths(JOB)
-    if with_before:
-        before = draw(row.row, edited=False)
-        harness.store.put(paths.thumb(row.key, "before"), before, "image/webp")
-    harness.store.put(paths.thumb(row.key, "after"), draw(row.row, edited=True), "image/webp")
 
 
 def draw(seed: int, *, edited: bool) -> bytes:

@@ -102,10 +102,6 @@ class ReportHarness:
         cost = result.cost_micro_usd or 0
         self.add_to_counters(**{result.status.value: 1}, cost_micro_usd=cost, transitions=1)
 
-    def settle_all(self) -> None:
-        for row in self.job_rows:
-            self.settle(row)
-
     def add_to_counters(self, **deltas: int) -> None:
         run = self.run.run
         before = self.ledger.sums.get((JOB, run), Counters())

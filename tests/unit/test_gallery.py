@@ -47,6 +47,9 @@ FAILED: dict[str, Any] = EDITED | {
     "outputs": (),
 }
 
+SOURCES = ("https://x.test/a.jpg", "s3://b/k.png", "c.png", "d.png")
+SOURCE_LINK = '<a href="https://x.test/a.jpg" rel="noreferrer">https://x.test/a.jpg</a>'
+
 
 def summary(*rows: ReportRow, **changes: object) -> JobSummary:
     aggregate = Aggregate()
@@ -85,8 +88,6 @@ class Parsed(HTMLParser):
     open: list[Element] = field(default_factory=list)
     text: str = ""
 
-    VOID = frozenset({"meta", "link", "img", "input", "br", "hr"})
-
     def __post_init__(self) -> None:
         super().__init__()
         self.feed(self.page)
@@ -94,7 +95,7 @@ class Parsed(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append(Element(tag, dict(attrs)))
-        if tag not in self.VOID:
+        if tag not in {"meta", "link", "img", "input"}:
             self.open.append(self.elements[-1])
 
     def handle_endtag(self, tag: str) -> None:
@@ -113,8 +114,14 @@ class Parsed(HTMLParser):
         return [value or "" for value in found]
 
 
-def test_a_page_is_well_formed_and_its_ids_are_unique() -> None:
-    (page,) = pages(report_row(3, **EDITED), report_row(4, **FAILED))
+@pytest.fixture(scope="module")
+def page() -> str:
+    """A page with a row that was edited and one that failed, of one provider each."""
+    (page,) = pages(report_row(3, **EDITED), report_row(4, **FAILED | {"provider": "openai"}))
+    return page
+
+
+def test_a_page_is_well_formed_and_its_ids_are_unique(page: str) -> None:
     assert page.startswith("<!doctype html>\n")
     parsed = Parsed(page)
     assert parsed.open == []
@@ -166,16 +173,14 @@ def test_text_and_attributes_read_back_as_they_were(text: str) -> None:
     assert f"After: {text}" in parsed.values("alt")
 
 
-def test_one_choice_of_each_filter_is_checked() -> None:
-    (page,) = pages(report_row(3, **EDITED), report_row(4, **FAILED | {"provider": "openai"}))
+def test_one_choice_of_each_filter_is_checked(page: str) -> None:
     inputs = Parsed(page).all("input")
     assert [e.attributes["id"] for e in inputs if "checked" in e.attributes] == ["s-all", "p-all"]
     assert all(e.attributes.get("checked") is None for e in inputs)
     assert not any("disabled" in e.attributes for e in inputs)
 
 
-def test_the_policy_allows_only_its_own_style_and_inline_images() -> None:
-    (page,) = pages(report_row(3, **EDITED))
+def test_the_policy_allows_only_its_own_style_and_inline_images(page: str) -> None:
     parsed = Parsed(page)
     (policy,) = (
         e.attributes["content"]
@@ -183,53 +188,39 @@ def test_the_policy_allows_only_its_own_style_and_inline_images() -> None:
         if e.attributes.get("http-equiv") == "Content-Security-Policy"
     )
     (style,) = parsed.all("style")
+    assert style.text == stylesheet()
+    assert "</" not in style.text
     digest = b64encode(sha256(style.text.encode()).digest()).decode()
     assert policy == f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'"
     assert "style" not in {name for e in parsed.elements for name in e.attributes}
 
 
-def test_the_style_sheet_cannot_end_its_element() -> None:
-    (style,) = Parsed(pages()[0]).all("style")
-    assert style.text == stylesheet()
-    assert "</" not in stylesheet()
-
-
 @pytest.mark.parametrize(
-    "text", ["make it blue", "gemini-main", "gemini-3-pro-image", "$0.134", "8.1 s", "Row 3"]
+    ("values", "texts"),
+    [
+        (EDITED, ("make it blue", "gemini-main", "gemini-3-pro-image", "$0.134", "8.1 s", "Row 3")),
+        (EDITED, ('href="images/my%20cup%20%231.png"',)),  # relative and quoted
+        (EDITED | {"earlier": True}, ("earlier upload",)),
+        (EDITED | {"fallback": True}, ("fallback",)),
+        (EDITED | {"warnings": ("size changed",)}, ("size changed",)),
+        (EDITED | {"possible_duplicate_charges": 1}, ("billed this row more than once",)),
+        (FAILED, ("failed", "refused", "blocked for safety", "Next: ", "Reword the instruction")),
+        (FAILED | {"images": SOURCES}, (SOURCE_LINK, "<code>s3://b/k.png</code>", "and 1 more")),
+        *(
+            (EDITED | {"cost_micro_usd": cost}, (f"<dt>Cost</dt><dd>{shown}</dd>",))
+            for cost, shown in (
+                (0, "$0.00"),
+                (39_000, "$0.039"),
+                (1_234_500_000, "$1,234.50"),
+                (None, "not known"),
+            )
+        ),
+    ],
 )
-def test_a_card_shows_how_the_image_was_made(text: str) -> None:
-    assert text in card(**EDITED)
-
-
-@pytest.mark.parametrize(
-    "text", ["failed", "refused", "blocked for safety", "Next: ", "Reword the instruction"]
-)
-def test_the_card_of_a_failed_row_names_the_reason_and_the_next_step(text: str) -> None:
-    assert text in card(Thumbs(WEBP, None), **FAILED)
-
-
-def test_a_row_without_an_image_names_its_sources() -> None:
-    sources = ("https://x.test/a.jpg", "s3://b/k.png", "c.png", "d.png")
-    text = card(Thumbs(), **FAILED | {"images": sources})
-    assert '<a href="https://x.test/a.jpg" rel="noreferrer">https://x.test/a.jpg</a>' in text
-    assert "<code>s3://b/k.png</code>" in text
-    assert "and 1 more" in text
-
-
-def test_fallback_warnings_and_possible_double_charges_are_shown() -> None:
-    notable = {"fallback": True, "warnings": ("size changed",), "possible_duplicate_charges": 1}
-    text = card(**EDITED | notable)
-    assert "fallback" in text
-    assert "size changed" in text
-    assert "billed this row more than once" in text
-
-
-def test_an_earlier_upload_is_shown() -> None:
-    assert "earlier upload" in card(**EDITED, earlier=True)
-
-
-def test_links_to_full_size_images_are_relative_and_quoted() -> None:
-    assert 'href="images/my%20cup%20%231.png"' in card(**EDITED)
+def test_a_card_shows_how_a_row_ended_and_the_next_step(
+    values: dict[str, Any], texts: tuple[str, ...]
+) -> None:
+    assert [text for text in texts if text not in card(**values)] == []
 
 
 @pytest.mark.parametrize(
@@ -280,8 +271,9 @@ def test_a_row_without_images_is_text_only() -> None:
     assert "<figure" not in card(Thumbs(), **FAILED)
 
 
-def test_rows_are_split_into_pages_that_link_to_each_other() -> None:
+def test_rows_are_split_into_pages_that_link_to_each_other_and_to_failed_rows() -> None:
     rows = [report_row(n, **EDITED) for n in range(ROWS_PER_PAGE * 2 + 1)]
+    rows[120] = report_row(120, **FAILED)
     first, second, third = pages(*rows)
     assert [p.count("<article") for p in (first, second, third)] == [100, 100, 1]
     assert 'href="report-002.html"' in first
@@ -289,12 +281,6 @@ def test_rows_are_split_into_pages_that_link_to_each_other() -> None:
     assert 'href="report-003.html"' in second
     assert "Outcomes over time" in first
     assert "Outcomes over time" not in second
-
-
-def test_failed_rows_are_linked_from_the_first_page_to_their_own() -> None:
-    rows = [report_row(n, **EDITED) for n in range(150)]
-    rows[120] = report_row(120, **FAILED)
-    first, second = pages(*rows)
     assert 'href="report-002.html#r-120"' in first
     assert 'id="r-120"' in second
 
@@ -318,14 +304,11 @@ def test_failed_and_dead_rows_have_a_tile_each(
     assert {name: shown[name] for name in ("Failed", "Dead") if name in shown} == tiles
 
 
-def test_a_job_without_rows_to_show_still_has_its_page() -> None:
-    (only,) = pages()
+def test_a_job_without_rows_to_show_still_has_its_page_which_names_what_is_left_out() -> None:
+    (only,) = pages(note="10 rows are not shown")
     assert "<article" not in only
     assert JOB in only
-
-
-def test_the_page_names_what_is_left_out() -> None:
-    assert "a random 1,000" in pages(report_row(**EDITED), note="a random 1,000 rows")[0]
+    assert "10 rows are not shown" in only
 
 
 def test_the_page_of_a_rejected_file_shows_the_reason() -> None:
@@ -335,23 +318,13 @@ def test_the_page_of_a_rejected_file_shows_the_reason() -> None:
     assert Parsed(page).open == []
 
 
-def test_every_choice_without_a_card_shows_its_text() -> None:
-    (page,) = pages(report_row(3, **EDITED), report_row(4, **FAILED | {"provider": "openai"}))
+def test_every_choice_without_a_card_shows_its_text(page: str) -> None:
     (names,) = (value for value in Parsed(page).values("class") if value.startswith("no-rows "))
     absent = set(names.split())
     assert {"x-succeeded-openai", "x-failed-gemini", "x-dead-all"} <= absent
     assert not {"x-succeeded-gemini", "x-failed-openai", "x-all-all"} & absent
     for name in absent - {"no-rows"}:
         assert f".no-rows.{name} " in stylesheet()
-
-
-@pytest.mark.parametrize(
-    ("micro_usd", "text"),
-    [(0, "$0.00"), (39_000, "$0.039"), (1_234_500_000, "$1,234.50"), (None, "not known")],
-)
-def test_costs_are_readable(micro_usd: int | None, text: str) -> None:
-    cost = f"<dt>Cost</dt><dd>{text}</dd>"
-    assert cost in card(**EDITED | {"cost_micro_usd": micro_usd})
 
 
 @pytest.mark.parametrize("module", ["editor.batch", "splitter", "report.manifest", "bootstrap"])

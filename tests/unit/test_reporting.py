@@ -1,6 +1,6 @@
 """The report as a use case: what is written, when, and that it is never stale."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,6 @@ from tests.fakes.reporting import EDITED, JOB, ReportHarness, split_run
 from tests.fakes.services import FakeStore
 
 CSV = "image_url,instruction,sku\nhttps://x.test/a.jpg,make it blue,A1\nb.jpg,make it red,B2\n"
-CATS = "instruction\n" + "draw a cat\n" * 150
 REFUSED = RowResult(RowState.FAILED, Reason.REFUSED, "blocked by the provider")
 DEAD = RowResult(RowState.DEAD, Reason.UNAVAILABLE, "HTTP 503")
 
@@ -32,28 +31,21 @@ def complete_job(text: str = CSV) -> ReportHarness:
     return harness
 
 
-def test_every_row_of_the_csv_has_one_line_with_its_outcome() -> None:
-    harness = complete_job(CSV + "c.jpg,,C3\n")
+def reported_job(text: str = CSV) -> ReportHarness:
+    harness = complete_job(text)
     assert harness.report() is ReportOutcome.MADE
+    return harness
+
+
+def test_every_row_has_one_line_with_its_outcome_and_job_json_counts_them() -> None:
+    harness = reported_job(CSV + "c.jpg,,C3\n")
     assert [(x["sku"], x["row"], x["status"], x["reason"]) for x in harness.manifest] == [
         ("A1", "0", "succeeded", ""),
         ("B2", "1", "failed", "refused"),
         ("C3", "2", "failed", "bad_input"),
     ]
-
-
-def test_counts_in_job_json_are_those_of_the_manifest() -> None:
-    harness = complete_job(CSV + "c.jpg,,C3\n")
-    harness.report()
-    assert harness.summary["counts"] == {
-        "rows": 3,
-        "succeeded": 1,
-        "failed": 2,
-        "dead": 0,
-        "skipped": 0,
-        "resumed": 0,
-        "kept_failed": 0,
-    }
+    zero = dict.fromkeys(("dead", "skipped", "resumed", "kept_failed"), 0)
+    assert harness.summary["counts"] == {"rows": 3, "succeeded": 1, "failed": 2} | zero
     assert harness.summary["by_reason"] == {"refused": 1, "bad_input": 1}
     assert harness.summary["state"] == "done"
 
@@ -66,9 +58,8 @@ def test_a_job_with_unsettled_rows_is_not_reported() -> None:
     assert harness.store.objects == {}
 
 
-def test_a_second_reporter_makes_nothing_and_notifies_no_one() -> None:
-    harness = complete_job()
-    harness.report()
+def test_a_second_reporter_makes_nothing_and_sends_no_notification() -> None:
+    harness = reported_job()
     assert harness.report() is ReportOutcome.ALREADY_MADE
     assert len(harness.notifications) == 1
 
@@ -77,10 +68,10 @@ def test_an_unknown_job_is_not_an_error() -> None:
     assert ReportHarness(CSV).report(job="jobs/other") is ReportOutcome.NO_SUCH_JOB
 
 
-def test_job_json_is_written_last() -> None:
-    harness = complete_job()
-    harness.report()
+def test_job_json_is_written_last_and_counters_that_agree_log_no_error() -> None:
+    harness = reported_job()
     assert list(harness.store.objects)[-1] == f"{JOB}/job.json"
+    assert harness.telemetry.logged("error") == []
 
 
 class BrokenStore(FakeStore):
@@ -107,19 +98,26 @@ def redrive_and_succeed(harness: ReportHarness) -> None:
     harness.settle(harness.job_rows[1])
 
 
+class RedrivingStore(FakeStore):
+    """Calls `redrive` when the report is about to be complete."""
+
+    redrive: Callable[[], None]
+
+    def put(self, key: str, *args: Any, **options: Any) -> bool:
+        if key.endswith("job.json"):
+            self.redrive()
+        return super().put(key, *args, **options)
+
+
 def test_rows_redriven_meanwhile_make_the_report_again() -> None:
     harness = complete_job()
+    harness.store = store = RedrivingStore()
 
-    class RedrivingStore(FakeStore):
-        redriven = False
+    def once() -> None:
+        store.redrive = lambda: None
+        redrive_and_succeed(harness)
 
-        def put(self, key: str, *args: Any, **options: Any) -> bool:
-            if key.endswith("job.json") and not self.redriven:
-                self.redriven = True
-                redrive_and_succeed(harness)
-            return super().put(key, *args, **options)
-
-    harness.store = RedrivingStore()
+    store.redrive = once
     assert harness.report() is ReportOutcome.MADE
     assert [x["status"] for x in harness.manifest] == ["succeeded", "succeeded"]
     assert len(harness.notifications) == 1
@@ -127,21 +125,15 @@ def test_rows_redriven_meanwhile_make_the_report_again() -> None:
 
 def test_a_report_that_redrives_keep_overtaking_is_left_to_a_retry() -> None:
     harness = complete_job()
-
-    class RedrivingStore(FakeStore):
-        def put(self, key: str, *args: Any, **options: Any) -> bool:
-            if key.endswith("job.json"):
-                harness.add_to_counters(transitions=1)
-            return super().put(key, *args, **options)
-
+    store = RedrivingStore()
+    store.redrive = lambda: harness.add_to_counters(transitions=1)
     with pytest.raises(ServiceUnavailable, match="redriven each time"):
-        harness.report(store=RedrivingStore())
+        harness.report(store=store)
     assert harness.report() is ReportOutcome.MADE
 
 
 def test_a_report_made_again_after_a_redrive_says_so() -> None:
-    harness = complete_job()
-    harness.report()
+    harness = reported_job()
     redrive_and_succeed(harness)
     assert harness.report() is ReportOutcome.MADE
     assert harness.summary["revision"] == 2
@@ -150,8 +142,7 @@ def test_a_report_made_again_after_a_redrive_says_so() -> None:
 
 
 def test_rows_of_an_earlier_upload_stay_succeeded_and_are_counted_apart() -> None:
-    harness = complete_job()
-    harness.report()
+    harness = reported_job()
     harness.csv = CSV.replace("make it red", "make it green")
     del harness.ledger.rows[JOB, "000001"]
     harness.start(run="run-2", sequencer="2")
@@ -162,19 +153,14 @@ def test_rows_of_an_earlier_upload_stay_succeeded_and_are_counted_apart() -> Non
     assert summary["revision"] == 1
     assert summary["counts"]["succeeded"] == 2
     assert summary["counts"]["resumed"] == 1
-    assert summary["cost"] == {
-        "this_run_usd": 0.04,
-        "earlier_runs_usd": 0.134,
-        "total_usd": 0.174,
-        "unpriced_rows": 0,
-    }
+    cost = {"this_run_usd": 0.04, "earlier_runs_usd": 0.134, "total_usd": 0.174}
+    assert summary["cost"] == cost | {"unpriced_rows": 0}
     assert summary["fallback"] == {"rows": 1, "rate": 1.0}
     assert [x["endpoint"] for x in harness.manifest] == ["gemini-main", "gemini-main"]
 
 
 def test_rows_kept_failed_are_counted_apart() -> None:
-    harness = complete_job()
-    harness.report()
+    harness = reported_job()
     harness.start(run="run-2", sequencer="2")
     assert harness.report() is ReportOutcome.MADE
     counts = harness.summary["counts"]
@@ -182,8 +168,7 @@ def test_rows_kept_failed_are_counted_apart() -> None:
 
 
 def test_skipped_rows_keep_the_image_of_an_earlier_upload() -> None:
-    harness = complete_job()
-    harness.report()
+    harness = reported_job()
     harness.options = JobOptions(filter_rows="1:")
     assert harness.start(run="run-2", sequencer="2").options.filter_rows == "1:"
     harness.report()
@@ -235,12 +220,6 @@ def test_a_csv_that_becomes_unreadable_midway_leaves_no_partial_manifest() -> No
     assert harness.summary["counts"]["rows"] == 250
 
 
-def test_counters_that_agree_log_no_error() -> None:
-    harness = complete_job()
-    harness.report()
-    assert harness.telemetry.logged("error") == []
-
-
 def test_a_rejected_file_gets_its_reason_and_nothing_else() -> None:
     harness = ReportHarness(CSV)
     harness.reject_file("The file has no instruction column: name one.")
@@ -274,11 +253,18 @@ def test_only_one_of_two_reporters_notifies_of_a_rejected_file() -> None:
     assert len(harness.notifications) == 1
 
 
-def test_a_rejected_file_leaves_the_earlier_manifest_and_further_pages() -> None:
-    harness = ReportHarness(CATS)
+def reported_cats() -> ReportHarness:
+    """A report of two pages."""
+    harness = ReportHarness("instruction\n" + "draw a cat\n" * 150)
     harness.start()
-    harness.settle_all()
+    for row in harness.job_rows:
+        harness.settle(row)
     harness.report()
+    return harness
+
+
+def test_a_rejected_file_leaves_the_earlier_manifest_and_further_pages() -> None:
+    harness = reported_cats()
     harness.reject_file("The file is empty.", run="run-2", sequencer="2")
     assert harness.report() is ReportOutcome.MADE
     assert "The file is empty." in harness.text("report.html")
@@ -325,8 +311,7 @@ def test_the_report_of_a_stopped_job_says_so() -> None:
 
 
 def test_the_notification_has_counts_cost_and_keys() -> None:
-    harness = complete_job()
-    harness.report()
+    harness = reported_job()
     subject, body = harness.notifications[0]
     assert subject == "Darkroom: 1 of 2 rows succeeded, 1 did not - jobs/products"
     assert "\nCost of this upload: $0.134\n" in body
@@ -335,8 +320,7 @@ def test_the_notification_has_counts_cost_and_keys() -> None:
 
 
 def test_a_subject_is_one_that_sns_accepts() -> None:
-    harness = complete_job()
-    harness.report()
+    harness = reported_job()
     summary = JobSummary.model_validate_json(harness.text("job.json"))
     subject, _ = notification(summary.model_copy(update={"job": "jobs/" + "ü" * 200}))
     assert len(subject) <= 100
@@ -361,10 +345,7 @@ def test_an_unreadable_old_job_json_does_not_prevent_a_report() -> None:
 
 
 def test_surplus_pages_of_an_earlier_report_link_to_the_new_one() -> None:
-    harness = ReportHarness(CATS)
-    harness.start()
-    harness.settle_all()
-    harness.report()
+    harness = reported_cats()
     assert "report-002.html" in harness.text("report.html")
     harness.csv = "instruction\n" + "draw a cat\n" * 20
     harness.start(run="run-2", sequencer="2")

@@ -111,11 +111,8 @@ def stylesheet() -> str:
 def _render(template: str, **values: object) -> bytes:
     """A whole page, encoded piece by piece: with its thumbnails it may be many megabytes."""
     digest = b64encode(sha256(stylesheet().encode()).digest()).decode()
-    pieces = (
-        _environment()
-        .get_template(template)
-        .generate(**values, stylesheet=stylesheet(), style_digest=digest)
-    )
+    page = _environment().get_template(template)
+    pieces = page.generate(**values, stylesheet=stylesheet(), style_digest=digest)
     return b"".join(piece.encode() for piece in pieces)
 
 
@@ -188,12 +185,11 @@ def _filters(rows: Sequence[ReportRow]) -> list[tuple[str, str, list[tuple[str, 
     """Legend, group, and the choices with the number of their rows."""
     statuses = Counter(row.status.value for row in rows)
     providers = Counter(_provider_class(row) for row in rows)
-    groups = [("Status", "s", _STATUSES, statuses)]
-    if len(providers) > 1:
-        groups.append(("Provider", "p", _PROVIDERS, providers))
+    groups = [("Status", "s", _STATUSES, statuses), ("Provider", "p", _PROVIDERS, providers)]
     return [
         (legend, name, [("all", len(rows)), *((v, counts[v]) for v in values if counts[v])])
         for legend, name, values, counts in groups
+        if name == "s" or len(counts) > 1
     ]
 
 

@@ -9,14 +9,12 @@ from collections.abc import Callable, Sequence
 
 from darkroom.report.rows import ReportRow
 
-_OUTPUT_SEPARATOR = "|"
-
 _CELLS: dict[str, Callable[[ReportRow], str]] = {
     "row": lambda row: str(row.row),
     "status": lambda row: row.status.value,
     "reason": lambda row: row.reason,
     "detail": lambda row: " ".join(row.result.detail.split()),
-    "output": lambda row: _OUTPUT_SEPARATOR.join(row.result.outputs),
+    "output": lambda row: "|".join(row.result.outputs),
     "provider": lambda row: row.result.provider or "",
     "endpoint": lambda row: row.result.endpoint or "",
     "model": lambda row: row.result.model or "",
@@ -62,17 +60,12 @@ def header(columns: Sequence[str]) -> tuple[str, ...]:
     for column in columns:
         name = column
         if column.strip() in OWN_COLUMNS:
-            name = _unused_name(f"input_{column.strip()}", taken)
+            name, number = f"input_{column.strip()}", 2
+            while name in taken:
+                name, number = f"input_{column.strip()}_{number}", number + 1
             taken.add(name)
         names.append(name)
     return (*names, *OWN_COLUMNS)
-
-
-def _unused_name(name: str, taken: set[str]) -> str:
-    candidate, number = name, 2
-    while candidate in taken:
-        candidate, number = f"{name}_{number}", number + 1
-    return candidate
 
 
 class ManifestFormat:

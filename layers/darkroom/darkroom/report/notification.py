@@ -8,22 +8,17 @@ _MAX_SUBJECT_CHARS = 100  # SNS: at most 100 ASCII characters, no line breaks
 
 def notification(summary: JobSummary) -> tuple[str, str]:
     """Subject and body."""
-    again = f" (report made again, {summary.revision})" if summary.revision > 1 else ""
-    subject = f"Darkroom: {_headline(summary)}{again} - {summary.job}"
-    lines = [f"Job {summary.job}: {summary.state}{again}.", ""]
-    lines += [summary.reason or "", ""] if summary.state == "failed" else _figures(summary)
-    lines += _result_keys(summary)
-    return _ascii_subject(subject), "\n".join(lines) + "\n"
-
-
-def _headline(summary: JobSummary) -> str:
+    counts, failed = summary.counts, unsuccessful(summary.counts)
     if summary.state == "failed":
-        return "file rejected"
-    counts = summary.counts
-    failed = unsuccessful(counts)
-    return f"{counts.succeeded:,} of {counts.rows:,} rows succeeded" + (
-        f", {failed:,} did not" if failed else ""
-    )
+        headline, figures = "file rejected", [summary.reason or "", ""]
+    else:
+        headline = f"{counts.succeeded:,} of {counts.rows:,} rows succeeded"
+        headline += f", {failed:,} did not" if failed else ""
+        figures = _figures(summary)
+    again = f" (report made again, {summary.revision})" if summary.revision > 1 else ""
+    subject = f"Darkroom: {headline}{again} - {summary.job}"
+    lines = [f"Job {summary.job}: {summary.state}{again}.", "", *figures, *_result_keys(summary)]
+    return _ascii_subject(subject), "\n".join(lines) + "\n"
 
 
 def _figures(summary: JobSummary) -> list[str]:
@@ -32,7 +27,8 @@ def _figures(summary: JobSummary) -> list[str]:
         "succeeded": f" ({counts.resumed:,} of them in an earlier upload)",
         "dead": " (in the dead-letter queue)" if counts.dead else "",
     }
-    lines = [
+    groups = [f"{e.rows:,} {e.status}, {e.reason}: {e.what_to_do}" for e in summary.errors]
+    return [
         f"Rows: {counts.rows:,}",
         *(f"{s.capitalize()}: {getattr(counts, s):,}{notes.get(s, '')}" for s in SETTLED_STATUSES),
         f"Skipped: {counts.skipped:,}",
@@ -42,11 +38,8 @@ def _figures(summary: JobSummary) -> list[str]:
         f"Possible duplicate charges: {summary.possible_duplicate_charges:,}",
         f"Took: {duration(summary.duration_seconds)}",
         "",
+        *([*groups, ""] if groups else []),
     ]
-    if summary.errors:
-        lines += [f"{e.rows:,} {e.status}, {e.reason}: {e.what_to_do}" for e in summary.errors]
-        lines.append("")
-    return lines
 
 
 def _result_keys(summary: JobSummary) -> list[str]:

@@ -54,7 +54,12 @@ class GallerySelection:
         if row.status is RowState.SKIPPED and not row.result.outputs:
             self._left_out += 1
             return
-        row = _shortened(row)
+        row = replace(
+            row,
+            cells=(),
+            instruction=row.instruction[:_MAX_TEXT_CHARS],
+            result=replace(row.result, detail=row.result.detail[:_MAX_TEXT_CHARS]),
+        )
         (self._failed if row.status.unsuccessful else self._others).add(row)
         if self._all is not None:
             self._all.append(row)
@@ -80,12 +85,3 @@ class GallerySelection:
         if notes:
             notes.append("manifest.csv lists every row.")
         return " ".join(notes) or None
-
-
-def _shortened(row: ReportRow) -> ReportRow:
-    return replace(
-        row,
-        cells=(),
-        instruction=row.instruction[:_MAX_TEXT_CHARS],
-        result=replace(row.result, detail=row.result.detail[:_MAX_TEXT_CHARS]),
-    )

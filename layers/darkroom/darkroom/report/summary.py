@@ -181,8 +181,8 @@ def _summary(
         run=run.run,
         source=SourceSummary.model_validate(run.source, from_attributes=True),
         options=run.options,
-        started_at=utc(run.started_at),
-        finished_at=utc(finished_at),
+        started_at=_utc(run.started_at),
+        finished_at=_utc(finished_at),
         duration_seconds=round(finished_at - run.started_at, 3),
         warnings=(*(WarningSummary(text=text) for text in run.warnings), *(warnings or ())),
         **values,
@@ -217,7 +217,7 @@ class Timeline:
         """One bar per interval from the first outcome to the last, empty ones included."""
         indexes = range(min(self._counts), max(self._counts) + 1) if self._counts else range(0)
         bars = (
-            TimelineBar(start=utc(index * self.bar_seconds), **self._counts.get(index, Counter()))
+            TimelineBar(start=_utc(index * self.bar_seconds), **self._counts.get(index, Counter()))
             for index in indexes
         )
         return TimelineSummary(bar_seconds=self.bar_seconds, bars=tuple(bars))
@@ -401,5 +401,5 @@ def unsuccessful(counts: RowCounts | EndpointSummary) -> int:
     return sum(getattr(counts, s) for s in SETTLED_STATUSES if RowState(s).unsuccessful)
 
 
-def utc(seconds: float) -> datetime:
+def _utc(seconds: float) -> datetime:
     return datetime.fromtimestamp(round(seconds, 3), UTC)
