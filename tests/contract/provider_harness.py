@@ -67,20 +67,13 @@ class Harness:
     def fault(self, **fault: Any) -> None:
         self.set_up(faults=[fault])
 
-    def stats(self, **options: bool) -> dict[str, Any]:
-        stats: dict[str, Any] = self.simulator.stats(**options)[NAME]
+    def stats(self) -> dict[str, Any]:
+        stats: dict[str, Any] = self.simulator.stats()[NAME]
         return stats
 
     def endpoint(self, provider: Provider, **fields: Any) -> Endpoint:
-        return Endpoint.model_validate(
-            {
-                "name": "e",
-                "provider": provider,
-                "api_keys": (KEY,),
-                "base_url": self.simulator.base_url(NAME),
-                **fields,
-            }
-        )
+        defaults = {"name": "e", "api_keys": (KEY,), "base_url": self.simulator.base_url(NAME)}
+        return Endpoint.model_validate({"provider": provider, **defaults, **fields})
 
     def call(
         self,

@@ -13,7 +13,7 @@ import pytest
 from darkroom.calls import CallFailed
 from darkroom.providers import http as provider_http
 from darkroom.providers.registry import Provider
-from tests.contract.provider_harness import BOTH, KEY, NAME, Harness, photo, running_harness
+from tests.contract.provider_harness import BOTH, NAME, Harness, photo, running_harness
 
 FAULTS = ["server_error", "drop", "cut_json", "html", "refused", "broken_image", "rate_limited"]
 
@@ -80,16 +80,12 @@ def test_a_closed_editor_opens_new_connections(harness: Harness) -> None:
     assert harness.stats()["statuses"] == {"200": 4}
 
 
-def test_both_providers_share_one_http_client(harness: Harness) -> None:
+def test_both_providers_share_one_http_client_and_a_deadline_ends_with_its_block(
+    harness: Harness,
+) -> None:
     harness.set_up()
-    for provider in BOTH:
-        harness.call(provider, photo())
-    assert provider_http.shared_client.cache_info().currsize == 1
-
-
-def test_a_deadline_applies_only_inside_its_block() -> None:
     with provider_http.deadline(0.0):
         pass
-    with running_harness() as harness:
-        harness.set_up()
-        assert harness.call(Provider.GEMINI, photo(), key=KEY).images
+    for provider in BOTH:
+        assert harness.call(provider, photo()).images
+    assert provider_http.shared_client.cache_info().currsize == 1

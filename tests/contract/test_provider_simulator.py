@@ -1,15 +1,14 @@
 """The simulated providers are as strict as the real ones, and count correctly."""
 
 import base64
-import http.client
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,42 +55,31 @@ def restart(simulator: Simulator, **endpoint: Any) -> None:
     simulator.configure({"endpoints": {"x": {"mode": "fast", **endpoint}, "y": {}}})
 
 
-def post(simulator: Simulator, path: str, body: bytes, content_type: str, key: str = "k") -> Answer:
-    headers = {"Content-Type": content_type}
-    if key:
-        headers |= {"Authorization": f"Bearer {key}", "x-goog-api-key": key}
-    with closing(http.client.HTTPConnection("127.0.0.1", simulator.port, timeout=20)) as connection:
-        connection.request("POST", path, body, headers)
-        response = connection.getresponse()
-        return response.status, json.loads(response.read())
+def post(simulator: Simulator, path: str, key: str = "k", **request: Any) -> Answer:
+    headers = {"Authorization": f"Bearer {key}", "x-goog-api-key": key} if key else {}
+    with httpx2.Client(verify=False, timeout=20) as client:
+        response = client.post(simulator.url + path, headers=headers, **request)
+    return response.status_code, response.json()
 
 
 def edit(simulator: Simulator, *files: File, **fields: str) -> Answer:
     fields = {"model": "gpt-image-1.5", "prompt": "make it red", **fields}
-    parts = [
-        f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
-        for name, value in fields.items()
-    ]
-    for name, mime, data in files:
-        head = f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="f"\r\n'
-        parts.append(f"{head}Content-Type: {mime}\r\n\r\n".encode() + data + b"\r\n")
-    body = b"".join(parts) + b"--b--\r\n"
-    return post(simulator, EDITS, body, "multipart/form-data; boundary=b")
+    parts: list[Any] = [(name, (None, value)) for name, value in fields.items()]
+    parts += [(name, ("f", data, mime)) for name, mime, data in files]
+    return post(simulator, EDITS, files=parts)
 
 
 def generate(simulator: Simulator, **fields: Any) -> Answer:
     body = {"model": "gpt-image-1.5", "prompt": "a red boat", **fields}
-    return post(simulator, GENERATIONS, json.dumps(body).encode(), "application/json")
+    return post(simulator, GENERATIONS, json=body)
 
 
 def content(
     simulator: Simulator, *parts: dict[str, Any], path: str = GENERATE_CONTENT, **config: Any
 ) -> Answer:
-    body = {
-        "contents": [{"parts": [*parts] or [TEXT]}],
-        "generationConfig": {"imageConfig": config} if config else {},
-    }
-    return post(simulator, path, json.dumps(body).encode(), "application/json")
+    contents = [{"parts": [*parts] or [TEXT]}]
+    settings = {"imageConfig": config} if config else {}
+    return post(simulator, path, json={"contents": contents, "generationConfig": settings})
 
 
 def inline(mime: str, data: bytes) -> dict[str, Any]:
@@ -201,8 +189,8 @@ def test_gemini_rejects_a_resolution_for_a_model_without_one(simulator: Simulato
 
 
 def test_call_without_a_key_is_rejected(simulator: Simulator) -> None:
-    body = json.dumps({"model": "gpt-image-1.5", "prompt": "x"}).encode()
-    assert post(simulator, GENERATIONS, body, "application/json", key="")[0] == 401
+    body = {"model": "gpt-image-1.5", "prompt": "x"}
+    assert post(simulator, GENERATIONS, key="", json=body)[0] == 401
     assert simulator.stats()["x"]["paid_images"] == 0
 
 
@@ -258,7 +246,7 @@ def test_calls_and_images_are_counted_by_row_marker(simulator: Simulator) -> Non
 
 def test_image_that_never_arrived_is_billed(simulator: Simulator) -> None:
     restart(simulator, faults=[{"kind": "drop_after", "when": {"count": 1}}])
-    with pytest.raises(http.client.RemoteDisconnected):
+    with pytest.raises(httpx2.RemoteProtocolError):
         content(simulator, {"text": "x [row:1]"})
     assert simulator.stats()["x"]["paid_by_marker"] == {"1": 1}
 
@@ -310,8 +298,7 @@ def test_first_matching_fault_is_used() -> None:
 def test_invalid_configuration_is_rejected_and_changes_nothing(simulator: Simulator) -> None:
     with pytest.raises(ValueError, match="requests_per_minut"):
         restart(simulator, requests_per_minut=2)
-    body = b'{"endpoints": {"x": {"no": 1}}}'
-    assert post(simulator, "/_sim/configure", body, "application/json")[0] == 400
+    assert post(simulator, "/_sim/configure", json={"endpoints": {"x": {"no": 1}}})[0] == 400
     assert "x" in simulator.stats()
 
 

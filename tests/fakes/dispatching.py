@@ -107,22 +107,21 @@ class FakeCallContext:
 
     ineligible: dict[str, str] = field(default_factory=dict)  # endpoint: why
     raises: dict[str, BaseException] = field(default_factory=dict)
-    events: list[tuple[str, str]] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
 
     def plan(self, endpoint: Endpoint) -> CallPlan:
-        self.events.append(("plan", endpoint.name))
+        self.events.append(f"plan {endpoint.name}")
         if endpoint.name in self.ineligible:
             raise Ineligible(self.ineligible[endpoint.name])
         return CallPlan(endpoint.provider, endpoint.model, "make it red")
 
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
-        self.events.append(("before", endpoint.name))
+        self.events.append(f"before {endpoint.name}")
         if "before" in self.raises:
             raise self.raises["before"]
 
     def after_call(self, outcome: EditResult | CallFailed) -> None:
-        result = outcome.outcome.value if isinstance(outcome, CallFailed) else "succeeded"
-        self.events.append((result, self.events[-1][1]))  # the endpoint of `before`
+        self.events.append(outcome.outcome if isinstance(outcome, CallFailed) else "succeeded")
         if "after" in self.raises:
             raise self.raises["after"]
 

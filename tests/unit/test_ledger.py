@@ -239,7 +239,7 @@ class LedgerMachine(RuleBasedStateMachine):
             if record.run == run and record.state.terminal:
                 total += contribution(record)
         sums = self.ledger.counters(JOB, run)
-        assert _without_transitions(sums) == _without_transitions(total)
+        assert _sums_over_rows(sums) == _sums_over_rows(total)
 
     @invariant()
     def every_billed_call_is_an_image_or_counted(self) -> None:
@@ -380,7 +380,8 @@ class LedgerMachine(RuleBasedStateMachine):
         return {r.key: r.result for r in self.ledger.all(JOB) if r.run == run.run}
 
 
-def _without_transitions(counters: Counters) -> Counters:
+def _sums_over_rows(counters: Counters) -> Counters:
+    """Without the two counters to which no settled row contributes."""
     return counters + Counters(transitions=-counters.transitions, redriven=-counters.redriven)
 
 

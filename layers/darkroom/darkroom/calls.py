@@ -1,6 +1,6 @@
 """A call to a provider: the request, the result, and how it can fail."""
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 
 from darkroom.errors import DarkroomError, Reason
@@ -72,28 +72,21 @@ class EditResult:
     cost_micro_usd: int | None = None
 
 
+@dataclass(eq=False, repr=False)
 class CallFailed(DarkroomError):
     """A call without an image. `outcome` determines what follows; `detail` is safe to show."""
 
-    def __init__(
-        self,
-        outcome: Outcome,
-        detail: str,
-        *,
-        retry_after_seconds: float | None = None,
-        daily: bool = False,
-        maybe_charged: bool = False,
-        cost_micro_usd: int | None = None,
-        unknown: bool = False,
-    ) -> None:
-        super().__init__(f"{outcome}: {detail}")
-        self.outcome = outcome
-        self.detail = detail
-        self.retry_after_seconds = retry_after_seconds
-        self.daily = daily  # RATE_LIMITED by the quota of a day, not of a minute
-        self.maybe_charged = maybe_charged  # the provider may have done and billed the work
-        self.cost_micro_usd = cost_micro_usd  # a refusal or a text may be billed
-        self.unknown = unknown  # UNAVAILABLE because no rule matches: one more try, not many
+    outcome: Outcome
+    detail: str
+    _: KW_ONLY
+    retry_after_seconds: float | None = None
+    daily: bool = False  # RATE_LIMITED by the quota of a day, not of a minute
+    maybe_charged: bool = False  # the provider may have done and billed the work
+    cost_micro_usd: int | None = None  # a refusal or a text may be billed
+    unknown: bool = False  # UNAVAILABLE because no rule matches: one more try, not many
+
+    def __post_init__(self) -> None:
+        super().__init__(f"{self.outcome}: {self.detail}")
 
     @property
     def reason(self) -> Reason:

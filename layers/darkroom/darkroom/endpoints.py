@@ -231,21 +231,21 @@ def _one_each(
     variables: _ProviderVariables, endpoints: int, suffix: str, *common: str
 ) -> list[float | None]:
     """One number per endpoint: of its own, the `common` variable's, or None for the default."""
-    variable = variables.find(suffix)
+    own = variables.find(suffix)
+    variable = own or variables.find(*common)
     if variable is None:
-        shared = variables.find(*common)
-        return [None if shared is None else _number(*shared)] * endpoints
-    numbers = [_number(variable.name, item) for item in variable.value.split(",")]
+        return [None] * endpoints
+    try:
+        numbers = [float(item) for item in (variable.value.split(",") if own else [variable.value])]
+    except ValueError:
+        raise ConfigurationError(
+            f"{variable.name} contains something that is not a number"
+        ) from None
+    if own is None:
+        numbers *= endpoints
     if len(numbers) != endpoints:
         raise ConfigurationError(
             f"{variable.name} has {len(numbers)} number(s) for {endpoints} endpoint(s): write one "
             "for each"
         )
     return [*numbers]
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigurationError(f"{name} contains something that is not a number") from None

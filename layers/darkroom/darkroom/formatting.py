@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-SHOWN_CHARS = 80
+_SHOWN_CHARS = 80
 _LISTED = 12
 _LISTED_PROBLEMS = 5
 _SIGNED = re.compile(r"[?#].*", re.DOTALL)
@@ -22,20 +22,20 @@ def redact_url(reference: str) -> str:
 
 
 def quoted(value: str) -> str:
-    """The user's own words in quotes, on one line, cut, and `redact_url`."""
-    text = redact_url(value)
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    if len(text) > SHOWN_CHARS:
-        text = text[: SHOWN_CHARS - 1] + "…"
+    """A value from the user, in quotes: redacted, on one line, of limited length."""
+    printable = (c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in redact_url(value))
+    text = "".join(printable)
+    if len(text) > _SHOWN_CHARS:
+        text = text[: _SHOWN_CHARS - 1] + "…"
     return f"'{text}'"
 
 
 def quoted_list(names: Iterable[str]) -> str:
     """`'a', 'b' and 'c'`, cut after a dozen."""
-    words = [quoted(name) for name in names]
-    if len(words) > _LISTED:
-        words = [*words[:_LISTED], f"{len(words) - _LISTED} more"]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    shown = [quoted(name) for name in names]
+    if len(shown) > _LISTED:
+        shown = [*shown[:_LISTED], f"{len(shown) - _LISTED} more"]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
 def plural(count: int, noun: str) -> str:
@@ -75,9 +75,7 @@ def describe_validation(error: "ValidationError", subject: str = "") -> str:
     found = error.errors(include_input=False, include_url=False, include_context=False)
     inner = {p["loc"][:depth] for p in found for depth in range(len(p["loc"]))}
     problems = [
-        f"{field_path(problem['loc'])}: {_validation_message(problem['msg'])}"
-        if problem["loc"]
-        else _validation_message(problem["msg"])
+        f"{_field_path(problem['loc'])}: {_validation_message(problem['msg'])}".removeprefix(": ")
         for problem in found
         if problem["loc"] not in inner
     ]
@@ -87,7 +85,7 @@ def describe_validation(error: "ValidationError", subject: str = "") -> str:
     return (f"{subject}: " if subject else "") + "; ".join(problems)
 
 
-def field_path(location: tuple[int | str, ...]) -> str:
+def _field_path(location: tuple[int | str, ...]) -> str:
     """`("endpoints", 0, "api_keys")` -> `endpoints[0].api_keys`."""
     return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).removeprefix(".")
 

@@ -14,7 +14,7 @@ from botocore.exceptions import (
 from darkroom.errors import ServiceUnavailable
 
 # Codes that AWS documents as transient whatever their HTTP status; every 5xx is transient too.
-TRANSIENT_CODES = frozenset(
+_TRANSIENT_CODES = frozenset(
     {
         "InternalError",
         "InternalFailure",
@@ -79,7 +79,7 @@ def is_transient(error: Exception) -> bool:
     """True when the same request may well succeed in a while."""
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return status >= 500 or error_code(error) in TRANSIENT_CODES  # noqa: PLR2004  # HTTP's server errors
+        return status >= 500 or error_code(error) in _TRANSIENT_CODES  # noqa: PLR2004  # HTTP's server errors
     return isinstance(error, (ConnectionError, HTTPClientError, ResponseStreamingError))
 
 

@@ -23,19 +23,17 @@ _HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _NUMERIC_LABEL = re.compile(r"(0x[0-9a-f]*|\d+)", re.ASCII)
 _HOST_ENTRY = re.compile(r"(\*?\.)?([a-z0-9_][a-z0-9_.-]*|\[[0-9a-f:.]+\])(?::(\d{1,5}))?")
 
-# Routed somewhere special although the registries call parts of them global:
-# IETF protocol assignments (RFC 6890) and the anycast relays of 6to4 (RFC 7526).
-_SPECIAL_V4 = (IPv4Network("192.0.0.0/24"), IPv4Network("192.88.99.0/24"))
 # All global unicast IPv6 addresses of today are in here (IANA); all others are refused.
 _GLOBAL_V6 = IPv6Network("2000::/3")
-# Teredo, ORCHID and other protocol assignments; documentation; 6to4, whose inner IPv4 address can
-# be any; documentation again; the AS112 sinks.
-_SPECIAL_V6 = (
-    IPv6Network("2001::/23"),
-    IPv6Network("2001:db8::/32"),
-    IPv6Network("2002::/16"),
-    IPv6Network("3fff::/20"),
-    IPv6Network("2620:4f:8000::/48"),
+# Routed somewhere special although the registries call parts of them global.
+_SPECIAL = (
+    IPv4Network("192.0.0.0/24"),  # IETF protocol assignments (RFC 6890)
+    IPv4Network("192.88.99.0/24"),  # the anycast relays of 6to4 (RFC 7526)
+    IPv6Network("2001::/23"),  # Teredo, ORCHID and other protocol assignments
+    IPv6Network("2001:db8::/32"),  # documentation
+    IPv6Network("2002::/16"),  # 6to4, whose inner IPv4 address can be any
+    IPv6Network("3fff::/20"),  # documentation
+    IPv6Network("2620:4f:8000::/48"),  # the AS112 sinks
 )
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last four bytes are the IPv4 destination
 
@@ -50,25 +48,17 @@ def is_public(address: str) -> bool:
         parsed = ip_address(address)
     except ValueError:
         return False
-    if isinstance(parsed, IPv4Address):
-        return _is_public_v4(parsed)
-    if parsed.scope_id is not None:
-        return False
-    if parsed.ipv4_mapped is not None:
-        return _is_public_v4(parsed.ipv4_mapped)
-    if parsed in _NAT64:
-        return _is_public_v4(IPv4Address(int(parsed) & 0xFFFFFFFF))
-    return _is_public_v6(parsed)
-
-
-def _is_public_v4(address: IPv4Address) -> bool:
-    special = address.is_multicast or any(address in network for network in _SPECIAL_V4)
-    return address.is_global and not special
-
-
-def _is_public_v6(address: IPv6Address) -> bool:
-    special = any(address in network for network in _SPECIAL_V6)
-    return address.is_global and address in _GLOBAL_V6 and not special
+    if isinstance(parsed, IPv6Address):
+        if parsed.scope_id is not None:
+            return False
+        if parsed.ipv4_mapped is not None:
+            parsed = parsed.ipv4_mapped
+        elif parsed in _NAT64:
+            parsed = IPv4Address(int(parsed) & 0xFFFFFFFF)
+        elif parsed not in _GLOBAL_V6:
+            return False
+    special = parsed.is_multicast or any(parsed in network for network in _SPECIAL)
+    return parsed.is_global and not special
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,10 +221,17 @@ def rejected(reference: str, problem: str) -> RowRejected:
 
 def _ascii_host(url: str, host: str) -> str:
     """The host in lower case, of a form that is looked up as it is written."""
-    if ":" in host:
-        return _ipv6(url, host)
-    if not host.isascii():
-        host = _from_unicode(url, host)
+    try:
+        if ":" in host:
+            host = IPv6Address(host).compressed
+        elif not host.isascii():
+            import idna  # noqa: PLC0415 - its tables are large, and few hosts need them
+
+            host = idna.encode(host, uts46=True).decode()
+    except ValueError as error:  # IDNAError is one too
+        raise rejected(url, "does not have a valid host name") from error
+    if ":" in host and "%" not in host:  # a scope (%eth0) is valid on one machine only
+        return host
     host = host.lower().removesuffix(".")
     if len(host) > _MAX_HOST_CHARACTERS or _HOST.fullmatch(host) is None:
         raise rejected(url, "does not have a valid host name")
@@ -244,22 +241,3 @@ def _ascii_host(url: str, host: str) -> str:
         except ValueError as error:
             raise rejected(url, "has an address in an unusual notation: use a host name") from error
     return host
-
-
-def _ipv6(url: str, host: str) -> str:
-    try:
-        address = IPv6Address(host)
-    except ValueError as error:
-        raise rejected(url, "does not have a valid host name") from error
-    if address.scope_id is not None:  # valid on one machine only
-        raise rejected(url, "does not have a valid host name")
-    return address.compressed
-
-
-def _from_unicode(url: str, host: str) -> str:
-    import idna  # noqa: PLC0415 - its tables are large, and few hosts need them
-
-    try:
-        return idna.encode(host, uts46=True).decode()
-    except (idna.IDNAError, UnicodeError) as error:
-        raise rejected(url, "does not have a valid host name") from error

@@ -172,20 +172,24 @@ def cause_without_key(error: BaseException, key: str) -> BaseException | None:
 
 def retry_after(headers: Mapping[str, str], text: str, now: datetime | None = None) -> float | None:
     """Seconds to wait by `retry-after-ms`, `Retry-After` (seconds or date), or the text."""
-    milliseconds = headers.get("retry-after-ms", "")
-    if milliseconds.replace(".", "", 1).isdigit():
-        return float(milliseconds) / 1000
+    milliseconds = decimal(headers.get("retry-after-ms", ""))
+    if milliseconds is not None:
+        return milliseconds / 1000
     value = headers.get("retry-after", "").strip()
-    if value.replace(".", "", 1).isdigit():
-        return float(value)
-    if value:
-        try:
-            until = parsedate_to_datetime(value)
-        except ValueError:
-            until = None
-        if until is not None and until.tzinfo is not None:
-            return max(0.0, (until - (now or datetime.now(UTC))).total_seconds())
-    return delay_in_text(text)
+    if (seconds := decimal(value)) is not None:
+        return seconds
+    try:
+        until = parsedate_to_datetime(value)
+    except (ValueError, OverflowError):
+        return delay_in_text(text)
+    if until.tzinfo is None:
+        return delay_in_text(text)
+    return max(0.0, (until - (now or datetime.now(UTC))).total_seconds())
+
+
+def decimal(text: str) -> float | None:
+    """A number without sign or exponent; None for any other text."""
+    return float(text) if text.replace(".", "", 1).isdecimal() else None
 
 
 def delay_in_text(text: str) -> float | None:

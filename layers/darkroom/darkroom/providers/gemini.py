@@ -18,6 +18,7 @@ from darkroom.providers.adapter import SdkImageEditor
 from darkroom.providers.errors import (
     Failure,
     Rule,
+    decimal,
     malformed_response,
     names,
     retry_after,
@@ -288,7 +289,6 @@ def _reasons(details: list[dict[str, Any]]) -> Iterator[str]:
 def _retry_delay(details: list[dict[str, Any]]) -> float | None:
     """Seconds of google.rpc.RetryInfo, "17.5s"."""
     for detail in details:
-        delay = str(detail.get("retryDelay", "")).removesuffix("s")
-        if delay.replace(".", "", 1).isdigit():
-            return float(delay)
+        if (delay := decimal(str(detail.get("retryDelay", "")).removesuffix("s"))) is not None:
+            return delay
     return None
