@@ -30,10 +30,7 @@ class Reason(StrEnum):
         "no_image",
         "The model answered without an image. Ask for an edit more plainly, then upload again.",
     )
-    BAD_INPUT = (
-        "bad_input",
-        "Correct the row in the CSV as the detail says, then upload it again.",
-    )
+    BAD_INPUT = "bad_input", "Correct the row in the CSV as the detail says, then upload it again."
     BAD_IMAGE = (
         "bad_image",
         (
@@ -52,10 +49,7 @@ class Reason(StrEnum):
         "budget",
         "Upload the CSV again with a larger budget-usd: the job continues where it ended.",
     )
-    STOPPED = (
-        "stopped",
-        "The job was stopped. Upload the CSV again to continue where it ended.",
-    )
+    STOPPED = "stopped", "The job was stopped. Upload the CSV again to continue where it ended."
     OUTCOME_UNKNOWN = (
         "outcome_unknown",
         (
@@ -71,18 +65,9 @@ class Reason(StrEnum):
             "endpoints secret to what your account allows, then redrive."
         ),
     )
-    QUOTA_SPENT = (
-        "quota_spent",
-        "Top up the provider's account or add an endpoint, then redrive.",
-    )
-    KEY_REJECTED = (
-        "key_rejected",
-        "Put a valid API key into the endpoints secret, then redrive.",
-    )
-    UNAVAILABLE = (
-        "unavailable",
-        "The provider was down or too slow. Redrive when it has recovered.",
-    )
+    QUOTA_SPENT = "quota_spent", "Top up the provider's account or add an endpoint, then redrive."
+    KEY_REJECTED = "key_rejected", "Put a valid API key into the endpoints secret, then redrive."
+    UNAVAILABLE = "unavailable", "The provider was down or too slow. Redrive when it has recovered."
     IMAGE_UNAVAILABLE = (
         "image_unavailable",
         "The host of the source image did not respond. Redrive when it is back.",
@@ -101,10 +86,7 @@ class Reason(StrEnum):
             "secret or raise its limits, then redrive."
         ),
     )
-    UNPARSEABLE = (
-        "unparseable",
-        "The message was not one of Darkroom's. Upload the CSV again.",
-    )
+    UNPARSEABLE = "unparseable", "The message was not one of Darkroom's. Upload the CSV again."
 
 
 def remediation(reason: str | None) -> str:

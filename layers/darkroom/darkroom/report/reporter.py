@@ -86,7 +86,7 @@ class Reporter:
             except _Superseded:
                 continue
             if self.runs.finish_report(run, summary.finished_at.timestamp()):
-                self._announce(summary)
+                self._log_and_notify(summary)
                 return ReportOutcome.MADE
         if self.runs.report_due(job):
             raise ServiceUnavailable(f"{job}: rows were redriven each time its report was made")
@@ -109,7 +109,7 @@ class Reporter:
             replaces=stored["etag"] if stored else None,
         ):
             return ReportOutcome.ALREADY_MADE
-        self._announce(summary)
+        self._log_and_notify(summary)
         return ReportOutcome.MADE
 
     def _make(self, run: Run) -> JobSummary:
@@ -208,7 +208,7 @@ class Reporter:
                 unaccounted=aggregate.unaccounted,
             )
 
-    def _announce(self, summary: JobSummary) -> None:
+    def _log_and_notify(self, summary: JobSummary) -> None:
         self.telemetry.info(
             "job_reported",
             job=summary.job,

@@ -1,4 +1,4 @@
-"""Selects the rows of the gallery: all of a small job, a fair sample of a large one."""
+"""Selects the rows of the gallery: all of a small job, a random sample of a large one."""
 
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -77,8 +77,8 @@ class GallerySelection:
         notes: list[str] = []
         if self._all is None:
             notes.append(
-                f"This job is too large to show whole: here are {self._failed.describe()} that "
-                f"failed and {self._others.describe()} that did not."
+                "This job is too large to show every row. This gallery shows "
+                f"{self._failed.describe()} that failed and {self._others.describe()} that did not."
             )
         if self._left_out:
             notes.append(f"{self._left_out:,} rows outside filter-rows are not shown.")
