@@ -253,7 +253,7 @@ def test_only_one_of_two_reporters_notifies_of_a_rejected_file() -> None:
     assert len(harness.notifications) == 1
 
 
-def reported_cats() -> ReportHarness:
+def two_page_report() -> ReportHarness:
     """A report of two pages."""
     harness = started_job(*[EDITED] * 150, text="instruction\n" + "draw a cat\n" * 150)
     harness.report()
@@ -261,7 +261,7 @@ def reported_cats() -> ReportHarness:
 
 
 def test_a_rejected_file_leaves_the_earlier_manifest_and_further_pages() -> None:
-    harness = reported_cats()
+    harness = two_page_report()
     harness.reject_file("The file is empty.", run="run-2", sequencer="2")
     assert harness.report() is ReportOutcome.MADE
     assert "The file is empty." in harness.text("report.html")
@@ -340,7 +340,7 @@ def test_an_unreadable_old_job_json_does_not_prevent_a_report() -> None:
 
 
 def test_surplus_pages_of_an_earlier_report_link_to_the_new_one() -> None:
-    harness = reported_cats()
+    harness = two_page_report()
     assert "report-002.html" in harness.text("report.html")
     harness.csv = "instruction\n" + "draw a cat\n" * 20
     harness.start(run="run-2", sequencer="2")

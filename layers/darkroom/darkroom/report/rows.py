@@ -18,9 +18,12 @@ _LOOKUPS_AHEAD = 8  # bounds the memory of the prefetch to 800 rows
 
 _OUTSIDE_FILTER = "outside filter-rows"
 _KEPT_OUTPUT = f"{_OUTSIDE_FILTER}; output is the result of an earlier upload for this row"
-_NO_OUTCOME = (
+_SKIPPED = RowResult(RowState.SKIPPED, detail=_OUTSIDE_FILTER)
+_LOST = RowResult(
+    RowState.FAILED,
+    Reason.WORKER_LOST,
     "the job is complete but the ledger has no outcome for this row: upload the same CSV again, "
-    "and only rows like this one will be processed"
+    "and only rows like this one will be processed",
 )
 
 
@@ -77,52 +80,33 @@ def ledger_report_rows(rows: RowLedger, run: Run) -> Iterator[ReportRow]:
     for record in rows.all(run.job):
         if record.result is not None:
             row = ReportRow(record.row, record.key, record.result)
-            yield _with_record(row, record, earlier=record.run != run.run)
+            yield _settled(row, record, record.result, earlier=record.run != run.run)
 
 
 def report_row(source: JobRow, record: RowRecord | None, run: Run) -> ReportRow:
     """The row of the CSV with exactly one terminal status, whatever the ledger contains."""
     request = source.request
-    result = record.result if record is not None else None
-    if source.skipped:
-        return _skipped(source, record)
+    # Skipped, unless one of the cases below applies.
+    row = ReportRow(source.row, source.key, _SKIPPED, cells=source.cells)
     if isinstance(request, RowRejected):
-        return _joined(source, RowResult(RowState.FAILED, request.reason, request.detail))
-    if record is None or result is None or not record.state.terminal:
-        lost = RowResult(RowState.FAILED, Reason.WORKER_LOST, _NO_OUTCOME)
-        return replace(_joined(source, lost), unaccounted=True)
-    return _with_record(_joined(source, result), record, earlier=record.run != run.run)
+        rejected = RowResult(RowState.FAILED, request.reason, request.detail)
+        return row if source.skipped else replace(row, result=rejected)
+    row = replace(row, instruction=request.instruction, images=request.images)
+    result = record.result if record is not None and record.state.terminal else None
+    if record is None or result is None:
+        return row if source.skipped else replace(row, result=_LOST, unaccounted=True)
+    if not source.skipped:
+        return _settled(row, record, result, earlier=record.run != run.run)
+    if record.state is RowState.SUCCEEDED and record.fingerprint == request.fingerprint():
+        kept = replace(result, status=RowState.SKIPPED, detail=_KEPT_OUTPUT)
+        return _settled(row, record, kept, earlier=True)
+    return row
 
 
-def _skipped(source: JobRow, record: RowRecord | None) -> ReportRow:
-    """A skipped row keeps the image of an earlier upload if the request is the same."""
-    if (
-        isinstance(source.request, RowRequest)
-        and record is not None
-        and record.result is not None
-        and record.state is RowState.SUCCEEDED
-        and record.fingerprint == source.request.fingerprint()
-    ):
-        kept = replace(record.result, status=RowState.SKIPPED, detail=_KEPT_OUTPUT)
-        return _with_record(_joined(source, kept), record, earlier=True)
-    return _joined(source, RowResult(RowState.SKIPPED, detail=_OUTSIDE_FILTER))
-
-
-def _joined(source: JobRow, result: RowResult) -> ReportRow:
-    request = source.request if isinstance(source.request, RowRequest) else None
-    return ReportRow(
-        source.row,
-        source.key,
-        result,
-        cells=source.cells,
-        instruction=request.instruction if request else "",
-        images=request.images if request else (),
-    )
-
-
-def _with_record(row: ReportRow, record: RowRecord, *, earlier: bool) -> ReportRow:
+def _settled(row: ReportRow, record: RowRecord, result: RowResult, *, earlier: bool) -> ReportRow:
     return replace(
         row,
+        result=result,
         attempts=record.attempts,
         possible_duplicate_charges=record.possible_duplicate_charges,
         settled_at=record.updated_at or None,
