@@ -17,7 +17,9 @@ from PIL import (
     ImageOps,
 )
 
+type Size = tuple[int, int]
 LONGEST_SIDE = 2048  # larger outputs are rendered at this size and scaled up
+_font = lru_cache(maxsize=32)(ImageFont.load_default)
 
 
 def _tint(image: Image.Image, dark: str, light: str) -> Image.Image:
@@ -71,7 +73,7 @@ def _colours(prompt: str) -> tuple[str, str]:
     return f"hsl({hue},70%,15%)", f"hsl({(hue + 40) % 360},85%,85%)"
 
 
-def _collage(images: Sequence[Image.Image], size: tuple[int, int]) -> Image.Image:
+def _collage(images: Sequence[Image.Image], size: Size) -> Image.Image:
     """The images side by side, each cropped to its share of the canvas."""
     canvas = Image.new("RGB", size)
     columns = min(len(images), 4)
@@ -83,7 +85,7 @@ def _collage(images: Sequence[Image.Image], size: tuple[int, int]) -> Image.Imag
     return canvas
 
 
-def _landscape(prompt: str, size: tuple[int, int]) -> Image.Image:
+def _landscape(prompt: str, size: Size) -> Image.Image:
     """A sky, hills and a sun, in colours derived from the prompt, for a row without images."""
     dark, light = _colours(prompt)
     canvas = ImageOps.colorize(Image.linear_gradient("L").resize(size), dark, light)
@@ -102,11 +104,6 @@ def _landscape(prompt: str, size: tuple[int, int]) -> Image.Image:
     return canvas
 
 
-@lru_cache(maxsize=32)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
 def _caption(image: Image.Image, text: str) -> None:
     """A strip at the bottom with the start of the text."""
     strip = max(24, image.height // 14)
@@ -119,14 +116,9 @@ def _caption(image: Image.Image, text: str) -> None:
 
 
 def render(
-    prompt: str,
-    images: Sequence[Image.Image],
-    size: tuple[int, int],
-    *,
-    mask: Image.Image | None = None,
-    label: str = "",
+    prompt: str, images: Sequence[Image.Image], mask: Image.Image | None, size: Size, label: str
 ) -> Image.Image:
-    """An RGB image of `size`. With `mask`, only its transparent area is changed."""
+    """An RGB image of `size`, with a caption. With `mask`, only its transparent area is changed."""
     scale = min(1.0, LONGEST_SIDE / max(size))
     work = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
     before = _collage(images, work) if images else _landscape(prompt, work)
@@ -134,8 +126,7 @@ def render(
     if mask is not None:
         change = ImageChops.invert(ImageOps.fit(mask.getchannel("A"), work))
         after = Image.composite(after, before, change)
-    text = " ".join(prompt.split())
-    _caption(after, f"{label}: {text}" if label else text)
+    _caption(after, f"{label}: {' '.join(prompt.split())}")
     return after if work == size else after.resize(size)
 
 

@@ -155,8 +155,7 @@ async def _output_image(state: EndpointState, api: ImageApi[Any], request: Image
 def _render(api: ImageApi[Any], request: ImageRequest, label: str) -> bytes:
     images = [image.decode() for image in request.images]
     mask = request.mask.decode() if request.mask else None
-    size = api.output_size(request)
-    output = effects.render(request.prompt, images, size, mask=mask, label=label)
+    output = effects.render(request.prompt, images, mask, api.output_size(request), label)
     if request.transparent:
         output.putalpha(230)
     return effects.encode(output, request.output_format)
