@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import batched
 from pathlib import Path
 
 import boto3
@@ -53,20 +54,20 @@ class GeneratedLedger:
 
     def record(self, key: str) -> RowRecord:
         row = int(key)
-        result = RowResult(
-            RowState.SUCCEEDED,
-            outputs=(f"{JOB}/images/{key}.png",),
-            provider="gemini",
-            endpoint=f"gemini-{row % 3}",
-            model="gemini-3-pro-image",
-            latency_ms=5_000 + row % 9_000,
-            cost_micro_usd=134_000,
-        )
         if row % 100 == 7:
-            detail = "the image was blocked by a safety filter"
-            result = RowResult(RowState.FAILED, reason=Reason.REFUSED, detail=detail)
+            result = RowResult(RowState.FAILED, Reason.REFUSED, "blocked by a safety filter")
         elif row % 1_000 == 11:
-            result = RowResult(RowState.DEAD, reason=Reason.UNAVAILABLE, detail="HTTP 503")
+            result = RowResult(RowState.DEAD, Reason.UNAVAILABLE, "HTTP 503")
+        else:
+            result = RowResult(
+                RowState.SUCCEEDED,
+                outputs=(f"{JOB}/images/{key}.png",),
+                provider="gemini",
+                endpoint=f"gemini-{row % 3}",
+                model="gemini-3-pro-image",
+                latency_ms=5_000 + row % 9_000,
+                cost_micro_usd=134_000,
+            )
         at = 1_790_000_000 + row * 0.3
         return RowRecord(
             key, row, result.status, "a" * 24, "run-1", attempts=1, updated_at=at, result=result
@@ -84,8 +85,7 @@ class GeneratedLedger:
         return True
 
     def counters(self, _job: str, _run: str) -> Counters:
-        dead = sum(1 for r in range(11, self.rows, 1_000))
-        failed = sum(1 for r in range(7, self.rows, 100))
+        dead, failed = len(range(11, self.rows, 1_000)), len(range(7, self.rows, 100))
         return Counters(succeeded=self.rows - failed - dead, failed=failed, dead=dead)
 
 
@@ -136,12 +136,12 @@ class Disk:
 def generated_csv(count: int) -> JobRows:
     def pieces() -> Iterator[bytes]:
         yield b"image_url,instruction,sku,price\n"
-        for row in range(0, count, 1_000):
+        for rows in batched(range(count), 1_000, strict=False):
             lines = (
                 f"https://cdn.example.com/catalogue/item-{n:07d}.jpg,"
                 '"Replace the background with light grey, keep the shadow",'
                 f"SKU-{n:07d},-{n % 90}.5\n"
-                for n in range(row, min(count, row + 1_000))
+                for n in rows
             )
             yield "".join(lines).encode()
 
@@ -163,11 +163,8 @@ def peak_mb() -> int:
 def main(count: int) -> int:
     before = peak_mb()
     with tempfile.TemporaryDirectory() as folder:
-        ledger, disk, telemetry = (
-            GeneratedLedger(count, canned_ledger()),
-            Disk(Path(folder)),
-            FakeTelemetry(),
-        )
+        ledger, disk = GeneratedLedger(count, canned_ledger()), Disk(Path(folder))
+        telemetry = FakeTelemetry()
         reporter = Reporter(
             runs=ledger,  # type: ignore[arg-type]
             rows=ledger,  # type: ignore[arg-type]
@@ -182,8 +179,7 @@ def main(count: int) -> int:
         seconds, cpu = time.monotonic() - started, time.process_time() - cpu
         with (Path(folder) / "manifest.csv").open("rb") as manifest:
             lines = sum(1 for _ in manifest) - 1
-    peak = peak_mb()
-    pages = [size for key, size in disk.written.items() if key.endswith(".html")]
+    peak, errors = peak_mb(), telemetry.logged("error")
     measured = {
         "rows": count,
         "seconds": round(seconds, 1),
@@ -193,11 +189,11 @@ def main(count: int) -> int:
         "rss_mb_before": before,
         "manifest_lines": lines,
         "manifest_mb": round(disk.written[ResultPaths(JOB).manifest] / 1e6, 1),
-        "pages": len(pages),
-        "errors": telemetry.logged("error"),
+        "pages": sum(key.endswith(".html") for key in disk.written),
+        "errors": errors,
     }
     print(json.dumps(measured))
-    passed = outcome is ReportOutcome.MADE and lines == count and not telemetry.logged("error")
+    passed = outcome is ReportOutcome.MADE and lines == count and not errors
     return 0 if passed and peak < MAX_MEGABYTES else 1
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from darkroom.errors import Reason
 from darkroom.report.gallery import (
     ROWS_PER_PAGE,
-    Gallery,
     Thumbs,
+    gallery_pages,
     page_count,
     rejected_page,
     stylesheet,
@@ -62,8 +62,8 @@ def summary(*rows: ReportRow, **changes: object) -> JobSummary:
 def pages(
     *rows: ReportRow, note: str | None = None, thumbs: Thumbs = BOTH, **changes: object
 ) -> list[str]:
-    gallery = Gallery(summary(*rows, **changes), rows, note)
-    return [page.decode() for page in gallery.pages(lambda chunk: [thumbs] * len(chunk))]
+    made = gallery_pages(summary(*rows, **changes), rows, note, lambda shown: [thumbs] * len(shown))
+    return [page.decode() for page in made]
 
 
 def card(thumbs: Thumbs = BOTH, **values: Any) -> str:

@@ -19,16 +19,20 @@ from tests.fakes.services import FakeStore
 
 CSV = "image_url,instruction,sku\nhttps://x.test/a.jpg,make it blue,A1\nb.jpg,make it red,B2\n"
 REFUSED = RowResult(RowState.FAILED, Reason.REFUSED, "blocked by the provider")
-DEAD = RowResult(RowState.DEAD, Reason.UNAVAILABLE, "HTTP 503")
+
+
+def started_job(*results: RowResult, text: str = CSV) -> ReportHarness:
+    """A run whose first rows have `results`."""
+    harness = ReportHarness(text)
+    harness.start()
+    for row, result in zip(harness.job_rows, results, strict=False):
+        harness.settle(row, result)
+    return harness
 
 
 def complete_job(text: str = CSV) -> ReportHarness:
     """A run whose first row succeeded and whose second was refused."""
-    harness = ReportHarness(text)
-    harness.start()
-    harness.settle(harness.job_rows[0])
-    harness.settle(harness.job_rows[1], REFUSED)
-    return harness
+    return started_job(EDITED, REFUSED, text=text)
 
 
 def reported_job(text: str = CSV) -> ReportHarness:
@@ -51,9 +55,7 @@ def test_every_row_has_one_line_with_its_outcome_and_job_json_counts_them() -> N
 
 
 def test_a_job_with_unsettled_rows_is_not_reported() -> None:
-    harness = ReportHarness(CSV)
-    harness.start()
-    harness.settle(harness.job_rows[0])
+    harness = started_job(EDITED)
     assert harness.report() is ReportOutcome.NOT_READY
     assert harness.store.objects == {}
 
@@ -182,8 +184,8 @@ def test_a_row_without_an_outcome_in_the_ledger_is_reported_as_failed() -> None:
     harness = complete_job()
     del harness.ledger.rows[JOB, "000000"]
     harness.report()
-    line = harness.manifest[0]
-    assert (line["status"], line["reason"]) == ("failed", "worker_lost")
+    assert harness.manifest[0]["status"] == "failed"
+    assert harness.manifest[0]["reason"] == "worker_lost"
     assert "manifest_disagrees_with_counters" in harness.telemetry.logged("error")
 
 
@@ -204,9 +206,7 @@ def test_a_deleted_csv_still_gets_a_report_of_the_ledgers_rows() -> None:
 
 
 def test_a_csv_that_becomes_unreadable_midway_leaves_no_partial_manifest() -> None:
-    harness = complete_job("instruction\n" + "draw a cat\n" * 250)
-    for row in harness.job_rows[2:]:
-        harness.settle(row)
+    harness = started_job(*[EDITED] * 250, text="instruction\n" + "draw a cat\n" * 250)
 
     class ReplacedFile:
         header = ("instruction",)
@@ -255,10 +255,7 @@ def test_only_one_of_two_reporters_notifies_of_a_rejected_file() -> None:
 
 def reported_cats() -> ReportHarness:
     """A report of two pages."""
-    harness = ReportHarness("instruction\n" + "draw a cat\n" * 150)
-    harness.start()
-    for row in harness.job_rows:
-        harness.settle(row)
+    harness = started_job(*[EDITED] * 150, text="instruction\n" + "draw a cat\n" * 150)
     harness.report()
     return harness
 
@@ -299,9 +296,7 @@ def test_redriven_rows_that_this_csv_no_longer_has_log_no_error() -> None:
 
 
 def test_the_report_of_a_stopped_job_says_so() -> None:
-    harness = ReportHarness(CSV)
-    harness.start()
-    harness.settle(harness.job_rows[0])
+    harness = started_job(EDITED)
     harness.ledger.stop(JOB)
     stopped = RowResult(RowState.FAILED, Reason.STOPPED, "stopped by the user")
     harness.settle(harness.job_rows[1], stopped)
@@ -356,11 +351,10 @@ def test_surplus_pages_of_an_earlier_report_link_to_the_new_one() -> None:
 
 
 def test_budget_and_dead_rows_name_the_next_step() -> None:
-    harness = ReportHarness(CSV)
-    harness.start()
-    harness.settle(harness.job_rows[0], RowResult(RowState.FAILED, Reason.BUDGET, "no room"))
-    harness.settle(harness.job_rows[1], DEAD)
+    harness = started_job(
+        RowResult(RowState.FAILED, Reason.BUDGET, "no room"),
+        RowResult(RowState.DEAD, Reason.UNAVAILABLE, "HTTP 503"),
+    )
     harness.report()
-    page = harness.text("report.html")
-    assert "larger budget-usd" in page
-    assert "Redrive when it has recovered" in page
+    assert "larger budget-usd" in harness.text("report.html")
+    assert "Redrive when it has recovered" in harness.text("report.html")

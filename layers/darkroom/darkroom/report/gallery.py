@@ -5,8 +5,8 @@ computes the values that the templates show.
 """
 
 from base64 import b64encode
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from hashlib import sha256
@@ -42,47 +42,44 @@ class Thumbs:
 
 
 type LoadThumbs = Callable[[Sequence[ReportRow]], Sequence[Thumbs]]
+type _Link = tuple[int, str]  # row, href
 
 
-@dataclass(frozen=True, slots=True)
-class Gallery:
-    """All pages of one job. `rows` in the order shown; `note` names what is left out."""
+def gallery_pages(
+    summary: JobSummary, rows: Sequence[ReportRow], note: str | None, load: LoadThumbs
+) -> Iterator[bytes]:
+    """Pages one at a time, each with its rows' thumbnails, from `load`.
 
-    summary: JobSummary
-    rows: Sequence[ReportRow]
-    note: str | None = None
+    `rows` in the order shown; `note` names what is left out.
+    """
+    last_page = page_count(rows)
+    chunks = batched(rows, ROWS_PER_PAGE, strict=False) if rows else iter([()])
+    for number, shown in enumerate(chunks, 1):
+        yield _render(
+            "report.html",
+            summary=summary,
+            note=note,
+            number=number,
+            last_page=last_page,
+            pager_numbers=_pager_numbers(number, last_page),
+            page_file=partial(_page_file, summary.job),
+            failure_links=_failure_links(summary.job, rows) if number == 1 else {},
+            filters=_filters(shown),
+            choices_without_card=_choices_without_card(shown),
+            rows=zip(shown, load(shown), strict=True),
+        )
 
-    def pages(self, load: LoadThumbs) -> Iterator[bytes]:
-        """Pages one at a time, each with its rows' thumbnails, from `load`."""
-        last_page = page_count(self.rows)
-        chunks = batched(self.rows, ROWS_PER_PAGE, strict=False) if self.rows else iter([()])
-        for number, rows in enumerate(chunks, 1):
-            yield _render(
-                "report.html",
-                summary=self.summary,
-                note=self.note,
-                number=number,
-                last_page=last_page,
-                pager_numbers=_pager_numbers(number, last_page),
-                page_file=partial(_page_file, self.summary.job),
-                failure_links=self._failure_links() if number == 1 else {},
-                filters=_filters(rows),
-                choices_without_card=_choices_without_card(rows),
-                rows=zip(rows, load(rows), strict=True),
-            )
 
-    def _failure_links(self) -> dict[tuple[str, str], list[tuple[int, str]]]:
-        """By status and reason: row numbers and links to their cards."""
-        links: dict[tuple[str, str], list[tuple[int, str]]] = {
-            (group.status, group.reason): [] for group in self.summary.errors
-        }
-        for index, row in enumerate(self.rows):
-            group = links.get((row.status.value, row.reason), [])
-            if row.status.unsuccessful and len(group) < _MAX_LINKS:
-                page = index // ROWS_PER_PAGE + 1
-                file = "" if page == 1 else _page_file(self.summary.job, page)
-                group.append((row.row, f"{file}#r-{row.row}"))
-        return links
+def _failure_links(job: str, rows: Sequence[ReportRow]) -> Mapping[tuple[str, str], list[_Link]]:
+    """By status and reason: row numbers and links to their cards."""
+    links: defaultdict[tuple[str, str], list[_Link]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        group = links[row.status.value, row.reason]
+        if row.status.unsuccessful and len(group) < _MAX_LINKS:
+            page = index // ROWS_PER_PAGE + 1
+            file = "" if page == 1 else _page_file(job, page)
+            group.append((row.row, f"{file}#r-{row.row}"))
+    return links
 
 
 def page_count(rows: Sequence[ReportRow]) -> int:

@@ -14,7 +14,13 @@ from darkroom.csv_input.reader import JobRows
 from darkroom.errors import DarkroomError, JobRejected, ServiceUnavailable
 from darkroom.jobs import ResultPaths, Run, RunState
 from darkroom.ports import Clock, ObjectStore, RowLedger, RunLedger, Telemetry
-from darkroom.report.gallery import Gallery, Thumbs, page_count, rejected_page, replaced_page
+from darkroom.report.gallery import (
+    Thumbs,
+    gallery_pages,
+    page_count,
+    rejected_page,
+    replaced_page,
+)
 from darkroom.report.manifest import ManifestFormat
 from darkroom.report.notification import notification
 from darkroom.report.rows import ReportRow, ledger_report_rows, report_rows
@@ -111,7 +117,10 @@ class Reporter:
         aggregate, selection = self._write_manifest(run)
         rows = selection.rows()
         summary = aggregate.summary(run, page_count(rows), self.clock.now(), previous)
-        self._write_gallery(Gallery(summary, rows, selection.note()), previous)
+        self._write_gallery(summary, rows, selection.note())
+        pages = summary.results.pages
+        for surplus in previous.results.pages[len(pages) :] if previous else ():
+            self.store.put(surplus, replaced_page(run.job), _HTML)
         self._check_current(run)
         self.store.put(ResultPaths(run.job).summary, summary.to_json(), _JSON)
         self._check_counters(run, aggregate)
@@ -145,19 +154,18 @@ class Reporter:
         self.store.upload(ResultPaths(run.job).manifest, lines(), _CSV)
         return aggregate, selection
 
-    def _write_gallery(self, gallery: Gallery, previous: JobSummary | None) -> None:
-        summary = gallery.summary
+    def _write_gallery(
+        self, summary: JobSummary, selected: Sequence[ReportRow], note: str | None
+    ) -> None:
         paths = ResultPaths(summary.job)
         with ThreadPoolExecutor(_THUMB_THREADS, "report-thumbs") as pool:
 
             def load(rows: Sequence[ReportRow]) -> list[Thumbs]:
                 return list(pool.map(lambda row: self._thumbs(paths, row), rows))
 
-            for number, html in enumerate(gallery.pages(load), 1):
-                self.store.put(paths.report_page(number), html, _HTML)
-        pages = len(summary.results.pages)
-        for surplus in previous.results.pages[pages:] if previous else ():
-            self.store.put(surplus, replaced_page(summary.job), _HTML)
+            pages = gallery_pages(summary, selected, note, load)
+            for key, html in zip(summary.results.pages, pages, strict=True):
+                self.store.put(key, html, _HTML)
 
     def _thumbs(self, paths: ResultPaths, row: ReportRow) -> Thumbs:
         if not row.result.outputs:
