@@ -268,7 +268,7 @@ def test_a_redirect_may_not_leave_the_allowed_hosts(harness: Harness) -> None:
     assert harness.network.lookups == [HOST]
 
 
-@pytest.mark.parametrize("redirects", [5, 6, 1_000])
+@pytest.mark.parametrize("redirects", [5, 6])
 def test_five_redirects_are_followed_but_not_six(harness: Harness, redirects: int) -> None:
     def handle(exchange: Exchange) -> None:
         count = int(exchange.path.strip("/"))
@@ -279,6 +279,12 @@ def test_five_redirects_are_followed_but_not_six(harness: Harness, redirects: in
         assert harness.fetch("/0") == IMAGE
     else:
         assert "is redirected more than 5 times" in harness.rejection("/0")
+    assert len(server.heads) == 6
+
+
+def test_a_redirect_loop_ends(harness: Harness) -> None:
+    server = harness.serve(respond(redirect_to("/a.png")))
+    assert "is redirected more than 5 times" in harness.rejection()
     assert len(server.heads) == 6
 
 

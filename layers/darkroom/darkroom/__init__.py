@@ -1,1 +1,1 @@
-"""Darkroom's domain: what a row asks for, who may edit it, and what became of it."""
+"""Edits images in bulk with AI models: from the rows of a CSV to images, manifest and gallery."""

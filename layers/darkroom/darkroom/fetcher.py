@@ -224,7 +224,7 @@ class SafeImageFetcher:
         """The body. `announced`: its Content-Length, or ""."""
         limit = self._limits.max_bytes
         too_large = rejected(reference, f"is larger than {limit // 1024**2} MB: make it smaller")
-        if announced.isdigit() and int(announced[:18]) > limit:
+        if announced.isdecimal() and int(announced[:18]) > limit:
             raise too_large
         data = bytearray()
         for chunk in chunks:

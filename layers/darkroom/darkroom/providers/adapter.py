@@ -20,6 +20,8 @@ from darkroom.providers.errors import (
 )
 from darkroom.providers.http import close_shared_client, deadline, shared_client
 
+_TRANSPORT_ERRORS = (httpx2.HTTPError, httpx2.InvalidURL)
+
 
 class SdkImageEditor[Client](ABC):
     """A ports.ImageEditor over a provider's SDK. Thread-safe.
@@ -44,11 +46,12 @@ class SdkImageEditor[Client](ABC):
         except CallFailed:
             raise
         except Exception as error:  # noqa: BLE001 - SDKs raise what they never documented
-            transport = error if isinstance(error, httpx2.HTTPError) else error.__cause__
+            # An SDK may wrap the transport's error.
+            transport = error if isinstance(error, _TRANSPORT_ERRORS) else error.__cause__
             if (failure := self._error_response(error)) is not None:
                 from_row = plan.model != endpoint.model
                 failed = classify(self.table, failure, model_from_row=from_row, key=secret)
-            elif isinstance(transport, httpx2.HTTPError | httpx2.InvalidURL):
+            elif isinstance(transport, _TRANSPORT_ERRORS):
                 failed = transport_failed(transport, timeout_seconds)
             else:
                 failed = malformed_response(error, secret)
