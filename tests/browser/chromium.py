@@ -89,13 +89,8 @@ class Tab:
         self, *, width: int, height: int = 900, scheme: str = "light", zoom: int = 1
     ) -> None:
         """Set the window's size in CSS pixels and the preferred colour scheme."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=zoom,
-            mobile=width < 600,
-        )
+        sizes = {"width": width, "height": height, "deviceScaleFactor": zoom}
+        self.call("Emulation.setDeviceMetricsOverride", **sizes, mobile=width < 600)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", features=features)
 

@@ -115,8 +115,8 @@ class FaultHarness:
                 self._kill_worker(0)
 
     def _start_worker(self) -> None:
-        config = worker.WorkerConfig(self.proxy.url, self.url, self.settings, TIMINGS)
-        process = FORKSERVER.Process(target=_run_worker, args=(config,), daemon=True)
+        arguments = (self.proxy.url, self.url, self.settings)
+        process = FORKSERVER.Process(target=_run_worker, args=arguments, daemon=True)
         process.start()
         self.processes.append(process)
 
@@ -140,19 +140,13 @@ class FaultHarness:
     def redrive(self) -> int:
         """Send the dead letters back to the rows queue unchanged, as SQS's own redrive does."""
         sqs, moved = self.client("sqs"), 0
-        while True:
-            answer = sqs.receive_message(
-                QueueUrl=self.settings.dead_letter_queue_url, MaxNumberOfMessages=10
-            )
-            if not answer.get("Messages"):
-                return moved
-            for message in answer["Messages"]:
-                sqs.send_message(QueueUrl=self.settings.rows_queue_url, MessageBody=message["Body"])
-                sqs.delete_message(
-                    QueueUrl=self.settings.dead_letter_queue_url,
-                    ReceiptHandle=message["ReceiptHandle"],
-                )
+        source, target = self.settings.dead_letter_queue_url, self.settings.rows_queue_url
+        while messages := sqs.receive_message(QueueUrl=source).get("Messages"):
+            for message in messages:
+                sqs.send_message(QueueUrl=target, MessageBody=message["Body"])
+                sqs.delete_message(QueueUrl=source, ReceiptHandle=message["ReceiptHandle"])
                 moved += 1
+        return moved
 
     def charged_images(self) -> Counter[str]:
         """Images that the simulated providers charged for, by row."""
@@ -164,10 +158,8 @@ class FaultHarness:
     def stop_faults(self) -> None:
         self.proxy.rates.clear()
         self.charged_before = self.charged_images()  # configuring resets the providers' counts
-        names = self.providers.stats()
-        self.providers.configure(
-            Config(endpoints={name: SimulatedEndpoint(mode="fast") for name in names})
-        )
+        healthy = {name: SimulatedEndpoint(mode="fast") for name in self.providers.stats()}
+        self.providers.configure(Config(endpoints=healthy))
 
     def _state_of(self, job: str) -> str:
         states = Counter(record.state.value for record in self.wiring.ledger.all(job))
@@ -177,12 +169,12 @@ class FaultHarness:
         return f"not done in time: {states}, {counters}, {self.proxy.counts}, kills={self.kills}"
 
 
-def _run_worker(config: worker.WorkerConfig) -> None:
+def _run_worker(url: str, poller_url: str, settings: Settings) -> None:
     """In the child process: work with all output redirected."""
     with Path(os.environ.get("DARKROOM_WORKER_LOG", os.devnull)).open("a") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
-        worker.run(config)
+        worker.run(url, poller_url, settings, TIMINGS)
 
 
 def provider_faults(rate: float) -> Config:
@@ -206,13 +198,13 @@ def running(rates: FaultRates, folder: Path) -> Iterator[FaultHarness]:
     config = provider_faults(rates.providers)
     with ExitStack() as cleanup:
         aws = cleanup.enter_context(ministack.running(auth=False))
-        proxy = cleanup.enter_context(
-            faulting_proxy.running(aws.url, dict.fromkeys(AwsFault, rates.aws))
-        )
+        aws_faults = dict.fromkeys(AwsFault, rates.aws)
+        proxy = cleanup.enter_context(faulting_proxy.running(aws.url, aws_faults))
         process, providers_url = stack.start_providers(folder, config)
         cleanup.callback(process.stop)
-        fields = {"max_retries": 0, "retry_delay_seconds": 0, "timeout_seconds": 20}
-        overrides = {name: {**fields, "max_in_flight": 0} for name in config.endpoints}
+        fields = ("max_retries", "retry_delay_seconds", "max_in_flight")
+        override = {**dict.fromkeys(fields, 0), "timeout_seconds": 20}
+        overrides = dict.fromkeys(config.endpoints, override)
         secret = stack.endpoints_secret(providers_url, config, overrides)
         settings = _create_resources(aws.url, secret, rates.threads)
         wiring = worker.wiring(aws.url, settings, TIMINGS, FakeTelemetry())

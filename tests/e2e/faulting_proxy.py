@@ -1,6 +1,6 @@
 """A proxy in front of MiniStack that fails as AWS does: throttling, 500s, lost responses.
 
-Each request of a listed service gets at most one fault, chosen at random with the given rates. A
+Each request to DynamoDB, S3 or SQS gets at most one fault, chosen at random with the given rates. A
 lost response is the worst: the work was done, and the caller sees a failure.
 """
 
@@ -24,6 +24,7 @@ from darkroom_local.processes import LOOPBACK, serving
 _SCOPE = re.compile(r"Credential=[^/]+/\d+/[^/]+/([a-z0-9]+)/aws4_request")
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect"}
 _TIMEOUT = 60.0
+_SERVICES = frozenset({"dynamodb", "s3", "sqs"})
 
 
 class AwsFault(StrEnum):
@@ -36,23 +37,18 @@ class AwsFault(StrEnum):
 
 @dataclass(slots=True)
 class FaultingProxy:
-    """`rates` by fault, for each service in `services`; they may be changed while it runs."""
+    """`rates` by fault; they may be changed while it runs."""
 
     url: str
     rates: dict[AwsFault, float]
-    services: frozenset[str]
-    seed: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _rng: random.Random = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._rng = random.Random(self.seed)
+    _rng: random.Random = field(default_factory=lambda: random.Random(0), repr=False)
 
     def draw(self, service: str) -> AwsFault | None:
         with self._lock:
             self.counts[f"{service}: requests"] += 1
-            if service not in self.services:
+            if service not in _SERVICES:
                 return None
             remaining = self._rng.random()
             for fault, rate in self.rates.items():
@@ -64,27 +60,15 @@ class FaultingProxy:
 
 
 @contextmanager
-def running(
-    target: str,
-    rates: Mapping[AwsFault, float],
-    *,
-    services: frozenset[str] = frozenset({"dynamodb", "s3", "sqs"}),
-    seed: int = 0,
-) -> Iterator[FaultingProxy]:
+def running(target: str, rates: Mapping[AwsFault, float]) -> Iterator[FaultingProxy]:
     """A proxy to `target` on a free port, in threads of this process."""
-    address = urlsplit(target)
 
     class Handler(_Handler):
-        host = address.hostname or LOOPBACK
-        port = address.port or 80
+        address = urlsplit(target).netloc
 
-    server = _Server((LOOPBACK, 0), Handler)
-    proxy = FaultingProxy(
-        f"http://{LOOPBACK}:{server.server_address[1]}", dict(rates), services, seed
-    )
-    Handler.proxy = proxy
-    with serving(server):
-        yield proxy
+    with serving(_Server((LOOPBACK, 0), Handler)) as url:
+        Handler.proxy = FaultingProxy(url, dict(rates))
+        yield Handler.proxy
 
 
 class _Server(ThreadingHTTPServer):
@@ -100,20 +84,15 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     proxy: ClassVar[FaultingProxy]
-    host: ClassVar[str]
-    port: ClassVar[int]
-
-    def do_GET(self) -> None:
-        self._forward()
-
-    do_PUT = do_POST = do_HEAD = do_DELETE = do_GET  # noqa: N815
+    address: ClassVar[str]  # of the target
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Log nothing."""
 
-    def _forward(self) -> None:
+    def do_GET(self) -> None:
         body = self._body()
-        service = self._service()
+        found = _SCOPE.search(self.headers.get("Authorization", ""))
+        service = found[1] if found else "other"
         fault = self.proxy.draw(service)
         if fault is AwsFault.DROPPED:
             return self._drop()
@@ -126,9 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._fail(service, throttled=False)
         return self._respond(status, headers, content)
 
-    def _service(self) -> str:
-        found = _SCOPE.search(self.headers.get("Authorization", ""))
-        return found[1] if found else "other"
+    do_PUT = do_POST = do_HEAD = do_DELETE = do_GET  # noqa: N815
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
@@ -141,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def _call_target(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=_TIMEOUT)
+        connection = http.client.HTTPConnection(self.address, timeout=_TIMEOUT)
         try:
             headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP_BY_HOP}
             headers["Content-Length"] = str(len(body))
@@ -152,12 +129,14 @@ class _Handler(BaseHTTPRequestHandler):
             connection.close()
 
     def _respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        """Send the response; that to HEAD keeps the length of the body it does not have."""
+        length = {n.lower(): v for n, v in headers}.get("content-length")
         self.send_response_only(status)
         for name, value in headers:
             if name.lower() not in _HOP_BY_HOP and name.lower() != "content-length":
                 self.send_header(name, value)
-        length = {n.lower(): v for n, v in headers}.get("content-length", str(len(body)))
-        self.send_header("Content-Length", length if self.command == "HEAD" else str(len(body)))
+        is_head = self.command == "HEAD" and length is not None
+        self.send_header("Content-Length", str(length if is_head else len(body)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -165,14 +144,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _fail(self, service: str, *, throttled: bool) -> None:
         """Send the error in the form of each service."""
         status, code, kind, body = _error(service, throttled=throttled)
-        self.send_response_only(status)
-        self.send_header("Content-Type", kind)
+        headers = [("Content-Type", kind)]
         if service == "sqs":
-            self.send_header("x-amzn-query-error", f"{code};Sender")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+            headers.append(("x-amzn-query-error", f"{code};Sender"))
+        self._respond(status, headers, body)
 
     def _drop(self) -> None:
         self.close_connection = True

@@ -33,17 +33,15 @@ class Results:
     job: str
 
     @property
-    def summary(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.read("job.json"))
-        return found
+    def summary(self) -> Any:
+        return json.loads(self.read("job.json"))
 
     @property
     def manifest(self) -> list[dict[str, str]]:
         return list(csv.DictReader(io.StringIO(self.read("manifest.csv").decode("utf-8-sig"))))
 
     def read(self, name: str) -> bytes:
-        content: bytes = self._get(f"{self.job}/{name}")["Body"].read()
-        return content
+        return bytes(self._get(f"{self.job}/{name}")["Body"].read())
 
     def image(self, row: Mapping[str, str]) -> Image.Image:
         return Image.open(io.BytesIO(self._get(row["output"])["Body"].read()))
@@ -52,10 +50,9 @@ class Results:
         return dict(self._get(row["output"])["Metadata"])
 
     def names(self) -> set[str]:
-        pages = self.s3.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=f"{self.job}/"
-        )
-        return {item["Key"].removeprefix(f"{self.job}/") for p in pages for item in p["Contents"]}
+        folder = f"{self.job}/"
+        found = self.s3.list_objects_v2(Bucket=self.bucket, Prefix=folder)["Contents"]
+        return {item["Key"].removeprefix(folder) for item in found}
 
     def is_for(self, version: str | None) -> bool:
         """Whether job.json is there and reports on that version of the CSV."""
@@ -81,21 +78,14 @@ class StackHarness:
 
     def put(self, key: str, body: bytes, options: Mapping[str, str] | None = None) -> str | None:
         """Upload to the input bucket, as `aws s3 cp --metadata` does; returns the version."""
-        answer = self.s3.put_object(
-            Bucket=self.info.outputs["InputBucketName"],
-            Key=key,
-            Body=body,
-            Metadata=dict(options or {}),
-        )
+        bucket, metadata = self.info.outputs["InputBucketName"], dict(options or {})
+        answer = self.s3.put_object(Bucket=bucket, Key=key, Body=body, Metadata=metadata)
         version: str | None = answer.get("VersionId")
         return version
 
-    def results(self, job: str) -> Results:
-        return Results(self.s3, self.info.outputs["ResultsBucketName"], job)
-
     def wait(self, job: str, version: str | None, seconds: float = REPORT_SECONDS) -> Results:
         """Wait until job.json reports on that version of the CSV."""
-        results = self.results(job)
+        results = Results(self.s3, self.info.outputs["ResultsBucketName"], job)
         assert wait_until(lambda: results.is_for(version), seconds, 0.3), (
             f"{job} was not reported within {seconds:.0f} s"
         )

@@ -46,9 +46,8 @@ def check(harness: FaultHarness, results: Results) -> None:
     assert [line["row"] for line in manifest] == [str(n) for n in range(count)]
     statuses = Counter(line["status"] for line in manifest)
     assert set(statuses) <= {"succeeded", "failed", "dead"}
-    assert not [
-        line for line in manifest if line["reason"] == "worker_lost" and not line["attempts"]
-    ]
+    lost = [line for line in manifest if line["reason"] == "worker_lost"]
+    assert all(line["attempts"] for line in lost)
 
     run = harness.wiring.ledger.current(job)
     assert run is not None
@@ -71,8 +70,17 @@ def check(harness: FaultHarness, results: Results) -> None:
     assert charged.total() <= counters.succeeded + counters.possible_duplicate_charges
 
 
-def run_job_under_faults(harness: FaultHarness) -> None:
+@pytest.mark.parametrize(
+    "rates",
+    [pytest.param(SHORT, id="short"), pytest.param(SOAK, id="soak", marks=pytest.mark.soak)],
+)
+def test_kills_and_faults_lose_no_row_and_hide_no_charge(rates: FaultRates, tmp_path: Path) -> None:
     """A job under all faults, then a redrive of its dead rows without faults."""
+    with running(rates, tmp_path) as harness:
+        run_job_under_faults(harness)
+
+
+def run_job_under_faults(harness: FaultHarness) -> None:
     options = {"max-attempts": str(harness.rates.max_attempts)}
     job = harness.upload("jobs/faults.csv", rows(harness.rates.rows), **options)
     harness.process(job)
@@ -90,14 +98,3 @@ def run_job_under_faults(harness: FaultHarness) -> None:
     check(harness, results)
     statuses = {line["row"]: line["status"] for line in results.manifest}
     assert {statuses[row] for row in dead} == {"succeeded"}
-
-
-def test_kills_and_faults_lose_no_row_and_hide_no_charge(tmp_path: Path) -> None:
-    with running(SHORT, tmp_path) as harness:
-        run_job_under_faults(harness)
-
-
-@pytest.mark.soak
-def test_soak(tmp_path: Path) -> None:
-    with running(SOAK, tmp_path) as harness:
-        run_job_under_faults(harness)

@@ -5,7 +5,6 @@ One file, so that all its tests run in the process that deployed the stack.
 
 import gzip
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from darkroom_cli.main import app
 from darkroom_local import stack
+from darkroom_local.processes import wait_until
 from darkroom_local.providers import Config, Fault, FaultKind, SimulatedEndpoint, When
 from tests.e2e.harness import Results, StackHarness, encoded_image
 
@@ -36,27 +36,27 @@ DOWN = Fault(kind=FaultKind.OVERLOADED, when=When(prompt_contains="both are down
 
 HEADER = "image_url,instruction,aspect_ratio,output_name,sku\n"
 MIXED = Path(__file__).with_name("mixed.csv").read_text()
+SUCCEEDED = ("succeeded", "")
 EXPECTED = [
-    ("succeeded", ""),
-    ("succeeded", ""),
-    ("succeeded", ""),
-    ("succeeded", ""),
-    ("succeeded", ""),
+    *[SUCCEEDED] * 5,
     ("failed", "refused"),
-    ("failed", "bad_image"),
-    ("failed", "bad_image"),
-    ("failed", "bad_input"),
-    ("failed", "bad_input"),
-    ("failed", "bad_input"),
-    ("succeeded", ""),
+    *[("failed", "bad_image")] * 2,
+    *[("failed", "bad_input")] * 3,
+    SUCCEEDED,
 ]
-BAD_FILES = {
-    "png-renamed": (encoded_image(), "not a CSV"),
-    "empty": (b"", "empty"),
-    "no-header": (b"photos/one.png,Make it night\nphotos/two.jpg,Make it day\n", "instruction"),
-    "no-instruction": (b"image_url,sku\nphotos/one.png,A-1\n", "instruction"),
-    "cut-off": (b'image_url,instruction\nphotos/one.png,"Make it night\n,and then', "quote"),
+# The file, its upload options, and a part of the reason.
+BAD_UPLOADS = {
+    "png-renamed": (encoded_image(), {}, "not a CSV"),
+    "empty": (b"", {}, "empty"),
+    "no-header": (b"photos/one.png,Make it night\nphotos/two.jpg,Make it day\n", {}, "instruction"),
+    "no-instruction": (b"image_url,sku\nphotos/one.png,A-1\n", {}, "instruction"),
+    "cut-off": (b'image_url,instruction\nphotos/one.png,"Make it night\n,and then', {}, "quote"),
+    "typo": ((HEADER + ",A tree,,,\n").encode(), {"buget-usd": "5"}, "buget-usd"),
 }
+
+
+def outcomes(results: Results) -> list[tuple[str, str]]:
+    return [(line["status"], line["reason"]) for line in results.manifest]
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +77,10 @@ def mixed(harness: StackHarness, photos: None) -> Results:
     return harness.run("shop/mixed.csv", ("\ufeff" + MIXED).encode())
 
 
-def test_every_row_is_in_the_manifest_exactly_once(mixed: Results) -> None:
+def test_every_row_is_in_the_manifest_once_with_the_expected_status(mixed: Results) -> None:
     assert [line["row"] for line in mixed.manifest] == [str(n) for n in range(len(EXPECTED))]
     assert [line["sku"] for line in mixed.manifest] == [f"A-{n + 1}" for n in range(len(EXPECTED))]
-
-
-def test_every_row_ends_with_the_expected_status(mixed: Results) -> None:
-    assert [(line["status"], line["reason"]) for line in mixed.manifest] == EXPECTED
+    assert outcomes(mixed) == EXPECTED
 
 
 def test_a_failed_row_has_a_detailed_reason(mixed: Results) -> None:
@@ -105,16 +102,8 @@ def test_every_edited_image_exists_and_differs_from_its_input(mixed: Results) ->
 
 def test_each_result_names_its_provider_endpoint_and_model(mixed: Results) -> None:
     first, fallback = mixed.manifest[0], mixed.manifest[4]
-    assert (first["provider"], first["endpoint"], first["fallback"]) == (
-        "gemini",
-        "gemini-main",
-        "false",
-    )
-    assert (fallback["provider"], fallback["endpoint"], fallback["fallback"]) == (
-        "openai",
-        "openai-main",
-        "true",
-    )
+    names = [(row["provider"], row["endpoint"], row["fallback"]) for row in (first, fallback)]
+    assert names == [("gemini", "gemini-main", "false"), ("openai", "openai-main", "true")]
     assert float(first["cost_usd"]) > 0
     assert first["attempts"] == "1"
     assert "gemini-3-pro-image" in json.dumps(mixed.metadata(first))
@@ -127,17 +116,16 @@ def test_refusal_never_falls_back(mixed: Results) -> None:
 
 
 def test_nothing_is_written_outside_the_job(mixed: Results, harness: StackHarness) -> None:
-    s3 = harness.info.client("s3")
-    found = s3.list_objects_v2(Bucket=harness.info.outputs["ResultsBucketName"])["Contents"]
+    bucket = harness.info.outputs["ResultsBucketName"]
+    found = harness.s3.list_objects_v2(Bucket=bucket)["Contents"]
     assert [o["Key"] for o in found if "escape" in o["Key"]] == []
 
 
 def test_summary_and_gallery_agree_with_the_manifest(mixed: Results) -> None:
     summary = mixed.summary
     assert summary["state"] == "done"
-    assert summary["counts"]["rows"] == len(EXPECTED)
-    assert summary["counts"]["succeeded"] == 6
-    assert summary["counts"]["failed"] == 6
+    counts = summary["counts"]
+    assert (counts["rows"], counts["succeeded"], counts["failed"]) == (len(EXPECTED), 6, 6)
     assert summary["by_reason"] == {"refused": 1, "bad_image": 2, "bad_input": 3}
     page = mixed.read("report.html").decode()
     assert page.count("A lighthouse at dusk") >= 1
@@ -148,7 +136,7 @@ def test_repeating_an_upload_pays_for_nothing(mixed: Results, harness: StackHarn
     before = harness.simulator.stats()
     again = harness.run("shop/mixed.csv", ("\ufeff" + MIXED).encode())
     assert harness.simulator.stats() == before
-    assert [(line["status"], line["reason"]) for line in again.manifest] == EXPECTED
+    assert outcomes(again) == EXPECTED
     assert again.summary["counts"]["resumed"] == 6
     assert again.summary["counts"]["succeeded"] == 6
     assert again.manifest[4]["endpoint"] == "openai-main"
@@ -160,89 +148,58 @@ def test_a_corrected_upload_redoes_only_the_changed_rows(
     first = HEADER + "photos/one.png,Make it [row:x] green,,,B-1\n,A [row:y] tree,,,B-2\n"
     harness.run("shop/corrected.csv", first.encode())
     fixed = harness.run("shop/corrected.csv", first.replace("green", "blue").encode())
-    assert [line["status"] for line in fixed.manifest] == ["succeeded", "succeeded"]
-    assert harness.simulator.stats()["gemini-main"]["calls_by_marker"]["x"] == 2
-    assert harness.simulator.stats()["gemini-main"]["calls_by_marker"]["y"] == 1
+    assert outcomes(fixed) == [SUCCEEDED] * 2
+    calls = harness.simulator.stats()["gemini-main"]["calls_by_marker"]
+    assert (calls["x"], calls["y"]) == (2, 1)
 
 
 def test_a_duplicate_event_changes_nothing(harness: StackHarness, photos: None) -> None:
     results = harness.run("shop/twice.csv", (HEADER + ",A [row:twice] boat,,,C-1\n").encode())
-    record = {
-        "s3": {
-            "bucket": {"name": harness.info.outputs["InputBucketName"]},
-            "object": {
-                "key": "shop/twice.csv",
-                "versionId": results.summary["source"]["version_id"],
-                "sequencer": "0055AED6DCD90281E5",
-            },
-        }
-    }
+    version = results.summary["source"]["version_id"]
+    csv = {"key": "shop/twice.csv", "versionId": version, "sequencer": "0055AED6DCD90281E5"}
+    record = {"s3": {"bucket": {"name": harness.info.outputs["InputBucketName"]}, "object": csv}}
     answer = harness.info.client("lambda").invoke(
         FunctionName=harness.info.outputs["SplitterFunctionName"],
         Payload=json.dumps({"Records": [record]}).encode(),
     )
     assert "FunctionError" not in answer
     assert harness.simulator.stats()["gemini-main"]["calls_by_marker"]["twice"] == 1
-    assert [line["status"] for line in results.manifest] == ["succeeded"]
+    assert outcomes(results) == [SUCCEEDED]
 
 
 def test_a_gzipped_csv_is_read(harness: StackHarness, photos: None) -> None:
     body = gzip.compress((HEADER + "photos/one.png,Make it night,,,D-1\n").encode())
     results = harness.run("shop/zipped.csv.gz", body)
     assert results.job == "shop/zipped"
-    assert [line["status"] for line in results.manifest] == ["succeeded"]
+    assert outcomes(results) == [SUCCEEDED]
 
 
 def test_a_multipart_upload_starts_a_job(harness: StackHarness, photos: None) -> None:
-    s3, bucket, key = (
-        harness.info.client("s3"),
-        harness.info.outputs["InputBucketName"],
-        "shop/parts.csv",
-    )
-    upload = s3.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
-    part = s3.upload_part(
-        Bucket=bucket,
-        Key=key,
-        UploadId=upload,
-        PartNumber=1,
-        Body=(HEADER + ",A small house,,,E-1\n").encode(),
-    )
-    done = s3.complete_multipart_upload(
-        Bucket=bucket,
-        Key=key,
-        UploadId=upload,
-        MultipartUpload={"Parts": [{"ETag": part["ETag"], "PartNumber": 1}]},
-    )
-    results = harness.wait("shop/parts", done.get("VersionId"))
-    assert [line["status"] for line in results.manifest] == ["succeeded"]
+    s3, body = harness.s3, (HEADER + ",A small house,,,E-1\n").encode()
+    upload = {"Bucket": harness.info.outputs["InputBucketName"], "Key": "shop/parts.csv"}
+    upload["UploadId"] = s3.create_multipart_upload(**upload)["UploadId"]
+    tag = s3.upload_part(**upload, PartNumber=1, Body=body)["ETag"]
+    parts = {"Parts": [{"ETag": tag, "PartNumber": 1}]}
+    done = s3.complete_multipart_upload(**upload, MultipartUpload=parts)
+    assert outcomes(harness.wait("shop/parts", done.get("VersionId"))) == [SUCCEEDED]
 
 
 def test_options_of_the_upload_are_applied(harness: StackHarness, photos: None) -> None:
     rows = "".join(f",Tree number {n},,,F-{n}\n" for n in range(4))
     results = harness.run("shop/options.csv", (HEADER + rows).encode(), {"filter-rows": "1,3"})
-    assert [line["status"] for line in results.manifest] == [
-        "skipped",
-        "succeeded",
-        "skipped",
-        "succeeded",
-    ]
+    assert [line["status"] for line in results.manifest] == ["skipped", "succeeded"] * 2
 
 
-def test_an_unknown_option_fails_the_job_and_is_named(harness: StackHarness) -> None:
-    results = harness.run("shop/typo.csv", (HEADER + ",A tree,,,\n").encode(), {"buget-usd": "5"})
-    assert results.summary["state"] == "failed"
-    assert "buget-usd" in results.summary["reason"]
-
-
-@pytest.mark.parametrize("name", BAD_FILES)
-def test_a_bad_file_fails_with_one_clear_sentence(harness: StackHarness, name: str) -> None:
-    body, expected = BAD_FILES[name]
-    results = harness.run(f"bad/{name}.csv", body)
-    assert results.summary["state"] == "failed"
-    reason = results.summary["reason"]
-    assert expected in reason
-    assert "\n" not in reason
-    assert "Traceback" not in reason
+@pytest.mark.parametrize("name", BAD_UPLOADS)
+def test_a_bad_file_or_option_fails_with_one_clear_sentence(
+    harness: StackHarness, name: str
+) -> None:
+    body, options, expected = BAD_UPLOADS[name]
+    summary = harness.run(f"bad/{name}.csv", body, options).summary
+    assert summary["state"] == "failed"
+    assert expected in summary["reason"]
+    assert "\n" not in summary["reason"]
+    assert "Traceback" not in summary["reason"]
 
 
 @pytest.fixture
@@ -294,10 +251,8 @@ def test_a_folder_becomes_a_gallery_and_dead_rows_can_be_redriven(
     end_outage()
     redriven = darkroom("redrive", "cli/people", "--reason", "unavailable", "--json")
     assert json.loads(redriven.stdout)["redriven"] == 1
-    deadline = time.monotonic() + 240
-    while (now := json.loads(darkroom("status", "cli/people", "--json").stdout))["dead"]:
-        assert time.monotonic() < deadline, now
-        time.sleep(0.5)
+    status = ("status", "cli/people", "--json")
+    assert wait_until(lambda: not last_line(darkroom(*status))["dead"], 240, 0.5)
     ended = last_line(darkroom("status", "cli/people", "--watch", "--every", "0.5", "--json"))
     assert (ended["state"], ended["succeeded"], ended["dead"]) == ("done", 3, 0)
     assert json.loads(darkroom("failures", "cli/people", "--json").stdout) == []
@@ -305,10 +260,7 @@ def test_a_folder_becomes_a_gallery_and_dead_rows_can_be_redriven(
     out = folder / "out"
     report = darkroom("download", "cli/people", out).stdout.strip()
     assert Path(report).is_file()
-    assert {path.name for path in (out / "images").iterdir()} == {
-        "000000.png",
-        "000001.png",
-        "000002.png",
-    }
+    names = {path.name for path in (out / "images").iterdir()}
+    assert names == {f"00000{row}.png" for row in range(3)}
     again = json.loads(darkroom("download", "cli/people", out, "--json").stdout)
     assert again["downloaded"] == 0

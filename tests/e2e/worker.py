@@ -8,7 +8,6 @@ messages that the editor does not return. Lambda's own requests bypass the fault
 
 import time
 import uuid
-from dataclasses import dataclass
 from typing import Any
 
 import boto3
@@ -30,16 +29,7 @@ RETRIES = Config(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerConfig:
-    """The editor reaches AWS at `url`; the poller, which stands in for Lambda, at `poller_url`."""
-
-    url: str
-    poller_url: str
-    settings: Settings
-    timings: Timings
-    invocation_seconds: float = 900.0  # the function's time-out
-    idle_seconds: float = 1.0  # one long poll
+INVOCATION_SECONDS = 900.0  # the function's time-out
 
 
 def client(service: str, url: str) -> Any:
@@ -64,32 +54,35 @@ def wiring(url: str, settings: Settings, timings: Timings, telemetry: Telemetry)
     )
 
 
-def run(config: WorkerConfig) -> None:
-    """Poll until the process is killed."""
-    telemetry = PowertoolsTelemetry(config.settings.stack_name, "worker")
-    batch = wiring(config.url, config.settings, config.timings, telemetry).editor
-    sqs = client("sqs", config.poller_url)
+def run(url: str, poller_url: str, settings: Settings, timings: Timings) -> None:
+    """Poll until the process is killed.
+
+    The editor reaches AWS at `url`; the poller, which stands in for Lambda, at `poller_url`.
+    """
+    telemetry = PowertoolsTelemetry(settings.stack_name, "worker")
+    batch = wiring(url, settings, timings, telemetry).editor
+    sqs = client("sqs", poller_url)
     while True:
-        poll(sqs, config, batch)
+        poll(sqs, settings, timings, batch)
         telemetry.flush()
 
 
-def poll(sqs: Any, config: WorkerConfig, batch: EditorBatch) -> None:
+def poll(sqs: Any, settings: Settings, timings: Timings, batch: EditorBatch) -> None:
     """Receive and handle one batch, if there is one."""
-    queue = config.settings.rows_queue_url
+    queue = settings.rows_queue_url
     response = sqs.receive_message(
         QueueUrl=queue,
-        MaxNumberOfMessages=config.settings.rows_per_worker,
-        WaitTimeSeconds=round(config.idle_seconds),
+        MaxNumberOfMessages=settings.rows_per_worker,
+        WaitTimeSeconds=1,
         # The template's is 5,400 s. The first heartbeat follows at once; a worker that is killed
         # before it would hide its messages for all that time.
-        VisibilityTimeout=round(2 * config.timings.lease_seconds),
+        VisibilityTimeout=round(2 * timings.lease_seconds),
         MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
     )
     messages = response.get("Messages", [])
     if not messages:
         return
-    deadline = time.time() + config.invocation_seconds
+    deadline = time.time() + INVOCATION_SECONDS
     kept = batch.handle([_received(m) for m in messages], deadline, uuid.uuid4().hex)
     done = [m for m in messages if m["MessageId"] not in kept]
     if done:

@@ -121,7 +121,10 @@ def _inbox(info: stack.StackInfo) -> str:
 @contextmanager
 def revoked(info: stack.StackInfo, permission: Permission) -> Iterator[None]:
     iam = info.client("iam")
-    role = _physical(info, permission.role)
+    resource = info.client("cloudformation").describe_stack_resource(
+        StackName=info.stack, LogicalResourceId=permission.role
+    )
+    role = resource["StackResourceDetail"]["PhysicalResourceId"]
     policy: dict[str, Any] = iam.get_role_policy(RoleName=role, PolicyName=permission.policy)
     document = policy["PolicyDocument"]
     reduced = without(document, permission)
@@ -149,13 +152,6 @@ def _reset_functions(info: stack.StackInfo) -> None:
     functions = info.client("lambda")
     for output in ("SplitterFunctionName", "EditorFunctionName", "ReporterFunctionName"):
         functions.update_function_configuration(FunctionName=info.outputs[output], Timeout=900)
-
-
-def _physical(info: stack.StackInfo, logical: str) -> str:
-    found = info.client("cloudformation").describe_stack_resource(
-        StackName=info.stack, LogicalResourceId=logical
-    )
-    return str(found["StackResourceDetail"]["PhysicalResourceId"])
 
 
 @pytest.mark.parametrize("permission", [*STATEMENTS, *ACTIONS], ids=str)

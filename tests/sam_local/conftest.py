@@ -24,14 +24,6 @@ INVOKE_SECONDS = 180
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the function returned (None: nothing), and all that it and SAM CLI logged."""
-
-    value: Any
-    log: str
-
-
-@dataclass(frozen=True)
 class SamLocalHarness:
     """Runs `sam local invoke` and reads the effects from the deployed stack."""
 
@@ -41,10 +33,21 @@ class SamLocalHarness:
     stack: stack.StackInfo
     events: Path  # prepared for this stack
 
-    def invoke(self, function: str, event: str) -> Answer:
-        """Raises LocalStackError when SAM CLI fails or prints no JSON."""
+    def invoke(self, function: str, event: str) -> Any:
+        """What the function returned. Raises LocalStackError when SAM CLI fails."""
+        command: list[str | Path] = [
+            sam.BIN / "sam",
+            "local",
+            "invoke",
+            function,
+            "--template",
+            self.template,
+        ]
+        command += ["--event", self.events / event, "--env-vars", self.events / VARIABLES]
+        if self.image:
+            command += ["--skip-pull-image", "--invoke-image", self.image]
         done = subprocess.run(
-            self._command(function, event),
+            command,
             env=self.engine.environment() | self.stack.environment() | {"SAM_CLI_TELEMETRY": "0"},
             capture_output=True,
             text=True,
@@ -54,21 +57,7 @@ class SamLocalHarness:
         if done.returncode != 0:
             raise LocalStackError(f"sam local invoke {function} failed: {done.stderr[-2000:]}")
         # The function's log is on stderr, its answer is the last line of stdout.
-        last = (done.stdout.strip().splitlines() or ["null"])[-1]
-        try:
-            return Answer(json.loads(last), done.stderr)
-        except ValueError as error:
-            raise LocalStackError(f"sam local invoke {function} printed {last[:200]}") from error
-
-    def _command(self, function: str, event: str) -> list[str | Path]:
-        options = {"--event": self.events / event, "--env-vars": self.events / VARIABLES}
-        command: list[str | Path] = [sam.BIN / "sam", "local", "invoke", function]
-        command += ["--template", self.template]
-        command += [part for option in options.items() for part in option]
-        return command + (["--skip-pull-image", "--invoke-image", self.image] if self.image else [])
-
-    def event(self, name: str) -> Any:
-        return json.loads((self.events / name).read_text())
+        return json.loads((done.stdout.strip().splitlines() or ["null"])[-1])
 
     def result(self, key: str) -> bytes:
         bucket = self.stack.outputs["ResultsBucketName"]
@@ -104,8 +93,10 @@ def harness(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         files = sam_local.prepared_events(for_containers(deployed, info.url, aws_url))
         events = sam_local.write(files, tmp_path_factory.mktemp("events"))
         image = os.environ.get(make.IMAGE_VARIABLE) or None
-        template = _copy_of_build(tmp_path_factory.mktemp("sam") / "build")
-        yield SamLocalHarness(engine, image, template, info, events)
+        build = tmp_path_factory.mktemp("sam") / "build"
+        with sam.exclusive():  # a copy, which no later build changes
+            shutil.copytree(ROOT / ".aws-sam" / "build", build)
+        yield SamLocalHarness(engine, image, build / "template.yaml", info, events)
 
 
 def for_containers(variables: Mapping[str, str], url: str, forwarded_url: str) -> dict[str, str]:
@@ -125,10 +116,3 @@ def _disable_triggers(info: stack.StackInfo) -> None:
     functions.put_function_concurrency(
         FunctionName=info.outputs["ReporterFunctionName"], ReservedConcurrentExecutions=0
     )
-
-
-def _copy_of_build(folder: Path) -> Path:
-    """The built template, in a folder that no later build changes."""
-    with sam.exclusive():
-        shutil.copytree(ROOT / ".aws-sam" / "build", folder)
-    return folder / "template.yaml"

@@ -110,12 +110,12 @@ def apt_install(*packages: str, optional: tuple[str, ...] = ()) -> None:
 
     try:
         apt_get("update")
-        found = [p for p in optional if _is_known(p)]
+        show = ["apt-cache", "show"]
+        found = [
+            package
+            for package in optional
+            if not subprocess.run([*show, package], capture_output=True, check=False).returncode
+        ]
         apt_get("install", "--no-install-recommends", *packages, *found)
     except LocalStackError as error:
         raise CannotRunHere(f"{' '.join(packages)} cannot be installed: {error}") from error
-
-
-def _is_known(package: str) -> bool:
-    command = ["apt-cache", "show", package]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0

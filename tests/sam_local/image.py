@@ -39,11 +39,11 @@ def prepare(engine: Engine) -> str | None:
 
     Raises CannotRunHere.
     """
-    if _succeeds(engine, "image", "inspect", LAMBDA_IMAGE):
+    if any(_succeeds(engine, *c, LAMBDA_IMAGE) for c in (("image", "inspect"), ("pull", "-q"))):
         return None
-    if _succeeds(engine, "pull", "--quiet", LAMBDA_IMAGE):
-        return None
-    name = f"{STAND_IN}:{_version()}"
+    # The tag changes with everything the stand-in is built from.
+    parts = (sys.version, Path(__file__).read_text(), _debian_release())
+    name = f"{STAND_IN}:{hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:12]}"
     if not _succeeds(engine, "image", "inspect", name):
         _build(engine, name)
     return name
@@ -55,12 +55,6 @@ def _succeeds(engine: Engine, *arguments: str) -> bool:
     except LocalStackError:
         return False
     return True
-
-
-def _version() -> str:
-    """A tag that changes with everything the stand-in is built from."""
-    parts = (sys.version, Path(__file__).read_text(), _debian_release())
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
 def _debian_release() -> str:

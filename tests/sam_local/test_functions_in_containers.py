@@ -31,30 +31,28 @@ def queued(harness: SamLocalHarness) -> list[str]:
 
 
 def test_each_function_does_its_part_of_a_job(harness: SamLocalHarness) -> None:
-    splitter = harness.invoke("SplitterFunction", "splitter-s3-put.json")
-    assert splitter.value is None
-    records = harness.event("editor-sqs-batch.json")["Records"]
+    assert harness.invoke("SplitterFunction", "splitter-s3-put.json") is None
+    records = json.loads((harness.events / "editor-sqs-batch.json").read_text())["Records"]
     expected = sorted(record["body"] for record in records)
     assert [json.loads(body) for body in queued(harness)] == [json.loads(b) for b in expected]
 
     # The continuation of an upload that was already split queues nothing.
-    assert harness.invoke("SplitterFunction", "splitter-continue.json").value is None
+    assert harness.invoke("SplitterFunction", "splitter-continue.json") is None
     assert len(queued(harness)) == 2
 
-    editor = harness.invoke("EditorFunction", "editor-sqs-batch.json")
-    assert editor.value == {"batchItemFailures": []}
+    editor = ("EditorFunction", "editor-sqs-batch.json")
+    assert harness.invoke(*editor) == {"batchItemFailures": []}
     for name in ("lighthouse.png", "000001.png"):
         image = Image.open(io.BytesIO(harness.result(f"{JOB}/images/{name}")))
         assert image.format == "PNG"
     assert harness.endpoint_stats("gemini-main")["paid_images"] == 2
 
     # The same batch again calls no provider.
-    repeated = harness.invoke("EditorFunction", "editor-sqs-batch.json")
-    assert repeated.value == {"batchItemFailures": []}
+    assert harness.invoke(*editor) == {"batchItemFailures": []}
     assert harness.endpoint_stats("gemini-main")["calls"] == 2
 
-    reporter = harness.invoke("ReporterFunction", "reporter-job.json")
-    assert reporter.value == {"job": JOB, "outcome": "made"}
+    reported = harness.invoke("ReporterFunction", "reporter-job.json")
+    assert reported == {"job": JOB, "outcome": "made"}
     summary = json.loads(harness.result(f"{JOB}/job.json"))
     assert summary["counts"]["succeeded"] == 2
     assert harness.result(f"{JOB}/manifest.csv").count(b"succeeded") == 2

@@ -13,6 +13,5 @@ def template() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def resources(template: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = template["Resources"]
-    return found
+def resources(template: dict[str, Any]) -> Any:
+    return template["Resources"]

@@ -34,15 +34,14 @@ OUTPUTS = {
 FUNCTIONS = ("SplitterFunction", "EditorFunction", "ReporterFunction")
 
 
-def test_parameters_have_the_documented_names_and_defaults(template: dict[str, Any]) -> None:
-    found = {name: p["Default"] for name, p in template["Parameters"].items()}
-    assert found | PARAMETERS == found
-
-
-def test_every_parameter_has_a_default_and_a_description(template: dict[str, Any]) -> None:
+def test_parameters_have_the_documented_names_defaults_and_a_description(
+    template: dict[str, Any],
+) -> None:
     for name, parameter in template["Parameters"].items():
         assert "Default" in parameter, f"{name}: `sam deploy` would need it"
         assert len(parameter.get("Description", "")) > 20, name
+    found = {name: p["Default"] for name, p in template["Parameters"].items()}
+    assert found | PARAMETERS == found
 
 
 def test_limits_of_the_worker_parameters(template: dict[str, Any]) -> None:
@@ -55,16 +54,13 @@ def test_every_output_of_the_contract_exists(template: dict[str, Any]) -> None:
     assert template["Outputs"].keys() >= OUTPUTS
 
 
-def test_the_environment_of_every_function_matches_the_settings(
-    resources: dict[str, Any],
-) -> None:
-    expected = {name.upper() for name in Settings.model_fields}
+def test_the_environment_of_every_function_matches_the_settings(resources: dict[str, Any]) -> None:
     environments = [resources[f]["Properties"]["Environment"]["Variables"] for f in FUNCTIONS]
     assert environments == [environments[0]] * len(FUNCTIONS), "events/env.json is for all of them"
     # AWS_ENDPOINT_URL is there for sam local invoke, and has no value in a deployment.
     assert environments[0]["AWS_ENDPOINT_URL"] == {"Ref": "AWS::NoValue"}
     ours = {name for name in environments[0] if not name.startswith(("POWERTOOLS_", "AWS_"))}
-    assert ours == expected
+    assert ours == {name.upper() for name in Settings.model_fields}
 
 
 def test_buckets_of_further_images_are_known_by_their_arns() -> None:

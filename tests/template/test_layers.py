@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from darkroom_local.processes import ROOT
+from darkroom_local.processes import ROOT, run
 from darkroom_local.sam import uv
 
 LAYER = ROOT / "layers" / "dependencies"
@@ -28,21 +28,11 @@ def blocks() -> list[str]:
     return re.split(r"\n(?=\S)", REQUIREMENTS.read_text().strip())
 
 
-def test_the_layer_is_pinned_to_what_uv_lock_says() -> None:
+def test_the_layer_is_pinned_to_what_uv_lock_says_with_hashes() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "UV_PYTHON"}
     options = "--quiet --frozen --only-group lambda --no-emit-project --no-header --no-annotate"
-    exported = subprocess.run(
-        [uv(), "export", *options.split()],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    exported = run([uv(), "export", *options.split()], environment, timeout_seconds=60)
     assert exported == REQUIREMENTS.read_text(), "run `make lock`"
-
-
-def test_every_requirement_has_hashes() -> None:
     assert len(blocks()) == len(pinned())
     assert all("--hash=sha256:" in block for block in blocks())
 
@@ -80,7 +70,7 @@ def build(folder: Path, installer: str, requirements: str) -> subprocess.Complet
         (path / "uv").symlink_to(uv())
     elif subprocess.run([python, "-m", "pip"], capture_output=True, check=False).returncode:
         pytest.skip(f"{python} has no pip")
-    (source / "requirements.txt").write_text(requirements)
+    (source / "requirements.txt").write_text(requirements + "\n")
     shutil.copy(LAYER / "Makefile", source)
     excluded = {"DARKROOM_PYTHON", "UV", "UV_PYTHON", "VIRTUAL_ENV"}
     environment = {k: v for k, v in os.environ.items() if k not in excluded}
@@ -98,7 +88,7 @@ def build(folder: Path, installer: str, requirements: str) -> subprocess.Complet
 @pytest.mark.parametrize("installer", ["uv", "pip"])
 def test_the_layer_builds_for_lambda_with_byte_code(installer: str, tmp_path: Path) -> None:
     sample = "\n".join(block for block in blocks() if block.startswith(SAMPLE))
-    done = build(tmp_path, installer, sample + "\n")
+    done = build(tmp_path, installer, sample)
     assert done.returncode == 0, done.stderr
     assert ("-m pip" in done.stdout) is (installer == "pip")
     built = tmp_path / "built" / "python"
@@ -116,7 +106,7 @@ def test_the_layer_builds_for_lambda_with_byte_code(installer: str, tmp_path: Pa
 def test_the_layer_takes_only_packages_with_the_locked_hash(installer: str, tmp_path: Path) -> None:
     (block,) = (block for block in blocks() if block.startswith(SAMPLE[0]))
     tampered = re.sub(r"sha256:[0-9a-f]{8}", "sha256:00000000", block)
-    done = build(tmp_path, installer, tampered + "\n")
+    done = build(tmp_path, installer, tampered)
     assert done.returncode != 0
     assert "hash" in done.stderr.lower()
 
@@ -125,7 +115,7 @@ def test_the_domain_layer_contains_the_templates_of_the_gallery(tmp_path: Path) 
     domain = ROOT / "layers" / "darkroom"
     command = ("make", "-C", domain, "build-DarkroomLayer", f"ARTIFACTS_DIR={tmp_path}")
     environment = dict(os.environ) | {"DARKROOM_PYTHON": sys.executable}
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    run(command, environment, timeout_seconds=120)
     templates = Path("darkroom") / "report" / "templates"
     contents = {path.name: path.read_bytes() for path in (domain / templates).iterdir()}
     assert {"base.html", "card.html", "gallery.css"} <= set(contents)

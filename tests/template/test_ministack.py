@@ -9,21 +9,18 @@ import pytest
 
 from darkroom_local import ministack
 from darkroom_local.processes import LocalStackError, group_exists, wait_until
+from tests.conftest import ClientFactory
 
 
 def test_two_ministacks_run_side_by_side_and_share_nothing() -> None:
     with ministack.running() as one, ministack.running() as other:
-        bucket = "same-name"
+        session = boto3.Session(
+            ministack.ACCESS_KEY, ministack.SECRET_KEY, region_name=ministack.REGION
+        )
         for stack in (one, other):
-            s3 = boto3.client(
-                "s3",
-                endpoint_url=stack.url,
-                aws_access_key_id=ministack.ACCESS_KEY,
-                aws_secret_access_key=ministack.SECRET_KEY,
-                region_name=ministack.REGION,
-            )
+            s3 = session.client("s3", endpoint_url=stack.url)
             assert s3.list_buckets()["Buckets"] == []
-            s3.create_bucket(Bucket=bucket)
+            s3.create_bucket(Bucket="same-name")
             s3.close()
     for stack in (one, other):
         assert not stack.state_dir.exists()
@@ -57,8 +54,7 @@ def test_a_port_in_use_is_reported() -> None:
         assert time.monotonic() - started < ministack.START_SECONDS
 
 
-def test_the_client_fixture_reaches_ministack(aws_client: object) -> None:
-    assert callable(aws_client)
+def test_the_client_fixture_reaches_ministack(aws_client: ClientFactory) -> None:
     sqs = aws_client("sqs")
     url = sqs.create_queue(QueueName="conftest-probe")["QueueUrl"]
     sqs.send_message(QueueUrl=url, MessageBody="hello")

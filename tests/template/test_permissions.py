@@ -20,34 +20,22 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def test_every_function_has_its_own_role(resources: dict[str, Any]) -> None:
+def test_every_function_has_its_own_role_and_sam_adds_none(resources: dict[str, Any]) -> None:
     roles = [resources[f]["Properties"]["Role"]["Fn::GetAtt"][0] for f in FUNCTIONS]
     assert sorted(roles) == ["EditorRole", "ReporterRole", "SplitterRole"]
+    assert {name for name, r in resources.items() if r["Type"] == "AWS::IAM::Role"} == set(roles)
     for role in roles:
         assert "ManagedPolicyArns" not in resources[role]["Properties"]
 
 
-def test_sam_adds_no_role(resources: dict[str, Any]) -> None:
-    found = {name for name, r in resources.items() if r["Type"] == "AWS::IAM::Role"}
-    assert found == {"EditorRole", "ReporterRole", "SplitterRole"}
-
-
 def test_no_action_is_a_wildcard(resources: dict[str, Any]) -> None:
-    wild = [
-        (role, action)
-        for role, statement in statements(resources)
-        for action in as_list(statement["Action"])
-        if "*" in action
-    ]
-    assert wild == []
+    actions = [(role, a) for role, s in statements(resources) for a in as_list(s["Action"])]
+    assert [(role, action) for role, action in actions if "*" in action] == []
 
 
 def test_every_resource_is_named_where_aws_supports_it(resources: dict[str, Any]) -> None:
-    anything = [
-        set(as_list(statement["Action"]))
-        for _, statement in statements(resources)
-        if "*" in as_list(statement["Resource"])
-    ]
+    unnamed = [s for _, s in statements(resources) if "*" in as_list(s["Resource"])]
+    anything = [set(as_list(statement["Action"])) for statement in unnamed]
     assert anything, "tracing needs it"
     assert all(actions == WITHOUT_RESOURCE_TYPES for actions in anything)
 
@@ -58,11 +46,8 @@ def test_every_statement_has_a_unique_id(resources: dict[str, Any]) -> None:
 
 
 def test_only_the_editor_reads_keys(resources: dict[str, Any]) -> None:
-    readers = {
-        role
-        for role, statement in statements(resources)
-        if "secretsmanager:GetSecretValue" in as_list(statement["Action"])
-    }
+    read = "secretsmanager:GetSecretValue"
+    readers = {role for role, s in statements(resources) if read in as_list(s["Action"])}
     assert readers == {"EditorRole"}
 
 

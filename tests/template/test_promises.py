@@ -3,11 +3,19 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+
+from darkroom.endpoints import EndpointsSecret
+from tests.tables import KEYS
 
 FUNCTIONS = ("SplitterFunction", "EditorFunction", "ReporterFunction")
 USER_DATA = ("InputBucket", "ResultsBucket", "LedgerTable")
 QUEUES = ("RowsQueue", "DeadLetterQueue", "AsyncFailuresQueue")
 BUCKETS = ("InputBucket", "ResultsBucket", "AccessLogsBucket")
+STORES = (
+    *("S3::Bucket", "DynamoDB::Table", "SQS::Queue", "SNS::Topic", "SecretsManager::Secret"),
+    *("Logs::LogGroup", "Lambda::Function"),
+)
 FOURTEEN_DAYS = 14 * 24 * 3600
 
 
@@ -16,9 +24,8 @@ def of_type(resources: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def editor(resources: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = resources["EditorFunction"]["Properties"]
-    return found
+def editor(resources: dict[str, Any]) -> Any:
+    return resources["EditorFunction"]["Properties"]
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +42,11 @@ def test_worker_processes_limits_all_concurrency(
     assert rows_source["ScalingConfig"]["MaximumConcurrency"] == limit
 
 
-def test_a_batch_is_as_many_rows_as_a_worker_has_threads(rows_source: dict[str, Any]) -> None:
+def test_a_batch_is_one_row_per_thread_and_one_bad_row_does_not_fail_it(
+    rows_source: dict[str, Any],
+) -> None:
     assert rows_source["BatchSize"] == {"Ref": "RowsPerWorker"}
     assert rows_source["MaximumBatchingWindowInSeconds"] == 0
-
-
-def test_one_bad_row_does_not_fail_its_batch(rows_source: dict[str, Any]) -> None:
     assert rows_source["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
 
 
@@ -63,22 +69,17 @@ def test_dead_letters_are_kept_as_long_as_sqs_can(resources: dict[str, Any]) -> 
         assert resources[name]["Properties"]["MessageRetentionPeriod"] == FOURTEEN_DAYS
 
 
-def test_the_splitter_is_notified_of_every_kind_of_upload(resources: dict[str, Any]) -> None:
+def test_every_kind_of_upload_and_no_result_starts_a_job(resources: dict[str, Any]) -> None:
     configuration = resources["InputBucket"]["Properties"]["NotificationConfiguration"]
     notified = {
         (c["Event"], c["Filter"]["S3Key"]["Rules"][0]["Value"])
         for c in configuration["LambdaConfigurations"]
     }
     assert notified == {("s3:ObjectCreated:*", ".csv"), ("s3:ObjectCreated:*", ".csv.gz")}
-
-
-def test_no_results_can_start_a_job(resources: dict[str, Any]) -> None:
     assert "NotificationConfiguration" not in resources["ResultsBucket"]["Properties"]
 
 
-def test_the_splitter_may_invoke_itself_for_a_long_csv(
-    resources: dict[str, Any],
-) -> None:
+def test_the_splitter_may_invoke_itself_for_a_long_csv(resources: dict[str, Any]) -> None:
     splitter = resources["SplitterFunction"]["Properties"]
     assert splitter["RecursiveLoop"] == "Allow"
     assert splitter["MemorySize"] == 1769, "a whole vCPU"
@@ -106,11 +107,8 @@ def test_buckets_are_private_encrypted_and_tls_only(resources: dict[str, Any], n
     assert set(bucket["PublicAccessBlockConfiguration"].values()) == {True}
     assert bucket["BucketEncryption"]["ServerSideEncryptionConfiguration"]
     assert bucket["OwnershipControls"]["Rules"] == [{"ObjectOwnership": "BucketOwnerEnforced"}]
-    (policy,) = [
-        p
-        for p in of_type(resources, "AWS::S3::BucketPolicy").values()
-        if p["Bucket"] == {"Ref": name}
-    ]
+    policies = of_type(resources, "AWS::S3::BucketPolicy").values()
+    (policy,) = [p for p in policies if p["Bucket"] == {"Ref": name}]
     denied = policy["PolicyDocument"]["Statement"][0]
     assert (denied["Effect"], denied["Principal"], denied["Action"]) == ("Deny", "*", "s3:*")
     assert denied["Condition"]["Bool"] == {"aws:SecureTransport": "false"}
@@ -136,47 +134,28 @@ def test_queues_are_encrypted(resources: dict[str, Any], name: str) -> None:
 def test_the_users_own_key_encrypts_everything_at_rest(resources: dict[str, Any]) -> None:
     lacking = [
         name
-        for name, resource in resources.items()
-        if resource["Type"]
-        in {
-            "AWS::S3::Bucket",
-            "AWS::DynamoDB::Table",
-            "AWS::SQS::Queue",
-            "AWS::SNS::Topic",
-            "AWS::SecretsManager::Secret",
-            "AWS::Logs::LogGroup",
-            "AWS::Lambda::Function",
-        }
-        and "KmsKeyArn" not in str(resource["Properties"])
+        for kind in STORES
+        for name, properties in of_type(resources, f"AWS::{kind}").items()
+        if "KmsKeyArn" not in str(properties)
     ]
     assert lacking == ["AccessLogsBucket"], "S3 delivers access logs under its own key only"
 
 
 def test_tables_have_the_keys_of_the_ledger_and_can_be_restored(resources: dict[str, Any]) -> None:
     tables = of_type(resources, "AWS::DynamoDB::Table")
-    keys = {
-        name: [(k["AttributeName"], k["KeyType"]) for k in table["KeySchema"]]
-        for name, table in tables.items()
-    }
-    assert keys == {
-        "LedgerTable": [("job", "HASH"), ("item", "RANGE")],
-        "EndpointsTable": [("endpoint", "HASH")],
-    }
-    for table in tables.values():
+    assert {name.removesuffix("Table").lower() for name in tables} == KEYS.keys()
+    for name, table in tables.items():
+        keys = [(k["AttributeName"], k["KeyType"]) for k in table["KeySchema"]]
+        assert keys == list(KEYS[name.removesuffix("Table").lower()].items())
         assert table["BillingMode"] == "PAY_PER_REQUEST"
         assert table["PointInTimeRecoverySpecification"]["PointInTimeRecoveryEnabled"] is True
 
 
 def test_the_placeholder_in_the_secret_is_not_valid(resources: dict[str, Any]) -> None:
     """A first job must report what to configure, not call endpoints that do not exist."""
-    from pydantic import ValidationError  # noqa: PLC0415
-
-    from darkroom.endpoints import EndpointsSecret  # noqa: PLC0415
-
+    secret = resources["EndpointsSecret"]["Properties"]["SecretString"]
     with pytest.raises(ValidationError):
-        EndpointsSecret.model_validate_json(
-            resources["EndpointsSecret"]["Properties"]["SecretString"]
-        )
+        EndpointsSecret.model_validate_json(secret)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
