@@ -46,7 +46,7 @@ class Tab:
     _last: int = 0
     _loaded: bool = False
 
-    def call(self, method: str, **params: object) -> dict[str, Any]:
+    def call(self, method: str, **params: object) -> Any:
         self._last += 1
         message = {"id": self._last, "method": method, "params": params}
         if self.session:
@@ -56,8 +56,7 @@ class Tab:
             pass
         if "error" in response:
             raise RuntimeError(f"{method}: {response['error']['message']}")
-        result: dict[str, Any] = response["result"]
-        return result
+        return response["result"]
 
     def _receive(self) -> dict[str, Any]:
         message: dict[str, Any] = json.loads(self.socket.recv(_TIMEOUT_SECONDS))

@@ -11,7 +11,7 @@ from darkroom.csv_input.reader import JobRow
 from darkroom.errors import Reason
 from darkroom.jobs import ResultPaths
 from darkroom.rows import RowRequest, RowResult, RowState
-from tests.fakes.reporting import JOB, START, ReportHarness
+from tests.fakes.reporting import EDITED, JOB, START, ReportHarness
 
 ROWS = 500
 SIDE = 320
@@ -32,13 +32,7 @@ LONG = (
 HOSTILE = '<script>document.title="owned"</script><img src=x onerror=alert(1)> & "quotes"'
 ARABIC = "اجعل الخلفية بيضاء بالكامل مع ظل ناعم"
 
-GEMINI = RowResult(
-    RowState.SUCCEEDED,
-    provider="gemini",
-    endpoint="gemini-main",
-    model="gemini-3-pro-image",
-    cost_micro_usd=134_000,
-)
+GEMINI = replace(EDITED, outputs=(), latency_ms=0)
 OPENAI = RowResult(
     RowState.SUCCEEDED,
     provider="openai",

@@ -4,8 +4,6 @@ MiniStack, the faulting proxy, the simulated providers and worker processes; the
 editor and reporter.
 """
 
-import csv
-import io
 import json
 import multiprocessing
 import os
@@ -75,13 +73,9 @@ class FaultHarness:
     def client(self, service: str) -> Any:
         return worker.client(service, self.url)
 
-    def upload(self, key: str, rows: Sequence[Mapping[str, str]], **options: str) -> str:
+    def upload(self, key: str, instructions: Sequence[str], **options: str) -> str:
         """Upload a CSV and split it; returns the job."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-        body = text.getvalue().encode()
+        body = "\n".join(("instruction", *instructions)).encode()
         answer = self.client("s3").put_object(
             Bucket=self.settings.input_bucket, Key=key, Body=body, Metadata=options
         )

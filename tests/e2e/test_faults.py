@@ -34,12 +34,6 @@ SOAK = FaultRates(
 DEAD_ENDS = 3  # rows that fail at every endpoint
 
 
-def rows(count: int) -> list[dict[str, str]]:
-    """Text-to-image rows whose instruction names the row to the simulated providers."""
-    ends = [" dead end" if n < DEAD_ENDS else "" for n in range(count)]
-    return [{"instruction": f"a hat{end} [row:{n:06d}]"} for n, end in enumerate(ends)]
-
-
 def check(harness: FaultHarness, results: Results) -> None:
     """Check what must hold for a finished job, whatever happened to it."""
     job, count, manifest = results.job, harness.rates.rows, results.manifest
@@ -82,7 +76,10 @@ def test_kills_and_faults_lose_no_row_and_hide_no_charge(rates: FaultRates, tmp_
 
 def run_job_under_faults(harness: FaultHarness) -> None:
     options = {"max-attempts": str(harness.rates.max_attempts)}
-    job = harness.upload("jobs/faults.csv", rows(harness.rates.rows), **options)
+    # Text-to-image rows whose instruction names the row to the simulated providers.
+    ends = [" dead end" if n < DEAD_ENDS else "" for n in range(harness.rates.rows)]
+    instructions = [f"a hat{end} [row:{n:06d}]" for n, end in enumerate(ends)]
+    job = harness.upload("jobs/faults.csv", instructions, **options)
     harness.process(job)
     results = harness.report(job)
     check(harness, results)

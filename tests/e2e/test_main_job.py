@@ -252,7 +252,7 @@ def test_a_folder_becomes_a_gallery_and_dead_rows_can_be_redriven(
     redriven = darkroom("redrive", "cli/people", "--reason", "unavailable", "--json")
     assert json.loads(redriven.stdout)["redriven"] == 1
     status = ("status", "cli/people", "--json")
-    assert wait_until(lambda: not last_line(darkroom(*status))["dead"], 240, 0.5)
+    assert wait_until(lambda: not json.loads(darkroom(*status).stdout)["dead"], 240, 0.5)
     ended = last_line(darkroom("status", "cli/people", "--watch", "--every", "0.5", "--json"))
     assert (ended["state"], ended["succeeded"], ended["dead"]) == ("done", 3, 0)
     assert json.loads(darkroom("failures", "cli/people", "--json").stdout) == []

@@ -131,9 +131,8 @@ def revoked(info: stack.StackInfo, permission: Permission) -> Iterator[None]:
     assert reduced != document
 
     def put(which: dict[str, Any]) -> None:
-        iam.put_role_policy(
-            RoleName=role, PolicyName=permission.policy, PolicyDocument=json.dumps(which)
-        )
+        name = {"RoleName": role, "PolicyName": permission.policy}
+        iam.put_role_policy(**name, PolicyDocument=json.dumps(which))
         _reset_functions(info)
 
     put(reduced)

@@ -14,8 +14,8 @@ import pytest
 
 from darkroom_local import sam, sam_local, stack
 from darkroom_local.processes import ROOT, LocalStackError
-from darkroom_local.providers import Simulator
 from darkroom_local.sam_local import ENDPOINT, VARIABLES
+from tests.e2e.harness import StackHarness
 from tests.sam_local import __main__ as make
 from tests.sam_local.engine import Engine
 from tests.sam_local.forwarding import forwarded
@@ -30,7 +30,7 @@ class SamLocalHarness:
     engine: Engine
     image: str | None  # in place of AWS's own image
     template: Path
-    stack: stack.StackInfo
+    stack: StackHarness
     events: Path  # prepared for this stack
 
     def invoke(self, function: str, event: str) -> Any:
@@ -48,7 +48,9 @@ class SamLocalHarness:
             command += ["--skip-pull-image", "--invoke-image", self.image]
         done = subprocess.run(
             command,
-            env=self.engine.environment() | self.stack.environment() | {"SAM_CLI_TELEMETRY": "0"},
+            env=self.engine.environment()
+            | self.stack.info.environment()
+            | {"SAM_CLI_TELEMETRY": "0"},
             capture_output=True,
             text=True,
             timeout=INVOKE_SECONDS,
@@ -58,17 +60,6 @@ class SamLocalHarness:
             raise LocalStackError(f"sam local invoke {function} failed: {done.stderr[-2000:]}")
         # The function's log is on stderr, its answer is the last line of stdout.
         return json.loads((done.stdout.strip().splitlines() or ["null"])[-1])
-
-    def result(self, key: str) -> bytes:
-        bucket = self.stack.outputs["ResultsBucketName"]
-        content: bytes = self.stack.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
-        return content
-
-    def endpoint_stats(self, name: str) -> dict[str, Any]:
-        """The counts of the simulated endpoint."""
-        port = int(str(self.stack.providers_url).rpartition(":")[2])
-        stats: dict[str, Any] = Simulator(port).stats()[name]
-        return stats
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +87,7 @@ def harness(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         build = tmp_path_factory.mktemp("sam") / "build"
         with sam.exclusive():  # a copy, which no later build changes
             shutil.copytree(ROOT / ".aws-sam" / "build", build)
-        yield SamLocalHarness(engine, image, build / "template.yaml", info, events)
+        yield SamLocalHarness(engine, image, build / "template.yaml", StackHarness(info), events)
 
 
 def for_containers(variables: Mapping[str, str], url: str, forwarded_url: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from darkroom_local.sam_local import EVENTS
+from tests.e2e.harness import Results, encoded_image
 from tests.sam_local.conftest import SamLocalHarness
 
 JOB = "jobs/sam local"
@@ -14,18 +15,15 @@ JOB = "jobs/sam local"
 
 @pytest.fixture(scope="module", autouse=True)
 def uploaded(harness: SamLocalHarness) -> None:
-    photo = io.BytesIO()
-    Image.linear_gradient("L").convert("RGB").save(photo, "JPEG")
-    csv = (EVENTS / "sam-local.csv").read_bytes()
-    bucket = harness.stack.outputs["InputBucketName"]
-    for key, body in ((f"{JOB}.csv", csv), ("jobs/photo.jpg", photo.getvalue())):
-        harness.stack.client("s3").put_object(Bucket=bucket, Key=key, Body=body)
+    harness.stack.put(f"{JOB}.csv", (EVENTS / "sam-local.csv").read_bytes())
+    harness.stack.put("jobs/photo.jpg", encoded_image(kind="JPEG"))
 
 
 def queued(harness: SamLocalHarness) -> list[str]:
     """Bodies of the messages in the rows queue, which stay there."""
-    answer = harness.stack.client("sqs").receive_message(
-        QueueUrl=harness.stack.outputs["RowsQueueUrl"], MaxNumberOfMessages=10, VisibilityTimeout=0
+    queue = harness.stack.info.outputs["RowsQueueUrl"]
+    answer = harness.stack.info.client("sqs").receive_message(
+        QueueUrl=queue, MaxNumberOfMessages=10, VisibilityTimeout=0
     )
     return sorted(message["Body"] for message in answer.get("Messages", ()))
 
@@ -42,18 +40,18 @@ def test_each_function_does_its_part_of_a_job(harness: SamLocalHarness) -> None:
 
     editor = ("EditorFunction", "editor-sqs-batch.json")
     assert harness.invoke(*editor) == {"batchItemFailures": []}
+    bucket = harness.stack.info.outputs["ResultsBucketName"]
+    results = Results(harness.stack.s3, bucket, JOB)
     for name in ("lighthouse.png", "000001.png"):
-        image = Image.open(io.BytesIO(harness.result(f"{JOB}/images/{name}")))
-        assert image.format == "PNG"
-    assert harness.endpoint_stats("gemini-main")["paid_images"] == 2
+        assert Image.open(io.BytesIO(results.read(f"images/{name}"))).format == "PNG"
+    assert harness.stack.simulator.stats()["gemini-main"]["paid_images"] == 2
 
     # The same batch again calls no provider.
     assert harness.invoke(*editor) == {"batchItemFailures": []}
-    assert harness.endpoint_stats("gemini-main")["calls"] == 2
+    assert harness.stack.simulator.stats()["gemini-main"]["calls"] == 2
 
     reported = harness.invoke("ReporterFunction", "reporter-job.json")
     assert reported == {"job": JOB, "outcome": "made"}
-    summary = json.loads(harness.result(f"{JOB}/job.json"))
-    assert summary["counts"]["succeeded"] == 2
-    assert harness.result(f"{JOB}/manifest.csv").count(b"succeeded") == 2
-    assert b"<html" in harness.result(f"{JOB}/report.html")
+    assert results.summary["counts"]["succeeded"] == 2
+    assert results.read("manifest.csv").count(b"succeeded") == 2
+    assert b"<html" in results.read("report.html")
