@@ -203,7 +203,7 @@ def test_the_real_resolver_returns_addresses_unchanged_and_reports_missing_names
 
 
 @pytest.mark.parametrize("header", ["Connection: keep-alive", "Connection: close"])
-def test_a_name_that_becomes_private_is_rejected_on_the_next_connection(
+def test_a_name_that_becomes_private_is_rejected_when_reconnecting(
     harness: Harness, header: str
 ) -> None:
     """A connection goes to the address that was checked, without another lookup."""
@@ -244,7 +244,7 @@ def test_only_the_public_addresses_of_a_host_are_tried(harness: Harness) -> None
     ],
 )
 @pytest.mark.parametrize("redirects", [0, 2])
-def test_each_redirect_is_checked(
+def test_redirects_are_checked(
     harness: Harness, location: str, problem: str, redirects: int
 ) -> None:
     def handle(exchange: Exchange) -> None:

@@ -87,7 +87,7 @@ def test_push_takes_either_a_file_or_the_environment(cli: CliHarness, file: Path
     cli.error("endpoints", "push", file, "--from-env", exit_code=2)
 
 
-def test_an_environment_without_keys_is_rejected_naming_the_variables(
+def test_push_needs_keys_in_the_environment(
     cli: CliHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in list(os.environ):

@@ -142,9 +142,7 @@ def test_without_options_the_object_has_no_metadata(cli: CliHarness) -> None:
         ("--max-attempts", "0"),
     ],
 )
-def test_an_invalid_option_is_a_usage_error_and_uploads_nothing(
-    cli: CliHarness, option: str, value: str
-) -> None:
+def test_an_invalid_option_uploads_nothing(cli: CliHarness, option: str, value: str) -> None:
     error = cli.error("submit", cli.csv("https://h/x.png,warm"), option, value, exit_code=2)
     assert option.removeprefix("--") in error
     assert cli.input_bucket.puts == []
@@ -161,9 +159,7 @@ def test_an_invalid_option_is_a_usage_error_and_uploads_nothing(
     ],
     ids=["empty", "png", "no instruction column", "cut", "no rows"],
 )
-def test_an_unusable_csv_is_rejected_in_one_sentence_and_uploads_nothing(
-    cli: CliHarness, body: bytes, message: str
-) -> None:
+def test_an_unusable_csv_is_rejected(cli: CliHarness, body: bytes, message: str) -> None:
     assert message in cli.error("submit", cli.write("p.csv", body))
     assert cli.input_bucket.puts == []
 

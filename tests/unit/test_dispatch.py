@@ -46,9 +46,7 @@ def test_an_unknown_response_is_retried_once_and_then_reported() -> None:
 
 
 @pytest.mark.parametrize("outcome", [Outcome.REFUSED, Outcome.NO_IMAGE, Outcome.BAD_REQUEST])
-def test_a_failure_of_the_row_never_falls_back_or_counts_against_the_endpoint(
-    outcome: Outcome,
-) -> None:
+def test_a_failure_of_the_row_neither_falls_back_nor_blames_the_endpoint(outcome: Outcome) -> None:
     harness = two_tiers(max_retries=2)
     harness.editor.always["gemini"] = outcome
     for _ in range(10):
@@ -372,9 +370,7 @@ def test_a_429_limits_an_endpoint_without_a_configured_limit() -> None:
         (OSError("ledger"), "after"),
     ],
 )
-def test_an_exception_before_in_or_after_the_call_releases_the_lease(
-    error: BaseException, when: str
-) -> None:
+def test_an_exception_in_any_phase_releases_the_lease(error: BaseException, when: str) -> None:
     harness = DispatchHarness(gemini(max_in_flight=4))
     if when == "in":
         harness.editor.script("gemini", error)

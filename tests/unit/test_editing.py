@@ -31,9 +31,7 @@ def harness() -> EditorHarness:
     return EditorHarness.with_job()
 
 
-def test_an_image_is_stored_with_its_provenance_and_the_row_succeeds(
-    harness: EditorHarness,
-) -> None:
+def test_an_edited_image_is_stored_with_its_provenance(harness: EditorHarness) -> None:
     assert harness.handle(EDITED) is None
     result = harness.result
     assert (harness.row.state, result.outputs) == (RowState.SUCCEEDED, (IMAGE_KEY,))
@@ -50,9 +48,7 @@ def test_an_image_is_stored_with_its_provenance_and_the_row_succeeds(
     assert (metrics["RowsSucceeded"], metrics["FallbackUsed"], metrics["CostUSD"]) == (1, 1, 0.04)
 
 
-def test_several_images_are_stored_next_to_each_other_in_the_requested_format(
-    harness: EditorHarness,
-) -> None:
+def test_several_images_are_stored_in_the_requested_format(harness: EditorHarness) -> None:
     edited = EditResult((png(), png("blue")), "m", cost_micro_usd=None)
     assert harness.handle(edited, message=harness.message(output_name="a/hat.webp", n=2)) is None
     result = harness.result
@@ -173,9 +169,7 @@ def test_a_call_with_unknown_outcome_is_repeated_and_counted(harness: EditorHarn
     assert harness.telemetry.metrics["PossibleDuplicateCharges"] == 1
 
 
-def test_an_unknown_outcome_fails_the_row_where_the_operator_chose_that(
-    harness: EditorHarness,
-) -> None:
+def test_an_unknown_outcome_fails_the_row_if_so_configured(harness: EditorHarness) -> None:
     _lose_outcome(harness)
     harness.on_unknown_outcome = "fail"
     assert harness.handle(EDITED) is None
@@ -301,9 +295,7 @@ def test_an_aws_error_before_the_call_costs_no_attempt(harness: EditorHarness) -
     assert harness.row.attempts == 0
 
 
-def test_a_broken_reference_is_skipped_with_a_warning_if_another_loads(
-    harness: EditorHarness,
-) -> None:
+def test_a_broken_reference_is_skipped_if_another_loads(harness: EditorHarness) -> None:
     harness.fetcher.files = {"a.png": MISSING, "b.png": png()}
     assert harness.handle(EDITED, message=harness.message(images=("a.png", "b.png"))) is None
     assert harness.result.warnings[0] == "skipped a.png: there is no such object"
@@ -334,15 +326,13 @@ def test_an_unavailable_reference_is_retried_and_skipped_in_the_last_attempt() -
         ("flux", "gemini", "gemini-3-pro-image"),
     ],
 )
-def test_a_requested_model_is_used_by_endpoints_of_its_provider(
+def test_a_requested_model_needs_its_provider(
     requested: str | None, provider: str, model: str
 ) -> None:
     assert model_for(requested, endpoint(provider)) == model
 
 
-def test_a_warning_names_the_model_used_instead_of_the_requested_one(
-    harness: EditorHarness,
-) -> None:
+def test_a_warning_names_the_requested_model_if_it_is_not_used(harness: EditorHarness) -> None:
     message = harness.message(model="gemini-2.5-flash-image")
     assert harness.handle(EDITED, message=message) is None
     assert any("gemini-2.5-flash-image is not openai's" in w for w in harness.result.warnings)

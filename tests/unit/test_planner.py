@@ -252,7 +252,7 @@ def test_unsupported_settings_and_retired_models_are_warned_about(
         (PRO, "high", None),
     ],
 )
-def test_unsupported_quality_becomes_the_nearest(
+def test_quality_becomes_the_nearest_supported(
     model: str, requested: str, sent: str | None
 ) -> None:
     planned = plan(model, quality=requested)
@@ -284,9 +284,7 @@ def test_n_is_reduced_to_what_the_model_makes_per_call() -> None:
     ("name", "output_format"),
     [("a.png", None), ("a.jpg", "jpeg"), ("dir/a.JPEG", "jpeg"), ("a.webp", "webp"), (None, None)],
 )
-def test_output_names_format_is_requested_where_supported(
-    name: str | None, output_format: str | None
-) -> None:
+def test_output_names_format_is_requested(name: str | None, output_format: str | None) -> None:
     assert plan("gpt-image-1.5", output_name=name).output_format == output_format
     assert plan(PRO, output_name=name).output_format is None
     assert plan("dall-e-3", output_name=name).output_format is None

@@ -33,7 +33,7 @@ STATUSES = [state for state in RowState if state.terminal]
 
 
 @given(st.lists(st.tuples(st.sampled_from(STATUSES), st.booleans(), st.integers(0, 500_000))))
-def test_statuses_add_up_to_the_rows_and_costs_to_the_total(
+def test_statuses_add_up_to_rows_and_costs_to_the_total(
     rows: list[tuple[RowState, bool, int]],
 ) -> None:
     summary = summary_of(
