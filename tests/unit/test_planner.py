@@ -60,10 +60,7 @@ def test_request_that_fits_is_sent_unchanged_without_a_warning() -> None:
     assert planned.prompt == "make it red"
     assert (planned.aspect_ratio, planned.resolution, planned.size) == ("3:2", "2K", None)
     assert (planned.quality, planned.n, planned.warnings) == (None, 1, ())
-
-
-def test_row_without_settings_leaves_them_to_the_provider() -> None:
-    planned = plan("gpt-image-1.5", photo())
+    planned = plan("gpt-image-1.5", image)  # without settings, which are the provider's then
     assert (planned.size, planned.quality, planned.background, planned.output_format) == (None,) * 4
     assert planned.warnings == ()
 
@@ -197,17 +194,16 @@ def test_shape_is_sent_as_the_model_accepts_it(
         assert sizes.is_free_size(*sizes.parse_size(planned.size or "") or (0, 0))
 
 
-def test_free_size_is_allowed_and_keeps_the_requested_shape() -> None:
-    width, height = sizes.parse_size(plan("gpt-image-2", size="2000x1000").size or "") or (0, 0)
+@pytest.mark.parametrize(
+    ("settings", "ratio", "area"),
+    [({"size": "2000x1000"}, 2, 2000 * 1000), ({"resolution": "2K"}, 1.5, 2048 * 2048)],
+)
+def test_a_free_size_keeps_the_shape(settings: dict[str, Any], ratio: float, area: int) -> None:
+    planned = plan("gpt-image-2", photo(60, 40), **settings)
+    width, height = sizes.parse_size(planned.size or "") or (0, 0)
     assert sizes.is_free_size(width, height)
-    assert width / height == pytest.approx(2, rel=0.02)
-
-
-def test_resolution_alone_keeps_the_images_shape_where_sizes_are_free() -> None:
-    size = plan("gpt-image-2", photo(60, 40), resolution="2K").size or ""
-    width, height = sizes.parse_size(size) or (0, 0)
-    assert width / height == pytest.approx(1.5, rel=0.02)
-    assert width * height == pytest.approx(2048 * 2048, rel=0.16)
+    assert width / height == pytest.approx(ratio, rel=0.02)
+    assert width * height == pytest.approx(area, rel=0.16)
 
 
 @pytest.mark.parametrize(
@@ -298,16 +294,15 @@ def test_background_is_sent_only_to_models_that_support_it() -> None:
     assert "JPEG" in planned.warnings[0]
 
 
-def test_unknown_model_is_called_with_a_warning_and_without_a_price() -> None:
-    planned = plan("seedream-9", photo(), provider=OPENAI)
-    assert planned.model == "seedream-9"
-    assert planned.worst_cost_micro_usd is None
-    assert "not in Darkroom's model catalogue" in planned.warnings[0]
-
-
-@pytest.mark.parametrize("name", ["gemini-3-pro-image-preview", "gpt-image-2-2026-04-21"])
-def test_model_name_is_sent_as_given(name: str) -> None:
-    assert plan(name).model == name
+@pytest.mark.parametrize(
+    "name", ["gemini-3-pro-image-preview", "gpt-image-2-2026-04-21", "seedream-9"]
+)
+def test_model_name_is_sent_as_given_and_an_unknown_one_has_no_price(name: str) -> None:
+    planned = plan(name, photo())
+    assert planned.model == name
+    if name == "seedream-9":
+        assert planned.worst_cost_micro_usd is None
+        assert "not in Darkroom's model catalogue" in planned.warnings[0]
 
 
 def test_worst_cost_grows_with_the_request() -> None:
