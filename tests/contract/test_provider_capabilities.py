@@ -97,7 +97,7 @@ def test_the_api_accepts_catalogue_settings(harness: Harness, model: Model, edit
     settings: list[dict[str, Any]] = [
         *({"size": size} for size in model.sizes),
         *({"quality": quality} for quality in model.qualities),
-        *({"background": background} for background in model.backgrounds),
+        *({name: value} for name, values in model.settings.items() for value in values),
         *({"aspect_ratio": ratio} for ratio in RATIOS),
         *({"aspect_ratio": ratio, "resolution": "4K"} for ratio in RATIOS),
         *({"resolution": resolution} for resolution in ("1K", "2K", "4K")),

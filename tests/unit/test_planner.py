@@ -61,7 +61,8 @@ def test_request_that_fits_is_sent_unchanged_without_a_warning() -> None:
     assert (planned.aspect_ratio, planned.resolution, planned.size) == ("3:2", "2K", None)
     assert (planned.quality, planned.n, planned.warnings) == (None, 1, ())
     planned = plan("gpt-image-1.5", image)  # without settings, which are the provider's then
-    assert (planned.size, planned.quality, planned.background, planned.output_format) == (None,) * 4
+    assert (planned.size, planned.quality, planned.output_format) == (None,) * 3
+    assert planned.settings == {}
     assert planned.warnings == ()
 
 
@@ -287,10 +288,10 @@ def test_output_names_format_is_requested(name: str | None, output_format: str |
 
 
 def test_background_is_sent_only_to_models_that_support_it() -> None:
-    assert plan("gpt-image-1.5", background="transparent").background == "transparent"
+    assert plan("gpt-image-1.5", background="transparent").settings == {"background": "transparent"}
     assert "background" in plan(PRO, background="transparent").warnings[0]
     planned = plan("gpt-image-1.5", background="transparent", output_name="a.jpg")
-    assert (planned.background, planned.output_format) == (None, "jpeg")
+    assert (planned.settings, planned.output_format) == ({}, "jpeg")
     assert "JPEG" in planned.warnings[0]
 
 
@@ -345,7 +346,7 @@ def test_only_what_the_model_supports_is_sent_for_any_request(
     assert planned.aspect_ratio in (None, *model.aspect_ratios)
     assert planned.resolution in (None, *model.resolutions)
     assert planned.quality in (None, *model.qualities)
-    assert planned.background in (None, *model.backgrounds)
+    assert all(value in model.settings[name] for name, value in planned.settings.items())
     assert planned.output_format in (None, *model.output_formats)
     assert 1 <= planned.n <= model.max_n
     assert len(planned.images) <= model.max_images
@@ -356,4 +357,6 @@ def test_only_what_the_model_supports_is_sent_for_any_request(
         model.free_sizes and parsed is not None and sizes.is_free_size(*parsed)
     )
     assert planned.worst_cost_micro_usd
-    assert not (planned.background == "transparent" and planned.output_format == "jpeg")
+    assert not (
+        planned.settings.get("background") == "transparent" and planned.output_format == "jpeg"
+    )
