@@ -48,5 +48,5 @@ def running(config: Config | Mapping[str, Any] | None = None, port: int = 0) -> 
     Raises OSError when the port is in use.
     """
     checked = Config.model_validate(config or {})
-    with in_event_loop(lambda: SimulatedProviders(checked).listening(port)) as bound_port:
+    with in_event_loop(SimulatedProviders(checked).listening(port)) as bound_port:
         yield Simulator(bound_port)
