@@ -12,9 +12,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,48 @@ def parser(description: str | None, name: str, systems: list[str]) -> argparse.A
     return options
 
 
+def endpoint(name: str, provider: str, rate: int, **fields: Any) -> dict[str, Any]:
+    """An endpoint as in the secret, to which `measure` adds the base URL."""
+    limits = {"requests_per_minute": rate, "max_in_flight": 0}
+    return {"name": name, "provider": provider, "api_keys": ["k"], **limits, **fields}
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    began: float  # Unix time
+    lines: dict[str, list[dict[str, Any]]]  # logged by the processes, by the load's name
+    stats: dict[str, Any]  # counted by the simulated providers, by the endpoint's name
+    load_average: float  # of the machine, at the end
+
+
+def measure(
+    system: str, loads: list[Load], seconds: float, simulated: Mapping[str, Any]
+) -> Measurement:
+    """Run a system with all loads side by side.
+
+    A load: `name` of its log, `processes`, and `endpoints`. `simulated`: the configuration of the
+    simulated endpoints, whose rates are those of the loads.
+    """
+    with tempfile.TemporaryDirectory() as folder, _simulator() as provider:
+        config = {}
+        for load in loads:
+            load |= {"threads": THREADS, "folder": folder}
+            for target in load["endpoints"]:
+                name, rate = target["name"], target["requests_per_minute"]
+                target["base_url"] = provider.base_url(name)
+                config[name] = {"requests_per_minute": rate, "mode": "fast", **simulated[name]}
+        with _started(system, loads) as start:
+            provider.configure({"endpoints": config})
+            began = time.time()
+            start()
+            time.sleep(seconds)
+            load_average = os.getloadavg()[0]
+        lines = {load["name"]: _logged(folder, load["name"]) for load in loads}
+        return Measurement(began, lines, provider.stats(arrivals=True), load_average)
+
+
 @contextmanager
-def simulator() -> Iterator[Simulator]:
+def _simulator() -> Iterator[Simulator]:
     """The simulated providers in a process of their own."""
     command = [sys.executable, "-m", "darkroom_local.providers"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -59,13 +101,10 @@ def simulator() -> Iterator[Simulator]:
 
 
 @contextmanager
-def started(system: str, loads: list[Load]) -> Iterator[Callable[[], None]]:
-    """The system's processes, all ready: the yielded function has them send.
-
-    A load: `name` of its log, `folder`, `processes`, and `endpoints` as in the secret.
-    """
+def _started(system: str, loads: list[Load]) -> Iterator[Callable[[], None]]:
+    """The system's processes, all ready: the yielded function starts their calls."""
     with ExitStack() as services:
-        shared: Load = {"threads": THREADS}
+        shared: Load = {}
         if system == "darkroom":
             shared["dynamodb_url"] = services.enter_context(ministack.running(auth=False)).url
             client = darkroom.dynamodb(shared["dynamodb_url"], threads=1)
@@ -139,8 +178,8 @@ def _redis() -> Iterator[int | None]:
         process.wait(10)
 
 
-def logged(folder: str, name: str) -> list[dict[str, Any]]:
-    """The lines that the processes of load `name` wrote, except those cut off when they ended."""
+def _logged(folder: str, name: str) -> list[dict[str, Any]]:
+    """The lines of the load's processes, except those cut off when the processes ended."""
     return [
         json.loads(line)
         for file in Path(folder).glob(f"{name}-*.jsonl")
