@@ -24,7 +24,8 @@ from benchmarks.load import darkroom
 from benchmarks.load.driver import Load
 from darkroom_local import ministack
 from darkroom_local.processes import ROOT, free_port
-from darkroom_local.providers import Simulator
+from darkroom_local.providers import Config, Simulator
+from darkroom_local.stack import start_providers
 from tests.tables import create_table
 
 THREADS = 4  # of each process
@@ -69,8 +70,11 @@ def measure(
     A load: `name` of its log, `processes`, and `endpoints`. `simulated`: the configuration of the
     simulated endpoints, whose rates are those of the loads.
     """
-    with tempfile.TemporaryDirectory() as folder, _simulator() as provider:
-        config = {}
+    with ExitStack() as services:
+        folder = services.enter_context(tempfile.TemporaryDirectory())
+        process, url = start_providers(Path(folder), Config())
+        services.callback(process.stop)
+        provider, config = Simulator(url), {}
         for load in loads:
             load |= {"threads": THREADS, "folder": folder}
             for target in load["endpoints"]:
@@ -84,20 +88,7 @@ def measure(
             time.sleep(seconds)
             load_average = os.getloadavg()[0]
         lines = {load["name"]: _logged(folder, load["name"]) for load in loads}
-        return Measurement(began, lines, provider.stats(arrivals=True), load_average)
-
-
-@contextmanager
-def _simulator() -> Iterator[Simulator]:
-    """The simulated providers in a process of their own."""
-    command = [sys.executable, "-m", "darkroom_local.providers"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield Simulator(json.loads(process.stdout.readline())["port"])
-    finally:
-        process.terminate()
-        process.wait(10)
+        return Measurement(began, lines, provider.stats(), load_average)
 
 
 @contextmanager

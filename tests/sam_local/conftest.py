@@ -76,8 +76,7 @@ class SamLocalHarness:
 
     def endpoint_stats(self, name: str) -> dict[str, Any]:
         """The counts of the simulated endpoint."""
-        port = int(str(self.stack.providers_url).rpartition(":")[2])
-        stats: dict[str, Any] = Simulator(port).stats()[name]
+        stats: dict[str, Any] = Simulator(str(self.stack.providers_url)).stats()[name]
         return stats
 
 

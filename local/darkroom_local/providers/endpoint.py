@@ -91,16 +91,13 @@ class EndpointStats:
     arrivals: list[float] = field(default_factory=list)
     allowed_arrivals: list[float] = field(default_factory=list)  # passed the limits
 
-    def as_json(self, *, arrivals: bool) -> dict[str, Any]:
-        shown = vars(self) | {
+    def as_json(self) -> dict[str, Any]:
+        return vars(self) | {
             "calls": len(self.arrivals),
             "allowed": len(self.allowed_arrivals),
             "connections": len(self.connections),
             "max_in_window": max_in_window(sorted(self.arrivals), MINUTE_SECONDS),
         }
-        if not arrivals:
-            del shown["arrivals"], shown["allowed_arrivals"]
-        return shown
 
 
 class EndpointState:

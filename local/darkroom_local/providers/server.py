@@ -71,9 +71,7 @@ class SimulatedProviders:
     def _control(self, request: Request) -> Response:
         match request.method, request.path:
             case "GET", "/_sim/stats":
-                arrivals = request.query.get("arrivals", "") not in {"", "0"}
-                stats = {n: s.stats.as_json(arrivals=arrivals) for n, s in self._endpoints.items()}
-                return Response.json(stats)
+                return Response.json({n: s.stats.as_json() for n, s in self._endpoints.items()})
             case "POST", "/_sim/configure":
                 try:
                     self._configure(Config.model_validate_json(request.body))
