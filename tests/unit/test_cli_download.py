@@ -53,9 +53,7 @@ class BreakingBucket(FakeBucket):
         super().fetch(key, target)
 
 
-def test_an_interrupted_download_leaves_no_partial_file_under_its_name(
-    cli: CliHarness, out: Path
-) -> None:
+def test_an_interrupted_download_leaves_no_partial_file(cli: CliHarness, out: Path) -> None:
     complete = cli.results_bucket
     cli.results_bucket = BreakingBucket("out", complete.objects)
     cli.error("download", "jobs/p", out)

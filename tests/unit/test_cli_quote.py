@@ -37,9 +37,7 @@ def test_a_quote_starts_nothing(cli: CliHarness) -> None:
     assert cli.input_bucket.puts == []
 
 
-def test_cost_ranges_from_the_cheapest_first_choice_to_the_most_expensive_endpoint(
-    cli: CliHarness,
-) -> None:
+def test_cost_ranges_from_the_cheapest_to_the_most_expensive_endpoint(cli: CliHarness) -> None:
     quoted = cli.json("quote", cli.csv(*["https://h/a.png,warm"] * 10))
     one = find_model(Provider.GEMINI, "gemini-2.5-flash-image").image_prices["1K"] / 1e6
     most_expensive = max(find_model(Provider.OPENAI, "gpt-image-1.5").image_prices.values()) / 1e6

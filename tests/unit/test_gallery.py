@@ -212,9 +212,7 @@ def test_the_policy_allows_only_its_own_style_and_inline_images(page: str) -> No
         ),
     ],
 )
-def test_a_card_shows_how_a_row_ended_and_the_next_step(
-    values: dict[str, Any], texts: tuple[str, ...]
-) -> None:
+def test_a_card_shows_outcome_and_next_step(values: dict[str, Any], texts: tuple[str, ...]) -> None:
     assert [text for text in texts if text not in card(**values)] == []
 
 
@@ -229,9 +227,7 @@ def test_a_card_shows_how_a_row_ended_and_the_next_step(
     ],
 )
 @pytest.mark.parametrize("values", [EDITED, FAILED], ids=["edited", "failed"])
-def test_only_https_sources_are_linked(
-    values: dict[str, Any], reference: str, linked: bool
-) -> None:
+def test_only_https_images_are_linked(values: dict[str, Any], reference: str, linked: bool) -> None:
     text = card(**values | {"images": (reference,)})
     assert (f'href="{reference}"' in text) is linked
 
@@ -289,9 +285,7 @@ def test_rows_are_split_into_pages_that_link_to_each_other_and_to_failed_rows() 
         ([RowState.DEAD, RowState.FAILED, RowState.DEAD], {"Failed": "1", "Dead": "2"}),
     ],
 )
-def test_failed_and_dead_rows_have_a_tile_each(
-    statuses: list[RowState], tiles: dict[str, str]
-) -> None:
+def test_failed_and_dead_rows_have_tiles(statuses: list[RowState], tiles: dict[str, str]) -> None:
     (page,) = pages(*(report_row(n, status) for n, status in enumerate(statuses)))
     parsed = Parsed(page)
     names, values = ([e.text.strip() for e in parsed.all(tag)] for tag in ("dt", "dd"))

@@ -393,9 +393,7 @@ class FailOnUnknownMachine(LedgerMachine):
 
 
 @pytest.mark.parametrize("machine", [LedgerMachine, FailOnUnknownMachine])
-def test_every_row_ends_once_and_every_charge_is_accounted_for(
-    machine: type[LedgerMachine],
-) -> None:
+def test_every_row_ends_once_and_every_charge_is_counted(machine: type[LedgerMachine]) -> None:
     fuzzing = settings.get_current_profile_name() == "fuzz"
     run_state_machine_as_test(
         machine,
