@@ -56,10 +56,9 @@ class ImageRequest:
     as_url: bool = False  # DALL-E, unless base64 is requested
 
     @property
-    def marker(self) -> str | None:
+    def markers(self) -> list[str]:
         """`[row:000017]` in an instruction names the row in the statistics."""
-        match = _MARKER.search(self.prompt)
-        return match[1] if match else None
+        return _MARKER.findall(self.prompt)[:1]
 
 
 class ModelRules[Rules]:

@@ -137,10 +137,8 @@ class EndpointState:
 
     def record_request(self, request: ImageRequest) -> None:
         self.stats.models[request.model] += 1
-        if request.marker is not None:
-            self.stats.calls_by_marker[request.marker] += 1
+        self.stats.calls_by_marker.update(request.markers)
 
     def record_paid_images(self, request: ImageRequest) -> None:
         self.stats.paid_images += request.n
-        if request.marker is not None:
-            self.stats.paid_by_marker[request.marker] += request.n
+        self.stats.paid_by_marker.update(dict.fromkeys(request.markers, request.n))
