@@ -9,9 +9,10 @@ import pytest
 from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.jobs import Checkpoint, Counters, Run, RunState, Source, Totals
 from darkroom.report.manifest import ManifestFormat
-from darkroom.rows import Claim, RowMessage, RowRequest, RowResult, RowState
+from darkroom.rows import Claim, RowResult, RowState
 from darkroom_cli.status import RecentRate, measure
 from tests.fakes.command import CliHarness, FakeObject
+from tests.fakes.editing import row_message
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.reporting import report_row
 
@@ -30,14 +31,7 @@ def start(cli: CliHarness, job: str = JOB, **totals: int) -> Run:
 
 
 def settle(cli: CliHarness, run: Run, row: int, result: RowResult) -> None:
-    message = RowMessage(
-        job=run.job,
-        run=run.run,
-        row=row,
-        key=f"{row:06d}",
-        base="s3://in/jobs/",
-        request=RowRequest(instruction="warm"),
-    )
+    message = row_message(run.run, f"{row:06d}", job=run.job)
     claim = cli.ledger.claim(message, run, f"worker-{row}", 60)
     assert isinstance(claim, Claim)
     assert cli.ledger.settle(claim, result)
