@@ -24,6 +24,8 @@ _FIRST_ROWS = 5
 _MAX_CACHED_PLANS = 2_000
 _UNLIMITED_CALLS_PER_SECOND = 1_000.0
 _ROW_VALUES = re.compile(r"'[^']*'|\d[\d,.]*")  # quoted cells and numbers within a detail
+# Of these attributes of a request, only a part matters to its plan.
+_SUMMARIZED_IN_KEY = frozenset({"instruction", "images", "mask", "output_name"})
 _PROMPT_LIMITS = sorted({m.max_prompt_characters for m in (*MODELS, *DEFAULTS.values())})
 
 
@@ -186,9 +188,9 @@ class _CachingPlanner:
 
     def candidates(self, request: RowRequest) -> _Candidates:
         key = (
-            *(len(request.images), request.mask is None, request.model, request.n),
-            *(request.aspect_ratio, request.resolution, request.size, request.quality),
-            *(request.background, (request.output_name or "").rpartition(".")[2].lower()),
+            *(value for name, value in request if name not in _SUMMARIZED_IN_KEY),
+            *(len(request.images), request.mask is None),
+            (request.output_name or "").rpartition(".")[2].lower(),
             bisect_left(_PROMPT_LIMITS, len(request.instruction)),
         )
         found = self.cache.get(key)

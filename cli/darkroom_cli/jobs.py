@@ -12,12 +12,10 @@ from typing import Any
 from darkroom.formatting import plural
 from darkroom.jobs import ResultPaths, RunState, job_id
 from darkroom.report.manifest import OWN_COLUMNS, unguard
-from darkroom.rows import RowState
+from darkroom.rows import UNSUCCESSFUL_STATUSES
 from darkroom_cli.session import Session
 from darkroom_cli.stack import StoredObject
 from darkroom_cli.status import find_run, measure_run
-
-_FAILED_STATES = frozenset({RowState.FAILED, RowState.DEAD})
 
 
 def list_jobs(session: Session, prefix: str, limit: int) -> None:
@@ -44,7 +42,8 @@ def _as_json(session: Session, upload: StoredObject) -> dict[str, Any]:
 def _cells(job: Mapping[str, Any]) -> tuple[str, ...]:
     rows = failed = ""
     if "run" in job:
-        rows, failed = f"{job['done']:,}/{job['rows']:,}", f"{job['failed'] + job['dead']:,}"
+        rows = f"{job['done']:,}/{job['rows']:,}"
+        failed = f"{sum(job[status] for status in UNSUCCESSFUL_STATUSES):,}"
     return job["job"], job["state"], rows, failed, job["uploaded"][:16].replace("T", " ")
 
 
@@ -106,7 +105,7 @@ def _from_manifest(session: Session, job: str) -> Iterator[_FailedRow]:
             for cells in lines:
                 own = map(unguard, cells[-len(OWN_COLUMNS) :])
                 line = dict(zip(OWN_COLUMNS, own, strict=True))
-                if line["status"] in _FAILED_STATES:
+                if line["status"] in UNSUCCESSFUL_STATUSES:
                     yield _FailedRow(
                         int(line["row"]),
                         line["status"],
@@ -120,7 +119,7 @@ def _from_manifest(session: Session, job: str) -> Iterator[_FailedRow]:
 def _from_ledger(session: Session, job: str) -> Iterator[_FailedRow]:
     for record in session.stack.ledger.all(job):
         result = record.result
-        if result is not None and result.status in _FAILED_STATES:
+        if result is not None and result.status.unsuccessful:
             yield _FailedRow(
                 record.row,
                 result.status.value,

@@ -12,6 +12,7 @@ from darkroom.errors import ServiceUnavailable
 from darkroom.formatting import duration, money, plural
 from darkroom.jobs import Counters, Run, RunState
 from darkroom.ports import Clock
+from darkroom.rows import SETTLED_STATUSES, UNSUCCESSFUL_STATUSES, StatusCounts
 from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.session import Session
 
@@ -22,9 +23,12 @@ _LINE_INTERVAL_SECONDS = 10.0  # between two lines of progress where there is no
 _START_TIMEOUT_SECONDS = 120.0  # from the upload until its run must exist
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """A job at one moment. Rates in rows per minute, times in seconds, money in US dollars."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress(StatusCounts):
+    """A job at one moment. Rates in rows per minute, times in seconds, money in US dollars.
+
+    The counts by status include earlier uploads.
+    """
 
     job: str
     run: str
@@ -32,9 +36,6 @@ class Progress:
     rows: int  # data rows read so far; all of them once `split_done`
     split_done: bool
     done: int
-    succeeded: int  # including those of earlier uploads
-    failed: int
-    dead: int
     skipped: int
     resumed: int  # succeeded in an earlier upload
     fallback_rate: float
@@ -67,16 +68,17 @@ def measure(
     left = max(totals.queued + counters.redriven - counters.settled, 0)
     eta = left * 60 / rate if rate and left and run.split_done and not ended else None
     never_queued = totals.resumed + kept_failed + totals.invalid + totals.skipped
+    counts = {status: getattr(counters, status) for status in SETTLED_STATUSES}
+    counts["succeeded"] += totals.resumed
+    counts["failed"] += totals.invalid + kept_failed
     return Progress(
+        **counts,
         job=run.job,
         run=run.run,
         state=run.state,
         rows=totals.rows,
         split_done=run.split_done,
         done=counters.settled + never_queued,
-        succeeded=counters.succeeded + totals.resumed,
-        failed=counters.failed + totals.invalid + kept_failed,
-        dead=counters.dead,
         skipped=totals.skipped,
         resumed=totals.resumed,
         fallback_rate=counters.fallback / counters.succeeded if counters.succeeded else 0.0,
@@ -157,8 +159,8 @@ def _fields(p: Progress) -> Iterator[tuple[str, str]]:
     yield "rows", f"{p.done:,} of {p.rows:,}{'' if p.split_done else ' or more'}{percent}"
     earlier = f" ({p.resumed:,} in an earlier upload)" if p.resumed else ""
     yield "succeeded", f"{p.succeeded:,}{earlier}"
-    yield "failed", f"{p.failed:,}"
-    yield "dead", f"{p.dead:,}"
+    for status in UNSUCCESSFUL_STATUSES:
+        yield status, f"{getattr(p, status):,}"
     if p.skipped:
         yield "skipped", f"{p.skipped:,}"
     yield "fallback", f"{p.fallback_rate:.1%}"
@@ -177,7 +179,7 @@ def _fields(p: Progress) -> Iterator[tuple[str, str]]:
 def _hints(p: Progress) -> Iterator[str]:
     if p.state is not RunState.DONE:
         return
-    if p.failed or p.dead:
+    if any(getattr(p, status) for status in UNSUCCESSFUL_STATUSES):
         yield f"To see which rows and why: darkroom failures {p.job}"
     if p.dead:
         yield f"To retry the dead ones: darkroom redrive {p.job}"
@@ -274,7 +276,7 @@ def _line(p: Progress) -> str:
     """`600/1,240 rows · 15 failed · 39/min · $22.19 · 16 min 25 s left`."""
     parts = [f"{p.done:,}/{p.rows:,}{'' if p.split_done else '+'} rows"]
     parts += [p.state.value] if p.state is not RunState.RUNNING else []
-    parts += [f"{n:,} {label}" for n, label in ((p.failed, "failed"), (p.dead, "dead")) if n]
+    parts += [f"{rows:,} {s}" for s in UNSUCCESSFUL_STATUSES if (rows := getattr(p, s))]
     if p.rows_per_minute:
         parts.append(f"{p.rows_per_minute:,.0f}/min")
     if p.cost_usd:

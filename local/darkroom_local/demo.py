@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from darkroom.providers.registry import PROVIDERS
+from darkroom.rows import RowState
 from darkroom_local import stack
 from darkroom_local.processes import LOOPBACK, ROOT, LocalStackError, serving
 from darkroom_local.providers.config import Config, Fault, FaultKind, SimulatedEndpoint, When
@@ -40,6 +41,7 @@ CONFIG = Config(
 )
 OVERRIDES = {"gemini-main": {"max_retries": 1, "retry_delay_seconds": 0.5}}
 KEY_VARIABLES = [name for entry in PROVIDERS.values() for name in entry.key_variables]
+ENDED = frozenset(state for state in RowState if state.terminal)
 STYLES = {"succeeded": "green", "failed": "yellow", "dead": "red", "skipped": "dim"}
 
 
@@ -111,7 +113,7 @@ def _missing_rows(
     rows: Sequence[Mapping[str, str]], manifest: Sequence[Mapping[str, str]]
 ) -> list[int]:
     """Numbers (from 0) of the CSV's rows that are not in the manifest exactly once."""
-    settled = [int(line["row"]) for line in manifest if line["status"] in STYLES]
+    settled = [int(line["row"]) for line in manifest if line["status"] in ENDED]
     return [row for row in range(len(rows)) if settled.count(row) != 1]
 
 

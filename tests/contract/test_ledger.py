@@ -14,8 +14,9 @@ from darkroom.aws.ledger_table import LedgerTable
 from darkroom.errors import Reason
 from darkroom.jobs import Checkpoint, Counters, JobOptions, Run, RunState, Totals
 from darkroom.ports import RowLedger, RunLedger
-from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowRequest, RowResult, RowState
+from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowResult, RowState
 from tests.conftest import ClientFactory
+from tests.fakes.editing import row_message
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.services import FakeClock
 from tests.tables import create_table
@@ -100,15 +101,8 @@ class Harness:
 def message(
     run: Run, key: str = "000000", instruction: str = "a red hat", **changes: Any
 ) -> RowMessage:
-    return RowMessage(
-        job=run.job,
-        run=run.run,
-        row=int(key),
-        key=key,
-        base="s3://in/",
-        request=RowRequest(instruction=instruction),
-        **changes,
-    )
+    unchanged = row_message(run.run, key, job=run.job, instruction=instruction)
+    return unchanged.model_copy(update=changes)
 
 
 @pytest.fixture(scope="session")
@@ -199,9 +193,7 @@ def test_a_row_that_kills_its_workers_is_claimed_with_its_attempts_spent(harness
     assert harness.deliver(message(run), "worker-4") is NotClaimed.SETTLED
 
 
-def test_a_call_with_unknown_outcome_is_found_by_the_next_claim_and_counted(
-    harness: Harness,
-) -> None:
+def test_the_next_claim_counts_a_call_with_unknown_outcome(harness: Harness) -> None:
     run = harness.begin()
     harness.send(harness.claim(message(run)))
     harness.clock.time += LEASE + 1
@@ -225,9 +217,7 @@ def test_a_restarted_row_counts_the_call_that_was_sent_before(harness: Harness) 
     assert harness.counters("run-2").possible_duplicate_charges == 1
 
 
-def test_budget_is_reserved_when_the_call_is_sent_and_corrected_when_the_row_is_settled(
-    harness: Harness,
-) -> None:
+def test_budget_is_reserved_by_the_call_and_corrected_afterwards(harness: Harness) -> None:
     run, ledger = harness.begin(budget_usd=0.1), harness.ledger
     money = {"reserve": 60_000, "limit": 100_000}
     first = harness.send(harness.claim(message(run)), **money)
@@ -300,9 +290,7 @@ def test_a_later_upload_restarts_changed_failed_and_redone_rows(harness: Harness
     assert harness.counters("run-2").settled == 1
 
 
-def test_a_worker_with_an_outdated_run_does_not_claim_a_row_of_the_new_run(
-    harness: Harness,
-) -> None:
+def test_a_worker_with_an_outdated_run_claims_no_row_of_the_new_run(harness: Harness) -> None:
     old = harness.begin()
     harness.settle(message(harness.begin("run-2")), SUCCESS)
     assert harness.deliver(message(old), "late", run=old) is NotClaimed.HELD
@@ -311,9 +299,7 @@ def test_a_worker_with_an_outdated_run_does_not_claim_a_row_of_the_new_run(
     assert harness.deliver(other, "late") is NotClaimed.SUPERSEDED
 
 
-def test_a_row_redriven_from_an_earlier_upload_counts_beyond_what_was_queued(
-    harness: Harness,
-) -> None:
+def test_a_row_redriven_from_an_earlier_upload_counts_beyond_the_queued(harness: Harness) -> None:
     old = harness.begin(max_attempts=1)
     harness.settle(message(old), DEATH)
     harness.report(harness.begin("run-2", queued=0), 1.0)  # kept as failed
@@ -519,9 +505,7 @@ def faulty(
     return build
 
 
-def test_every_write_recognises_itself_when_the_sdk_repeats_it(
-    faulty: Callable[..., Harness],
-) -> None:
+def test_every_write_may_be_repeated_by_the_sdk(faulty: Callable[..., Harness]) -> None:
     def twice(write: Callable[..., Any], **request: Any) -> Any:
         write(**request)
         return write(**request)
@@ -536,7 +520,7 @@ def test_every_write_recognises_itself_when_the_sdk_repeats_it(
     assert harness.clock.slept == []
 
 
-def test_a_redriven_row_is_claimed_even_if_its_run_cannot_be_continued(
+def test_a_redriven_row_is_claimed_even_if_its_run_stays_closed(
     faulty: Callable[..., Harness],
 ) -> None:
     failing: list[str] = []

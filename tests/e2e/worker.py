@@ -10,7 +10,6 @@ import time
 import uuid
 from typing import Any
 
-import boto3
 from botocore.config import Config
 
 from darkroom.aws.telemetry import PowertoolsTelemetry
@@ -33,14 +32,7 @@ INVOCATION_SECONDS = 900.0  # the function's time-out
 
 
 def client(service: str, url: str) -> Any:
-    return boto3.client(  # type: ignore[call-overload]
-        service,
-        endpoint_url=url,
-        region_name=ministack.REGION,
-        aws_access_key_id=ministack.ACCESS_KEY,
-        aws_secret_access_key=ministack.SECRET_KEY,
-        config=RETRIES,
-    )
+    return ministack.session().client(service, endpoint_url=url, config=RETRIES)  # type: ignore[call-overload]
 
 
 def wiring(url: str, settings: Settings, timings: Timings, telemetry: Telemetry) -> Wiring:

@@ -1,6 +1,5 @@
 """The editor with all its ports in memory."""
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -16,6 +15,7 @@ from darkroom.errors import RetryRow, RowRejected
 from darkroom.jobs import JobOptions, Run, Totals
 from darkroom.ports import CallContext, DispatchResult
 from darkroom.rows import RowMessage, RowRecord, RowRequest, RowResult
+from tests.corpus.images import saved
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.services import FakeClock, FakeQueue, FakeStore, FakeTelemetry
 
@@ -26,9 +26,7 @@ type Outcome = EditResult | CallFailed | Exception
 
 
 def png(colour: str = "red", side: int = 8) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (side, side), colour).save(out, "PNG")
-    return out.getvalue()
+    return saved(Image.new("RGB", (side, side), colour), "PNG")
 
 
 def endpoint(provider: str = "openai") -> Endpoint:
@@ -179,9 +177,7 @@ class EditorHarness:
 
     @property
     def run(self) -> Run:
-        run = self.ledger.current(JOB)
-        assert run is not None
-        return run
+        return self.ledger.current_run(JOB)
 
     @property
     def row(self) -> RowRecord:

@@ -13,7 +13,7 @@ CHUNK_BYTES = 64 * 1024
 @contextmanager
 def forwarded(url: str, address: str) -> Iterator[str]:
     """Forward a free port of `address` to the server at `url`; yields the forwarded URL."""
-    with in_event_loop(lambda: _forwarding(url, address)) as port:
+    with in_event_loop(_forwarding(url, address)) as port:
         yield f"http://{address}:{port}"
 
 

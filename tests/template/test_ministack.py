@@ -4,7 +4,6 @@ import subprocess
 import sys
 import time
 
-import boto3
 import pytest
 
 from darkroom_local import ministack
@@ -14,11 +13,8 @@ from tests.conftest import ClientFactory
 
 def test_two_ministacks_run_side_by_side_and_share_nothing() -> None:
     with ministack.running() as one, ministack.running() as other:
-        session = boto3.Session(
-            ministack.ACCESS_KEY, ministack.SECRET_KEY, region_name=ministack.REGION
-        )
         for stack in (one, other):
-            s3 = session.client("s3", endpoint_url=stack.url)
+            s3 = ministack.session().client("s3", endpoint_url=stack.url)
             assert s3.list_buckets()["Buckets"] == []
             s3.create_bucket(Bucket="same-name")
             s3.close()

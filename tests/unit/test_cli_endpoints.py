@@ -3,7 +3,6 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -17,9 +16,10 @@ KEYS = ("AIza-first-key-0001", "AIza-second-key-0002")
 FINGERPRINTS = tuple(key_fingerprint(SecretStr(key)) for key in KEYS)
 
 
-def document(**changes: object) -> dict[str, Any]:
+def text(**changes: object) -> str:
+    """A secret with one endpoint."""
     endpoint = {"name": "gemini-main", "provider": "gemini", "api_keys": list(KEYS)}
-    return {"endpoints": [endpoint | changes]}
+    return json.dumps({"endpoints": [endpoint | changes]})
 
 
 def has_no_key(text: str) -> bool:
@@ -28,7 +28,7 @@ def has_no_key(text: str) -> bool:
 
 @pytest.fixture
 def file(cli: CliHarness) -> Path:
-    return cli.write("endpoints.json", json.dumps(document()))
+    return cli.write("endpoints.json", text())
 
 
 @pytest.mark.parametrize("source", ["file", "standard input", "environment"])
@@ -37,11 +37,11 @@ def test_push_writes_the_secret_that_workers_read(
 ) -> None:
     monkeypatch.setenv("DG_GEMINI_API_KEYS", ",".join(KEYS))
     argument = {"file": file, "standard input": "-", "environment": "--from-env"}[source]
-    result = cli.succeed("endpoints", "push", argument, stdin=json.dumps(document()))
+    result = cli.succeed("endpoints", "push", argument, stdin=text())
     secret = EndpointsSecret.model_validate_json(cli.secret or "")
     assert [key.get_secret_value() for key in secret.endpoints[0].api_keys] == list(KEYS)
     if source != "environment":
-        assert secret == EndpointsSecret.model_validate(document())
+        assert secret == EndpointsSecret.model_validate_json(text())
     assert has_no_key(result.output)
     assert f"keys: {FINGERPRINTS[0]}, {FINGERPRINTS[1]}" in result.stdout
 
@@ -52,34 +52,27 @@ def test_a_dry_run_pushes_nothing(cli: CliHarness, file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("secret", "message"),
     [
-        ({"api_key": KEYS[0]}, "endpoints[0].api_key: no such field"),
-        ({"api_keys": KEYS[0]}, "endpoints[0].api_keys: "),
-        ({"api_keys": []}, "endpoints[0].api_keys: "),
-        ({"api_keys": [[KEYS[0]]]}, "endpoints[0].api_keys[0]: "),
-        ({"provider": "gemni"}, "endpoints[0].provider: "),
-        ({"requests_per_minute": -1}, "endpoints[0].requests_per_minute: "),
-        ({"name": KEYS[0] + "!"}, "endpoints[0].name: "),
-        ({"weight": 0, "burst": 0}, "weight"),
-        ({"weight": 0, "burst": 0}, "burst"),
+        (text(api_key=KEYS[0]), "endpoints[0].api_key: no such field"),
+        (text(api_keys=KEYS[0]), "endpoints[0].api_keys: "),
+        (text(api_keys=[]), "endpoints[0].api_keys: "),
+        (text(api_keys=[[KEYS[0]]]), "endpoints[0].api_keys[0]: "),
+        (text(provider="gemni"), "endpoints[0].provider: "),
+        (text(requests_per_minute=-1), "endpoints[0].requests_per_minute: "),
+        (text(name=KEYS[0] + "!"), "endpoints[0].name: "),
+        (text(weight=0, burst=0), "weight"),
+        (text(weight=0, burst=0), "burst"),
+        (text()[:-3], "line 1 column"),
     ],
 )
 def test_an_invalid_secret_is_rejected_naming_all_fields_but_never_their_values(
-    cli: CliHarness, changes: dict[str, object], message: str
+    cli: CliHarness, secret: str, message: str
 ) -> None:
-    path = cli.write("endpoints.json", json.dumps(document(**changes)))
-    error = cli.error("endpoints", "push", path)
+    error = cli.error("endpoints", "push", cli.write("endpoints.json", secret))
     assert message in error
     assert has_no_key(error)
     assert cli.secret is None
-
-
-def test_truncated_json_is_rejected_naming_line_and_column(cli: CliHarness) -> None:
-    path = cli.write("endpoints.json", json.dumps(document())[:-3])
-    error = cli.error("endpoints", "push", path)
-    assert "line 1 column" in error
-    assert has_no_key(error)
 
 
 def test_push_takes_either_a_file_or_the_environment(cli: CliHarness, file: Path) -> None:
@@ -87,7 +80,7 @@ def test_push_takes_either_a_file_or_the_environment(cli: CliHarness, file: Path
     cli.error("endpoints", "push", file, "--from-env", exit_code=2)
 
 
-def test_an_environment_without_keys_is_rejected_naming_the_variables(
+def test_push_needs_keys_in_the_environment(
     cli: CliHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in list(os.environ):
@@ -102,7 +95,7 @@ def test_show_without_a_secret_explains_how_to_push_one(cli: CliHarness) -> None
 
 
 def test_show_includes_breaker_calls_and_keys_that_are_cooling_down(cli: CliHarness) -> None:
-    cli.secret = json.dumps(document())
+    cli.secret = text()
     now = int(cli.clock.now() * SECOND)
     cli.endpoint_states.items["gemini-main"] = EndpointState(
         revision=7,
@@ -123,7 +116,7 @@ def test_show_includes_breaker_calls_and_keys_that_are_cooling_down(cli: CliHarn
 
 
 def test_an_endpoint_without_calls_is_shown_as_never_used(cli: CliHarness) -> None:
-    cli.secret = json.dumps(document(requests_per_minute=0, max_in_flight=0))
+    cli.secret = text(requests_per_minute=0, max_in_flight=0)
     shown = cli.run("endpoints", "show").stdout
     assert "state: never used" in shown
     assert "limits: none" in shown

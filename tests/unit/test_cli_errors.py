@@ -56,9 +56,7 @@ DENIED = client_error(
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_an_error_is_one_sentence_on_standard_error(
-    cli: CliHarness, error: Exception, message: str
-) -> None:
+def test_an_error_is_one_line_on_stderr(cli: CliHarness, error: Exception, message: str) -> None:
     cli.connection_error = error
     line = cli.error("status", "jobs/p")
     assert message in line

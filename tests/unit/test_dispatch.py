@@ -46,9 +46,7 @@ def test_an_unknown_response_is_retried_once_and_then_reported() -> None:
 
 
 @pytest.mark.parametrize("outcome", [Outcome.REFUSED, Outcome.NO_IMAGE, Outcome.BAD_REQUEST])
-def test_a_failure_of_the_row_never_falls_back_or_counts_against_the_endpoint(
-    outcome: Outcome,
-) -> None:
+def test_a_failure_of_the_row_neither_falls_back_nor_blames_the_endpoint(outcome: Outcome) -> None:
     harness = two_tiers(max_retries=2)
     harness.editor.always["gemini"] = outcome
     for _ in range(10):
@@ -111,21 +109,17 @@ def test_the_first_tiers_open_breaker_is_reported_also_by_a_row_that_skipped_it(
     assert "openai" in error.detail
 
 
-def test_an_endpoint_that_cannot_honour_a_mask_is_skipped_without_a_reservation() -> None:
-    harness = two_tiers()
-    result = harness.dispatch(FakeCallContext(ineligible={"gemini": "it takes no mask"}))
-    assert result.endpoint.name == "openai"
-    assert result.warnings == ("gemini was skipped: it takes no mask",)
-    assert harness.state("gemini").calls == 0
-
-
-def test_a_row_that_no_endpoint_can_honour_is_rejected_with_every_reason() -> None:
+def test_an_ineligible_endpoint_is_skipped_and_without_another_the_row_is_rejected() -> None:
     harness = two_tiers()
     context = FakeCallContext(ineligible={"gemini": "no masks", "openai": "too wide"})
     rejected = harness.failure(RowRejected, context)
     assert rejected.reason is Reason.BAD_REQUEST
     assert "gemini: no masks; openai: too wide" in rejected.detail
     assert harness.editor.calls == []
+    result = harness.dispatch(FakeCallContext(ineligible={"gemini": "it takes no mask"}))
+    assert result.endpoint.name == "openai"
+    assert result.warnings == ("gemini was skipped: it takes no mask",)
+    assert harness.state("gemini").calls == 0  # without a reservation
 
 
 def test_a_provider_without_an_editor_is_skipped_with_one_warning() -> None:
@@ -258,20 +252,12 @@ def test_a_row_without_a_slot_in_time_is_deferred_without_a_call() -> None:
     assert context.events == ["plan gemini"]
 
 
-def test_a_busy_first_tier_does_not_fall_back() -> None:
-    harness = two_tiers(requests_per_minute=2)
-    assert harness.endpoints_used(3) == ["gemini"] * 3
-
-
-def test_a_deferral_is_never_longer_than_the_queue_can_hide_a_message() -> None:
-    harness = DispatchHarness(gemini(requests_per_day=1))
-    harness.dispatch()
-    assert harness.failure(DeferRow).delay_seconds == 900
-
-
-def test_a_spent_daily_limit_falls_back() -> None:
-    harness = two_tiers(requests_per_day=2)
-    assert harness.endpoints_used(4) == ["gemini"] * 2 + ["openai"] * 2
+def test_a_spent_daily_limit_falls_back_but_a_busy_first_tier_does_not() -> None:
+    assert two_tiers(requests_per_day=2).endpoints_used(4) == ["gemini"] * 2 + ["openai"] * 2
+    assert two_tiers(requests_per_minute=2).endpoints_used(3) == ["gemini"] * 3
+    alone = DispatchHarness(gemini(requests_per_day=1))
+    alone.dispatch()
+    assert alone.failure(DeferRow).delay_seconds == 900  # the queue can hide a message no longer
 
 
 def test_a_free_endpoint_is_used_before_one_waits() -> None:
@@ -284,12 +270,9 @@ def test_a_free_endpoint_is_used_before_one_waits() -> None:
     assert harness.clock.now() - START < 62 / 6 + 2 * 2.1
 
 
-def test_weights_of_three_to_one_give_three_quarters() -> None:
+def test_weights_divide_the_rows_and_recent_failures_lower_them_for_all_workers() -> None:
     harness = DispatchHarness(gemini("three", weight=3), gemini("one", weight=1))
     assert 720 <= harness.endpoints_used(1000).count("three") <= 780
-
-
-def test_recent_failures_lower_an_endpoints_weight_for_all_workers() -> None:
     harness = DispatchHarness(gemini("shaky"), gemini("sound"))
     failing = EndpointState(failures=3, failed_at=int(START * SECOND))
     names: list[str] = []
@@ -372,9 +355,7 @@ def test_a_429_limits_an_endpoint_without_a_configured_limit() -> None:
         (OSError("ledger"), "after"),
     ],
 )
-def test_an_exception_before_in_or_after_the_call_releases_the_lease(
-    error: BaseException, when: str
-) -> None:
+def test_an_exception_in_any_phase_releases_the_lease(error: BaseException, when: str) -> None:
     harness = DispatchHarness(gemini(max_in_flight=4))
     if when == "in":
         harness.editor.script("gemini", error)
@@ -407,15 +388,11 @@ def test_a_dead_workers_lease_expires() -> None:
     assert harness.clock.now() - died <= 60 + 15 + 5
 
 
-def test_a_table_that_does_not_answer_defers_the_row_without_a_call() -> None:
+def test_an_unavailable_table_defers_the_row_before_the_call_but_loses_no_image_after_it() -> None:
     harness = two_tiers()
     harness.states.unavailable = {"reserve"}
     harness.failure(DeferRow)
     assert harness.editor.calls == []
-
-
-def test_a_table_that_fails_after_the_call_does_not_lose_the_image() -> None:
-    harness = two_tiers()
     harness.states.unavailable = {"settle"}
     assert harness.dispatch().result.images == (b"png",)
     assert "lease_not_released" in harness.telemetry.logged("warning")

@@ -31,9 +31,7 @@ def harness() -> EditorHarness:
     return EditorHarness.with_job()
 
 
-def test_an_image_is_stored_with_its_provenance_and_the_row_succeeds(
-    harness: EditorHarness,
-) -> None:
+def test_an_edited_image_is_stored_with_its_provenance(harness: EditorHarness) -> None:
     assert harness.handle(EDITED) is None
     result = harness.result
     assert (harness.row.state, result.outputs) == (RowState.SUCCEEDED, (IMAGE_KEY,))
@@ -50,9 +48,7 @@ def test_an_image_is_stored_with_its_provenance_and_the_row_succeeds(
     assert (metrics["RowsSucceeded"], metrics["FallbackUsed"], metrics["CostUSD"]) == (1, 1, 0.04)
 
 
-def test_several_images_are_stored_next_to_each_other_in_the_requested_format(
-    harness: EditorHarness,
-) -> None:
+def test_several_images_are_stored_in_the_requested_format(harness: EditorHarness) -> None:
     edited = EditResult((png(), png("blue")), "m", cost_micro_usd=None)
     assert harness.handle(edited, message=harness.message(output_name="a/hat.webp", n=2)) is None
     result = harness.result
@@ -117,16 +113,13 @@ def test_failed_attempts_are_retried_with_backoff_until_the_row_is_dead() -> Non
     assert harness.telemetry.metrics["RowsDead"] == 1
 
 
-def test_a_longer_delay_of_the_provider_is_obeyed(harness: EditorHarness) -> None:
+def test_a_longer_delay_is_obeyed_and_deferring_costs_no_attempt() -> None:
+    harness = EditorHarness.with_job(max_attempts=2)
     assert harness.handle(RetryRow(Reason.RATE_LIMITED, "429", delay_seconds=120)) == 120
-
-
-def test_deferring_costs_no_attempt() -> None:
-    harness = EditorHarness.with_job(max_attempts=1)
     for _ in range(5):
         assert harness.handle(DeferRow("no slot", delay_seconds=77)) == 77
     assert harness.handle(EDITED) is None
-    assert (harness.row.state, harness.row.attempts) == (RowState.SUCCEEDED, 1)
+    assert (harness.row.state, harness.row.attempts) == (RowState.SUCCEEDED, 2)
 
 
 def test_a_row_held_by_another_worker_is_delivered_again_later(harness: EditorHarness) -> None:
@@ -159,29 +152,23 @@ def test_after_a_crash_the_row_is_settled_from_its_stored_image(harness: EditorH
     assert harness.row.possible_duplicate_charges == 0
 
 
-def _lose_outcome(harness: EditorHarness) -> None:
+@pytest.mark.parametrize(
+    ("configured", "reason", "calls"), [("retry", None, 2), ("fail", Reason.OUTCOME_UNKNOWN, 1)]
+)
+def test_a_call_with_unknown_outcome_is_counted_and_repeated_if_so_configured(
+    harness: EditorHarness, configured: str, reason: Reason | None, calls: int
+) -> None:
     fail_once(harness.ledger, "mark_failed_call")
     assert harness.handle(DOWN) == TIMINGS.aws_delay_seconds
     assert harness.row.state is RowState.SENT
     harness.clock.time += 100
-
-
-def test_a_call_with_unknown_outcome_is_repeated_and_counted(harness: EditorHarness) -> None:
-    _lose_outcome(harness)
+    harness.on_unknown_outcome = configured
     assert harness.handle(EDITED) is None
-    assert (harness.row.state, harness.row.possible_duplicate_charges) == (RowState.SUCCEEDED, 1)
-    assert harness.telemetry.metrics["PossibleDuplicateCharges"] == 1
-
-
-def test_an_unknown_outcome_fails_the_row_where_the_operator_chose_that(
-    harness: EditorHarness,
-) -> None:
-    _lose_outcome(harness)
-    harness.on_unknown_outcome = "fail"
-    assert harness.handle(EDITED) is None
-    assert harness.result.reason is Reason.OUTCOME_UNKNOWN
+    state = RowState.FAILED if reason else RowState.SUCCEEDED
+    assert (harness.row.state, harness.result.reason) == (state, reason)
+    assert len(harness.dispatcher.contexts) == calls
     assert harness.row.possible_duplicate_charges == 1
-    assert len(harness.dispatcher.contexts) == 1
+    assert harness.telemetry.metrics["PossibleDuplicateCharges"] == 1
 
 
 def test_a_call_that_may_have_been_billed_is_counted(harness: EditorHarness) -> None:
@@ -189,13 +176,18 @@ def test_a_call_that_may_have_been_billed_is_counted(harness: EditorHarness) -> 
     assert harness.row.possible_duplicate_charges == 1
 
 
-def test_a_billed_response_without_a_usable_image_is_counted_with_its_cost() -> None:
+@pytest.mark.parametrize(("maybe_charged", "cost"), [(False, 500), (True, 30_000)])
+def test_a_failed_call_with_a_cost_is_committed_and_the_rest_released(
+    maybe_charged: bool, cost: int
+) -> None:
     harness = EditorHarness.with_job(budget_usd=5)
-    broken = CallFailed(Outcome.UNAVAILABLE, "broken", maybe_charged=True, cost_micro_usd=30_000)
-    assert harness.handle(broken, EDITED) is None
-    assert harness.row.possible_duplicate_charges == 1
-    assert harness.result.cost_micro_usd == 70_000
-    assert harness.ledger.committed[JOB] == 70_000
+    failed = CallFailed(
+        Outcome.UNAVAILABLE, "503", maybe_charged=maybe_charged, cost_micro_usd=cost
+    )
+    assert harness.handle(failed, EDITED) is None
+    assert harness.row.possible_duplicate_charges == int(maybe_charged)
+    assert harness.result.cost_micro_usd == 40_000 + cost
+    assert harness.ledger.committed[JOB] == 40_000 + cost
 
 
 def test_a_failed_upload_of_an_image_is_repeated(harness: EditorHarness) -> None:
@@ -237,13 +229,6 @@ def test_a_slower_worker_keeps_the_image_of_the_faster_one(harness: EditorHarnes
     assert harness.handle(EDITED) == TIMINGS.held_delay_seconds
     assert harness.store.objects[IMAGE_KEY][0] == png("blue")
     assert harness.row.possible_duplicate_charges == 1
-
-
-def test_the_budget_keeps_what_was_spent_and_releases_the_rest_of_the_reservation() -> None:
-    harness = EditorHarness.with_job(budget_usd=5)
-    harness.handle(CallFailed(Outcome.UNAVAILABLE, "503", cost_micro_usd=500), EDITED)
-    assert harness.ledger.committed[JOB] == 40_500
-    assert harness.result.cost_micro_usd == 40_500
 
 
 def test_rows_of_a_stopped_job_fail_without_a_call(harness: EditorHarness) -> None:
@@ -290,20 +275,15 @@ def test_a_bug_after_the_call_was_sent_leaves_its_charge_counted_and_committed()
     assert harness.ledger.committed[JOB] > 0
 
 
-def test_an_aws_error_at_the_claim_delivers_the_message_again(harness: EditorHarness) -> None:
+def test_an_aws_error_before_the_call_costs_no_attempt(harness: EditorHarness) -> None:
     fail_once(harness.ledger, "claim")
     assert harness.handle(EDITED) == TIMINGS.aws_delay_seconds
+    assert harness.handle(ServiceUnavailable("throttled")) == TIMINGS.aws_delay_seconds
+    assert harness.row.attempts == 0
     assert harness.handle(EDITED) is None
 
 
-def test_an_aws_error_before_the_call_costs_no_attempt(harness: EditorHarness) -> None:
-    assert harness.handle(ServiceUnavailable("throttled")) == TIMINGS.aws_delay_seconds
-    assert harness.row.attempts == 0
-
-
-def test_a_broken_reference_is_skipped_with_a_warning_if_another_loads(
-    harness: EditorHarness,
-) -> None:
+def test_a_broken_reference_is_skipped_if_another_loads(harness: EditorHarness) -> None:
     harness.fetcher.files = {"a.png": MISSING, "b.png": png()}
     assert harness.handle(EDITED, message=harness.message(images=("a.png", "b.png"))) is None
     assert harness.result.warnings[0] == "skipped a.png: there is no such object"
@@ -334,15 +314,13 @@ def test_an_unavailable_reference_is_retried_and_skipped_in_the_last_attempt() -
         ("flux", "gemini", "gemini-3-pro-image"),
     ],
 )
-def test_a_requested_model_is_used_by_endpoints_of_its_provider(
+def test_a_requested_model_needs_its_provider(
     requested: str | None, provider: str, model: str
 ) -> None:
     assert model_for(requested, endpoint(provider)) == model
 
 
-def test_a_warning_names_the_model_used_instead_of_the_requested_one(
-    harness: EditorHarness,
-) -> None:
+def test_a_warning_names_the_requested_model_if_it_is_not_used(harness: EditorHarness) -> None:
     message = harness.message(model="gemini-2.5-flash-image")
     assert harness.handle(EDITED, message=message) is None
     assert any("gemini-2.5-flash-image is not openai's" in w for w in harness.result.warnings)

@@ -60,11 +60,9 @@ def test_request_that_fits_is_sent_unchanged_without_a_warning() -> None:
     assert planned.prompt == "make it red"
     assert (planned.aspect_ratio, planned.resolution, planned.size) == ("3:2", "2K", None)
     assert (planned.quality, planned.n, planned.warnings) == (None, 1, ())
-
-
-def test_row_without_settings_leaves_them_to_the_provider() -> None:
-    planned = plan("gpt-image-1.5", photo())
-    assert (planned.size, planned.quality, planned.background, planned.output_format) == (None,) * 4
+    planned = plan("gpt-image-1.5", image)  # without settings, which are the provider's then
+    assert (planned.size, planned.quality, planned.output_format) == (None,) * 3
+    assert planned.settings == {}
     assert planned.warnings == ()
 
 
@@ -140,25 +138,16 @@ def test_unsupported_format_is_converted() -> None:
     assert plan("dall-e-2", webp, mask=full_mask(50, 50)).images[0].mime == PNG
 
 
-@cache
-def noisy_png() -> SourceImage:
-    side = 1850
-    bands = [Image.effect_noise((side, side), 200) for _ in range(3)]
+def test_images_too_large_for_gemini_are_reduced() -> None:
+    bands = [Image.effect_noise((1850, 1850), 200) for _ in range(3)]
     data = saved(Image.merge("RGB", bands), "PNG", compress_level=1)
-    return SourceImage(data, PNG, side, side, "noisy.png")
-
-
-def test_image_too_large_for_gemini_is_reduced() -> None:
-    noisy = noisy_png()
+    noisy = SourceImage(data, PNG, 1850, 1850, "noisy.png")
     planned = plan(PRO, noisy)
     assert len(noisy.data) > 7 * MIB
     assert len(planned.images[0].data) <= 7 * MIB
     assert planned.images[0].mime in {JPEG, WEBP, PNG}
     assert plan("gpt-image-1.5", noisy).images == (noisy,)
-
-
-def test_images_share_the_size_limit_of_a_request() -> None:
-    planned = plan(PRO, *[noisy_png()] * 3, photo())
+    planned = plan(PRO, *[noisy] * 3, photo())  # which share the limit of a request
     assert sum(len(image.data) for image in planned.images) <= 14 * MIB
     assert planned.images[3] is photo()
 
@@ -197,17 +186,16 @@ def test_shape_is_sent_as_the_model_accepts_it(
         assert sizes.is_free_size(*sizes.parse_size(planned.size or "") or (0, 0))
 
 
-def test_free_size_is_allowed_and_keeps_the_requested_shape() -> None:
-    width, height = sizes.parse_size(plan("gpt-image-2", size="2000x1000").size or "") or (0, 0)
+@pytest.mark.parametrize(
+    ("settings", "ratio", "area"),
+    [({"size": "2000x1000"}, 2, 2000 * 1000), ({"resolution": "2K"}, 1.5, 2048 * 2048)],
+)
+def test_a_free_size_keeps_the_shape(settings: dict[str, Any], ratio: float, area: int) -> None:
+    planned = plan("gpt-image-2", photo(60, 40), **settings)
+    width, height = sizes.parse_size(planned.size or "") or (0, 0)
     assert sizes.is_free_size(width, height)
-    assert width / height == pytest.approx(2, rel=0.02)
-
-
-def test_resolution_alone_keeps_the_images_shape_where_sizes_are_free() -> None:
-    size = plan("gpt-image-2", photo(60, 40), resolution="2K").size or ""
-    width, height = sizes.parse_size(size) or (0, 0)
-    assert width / height == pytest.approx(1.5, rel=0.02)
-    assert width * height == pytest.approx(2048 * 2048, rel=0.16)
+    assert width / height == pytest.approx(ratio, rel=0.02)
+    assert width * height == pytest.approx(area, rel=0.16)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +240,7 @@ def test_unsupported_settings_and_retired_models_are_warned_about(
         (PRO, "high", None),
     ],
 )
-def test_unsupported_quality_becomes_the_nearest(
+def test_quality_becomes_the_nearest_supported(
     model: str, requested: str, sent: str | None
 ) -> None:
     planned = plan(model, quality=requested)
@@ -284,32 +272,29 @@ def test_n_is_reduced_to_what_the_model_makes_per_call() -> None:
     ("name", "output_format"),
     [("a.png", None), ("a.jpg", "jpeg"), ("dir/a.JPEG", "jpeg"), ("a.webp", "webp"), (None, None)],
 )
-def test_output_names_format_is_requested_where_supported(
-    name: str | None, output_format: str | None
-) -> None:
+def test_output_names_format_is_requested(name: str | None, output_format: str | None) -> None:
     assert plan("gpt-image-1.5", output_name=name).output_format == output_format
     assert plan(PRO, output_name=name).output_format is None
     assert plan("dall-e-3", output_name=name).output_format is None
 
 
 def test_background_is_sent_only_to_models_that_support_it() -> None:
-    assert plan("gpt-image-1.5", background="transparent").background == "transparent"
+    assert plan("gpt-image-1.5", background="transparent").settings == {"background": "transparent"}
     assert "background" in plan(PRO, background="transparent").warnings[0]
     planned = plan("gpt-image-1.5", background="transparent", output_name="a.jpg")
-    assert (planned.background, planned.output_format) == (None, "jpeg")
+    assert (planned.settings, planned.output_format) == ({}, "jpeg")
     assert "JPEG" in planned.warnings[0]
 
 
-def test_unknown_model_is_called_with_a_warning_and_without_a_price() -> None:
-    planned = plan("seedream-9", photo(), provider=OPENAI)
-    assert planned.model == "seedream-9"
-    assert planned.worst_cost_micro_usd is None
-    assert "not in Darkroom's model catalogue" in planned.warnings[0]
-
-
-@pytest.mark.parametrize("name", ["gemini-3-pro-image-preview", "gpt-image-2-2026-04-21"])
-def test_model_name_is_sent_as_given(name: str) -> None:
-    assert plan(name).model == name
+@pytest.mark.parametrize(
+    "name", ["gemini-3-pro-image-preview", "gpt-image-2-2026-04-21", "seedream-9"]
+)
+def test_model_name_is_sent_as_given_and_an_unknown_one_has_no_price(name: str) -> None:
+    planned = plan(name, photo())
+    assert planned.model == name
+    if name == "seedream-9":
+        assert planned.worst_cost_micro_usd is None
+        assert "not in Darkroom's model catalogue" in planned.warnings[0]
 
 
 def test_worst_cost_grows_with_the_request() -> None:
@@ -352,7 +337,7 @@ def test_only_what_the_model_supports_is_sent_for_any_request(
     assert planned.aspect_ratio in (None, *model.aspect_ratios)
     assert planned.resolution in (None, *model.resolutions)
     assert planned.quality in (None, *model.qualities)
-    assert planned.background in (None, *model.backgrounds)
+    assert all(value in model.settings[name] for name, value in planned.settings.items())
     assert planned.output_format in (None, *model.output_formats)
     assert 1 <= planned.n <= model.max_n
     assert len(planned.images) <= model.max_images
@@ -363,4 +348,6 @@ def test_only_what_the_model_supports_is_sent_for_any_request(
         model.free_sizes and parsed is not None and sizes.is_free_size(*parsed)
     )
     assert planned.worst_cost_micro_usd
-    assert not (planned.background == "transparent" and planned.output_format == "jpeg")
+    assert not (
+        planned.settings.get("background") == "transparent" and planned.output_format == "jpeg"
+    )

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from darkroom.dispatch import rate_limiter
+from darkroom.dispatch.outcomes import slower_interval
 from darkroom.endpoint_state import (
     SECOND,
     Day,
@@ -145,14 +146,14 @@ def test_a_worker_whose_clock_lags_cannot_reserve_a_slot_twice() -> None:
 
 def test_a_429_doubles_the_interval_which_then_halves_in_five_minutes() -> None:
     limits = Slots(requests_per_minute=60).limits
-    interval = rate_limiter.doubled_interval(EndpointState(), limits, 0, NOW)
+    interval = slower_interval(EndpointState(), limits, 0, NOW)
     assert interval == 2 * limits.interval
     state = EndpointState(slowed_interval=interval, slowed_at=NOW)
     halved = rate_limiter.slowed_interval(state, NOW + 300 * SECOND)
     assert halved == pytest.approx(interval / 2, abs=1)
     assert rate_limiter.slowed_interval(state, NOW + 3600 * SECOND) == 0
     assert rate_limiter.rate_in_force(state, limits, NOW + 301 * SECOND)[0] == limits.interval
-    again = rate_limiter.doubled_interval(state, limits, 0, NOW + 60 * SECOND)
+    again = slower_interval(state, limits, 0, NOW + 60 * SECOND)
     assert again == pytest.approx(2 * interval * 0.5**0.2, abs=2)
 
 

@@ -52,6 +52,8 @@ def test_every_row_has_one_line_with_its_outcome_and_job_json_counts_them() -> N
     assert harness.summary["counts"] == {"rows": 3, "succeeded": 1, "failed": 2} | zero
     assert harness.summary["by_reason"] == {"refused": 1, "bad_input": 1}
     assert harness.summary["state"] == "done"
+    assert list(harness.store.objects)[-1] == f"{JOB}/job.json"
+    assert harness.telemetry.logged("error") == []  # its counters agree with the ledger's
 
 
 def test_a_job_with_unsettled_rows_is_not_reported() -> None:
@@ -60,20 +62,11 @@ def test_a_job_with_unsettled_rows_is_not_reported() -> None:
     assert harness.store.objects == {}
 
 
-def test_a_second_reporter_makes_nothing_and_sends_no_notification() -> None:
+def test_a_second_reporter_or_an_unknown_job_makes_nothing() -> None:
     harness = reported_job()
     assert harness.report() is ReportOutcome.ALREADY_MADE
+    assert harness.report(job="jobs/other") is ReportOutcome.NO_SUCH_JOB
     assert len(harness.notifications) == 1
-
-
-def test_an_unknown_job_is_not_an_error() -> None:
-    assert ReportHarness(CSV).report(job="jobs/other") is ReportOutcome.NO_SUCH_JOB
-
-
-def test_job_json_is_written_last_and_counters_that_agree_log_no_error() -> None:
-    harness = reported_job()
-    assert list(harness.store.objects)[-1] == f"{JOB}/job.json"
-    assert harness.telemetry.logged("error") == []
 
 
 class BrokenStore(FakeStore):
@@ -254,7 +247,6 @@ def test_only_one_of_two_reporters_notifies_of_a_rejected_file() -> None:
 
 
 def two_page_report() -> ReportHarness:
-    """A report of two pages."""
     harness = started_job(*[EDITED] * 150, text="instruction\n" + "draw a cat\n" * 150)
     harness.report()
     return harness
@@ -305,17 +297,13 @@ def test_the_report_of_a_stopped_job_says_so() -> None:
     assert harness.report() is ReportOutcome.ALREADY_MADE
 
 
-def test_the_notification_has_counts_cost_and_keys() -> None:
+def test_the_notification_has_counts_cost_and_keys_and_a_subject_for_sns() -> None:
     harness = reported_job()
     subject, body = harness.notifications[0]
     assert subject == "Darkroom: 1 of 2 rows succeeded, 1 did not - jobs/products"
     assert "\nCost of this upload: $0.134\n" in body
     assert f"{JOB}/manifest.csv" in body
     assert "1 failed, refused:" in body
-
-
-def test_a_subject_is_one_that_sns_accepts() -> None:
-    harness = reported_job()
     summary = JobSummary.model_validate_json(harness.text("job.json"))
     subject, _ = notification(summary.model_copy(update={"job": "jobs/" + "ü" * 200}))
     assert len(subject) <= 100

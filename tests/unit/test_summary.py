@@ -29,11 +29,11 @@ def summary_of(*rows: ReportRow) -> JobSummary:
     return aggregate.summary(split_run(), pages=1, finished_at=1.8e9)
 
 
-STATUSES = [state for state in RowState if state.terminal]
+statuses = st.sampled_from([state for state in RowState if state.terminal])
 
 
-@given(st.lists(st.tuples(st.sampled_from(STATUSES), st.booleans(), st.integers(0, 500_000))))
-def test_statuses_add_up_to_the_rows_and_costs_to_the_total(
+@given(st.lists(st.tuples(statuses, st.booleans(), st.integers(0, 500_000))))
+def test_statuses_add_up_to_rows_and_costs_to_the_total(
     rows: list[tuple[RowState, bool, int]],
 ) -> None:
     summary = summary_of(
@@ -46,20 +46,15 @@ def test_statuses_add_up_to_the_rows_and_costs_to_the_total(
     assert round(cost.total_usd * 1e6) == sum(c for _, _, c in rows)
 
 
-def test_the_fallback_rate_is_of_the_rows_this_upload_edited() -> None:
+def test_the_fallback_rate_is_of_this_uploads_rows_and_rows_of_unknown_price_are_counted() -> None:
     summary = summary_of(
-        report_row(0, fallback=True),
-        report_row(1),
+        report_row(0, fallback=True, cost_micro_usd=10_000),
+        report_row(1, cost_micro_usd=None),
         report_row(2, earlier=True, fallback=True),
         report_row(3, RowState.FAILED, fallback=True),
     )
     assert summary.fallback.model_dump() == {"rows": 1, "rate": 0.5}
-
-
-def test_rows_of_unknown_price_are_counted() -> None:
-    rows = report_row(0, cost_micro_usd=None), report_row(1, cost_micro_usd=10_000)
-    cost = summary_of(*rows).cost
-    assert (cost.total_usd, cost.unpriced_rows) == (0.01, 1)
+    assert (summary.cost.total_usd, summary.cost.unpriced_rows) == (0.01, 1)
 
 
 def test_endpoints_are_summed_separately() -> None:
@@ -107,6 +102,7 @@ def test_warnings_are_counted_and_bounded() -> None:
 @given(st.lists(st.integers(1, 900_000), min_size=1, max_size=200), st.floats(0.01, 1))
 def test_percentiles_are_within_five_percent(values: list[int], share: float) -> None:
     latencies = LatencyHistogram()
+    assert latencies.percentile(share) is None  # without values
     for value in values:
         latencies.add(value)
     percentile = latencies.percentile(share)
@@ -114,10 +110,6 @@ def test_percentiles_are_within_five_percent(values: list[int], share: float) ->
     at_most = sum(v <= percentile * 1.05 + 1 for v in values)
     below = sum(v < percentile / 1.05 - 1 for v in values)
     assert below - 1e-6 <= share * len(values) <= at_most + 1e-6
-
-
-def test_no_latencies_have_no_percentile() -> None:
-    assert LatencyHistogram().percentile(0.5) is None
 
 
 settled = st.sampled_from([RowState.SUCCEEDED, RowState.FAILED, RowState.DEAD])
@@ -156,12 +148,9 @@ def test_a_small_job_is_shown_whole_except_rows_outside_the_filter() -> None:
     assert selection.note() == (
         "10 rows outside filter-rows are not shown. manifest.csv lists every row."
     )
-
-
-def test_a_job_of_exactly_the_limit_is_shown_whole() -> None:
-    selection = selected(*[RowState.SUCCEEDED] * sampling.SHOW_ALL_UP_TO)
-    assert len(selection.rows()) == sampling.SHOW_ALL_UP_TO
-    assert selection.note() is None
+    at_the_limit = selected(*[RowState.SUCCEEDED] * sampling.SHOW_ALL_UP_TO)
+    assert len(at_the_limit.rows()) == sampling.SHOW_ALL_UP_TO
+    assert at_the_limit.note() is None
 
 
 def test_a_large_job_shows_its_failures_and_a_sample_and_says_so() -> None:
@@ -172,10 +161,7 @@ def test_a_large_job_shows_its_failures_and_a_sample_and_says_so() -> None:
     assert [x.row for x in rows] == sorted(x.row for x in rows)
     assert "all 100 rows that failed" in (selection.note() or "")
     assert "a random 1,000 of the 5,900 rows" in (selection.note() or "")
-
-
-def test_more_failures_than_fit_are_sampled_too() -> None:
-    selection = large_job("j", fail_every=2)
+    selection = large_job("j", fail_every=2)  # more failures than fit are sampled too
     assert len(selection.rows()) == sampling.MAX_FAILED + sampling.MAX_OTHERS
     assert "a random 1,000 of the 3,000 rows that failed" in (selection.note() or "")
 

@@ -1,5 +1,6 @@
 """A call to a provider: the request, the result, and how it can fail."""
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 
@@ -56,9 +57,9 @@ class CallPlan:
     aspect_ratio: str | None = None  # Gemini: "2:3"
     resolution: str | None = None  # Gemini: "2K"
     quality: str | None = None
-    background: str | None = None
     output_format: str | None = None  # OpenAI: png, jpeg, webp
     n: int = 1
+    settings: Mapping[str, str] = field(default_factory=dict)  # see Model.settings
     warnings: tuple[str, ...] = ()
     worst_cost_micro_usd: int | None = None  # None: unknown price
 

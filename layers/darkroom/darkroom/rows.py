@@ -90,10 +90,14 @@ class StatusCounts:
 
     @property
     def settled(self) -> int:
-        return sum(getattr(self, f.name) for f in fields(StatusCounts))
+        return sum(getattr(self, status) for status in SETTLED_STATUSES)
 
     def __add__(self, other: Self) -> Self:
         return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+SETTLED_STATUSES = tuple(f.name for f in fields(StatusCounts))
+UNSUCCESSFUL_STATUSES = tuple(name for name in SETTLED_STATUSES if RowState(name).unsuccessful)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """The field table: every CSV column, job option and command-line option of a job, once.
 
 A new column that is also a job option needs an entry in FIELDS and an attribute of EditSettings
-(rows.py), or of RowRequest if it is a column only, or of JobOptions (jobs.py) if an option only.
+(rows.py), or of RowRequest if it is a column only, or of JobOptions (jobs.py) if an option only. A
+setting that a provider takes as it is needs nothing else but its values in models/catalog.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -11,13 +11,27 @@ from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.dispatch.selector import Permit
 from darkroom.dispatch.state_cache import StateCache
-from darkroom.endpoint_state import SECOND, EndpointState, Health, StatesUnavailable
+from darkroom.endpoint_state import SECOND, EndpointState, Health, Limits, StatesUnavailable
 from darkroom.endpoints import Endpoint, key_fingerprint
 from darkroom.metrics import Metric
 from darkroom.ports import Telemetry
 from darkroom.retry import backoff
 
-MAX_PAUSE_SECONDS = 60.0  # for a longer wait after a 429, the endpoint is out of service
+# After a 429 that was not for the quota of a day:
+SLOWDOWN_FACTOR = 2
+ASSUMED_INTERVAL = SECOND // 2  # without a configured limit or an observed rate
+MIN_PAUSE_SECONDS = 1.0  # the first, unless the provider says how long to wait
+MAX_PAUSE_SECONDS = 60.0  # for a longer wait, the endpoint is out of service
+
+
+def slower_interval(state: EndpointState, limits: Limits, observed: int, now: int) -> int:
+    """The interval between calls after an unexpected 429.
+
+    For an endpoint without a configured rate, `observed` is the interval between the calls of all
+    workers (0: not known).
+    """
+    in_force, _ = rate_limiter.rate_in_force(state, limits, now)
+    return SLOWDOWN_FACTOR * (in_force or observed or ASSUMED_INTERVAL)
 
 
 class OutcomeRecorder:
@@ -77,10 +91,10 @@ class OutcomeRecorder:
         observed = self._state_cache.observed_interval(name)
 
         def slowed_and_paused(state: EndpointState) -> EndpointState:
-            interval = rate_limiter.doubled_interval(state, limits, observed, now)
+            interval = slower_interval(state, limits, observed, now)
             # For a minute after a slowdown, calls made before it still count against the limit.
             state = rate_limiter.slowed_down(state, interval, now, sent_at - rate_limiter.MINUTE)
-            base = max(endpoint.retry_delay_seconds, 1.0)
+            base = max(endpoint.retry_delay_seconds, MIN_PAUSE_SECONDS)
             pause = backoff(max(1, state.failures), base, MAX_PAUSE_SECONDS)
             seconds = pause if wait is None else wait
             return rate_limiter.paused(state, now + int(seconds * SECOND))

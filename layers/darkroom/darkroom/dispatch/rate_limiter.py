@@ -31,7 +31,6 @@ MAX_LATENESS = SECOND // 2  # a worker later than this for its slot makes a new 
 LEASE_GRACE = 15 * SECOND  # a lease outlives its call's time-out by this
 MAX_EXPIRED_LEASES = 8  # leases of dead workers that one reservation removes
 SLOWDOWN_HALF_LIFE = 300 * SECOND
-ASSUMED_INTERVAL = SECOND // 2  # after a 429 without a configured limit or an observed rate
 MIN_SLOWED_INTERVAL = SECOND // 1000  # below this, a slowdown is over
 _EPOCH = date(1970, 1, 1).toordinal()
 
@@ -52,16 +51,6 @@ def slowed_interval(state: EndpointState, now: int) -> int:
     age = max(0, now - state.slowed_at)
     interval = round(state.slowed_interval * 0.5 ** (age / SLOWDOWN_HALF_LIFE))
     return interval if interval >= MIN_SLOWED_INTERVAL else 0
-
-
-def doubled_interval(state: EndpointState, limits: Limits, observed: int, now: int) -> int:
-    """The interval after an unexpected 429: twice the one in force.
-
-    For an endpoint without a configured rate, `observed` is the interval between the calls of all
-    workers (0: not known).
-    """
-    in_force, _ = rate_in_force(state, limits, now)
-    return 2 * (in_force or observed or ASSUMED_INTERVAL)
 
 
 def slowed_down(state: EndpointState, interval: int, now: int, unless_since: int) -> EndpointState:

@@ -48,8 +48,9 @@ class Model:
     sizes: tuple[str, ...] = ()
     free_sizes: bool = False
     qualities: tuple[str, ...] = ()
-    backgrounds: tuple[str, ...] = ()
     output_formats: tuple[str, ...] = ()
+    # Further settings by their names in EditSettings, with the values that the model accepts.
+    settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     needs_response_format: bool = False  # returns a URL unless `response_format` is b64_json
     max_n: int = 1
     max_prompt_characters: int = 32_000
@@ -169,8 +170,8 @@ _GPT = Model(
     max_image_bytes=50 * MIB - 1,
     sizes=(_SQUARE, _TALL, _WIDE),
     qualities=("low", "medium", "high"),
-    backgrounds=("transparent", "opaque", "auto"),
     output_formats=("png", "jpeg", "webp"),
+    settings={"background": ("transparent", "opaque", "auto")},
     max_n=10,
     token_prices=TokenPrices(5, 8, 32, text_out=10, input_image_tokens=1024),
     image_prices=_by_size(low=(9_000, 13_000), medium=(34_000, 50_000), high=(133_200, 200_000)),
@@ -258,6 +259,7 @@ OPENAI_MODELS = (
 )
 
 MODELS: tuple[Model, ...] = (*GEMINI_MODELS, *OPENAI_MODELS)
+SETTINGS: tuple[str, ...] = tuple(dict.fromkeys(name for m in MODELS for name in m.settings))
 
 # Assumed of a model that is not in the catalogue: the least that its family has in common.
 DEFAULTS: dict[Provider, Model] = {

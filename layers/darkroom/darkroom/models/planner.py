@@ -13,7 +13,7 @@ from darkroom.errors import Ineligible
 from darkroom.formatting import plural
 from darkroom.images import codec
 from darkroom.models import sizes
-from darkroom.models.catalog import Model, find_model, worst_cost
+from darkroom.models.catalog import SETTINGS, Model, find_model, worst_cost
 from darkroom.providers.registry import Provider, likely_provider_of
 from darkroom.rows import RowRequest
 
@@ -63,9 +63,9 @@ def plan_call(
         aspect_ratio=aspect_ratio,
         resolution=resolution,
         quality=draft.quality(),
-        background=draft.background(output_format),
         output_format=output_format,
         n=draft.count(),
+        settings=draft.settings(output_format),
     )
     cost = worst_cost(entry, plan)
     return replace(plan, warnings=tuple(draft.warnings), worst_cost_micro_usd=cost)
@@ -249,15 +249,20 @@ class _Draft:
         kind = codec.EXTENSIONS.get(extension.lower(), "").lower() if dot else ""
         return kind if kind in self.model.output_formats and kind != "png" else None
 
-    def background(self, output_format: str | None) -> str | None:
-        background = self.request.background
-        if background is not None and background not in self.model.backgrounds:
-            self._warn(f"{self.model.name} has no background setting: {background} was left out")
-            return None
-        if background == "transparent" and output_format == "jpeg":
-            self._warn("a JPEG cannot be transparent: the background will be white")
-            return None
-        return background
+    def settings(self, output_format: str | None) -> dict[str, str]:
+        """Those that are sent as the row has them, where the model accepts them."""
+        kept: dict[str, str] = {}
+        for name in SETTINGS:
+            value = getattr(self.request, name)
+            if value is None:
+                continue
+            if value not in self.model.settings.get(name, ()):
+                self._warn(f"{self.model.name} has no {name} setting: {value} was left out")
+            elif (name, value) == ("background", "transparent") and output_format == "jpeg":
+                self._warn("a JPEG cannot be transparent: the background will be white")
+            else:
+                kept[name] = value
+        return kept
 
     def prompt(self) -> str:
         """The instruction; with the shape in words where the model has no parameter for it."""

@@ -158,9 +158,9 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
 def _send(client: "OpenAI", plan: CallPlan) -> Any:
     model = find_model(Provider.OPENAI, plan.model)
     options: dict[str, Any] = {
+        **plan.settings,
         "size": plan.size,
         "quality": plan.quality,
-        "background": plan.background,
         "output_format": plan.output_format,
         "n": plan.n if plan.n > 1 else None,
         "response_format": "b64_json" if model.needs_response_format else None,

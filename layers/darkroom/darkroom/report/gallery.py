@@ -20,8 +20,8 @@ from darkroom.formatting import duration, money
 from darkroom.jobs import ResultPaths
 from darkroom.providers.registry import Provider
 from darkroom.report.rows import ReportRow
-from darkroom.report.summary import SETTLED_STATUSES, JobSummary, unsuccessful
-from darkroom.rows import RowState
+from darkroom.report.summary import JobSummary, unsuccessful
+from darkroom.rows import SETTLED_STATUSES, RowState
 
 ROWS_PER_PAGE = 100
 _MAX_THUMB_BYTES = 400_000

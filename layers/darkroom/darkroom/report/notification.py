@@ -1,7 +1,8 @@
 """The notification to the jobs topic: one per report, so another one after a redrive."""
 
 from darkroom.formatting import duration, money
-from darkroom.report.summary import SETTLED_STATUSES, JobSummary, unsuccessful
+from darkroom.report.summary import JobSummary, unsuccessful
+from darkroom.rows import SETTLED_STATUSES
 
 _MAX_SUBJECT_CHARS = 100  # SNS: at most 100 ASCII characters, no line breaks
 

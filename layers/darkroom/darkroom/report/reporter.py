@@ -25,7 +25,8 @@ from darkroom.report.manifest import ManifestFormat
 from darkroom.report.notification import notification
 from darkroom.report.rows import ReportRow, ledger_report_rows, report_rows
 from darkroom.report.sampling import GallerySelection
-from darkroom.report.summary import SETTLED_STATUSES, Aggregate, JobSummary, rejected_summary
+from darkroom.report.summary import Aggregate, JobSummary, rejected_summary
+from darkroom.rows import SETTLED_STATUSES
 
 # Just over the reporter's time-out (900 s): the lease of a reporter that was killed ends before
 # Lambda's second retry.

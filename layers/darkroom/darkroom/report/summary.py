@@ -5,7 +5,7 @@ docs/results.md shows an example.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import log
 from typing import Any, Literal
@@ -15,9 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from darkroom.errors import remediation
 from darkroom.jobs import JobOptions, ResultPaths, Run, RunState
 from darkroom.report.rows import ReportRow
-from darkroom.rows import RowState, StatusCounts
+from darkroom.rows import SETTLED_STATUSES, UNSUCCESSFUL_STATUSES, RowState
 
-SETTLED_STATUSES = tuple(f.name for f in fields(StatusCounts))
 MAX_BARS = 60
 MAX_WARNINGS = 50  # different texts
 _MAX_EXAMPLE_CHARS = 500
@@ -30,7 +29,7 @@ class _Value(BaseModel):
 
 
 class RowCounts(_Value):
-    """Rows of the manifest by status: the four statuses add up to `rows`."""
+    """Rows of the manifest by status: the statuses add up to `rows`."""
 
     rows: int = 0
     succeeded: int = Field(default=0, description="includes `resumed`")
@@ -101,7 +100,7 @@ class TimelineBar(_Value):
 
     @property
     def rows(self) -> int:
-        return self.succeeded + self.failed + self.dead
+        return sum(getattr(self, status) for status in SETTLED_STATUSES)
 
 
 class TimelineSummary(_Value):
@@ -398,7 +397,7 @@ class Aggregate:
 
 def unsuccessful(counts: RowCounts | EndpointSummary) -> int:
     """Rows that are failed or dead."""
-    return sum(getattr(counts, s) for s in SETTLED_STATUSES if RowState(s).unsuccessful)
+    return sum(getattr(counts, status) for status in UNSUCCESSFUL_STATUSES)
 
 
 def _utc(seconds: float) -> datetime:
