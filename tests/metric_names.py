@@ -34,7 +34,7 @@ def of_alarms(alarms: Iterable[Mapping[str, Any]]) -> Iterator[NamedMetric]:
             yield _metric(alarm)
         for query in alarm.get("Metrics", ()):
             if "MetricStat" in query:
-                yield _metric(query["MetricStat"]["NamedMetric"])
+                yield _metric(query["MetricStat"]["Metric"])
 
 
 def of_dashboard(body: str) -> Iterator[NamedMetric]:

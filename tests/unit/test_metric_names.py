@@ -63,7 +63,7 @@ def test_a_metric_without_the_expected_dimension_does_not_match() -> None:
 
 
 def test_metric_math_names_the_metrics_it_uses() -> None:
-    stat = {"NamedMetric": {"Namespace": "AWS/SQS", "MetricName": "Age", "Dimensions": []}}
+    stat = {"Metric": {"Namespace": "AWS/SQS", "MetricName": "Age", "Dimensions": []}}
     queries = [{"Id": "rate", "Expression": "a * 2"}, {"Id": "a", "MetricStat": stat}]
     assert list(of_alarms([{"Metrics": queries}])) == [NamedMetric("AWS/SQS", "Age", frozenset())]
 
