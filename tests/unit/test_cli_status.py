@@ -25,9 +25,7 @@ def start(cli: CliHarness, job: str = JOB, **totals: int) -> Run:
     assert run is not None
     if totals:
         cli.ledger.finish_split(run, Totals(**totals), ["Two columns mean the same."])
-    found = cli.ledger.current(job)
-    assert found is not None
-    return found
+    return cli.ledger.current_run(job)
 
 
 def settle(cli: CliHarness, run: Run, row: int, result: RowResult) -> None:
@@ -178,9 +176,7 @@ def test_list_shows_the_newest_jobs_but_not_their_images(cli: CliHarness) -> Non
 def test_stopping_a_stopped_job_changes_nothing(cli: CliHarness) -> None:
     start(cli, rows=1, queued=1)
     assert cli.json("stop", JOB)["stopped"] is True
-    current = cli.ledger.current(JOB)
-    assert current is not None
-    assert current.state is RunState.STOPPED
+    assert cli.ledger.current_run(JOB).state is RunState.STOPPED
     assert "nothing to stop" in cli.succeed("stop", JOB).stdout
 
 

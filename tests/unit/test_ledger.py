@@ -378,9 +378,6 @@ def _sums_over_rows(counters: Counters) -> Counters:
     return counters + Counters(transitions=-counters.transitions, redriven=-counters.redriven)
 
 
-EXAMPLES = 250
-
-
 class FailOnUnknownMachine(LedgerMachine):
     on_unknown = "fail"
 
@@ -391,7 +388,7 @@ def test_every_row_ends_once_and_every_charge_is_counted(machine: type[LedgerMac
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=settings().max_examples if fuzzing else EXAMPLES,
+            max_examples=settings().max_examples if fuzzing else 250,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -29,10 +29,10 @@ def summary_of(*rows: ReportRow) -> JobSummary:
     return aggregate.summary(split_run(), pages=1, finished_at=1.8e9)
 
 
-STATUSES = [state for state in RowState if state.terminal]
+statuses = st.sampled_from([state for state in RowState if state.terminal])
 
 
-@given(st.lists(st.tuples(st.sampled_from(STATUSES), st.booleans(), st.integers(0, 500_000))))
+@given(st.lists(st.tuples(statuses, st.booleans(), st.integers(0, 500_000))))
 def test_statuses_add_up_to_rows_and_costs_to_the_total(
     rows: list[tuple[RowState, bool, int]],
 ) -> None:
@@ -46,20 +46,15 @@ def test_statuses_add_up_to_rows_and_costs_to_the_total(
     assert round(cost.total_usd * 1e6) == sum(c for _, _, c in rows)
 
 
-def test_the_fallback_rate_is_of_the_rows_this_upload_edited() -> None:
+def test_the_fallback_rate_is_of_this_uploads_rows_and_rows_of_unknown_price_are_counted() -> None:
     summary = summary_of(
-        report_row(0, fallback=True),
-        report_row(1),
+        report_row(0, fallback=True, cost_micro_usd=10_000),
+        report_row(1, cost_micro_usd=None),
         report_row(2, earlier=True, fallback=True),
         report_row(3, RowState.FAILED, fallback=True),
     )
     assert summary.fallback.model_dump() == {"rows": 1, "rate": 0.5}
-
-
-def test_rows_of_unknown_price_are_counted() -> None:
-    rows = report_row(0, cost_micro_usd=None), report_row(1, cost_micro_usd=10_000)
-    cost = summary_of(*rows).cost
-    assert (cost.total_usd, cost.unpriced_rows) == (0.01, 1)
+    assert (summary.cost.total_usd, summary.cost.unpriced_rows) == (0.01, 1)
 
 
 def test_endpoints_are_summed_separately() -> None:
