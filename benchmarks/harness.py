@@ -12,9 +12,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from benchmarks.load import darkroom
 from benchmarks.load.driver import Load
 from darkroom_local import ministack
 from darkroom_local.processes import ROOT, free_port
-from darkroom_local.providers import Simulator
+from darkroom_local.providers import Config, Simulator
+from darkroom_local.stack import start_providers
 from tests.tables import create_table
 
 THREADS = 4  # of each process
@@ -45,27 +48,54 @@ def parser(description: str | None, name: str, systems: list[str]) -> argparse.A
     return options
 
 
-@contextmanager
-def simulator() -> Iterator[Simulator]:
-    """The simulated providers in a process of their own."""
-    command = [sys.executable, "-m", "darkroom_local.providers"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield Simulator(json.loads(process.stdout.readline())["port"])
-    finally:
-        process.terminate()
-        process.wait(10)
+def endpoint(name: str, provider: str, rate: int, **fields: Any) -> dict[str, Any]:
+    """An endpoint as in the secret, to which `measure` adds the base URL."""
+    limits = {"requests_per_minute": rate, "max_in_flight": 0}
+    return {"name": name, "provider": provider, "api_keys": ["k"], **limits, **fields}
 
 
-@contextmanager
-def started(system: str, loads: list[Load]) -> Iterator[Callable[[], None]]:
-    """The system's processes, all ready: the yielded function has them send.
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    began: float  # Unix time
+    lines: dict[str, list[dict[str, Any]]]  # logged by the processes, by the load's name
+    stats: dict[str, Any]  # counted by the simulated providers, by the endpoint's name
+    load_average: float  # of the machine, at the end
 
-    A load: `name` of its log, `folder`, `processes`, and `endpoints` as in the secret.
+
+def measure(
+    system: str, loads: list[Load], seconds: float, simulated: Mapping[str, Any]
+) -> Measurement:
+    """Run a system with all loads side by side.
+
+    A load: `name` of its log, `processes`, and `endpoints`. `simulated`: the configuration of the
+    simulated endpoints, whose rates are those of the loads.
     """
     with ExitStack() as services:
-        shared: Load = {"threads": THREADS}
+        folder = services.enter_context(tempfile.TemporaryDirectory())
+        process, url = start_providers(Path(folder), Config())
+        services.callback(process.stop)
+        provider, config = Simulator(url), {}
+        for load in loads:
+            load |= {"threads": THREADS, "folder": folder}
+            for target in load["endpoints"]:
+                name, rate = target["name"], target["requests_per_minute"]
+                target["base_url"] = provider.base_url(name)
+                config[name] = {"requests_per_minute": rate, "mode": "fast", **simulated[name]}
+        with _started(system, loads) as start:
+            provider.configure({"endpoints": config})
+            began = time.time()
+            start()
+            time.sleep(seconds)
+            load_average = os.getloadavg()[0]
+        lines = {load["name"]: _logged(folder, load["name"]) for load in loads}
+        return Measurement(began, lines, provider.stats(), load_average)
+
+
+@contextmanager
+def _started(system: str, loads: list[Load]) -> Iterator[Callable[[], None]]:
+    """The system's processes, all ready: the yielded function starts their calls."""
+    with ExitStack() as services:
+        shared: Load = {}
         if system == "darkroom":
             shared["dynamodb_url"] = services.enter_context(ministack.running(auth=False)).url
             client = darkroom.dynamodb(shared["dynamodb_url"], threads=1)
@@ -139,8 +169,8 @@ def _redis() -> Iterator[int | None]:
         process.wait(10)
 
 
-def logged(folder: str, name: str) -> list[dict[str, Any]]:
-    """The lines that the processes of load `name` wrote, except those cut off when they ended."""
+def _logged(folder: str, name: str) -> list[dict[str, Any]]:
+    """The lines of the load's processes, except those cut off when the processes ended."""
     return [
         json.loads(line)
         for file in Path(folder).glob(f"{name}-*.jsonl")

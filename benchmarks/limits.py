@@ -7,15 +7,11 @@ Every system runs worker processes x 4 threads that try to call all the time, fo
 (each rate is an endpoint of its own). Counted by the simulated provider, not by the callers.
 """
 
-import os
 import statistics
-import tempfile
-import time
 from typing import Any
 
 from benchmarks import harness
 from benchmarks.load.driver import Load
-from darkroom_local.providers import Simulator
 
 LATENCY_SECONDS = 1.0  # of a call: 16 workers suffice for 600 a minute
 WARM_UP_SECONDS = 10.0
@@ -35,55 +31,32 @@ def main() -> None:
     runs: list[dict[str, Any]] = []
     for system in chosen.systems:
         for processes in chosen.processes:
-            runs += run(system, processes, chosen.rates, chosen.seconds)
+            runs += _run(system, processes, chosen.rates, chosen.seconds)
             harness.save(chosen, facts, runs)
     harness.print_table(runs, without={"started", "load_average"})
 
 
-def run(system: str, processes: int, rates: list[int], seconds: float) -> list[dict[str, Any]]:
+def _run(system: str, processes: int, rates: list[int], seconds: float) -> list[dict[str, Any]]:
     """One system with `processes` processes, all rates side by side."""
     names = {rate: f"{system}-{processes}-{rate}" for rate in rates}
-    latency = {"kind": "fixed", "seconds": LATENCY_SECONDS}
-    config = {
-        name: {"requests_per_minute": rate, "mode": "fast", "latency": latency}
+    fields = {"tier": 1, "timeout_seconds": 30}
+    loads: list[Load] = [
+        {
+            "name": name,
+            "processes": processes,
+            "endpoints": [harness.endpoint(name, "openai", rate, **fields)],
+        }
         for rate, name in names.items()
-    }
-    with tempfile.TemporaryDirectory() as folder, harness.simulator() as provider:
-        loads = [
-            {
-                "name": name,
-                "folder": folder,
-                "processes": processes,
-                "endpoints": [_endpoint(provider, name, rate)],
-            }
-            for rate, name in names.items()
-        ]
-        with harness.started(system, loads) as start:
-            provider.configure({"endpoints": config})
-            began = time.time()
-            start()
-            time.sleep(WARM_UP_SECONDS + seconds)
-            load_average = os.getloadavg()[0]
-        stats = provider.stats(arrivals=True)
-        return [
-            {"system": system, "processes": processes, "rate": rate}
-            | _measured(harness.logged(folder, name), rate, stats[name], began, seconds)
-            | {"started": began, "load_average": load_average}
-            for rate, name in names.items()
-        ]
-
-
-def _endpoint(provider: Simulator, name: str, rate: int) -> Load:
-    return {
-        "name": name,
-        "provider": "openai",
-        "tier": 1,
-        "api_keys": ["k"],
-        "base_url": provider.base_url(name),
-        "requests_per_minute": rate,
-        "max_in_flight": 0,
-        "timeout_seconds": 30,
-    }
+    ]
+    latency = {"kind": "fixed", "seconds": LATENCY_SECONDS}
+    simulated = {name: {"latency": latency} for name in names.values()}
+    run = harness.measure(system, loads, WARM_UP_SECONDS + seconds, simulated)
+    return [
+        {"system": system, "processes": processes, "rate": rate}
+        | _measured(run.lines[name], rate, run.stats[name], run.began, seconds)
+        | {"started": run.began, "load_average": run.load_average}
+        for rate, name in names.items()
+    ]
 
 
 def _measured(

@@ -7,8 +7,6 @@ guide (benchmarks/load/plain.py): same workers, same simulated providers, same s
 """
 
 import statistics
-import tempfile
-import time
 from typing import Any
 
 from benchmarks import harness
@@ -16,7 +14,6 @@ from benchmarks import harness
 DOWN_SECONDS = (10.0, 70.0)  # from, until
 DURATION_SECONDS = 100.0
 LATENCY_SECONDS = 3.0
-RATES = {"first": 60, "second": 600}
 
 
 def main() -> None:
@@ -38,37 +35,19 @@ def main() -> None:
 
 def _run(system: str, processes: int) -> dict[str, Any]:
     latency = {"kind": "fixed", "seconds": LATENCY_SECONDS}
-    config: dict[str, dict[str, Any]] = {
-        name: {"requests_per_minute": rate, "mode": "fast", "latency": latency}
-        for name, rate in RATES.items()
-    }
     when = {"from_second": DOWN_SECONDS[0], "until_second": DOWN_SECONDS[1]}
-    config["first"]["faults"] = [{"kind": "overloaded", "when": when}]
-    with tempfile.TemporaryDirectory() as folder, harness.simulator() as provider:
-        endpoints = [
-            {
-                "name": name,
-                "provider": kind,
-                "api_keys": ["k"],
-                "base_url": provider.base_url(name),
-                "requests_per_minute": RATES[name],
-                "max_in_flight": 0,
-            }
-            for name, kind in (("first", "gemini"), ("second", "openai"))
-        ]
-        load = {
-            "name": "outage",
-            "folder": folder,
-            "processes": processes,
-            "endpoints": endpoints,
-        }
-        with harness.started(system, [load]) as start:
-            provider.configure({"endpoints": config})
-            began = time.time()
-            start()
-            time.sleep(DURATION_SECONDS)
-        rows = [line for line in harness.logged(folder, "outage") if "seconds" in line]
-        return {"system": system} | _measured(rows, began, provider.stats(arrivals=True))
+    simulated = {
+        "first": {"latency": latency, "faults": [{"kind": "overloaded", "when": when}]},
+        "second": {"latency": latency},
+    }
+    endpoints = [
+        harness.endpoint("first", "gemini", rate=60),
+        harness.endpoint("second", "openai", rate=600),
+    ]
+    load = {"name": "outage", "processes": processes, "endpoints": endpoints}
+    run = harness.measure(system, [load], DURATION_SECONDS, simulated)
+    rows = [line for line in run.lines["outage"] if "seconds" in line]
+    return {"system": system} | _measured(rows, run.began, run.stats)
 
 
 def _measured(rows: list[dict[str, Any]], began: float, stats: dict[str, Any]) -> dict[str, Any]:

@@ -38,40 +38,41 @@ THUMB = b"RIFF\x00\x00\x00\x00WEBP" + os.urandom(9_000)
 MAX_MEGABYTES = 300
 
 
+def record(key: str) -> RowRecord:
+    """Every row is settled: 1 % failed, 0.1 % dead."""
+    row = int(key)
+    if row % 100 == 7:
+        result = RowResult(RowState.FAILED, Reason.REFUSED, "blocked by a safety filter")
+    elif row % 1_000 == 11:
+        result = RowResult(RowState.DEAD, Reason.UNAVAILABLE, "HTTP 503")
+    else:
+        result = RowResult(
+            RowState.SUCCEEDED,
+            outputs=(f"{JOB}/images/{key}.png",),
+            provider="gemini",
+            endpoint=f"gemini-{row % 3}",
+            model="gemini-3-pro-image",
+            latency_ms=5_000 + row % 9_000,
+            cost_micro_usd=134_000,
+        )
+    at = 1_790_000_000 + row * 0.3
+    return RowRecord(
+        key, row, result.status, "a" * 24, "run-1", attempts=1, updated_at=at, result=result
+    )
+
+
 @dataclass
 class GeneratedLedger:
-    """RowLedger and RunLedger: every row is settled, 1 % failed, 0.1 % dead, in one run."""
+    """RowLedger and RunLedger of one run."""
 
     rows: int
-    canned: LedgerTable | None = None
+    canned: LedgerTable
     done: bool = False
 
     def get_many(self, job: str, keys: Sequence[str]) -> Mapping[str, RowRecord]:
         time.sleep(LOOKUP_SECONDS)
-        if self.canned is not None:
-            self.canned.get_many(job, keys)
-        return {key: self.record(key) for key in keys}
-
-    def record(self, key: str) -> RowRecord:
-        row = int(key)
-        if row % 100 == 7:
-            result = RowResult(RowState.FAILED, Reason.REFUSED, "blocked by a safety filter")
-        elif row % 1_000 == 11:
-            result = RowResult(RowState.DEAD, Reason.UNAVAILABLE, "HTTP 503")
-        else:
-            result = RowResult(
-                RowState.SUCCEEDED,
-                outputs=(f"{JOB}/images/{key}.png",),
-                provider="gemini",
-                endpoint=f"gemini-{row % 3}",
-                model="gemini-3-pro-image",
-                latency_ms=5_000 + row % 9_000,
-                cost_micro_usd=134_000,
-            )
-        at = 1_790_000_000 + row * 0.3
-        return RowRecord(
-            key, row, result.status, "a" * 24, "run-1", attempts=1, updated_at=at, result=result
-        )
+        self.canned.get_many(job, keys)
+        return {key: record(key) for key in keys}
 
     def current(self, job: str) -> Run:
         source = Source("in", f"{job}.csv", "v1")
@@ -91,10 +92,10 @@ class GeneratedLedger:
 
 def canned_ledger() -> LedgerTable:
     """The real adapter, whose client responds to every lookup with the same 100 items."""
-    generated = GeneratedLedger(LOOKUP_ROWS)
-    records = [generated.record(f"{row:06d}") for row in range(LOOKUP_ROWS)]
-    names = ({"job": {"S": JOB}, "item": {"S": f"row#{r.key}"}} for r in records)
-    items = [ROWS.to_item(r) | name for r, name in zip(records, names, strict=True)]
+    items = [
+        ROWS.to_item(record(key)) | {"job": {"S": JOB}, "item": {"S": f"row#{key}"}}
+        for key in (f"{row:06d}" for row in range(LOOKUP_ROWS))
+    ]
     body = json.dumps({"Responses": {"ledger": items}, "UnprocessedKeys": {}}).encode()
     client = boto3.client(
         "dynamodb", region_name="eu-west-1", aws_access_key_id="x", aws_secret_access_key="x"

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-import boto3
 import pytest
 from botocore.config import Config
 from hypothesis import HealthCheck, settings
@@ -38,9 +37,7 @@ def aws_endpoint() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def aws_client(aws_endpoint: str) -> Iterator[ClientFactory]:
     """`aws_client("sqs")`: a boto3 client for that MiniStack, one per service and session."""
-    session = boto3.Session(
-        ministack.ACCESS_KEY, ministack.SECRET_KEY, region_name=ministack.REGION
-    )
+    session = ministack.session()
     clients: dict[str, Any] = {}
 
     def client(service: str) -> Any:

@@ -4,7 +4,6 @@ import random
 import time
 from typing import Any
 
-import boto3
 from botocore.config import Config
 from pydantic import SecretStr
 
@@ -47,11 +46,8 @@ class HttpEditor:
 
 
 def dynamodb(url: str, threads: int) -> Any:
-    session = boto3.Session(
-        ministack.ACCESS_KEY, ministack.SECRET_KEY, region_name=ministack.REGION
-    )
     config = Config(max_pool_connections=threads + 2, retries={"mode": "standard"})
-    return session.client("dynamodb", endpoint_url=url, config=config)
+    return ministack.session().client("dynamodb", endpoint_url=url, config=config)
 
 
 def make_row(load: Load, log: Log) -> Row:

@@ -50,10 +50,9 @@ class AwsStack:
 
     @cached_property
     def _session(self) -> boto3.Session:
-        info = self._local
-        if info is None:
+        if self._local is None:
             return boto3.Session(region_name=self._target.region)
-        return boto3.Session(info.access_key, info.secret_key, region_name=info.region)
+        return self._local.session()
 
     def _client(self, service: str) -> Any:
         url = self._local.url if self._local else self._target.endpoint_url

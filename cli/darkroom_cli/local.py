@@ -4,7 +4,7 @@ import shlex
 
 from darkroom_cli.aws import running_local_stack
 from darkroom_cli.session import Session
-from darkroom_local import stack
+from darkroom_local import ministack, stack
 
 
 def up(session: Session) -> None:
@@ -17,7 +17,7 @@ def up(session: Session) -> None:
             "stack": info.stack,
             "endpoint_url": info.url,
             "providers_url": info.providers_url,
-            "region": info.region,
+            "region": ministack.REGION,
             "work": info.work,
             "outputs": dict(info.outputs),
         },

@@ -3,14 +3,14 @@
 import json
 import os
 import shutil
-import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import boto3
 
 from darkroom_local.processes import (
     LOOPBACK,
@@ -30,8 +30,10 @@ SECRET_KEY = "test"  # noqa: S105 - MiniStack's well-known root credentials
 START_SECONDS = 60.0
 # The variables of the shell that MiniStack, and so the functions, inherit. No others (above all no
 # API keys): the functions' environment must be what the template defines.
-PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
-PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+INHERITED = (
+    *("PATH", "HOME", "LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+    *("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,11 @@ class MiniStack:
         self.process.stop(grace_seconds=0)
         if self.owns_state:
             shutil.rmtree(self.state_dir, ignore_errors=True)
+
+
+def session() -> boto3.Session:
+    """A session with MiniStack's root credentials."""
+    return boto3.Session(ACCESS_KEY, SECRET_KEY, region_name=REGION)
 
 
 def aws_environment(url: str) -> dict[str, str]:
@@ -76,49 +83,13 @@ def start(
     (state / "tmp").mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     token = uuid.uuid4().hex  # distinguishes ours from another MiniStack on the same port
-    process = spawn(
-        [str(PYTHON), "-m", "ministack"],
-        _environment(state, port, auth=auth) | {"MINISTACK_EDITION": token},
-        state / "ministack.log",
-        detached=detached,
-    )
-    stack = MiniStack(f"http://{LOOPBACK}:{port}", state, process, owns_state=state_dir is None)
-
-    def ready() -> bool:
-        health = _health(stack.url)
-        return process.ended or (health is not None and health["edition"] == token)
-
-    answered = wait_until(ready, START_SECONDS)
-    if process.ended or not answered:
-        problem = "ended at once" if process.ended else f"did not answer in {START_SECONDS:.0f} s"
-        tail = process.log_tail()
-        stack.stop()
-        raise LocalStackError(f"MiniStack {problem}: {tail}")
-    return stack
-
-
-@contextmanager
-def running(
-    auth: bool = True,
-    state_dir: Path | None = None,
-    port: int = 0,
-) -> Iterator[MiniStack]:
-    """Run MiniStack for the length of a `with` block."""
-    stack = start(auth=auth, state_dir=state_dir, port=port)
-    try:
-        yield stack
-    finally:
-        stack.stop()
-
-
-def _environment(state: Path, port: int, *, auth: bool) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in (*PASSED_ON, *PROXIES) if name in os.environ}
-    return kept | {
+    environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | {
         "AUTH": "true" if auth else "false",
         "GATEWAY_PORT": str(port),
         "BIND_HOST": LOOPBACK,
         "MINISTACK_HOST": LOOPBACK,
         "MINISTACK_REGION": REGION,
+        "MINISTACK_EDITION": token,
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
         "TMPDIR": str(state / "tmp"),
@@ -130,17 +101,34 @@ def _environment(state: Path, port: int, *, auth: bool) -> dict[str, str]:
         "DOCKER_HOST": f"unix://{state}/no-docker.sock",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+    command, log = [str(PYTHON), "-m", "ministack"], state / "ministack.log"
+    process = spawn(command, environment, log, detached=detached)
+    stack = MiniStack(f"http://{LOOPBACK}:{port}", state, process, owns_state=state_dir is None)
+
+    answered = wait_until(lambda: process.ended or edition(stack.url) == token, START_SECONDS)
+    if process.ended or not answered:
+        problem = "ended at once" if process.ended else f"did not answer in {START_SECONDS:.0f} s"
+        tail = process.log_tail()
+        stack.stop()
+        raise LocalStackError(f"MiniStack {problem}: {tail}")
+    return stack
 
 
-def is_ready(url: str) -> bool:
-    """Whether a MiniStack answers at `url`."""
-    return _health(url) is not None
+@contextmanager
+def running(*, auth: bool = True) -> Iterator[MiniStack]:
+    """Run MiniStack for the length of a `with` block."""
+    stack = start(auth=auth)
+    try:
+        yield stack
+    finally:
+        stack.stop()
 
 
-def _health(url: str) -> dict[str, Any] | None:
+def edition(url: str) -> str | None:
+    """The edition of the MiniStack at `url`; None until it is ready."""
     try:
         with urllib.request.urlopen(f"{url}/_ministack/health", timeout=2) as response:  # noqa: S310
-            health: dict[str, Any] = json.load(response)
-    except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError):
+            health = json.load(response)
+    except (OSError, ValueError):
         return None
-    return health if health["ready_scripts"]["status"] == "completed" else None
+    return health["edition"] if health["ready_scripts"]["status"] == "completed" else None

@@ -1,6 +1,5 @@
 """Generates docs/models.md from the model catalogue: `python -m darkroom_local.models_page`."""
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -124,13 +123,5 @@ def _list(title: str, items: Iterable[str]) -> str:
     return f"## {title}\n\n" + "".join(f"- {item}\n" for item in items)
 
 
-def main() -> int:
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else PAGE
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page(), encoding="utf-8")
-    sys.stdout.write(f"{target}\n")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    PAGE.write_text(page(), encoding="utf-8")

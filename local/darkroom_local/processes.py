@@ -17,7 +17,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +56,8 @@ class ChildProcess:
         return " / ".join(text.splitlines()[-lines:]) or "it printed nothing"
 
     def stop(self, grace_seconds: float = 5.0) -> None:
-        stop_group(self.pid, self.process, grace_seconds)
+        stop_group(self.pid, grace_seconds)
+        self.process.wait(timeout=10)  # reap it
         if self.process.stdin is not None:
             self.process.stdin.close()
 
@@ -150,8 +150,7 @@ def _memory_is_usable() -> bool:
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-    return port
+        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -168,32 +167,26 @@ def serving(server: TCPServer) -> Iterator[str]:
 
 
 @contextmanager
-def in_event_loop[T](context: Callable[[], AbstractAsyncContextManager[T]]) -> Iterator[T]:
+def in_event_loop[T](manager: AbstractAsyncContextManager[T]) -> Iterator[T]:
     """Enter an asynchronous context manager in the event loop of a new thread.
 
-    At the end of the block it is left, and asyncio.run ends whatever tasks it started.
+    At the end of the block it is left, and whatever tasks it started are cancelled.
     """
-    entered: Future[tuple[T, Callable[[], object]]] = Future()
-
-    async def enter() -> None:
-        loop, stopped = asyncio.get_running_loop(), asyncio.Event()
-        try:
-            async with context() as value:
-                entered.set_result((value, lambda: loop.call_soon_threadsafe(stopped.set)))
-                await stopped.wait()
-        except Exception as error:
-            if entered.done():
-                raise
-            entered.set_exception(error)
-
-    thread = threading.Thread(target=lambda: asyncio.run(enter()))
+    runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+    loop = runner.get_loop()
+    thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    value, stop = entered.result()
     try:
-        yield value
+        value = asyncio.run_coroutine_threadsafe(manager.__aenter__(), loop).result()
+        try:
+            yield value
+        finally:
+            left = manager.__aexit__(None, None, None)
+            asyncio.run_coroutine_threadsafe(left, loop).result()
     finally:
-        stop()
+        loop.call_soon_threadsafe(loop.stop)
         thread.join()
+        runner.close()
 
 
 def wait_until(ready: Callable[[], bool], seconds: float, pause_seconds: float = 0.05) -> bool:
@@ -206,17 +199,13 @@ def wait_until(ready: Callable[[], bool], seconds: float, pause_seconds: float =
     return True
 
 
-def stop_group(
-    group: int, process: subprocess.Popen[bytes] | None = None, grace_seconds: float = 5.0
-) -> None:
+def stop_group(group: int, grace_seconds: float = 5.0) -> None:
     """End every process of a group: SIGTERM, and SIGKILL after `grace_seconds` (0: at once)."""
     for number, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 10.0)):
         if seconds and group_exists(group):
             with suppress(ProcessLookupError):
                 os.killpg(group, number)
             wait_until(lambda: not group_exists(group), seconds)
-    if process is not None:
-        process.wait(timeout=10)  # reap it
 
 
 def group_exists(group: int) -> bool:

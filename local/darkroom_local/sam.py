@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from darkroom_local.ministack import aws_environment
@@ -23,17 +23,16 @@ def build() -> None:
     if SOURCES_DIGEST.exists() and SOURCES_DIGEST.read_text() == digest:
         return
     SOURCES_DIGEST.unlink(missing_ok=True)
-    _sam(["build"], _environment())
+    _sam("build")
     SOURCES_DIGEST.write_text(digest)
 
 
 def deploy(url: str, stack: str, parameters: Mapping[str, str]) -> None:
     """`sam deploy` of the last build to the AWS at `url`. Raises LocalStackError."""
     overrides = [f"{name}={value}" for name, value in parameters.items()]
-    arguments = ["deploy", "--stack-name", stack, "--no-progressbar"]
-    if overrides:
-        arguments += ["--parameter-overrides", *overrides]
-    _sam(arguments, _environment() | aws_environment(url))
+    options = ["--parameter-overrides", *overrides] if overrides else []
+    command = ("deploy", "--stack-name", stack, "--no-progressbar", *options)
+    _sam(*command, **aws_environment(url))
 
 
 @contextmanager
@@ -64,18 +63,16 @@ def _sources_digest() -> str:
     return digest.hexdigest()
 
 
-def _environment() -> dict[str, str]:
+def _sam(*arguments: str, **variables: str) -> None:
+    if not (BIN / "sam").exists():
+        raise LocalStackError(f"{BIN / 'sam'} is missing: run `make setup` in {ROOT}")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(_EXCLUDED_PREFIXES)}
-    return inherited | {
+    environment = inherited | {
         "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "UV": uv(),
         "DARKROOM_PYTHON": sys.executable,
         "SAM_CLI_TELEMETRY": "0",
         "SAM_CLI_CHECK_FOR_UPDATES": "0",
+        **variables,
     }
-
-
-def _sam(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-    if not (BIN / "sam").exists():
-        raise LocalStackError(f"{BIN / 'sam'} is missing: run `make setup` in {ROOT}")
     run([BIN / "sam", *arguments], environment, timeout_seconds=TIMEOUT_SECONDS, error_lines=30)

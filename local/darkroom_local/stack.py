@@ -9,12 +9,13 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import boto3
 from botocore.config import Config as ClientConfig
+from pydantic import TypeAdapter
 
 from darkroom_local import ministack, sam
 from darkroom_local.processes import (
@@ -54,9 +55,6 @@ class StackInfo:
 
     stack: str
     url: str  # the AWS API
-    access_key: str
-    secret_key: str
-    region: str
     providers_url: str | None  # None: the real ones
     outputs: Mapping[str, str]
     work: str  # folder with logs, state and configuration
@@ -64,14 +62,11 @@ class StackInfo:
 
     def client(self, service: str) -> Any:
         """A boto3 client with root credentials."""
-        return boto3.client(  # type: ignore[call-overload]
-            service,
-            endpoint_url=self.url,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            region_name=self.region,
-            config=ClientConfig(s3={"addressing_style": "path"}),
-        )
+        config = ClientConfig(s3={"addressing_style": "path"})
+        return self.session().client(service, endpoint_url=self.url, config=config)  # type: ignore[call-overload]
+
+    def session(self) -> boto3.Session:
+        return ministack.session()
 
     def environment(self) -> dict[str, str]:
         """Variables that lead the aws and darkroom commands to this stack."""
@@ -121,7 +116,7 @@ def up(*, stack: str = DEFAULT_STACK, progress: Progress = lambda _: None) -> St
         info = _start(
             stack, work, DEFAULT_CONFIG, None, progress=progress, cleanup=cleanup, detached=True
         )
-        STATE.write_text(json.dumps(asdict(info), indent=2))
+        STATE.write_bytes(TypeAdapter(StackInfo).dump_json(info, indent=2))
         cleanup.pop_all()  # started: keep it running
     return info
 
@@ -142,12 +137,11 @@ def current() -> StackInfo | None:
     if not STATE.exists():
         return None
     info = _read_state()
-    return info if ministack.is_ready(info.url) else None
+    return info if ministack.edition(info.url) else None
 
 
 def _read_state() -> StackInfo:
-    state = json.loads(STATE.read_text())
-    return StackInfo(**{**state, "groups": tuple(state["groups"])})
+    return TypeAdapter(StackInfo).validate_json(STATE.read_text())
 
 
 def _start(
@@ -178,9 +172,6 @@ def _start(
     info = StackInfo(
         stack=stack,
         url=aws.url,
-        access_key=ministack.ACCESS_KEY,
-        secret_key=ministack.SECRET_KEY,
-        region=ministack.REGION,
         providers_url=providers_url,
         outputs=_outputs(aws.url, stack),
         work=str(work),
@@ -238,7 +229,7 @@ def endpoints_secret(
                 "base_url": f"{url}/{name}" + ("/v1" if name.startswith("openai") else ""),
                 "api_keys": list(endpoint.keys) or [f"simulated-key-of-{name}"],
                 "requests_per_minute": endpoint.requests_per_minute,
-                "max_in_flight": endpoint.max_in_flight or 16,
+                "max_in_flight": 16,
                 **(overrides or {}).get(name, {}),
             }
             for name, endpoint in config.endpoints.items()
@@ -247,10 +238,7 @@ def endpoints_secret(
 
 
 def _outputs(url: str, stack: str) -> dict[str, str]:
-    session = boto3.Session(
-        ministack.ACCESS_KEY, ministack.SECRET_KEY, region_name=ministack.REGION
-    )
-    with closing(session.client("cloudformation", endpoint_url=url)) as client:
+    with closing(ministack.session().client("cloudformation", endpoint_url=url)) as client:
         description = client.describe_stacks(StackName=stack)["Stacks"][0]
     return {output["OutputKey"]: output["OutputValue"] for output in description["Outputs"]}
 

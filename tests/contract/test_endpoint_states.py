@@ -211,12 +211,15 @@ def test_failures_raise_the_count_and_good_calls_lower_it(endpoint: EndpointHarn
     assert endpoint.settle(Health.GOOD, later + 4, sent_at=later + 3).failures == 0
 
 
-def test_a_pause_delays_the_next_slot_and_is_never_shortened(endpoint: EndpointHarness) -> None:
+def test_a_pause_or_suspension_is_never_shortened(endpoint: EndpointHarness) -> None:
     endpoint.reserve()
-    endpoint.change(rate_limiter.paused, NOW + 30 * SECOND)
-    after = endpoint.change(rate_limiter.paused, NOW + 10 * SECOND)
-    assert after.paused_until == NOW + 30 * SECOND
+    for seconds in (30, 10):
+        after = endpoint.change(rate_limiter.paused, NOW + seconds * SECOND)
+        assert after.paused_until == NOW + 30 * SECOND
     assert endpoint.slot("b") == NOW + 30 * SECOND
+    for seconds in (300, 10):
+        after = endpoint.change(circuit_breaker.suspended, NOW + seconds * SECOND)
+        assert after.breaker_until == NOW + 300 * SECOND
 
 
 def test_one_incident_slows_an_endpoint_down_once(endpoint: EndpointHarness) -> None:
@@ -226,13 +229,6 @@ def test_one_incident_slows_an_endpoint_down_once(endpoint: EndpointHarness) -> 
     late = endpoint.change(rate_limiter.slowed_down, 16 * SECOND, NOW + 1, sent_before)
     assert (late.slowed_interval, late.slowed_at) == (8 * SECOND, NOW)
     assert [endpoint.slot(str(i)) for i in range(2)] == [NOW + 2 * SECOND, NOW + 10 * SECOND]
-
-
-def test_a_suspension_is_never_shortened(endpoint: EndpointHarness) -> None:
-    endpoint.reserve()
-    endpoint.change(circuit_breaker.suspended, NOW + 300 * SECOND)
-    after = endpoint.change(circuit_breaker.suspended, NOW + 10 * SECOND)
-    assert after.breaker_until == NOW + 300 * SECOND
 
 
 def test_an_endpoint_never_used_can_be_read_and_written(endpoint: EndpointHarness) -> None:

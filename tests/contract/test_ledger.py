@@ -14,8 +14,9 @@ from darkroom.aws.ledger_table import LedgerTable
 from darkroom.errors import Reason
 from darkroom.jobs import Checkpoint, Counters, JobOptions, Run, RunState, Totals
 from darkroom.ports import RowLedger, RunLedger
-from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowRequest, RowResult, RowState
+from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowResult, RowState
 from tests.conftest import ClientFactory
+from tests.fakes.editing import row_message
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.services import FakeClock
 from tests.tables import create_table
@@ -100,15 +101,8 @@ class Harness:
 def message(
     run: Run, key: str = "000000", instruction: str = "a red hat", **changes: Any
 ) -> RowMessage:
-    return RowMessage(
-        job=run.job,
-        run=run.run,
-        row=int(key),
-        key=key,
-        base="s3://in/",
-        request=RowRequest(instruction=instruction),
-        **changes,
-    )
+    unchanged = row_message(run.run, key, job=run.job, instruction=instruction)
+    return unchanged.model_copy(update=changes)
 
 
 @pytest.fixture(scope="session")

@@ -188,12 +188,6 @@ def test_openai_returns_n_images_from_one_call(harness: Harness) -> None:
     assert harness.stats()["paid_images"] == 4
 
 
-def test_images_in_thoughts_are_not_results(harness: Harness) -> None:
-    """A thought may contain an interim image."""
-    harness.set_up(thoughts=True)
-    assert len(harness.call(GEMINI, photo()).images) == 1
-
-
 def test_thoughts_are_not_in_the_detail_of_a_failure(harness: Harness) -> None:
     parts = [{"text": "Let me draft this.", "thought": True}, {"text": "Which mug?"}]
     body = {"candidates": [{"content": {"parts": parts}, "finishReason": "STOP"}]}
@@ -269,11 +263,15 @@ def test_the_cost_of_a_gemini_image(recorded: tuple[Harness, list[dict[str, Any]
     assert result.cost_micro_usd == 1120 * 120 + usage["promptTokenCount"] * 2
 
 
-def test_thoughts_are_charged_as_text(harness: Harness) -> None:
+def test_thoughts_are_charged_as_text_and_their_interim_images_are_not_results(
+    harness: Harness,
+) -> None:
     harness.set_up(thoughts=True)
-    thinking = harness.call(GEMINI, photo()).cost_micro_usd or 0
+    thinking = harness.call(GEMINI, photo())
+    assert len(thinking.images) == 1
     harness.set_up()
-    assert thinking - (harness.call(GEMINI, photo()).cost_micro_usd or 0) == 412 * 12
+    without = harness.call(GEMINI, photo()).cost_micro_usd or 0
+    assert (thinking.cost_micro_usd or 0) - without == 412 * 12
 
 
 def test_the_cost_of_an_openai_image(recorded: tuple[Harness, list[dict[str, Any]]]) -> None:

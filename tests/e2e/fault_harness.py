@@ -216,8 +216,7 @@ def running(rates: FaultRates, folder: Path) -> Iterator[FaultHarness]:
         secret = stack.endpoints_secret(providers_url, config, overrides)
         settings = _create_resources(aws.url, secret, rates.threads)
         wiring = worker.wiring(aws.url, settings, TIMINGS, FakeTelemetry())
-        providers = Simulator(int(providers_url.rpartition(":")[2]))
-        yield FaultHarness(rates, aws.url, proxy, providers, settings, wiring)
+        yield FaultHarness(rates, aws.url, proxy, Simulator(providers_url), settings, wiring)
 
 
 def _create_resources(url: str, secret: Mapping[str, Any], threads: int) -> Settings:

@@ -77,7 +77,7 @@ class StackHarness:
 
     @property
     def simulator(self) -> Simulator:
-        return Simulator(int(str(self.info.providers_url).rpartition(":")[2]))
+        return Simulator(str(self.info.providers_url))
 
     def put(self, key: str, body: bytes, options: Mapping[str, str] | None = None) -> str | None:
         """Upload to the input bucket, as `aws s3 cp --metadata` does; returns the version."""

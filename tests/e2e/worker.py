@@ -11,7 +11,6 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-import boto3
 from botocore.config import Config
 
 from darkroom.aws.telemetry import PowertoolsTelemetry
@@ -43,14 +42,7 @@ class WorkerConfig:
 
 
 def client(service: str, url: str) -> Any:
-    return boto3.client(  # type: ignore[call-overload]
-        service,
-        endpoint_url=url,
-        region_name=ministack.REGION,
-        aws_access_key_id=ministack.ACCESS_KEY,
-        aws_secret_access_key=ministack.SECRET_KEY,
-        config=RETRIES,
-    )
+    return ministack.session().client(service, endpoint_url=url, config=RETRIES)  # type: ignore[call-overload]
 
 
 def wiring(url: str, settings: Settings, timings: Timings, telemetry: Telemetry) -> Wiring:

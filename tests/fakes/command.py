@@ -31,8 +31,6 @@ class FakeObject:
 
 @dataclass
 class FakeBucket:
-    """Implements Bucket."""
-
     name: str
     objects: dict[str, FakeObject] = field(default_factory=dict)
     puts: list[str] = field(default_factory=list)  # keys, in order

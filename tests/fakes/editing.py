@@ -177,9 +177,7 @@ class EditorHarness:
 
     @property
     def run(self) -> Run:
-        run = self.ledger.current(JOB)
-        assert run is not None
-        return run
+        return self.ledger.current_run(JOB)
 
     @property
     def row(self) -> RowRecord:

@@ -145,6 +145,10 @@ class FakeLedger:
         current = self.jobs.get(job)
         return self.runs[job, current.run].run if current else None
 
+    def current_run(self, job: str) -> Run:
+        """Like `current`, for a job that has a run."""
+        return self.runs[job, self.jobs[job].run].run
+
     def counters(self, job: str, run: str) -> Counters:
         return self.sums.get((job, run), Counters())
 

@@ -64,9 +64,7 @@ class ReportHarness:
 
     @property
     def run(self) -> Run:
-        run = self.ledger.current(JOB)
-        assert run is not None
-        return run
+        return self.ledger.current_run(JOB)
 
     def start(self, warnings: tuple[str, ...] = (), **changes: object) -> Run:
         """Starts the job's next run and ends its split."""

@@ -135,8 +135,7 @@ class SplitterHarness:
         messages = self.queue.sent[self.edited :][:count]
         self.edited += len(messages)
         for message in messages:
-            run = self.ledger.current(message.job)
-            assert run is not None
+            run = self.ledger.current_run(message.job)
             claim = self.ledger.claim(message, run, f"editor-{next(self._owners)}", 90)
             if isinstance(claim, Claim):
                 sent = self.ledger.mark_sent(claim, "gemini-main")
@@ -152,9 +151,7 @@ class SplitterHarness:
 
     @property
     def run(self) -> Run:
-        run = self.ledger.current(JOB)
-        assert run is not None
-        return run
+        return self.ledger.current_run(JOB)
 
     def is_settled(self) -> bool:
         return self.ledger.report_due(JOB)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 
 from darkroom_local import sam, sam_local, stack
@@ -77,8 +76,7 @@ class SamLocalHarness:
 
     def endpoint_stats(self, name: str) -> dict[str, Any]:
         """The counts of the simulated endpoint."""
-        port = int(str(self.stack.providers_url).rpartition(":")[2])
-        stats: dict[str, Any] = Simulator(port).stats()[name]
+        stats: dict[str, Any] = Simulator(str(self.stack.providers_url)).stats()[name]
         return stats
 
 
@@ -99,8 +97,7 @@ def harness(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     ):
         _disable_triggers(info)
         info.push_secret(stack.endpoints_secret(providers_url))
-        session = boto3.Session(info.access_key, info.secret_key, region_name=info.region)
-        deployed = sam_local.deployed_variables(session, info.url, info.stack)
+        deployed = sam_local.deployed_variables(info.session(), info.url, info.stack)
         files = sam_local.prepared_events(for_containers(deployed, info.url, aws_url))
         events = sam_local.write(files, tmp_path_factory.mktemp("events"))
         image = os.environ.get(make.IMAGE_VARIABLE) or None

@@ -4,7 +4,6 @@ import subprocess
 import sys
 import time
 
-import boto3
 import pytest
 
 from darkroom_local import ministack
@@ -15,13 +14,7 @@ def test_two_ministacks_run_side_by_side_and_share_nothing() -> None:
     with ministack.running() as one, ministack.running() as other:
         bucket = "same-name"
         for stack in (one, other):
-            s3 = boto3.client(
-                "s3",
-                endpoint_url=stack.url,
-                aws_access_key_id=ministack.ACCESS_KEY,
-                aws_secret_access_key=ministack.SECRET_KEY,
-                region_name=ministack.REGION,
-            )
+            s3 = ministack.session().client("s3", endpoint_url=stack.url)
             assert s3.list_buckets()["Buckets"] == []
             s3.create_bucket(Bucket=bucket)
             s3.close()

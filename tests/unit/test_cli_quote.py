@@ -1,6 +1,7 @@
 """`darkroom quote`: what a job costs and how long it takes, before it starts."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -30,11 +31,7 @@ def test_rows_are_counted_by_kind_and_invalid_ones_named(cli: CliHarness) -> Non
     shown = cli.run("quote", file)
     assert "rows: 4: 3 to do, 1 invalid" in shown.stdout
     assert "row 1: column instruction: it is empty" in shown.stderr
-
-
-def test_a_quote_starts_nothing(cli: CliHarness) -> None:
-    cli.json("quote", cli.csv("https://h/a.png,warm"))
-    assert cli.input_bucket.puts == []
+    assert cli.input_bucket.puts == []  # a quote starts nothing
 
 
 def test_cost_ranges_from_the_cheapest_to_the_most_expensive_endpoint(cli: CliHarness) -> None:
@@ -62,20 +59,21 @@ def test_rows_of_unknown_price_are_counted_apart_and_their_models_named(cli: Cli
     assert "2 rows of unknown price" in cli.succeed("quote", file).stdout
 
 
-def test_the_time_follows_the_endpoints_rate(cli: CliHarness) -> None:
-    cli.push_endpoints(GEMINI | {"requests_per_minute": 10, "max_in_flight": 0}, OPENAI)
-    quoted = cli.json("quote", cli.csv(*[",a fox"] * 100), "--call-seconds", 1)
+FAST = GEMINI | {"name": "fast", "requests_per_minute": 30, "max_in_flight": 0}
+SLOW = GEMINI | {"name": "slow", "requests_per_minute": 10, "max_in_flight": 0}
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "calls"),
+    [((SLOW, OPENAI), {"slow": 100}), ((FAST, SLOW), {"fast": 300, "slow": 100})],
+)
+def test_the_endpoints_of_a_tier_share_its_rows_and_decide_the_time_by_their_rates(
+    cli: CliHarness, endpoints: tuple[dict[str, Any], ...], calls: dict[str, int]
+) -> None:
+    cli.push_endpoints(*endpoints)
+    quoted = cli.json("quote", cli.csv(*[",a fox"] * sum(calls.values())), "--call-seconds", 1)
+    assert quoted["calls"] == calls
     assert 600 <= quoted["seconds"] <= 640  # 10 a minute, less the safety margin
-    assert quoted["calls"] == {"g": 100}
-
-
-def test_endpoints_of_a_tier_share_rows_in_proportion_to_their_limits(cli: CliHarness) -> None:
-    fast = GEMINI | {"name": "fast", "requests_per_minute": 30, "max_in_flight": 0}
-    slow = GEMINI | {"name": "slow", "requests_per_minute": 10, "max_in_flight": 0}
-    cli.push_endpoints(fast, slow)
-    quoted = cli.json("quote", cli.csv(*[",a fox"] * 400), "--call-seconds", 1)
-    assert quoted["calls"] == {"fast": 300, "slow": 100}
-    assert 600 <= quoted["seconds"] <= 640
 
 
 @pytest.mark.parametrize(
@@ -109,18 +107,16 @@ def test_a_job_that_outlasts_the_queues_retention_gets_a_warning(cli: CliHarness
     assert "The queue keeps rows for 14 d" in cli.run("quote", file).stderr
 
 
-def test_rows_that_no_endpoint_can_take_are_listed_with_reasons(cli: CliHarness) -> None:
-    cli.push_endpoints(GEMINI)
+def test_rows_of_a_mask_are_priced_where_it_is_supported_or_listed_as_impossible(
+    cli: CliHarness,
+) -> None:
     file = cli.csv("https://h/a.png,x,https://h/m.png", header="image,prompt,mask_url")
+    assert cli.json("quote", file)["calls"] == {"o": 1}
+    cli.push_endpoints(GEMINI)
     quoted = cli.json("quote", file)
     assert quoted["to_do"] == 0
     (group,) = quoted["impossible_reasons"]
     assert group["detail"] == "gemini-2.5-flash-image does not support masks"
-
-
-def test_rows_that_only_the_second_tier_can_take_are_priced_there(cli: CliHarness) -> None:
-    file = cli.csv("https://h/a.png,x,https://h/m.png", header="image,prompt,mask_url")
-    assert cli.json("quote", file)["calls"] == {"o": 1}
 
 
 def test_settings_that_a_model_will_change_get_a_warning(cli: CliHarness) -> None:
@@ -128,11 +124,6 @@ def test_settings_that_a_model_will_change_get_a_warning(cli: CliHarness) -> Non
     result = cli.run("quote", file, "--resolution", "4K")
     assert "gemini-2.5-flash-image has no resolution 4K" in result.stderr
     assert "(2 rows)" in result.stderr
-
-
-def test_a_quote_needs_endpoints(cli: CliHarness) -> None:
-    cli.secret = None
-    assert "darkroom endpoints push" in cli.error("quote", cli.csv(",a fox"))
 
 
 def test_a_fallback_that_costs_more_is_shown_apart_from_the_expected_cost(cli: CliHarness) -> None:
@@ -183,7 +174,7 @@ def test_the_number_of_failure_groups_is_bounded() -> None:
     assert len(failures.groups) <= MAX_GROUPS + 1
 
 
-def test_rows_beyond_a_daily_limit_go_to_the_next_tier(cli: CliHarness) -> None:
+def test_rows_beyond_a_daily_limit_go_to_the_next_tier_or_wait(cli: CliHarness) -> None:
     cli.push_endpoints(GEMINI | {"requests_per_day": 30}, OPENAI)
     file = cli.csv(*[",a fox"] * 100)
     quoted = cli.json("quote", file)
@@ -191,19 +182,16 @@ def test_rows_beyond_a_daily_limit_go_to_the_next_tier(cli: CliHarness) -> None:
     assert quoted["beyond_a_day"] == {"g": 70}
     assert quoted["seconds"] < 86_400
     assert "70 rows beyond the 30 requests a day of g" in cli.run("quote", file).stderr
-
-
-def test_rows_beyond_the_last_tiers_daily_limit_wait_for_the_next_day(cli: CliHarness) -> None:
     cli.push_endpoints(GEMINI | {"requests_per_day": 30})
-    file = cli.csv(*[",a fox"] * 100)
     assert cli.json("quote", file)["seconds"] > 3 * 86_400
     assert "wait for the following days" in cli.run("quote", file).stderr
 
 
-def test_a_quote_with_an_endpoints_file_needs_no_stack(cli: CliHarness) -> None:
+def test_a_quote_needs_endpoints_of_a_stack_or_of_a_file(cli: CliHarness) -> None:
     cli.secret, cli.workers = None, None
-    endpoints = cli.write("endpoints.json", json.dumps({"endpoints": [GEMINI]}))
     file = cli.csv(",a fox")
+    assert "darkroom endpoints push" in cli.error("quote", file)
+    endpoints = cli.write("endpoints.json", json.dumps({"endpoints": [GEMINI]}))
     quoted = cli.json("quote", file, "--endpoints", endpoints, "--workers", 2)
     assert (quoted["calls"], quoted["workers"]) == ({"g": 1}, 2)
     assert cli.json("quote", file, "--endpoints", endpoints)["workers"] == 16

@@ -9,9 +9,10 @@ import pytest
 from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.jobs import Checkpoint, Counters, Run, RunState, Source, Totals
 from darkroom.report.manifest import ManifestFormat
-from darkroom.rows import Claim, RowMessage, RowRequest, RowResult, RowState
+from darkroom.rows import Claim, RowResult, RowState
 from darkroom_cli.status import RecentRate, measure
 from tests.fakes.command import CliHarness, FakeObject
+from tests.fakes.editing import row_message
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.reporting import report_row
 
@@ -24,20 +25,11 @@ def start(cli: CliHarness, job: str = JOB, **totals: int) -> Run:
     assert run is not None
     if totals:
         cli.ledger.finish_split(run, Totals(**totals), ["Two columns mean the same."])
-    found = cli.ledger.current(job)
-    assert found is not None
-    return found
+    return cli.ledger.current_run(job)
 
 
 def settle(cli: CliHarness, run: Run, row: int, result: RowResult) -> None:
-    message = RowMessage(
-        job=run.job,
-        run=run.run,
-        row=row,
-        key=f"{row:06d}",
-        base="s3://in/jobs/",
-        request=RowRequest(instruction="warm"),
-    )
+    message = row_message(run.run, f"{row:06d}", job=run.job)
     claim = cli.ledger.claim(message, run, f"worker-{row}", 60)
     assert isinstance(claim, Claim)
     assert cli.ledger.settle(claim, result)
@@ -184,9 +176,7 @@ def test_list_shows_the_newest_jobs_but_not_their_images(cli: CliHarness) -> Non
 def test_stopping_a_stopped_job_changes_nothing(cli: CliHarness) -> None:
     start(cli, rows=1, queued=1)
     assert cli.json("stop", JOB)["stopped"] is True
-    current = cli.ledger.current(JOB)
-    assert current is not None
-    assert current.state is RunState.STOPPED
+    assert cli.ledger.current_run(JOB).state is RunState.STOPPED
     assert "nothing to stop" in cli.succeed("stop", JOB).stdout
 
 

@@ -23,7 +23,8 @@ def test_relative_images_keep_their_place_beside_the_csv(cli: CliHarness) -> Non
     file = cli.csv("photos/a.png,warm", name="products.csv")
     assert cli.succeed("submit", file).stdout == "jobs/products\n"
     assert cli.input_bucket.puts == ["jobs/photos/a.png", "jobs/products.csv"]
-    assert cli.input_bucket.objects["jobs/products.csv"].body == file.read_bytes()
+    uploaded = cli.input_bucket.objects["jobs/products.csv"]
+    assert (uploaded.body, uploaded.metadata) == (file.read_bytes(), {})
 
 
 def test_the_csv_is_uploaded_after_all_images(cli: CliHarness) -> None:
@@ -126,11 +127,6 @@ def test_options_become_metadata_that_the_splitter_reads_back(cli: CliHarness) -
 def test_every_job_option_is_an_option_of_submit(cli: CliHarness) -> None:
     printed = cli.run("submit", "--help").stdout
     assert [name for name in OPTION_FIELDS if f"--{name}" not in printed] == []
-
-
-def test_without_options_the_object_has_no_metadata(cli: CliHarness) -> None:
-    cli.succeed("submit", cli.csv("https://h/x.png,warm"))
-    assert cli.input_bucket.objects["jobs/p.csv"].metadata == {}
 
 
 @pytest.mark.parametrize(

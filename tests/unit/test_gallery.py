@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from base64 import b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from html.parser import HTMLParser
@@ -48,6 +49,7 @@ FAILED: dict[str, Any] = EDITED | {
 }
 
 SOURCES = ("https://x.test/a.jpg", "s3://b/k.png", "c.png", "d.png")
+OUTPUTS = tuple(f"{JOB}/images/a{n}.png" for n in ("", "-1", "-2"))
 SOURCE_LINK = '<a href="https://x.test/a.jpg" rel="noreferrer">https://x.test/a.jpg</a>'
 
 
@@ -195,6 +197,7 @@ def test_the_policy_allows_only_its_own_style_and_inline_images(page: str) -> No
     [
         (EDITED, ("make it blue", "gemini-main", "gemini-3-pro-image", "$0.134", "8.1 s", "Row 3")),
         (EDITED, ('href="images/my%20cup%20%231.png"',)),  # relative and quoted
+        (EDITED | {"outputs": OUTPUTS}, [f'href="images/a{n}.png"' for n in ("", "-1", "-2")]),
         (EDITED | {"earlier": True}, ("earlier upload",)),
         (EDITED | {"fallback": True}, ("fallback",)),
         (EDITED | {"warnings": ("size changed",)}, ("size changed",)),
@@ -212,31 +215,18 @@ def test_the_policy_allows_only_its_own_style_and_inline_images(page: str) -> No
         ),
     ],
 )
-def test_a_card_shows_outcome_and_next_step(values: dict[str, Any], texts: tuple[str, ...]) -> None:
+def test_a_card_shows_outcome_and_next_step(values: dict[str, Any], texts: Sequence[str]) -> None:
     assert [text for text in texts if text not in card(**values)] == []
 
 
 @pytest.mark.parametrize(
-    ("reference", "linked"),
-    [
-        ("https://x.test/a.jpg", True),
-        ("http://x.test/a.jpg", False),
-        ("s3://bucket/a.jpg", False),
-        ("a.jpg", False),
-        ("javascript:alert(1)", False),
-    ],
+    "reference",
+    ["https://x.test/a.jpg", "http://x.test/a.jpg", "s3://b/a.jpg", "a.jpg", "javascript:alert(1)"],
 )
 @pytest.mark.parametrize("values", [EDITED, FAILED], ids=["edited", "failed"])
-def test_only_https_images_are_linked(values: dict[str, Any], reference: str, linked: bool) -> None:
+def test_only_https_images_are_linked(values: dict[str, Any], reference: str) -> None:
     text = card(**values | {"images": (reference,)})
-    assert (f'href="{reference}"' in text) is linked
-
-
-def test_every_further_image_of_a_row_is_linked() -> None:
-    names = ("images/a.png", "images/a-1.png", "images/a-2.png")
-    text = card(**EDITED | {"outputs": tuple(f"{JOB}/{name}" for name in names)})
-    for name in names:
-        assert f'href="{name}"' in text
+    assert (f'href="{reference}"' in text) is reference.startswith("https://")
 
 
 @pytest.mark.parametrize(

@@ -90,16 +90,9 @@ FAULTS = st.sampled_from([Fault.NONE, Fault.NONE, Fault.LOST_REQUEST, Fault.LOST
 PICK = st.integers(0, 5)  # which of several, modulo their number
 STEPS = st.sampled_from(
     [
-        "the end",
-        "the end",
-        "ledger.claim",
-        "ledger.mark_sent",
-        "provider.edit",
-        "ledger.mark_failed_call",
-        "store.put",
-        "queue.dead_letter",
-        "ledger.settle",
-        "ledger.settle",
+        *("the end", "the end", "ledger.claim", "ledger.mark_sent", "provider.edit"),
+        *("ledger.mark_failed_call", "store.put", "queue.dead_letter"),
+        *("ledger.settle", "ledger.settle"),
     ]
 )
 
@@ -385,9 +378,6 @@ def _sums_over_rows(counters: Counters) -> Counters:
     return counters + Counters(transitions=-counters.transitions, redriven=-counters.redriven)
 
 
-EXAMPLES = 250
-
-
 class FailOnUnknownMachine(LedgerMachine):
     on_unknown = "fail"
 
@@ -398,7 +388,7 @@ def test_every_row_ends_once_and_every_charge_is_counted(machine: type[LedgerMac
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=settings().max_examples if fuzzing else EXAMPLES,
+            max_examples=settings().max_examples if fuzzing else 250,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -138,25 +138,16 @@ def test_unsupported_format_is_converted() -> None:
     assert plan("dall-e-2", webp, mask=full_mask(50, 50)).images[0].mime == PNG
 
 
-@cache
-def noisy_png() -> SourceImage:
-    side = 1850
-    bands = [Image.effect_noise((side, side), 200) for _ in range(3)]
+def test_images_too_large_for_gemini_are_reduced() -> None:
+    bands = [Image.effect_noise((1850, 1850), 200) for _ in range(3)]
     data = saved(Image.merge("RGB", bands), "PNG", compress_level=1)
-    return SourceImage(data, PNG, side, side, "noisy.png")
-
-
-def test_image_too_large_for_gemini_is_reduced() -> None:
-    noisy = noisy_png()
+    noisy = SourceImage(data, PNG, 1850, 1850, "noisy.png")
     planned = plan(PRO, noisy)
     assert len(noisy.data) > 7 * MIB
     assert len(planned.images[0].data) <= 7 * MIB
     assert planned.images[0].mime in {JPEG, WEBP, PNG}
     assert plan("gpt-image-1.5", noisy).images == (noisy,)
-
-
-def test_images_share_the_size_limit_of_a_request() -> None:
-    planned = plan(PRO, *[noisy_png()] * 3, photo())
+    planned = plan(PRO, *[noisy] * 3, photo())  # which share the limit of a request
     assert sum(len(image.data) for image in planned.images) <= 14 * MIB
     assert planned.images[3] is photo()
 

@@ -29,10 +29,10 @@ def summary_of(*rows: ReportRow) -> JobSummary:
     return aggregate.summary(split_run(), pages=1, finished_at=1.8e9)
 
 
-STATUSES = [state for state in RowState if state.terminal]
+statuses = st.sampled_from([state for state in RowState if state.terminal])
 
 
-@given(st.lists(st.tuples(st.sampled_from(STATUSES), st.booleans(), st.integers(0, 500_000))))
+@given(st.lists(st.tuples(statuses, st.booleans(), st.integers(0, 500_000))))
 def test_statuses_add_up_to_rows_and_costs_to_the_total(
     rows: list[tuple[RowState, bool, int]],
 ) -> None:
@@ -46,20 +46,15 @@ def test_statuses_add_up_to_rows_and_costs_to_the_total(
     assert round(cost.total_usd * 1e6) == sum(c for _, _, c in rows)
 
 
-def test_the_fallback_rate_is_of_the_rows_this_upload_edited() -> None:
+def test_the_fallback_rate_is_of_this_uploads_rows_and_rows_of_unknown_price_are_counted() -> None:
     summary = summary_of(
-        report_row(0, fallback=True),
-        report_row(1),
+        report_row(0, fallback=True, cost_micro_usd=10_000),
+        report_row(1, cost_micro_usd=None),
         report_row(2, earlier=True, fallback=True),
         report_row(3, RowState.FAILED, fallback=True),
     )
     assert summary.fallback.model_dump() == {"rows": 1, "rate": 0.5}
-
-
-def test_rows_of_unknown_price_are_counted() -> None:
-    rows = report_row(0, cost_micro_usd=None), report_row(1, cost_micro_usd=10_000)
-    cost = summary_of(*rows).cost
-    assert (cost.total_usd, cost.unpriced_rows) == (0.01, 1)
+    assert (summary.cost.total_usd, summary.cost.unpriced_rows) == (0.01, 1)
 
 
 def test_endpoints_are_summed_separately() -> None:
@@ -166,10 +161,7 @@ def test_a_large_job_shows_its_failures_and_a_sample_and_says_so() -> None:
     assert [x.row for x in rows] == sorted(x.row for x in rows)
     assert "all 100 rows that failed" in (selection.note() or "")
     assert "a random 1,000 of the 5,900 rows" in (selection.note() or "")
-
-
-def test_more_failures_than_fit_are_sampled_too() -> None:
-    selection = large_job("j", fail_every=2)
+    selection = large_job("j", fail_every=2)  # more failures than fit are sampled too
     assert len(selection.rows()) == sampling.MAX_FAILED + sampling.MAX_OTHERS
     assert "a random 1,000 of the 3,000 rows that failed" in (selection.note() or "")
 

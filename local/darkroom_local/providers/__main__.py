@@ -27,7 +27,8 @@ def main() -> int:
         return 2
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # for sigwait, in every thread
     with running(config, arguments.port) as simulator:
-        line = {"port": simulator.port, "url": simulator.url, "endpoints": [*config.endpoints]}
+        port = int(simulator.url.rpartition(":")[2])
+        line = {"port": port, "url": simulator.url, "endpoints": [*config.endpoints]}
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
         signal.sigwait(_STOP_SIGNALS)

@@ -1,15 +1,13 @@
-"""What the simulated image APIs share: a parsed request, and the interface of an API format."""
+"""What the simulated image APIs share: a parsed request, and the rules of their models."""
 
 import base64
 import io
 import re
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 from PIL import Image
 
-from darkroom_local.providers.config import Fault
-from darkroom_local.providers.http import Request, Response
+from darkroom_local.providers.http import Response
 
 MIB = 1024 * 1024
 BROKEN_IMAGE = b"\x89PNG no"
@@ -58,58 +56,26 @@ class ImageRequest:
     as_url: bool = False  # DALL-E, unless base64 is requested
 
     @property
-    def marker(self) -> str | None:
+    def markers(self) -> list[str]:
         """`[row:000017]` in an instruction names the row in the statistics."""
-        match = _MARKER.search(self.prompt)
-        return match[1] if match else None
+        return _MARKER.findall(self.prompt)[:1]
 
 
-class ImageApi[Rules](ABC):
-    """One provider's API format."""
+class ModelRules[Rules]:
+    """The rules of a format's models, by a pattern of their names; the first match counts."""
 
-    label: str
-    invalid_key_status: int
-    rules: tuple[tuple[str, Rules], ...]  # by a pattern of the model's name, the first match counts
+    rules: tuple[tuple[str, Rules], ...]
 
     def rules_for(self, model: str) -> Rules:
         """Raises RequestRejected for an unknown model."""
+        base_name = re.sub(r"-\d{4}-\d{2}-\d{2}$", "", model)  # without the date of a snapshot
         for pattern, rules in self.rules:
-            if re.fullmatch(pattern, base_model(model)):
+            if re.fullmatch(pattern, base_name):
                 return rules
         raise RequestRejected(self.model_not_found(model))
 
-    @abstractmethod
-    def key(self, request: Request) -> str: ...
-
-    @abstractmethod
-    def parse(self, request: Request, path: str, *, decode: bool) -> ImageRequest:
-        """Parse and check a request like the real API. Raises RequestRejected."""
-
-    @abstractmethod
-    def output_size(self, request: ImageRequest) -> tuple[int, int]:
-        """Pixels of the output; by the first image's shape when the provider chooses."""
-
-    @abstractmethod
-    def success(self, request: ImageRequest, images: list[bytes], *, thoughts: bool) -> Response:
-        """The response with the output images."""
-
-    @abstractmethod
-    def rate_limited(self, hint: str, retry_after: float, per: str) -> Response: ...
-
-    @abstractmethod
-    def model_not_found(self, model: str) -> Response: ...
-
-    @abstractmethod
-    def invalid_key(self, status: int) -> Response: ...
-
-    @abstractmethod
-    def failure(self, fault: Fault, request: ImageRequest) -> Response:
-        """The response to a configured fault that none of the other methods stands for."""
-
-
-def base_model(model: str) -> str:
-    """The name without the date of a snapshot."""
-    return re.sub(r"-\d{4}-\d{2}-\d{2}$", "", model)
+    def model_not_found(self, model: str) -> Response:
+        raise NotImplementedError
 
 
 def encode_base64(data: bytes) -> str:

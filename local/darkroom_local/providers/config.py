@@ -77,11 +77,8 @@ class SimulatedEndpoint(_Frozen):
     """One quota of a provider: everything under `http://host:port/NAME/`, in either API format."""
 
     requests_per_minute: int = Field(default=0, ge=0)  # 0: no limit
-    window_seconds: float = Field(default=60, gt=0)
     requests_per_day: int = Field(default=0, ge=0)
-    max_in_flight: int = Field(default=0, ge=0)  # 0: no limit; more get a 429
     keys: tuple[str, ...] = ()  # empty: any key is valid
-    retired_models: tuple[str, ...] = ()
     limit_hint: Literal["header", "body", "none"] = "body"
     latency: Annotated[Fixed | Lognormal, Field(discriminator="kind")] = Fixed()
     mode: Literal["effects", "fast"] = "effects"  # fast: always the same small image

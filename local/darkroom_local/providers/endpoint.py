@@ -3,13 +3,13 @@
 import random
 from bisect import bisect_right
 from collections import Counter, deque
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from darkroom_local.providers.api import ImageRequest
 from darkroom_local.providers.config import Fault, Fixed, SimulatedEndpoint, When
 
-DAY_SECONDS = 86_400
+MINUTE_SECONDS, DAY_SECONDS = 60, 86_400
 
 
 @dataclass(slots=True)
@@ -76,34 +76,28 @@ def _matches(when: When, request: ImageRequest, elapsed: float) -> bool:
     )
 
 
-@dataclass(slots=True)
+@dataclass
 class EndpointStats:
     """Counts since the endpoint was configured; `arrivals` in seconds since then."""
 
-    window_seconds: float = 60
-    calls: int = 0
-    allowed: int = 0  # passed the limits
     refused: int = 0  # 429 by a limit, not by a configured fault
     paid_images: int = 0  # made, and therefore billed, whether or not they reached the caller
-    in_flight: int = 0
-    max_in_flight: int = 0
     connections: set[int] = field(default_factory=set)
     statuses: Counter[int] = field(default_factory=Counter)
-    faults: Counter[str] = field(default_factory=Counter)
     keys: Counter[str] = field(default_factory=Counter)
     models: Counter[str] = field(default_factory=Counter)
     calls_by_marker: Counter[str] = field(default_factory=Counter)
     paid_by_marker: Counter[str] = field(default_factory=Counter)
     arrivals: list[float] = field(default_factory=list)
-    allowed_arrivals: list[float] = field(default_factory=list)
+    allowed_arrivals: list[float] = field(default_factory=list)  # passed the limits
 
-    def as_json(self, *, arrivals: bool) -> dict[str, Any]:
-        shown = {counter.name: getattr(self, counter.name) for counter in fields(self)}
-        shown["connections"] = len(self.connections)
-        shown["max_in_window"] = max_in_window(sorted(self.arrivals), self.window_seconds)
-        if not arrivals:
-            del shown["arrivals"], shown["allowed_arrivals"]
-        return shown
+    def as_json(self) -> dict[str, Any]:
+        return vars(self) | {
+            "calls": len(self.arrivals),
+            "allowed": len(self.allowed_arrivals),
+            "connections": len(self.connections),
+            "max_in_window": max_in_window(sorted(self.arrivals), MINUTE_SECONDS),
+        }
 
 
 class EndpointState:
@@ -113,10 +107,10 @@ class EndpointState:
         self.name = name
         self.config = config
         self.since = now
-        self.minute = SlidingWindow(config.requests_per_minute, config.window_seconds)
+        self.minute = SlidingWindow(config.requests_per_minute, MINUTE_SECONDS)
         self.day = SlidingWindow(config.requests_per_day, DAY_SECONDS)
         self.faults = FaultScript(config.faults, f"{seed}/{name}/faults")
-        self.stats = EndpointStats(window_seconds=config.window_seconds)
+        self.stats = EndpointStats()
         self._rng = random.Random(f"{seed}/{name}/latency")  # noqa: S311 - not secret
 
     def latency(self) -> float:
@@ -128,40 +122,23 @@ class EndpointState:
         return min(latency.maximum, drawn)
 
     def record_arrival(self, arrived: float, connection: int, key: str) -> None:
-        self.stats.calls += 1
         self.stats.connections.add(connection)
         self.stats.arrivals.append(arrived - self.since)
         self.stats.keys[key] += 1
 
     def exceeded_limit(self, arrived: float) -> tuple[float, str] | None:
         """The seconds to wait and the limit's period if the arrival exceeds a limit."""
-        config, stats = self.config, self.stats
-        exceeded = None
-        if config.max_in_flight and stats.in_flight > config.max_in_flight:
-            exceeded = (1.0, "minute")
-        elif (wait := self.minute.take(arrived)) > 0:
-            exceeded = (wait, "minute")
-        elif (wait := self.day.take(arrived)) > 0:
-            exceeded = (wait, "day")
-        if exceeded is not None:
-            stats.refused += 1
-            return exceeded
-        stats.allowed += 1
-        stats.allowed_arrivals.append(arrived - self.since)
+        for window, period in ((self.minute, "minute"), (self.day, "day")):
+            if (wait := window.take(arrived)) > 0:
+                self.stats.refused += 1
+                return wait, period
+        self.stats.allowed_arrivals.append(arrived - self.since)
         return None
 
     def record_request(self, request: ImageRequest) -> None:
         self.stats.models[request.model] += 1
-        if request.marker is not None:
-            self.stats.calls_by_marker[request.marker] += 1
-
-    def next_fault(self, request: ImageRequest, now: float) -> Fault | None:
-        fault = self.faults.next_fault(request, now - self.since)
-        if fault is not None:
-            self.stats.faults[fault.kind.value] += 1
-        return fault
+        self.stats.calls_by_marker.update(request.markers)
 
     def record_paid_images(self, request: ImageRequest) -> None:
         self.stats.paid_images += request.n
-        if request.marker is not None:
-            self.stats.paid_by_marker[request.marker] += request.n
+        self.stats.paid_by_marker.update(dict.fromkeys(request.markers, request.n))

@@ -15,9 +15,9 @@ from typing import Any
 from darkroom_local.providers.api import (
     BROKEN_IMAGE,
     MIB,
-    ImageApi,
     ImageRequest,
     InputImage,
+    ModelRules,
     RequestRejected,
     encode_base64,
     retry_after_header,
@@ -73,7 +73,7 @@ _FLASH = GeminiRules(
 )
 
 
-class GeminiApi(ImageApi[GeminiRules]):
+class GeminiApi(ModelRules[GeminiRules]):
     label = "Gemini"
     invalid_key_status = 403
     # A later model is accepted by the rules of the latest one of its kind.

@@ -3,16 +3,16 @@
 import asyncio
 import itertools
 import json
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from email import message_from_bytes
+from email.message import Message
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 MAX_BODY_BYTES = 200 * 1024 * 1024
-_PARAMETER = re.compile(r'(\w+)="([^"]*)"')
 _connection_numbers = itertools.count(1)
 
 
@@ -41,8 +41,8 @@ class Response:
     body: bytes = b""
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
-    trickle_seconds: float = 0  # spread the body, or the header, over this time
-    trickle_header: bool = False
+    header_seconds: float = 0  # spread the header over this time
+    body_seconds: float = 0
     drop: bool = False  # close the connection without a response
 
     @staticmethod
@@ -73,7 +73,8 @@ async def serve_connection(
             response = await handler(request)
             if response.drop:
                 break
-            await _write_response(writer, response)
+            await _write(writer, response.header(), response.header_seconds)
+            await _write(writer, response.body, response.body_seconds)
             if request.headers.get("connection", "").lower() == "close":
                 break
     except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError):
@@ -90,7 +91,8 @@ async def _read_request(reader: asyncio.StreamReader, connection: int) -> Reques
     arrived = asyncio.get_running_loop().time()
     request_line, _, lines = header.partition("\r\n")
     method, target, _ = request_line.split(" ", 2)
-    headers = _parse_headers(lines)
+    pairs = (line.partition(":") for line in lines.split("\r\n") if line)
+    headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
     length = int(headers.get("content-length", "0"))
     if "transfer-encoding" in headers or length > MAX_BODY_BYTES:
         raise ValueError("the simulator accepts only bodies with a content-length of up to 200 MiB")
@@ -98,12 +100,6 @@ async def _read_request(reader: asyncio.StreamReader, connection: int) -> Reques
     url = urlsplit(target)
     query = dict(parse_qsl(url.query))
     return Request(method, unquote(url.path), query, headers, body, arrived, connection)
-
-
-async def _write_response(writer: asyncio.StreamWriter, response: Response) -> None:
-    seconds, trickle_header = response.trickle_seconds, response.trickle_header
-    await _write(writer, response.header(), seconds if trickle_header else 0)
-    await _write(writer, response.body, 0 if trickle_header else seconds)
 
 
 async def _write(writer: asyncio.StreamWriter, data: bytes, seconds: float) -> None:
@@ -119,28 +115,14 @@ async def _write(writer: asyncio.StreamWriter, data: bytes, seconds: float) -> N
 
 def parse_multipart(body: bytes, content_type: str) -> list[FormPart]:
     """multipart/form-data as the OpenAI SDK sends it. Raises ValueError for anything else."""
-    kind, _, parameters = content_type.partition(";")
-    boundary = re.search(r'boundary="?([^";]+)"?', parameters)
-    if kind.strip().lower() != "multipart/form-data" or not boundary:
-        raise ValueError("not multipart/form-data")
-    _, *parts = body.split(b"--" + boundary[1].encode())
-    if not parts or not parts[-1].startswith(b"--"):
-        raise ValueError("the multipart body is not closed")
-    return [_parse_part(part) for part in parts[:-1]]
+    message = message_from_bytes(f"Content-Type: {content_type}\r\n\r\n".encode() + body)
+    if message.get_content_type() != "multipart/form-data" or message.defects:
+        raise ValueError("not multipart/form-data, or not closed")
+    return [_form_part(part) for part in message.walk() if part is not message]
 
 
-def _parse_part(part: bytes) -> FormPart:
-    header, separator, data = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
-    if not separator:
-        raise ValueError("a part without headers")
-    headers = _parse_headers(header.decode("utf-8", "replace"))
-    parameters = dict(_PARAMETER.findall(headers.get("content-disposition", "")))
-    mime = headers.get("content-type", "application/octet-stream")
-    data = data.removesuffix(b"\r\n")
-    return FormPart(parameters.get("name", ""), parameters.get("filename"), mime, data)
-
-
-def _parse_headers(lines: str) -> dict[str, str]:
-    """By lower-case name."""
-    pairs = (line.partition(":") for line in lines.split("\r\n") if line)
-    return {name.strip().lower(): value.strip() for name, _, value in pairs}
+def _form_part(part: Message) -> FormPart:
+    data: Any = part.get_payload(decode=True)  # None for a part that consists of parts
+    name = part.get_param("name", "", "content-disposition")
+    mime = part.get("content-type", "application/octet-stream")
+    return FormPart(str(name), part.get_filename(), mime, data or b"")

@@ -14,9 +14,9 @@ from typing import Any
 from darkroom_local.providers.api import (
     BROKEN_IMAGE,
     MIB,
-    ImageApi,
     ImageRequest,
     InputImage,
+    ModelRules,
     RequestRejected,
     encode_base64,
     retry_after_header,
@@ -104,7 +104,7 @@ _DALL_E_3 = OpenAIRules(
 )
 
 
-class OpenAIApi(ImageApi[OpenAIRules]):
+class OpenAIApi(ModelRules[OpenAIRules]):
     label = "OpenAI"
     invalid_key_status = 401
     # A later model is accepted by the rules of the latest one.

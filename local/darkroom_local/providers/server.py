@@ -5,12 +5,11 @@ import functools
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any
 
 from pydantic import ValidationError
 
 from darkroom_local.providers import effects, http
-from darkroom_local.providers.api import ImageApi, ImageRequest, RequestRejected, base_model
+from darkroom_local.providers.api import ImageRequest, RequestRejected
 from darkroom_local.providers.config import Config, Fault, FaultKind
 from darkroom_local.providers.endpoint import EndpointState
 from darkroom_local.providers.gemini_api import GeminiApi
@@ -21,50 +20,36 @@ _HTML = b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></h
 # Faults of the transmission: the image is made, and billed.
 _DAMAGES = {"drop_after", "trickle", "trickle_headers", "cut_json"}
 _GEMINI, _OPENAI = GeminiApi(), OpenAIApi()
+type Api = GeminiApi | OpenAIApi
 
 
 class SimulatedProviders:
     """All methods run in one event loop; images are decoded and rendered in threads."""
 
     def __init__(self, config: Config) -> None:
-        self._endpoints: dict[str, EndpointState] = {}
         self._initial = config
-        self._connections: set[asyncio.Task[Any]] = set()
+        self._endpoints: dict[str, EndpointState] = {}
 
     @asynccontextmanager
     async def listening(self, port: int) -> AsyncIterator[int]:
         """Listen on 127.0.0.1 during the block; port 0 uses a free one.
 
-        Yields the port. At the end every connection is closed, also in the middle of a request.
+        Yields the port. At the end every connection is closed, also in the middle of a request,
+        whose task the event loop cancels when it ends.
         """
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(2, thread_name_prefix="images"))
         self._configure(self._initial)
+        serve = functools.partial(http.serve_connection, self._handle)
         server = await asyncio.start_server(
-            self._connected, "127.0.0.1", port, limit=1024 * 1024, backlog=512
+            serve, "127.0.0.1", port, limit=1024 * 1024, backlog=512
         )
         try:
             yield server.sockets[0].getsockname()[1]
         finally:
             server.close()
             server.abort_clients()
-            for task in self._connections:
-                task.cancel()
-            await asyncio.gather(*self._connections, return_exceptions=True)
             await server.wait_closed()
-            await loop.shutdown_default_executor()
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is None:  # pragma: no cover - start_server runs this in a task
-            return
-        self._connections.add(task)
-        try:
-            await http.serve_connection(self._handle, reader, writer)
-        except asyncio.CancelledError:
-            writer.transport.abort()
-        finally:
-            self._connections.discard(task)
 
     def _configure(self, config: Config) -> None:
         """Restart the endpoints that `config` names; the others stay as they are."""
@@ -79,22 +64,14 @@ class SimulatedProviders:
         state = self._endpoints.get(name)
         if state is None or request.method != "POST":
             return Response.json({"error": {"message": "no such simulated endpoint"}}, 404)
-        stats = state.stats
-        stats.in_flight += 1
-        stats.max_in_flight = max(stats.max_in_flight, stats.in_flight)
-        try:
-            response = await self._serve(state, request, "/" + "".join(path))
-        finally:
-            stats.in_flight -= 1
-        stats.statuses[response.status] += 1
+        response = await _serve(state, request, "/" + "".join(path))
+        state.stats.statuses[response.status] += 1
         return response
 
     def _control(self, request: Request) -> Response:
         match request.method, request.path:
             case "GET", "/_sim/stats":
-                arrivals = request.query.get("arrivals", "") not in {"", "0"}
-                stats = {n: s.stats.as_json(arrivals=arrivals) for n, s in self._endpoints.items()}
-                return Response.json(stats)
+                return Response.json({n: s.stats.as_json() for n, s in self._endpoints.items()})
             case "POST", "/_sim/configure":
                 try:
                     self._configure(Config.model_validate_json(request.body))
@@ -103,32 +80,31 @@ class SimulatedProviders:
                 return Response.json({"ok": True})
         return Response.json({"error": "unknown"}, 404)
 
-    async def _serve(self, state: EndpointState, http_request: Request, path: str) -> Response:
-        config = state.config
-        api: ImageApi[Any] = _GEMINI if ":generateContent" in path else _OPENAI
-        key = api.key(http_request)
-        state.record_arrival(http_request.arrived, http_request.connection, key)
-        if not key or (config.keys and key not in config.keys):
-            return api.invalid_key(400 if api is _GEMINI and key else 401)
-        if (exceeded := state.exceeded_limit(http_request.arrived)) is not None:
-            return api.rate_limited(config.limit_hint, *exceeded)
-        decode = config.mode == "effects"
-        parse = functools.partial(api.parse, http_request, path, decode=decode)
-        try:
-            request = await asyncio.to_thread(parse) if decode else parse()
-        except RequestRejected as rejected:
-            return rejected.response
-        state.record_request(request)
-        if base_model(request.model) in config.retired_models:
-            return api.model_not_found(request.model)
-        return await _respond(state, api, request, http_request.arrived)
+
+async def _serve(state: EndpointState, http_request: Request, path: str) -> Response:
+    config = state.config
+    api: Api = _GEMINI if ":generateContent" in path else _OPENAI
+    key = api.key(http_request)
+    state.record_arrival(http_request.arrived, http_request.connection, key)
+    if not key or (config.keys and key not in config.keys):
+        return api.invalid_key(400 if api is _GEMINI and key else 401)
+    if (exceeded := state.exceeded_limit(http_request.arrived)) is not None:
+        return api.rate_limited(config.limit_hint, *exceeded)
+    decode = config.mode == "effects"
+    parse = functools.partial(api.parse, http_request, path, decode=decode)
+    try:
+        request = await asyncio.to_thread(parse) if decode else parse()
+    except RequestRejected as rejected:
+        return rejected.response
+    state.record_request(request)
+    return await _respond(state, api, request, http_request.arrived)
 
 
 async def _respond(
-    state: EndpointState, api: ImageApi[Any], request: ImageRequest, arrived: float
+    state: EndpointState, api: Api, request: ImageRequest, arrived: float
 ) -> Response:
     loop = asyncio.get_running_loop()
-    fault = state.next_fault(request, loop.time())
+    fault = state.faults.next_fault(request, loop.time() - state.since)
     if fault is not None and fault.kind is FaultKind.HANG:
         await asyncio.sleep(fault.seconds)
         return Response(drop=True)
@@ -146,13 +122,13 @@ async def _respond(
     return response if fault is None else _damage(response, fault)
 
 
-async def _output_image(state: EndpointState, api: ImageApi[Any], request: ImageRequest) -> bytes:
+async def _output_image(state: EndpointState, api: Api, request: ImageRequest) -> bytes:
     if state.config.mode == "fast":
         return effects.fixed_image(request.output_format)
     return await asyncio.to_thread(_render, api, request, f"{api.label} · {state.name}")
 
 
-def _render(api: ImageApi[Any], request: ImageRequest, label: str) -> bytes:
+def _render(api: Api, request: ImageRequest, label: str) -> bytes:
     images = [image.decode() for image in request.images]
     mask = request.mask.decode() if request.mask else None
     output = effects.render(request.prompt, images, mask, api.output_size(request), label)
@@ -161,7 +137,7 @@ def _render(api: ImageApi[Any], request: ImageRequest, label: str) -> bytes:
     return effects.encode(output, request.output_format)
 
 
-def _failure(fault: Fault, api: ImageApi[Any], request: ImageRequest) -> Response:
+def _failure(fault: Fault, api: Api, request: ImageRequest) -> Response:
     match fault.kind:
         case FaultKind.HTML:
             return Response(fault.status or 502, _HTML, "text/html")
@@ -183,7 +159,8 @@ def _damage(response: Response, fault: Fault) -> Response:
             response.drop = True
         case FaultKind.CUT_JSON:
             response.body = response.body[: len(response.body) // 2]
-        case FaultKind.TRICKLE | FaultKind.TRICKLE_HEADERS:
-            response.trickle_seconds = fault.seconds
-            response.trickle_header = fault.kind is FaultKind.TRICKLE_HEADERS
+        case FaultKind.TRICKLE:
+            response.body_seconds = fault.seconds
+        case FaultKind.TRICKLE_HEADERS:
+            response.header_seconds = fault.seconds
     return response

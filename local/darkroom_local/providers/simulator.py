@@ -14,17 +14,16 @@ from darkroom_local.providers.server import SimulatedProviders
 class Simulator:
     """A client of a running server, in this process or in another."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, url: str) -> None:
+        self.url = url
 
     def base_url(self, endpoint: str) -> str:
         """The `base_url` of a Darkroom endpoint, for either provider."""
         return f"{self.url}/{endpoint}"
 
-    def stats(self, *, arrivals: bool = False) -> dict[str, Any]:
-        """Counts per endpoint name; with `arrivals`, arrival times since it was configured."""
-        return self._call("GET", f"/_sim/stats?arrivals={int(arrivals)}")
+    def stats(self) -> dict[str, Any]:
+        """Counts and times of arrival since it was configured, per endpoint name."""
+        return self._call("GET", "/_sim/stats")
 
     def configure(self, config: Config | Mapping[str, Any]) -> None:
         """Restart the endpoints that it names, counts included. Raises ValueError if invalid."""
@@ -32,7 +31,8 @@ class Simulator:
         self._call("POST", "/_sim/configure", body)
 
     def _call(self, method: str, path: str, body: str | None = None) -> dict[str, Any]:
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
+        address = self.url.removeprefix("http://")
+        with closing(http.client.HTTPConnection(address, timeout=30)) as connection:
             connection.request(method, path, body)
             response = connection.getresponse()
             answer: dict[str, Any] = json.loads(response.read())
@@ -48,5 +48,5 @@ def running(config: Config | Mapping[str, Any] | None = None, port: int = 0) -> 
     Raises OSError when the port is in use.
     """
     checked = Config.model_validate(config or {})
-    with in_event_loop(lambda: SimulatedProviders(checked).listening(port)) as bound_port:
-        yield Simulator(bound_port)
+    with in_event_loop(SimulatedProviders(checked).listening(port)) as bound_port:
+        yield Simulator(f"http://127.0.0.1:{bound_port}")
