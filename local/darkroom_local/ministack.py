@@ -105,7 +105,7 @@ def start(
     process = spawn(command, environment, log, detached=detached)
     stack = MiniStack(f"http://{LOOPBACK}:{port}", state, process, owns_state=state_dir is None)
 
-    answered = wait_until(lambda: process.ended or _edition(stack.url) == token, START_SECONDS)
+    answered = wait_until(lambda: process.ended or edition(stack.url) == token, START_SECONDS)
     if process.ended or not answered:
         problem = "ended at once" if process.ended else f"did not answer in {START_SECONDS:.0f} s"
         tail = process.log_tail()
@@ -124,11 +124,7 @@ def running(*, auth: bool = True) -> Iterator[MiniStack]:
         stack.stop()
 
 
-def is_ready(url: str) -> bool:
-    return _edition(url) is not None
-
-
-def _edition(url: str) -> str | None:
+def edition(url: str) -> str | None:
     """The edition of the MiniStack at `url`; None until it is ready."""
     try:
         with urllib.request.urlopen(f"{url}/_ministack/health", timeout=2) as response:  # noqa: S310

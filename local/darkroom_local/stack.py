@@ -137,7 +137,7 @@ def current() -> StackInfo | None:
     if not STATE.exists():
         return None
     info = _read_state()
-    return info if ministack.is_ready(info.url) else None
+    return info if ministack.edition(info.url) else None
 
 
 def _read_state() -> StackInfo:

@@ -103,6 +103,7 @@ class SplitterHarness:
             request_report=self.faulty(self.reports.append),
             check_complete=self.faulty(self.checks.append),
         ).split(upload, remaining)
+        assert (self.queue.dead, self.queue.visibility) == ([], {}), "the splitter only sends"
 
     def faulty(self, port: Any) -> Any:
         return _FaultyPort(port, self.faults)

@@ -61,7 +61,8 @@ class Scenario:
         # The reporter reads the CSV for the user's own columns.
         self._observed["first, instruction"] = results.manifest[0].get("instruction")
         # With ListBucket S3 answers "missing", without it "forbidden".
-        self._observed["first, missing"] = "not there" in results.manifest[2]["detail"]
+        missing = "does not exist in the bucket" in results.manifest[2]["detail"]
+        self._observed["first, missing"] = missing
         self._count_until("first, dead letters", lambda: self._dead_letters(job), 1)
 
     def _second(self, job: str) -> None:

@@ -20,13 +20,8 @@ def forwarded(url: str, address: str) -> Iterator[str]:
 @asynccontextmanager
 async def _forwarding(url: str, address: str) -> AsyncIterator[int]:
     target = urlsplit(url)
-    tasks: set[asyncio.Task[object]] = set()
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
         there, back = await asyncio.open_connection(target.hostname, target.port)
         try:
             async with asyncio.TaskGroup() as both:
@@ -41,9 +36,6 @@ async def _forwarding(url: str, address: str) -> AsyncIterator[int]:
     finally:
         server.close()
         server.abort_clients()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         await server.wait_closed()
 
 

@@ -53,6 +53,7 @@ def test_the_batch_contains_the_messages_that_the_splitter_sends_for_the_csv() -
 
 
 def test_the_environment_becomes_typed_settings() -> None:
+    assert Settings.from_environment(EXAMPLE).input_bucket == EXAMPLE["INPUT_BUCKET"]
     settings = Settings.from_environment({**EXAMPLE, "ROWS_PER_WORKER": "7", "PATH": "/usr/bin"})
     assert (settings.rows_per_worker, settings.on_unknown_outcome) == (7, "retry")
 
