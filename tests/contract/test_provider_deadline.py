@@ -3,11 +3,18 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import httpx2
 import pytest
+from pydantic import SecretStr
 
+from darkroom.calls import CallPlan, EditResult
+from darkroom.endpoints import Endpoint
 from darkroom.providers import http as provider_http
+from darkroom.providers.adapter import SdkImageEditor
+from darkroom.providers.errors import Failure
+from darkroom.providers.registry import Provider
 from tests.fakes.web_server import Exchange, Handler, disconnect, web_server
 
 DEADLINE = 0.4
@@ -90,3 +97,31 @@ def test_a_redirect_is_not_followed(client: httpx2.Client) -> None:
 def test_without_a_deadline_the_time_out_per_read_applies(client: httpx2.Client) -> None:
     with web_server(silence) as server, pytest.raises(httpx2.ReadTimeout):
         client.post(f"http://127.0.0.1:{server.port}/", timeout=0.2)
+
+
+class SlowSdkEditor(SdkImageEditor[None]):
+    sdk = "slow_sdk"
+    table = ()
+
+    def _new_client(self, *address: str | None) -> None:
+        raise NotImplementedError
+
+    def _call(
+        self, plan: CallPlan, endpoint: Endpoint, key: str, timeout_seconds: float
+    ) -> EditResult:
+        __import__(self.sdk)
+        provider_http.time_left()
+        return EditResult((), plan.model)
+
+    def _error_response(self, error: Exception) -> Failure | None:
+        raise NotImplementedError from error
+
+
+def test_the_import_of_an_sdk_takes_nothing_from_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_sdk.py").write_text(f"import time\ntime.sleep({DEADLINE + 0.1})\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    plan = CallPlan(Provider.GEMINI, "model", "make it warm")
+    endpoint = Endpoint.model_validate({"name": "e", "provider": "gemini", "api_keys": ["k"]})
+    SlowSdkEditor().edit(plan, endpoint, SecretStr("k"), DEADLINE)

@@ -115,6 +115,7 @@ FINISH_TABLE: dict[str, Outcome] = {
 class GeminiImageEditor(SdkImageEditor["Client"]):
     """Edits with up to the model's number of references; generates without any."""
 
+    sdk = "google.genai"
     table = GEMINI_TABLE
 
     def _new_client(self, *address: str | None) -> "Client":

@@ -82,6 +82,7 @@ OPENAI_TABLE: tuple[Rule, ...] = (
 class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
     """Edits with one or many images and a mask; generates without any."""
 
+    sdk = "openai"
     table = OPENAI_TABLE
 
     def _new_client(self, *address: str | None) -> "OpenAI":
