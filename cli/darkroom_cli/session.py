@@ -47,6 +47,13 @@ class Wiring:
     clock: "Clock" = field(default_factory=_system_clock)
 
 
+def _console(is_terminal: bool, *, stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    # An ARN contains `:secret:`, which Rich would print as an emoji.
+    return Console(stderr=stderr, soft_wrap=not is_terminal, highlight=False, emoji=False)
+
+
 @dataclass
 class Session:
     """One run of a subcommand: results go to standard output, everything else to standard error."""
@@ -65,15 +72,11 @@ class Session:
 
     @cached_property
     def out(self) -> "Console":
-        from rich.console import Console
-
-        return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+        return _console(sys.stdout.isatty())
 
     @cached_property
     def err(self) -> "Console":
-        from rich.console import Console
-
-        return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
+        return _console(sys.stderr.isatty(), stderr=True)
 
     @property
     def shows_progress(self) -> bool:

@@ -36,6 +36,13 @@ DENIED = client_error(
     "User: arn:me is not authorized to perform: dynamodb:GetItem on resource: arn:t",
     "GetItem",
 )
+SECRET = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:endpoints-AbCdEf"
+SECRET_DENIED = client_error(
+    "AccessDeniedException",
+    "User: arn:me is not authorized to perform: secretsmanager:GetSecretValue on resource: "
+    f"{SECRET} because no policy allows it",
+    "GetSecretValue",
+)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +53,7 @@ DENIED = client_error(
         (ProfileNotFound(profile="work"), "(work) could not be found: check AWS_PROFILE"),
         (EndpointConnectionError(endpoint_url="http://x:1"), "http://x:1"),
         (DENIED, "may not do dynamodb:GetItem on arn:t"),
+        (SECRET_DENIED, f"may not do secretsmanager:GetSecretValue on {SECRET}; allow"),
         (ledger_error(DENIED), "may not do dynamodb:GetItem on arn:t"),
         (client_error("AccessDenied", "Access Denied", "PutObject"), "may not do PutObject"),
         (client_error("ExpiredToken", "expired"), "has expired"),
