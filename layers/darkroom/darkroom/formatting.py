@@ -73,6 +73,7 @@ def describe_validation(error: "ValidationError", subject: str = "") -> str:
     A problem that only follows from one inside the same field is left out.
     """
     found = error.errors(include_input=False, include_url=False, include_context=False)
+    found.sort(key=lambda problem: problem["type"] != "extra_forbidden")  # unknown fields first
     inner = {p["loc"][:depth] for p in found for depth in range(len(p["loc"]))}
     problems = [
         f"{_field_path(problem['loc'])}: {_validation_message(problem['msg'])}".removeprefix(": ")

@@ -7,7 +7,9 @@ hold, the error carries the current state, and the form is chosen again.
 The rare writes replace the item, on condition that its revision is the one that was read.
 """
 
+import random
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -27,11 +29,14 @@ from darkroom.endpoint_state import (
     Settlement,
     StatesUnavailable,
 )
+from darkroom.retry import backoff
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 MAX_TRIES = 25  # of one write, when other workers' writes come in between
+_PAUSE_SECONDS = 0.01
+_PAUSE_CAP_SECONDS = 0.5
 _STATES = ItemCodec(EndpointState)
 # The forms of a settlement, the usual one first: (clauses, condition).
 _SETTLEMENTS: Mapping[Health, list[tuple[list[str], list[str]]]] = {
@@ -76,9 +81,16 @@ class _Update:
 class DynamoDBEndpointStates:
     """Implements ports.EndpointStates. Thread-safe; the client's pool should hold every thread."""
 
-    def __init__(self, client: "DynamoDBClient", table: str) -> None:
+    def __init__(
+        self,
+        client: "DynamoDBClient",
+        table: str,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._client = client
         self._table = table
+        self._sleep = sleep
 
     def read(self, endpoint: str) -> EndpointState:
         with _translated_errors():
@@ -118,7 +130,7 @@ class DynamoDBEndpointStates:
     def change(
         self, endpoint: str, transition: Callable[[EndpointState], EndpointState]
     ) -> tuple[EndpointState, EndpointState]:
-        for _ in range(MAX_TRIES):
+        for tries in range(1, MAX_TRIES + 1):
             before = self.read(endpoint)
             after = transition(before)
             if after == before:
@@ -126,6 +138,9 @@ class DynamoDBEndpointStates:
             after = replace(after, revision=before.revision + 1)
             if self._put(endpoint, after):
                 return before, after
+            # Full jitter: an outage makes every worker write at once.
+            longest = backoff(tries, _PAUSE_SECONDS, _PAUSE_CAP_SECONDS)
+            self._sleep(random.uniform(0, longest))  # noqa: S311 - jitter
         raise StatesUnavailable(f"{endpoint} not changed: too many workers wrote at once")
 
     def _apply(self, endpoint: str, update: _Update) -> tuple[bool, EndpointState]:
