@@ -12,6 +12,7 @@ from darkroom.endpoints import (
     key_fingerprint,
 )
 from darkroom.errors import ConfigurationError
+from darkroom.formatting import describe_validation
 from darkroom.providers.registry import Provider
 
 KEY = "sk-very-secret-1234"
@@ -41,6 +42,15 @@ def test_null_means_the_default() -> None:
 def test_unknown_key_is_an_error_that_names_it() -> None:
     with pytest.raises(ValidationError, match="request_per_minute"):
         secret(request_per_minute=3)
+
+
+def test_unknown_keys_are_named_first_among_many_errors() -> None:
+    wrong = dict.fromkeys(("weight", "burst", "tier", "max_retries", "max_in_flight"), "x")
+    with pytest.raises(ValidationError) as error:
+        secret(**wrong, request_per_minute=3)
+    text = describe_validation(error.value)
+    assert text.startswith("endpoints[0].request_per_minute: no such field, remove it; ")
+    assert text.endswith("; and 1 more")
 
 
 @pytest.mark.parametrize(
