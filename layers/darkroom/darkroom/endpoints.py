@@ -1,19 +1,7 @@
 """Endpoints, the secret that lists them, and making it from environment variables.
 
-Bulk editing scripts already use these variables. For each provider P (GEMINI, OPENAI), `DG_P_…`
-takes precedence over `P_…`:
-
-| variable | meaning |
-|---|---|
-| `P_API_KEY` (Gemini also `GOOGLE_GENAI_API_KEY`, `GOOGLE_API_KEY`) | one key |
-| `P_API_KEYS` | keys of every endpoint, comma-separated; or a group per endpoint (`;`, `|`) |
-| `P_API_BASE`, `P_BASE_URL` | one base URL |
-| `P_ENDPOINTS` | several base URLs, comma-separated; an empty item is the provider's own |
-| `P_RATE_LIMIT` | requests per minute of each endpoint, 0 for no limit |
-| `P_RATE_LIMITS`, `P_WEIGHTS` | one number per endpoint, comma-separated |
-| `P_TIMEOUT`, `P_MAX_RETRIES`, `P_RETRY_DELAY`, `P_API_VERSION`, `P_MODEL` | of each endpoint |
-
-What is not set gets the provider's default from `providers/registry.py`.
+Bulk editing scripts already use the variables: docs/limits.md lists them. What is not set gets the
+provider's default from `providers/registry.py`.
 """
 
 import hashlib
