@@ -124,4 +124,5 @@ def test_the_import_of_an_sdk_takes_nothing_from_the_deadline(
     monkeypatch.syspath_prepend(tmp_path)
     plan = CallPlan(Provider.GEMINI, "model", "make it warm")
     endpoint = Endpoint.model_validate({"name": "e", "provider": "gemini", "api_keys": ["k"]})
-    SlowSdkEditor().edit(plan, endpoint, SecretStr("k"), DEADLINE)
+    result = SlowSdkEditor().edit(plan, endpoint, SecretStr("k"), DEADLINE)
+    assert result == EditResult((), "model")
