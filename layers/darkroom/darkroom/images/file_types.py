@@ -24,6 +24,7 @@ _UNSUPPORTED = (
     (b"\x1aE\xdf\xa3", "is a video, not an image"),
 )
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
+PNG, JPEG, WEBP = "image/png", "image/jpeg", "image/webp"
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _BRAND = slice(8, 12)
@@ -36,6 +37,15 @@ def is_image(head: bytes) -> bool:
     if head[:4] == b"RIFF":
         return head[_BRAND] == b"WEBP"
     return is_heic(head) or (head[4:8] == b"ftyp" and head[_BRAND] in _AVIF_BRANDS)
+
+
+def mime_type(head: bytes) -> str | None:
+    """That of a PNG, JPEG or WebP."""
+    if head.startswith(_IMAGES[0]):
+        return PNG
+    if head.startswith(_IMAGES[1]):
+        return JPEG
+    return WEBP if head[:4] == b"RIFF" and head[_BRAND] == b"WEBP" else None
 
 
 def is_heic(head: bytes) -> bool:
