@@ -13,7 +13,7 @@ from darkroom.editor.row_editor import RowEditor
 from darkroom.endpoints import Endpoint
 from darkroom.errors import RetryRow, RowRejected
 from darkroom.jobs import JobOptions, Run, Totals
-from darkroom.ports import CallContext, DispatchResult
+from darkroom.ports import CallContext, DispatchResult, Readiness
 from darkroom.rows import RowMessage, RowRecord, RowRequest, RowResult
 from tests.corpus.images import saved
 from tests.fakes.ledger import FakeLedger, running
@@ -56,6 +56,9 @@ class ScriptedDispatcher:
     attempts: list[list[Outcome]] = field(default_factory=list)
     contexts: list[CallContext] = field(default_factory=list)
     during_call: Callable[[], object] = lambda: None
+
+    def readiness(self) -> Readiness:
+        return Readiness(start_at=0.0)
 
     def dispatch(self, context: CallContext, deadline: float) -> DispatchResult:
         self.contexts.append(context)

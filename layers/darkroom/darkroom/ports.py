@@ -17,6 +17,7 @@ from darkroom.endpoint_state import (
     Settlement,
 )
 from darkroom.endpoints import Endpoint, EndpointsSecret
+from darkroom.errors import Waiting
 from darkroom.jobs import Checkpoint, Counters, Run, Source, Totals
 from darkroom.metrics import Metric
 from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowRecord, RowResult
@@ -81,6 +82,12 @@ class CallContext(Protocol):
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
         """Just before money is spent. Raises RowRejected (budget, stopped), LeaseLost."""
 
+    def cancel_call(self) -> None:
+        """The call that `before_call` announced was not made: its slot had passed. Costs nothing.
+
+        Raises LeaseLost.
+        """
+
     def after_call(self, outcome: EditResult | CallFailed) -> None:
         """Right after each call, whatever its outcome."""
 
@@ -99,7 +106,23 @@ class DispatchResult:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether the endpoints can take a row, by their last known states. Times in seconds."""
+
+    start_at: float  # Unix time of the earliest slot of any endpoint; past: now
+    waiting: Waiting | None = None  # set when every endpoint is out of service until `start_at`
+    rows_per_second: float = 0.0  # what the limits of the fastest tier allow; 0: no limit
+    row_seconds: float = 0.0  # the most that a row takes, with one call at every tier
+
+
 class Dispatcher(Protocol):
+    def readiness(self) -> Readiness:
+        """When a row could be called for, without a row: from cached states, or one read each.
+
+        Raises no error: without a usable secret or table, `start_at` is when to look again.
+        """
+
     def dispatch(self, context: CallContext, deadline: float) -> DispatchResult:
         """Choose an endpoint, call it, retry and fall back; done by `deadline` (Unix seconds).
 

@@ -17,13 +17,22 @@ from darkroom.dispatch.selector import Permit, Selector
 from darkroom.dispatch.state_cache import StateCache
 from darkroom.endpoint_state import SECOND, Rejection, RejectionReason, StatesUnavailable
 from darkroom.endpoints import Endpoint, EndpointsSecret
-from darkroom.errors import DeferRow, Ineligible, Reason, RetryRow, RowRejected
+from darkroom.errors import (
+    ConfigurationError,
+    DeferRow,
+    Ineligible,
+    Reason,
+    RetryRow,
+    RowRejected,
+    Waiting,
+)
 from darkroom.ports import (
     CallContext,
     Clock,
     DispatchResult,
     EndpointStates,
     ImageEditor,
+    Readiness,
     SecretSource,
     Telemetry,
 )
@@ -87,6 +96,29 @@ class TieredDispatcher:
         self._selector = Selector(self._state_cache, clock, rng)
         self._outcomes = OutcomeRecorder(self._state_cache, telemetry)
         self._warned: set[str] = set()
+
+    def readiness(self) -> Readiness:
+        try:
+            endpoints = self._secret_source.endpoints().endpoints
+            now = self._state_cache.now()
+            available = {
+                e.name: self._state_cache.availability(e, now) for e in endpoints if e.weight
+            }
+        except (ConfigurationError, StatesUnavailable) as error:
+            waiting = Waiting(Reason.NO_ENDPOINT, str(error), self._clock.now())
+            return Readiness(self._clock.now() + RETRY_ROW_SECONDS, waiting)
+        in_service = [a.available_at for a in available.values() if not a.out_of_service]
+        if in_service:
+            return Readiness(
+                max(now, min(in_service)) / SECOND,
+                row_seconds=sum(e.timeout_seconds + AFTER_CALL_SECONDS for e in endpoints),
+            )
+        causes = ", ".join(f"{name} ({a.reason})" for name, a in available.items())
+        waiting = Waiting(
+            Reason.UNAVAILABLE, f"every endpoint is out of service: {causes}", self._clock.now()
+        )
+        until = min((a.available_at for a in available.values()), default=now)
+        return Readiness(until / SECOND, waiting)
 
     def dispatch(self, context: CallContext, deadline: float) -> DispatchResult:
         secret = self._secret_source.endpoints()
