@@ -199,7 +199,7 @@ class TieredDispatcher:
             if outcome.outcome.key_at_fault:
                 rejected_keys += 1
                 endpoint = self._with_newest_keys(endpoint)
-                retry = rejected_keys <= len(endpoint.api_keys)
+                retry = rejected_keys <= len(endpoint.keys)
             else:
                 failures += 1
                 retry = self._back_off(attempt, endpoint, failures, outcome)
@@ -228,7 +228,9 @@ class TieredDispatcher:
         newest = {e.name: e for e in self._secret_source.endpoints().endpoints}
         if endpoint.name not in newest:
             return endpoint
-        return endpoint.model_copy(update={"api_keys": newest[endpoint.name].api_keys})
+        found = newest[endpoint.name]
+        update = {"api_keys": found.api_keys, "credentials": found.credentials}
+        return endpoint.model_copy(update=update)
 
     def _call(self, attempt: _Attempt, permit: Permit) -> DispatchResult | CallFailed:
         """Make one call and record its outcome. Raises RowRejected when the row is to blame."""
