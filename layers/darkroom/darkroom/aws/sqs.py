@@ -12,7 +12,7 @@ from darkroom.rows import Received, RowMessage
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
-    from mypy_boto3_sqs.literals import QueueAttributeFilterType
+    from mypy_boto3_sqs.literals import QueueAttributeNameType
 
 
 _SERVICE = "the queue (SQS)"
@@ -20,7 +20,7 @@ _BATCH = 10
 # SQS accepts 1 MiB a batch; leave room for the envelope of ten entries.
 _BATCH_BYTES = 1024 * 1024 - 16 * 1024
 _MAX_DELAY_SECONDS = 900  # of a message sent
-_BACKLOG_ATTRIBUTES: Sequence["QueueAttributeFilterType"] = (
+_BACKLOG_ATTRIBUTES: Sequence["QueueAttributeNameType"] = (
     "ApproximateNumberOfMessages",
     "ApproximateNumberOfMessagesNotVisible",
     "ApproximateNumberOfMessagesDelayed",
@@ -72,10 +72,11 @@ class SqsRowQueue:
             self._request(self._sqs.delete_message_batch, entries, skip_rejected=True)
 
     def backlog(self) -> int:
-        names = _BACKLOG_ATTRIBUTES
         with translate_errors(_SERVICE):
-            response = self._sqs.get_queue_attributes(QueueUrl=self._queue, AttributeNames=names)
-        return sum(int(response["Attributes"].get(name, 0)) for name in names)
+            attributes = self._sqs.get_queue_attributes(
+                QueueUrl=self._queue, AttributeNames=_BACKLOG_ATTRIBUTES
+            )["Attributes"]
+        return sum(int(attributes.get(name, 0)) for name in _BACKLOG_ATTRIBUTES)
 
     def dead_letter(self, body: str, attributes: Mapping[str, str]) -> None:
         described: dict[str, Any] = {}

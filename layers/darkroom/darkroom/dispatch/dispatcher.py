@@ -99,7 +99,7 @@ class TieredDispatcher:
         self._warned: set[str] = set()
 
     def readiness(self) -> Readiness:
-        tiers = self._secret_source.endpoints().tiers()
+        tiers = list(self._secret_source.endpoints().tiers())
         now = self._state_cache.now()
         try:
             available = {
@@ -111,8 +111,8 @@ class TieredDispatcher:
         waiting = None
         if not in_service:
             names = ", ".join(f"{name} ({a.reason})" for name, a in sorted(available.items()))
-            name, first = min(available.items(), key=lambda entry: entry[1].available_at)
-            reason = _REASONS[first.reason] if first.reason in _REASONS else Reason.UNAVAILABLE
+            first = min(available.values(), key=lambda a: a.available_at).reason
+            reason = _REASONS[first] if first else Reason.UNAVAILABLE
             detail = f"every endpoint is out of service: {names}"
             waiting = Waiting(reason, detail, self._clock.now())
         start_at = min(in_service or [a.available_at for a in available.values()])
