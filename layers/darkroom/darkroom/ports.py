@@ -20,7 +20,7 @@ from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import Waiting
 from darkroom.jobs import Checkpoint, Counters, Run, Source, Totals
 from darkroom.metrics import Metric
-from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowRecord, RowResult
+from darkroom.rows import Claim, NotClaimed, NotSent, Received, RowMessage, RowRecord, RowResult
 
 
 class Clock(Protocol):
@@ -120,7 +120,7 @@ class Dispatcher(Protocol):
     def readiness(self) -> Readiness:
         """When a row could be called for, without a row: from cached states, or one read each.
 
-        Raises no error: without a usable secret or table, `start_at` is when to look again.
+        Raises ServiceUnavailable. A secret that is not usable is a reason for waiting.
         """
 
     def dispatch(self, context: CallContext, deadline: float) -> DispatchResult:
@@ -280,8 +280,25 @@ class RowLedger(Protocol):
 
 
 class RowQueue(Protocol):
-    def send(self, messages: Sequence[RowMessage]) -> None:
-        """Send any number, in batches; retries only the entries reported failed."""
+    """The queue of rows. The methods raise ServiceUnavailable."""
+
+    def send(self, messages: Sequence[RowMessage], *, delay_seconds: int = 0) -> None:
+        """Send any number, in batches; retries only the entries reported failed.
+
+        They can be received after `delay_seconds`, at most 900.
+        """
+
+    def receive(self, limit: int, *, hide_seconds: int, wait_seconds: int) -> Sequence[Received]:
+        """Up to `limit` (at most 10) messages, hidden for `hide_seconds`.
+
+        Waits up to `wait_seconds` (at most 20) for a first one.
+        """
+
+    def delete(self, receipts: Sequence[str]) -> None:
+        """The messages are done. Skips receipts that are no longer valid."""
+
+    def backlog(self) -> int:
+        """About how many messages there are, hidden ones included."""
 
     def dead_letter(self, body: str, attributes: Mapping[str, str]) -> None:
         """Send to the dead-letter queue, with attributes that give the reason."""

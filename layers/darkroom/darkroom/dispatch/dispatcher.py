@@ -7,6 +7,7 @@ keys cooling down, daily limit reached) is skipped without a call; one that is m
 for.
 """
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from darkroom.errors import (
     Reason,
     RetryRow,
     RowRejected,
+    ServiceUnavailable,
     Waiting,
 )
 from darkroom.ports import (
@@ -98,27 +100,34 @@ class TieredDispatcher:
         self._warned: set[str] = set()
 
     def readiness(self) -> Readiness:
+        now = self._state_cache.now()
         try:
-            endpoints = self._secret_source.endpoints().endpoints
-            now = self._state_cache.now()
-            available = {
-                e.name: self._state_cache.availability(e, now) for e in endpoints if e.weight
-            }
-        except (ConfigurationError, StatesUnavailable) as error:
+            tiers = list(self._secret_source.endpoints().tiers())
+        except ConfigurationError as error:
             waiting = Waiting(Reason.NO_ENDPOINT, str(error), self._clock.now())
             return Readiness(self._clock.now() + RETRY_ROW_SECONDS, waiting)
+        try:
+            available = {
+                e.name: self._state_cache.availability(e, now) for tier in tiers for e in tier
+            }
+        except StatesUnavailable as error:
+            raise ServiceUnavailable(str(error)) from error
         in_service = [a.available_at for a in available.values() if not a.out_of_service]
-        if in_service:
-            return Readiness(
-                max(now, min(in_service)) / SECOND,
-                row_seconds=sum(e.timeout_seconds + AFTER_CALL_SECONDS for e in endpoints),
-            )
-        causes = ", ".join(f"{name} ({a.reason})" for name, a in available.items())
-        waiting = Waiting(
-            Reason.UNAVAILABLE, f"every endpoint is out of service: {causes}", self._clock.now()
+        waiting = None
+        if not in_service:
+            names = ", ".join(f"{name} ({a.reason})" for name, a in sorted(available.items()))
+            first = min(available.values(), key=lambda a: a.available_at).reason
+            reason = _REASONS[first] if first else Reason.UNAVAILABLE
+            detail = f"every endpoint is out of service: {names}"
+            waiting = Waiting(reason, detail, self._clock.now())
+        start_at = min(in_service or [a.available_at for a in available.values()])
+        longest = sum(max(e.timeout_seconds for e in tier) for tier in tiers)
+        return Readiness(
+            start_at=start_at / SECOND,
+            waiting=waiting,
+            rows_per_second=_rows_per_second(tiers),
+            row_seconds=longest + AFTER_CALL_SECONDS,
         )
-        until = min((a.available_at for a in available.values()), default=now)
-        return Readiness(until / SECOND, waiting)
 
     def dispatch(self, context: CallContext, deadline: float) -> DispatchResult:
         secret = self._secret_source.endpoints()
@@ -330,6 +339,13 @@ class TieredDispatcher:
         if event not in self._warned:
             self._warned.add(event)
             self._telemetry.warning(event, **fields)
+
+
+def _rows_per_second(tiers: Sequence[Sequence[Endpoint]]) -> float:
+    """The rate of the fastest tier; 0 when one has no limit of its rate."""
+    rates = [sum(e.requests_per_minute or math.inf for e in tier) / 60 for tier in tiers]
+    fastest = max(rates)
+    return 0.0 if math.isinf(fastest) else fastest
 
 
 def _unplaceable(attempt: _Attempt) -> RowRejected | RetryRow:
