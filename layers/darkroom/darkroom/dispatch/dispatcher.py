@@ -104,8 +104,8 @@ class TieredDispatcher:
         try:
             tiers = list(self._secret_source.endpoints().tiers())
         except ConfigurationError as error:
-            waiting = Waiting(Reason.NO_ENDPOINT, str(error), self._clock.now())
-            return Readiness(self._clock.now() + RETRY_ROW_SECONDS, waiting)
+            unusable = Waiting(Reason.NO_ENDPOINT, str(error), self._clock.now())
+            return Readiness(self._clock.now() + RETRY_ROW_SECONDS, unusable)
         try:
             available = {
                 e.name: self._state_cache.availability(e, now) for tier in tiers for e in tier
