@@ -1,5 +1,6 @@
 """The error tree, named for what the caller does next, and the reasons a row can fail for."""
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
@@ -112,6 +113,18 @@ def remediation(reason: str | None) -> str:
     return "Look at the detail, then redrive or upload the CSV again."
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why no endpoint can serve rows now, for a cause that is not the rows' own.
+
+    `detail` is one sentence for users. `since` is in Unix seconds.
+    """
+
+    reason: Reason
+    detail: str
+    since: float
+
+
 class DarkroomError(Exception):
     """Root of all errors that Darkroom raises itself. `str()` is one sentence for a person."""
 
@@ -158,12 +171,18 @@ class RetryRow(DarkroomError):
 
 
 class DeferRow(DarkroomError):
-    """Nothing was tried: the row is retried in `delay_seconds` at no cost in attempts."""
+    """The row returns to the queue for `delay_seconds`, at no cost in attempts.
 
-    def __init__(self, detail: str, *, delay_seconds: float) -> None:
+    `waiting` is set when no endpoint can serve the row for a reason other than pace.
+    """
+
+    def __init__(
+        self, detail: str, *, delay_seconds: float, waiting: Waiting | None = None
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.delay_seconds = delay_seconds
+        self.waiting = waiting
 
 
 class Ineligible(DarkroomError):
