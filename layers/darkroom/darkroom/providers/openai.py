@@ -122,16 +122,16 @@ OPENAI_TABLE: tuple[Rule, ...] = (
 )
 
 
-# Headers: https://developers.openai.com/api/docs/guides/rate-limits; those of images are in OpenAI's
-# own description of its API (https://github.com/openai/openai-java/pull/1039). The texts of a 429:
-# "on input-images per min: Limit 5, Used 5, Requested 1".
+# Headers: https://developers.openai.com/api/docs/guides/rate-limits; those of images: OpenAI's own
+# description of its API, https://github.com/openai/openai-java/pull/1039. The text of a 429: "on
+# input-images per min: Limit 5, Used 5, Requested 1".
 _LIMIT_HEADERS = {
     "x-ratelimit-limit-requests": "requests_per_minute",
     "x-ratelimit-limit-images": "images_per_minute",
     "x-ratelimit-limit-input-images": "input_images_per_minute",
 }
 _LIMIT_IN_TEXT = re.compile(
-    r"\bon (?P<unit>requests|images|input-images) per min\b.{0,40}?\blimit:? (?P<limit>\d{1,9})",
+    r"\bon (?P<unit>requests|images|input-images) per min\b.{0,40}?\blimit:? (?P<n>\d{1,9})",
     re.IGNORECASE | re.ASCII,
 )
 
@@ -187,7 +187,7 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
             text = error_text(response)
             for limit in _LIMIT_IN_TEXT.finditer(text):
                 unit = limit["unit"].lower().replace("-", "_")
-                found[f"{unit}_per_minute"] = int(limit["limit"])
+                found[f"{unit}_per_minute"] = int(limit["n"])
         return ProviderLimits(**{name: value for name, value in found.items() if value > 0})
 
     def _read(self, response: Any, plan: CallPlan) -> EditResult:
