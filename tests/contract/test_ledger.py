@@ -11,8 +11,8 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from darkroom.aws.ledger_table import LedgerTable
-from darkroom.errors import Reason
-from darkroom.jobs import Checkpoint, Counters, JobOptions, Run, RunState, Totals, Waiting
+from darkroom.errors import Reason, Waiting
+from darkroom.jobs import Checkpoint, Counters, JobOptions, Run, RunState, Totals
 from darkroom.ports import RowLedger, RunLedger
 from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowResult, RowState
 from tests.conftest import ClientFactory

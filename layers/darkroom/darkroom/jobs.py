@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from pydantic import Field
 
-from darkroom.errors import Reason
+from darkroom.errors import Waiting
 from darkroom.rows import EditSettings, StatusCounts
 
 
@@ -25,6 +25,7 @@ class JobOptions(EditSettings):
     output_name_column: str | None = None
     budget_usd: float | None = Field(default=None, ge=0)
     max_attempts: int = Field(default=5, ge=1, le=50)
+    give_up_after_hours: int = Field(default=24, ge=1, le=336)
 
     @property
     def budget_micro_usd(self) -> int | None:
@@ -76,15 +77,6 @@ class Checkpoint:
     row: int = 0
     continuations: int = 0
     totals: Totals = Totals()
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """Why no endpoint can process the rows of a run, other than its rate limits."""
-
-    reason: Reason
-    detail: str  # a sentence for users: what is wrong and what to do
-    since: float  # Unix seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from darkroom.errors import Reason
-from darkroom.jobs import Checkpoint, Counters, Run, RunState, Totals, Waiting
+from darkroom.errors import Reason, Waiting
+from darkroom.jobs import Checkpoint, Counters, Run, RunState, Totals
 
 _SEQUENCER_DIGITS = 64
 _FINAL_STATES = (RunState.FAILED, RunState.STOPPED)
