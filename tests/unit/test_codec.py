@@ -124,7 +124,7 @@ def test_first_frame_of_an_animation_is_used(kind: str) -> None:
 
 
 def test_too_many_bytes_are_rejected() -> None:
-    with pytest.raises(RowRejected, match="a.png has 101 MiB: at most 100 are read"):
+    with pytest.raises(RowRejected, match=r"a\.png has 101 MiB: at most 100 are read"):
         codec.open_source(saved(photo(), "PNG") + bytes(101 << 20), "a.png")
 
 

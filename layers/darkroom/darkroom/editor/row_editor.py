@@ -198,11 +198,11 @@ class RowEditor:
         context.images, context.mask = loaded.images, loaded.mask
         dispatched = self.dispatcher.dispatch(context, deadline)
         claim, images = context.claim, dispatched.result.images
-        self.images.put_thumbnails(
-            claim, loaded.images[0].data if loaded.images else None, images[0]
-        )
         result = _success(dispatched, claim, loaded.warnings)
-        return self.images.put(claim, message.request, images, result, deadline)
+        result = self.images.put(claim, message.request, images, result, deadline)
+        before = loaded.images[0].data if loaded.images else None
+        warnings = self.images.put_thumbnails(claim, before, images[0])
+        return replace(result, warnings=(*result.warnings, *warnings))
 
     def _resolve_unknown_outcome(self, context: RowCallContext) -> RowResult | None:
         """An earlier call was sent, and its worker died before it recorded the outcome."""

@@ -145,7 +145,8 @@ def _png_parts(data: bytes) -> Iterator[memoryview]:
 
 def _strip_webp(data: bytes) -> bytes:
     """The header states the length of what is left, and which chunks there are."""
-    view, position, parts, removed = memoryview(data), 12, [], False
+    view, position, removed = memoryview(data), 12, False
+    parts: list[bytes | memoryview] = []
     announced = min(8 + int.from_bytes(data[4:8], "little"), len(data))
     while position + 8 <= announced:
         kind = data[position : position + 4]

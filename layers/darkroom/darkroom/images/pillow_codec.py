@@ -267,7 +267,7 @@ def _is_ready(data: bytes) -> bool:
 def _transposition(image: Image.Image) -> Image.Transpose | None:
     """What turns the image upright, by its EXIF or XMP orientation."""
     try:
-        return _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION))
+        return _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # noqa: BLE001  # metadata that cannot be read turns no image
         return None
 

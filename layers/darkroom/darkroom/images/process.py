@@ -143,16 +143,21 @@ def serve(connection: "Connection[Any, Any]", memory_bytes: int, cpu_seconds: in
         operation, arguments = json.loads(connection.recv_bytes())
         data = connection.recv_bytes()
         _limit_cpu_time(cpu_seconds)
-        problem, value, result = None, None, None
+        problem, result = None, data
+        value: object = None
         try:
-            value = pillow_codec.run(operation, data, arguments)
+            found = pillow_codec.run(operation, data, arguments)
         except pillow_codec.Undecodable as error:
             problem = str(error)
-        if isinstance(value, pillow_codec.Encoded):
-            result, *value = value
-        elif isinstance(value, bytes):
-            result, value = value, None
-        changed = result is not None and result is not data
+        else:
+            if isinstance(found, pillow_codec.Encoded):
+                result, value = found.data, found[1:]
+            elif isinstance(found, bytes):
+                result = found
+            else:
+                value = found
+            del found
+        changed = result is not data
         connection.send_bytes(json.dumps([problem, value, changed]).encode())
         if changed:
             connection.send_bytes(result)
