@@ -99,7 +99,7 @@ def _fields(endpoint: Endpoint, state: EndpointState | None, now: int) -> Iterat
 
 
 def _fingerprints(endpoint: Endpoint) -> list[str]:
-    return [key_fingerprint(key) for key in endpoint.api_keys]
+    return [key_fingerprint(key) for key in endpoint.keys]
 
 
 def _limits(endpoint: Endpoint) -> str:

@@ -85,6 +85,10 @@ def test_the_splitter_may_invoke_itself_for_a_long_csv(resources: dict[str, Any]
     assert splitter["MemorySize"] == 1769, "a whole vCPU"
 
 
+def test_the_reporter_may_invoke_itself_for_a_long_report(resources: dict[str, Any]) -> None:
+    assert resources["ReporterFunction"]["Properties"]["RecursiveLoop"] == "Allow"
+
+
 def test_no_asynchronous_event_is_lost(resources: dict[str, Any]) -> None:
     configured = of_type(resources, "AWS::Lambda::EventInvokeConfig").values()
     where = {

@@ -56,13 +56,13 @@ def test_a_dry_run_pushes_nothing(cli: CliHarness, file: Path) -> None:
     [
         (text(api_key=KEYS[0]), "endpoints[0].api_key: no such field"),
         (text(api_keys=KEYS[0]), "endpoints[0].api_keys: "),
-        (text(api_keys=[]), "endpoints[0].api_keys: "),
+        (text(api_keys=[]), "endpoints[0]: api_keys: "),
         (text(api_keys=[[KEYS[0]]]), "endpoints[0].api_keys[0]: "),
         (text(provider="gemni"), "endpoints[0].provider: "),
         (text(requests_per_minute=-1), "endpoints[0].requests_per_minute: "),
         (text(name=KEYS[0] + "!"), "endpoints[0].name: "),
-        (text(weight=0, burst=0), "weight"),
-        (text(weight=0, burst=0), "burst"),
+        (text(weight=-1, burst=0), "weight"),
+        (text(weight=-1, burst=0), "burst"),
         (text()[:-3], "line 1 column"),
     ],
 )

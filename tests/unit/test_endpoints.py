@@ -57,7 +57,7 @@ def test_unknown_keys_are_named_first_among_many_errors() -> None:
     ("field", "value"),
     [
         ("provider", "gemnii"),
-        ("weight", 0),
+        ("weight", -1),
         ("api_keys", []),
         ("api_keys", [KEY, 5]),
         ("name", "no spaces"),

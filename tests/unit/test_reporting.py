@@ -397,7 +397,7 @@ def test_a_report_continues_before_its_time_is_over_and_is_the_same() -> None:
     results = [REFUSED if n % 7 == 3 else EDITED for n in range(1_600)]
     whole, interrupted = started_job(*results, text=text), started_job(*results, text=text)
     assert whole.report() is ReportOutcome.MADE
-    outcomes = []
+    outcomes: list[ReportOutcome] = []
     while not outcomes or outcomes[-1] is ReportOutcome.CONTINUES:
         event = interrupted.continued[-1] if interrupted.continued else (JOB, "request-1")
         assert event == (JOB, "request-1")

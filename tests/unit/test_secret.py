@@ -66,7 +66,7 @@ def test_the_secret_is_read_once_in_five_minutes() -> None:
 @pytest.mark.parametrize(
     "unusable",
     [
-        *("{", text(weight=0), text(surprise=1), "", "[]"),
+        *("{", text(weight=-1), text(surprise=1), "", "[]"),
         ClientError({"Error": {"Code": "AccessDeniedException"}}, "GetSecretValue"),
         EndpointConnectionError(endpoint_url="https://secrets"),
     ],

@@ -5,10 +5,11 @@ provider's default from `providers/registry.py`.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
@@ -17,6 +18,7 @@ from darkroom.formatting import describe_validation
 from darkroom.providers.registry import PROVIDERS, Provider
 
 _DEFAULTS_BY_PROVIDER = ("model", "tier", "timeout_seconds", "max_retries", "retry_delay_seconds")
+_MAX_PRICE = 1_000_000.0  # US dollars
 _BASE_URL = re.compile(r"https?://[^/\s]")
 _COMMON_SETTINGS = {  # suffix of the variable -> field of every endpoint
     "TIMEOUT": "timeout_seconds",
@@ -32,10 +34,23 @@ def key_fingerprint(key: SecretStr) -> str:
     return hashlib.sha256(key.get_secret_value().encode()).hexdigest()[:12]
 
 
+class Prices(BaseModel):
+    """An endpoint's own rates, in US dollars; what is not given is as in the model catalogue."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    text_in: float | None = Field(default=None, ge=0, le=_MAX_PRICE)  # per million tokens
+    image_in: float | None = Field(default=None, ge=0, le=_MAX_PRICE)
+    image_out: float | None = Field(default=None, ge=0, le=_MAX_PRICE)
+    text_out: float | None = Field(default=None, ge=0, le=_MAX_PRICE)
+    image: float | None = Field(default=None, ge=0, le=_MAX_PRICE)  # of one image
+
+
 class Endpoint(BaseModel):
     """One quota at one provider: a base URL, a model, and the keys that share its limits.
 
-    `requests_per_minute`, `requests_per_day`, `max_in_flight`: 0 means no limit. Times in seconds.
+    The limits (`requests_…`, `images_…`, `input_images_…`, `max_in_flight`): 0 means no limit.
+    Times in seconds. `weight` 0 drains the endpoint: rows in progress finish, no others start.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -43,12 +58,23 @@ class Endpoint(BaseModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
     provider: Provider
     tier: int = Field(default=1, ge=1)
-    api_keys: tuple[SecretStr, ...] = Field(min_length=1)
+    api_keys: tuple[SecretStr, ...] = ()
     base_url: str | None = None
     api_version: str | None = None  # Azure OpenAI, or Gemini's (default v1)
+    headers: Mapping[str, SecretStr] = Field(default_factory=dict)  # sent with every call
+    organization: str | None = None  # OpenAI's
+    project: str | None = None  # OpenAI's, or the Google Cloud project
+    location: str | None = None  # Google Cloud's: the endpoint is on its enterprise platform
+    credentials: SecretStr | None = None  # Google Cloud's JSON, in place of `api_keys`
     model: str
-    weight: float = Field(default=1, gt=0)
+    model_is: str | None = None  # the catalogue's model behind a deployment's own name
+    quality: str | None = None  # of rows without one
+    service_tier: Literal["flex"] | None = None
+    prices: Prices = Prices()
+    weight: float = Field(default=1, ge=0, le=1e6)
     requests_per_minute: int = Field(default=10, ge=0)
+    images_per_minute: int = Field(default=0, ge=0)
+    input_images_per_minute: int = Field(default=0, ge=0)
     burst: int = Field(default=1, ge=1)
     requests_per_day: int = Field(default=0, ge=0)
     max_in_flight: int = Field(default=4, ge=0)
@@ -66,7 +92,23 @@ class Endpoint(BaseModel):
         except ValueError:
             return data  # the field's own validation reports it
         defaults = {name: getattr(entry, name) for name in _DEFAULTS_BY_PROVIDER}
-        return defaults | {k: v for k, v in data.items() if v is not None}
+        given = {name: value for name, value in data.items() if value is not None}
+        if isinstance(given.get("credentials"), dict):
+            given["credentials"] = json.dumps(given["credentials"])
+        return defaults | given
+
+    @model_validator(mode="after")
+    def _has_keys_or_credentials(self) -> Self:
+        if not self.keys:
+            raise ValueError('api_keys: is missing or empty, write a list such as ["…"]')
+        if self.credentials is not None and self.api_keys:
+            raise ValueError("credentials: takes the place of api_keys, remove one of them")
+        return self
+
+    @property
+    def keys(self) -> tuple[SecretStr, ...]:
+        """What calls authenticate with: the API keys, or the credentials as the only one."""
+        return self.api_keys or ((self.credentials,) if self.credentials else ())
 
 
 class EndpointsSecret(BaseModel):

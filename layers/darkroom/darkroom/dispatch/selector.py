@@ -175,7 +175,7 @@ class Selector:
     def _next_usable_key(self, endpoint: Endpoint) -> SecretStr | None:
         """The keys in turn, except those that are cooling down."""
         cooldowns = self._state_cache.state(endpoint.name).key_cooldowns
-        by_fingerprint = {key_fingerprint(key): key for key in endpoint.api_keys}
+        by_fingerprint = {key_fingerprint(key): key for key in endpoint.keys}
         usable = circuit_breaker.usable_keys(by_fingerprint, cooldowns, self._state_cache.now())
         if not usable:
             return None

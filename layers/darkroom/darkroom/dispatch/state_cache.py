@@ -157,7 +157,7 @@ class StateCache:
     def _availability(self, endpoint: Endpoint, now: int) -> Availability:
         name = endpoint.name
         state = self.state(name) if name in self._known else self.read(name)
-        fingerprints = [key_fingerprint(key) for key in endpoint.api_keys]
+        fingerprints = [key_fingerprint(key) for key in endpoint.keys]
         if not circuit_breaker.usable_keys(fingerprints, state.key_cooldowns, now):
             until = min(state.key_cooldowns[f].until for f in fingerprints)
             return Availability(until, RejectionReason.KEYS)
