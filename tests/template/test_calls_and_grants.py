@@ -45,7 +45,11 @@ RESOURCES: dict[str | tuple[str, str], tuple[str, ...]] = {
     ("SqsRowQueue", "send_message"): ("DeadLetterQueue",),
     "Wiring": ("JobsTopic",),
 }
-STARTED = {"splitter": ("splitter", "reporter"), "editor": ("reporter",)}
+STARTED = {
+    "splitter": ("splitter", "reporter"),
+    "editor": ("reporter",),
+    "reporter": ("reporter",),
+}
 # A CSV is read by its version.
 READS_VERSIONS = {"S3CsvStore": ("s3:GetObjectVersion",)}
 # What AWS does in the name of a role, and what no call shows.
