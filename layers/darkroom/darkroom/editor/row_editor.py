@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, SourceImage
 from darkroom.editor.batch import TIMINGS, Leases, Timings
@@ -11,6 +11,7 @@ from darkroom.editor.image_storage import ImageStorage
 from darkroom.endpoints import Endpoint
 from darkroom.errors import DeferRow, LeaseLost, Reason, RetryRow, RowRejected, ServiceUnavailable
 from darkroom.formatting import money
+from darkroom.images.memory import MemoryBudget, MemoryShare
 from darkroom.jobs import Run, RunState
 from darkroom.metrics import Metric
 from darkroom.models.planner import model_for, plan_call
@@ -128,6 +129,7 @@ class RowEditor:
     dispatcher: Dispatcher
     clock: Clock
     telemetry: Telemetry
+    memory: MemoryBudget = field(default_factory=MemoryBudget.of_function)
     on_unknown_outcome: str = "retry"
     rng: Callable[[], float] = random.random
     timings: Timings = TIMINGS
@@ -192,9 +194,17 @@ class RowEditor:
         if claim.attempts_spent:
             raise RetryRow(Reason.WORKER_LOST, "its worker died in every attempt")
         context.reject_if_stopped()
+        with self.memory.share(message.request) as share:
+            return self._call_and_store(context, share, deadline)
+
+    def _call_and_store(
+        self, context: RowCallContext, share: MemoryShare, deadline: float
+    ) -> RowResult:
+        message = context.message
         loaded = load_images(
             message.request, message.base, self.fetcher, last_attempt=context.is_last_attempt
         )
+        share.images_loaded(loaded.total_bytes)
         context.images, context.mask = loaded.images, loaded.mask
         dispatched = self.dispatcher.dispatch(context, deadline)
         claim, images = context.claim, dispatched.result.images

@@ -12,10 +12,11 @@ from typing import Any
 
 from darkroom.calls import SourceImage
 from darkroom.errors import Reason, RowRejected
-from darkroom.images.file_types import JPEG, PNG, WEBP, mime_type
+from darkroom.images import file_types
 from darkroom.images.process import ImageProcess, Rejected, Reply
 
 MIB = 1024 * 1024
+PNG, JPEG, WEBP = file_types.PNG, file_types.JPEG, file_types.WEBP
 EXTENSIONS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
 _MIME_TYPES = {"PNG": PNG, "JPEG": JPEG, "WEBP": WEBP}
 
@@ -87,7 +88,7 @@ def render(data: bytes, extension: str) -> tuple[bytes, str]:
     if image_format is None:
         raise ValueError(f"{extension!r} is not a supported output format: use png, jpg or webp")
     mime = _MIME_TYPES[image_format]
-    if mime_type(data) == mime:
+    if file_types.mime_type(data) == mime:
         return data, mime
     return _answer("render", data, image_format=image_format), mime
 

@@ -30,6 +30,7 @@ _WALL_SECONDS = 120.0  # for one operation that waits; its own time is bounded b
 _START_SECONDS = 60.0
 _TRIES = 2  # another image or another process may have been at fault
 _READY = b"ready"
+_START = [sys.executable, "-P", "-W", "ignore", "-m", __name__]
 # What a freed image occupied goes back to the system at once; one thread needs one arena.
 _ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 
@@ -117,11 +118,13 @@ class ImageProcess:
         limits = [str(theirs.fileno()), str(self.memory_bytes), str(self.cpu_seconds)]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
         environment |= _ALLOCATOR | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        command = [sys.executable, "-P", "-W", "ignore", "-m", __name__, *limits]
         with theirs:
             try:
                 process = subprocess.Popen(  # noqa: S603  # our own module
-                    command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+                    [*_START, *limits],
+                    env=environment,
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
                 )
             except OSError as error:
                 ours.close()
