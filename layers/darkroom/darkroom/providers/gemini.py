@@ -25,6 +25,7 @@ from darkroom.providers.errors import (
     malformed_response,
     names,
     retry_after,
+    token_count,
     unusable_images,
 )
 from darkroom.providers.registry import Provider
@@ -290,11 +291,12 @@ def _name(reason: Any) -> str:
 
 def _cost(model: Model, usage: Any, *, has_images: bool) -> int | None:
     """By the tokens counted, in micro-USD; None without counts or without a price."""
-    if usage is None or usage.prompt_token_count is None:
+    prompt = token_count(usage, "prompt_token_count")
+    if prompt is None:
         return None
-    output = usage.candidates_token_count or 0
+    output = token_count(usage, "candidates_token_count") or 0
     image_output = sum(
-        detail.token_count or 0
+        token_count(detail, "token_count") or 0
         for detail in usage.candidates_tokens_details or ()
         if _name(detail.modality) == "IMAGE"
     )
@@ -302,9 +304,9 @@ def _cost(model: Model, usage: Any, *, has_images: bool) -> int | None:
         image_output = output
     return token_cost(
         model,
-        image_in=usage.prompt_token_count + (usage.tool_use_prompt_token_count or 0),
+        image_in=prompt + (token_count(usage, "tool_use_prompt_token_count") or 0),
         image_out=image_output,
-        text_out=max(0, output - image_output) + (usage.thoughts_token_count or 0),
+        text_out=max(0, output - image_output) + (token_count(usage, "thoughts_token_count") or 0),
     )
 
 
