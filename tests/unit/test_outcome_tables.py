@@ -96,6 +96,7 @@ GEMINI_CASES = [
     (429, ["resource_exhausted"], "exceeded its monthly spending cap", Outcome.QUOTA_SPENT),
     (429, ["resource_exhausted"], "Your prepayment credits are depleted", Outcome.QUOTA_SPENT),
     (429, ["resource_exhausted"], "Quota exceeded, limit: 0, model: x", Outcome.QUOTA_SPENT),
+    (429, ["resource_exhausted", "tier:flex"], "Resource exhausted", Outcome.UNAVAILABLE),
     (499, ["cancelled"], "", Outcome.UNAVAILABLE),
     (500, ["internal"], "", Outcome.UNAVAILABLE),
     (503, ["unavailable"], "The model is overloaded", Outcome.UNAVAILABLE),

@@ -116,7 +116,7 @@ class WebImageFetcher:
                 found = self._get(image, reference)
             except (RowRejected, RetryRow):
                 raise
-            except Exception as error:  # noqa: BLE001 - what a server sends can raise anything
+            except Exception as error:
                 raise _web_failure(reference, image.host, error) from error
             if isinstance(found, bytes):
                 return found

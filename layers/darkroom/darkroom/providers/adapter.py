@@ -88,7 +88,8 @@ class SdkImageEditor[Client](ABC):
         response = exchange.response
         if response is not None and response.status_code != httpx2.codes.OK:
             from_row = plan.model != endpoint.model
-            failed = classify(self.table, self._failure(response), model_from_row=from_row, key=key)
+            failure = self._failure(response, endpoint)
+            failed = classify(self.table, failure, model_from_row=from_row, key=key)
             failed.provider_limits = self._provider_limits(exchange)
             return failed
         # An SDK may wrap the transport's error.
@@ -116,7 +117,7 @@ class SdkImageEditor[Client](ABC):
         """Sends the plan and reads the response."""
 
     @abstractmethod
-    def _failure(self, response: httpx2.Response) -> Failure:
+    def _failure(self, response: httpx2.Response, endpoint: Endpoint) -> Failure:
         """What an error response says. Must not raise, whatever the response contains."""
 
 

@@ -191,9 +191,9 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
             "timeout": timeout_seconds,
         }
         response = _send(client, plan, model, options)
-        return self._read(response, plan, model, key)
+        return self._read(response, plan, endpoint, key)
 
-    def _failure(self, response: httpx2.Response) -> Failure:
+    def _failure(self, response: httpx2.Response, endpoint: Endpoint) -> Failure:  # noqa: ARG002
         body = error_body(response) or {}
         # Compatible servers also write {"error": "…"}, {"message": "…"} and {"detail": "…"}.
         error = body.get("error", body)
@@ -222,7 +222,7 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
                 found[f"{unit}_per_minute"] = int(limit["n"])
         return ProviderLimits(**{name: value for name, value in found.items() if value > 0})
 
-    def _read(self, response: Any, plan: CallPlan, model: Model, key: str) -> EditResult:
+    def _read(self, response: Any, plan: CallPlan, endpoint: Endpoint, key: str) -> EditResult:
         if isinstance(response, str):  # a 200 that is not JSON
             raise CallFailed(
                 Outcome.UNAVAILABLE,
@@ -231,23 +231,25 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
             )
         data = getattr(response, "data", None)
         if not data:
-            self._raise_error_of_200(key)
+            self._raise_error_of_200(endpoint, key)
         if not isinstance(data, list | None) or not hasattr(response, "data"):
             raise TypeError("no list of images")
+        model = find_model(Provider.OPENAI, plan.model)
         cost = _cost(model, plan, getattr(response, "usage", None), len(data or ()))
         if not data:
             detail = "a response without an image"
             raise CallFailed(Outcome.NO_IMAGE, detail, cost_micro_usd=cost, retry_once=True)
         with unusable_images(cost):
-            images = tuple(self._image(item) for item in data)
+            images = tuple(self._image(item) for item in data[: plan.n])
         return EditResult(images, plan.model, cost)
 
-    def _raise_error_of_200(self, key: str) -> None:
+    def _raise_error_of_200(self, endpoint: Endpoint, key: str) -> None:
         """Raises CallFailed if the body is an error: seen with rate limits, status 200."""
         response = last_response()
         if response is None or not isinstance((error_body(response) or {}).get("error"), dict):
             return
-        raise classify(self.table, self._failure(response), model_from_row=False, key=key)
+        failure = self._failure(response, endpoint)
+        raise classify(self.table, failure, model_from_row=False, key=key)
 
     def _image(self, item: Any) -> bytes:
         """One image, decoded in full. Raises ValueError (binascii's error is one too)."""
