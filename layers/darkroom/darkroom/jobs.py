@@ -146,6 +146,14 @@ class ResultPaths:
     def summary(self) -> str:
         return f"{self.job}/job.json"
 
+    @property
+    def failed_rows(self) -> str:
+        return f"{self.job}/failed.csv"
+
+    def report_state(self, run: str, changes: int) -> str:
+        """Of a report that is being made, for one value of Counters.transitions."""
+        return f"{self.job}/reports/{run}/{changes}.json"
+
     def report_page(self, page: int) -> str:
         """Page 1 is `report.html`, the others are next to it."""
         return self.report if page == 1 else f"{self.job}/report-{page:03d}.html"
