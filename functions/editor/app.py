@@ -8,7 +8,7 @@ from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSEvent, SQS
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from darkroom import bootstrap
-from darkroom.editor.batch import Received
+from darkroom.rows import Received
 
 # Kept free before the time limit, to store and settle the rows in progress.
 RESERVE_SECONDS = 20

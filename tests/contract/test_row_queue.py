@@ -9,7 +9,8 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from darkroom.aws.errors import is_transient
 from darkroom.aws.sqs import SqsRowQueue
 from darkroom.errors import ServiceUnavailable
-from darkroom.rows import RowMessage, RowRequest
+from darkroom.ports import RowQueue
+from darkroom.rows import Received, RowMessage, RowRequest
 from tests.conftest import ClientFactory
 from tests.fakes.services import FakeClock, FakeQueue
 
@@ -87,6 +88,62 @@ def test_visibility_is_set_and_invalid_receipts_are_skipped(harness: QueueHarnes
     harness.sqs.delete_message(QueueUrl=harness.rows, ReceiptHandle=receipts[0])
     harness.queue.extend(receipts, 0)
     assert len(harness.receive(harness.rows)) == 11
+
+
+@pytest.fixture(params=["memory", "sqs"])
+def queue(request: pytest.FixtureRequest) -> RowQueue:
+    if request.param == "memory":
+        return FakeQueue()
+    aws_client: ClientFactory = request.getfixturevalue("aws_client")
+    return QueueHarness(aws_client("sqs")).queue
+
+
+def receive_all(queue: RowQueue) -> list[Received]:
+    received: list[Received] = []
+    while batch := queue.receive(10, hide_seconds=600, wait_seconds=0):
+        assert len(batch) <= 10
+        received += batch
+    return received
+
+
+def test_a_received_message_is_hidden_from_others_until_it_is_shown_again(queue: RowQueue) -> None:
+    queue.send([message(n) for n in range(12)])
+    received = receive_all(queue)
+    bodies = [RowMessage.model_validate_json(m.body) for m in received]
+    assert sorted(body.row for body in bodies) == list(range(12))
+    assert {m.receive_count for m in received} == {1}
+    assert all(m.sent_at > 0 for m in received)
+    queue.extend([received[0].receipt], 0)
+    (again,) = receive_all(queue)
+    assert (again.message_id, again.receive_count) == (received[0].message_id, 2)
+
+
+def test_a_receive_takes_no_more_messages_than_asked_for(queue: RowQueue) -> None:
+    queue.send([message(n) for n in range(12)])
+    assert 1 <= len(queue.receive(3, hide_seconds=600, wait_seconds=0)) <= 3
+
+
+def test_deleted_messages_are_gone_and_invalid_receipts_are_skipped(queue: RowQueue) -> None:
+    queue.send([message(n) for n in range(12)])
+    receipts = [m.receipt for m in receive_all(queue)]
+    queue.delete(receipts[:11])
+    queue.delete(receipts[:1])
+    queue.extend(receipts, 0)
+    assert [m.receipt for m in receive_all(queue)] != []
+    assert receive_all(queue) == []
+
+
+def test_the_backlog_counts_visible_hidden_and_delayed_messages(queue: RowQueue) -> None:
+    assert queue.backlog() == 0
+    queue.send([message(n) for n in range(5)])
+    queue.send([message(5)], delay_seconds=2000)
+    assert len(queue.receive(2, hide_seconds=600, wait_seconds=0)) == 2
+    assert queue.backlog() == 6
+
+
+def test_a_delayed_message_cannot_be_received_yet(queue: RowQueue) -> None:
+    queue.send([message(0)], delay_seconds=600)
+    assert receive_all(queue) == []
 
 
 class ScriptedSqs:

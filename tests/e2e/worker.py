@@ -14,8 +14,9 @@ from botocore.config import Config
 
 from darkroom.aws.telemetry import PowertoolsTelemetry
 from darkroom.bootstrap import Wiring
-from darkroom.editor.batch import EditorBatch, Received, Timings
+from darkroom.editor.batch import EditorBatch, Timings
 from darkroom.ports import Telemetry
+from darkroom.rows import Received
 from darkroom.settings import Settings
 from darkroom_local import ministack
 

@@ -120,6 +120,9 @@ class FakeCallContext:
         if "before" in self.raises:
             raise self.raises["before"]
 
+    def cancel_call(self) -> None:
+        self.events.append("cancelled")
+
     def after_call(self, outcome: EditResult | CallFailed) -> None:
         self.events.append(outcome.outcome if isinstance(outcome, CallFailed) else "succeeded")
         if "after" in self.raises:

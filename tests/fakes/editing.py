@@ -7,14 +7,14 @@ from typing import Any, Self
 from PIL import Image
 
 from darkroom.calls import CallFailed, EditResult
-from darkroom.editor.batch import Completion, EditorBatch, Leases, Received, RowHandler
+from darkroom.editor.batch import Completion, EditorBatch, Leases, RowHandler
 from darkroom.editor.image_storage import ImageStorage
 from darkroom.editor.row_editor import RowEditor
 from darkroom.endpoints import Endpoint
 from darkroom.errors import RetryRow, RowRejected
 from darkroom.jobs import JobOptions, Run, Totals
-from darkroom.ports import CallContext, DispatchResult
-from darkroom.rows import RowMessage, RowRecord, RowRequest, RowResult
+from darkroom.ports import CallContext, DispatchResult, Readiness
+from darkroom.rows import Received, RowMessage, RowRecord, RowRequest, RowResult
 from tests.corpus.images import saved
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.services import FakeClock, FakeQueue, FakeStore, FakeTelemetry
@@ -56,6 +56,12 @@ class ScriptedDispatcher:
     attempts: list[list[Outcome]] = field(default_factory=list)
     contexts: list[CallContext] = field(default_factory=list)
     during_call: Callable[[], object] = lambda: None
+    ready: Readiness | Exception = field(default_factory=lambda: Readiness(0.0))
+
+    def readiness(self) -> Readiness:
+        if isinstance(self.ready, Exception):
+            raise self.ready
+        return self.ready
 
     def dispatch(self, context: CallContext, deadline: float) -> DispatchResult:
         self.contexts.append(context)

@@ -2,14 +2,16 @@
 
 import hashlib
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 
 from darkroom.errors import ServiceUnavailable
 from darkroom.metrics import Metric
-from darkroom.rows import RowMessage
+from darkroom.ports import Clock
+from darkroom.rows import Received, RowMessage
 
 
 def fail_once(port: object, method: str) -> None:
@@ -75,21 +77,83 @@ class FakeTelemetry:
 
 
 @dataclass
-class FakeQueue:
-    """RowQueue that records what it is sent, in order."""
+class _Queued:
+    message_id: str
+    body: str
+    sent_at: float
+    visible_at: float
+    receives: int = 0
+    receipt: str = ""
 
+
+@dataclass
+class FakeQueue:
+    """RowQueue in memory, in the order of sending. Also records what it is called with.
+
+    A receipt is valid until the message is received again.
+    """
+
+    clock: Clock = field(default_factory=FakeClock)
     sent: list[RowMessage] = field(default_factory=list)
     dead: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     visibility: dict[str, int] = field(default_factory=dict)  # seconds, by receipt
+    deleted: list[str] = field(default_factory=list)  # receipts
+    messages: dict[str, _Queued] = field(default_factory=dict)
+    requests: Counter[str] = field(default_factory=Counter)
+    poll_seconds: float = 0.25
 
-    def send(self, messages: Sequence[RowMessage]) -> None:
+    def send(self, messages: Sequence[RowMessage], *, delay_seconds: int = 0) -> None:
+        self.requests["send"] += -(-len(messages) // 10)
         self.sent.extend(messages)
+        now = self.clock.now()
+        for message in messages:
+            queued = _Queued(
+                f"message-{len(self.sent)}-{len(self.messages)}-{message.key}",
+                message.model_dump_json(exclude_defaults=True),
+                now,
+                now + delay_seconds,
+            )
+            self.messages[queued.message_id] = queued
+
+    def receive(self, limit: int, *, hide_seconds: int, wait_seconds: int) -> Sequence[Received]:
+        self.requests["receive"] += 1
+        until = self.clock.now() + wait_seconds
+        while True:
+            now = self.clock.now()
+            visible = (m for m in self.messages.values() if m.visible_at <= now)
+            taken = [self._take(m, now + hide_seconds) for m in islice(visible, min(limit, 10))]
+            if taken or now >= until:
+                return taken
+            self.clock.sleep(min(self.poll_seconds, until - now))
 
     def dead_letter(self, body: str, attributes: Mapping[str, str]) -> None:
+        self.requests["dead_letter"] += 1
         self.dead.append((body, dict(attributes)))
 
     def extend(self, receipts: Sequence[str], seconds: int) -> None:
+        self.requests["extend"] += -(-len(receipts) // 10)
         self.visibility.update(dict.fromkeys(receipts, seconds))
+        for message in self.messages.values():
+            if message.receipt in receipts:
+                message.visible_at = self.clock.now() + seconds
+
+    def delete(self, receipts: Sequence[str]) -> None:
+        self.requests["delete"] += -(-len(receipts) // 10)
+        self.deleted.extend(receipts)
+        for message_id in [i for i, m in self.messages.items() if m.receipt in receipts]:
+            del self.messages[message_id]
+
+    def backlog(self) -> int:
+        self.requests["backlog"] += 1
+        return len(self.messages)
+
+    def _take(self, message: _Queued, visible_at: float) -> Received:
+        message.receives += 1
+        message.visible_at = visible_at
+        message.receipt = f"{message.message_id}/{message.receives}"
+        return Received(
+            message.message_id, message.receipt, message.body, message.receives, message.sent_at
+        )
 
 
 @dataclass

@@ -9,10 +9,9 @@ from darkroom.editor.batch import (
     FRESH_COPY_SECONDS,
     TIMINGS,
     Leases,
-    Received,
 )
 from darkroom.jobs import Run
-from darkroom.rows import Claim, RowMessage, RowResult, RowState
+from darkroom.rows import Claim, Received, RowMessage, RowResult, RowState
 from tests.fakes.editing import JOB, EditorHarness, row_message
 from tests.fakes.ledger import FakeLedger
 from tests.fakes.services import fail_once

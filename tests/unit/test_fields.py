@@ -119,6 +119,7 @@ def test_every_option_is_parsed_and_has_a_default() -> None:
         "thinking-level": ("medium", "medium"),
         "seed": ("7.0", 7),
         "max-attempts": ("7", 7),
+        "give-up-after-hours": ("48", 48),
     }
     values = {name.replace("-", "_"): value for name, (_, value) in written.items()}
     options = parse_options({name: text for name, (text, _) in written.items()})
@@ -158,6 +159,7 @@ def test_an_unknown_option_is_rejected_with_the_closest_and_all_options(
 INVALID_OPTIONS = {
     "resume": ["", "maybe", "2"],
     "budget-usd": ["", "-1", "nan", "inf", "five", "1e9"],
+    "give-up-after-hours": ["0", "337"],
     "max-attempts": ["0", "51", "1.5", "-3", "\u0665", "9" * 400],
     "aspect-ratio": ["5:3"],
     "resolution": ["8K"],

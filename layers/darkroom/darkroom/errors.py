@@ -1,5 +1,6 @@
 """The error tree, named for what the caller does next, and the reasons a row can fail for."""
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
@@ -65,8 +66,24 @@ class Reason(StrEnum):
             "endpoints secret to what your account allows, then redrive."
         ),
     )
-    QUOTA_SPENT = "quota_spent", "Top up the provider's account or add an endpoint, then redrive."
-    KEY_REJECTED = "key_rejected", "Put a valid API key into the endpoints secret, then redrive."
+    QUOTA_SPENT = (
+        "quota_spent",
+        "Top up the provider's account, or enable billing there, or add an endpoint, then redrive.",
+    )
+    KEY_REJECTED = (
+        "key_rejected",
+        (
+            "The provider rejected the key, or its account or region, as the detail says. Correct "
+            "the endpoints secret with `darkroom endpoints push`, then redrive."
+        ),
+    )
+    MODEL_UNAVAILABLE = (
+        "model_unavailable",
+        (
+            "The provider does not have the endpoint's model, or no longer. Name another in the "
+            "endpoints secret with `darkroom endpoints push`, then redrive."
+        ),
+    )
     UNAVAILABLE = "unavailable", "The provider was down or too slow. Redrive when it has recovered."
     IMAGE_UNAVAILABLE = (
         "image_unavailable",
@@ -94,6 +111,18 @@ def remediation(reason: str | None) -> str:
     if reason is not None and reason in Reason:
         return Reason(reason).remediation
     return "Look at the detail, then redrive or upload the CSV again."
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why no endpoint can serve rows now, for a cause that is not the rows' own.
+
+    `detail` is one sentence for users. `since` is in Unix seconds.
+    """
+
+    reason: Reason
+    detail: str
+    since: float
 
 
 class DarkroomError(Exception):
@@ -142,12 +171,18 @@ class RetryRow(DarkroomError):
 
 
 class DeferRow(DarkroomError):
-    """Nothing was tried: the row is retried in `delay_seconds` at no cost in attempts."""
+    """The row returns to the queue for `delay_seconds`, at no cost in attempts.
 
-    def __init__(self, detail: str, *, delay_seconds: float) -> None:
+    `waiting` is set when no endpoint can serve the row for a reason other than pace.
+    """
+
+    def __init__(
+        self, detail: str, *, delay_seconds: float, waiting: Waiting | None = None
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.delay_seconds = delay_seconds
+        self.waiting = waiting
 
 
 class Ineligible(DarkroomError):

@@ -24,6 +24,7 @@ class JobOptions(EditSettings):
     output_name_column: str | None = None
     budget_usd: float | None = Field(default=None, ge=0)
     max_attempts: int = Field(default=5, ge=1, le=50)
+    give_up_after_hours: int = Field(default=24, ge=1, le=336)
 
     @property
     def budget_micro_usd(self) -> int | None:

@@ -17,9 +17,10 @@ from darkroom.endpoint_state import (
     Settlement,
 )
 from darkroom.endpoints import Endpoint, EndpointsSecret
+from darkroom.errors import Waiting
 from darkroom.jobs import Checkpoint, Counters, Run, Source, Totals
 from darkroom.metrics import Metric
-from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowRecord, RowResult
+from darkroom.rows import Claim, NotClaimed, NotSent, Received, RowMessage, RowRecord, RowResult
 
 
 class Clock(Protocol):
@@ -81,6 +82,12 @@ class CallContext(Protocol):
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
         """Just before money is spent. Raises RowRejected (budget, stopped), LeaseLost."""
 
+    def cancel_call(self) -> None:
+        """The call that `before_call` announced was not made: its slot had passed. Costs nothing.
+
+        Raises LeaseLost.
+        """
+
     def after_call(self, outcome: EditResult | CallFailed) -> None:
         """Right after each call, whatever its outcome."""
 
@@ -99,7 +106,23 @@ class DispatchResult:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether the endpoints can take a row, by their last known states. Times in seconds."""
+
+    start_at: float  # Unix time of the earliest slot of any endpoint; past: now
+    waiting: Waiting | None = None  # set when every endpoint is out of service until `start_at`
+    rows_per_second: float = 0.0  # what the limits of the fastest tier allow; 0: no limit
+    row_seconds: float = 0.0  # the most that a row takes, with one call at every tier
+
+
 class Dispatcher(Protocol):
+    def readiness(self) -> Readiness:
+        """When a row could be called for, without a row: from cached states, or one read each.
+
+        Raises ServiceUnavailable. A secret that is not usable is a reason for waiting.
+        """
+
     def dispatch(self, context: CallContext, deadline: float) -> DispatchResult:
         """Choose an endpoint, call it, retry and fall back; done by `deadline` (Unix seconds).
 
@@ -257,8 +280,25 @@ class RowLedger(Protocol):
 
 
 class RowQueue(Protocol):
-    def send(self, messages: Sequence[RowMessage]) -> None:
-        """Send any number, in batches; retries only the entries reported failed."""
+    """The queue of rows. The methods raise ServiceUnavailable."""
+
+    def send(self, messages: Sequence[RowMessage], *, delay_seconds: int = 0) -> None:
+        """Send any number, in batches; retries only the entries reported failed.
+
+        They can be received after `delay_seconds`, at most 900.
+        """
+
+    def receive(self, limit: int, *, hide_seconds: int, wait_seconds: int) -> Sequence[Received]:
+        """Up to `limit` (at most 10) messages, hidden for `hide_seconds`.
+
+        Waits up to `wait_seconds` (at most 20) for a first one.
+        """
+
+    def delete(self, receipts: Sequence[str]) -> None:
+        """The messages are done. Skips receipts that are no longer valid."""
+
+    def backlog(self) -> int:
+        """About how many messages there are, hidden ones included."""
 
     def dead_letter(self, body: str, attributes: Mapping[str, str]) -> None:
         """Send to the dead-letter queue, with attributes that give the reason."""

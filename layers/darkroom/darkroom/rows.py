@@ -76,6 +76,19 @@ class RowMessage(BaseModel):
     request: RowRequest
     redo: bool = False  # resume=false: edit again even if an earlier upload succeeded
     generation: int = 0
+    queued_at: float = 0.0  # Unix seconds, when the row was first queued; 0: not known
+    retry: bool = False  # the row was called for before: it precedes rows that were not
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A row's message as the queue delivered it. `sent_at` in Unix seconds."""
+
+    message_id: str
+    receipt: str
+    body: str
+    receive_count: int = 1
+    sent_at: float = 0.0
 
 
 class RowState(StrEnum):

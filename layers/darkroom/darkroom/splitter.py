@@ -248,6 +248,7 @@ class _Invocation:
             base=self._run.source.base,
             request=request,
             redo=not self._run.options.resume,
+            queued_at=self._splitter.clock.now(),
         )
 
     def _must_renew(self) -> bool:

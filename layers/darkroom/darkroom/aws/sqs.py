@@ -8,16 +8,23 @@ from typing import TYPE_CHECKING, Any
 from darkroom.aws.errors import translate_errors
 from darkroom.errors import ServiceUnavailable
 from darkroom.retry import backoff
-from darkroom.rows import RowMessage
+from darkroom.rows import Received, RowMessage
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
+    from mypy_boto3_sqs.literals import QueueAttributeNameType
 
 
 _SERVICE = "the queue (SQS)"
 _BATCH = 10
 # SQS accepts 1 MiB a batch; leave room for the envelope of ten entries.
 _BATCH_BYTES = 1024 * 1024 - 16 * 1024
+_MAX_DELAY_SECONDS = 900  # of a message sent
+_BACKLOG_ATTRIBUTES: Sequence["QueueAttributeNameType"] = (
+    "ApproximateNumberOfMessages",
+    "ApproximateNumberOfMessagesNotVisible",
+    "ApproximateNumberOfMessagesDelayed",
+)
 _MAX_TRIES = 6
 _PAUSE_SECONDS = 0.1
 _PAUSE_CAP_SECONDS = 3.0
@@ -41,9 +48,35 @@ class SqsRowQueue:
         self._dead = dead_letter_url
         self._sleep = sleep
 
-    def send(self, messages: Sequence[RowMessage]) -> None:
+    def send(self, messages: Sequence[RowMessage], *, delay_seconds: int = 0) -> None:
         for batch in _batches(messages):
+            if delay_seconds:
+                for entry in batch:
+                    entry["DelaySeconds"] = min(delay_seconds, _MAX_DELAY_SECONDS)
             self._request(self._sqs.send_message_batch, batch)
+
+    def receive(self, limit: int, *, hide_seconds: int, wait_seconds: int) -> Sequence[Received]:
+        with translate_errors(_SERVICE):
+            response = self._sqs.receive_message(
+                QueueUrl=self._queue,
+                MaxNumberOfMessages=min(limit, _BATCH),
+                VisibilityTimeout=hide_seconds,
+                WaitTimeSeconds=wait_seconds,
+                MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
+            )
+        return [_received(message) for message in response.get("Messages", [])]
+
+    def delete(self, receipts: Sequence[str]) -> None:
+        for batch in batched(receipts, _BATCH, strict=False):
+            entries = [{"Id": str(n), "ReceiptHandle": r} for n, r in enumerate(batch)]
+            self._request(self._sqs.delete_message_batch, entries, skip_rejected=True)
+
+    def backlog(self) -> int:
+        with translate_errors(_SERVICE):
+            attributes = self._sqs.get_queue_attributes(
+                QueueUrl=self._queue, AttributeNames=_BACKLOG_ATTRIBUTES
+            )["Attributes"]
+        return sum(int(attributes.get(name, 0)) for name in _BACKLOG_ATTRIBUTES)
 
     def dead_letter(self, body: str, attributes: Mapping[str, str]) -> None:
         described: dict[str, Any] = {}
@@ -81,6 +114,17 @@ class SqsRowQueue:
                 return
             self._sleep(backoff(tries, _PAUSE_SECONDS, _PAUSE_CAP_SECONDS))
         raise ServiceUnavailable(f"{_SERVICE} keeps failing entries of a batch")
+
+
+def _received(message: Any) -> Received:
+    attributes = message["Attributes"]
+    return Received(
+        message_id=message["MessageId"],
+        receipt=message["ReceiptHandle"],
+        body=message["Body"],
+        receive_count=int(attributes["ApproximateReceiveCount"]),
+        sent_at=int(attributes["SentTimestamp"]) / 1000,
+    )
 
 
 def _batches(messages: Sequence[RowMessage]) -> Iterator[list[Any]]:

@@ -173,6 +173,13 @@ FIELDS = (
         in_quote=False,
     ),
     Field(
+        "give_up_after_hours",
+        values.number_parser(336),
+        help="Hours that rows wait for endpoints before they are dead (default 24, at most 336).",
+        metavar="HOURS",
+        in_quote=False,
+    ),
+    Field(
         "instruction_column",
         values.parse_text,
         help="The column with the instructions.",

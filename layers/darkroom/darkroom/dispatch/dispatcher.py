@@ -7,6 +7,7 @@ keys cooling down, daily limit reached) is skipped without a call; one that is m
 for.
 """
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +18,23 @@ from darkroom.dispatch.selector import Permit, Selector
 from darkroom.dispatch.state_cache import StateCache
 from darkroom.endpoint_state import SECOND, Rejection, RejectionReason, StatesUnavailable
 from darkroom.endpoints import Endpoint, EndpointsSecret
-from darkroom.errors import DeferRow, Ineligible, Reason, RetryRow, RowRejected
+from darkroom.errors import (
+    ConfigurationError,
+    DeferRow,
+    Ineligible,
+    Reason,
+    RetryRow,
+    RowRejected,
+    ServiceUnavailable,
+    Waiting,
+)
 from darkroom.ports import (
     CallContext,
     Clock,
     DispatchResult,
     EndpointStates,
     ImageEditor,
+    Readiness,
     SecretSource,
     Telemetry,
 )
@@ -87,6 +98,36 @@ class TieredDispatcher:
         self._selector = Selector(self._state_cache, clock, rng)
         self._outcomes = OutcomeRecorder(self._state_cache, telemetry)
         self._warned: set[str] = set()
+
+    def readiness(self) -> Readiness:
+        now = self._state_cache.now()
+        try:
+            tiers = list(self._secret_source.endpoints().tiers())
+        except ConfigurationError as error:
+            unusable = Waiting(Reason.NO_ENDPOINT, str(error), self._clock.now())
+            return Readiness(self._clock.now() + RETRY_ROW_SECONDS, unusable)
+        try:
+            available = {
+                e.name: self._state_cache.availability(e, now) for tier in tiers for e in tier
+            }
+        except StatesUnavailable as error:
+            raise ServiceUnavailable(str(error)) from error
+        in_service = [a.available_at for a in available.values() if not a.out_of_service]
+        waiting = None
+        if not in_service:
+            names = ", ".join(f"{name} ({a.reason})" for name, a in sorted(available.items()))
+            first = min(available.values(), key=lambda a: a.available_at).reason
+            reason = _REASONS[first] if first else Reason.UNAVAILABLE
+            detail = f"every endpoint is out of service: {names}"
+            waiting = Waiting(reason, detail, self._clock.now())
+        start_at = min(in_service or [a.available_at for a in available.values()])
+        longest = sum(max(e.timeout_seconds for e in tier) for tier in tiers)
+        return Readiness(
+            start_at=start_at / SECOND,
+            waiting=waiting,
+            rows_per_second=_rows_per_second(tiers),
+            row_seconds=longest + AFTER_CALL_SECONDS,
+        )
 
     def dispatch(self, context: CallContext, deadline: float) -> DispatchResult:
         secret = self._secret_source.endpoints()
@@ -298,6 +339,13 @@ class TieredDispatcher:
         if event not in self._warned:
             self._warned.add(event)
             self._telemetry.warning(event, **fields)
+
+
+def _rows_per_second(tiers: Sequence[Sequence[Endpoint]]) -> float:
+    """The rate of the fastest tier; 0 when one has no limit of its rate."""
+    rates = [sum(e.requests_per_minute or math.inf for e in tier) / 60 for tier in tiers]
+    fastest = max(rates)
+    return 0.0 if math.isinf(fastest) else fastest
 
 
 def _unplaceable(attempt: _Attempt) -> RowRejected | RetryRow:

@@ -19,7 +19,7 @@ from darkroom.formatting import describe_validation
 from darkroom.jobs import Run
 from darkroom.ledger.rows import LEASE_SECONDS
 from darkroom.ports import Clock, RowLedger, RowQueue, RunLedger, Telemetry
-from darkroom.rows import Claim, RowMessage
+from darkroom.rows import Claim, Received, RowMessage
 
 # The queue drops a message after 1,000 receives or 14 days: a fresh copy restarts both.
 FRESH_COPY_RECEIVES = 900
@@ -38,17 +38,6 @@ class Timings:
 
 
 TIMINGS = Timings()
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A message as the queue delivered it. `sent_at` in Unix seconds."""
-
-    message_id: str
-    receipt: str
-    body: str
-    receive_count: int = 1
-    sent_at: float = 0.0
 
 
 @dataclass(slots=True)

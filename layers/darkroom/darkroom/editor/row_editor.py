@@ -82,6 +82,10 @@ class RowCallContext:
         self.claim = sent
         self.calls += 1
 
+    def cancel_call(self) -> None:
+        self.record_failed_call(0, maybe_charged=False)
+        self.calls -= 1
+
     def after_call(self, outcome: EditResult | CallFailed) -> None:
         """Raises LeaseLost, ServiceUnavailable. A success is recorded when the row is settled."""
         if isinstance(outcome, CallFailed):
