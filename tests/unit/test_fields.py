@@ -170,7 +170,7 @@ INVALID_OPTIONS = {
     "output-compression": ["101", "-1", "1.5"],
     "thinking-level": ["max"],
     "seed": ["2147483648", "-1", "x"],
-    "model": ["gpt image", "gemini/../x", "..", "a//b", "/a", "a/", "a/.", "x" * 129, "a\n", "é"],
+    "model": ["gpt image", "gemini/../x", "..", "a//b", "/a", "a/", "a/.", "x" * 129, "a\nb", "é"],
     "instruction-column": [""],
 }
 

@@ -24,7 +24,6 @@ _SIZE = re.compile(r"([1-9]\d{1,4})\s*[x\xd7*]\s*([1-9]\d{1,4})", re.ASCII | re.
 _RANGE = re.compile(r"(?P<first>\d{1,12})?(?P<colon>\s*:\s*)?(?P<last>\d{1,12})?", re.ASCII)
 _WHOLE_NUMBER = re.compile(r"(\d{1,10})(?:\.0+)?", re.ASCII)
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}", re.ASCII)
-_LEAVES_ITS_PATH = re.compile(r"(^|/)\.*(/|$)")  # an empty part, or one of dots alone
 # Characters that SQS does not accept, and no instruction needs.
 _NOT_IN_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 _NOT_IN_REFERENCE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
@@ -82,8 +81,9 @@ def number_parser(largest: int, smallest: int = 1) -> Callable[[str], int]:
 
 
 def parse_model(text: str) -> str:
-    """A model's name; it becomes part of a URL, so a part of it cannot be `..`."""
-    if _MODEL.fullmatch(text) is None or _LEAVES_ITS_PATH.search(text) or ".." in text:
+    """A model's name. It becomes part of a URL: `..` and empty parts would change its path."""
+    parts = text.split("/")
+    if _MODEL.fullmatch(text) is None or ".." in text or not all(p.strip(".") for p in parts):
         raise ValueError(
             f"{quoted(text)} is not a valid model name: docs/models.md lists those of the providers"
         )
