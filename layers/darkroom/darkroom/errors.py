@@ -141,6 +141,10 @@ class ServiceUnavailable(DarkroomError):
     """An AWS service failed even after the SDK's own retries: try again later."""
 
 
+class UploadLost(ServiceUnavailable):
+    """An upload in parts is gone, and its parts with it: start from the first part."""
+
+
 class RowRejected(DarkroomError):
     """No retry can help this row: it ends as `failed` with `reason` and the sentence as detail."""
 
