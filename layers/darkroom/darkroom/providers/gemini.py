@@ -15,7 +15,7 @@ from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.endpoints import Endpoint
 from darkroom.formatting import clean_text
 from darkroom.images import codec
-from darkroom.models.catalog import Model, find_model, token_cost
+from darkroom.models.catalog import Model, model_at, token_cost
 from darkroom.providers.adapter import SdkImageEditor
 from darkroom.providers.errors import (
     Failure,
@@ -31,7 +31,6 @@ from darkroom.providers.errors import (
 )
 from darkroom.providers.google_auth import google_credentials, refresh
 from darkroom.providers.http import deadline, last_response
-from darkroom.providers.registry import Provider
 
 if TYPE_CHECKING:
     from google.genai import Client, types
@@ -216,7 +215,7 @@ class GeminiImageEditor(SdkImageEditor["Client"]):
             contents=[plan.prompt, *images],
             config=_config(plan, endpoint, key, timeout_seconds),
         )
-        return _read(response, plan, key)
+        return _read(response, plan, model_at(endpoint, plan.model), key)
 
     def _failure(self, response: httpx2.Response, endpoint: Endpoint) -> Failure:
         body = error_body(response) or {}
@@ -251,7 +250,11 @@ def _config(
     headers = {name: value.get_secret_value() for name, value in endpoint.headers.items()}
     if endpoint.credentials is None:
         headers["x-goog-api-key"] = key
+    settings: dict[str, Any] = dict(plan.settings)
+    if level := settings.pop("thinking_level", None):
+        settings["thinking_config"] = types.ThinkingConfig(thinking_level=level)
     return types.GenerateContentConfig(
+        **settings,
         response_modalities=["IMAGE"],
         image_config=image_config,
         service_tier=endpoint.service_tier and types.ServiceTier(endpoint.service_tier),
@@ -263,12 +266,11 @@ def _config(
     )
 
 
-def _read(response: Any, plan: CallPlan, key: str) -> EditResult:
+def _read(response: Any, plan: CallPlan, model: Model, key: str) -> EditResult:
     """The images outside the thoughts, decoded in full. Raises CallFailed."""
     parts = list(_parts(response))
     blobs = [p.inline_data for p in parts if p.inline_data is not None]
     images = tuple(b.data for b in blobs if (b.mime_type or "image/").startswith("image/"))
-    model = find_model(Provider.GEMINI, plan.model)
     cost = _cost(model, response.usage_metadata, has_images=bool(images))
     if not images:
         texts = [p.text for p in parts if p.text] + [_finish_message()]

@@ -18,7 +18,7 @@ from darkroom.fetcher import WebImageFetcher
 from darkroom.formatting import clean_text
 from darkroom.images import codec
 from darkroom.images.references import ImageRules
-from darkroom.models.catalog import Model, find_model, planned_image_price, token_cost
+from darkroom.models.catalog import Model, model_at, planned_image_price, token_cost
 from darkroom.providers.adapter import SdkImageEditor
 from darkroom.providers.errors import (
     Failure,
@@ -32,7 +32,6 @@ from darkroom.providers.errors import (
     unusable_images,
 )
 from darkroom.providers.http import last_response
-from darkroom.providers.registry import Provider
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -185,7 +184,7 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
         version = endpoint.api_version
         deployment = None if version is None else plan.model
         client = self._client(endpoint.base_url or BASE_URL, version, deployment)
-        model = find_model(Provider.OPENAI, plan.model)
+        model = model_at(endpoint, plan.model)
         options = _options(plan, model) | {
             "extra_headers": _headers(endpoint, key),
             "timeout": timeout_seconds,
@@ -234,7 +233,7 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
             self._raise_error_of_200(endpoint, key)
         if not isinstance(data, list | None) or not hasattr(response, "data"):
             raise TypeError("no list of images")
-        model = find_model(Provider.OPENAI, plan.model)
+        model = model_at(endpoint, plan.model)
         cost = _cost(model, plan, getattr(response, "usage", None), len(data or ()))
         if not data:
             detail = "a response without an image"
