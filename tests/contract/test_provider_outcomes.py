@@ -20,6 +20,7 @@ from tests.contract.provider_harness import (
     GEMINI,
     KEY,
     OPENAI,
+    TODAY,
     Harness,
     left_half_mask,
     photo,
@@ -300,7 +301,7 @@ class OneImage(FakeCallContext):
 
     def plan(self, endpoint: Endpoint) -> CallPlan:
         request = RowRequest(instruction="make it warm")
-        return plan_call(request, (photo(),), self.mask, endpoint.provider, endpoint.model)
+        return plan_call(request, (photo(),), self.mask, endpoint, TODAY)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.endpoints import Endpoint
 from darkroom.formatting import clean_text
 from darkroom.images import codec
-from darkroom.models.catalog import Model, find_model, token_cost
+from darkroom.models.catalog import Model, model_at, token_cost
 from darkroom.providers.adapter import SdkImageEditor
 from darkroom.providers.errors import (
     Failure,
@@ -27,7 +27,6 @@ from darkroom.providers.errors import (
     retry_after,
     unusable_images,
 )
-from darkroom.providers.registry import Provider
 
 if TYPE_CHECKING:
     from google.genai import Client, types
@@ -186,7 +185,7 @@ class GeminiImageEditor(SdkImageEditor["Client"]):
             contents=[plan.prompt, *images],
             config=_config(plan, key, timeout_seconds),
         )
-        return _read(response, plan, key)
+        return _read(response, plan, model_at(endpoint, plan.model), key)
 
     def _failure(self, response: httpx2.Response) -> Failure:
         body = error_body(response) or {}
@@ -215,7 +214,11 @@ def _config(plan: CallPlan, key: str, timeout_seconds: float) -> "types.Generate
     image_config = None
     if plan.aspect_ratio is not None or plan.resolution is not None:
         image_config = types.ImageConfig(aspect_ratio=plan.aspect_ratio, image_size=plan.resolution)
+    settings: dict[str, Any] = dict(plan.settings)
+    if level := settings.pop("thinking_level", None):
+        settings["thinking_config"] = types.ThinkingConfig(thinking_level=level)
     return types.GenerateContentConfig(
+        **settings,
         response_modalities=["IMAGE"],
         image_config=image_config,
         automatic_continuation=False,
@@ -226,12 +229,11 @@ def _config(plan: CallPlan, key: str, timeout_seconds: float) -> "types.Generate
     )
 
 
-def _read(response: Any, plan: CallPlan, key: str) -> EditResult:
+def _read(response: Any, plan: CallPlan, model: Model, key: str) -> EditResult:
     """The images outside the thoughts, decoded in full. Raises CallFailed."""
     parts = list(_parts(response))
     blobs = [p.inline_data for p in parts if p.inline_data is not None]
     images = tuple(b.data for b in blobs if (b.mime_type or "image/").startswith("image/"))
-    model = find_model(Provider.GEMINI, plan.model)
     cost = _cost(model, response.usage_metadata, has_images=bool(images))
     if not images:
         text = clean_text(" ".join(p.text for p in parts if p.text), key)

@@ -15,7 +15,7 @@ from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, ProviderLi
 from darkroom.endpoints import Endpoint
 from darkroom.formatting import clean_text
 from darkroom.images import codec
-from darkroom.models.catalog import Model, find_model, planned_image_price, token_cost
+from darkroom.models.catalog import Model, model_at, planned_image_price, token_cost
 from darkroom.providers.adapter import SdkImageEditor
 from darkroom.providers.errors import (
     Failure,
@@ -26,7 +26,6 @@ from darkroom.providers.errors import (
     retry_after,
     unusable_images,
 )
-from darkroom.providers.registry import Provider
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -158,8 +157,9 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
         version = endpoint.api_version
         deployment = None if version is None else plan.model
         client = self._client(endpoint.base_url or BASE_URL, version, deployment)
-        response = _send(client.with_options(api_key=key, timeout=timeout_seconds), plan)
-        return self._read(response, plan)
+        model = model_at(endpoint, plan.model)
+        response = _send(client.with_options(api_key=key, timeout=timeout_seconds), plan, model)
+        return self._read(response, plan, model)
 
     def _failure(self, response: httpx2.Response) -> Failure:
         body = error_body(response) or {}
@@ -190,7 +190,7 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
                 found[f"{unit}_per_minute"] = int(limit["n"])
         return ProviderLimits(**{name: value for name, value in found.items() if value > 0})
 
-    def _read(self, response: Any, plan: CallPlan) -> EditResult:
+    def _read(self, response: Any, plan: CallPlan, model: Model) -> EditResult:
         if isinstance(response, str):  # a 200 that is not JSON
             raise CallFailed(
                 Outcome.UNAVAILABLE,
@@ -199,7 +199,6 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
             )
         if not hasattr(response, "data") or not isinstance(response.data, list | None):
             raise TypeError("no list of images")
-        model = find_model(Provider.OPENAI, plan.model)
         data: Sequence[Any] = response.data or ()
         cost = _cost(model, plan, getattr(response, "usage", None), len(data))
         if not data:
@@ -224,8 +223,7 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
         return image
 
 
-def _send(client: "OpenAI", plan: CallPlan) -> Any:
-    model = find_model(Provider.OPENAI, plan.model)
+def _send(client: "OpenAI", plan: CallPlan, model: Model) -> Any:
     options: dict[str, Any] = {
         **plan.settings,
         "size": plan.size,

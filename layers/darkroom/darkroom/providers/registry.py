@@ -20,6 +20,7 @@ class ProviderEntry:
     """Times in seconds. `tier` to `retry_delay_seconds` are the defaults of an endpoint."""
 
     display_name: str
+    company: str
     adapter: str  # "module:class" of its ports.ImageEditor, imported when first needed
     sdk_logger: str  # kept above DEBUG, where SDKs log whole requests
     model: str
@@ -54,6 +55,7 @@ def likely_provider_of(model: str) -> Provider:
 PROVIDERS: dict[Provider, ProviderEntry] = {
     Provider.GEMINI: ProviderEntry(
         display_name="Gemini",
+        company="Google",
         adapter="darkroom.providers.gemini:GeminiImageEditor",
         sdk_logger="google_genai",
         model="gemini-3-pro-image",
@@ -68,14 +70,15 @@ PROVIDERS: dict[Provider, ProviderEntry] = {
             "GOOGLE_API_KEY",
         ),
         model_prefixes=("gemini-",),
-        model_keywords=("gemini", "imagen"),
+        model_keywords=("gemini", "imagen", "nano-banana"),
         time_zone="America/Los_Angeles",
     ),
     Provider.OPENAI: ProviderEntry(
         display_name="OpenAI",
+        company="OpenAI",
         adapter="darkroom.providers.openai:OpenAIImageEditor",
         sdk_logger="openai",
-        model="gpt-image-1.5",
+        model="gpt-image-2.6-sunburst",
         tier=2,
         timeout_seconds=300,
         max_retries=0,
