@@ -63,7 +63,7 @@ def test_an_answer_that_cannot_be_processed_is_stored_as_it_came(
     harness: EditorHarness, output_name: str
 ) -> None:
     """It was paid for. Its decoder may fail where the one that checked the answer did not."""
-    damaged = png()[:-20]
+    damaged = png()[:40]
     message = harness.message(output_name=output_name)
     assert harness.handle(EditResult((damaged,), "m", cost_micro_usd=1), message=message) is None
     assert harness.row.state is RowState.SUCCEEDED
@@ -97,7 +97,8 @@ def test_an_answer_in_another_format_is_stored_before_it_is_converted(
 def test_a_store_that_fails_after_the_answer_is_stored_costs_no_call(
     harness: EditorHarness, failing: str
 ) -> None:
-    put, done = harness.store.put, []
+    put = harness.store.put
+    done: list[str] = []
 
     def fail_later(key: str, *args: Any, **options: Any) -> bool:
         if failing in key and done:
