@@ -96,7 +96,7 @@ def canned_ledger() -> LedgerTable:
         ROWS.to_item(record(key)) | {"job": {"S": JOB}, "item": {"S": f"row#{key}"}}
         for key in (f"{row:06d}" for row in range(LOOKUP_ROWS))
     ]
-    body = json.dumps({"Responses": {"ledger": items}, "UnprocessedKeys": {}}).encode()
+    body = json.dumps({"Items": items, "Count": len(items)}).encode()
     client = boto3.client(
         "dynamodb", region_name="eu-west-1", aws_access_key_id="x", aws_secret_access_key="x"
     )
@@ -104,7 +104,7 @@ def canned_ledger() -> LedgerTable:
     def respond(request: AWSPreparedRequest, **_: object) -> AWSResponse:
         return AWSResponse(request.url, 200, HTTPHeaders(), _Body(body))
 
-    client.meta.events.register("before-send.dynamodb.BatchGetItem", respond)  # type: ignore[arg-type]
+    client.meta.events.register("before-send.dynamodb.Query", respond)  # type: ignore[arg-type]
     return LedgerTable(client, "ledger")
 
 

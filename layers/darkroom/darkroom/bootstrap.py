@@ -221,7 +221,7 @@ class Wiring:
     def _continue_later(self, upload: "CsvUploaded") -> None:
         from darkroom.aws.events import continuation_event
 
-        self._start_function(os.environ["AWS_LAMBDA_FUNCTION_NAME"], continuation_event(upload))
+        self._start_function(self._settings.splitter_function, continuation_event(upload))
 
     @cached_property
     def _start_function(self) -> Callable[[str, Mapping[str, object]], None]:

@@ -17,7 +17,7 @@ from darkroom.endpoint_state import (
     Settlement,
 )
 from darkroom.endpoints import Endpoint, EndpointsSecret
-from darkroom.errors import Waiting
+from darkroom.errors import Reason, Waiting
 from darkroom.jobs import Checkpoint, Counters, Run, Source, Totals
 from darkroom.metrics import Metric
 from darkroom.rows import Claim, NotClaimed, NotSent, Received, RowMessage, RowRecord, RowResult
@@ -201,6 +201,15 @@ class RunLedger(Protocol):
 
     def finish_split(self, run: Run, totals: Totals, warnings: Sequence[str]) -> None: ...
 
+    def set_waiting(self, run: Run, reason: Reason, detail: str) -> Run | None:
+        """Record why no endpoint can process rows; the run, or None when nothing has changed.
+
+        `since` is kept while the run keeps waiting, whatever for.
+        """
+
+    def clear_waiting(self, run: Run) -> Run | None:
+        """Rows can be processed again; the run, or None when it did not wait."""
+
     def fail(self, run: Run, reason: str) -> None:
         """The file cannot be used: the run ends as FAILED, with `reason` as a sentence."""
 
@@ -238,7 +247,11 @@ class RowLedger(Protocol):
     """
 
     def get_many(self, job: str, keys: Sequence[str]) -> Mapping[str, RowRecord]:
-        """Records of up to 100 rows; rows never claimed are missing."""
+        """Records of any number of rows; rows never claimed are missing.
+
+        Neighbouring keys ("000100" to "000199") are read by one query, at about a tenth of the
+        capacity that single reads take.
+        """
 
     def all(self, job: str) -> Iterator[RowRecord]:
         """All records of a job in key order, streamed."""
