@@ -146,6 +146,11 @@ class ResultPaths:
     def summary(self) -> str:
         return f"{self.job}/job.json"
 
+    @property
+    def write_check(self) -> str:
+        """An empty object, written to prove that results can be stored."""
+        return f"{self.job}/.write-check"
+
     def report_page(self, page: int) -> str:
         """Page 1 is `report.html`, the others are next to it."""
         return self.report if page == 1 else f"{self.job}/report-{page:03d}.html"

@@ -60,6 +60,11 @@ class CurrentRuns:
             return run
         return self.keep(job, self.ledger.current(job))
 
+    def known(self, job: str) -> Run | None:
+        """The run as it was last read, however long ago."""
+        with self._lock:
+            return self._known.get(job, (0.0, None))[1]
+
     def keep(self, job: str, run: Run | None) -> Run | None:
         with self._lock:
             self._known[job] = self.clock.now(), run
@@ -76,16 +81,16 @@ class JobWaits:
     clock: Clock
     telemetry: Telemetry
 
-    def record(self, run: Run, waiting: Waiting) -> Waiting | None:
-        """Record it, if it is new. Returns what the job waits for if it has waited too long."""
-        changed = self.ledger.set_waiting(run, waiting.reason, waiting.detail)
-        if changed is not None:
-            self._changed(changed)
-        since = next(r.waiting.since for r in (changed, run) if r and r.waiting) if (
-            changed is not None or run.waiting is not None
-        ) else self.clock.now()
-        give_up_at = since + run.options.give_up_after_hours * HOUR
-        return waiting if self.clock.now() >= give_up_at else None
+    def record(self, run: Run, waiting: Waiting) -> bool:
+        """Record it, if it is new. True when the job has waited for longer than its option says."""
+        known = run.waiting
+        if known is None or (known.reason, known.detail) != (waiting.reason, waiting.detail):
+            changed = self.ledger.set_waiting(run, waiting.reason, waiting.detail)
+            if changed is not None:
+                self._changed(changed)
+                known = changed.waiting
+        since = self.clock.now() if known is None else known.since
+        return self.clock.now() - since >= run.options.give_up_after_hours * HOUR
 
     def clear(self, run: Run) -> None:
         """A row of the job was edited."""
