@@ -95,6 +95,10 @@ def test_the_splitter_may_invoke_itself_for_a_long_csv(resources: dict[str, Any]
     assert splitter["MemorySize"] == 1769, "a whole vCPU"
 
 
+def test_the_reporter_may_invoke_itself_for_a_long_report(resources: dict[str, Any]) -> None:
+    assert resources["ReporterFunction"]["Properties"]["RecursiveLoop"] == "Allow"
+
+
 def test_every_event_goes_to_the_alias_that_a_rollback_moves(
     template: dict[str, Any], resources: dict[str, Any], rows_source: dict[str, Any]
 ) -> None:

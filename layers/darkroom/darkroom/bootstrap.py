@@ -137,6 +137,7 @@ class Wiring:
             notify=lambda subject, body: sns.publish(
                 TopicArn=self._settings.jobs_topic_arn, Subject=subject, Message=body
             ),
+            continue_later=self._continue_report,
             clock=self._clock,
             telemetry=self._telemetry,
         )
@@ -244,6 +245,9 @@ class Wiring:
     def _report_progress(self, job: str) -> None:
         event = {"job": job, "progress": True}
         self._start_function(self._settings.reporter_function, event)
+
+    def _continue_report(self, job: str, owner: str) -> None:
+        self._start_function(self._settings.reporter_function, {"job": job, "owner": owner})
 
     def _continue_later(self, upload: "CsvUploaded") -> None:
         from darkroom.aws.events import continuation_event

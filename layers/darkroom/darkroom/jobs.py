@@ -151,6 +151,14 @@ class ResultPaths:
         """An empty object, written to prove that results can be stored."""
         return f"{self.job}/.write-check"
 
+    @property
+    def failed_rows(self) -> str:
+        return f"{self.job}/failed.csv"
+
+    def report_state(self, run: str, changes: int) -> str:
+        """Of a report that is being made, for one value of Counters.transitions."""
+        return f"{self.job}/reports/{run}/{changes}.json"
+
     def report_page(self, page: int) -> str:
         """Page 1 is `report.html`, the others are next to it."""
         return self.report if page == 1 else f"{self.job}/report-{page:03d}.html"
