@@ -34,7 +34,7 @@ def quote(
     with session.spinner(f"Reading {csv.name}"):
         for _ in rows.check():
             pass
-        totals = estimate(rows, secret, throughput)
+        totals = estimate(rows, secret, throughput, session.today)
     seconds = throughput.job_seconds(totals.calls, secret)
     if session.json:
         session.print_json(_as_json(totals, throughput, seconds))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,11 @@ class Session:
     @property
     def clock(self) -> "Clock":
         return self.wiring.clock
+
+    @property
+    def today(self) -> date:
+        """In UTC."""
+        return datetime.fromtimestamp(self.clock.now(), UTC).date()
 
     @cached_property
     def out(self) -> "Console":

@@ -9,13 +9,13 @@ import pytest
 
 from darkroom.csv_input.reader import JobRow
 from darkroom.errors import JobRejected, Reason, ServiceUnavailable, UploadLost
-from darkroom.jobs import JobOptions
+from darkroom.jobs import JobOptions, RejectedUpload
 from darkroom.report.notification import notification
 from darkroom.report.reporter import ReportOutcome
 from darkroom.report.summary import JobSummary
 from darkroom.rows import RowRequest, RowResult, RowState
 from tests.fakes.ledger import FakeLedger
-from tests.fakes.reporting import EDITED, JOB, ReportHarness, read_csv, split_run
+from tests.fakes.reporting import EDITED, JOB, START, ReportHarness, read_csv, split_run
 from tests.fakes.services import FakeStore
 
 CSV = "image_url,instruction,sku\nhttps://x.test/a.jpg,make it blue,A1\nb.jpg,make it red,B2\n"
@@ -512,3 +512,98 @@ def test_without_failures_there_is_no_failed_csv_and_an_older_one_becomes_empty(
     harness.report()
     assert harness.text("failed.csv").splitlines() == ["index,image_url,instruction,sku"]
     assert harness.summary["results"]["failed_rows"] is None
+
+
+WAITING = "every key of gemini-main was rejected (401): correct it with `darkroom endpoints push`"
+
+
+def test_progress_writes_job_json_alone_with_what_the_job_waits_for() -> None:
+    harness = started_job(EDITED)
+    harness.clock.time = START + 30
+    harness.ledger.set_waiting(harness.run, Reason.KEY_REJECTED, WAITING)
+    harness.clock.time = START + 90
+    assert harness.progress() is ReportOutcome.PROGRESS
+    assert list(harness.store.objects) == [f"{JOB}/job.json"]
+    summary = harness.summary
+    assert (summary["state"], summary["finished_at"], summary["duration_seconds"]) == (
+        *("running", None),
+        90.0,
+    )
+    assert summary["waiting"] == {
+        "reason": "key_rejected",
+        "detail": WAITING,
+        "since": "2026-09-21T14:13:50Z",
+    }
+    assert (summary["counts"]["rows"], summary["counts"]["succeeded"]) == (2, 1)
+    assert summary["cost"]["this_run_usd"] == 0.134
+    assert harness.notifications == []
+    harness.ledger.clear_waiting(harness.run)
+    harness.progress()
+    assert harness.summary["waiting"] is None
+    harness.settle(harness.job_rows[1])
+    assert harness.report() is ReportOutcome.MADE
+    assert (harness.summary["state"], harness.summary["revision"]) == ("done", 1)
+
+
+def test_progress_never_replaces_a_report_of_the_same_rows() -> None:
+    harness = reported_job()
+    before = dict(harness.store.objects)
+    assert harness.progress() is ReportOutcome.ALREADY_MADE
+    harness.ledger.runs[JOB, "run-1"] = replace(
+        harness.ledger.runs[JOB, "run-1"], run=replace(harness.run, finished_at=None)
+    )
+    assert harness.progress() is ReportOutcome.ALREADY_MADE
+    assert harness.progress(job="jobs/other") is ReportOutcome.NO_SUCH_JOB
+    assert harness.store.objects == before
+
+
+def test_progress_after_a_redrive_keeps_the_results_of_the_last_report() -> None:
+    harness = reported_job()
+    harness.add_to_counters(failed=-1, transitions=1)
+    record = harness.ledger.runs[JOB, "run-1"]
+    harness.ledger.runs[JOB, "run-1"] = replace(record, run=replace(harness.run, finished_at=None))
+    assert harness.progress() is ReportOutcome.PROGRESS
+    assert harness.summary["state"] == "running"
+    assert harness.summary["results"]["pages"] == [f"{JOB}/report.html"]
+    harness.settle(harness.job_rows[1])
+    harness.report()
+    assert harness.summary["revision"] == 2
+
+
+def test_of_two_progress_writers_the_last_has_read_last() -> None:
+    harness = started_job(EDITED)
+    harness.ledger.set_waiting(harness.run, Reason.KEY_REJECTED, WAITING)
+
+    class RacingStore(FakeStore):
+        raced = False
+
+        def put(self, *args: Any, **options: Any) -> bool:
+            if not self.raced:
+                self.raced = True
+                harness.ledger.clear_waiting(harness.run)
+                assert harness.progress() is ReportOutcome.PROGRESS
+            return super().put(*args, **options)
+
+    harness.store = RacingStore()
+    assert harness.progress() is ReportOutcome.PROGRESS
+    assert harness.summary["waiting"] is None
+
+
+def test_uploads_rejected_while_a_run_is_under_way_are_in_job_json() -> None:
+    harness = started_job(EDITED)
+    upload = RejectedUpload(f"{JOB}.csv", "v2", "The file is empty.", START + 5)
+    record = harness.ledger.runs[JOB, "run-1"]
+    run = replace(harness.run, rejected_uploads=(upload,))
+    harness.ledger.runs[JOB, "run-1"] = replace(record, run=run)
+    expected = [
+        {
+            "version_id": "v2",
+            "reason": "The file is empty.",
+            "rejected_at": "2026-09-21T14:13:25Z",
+        }
+    ]
+    harness.progress()
+    assert harness.summary["rejected_uploads"] == expected
+    harness.settle(harness.job_rows[1])
+    harness.report()
+    assert harness.summary["rejected_uploads"] == expected

@@ -15,7 +15,15 @@ from darkroom.csv_input.names import parse_key, parse_output_name
 from darkroom.errors import JobRejected
 from darkroom.formatting import quoted, quoted_list
 from darkroom.jobs import JobOptions
-from darkroom.rows import AspectRatio, Background, Resolution
+from darkroom.rows import (
+    AspectRatio,
+    Background,
+    InputFidelity,
+    Moderation,
+    Quality,
+    Resolution,
+    ThinkingLevel,
+)
 
 MAX_COLUMN_NAME_CHARS = 100
 # Metadata that upload tools (rclone, s3cmd, S3 Browser, s3fs, gsutil) add by themselves.
@@ -103,16 +111,16 @@ FIELDS = (
     ),
     Field(
         "resolution",
-        values.choice_parser(get_args(Resolution), str.upper),
+        values.choice_parser(get_args(Resolution), values.normalize_resolution),
         ("resolution",),
-        help="For rows without one: 1K, 2K or 4K.",
+        help="For rows without one: 512, 1K, 2K or 4K.",
         metavar="SIZE",
     ),
     Field(
         "quality",
-        values.choice_parser(("auto", "low", "medium", "high", "standard", "hd")),
+        values.choice_parser(get_args(Quality)),
         ("quality",),
-        help="For rows without one: low, medium, high.",
+        help="For rows without one: low, medium, high, xhigh or max.",
         metavar="NAME",
     ),
     Field(
@@ -121,6 +129,41 @@ FIELDS = (
         ("background",),
         help="For rows without one: transparent, opaque, auto.",
         metavar="NAME",
+    ),
+    Field(
+        "input_fidelity",
+        values.choice_parser(get_args(InputFidelity)),
+        ("input_fidelity",),
+        help="How closely gpt-image-1.5 follows the input image: low, high.",
+        metavar="NAME",
+    ),
+    Field(
+        "moderation",
+        values.choice_parser(get_args(Moderation)),
+        ("moderation",),
+        help="OpenAI's filter for generated images: auto, low.",
+        metavar="NAME",
+    ),
+    Field(
+        "output_compression",
+        values.number_parser(100, 0),
+        ("output_compression",),
+        help="Quality of OpenAI's JPEG and WebP, 0 to 100.",
+        metavar="NUMBER",
+    ),
+    Field(
+        "thinking_level",
+        values.choice_parser(get_args(ThinkingLevel)),
+        ("thinking_level",),
+        help="Of Gemini: minimal, low, medium, high.",
+        metavar="NAME",
+    ),
+    Field(
+        "seed",
+        values.number_parser(2**31 - 1, 0),
+        ("seed",),
+        help="Of Gemini: the same number asks for the same result.",
+        metavar="NUMBER",
     ),
     Field(
         "max_attempts",

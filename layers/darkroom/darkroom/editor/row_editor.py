@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, SourceImage
 from darkroom.editor.batch import TIMINGS, Leases, Timings
@@ -13,7 +14,7 @@ from darkroom.errors import DeferRow, LeaseLost, Reason, RetryRow, RowRejected, 
 from darkroom.formatting import money
 from darkroom.jobs import Run, RunState
 from darkroom.metrics import Metric
-from darkroom.models.planner import model_for, plan_call
+from darkroom.models.planner import plan_call
 from darkroom.ports import (
     Clock,
     Dispatcher,
@@ -46,6 +47,7 @@ class RowCallContext:
     message: RowMessage
     rows: RowLedger
     telemetry: Telemetry
+    today: date  # in UTC
     images: Sequence[SourceImage] = ()
     mask: SourceImage | None = None
     calls: int = 0
@@ -55,14 +57,8 @@ class RowCallContext:
         return self.claim.attempt >= self.run.options.max_attempts
 
     def plan(self, endpoint: Endpoint) -> CallPlan:
-        request = self.message.request
-        model = model_for(request.model, endpoint)
-        plan = plan_call(request, tuple(self.images), self.mask, endpoint.provider, model)
-        if request.model in (None, model):
-            return plan
-        provider = endpoint.provider.value
-        note = f"model {request.model} is not {provider}'s: {endpoint.name} used {model}"
-        return replace(plan, warnings=(*plan.warnings, note))
+        images = tuple(self.images)
+        return plan_call(self.message.request, images, self.mask, endpoint, self.today)
 
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
         self.reject_if_stopped()
@@ -148,7 +144,8 @@ class RowEditor:
             if isinstance(claim, NotClaimed):
                 self.telemetry.metric(Metric.DUPLICATE_SUPPRESSED)
                 return None
-            context = RowCallContext(claim, run, message, self.rows, self.telemetry)
+            today = datetime.fromtimestamp(self.clock.now(), UTC).date()
+            context = RowCallContext(claim, run, message, self.rows, self.telemetry, today)
             with leases.claimed(claim):
                 return self._run(context, deadline)
 
@@ -293,4 +290,12 @@ def _success(dispatched: DispatchResult, claim: Claim, warnings: Sequence[str]) 
 
 def _failure(status: RowState, error: RowRejected | RetryRow, claim: Claim) -> RowResult:
     detail = error.detail[:_MAX_DETAIL_CHARS]
-    return RowResult(status, error.reason, detail, cost_micro_usd=claim.record.spent)
+    return RowResult(
+        status,
+        error.reason,
+        detail,
+        provider=error.provider,
+        endpoint=error.endpoint,
+        model=error.model,
+        cost_micro_usd=claim.record.spent,
+    )
