@@ -28,6 +28,8 @@ from darkroom_cli.stack import PARALLEL_TRANSFERS, Bucket, StoredObject
 from darkroom_cli.status import watch
 
 _CHUNK_BYTES = 1 << 20
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html: names and values
+_MAX_METADATA_BYTES = 2048
 _HEAD_BYTES = 2048  # enough to recognise a file's type
 _EXAMPLES = 3  # rows or images named in a warning
 # Metadata of an uploaded image. The MD5 shows a change where the ETag cannot (KMS keys).
@@ -61,6 +63,12 @@ def _as_metadata(options: Mapping[str, object]) -> Mapping[str, str]:
         text = str(value).lower() if isinstance(value, bool) else str(value)
         encoded = text if text.isascii() else Header(text, "utf-8", maxlinelen=10_000).encode()
         metadata[name.replace("_", "-")] = encoded
+    size = sum(len(name) + len(value) for name, value in metadata.items())
+    if size > _MAX_METADATA_BYTES:
+        raise UsageMistake(
+            f"The options take {size:,} bytes, and S3 stores {_MAX_METADATA_BYTES:,}: shorten "
+            "them, or write the instructions into a column of the CSV."
+        )
     return metadata
 
 
@@ -88,6 +96,8 @@ def submit(
     with session.spinner(f"Reading {path.name}"):
         survey = _survey(rows)
         plan = _plan_images(survey.references, path, key)
+    for warning in rows.columns.warnings:
+        session.warn(warning)
     if plan.outside and not allow_outside:
         raise CommandFailed(
             f"{plural(len(plan.outside), 'image')} outside the folder of {path.name}: "
