@@ -157,7 +157,9 @@ class Wiring:
         from darkroom.editor.image_storage import ImageStorage
         from darkroom.editor.row_editor import RowEditor
         from darkroom.fetcher import SafeImageFetcher
+        from darkroom.images.memory import MemoryBudget
 
+        memory_mb = self._settings.aws_lambda_function_memory_size
         return RowEditor(
             rows=self.ledger,
             runs=self._current_runs,
@@ -168,6 +170,7 @@ class Wiring:
             dispatcher=self._dispatcher,
             clock=self._clock,
             telemetry=self._telemetry,
+            memory=MemoryBudget.of_function(memory_mb),
             on_unknown_outcome=self._settings.on_unknown_outcome,
             timings=self._timings,
         )
