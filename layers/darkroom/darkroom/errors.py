@@ -146,16 +146,33 @@ class UploadLost(ServiceUnavailable):
 
 
 class RowRejected(DarkroomError):
-    """No retry can help this row: it ends as `failed` with `reason` and the sentence as detail."""
+    """No retry can help this row: it ends as `failed` with `reason` and the sentence as detail.
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    `provider`, `endpoint` and `model` are those of the call that failed, if there was one.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        detail: str,
+        *,
+        provider: str | None = None,
+        endpoint: str | None = None,
+        model: str | None = None,
+    ) -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
+        self.provider = provider
+        self.endpoint = endpoint
+        self.model = model
 
 
 class RetryRow(DarkroomError):
-    """This attempt failed, another may succeed: costs an attempt; `dead` when they are spent."""
+    """This attempt failed, another may succeed: costs an attempt; `dead` when they are spent.
+
+    `provider`, `endpoint` and `model` are those of the call that failed, if there was one.
+    """
 
     def __init__(
         self,
@@ -165,6 +182,7 @@ class RetryRow(DarkroomError):
         delay_seconds: float = 0.0,
         provider: str | None = None,
         endpoint: str | None = None,
+        model: str | None = None,
     ) -> None:
         super().__init__(detail)
         self.reason = reason
@@ -172,6 +190,7 @@ class RetryRow(DarkroomError):
         self.delay_seconds = delay_seconds
         self.provider = provider
         self.endpoint = endpoint
+        self.model = model
 
 
 class DeferRow(DarkroomError):

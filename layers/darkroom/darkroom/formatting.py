@@ -54,7 +54,7 @@ def clean_text(text: str, *secrets: str) -> str:
     if (title := _TITLE.search(text)) is not None:
         text = title[1]
     text = _TAG.sub(" ", _UNSEEN.sub(" ", text))
-    text = "".join(c if c.isprintable() else " " for c in text)
+    text = printable(" ".join(text.split()))
     text = _URL.sub(lambda url: redact_url(url[0]), text)
     text = _KEY_LIKE.sub("[key]", _DATA.sub("[data]", text))
     text = " ".join(text.split())

@@ -290,4 +290,12 @@ def _success(dispatched: DispatchResult, claim: Claim, warnings: Sequence[str]) 
 
 def _failure(status: RowState, error: RowRejected | RetryRow, claim: Claim) -> RowResult:
     detail = error.detail[:_MAX_DETAIL_CHARS]
-    return RowResult(status, error.reason, detail, cost_micro_usd=claim.record.spent)
+    return RowResult(
+        status,
+        error.reason,
+        detail,
+        provider=error.provider,
+        endpoint=error.endpoint,
+        model=error.model,
+        cost_micro_usd=claim.record.spent,
+    )

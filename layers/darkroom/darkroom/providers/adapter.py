@@ -88,9 +88,8 @@ class SdkImageEditor[Client](ABC):
     ) -> CallFailed:
         response = exchange.response
         if response is not None and response.status_code != httpx2.codes.OK:
-            failed = classify(
-                self.table, self._failure(response), model_from_row=plan.model_of_row, key=key
-            )
+            failure = self._failure(response, endpoint)
+            failed = classify(self.table, failure, model_from_row=plan.model_of_row, key=key)
             if failed.outcome is Outcome.MODEL_UNAVAILABLE:
                 failed.detail = f"{failed.detail.rstrip('.')}: {model_advice(endpoint)}"
             failed.provider_limits = self._provider_limits(exchange)
@@ -120,7 +119,7 @@ class SdkImageEditor[Client](ABC):
         """Sends the plan and reads the response."""
 
     @abstractmethod
-    def _failure(self, response: httpx2.Response) -> Failure:
+    def _failure(self, response: httpx2.Response, endpoint: Endpoint) -> Failure:
         """What an error response says. Must not raise, whatever the response contains."""
 
 

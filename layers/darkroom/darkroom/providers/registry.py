@@ -26,6 +26,7 @@ class ProviderEntry:
     model: str
     tier: int
     timeout_seconds: float
+    min_timeout_seconds: float  # the shortest deadline that the API accepts
     max_retries: int
     retry_delay_seconds: float
     key_variables: tuple[str, ...]  # environment variables with one key, the first that is set
@@ -61,6 +62,9 @@ PROVIDERS: dict[Provider, ProviderEntry] = {
         model="gemini-3-pro-image",
         tier=1,
         timeout_seconds=60,
+        # "Manually set deadline 1s is too short. Minimum allowed deadline is 10s.": the SDK sends
+        # the time-out as X-Server-Timeout.
+        min_timeout_seconds=10,
         max_retries=2,
         retry_delay_seconds=5,
         key_variables=(
@@ -81,6 +85,7 @@ PROVIDERS: dict[Provider, ProviderEntry] = {
         model="gpt-image-2.6-sunburst",
         tier=2,
         timeout_seconds=300,
+        min_timeout_seconds=0,
         max_retries=0,
         retry_delay_seconds=1,
         key_variables=("DG_OPENAI_API_KEY", "OPENAI_API_KEY"),
