@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from darkroom_cli.options import CsvFile, Every, Job, QuoteCommand, SubmitCommand
+from darkroom_cli.options import CsvOrFolder, Every, Job, QuoteCommand, SubmitCommand
 from darkroom_cli.session import Session, with_session
 
 # Modules are imported where they run: `darkroom --help` and completion must not wait for boto3.
@@ -60,7 +60,7 @@ def _main(
 @with_session
 def submit(
     session: Session,
-    csv: CsvFile,
+    csv: CsvOrFolder,
     *,
     wait: Annotated[
         bool,
@@ -74,7 +74,7 @@ def submit(
     ] = False,
     **options: object,
 ) -> None:
-    """Start a job from a CSV.
+    """Start a job from a CSV, or from a folder of images and an instruction.
 
     Uploads the local images that the CSV names, if they are missing or changed, then the CSV, and
     prints the job's name. Submitting a corrected CSV again processes only new and changed rows.
@@ -129,7 +129,7 @@ def download(
 @with_session
 def quote(
     session: Session,
-    csv: CsvFile,
+    csv: CsvOrFolder,
     call_seconds: Annotated[
         float,
         typer.Option(min=0.1, help="Assumed duration of a call.", metavar="SECONDS"),

@@ -58,6 +58,60 @@ def test_several_images_are_stored_in_the_requested_format(harness: EditorHarnes
     assert harness.ledger.counters(JOB, harness.run.run).unpriced == 1
 
 
+@pytest.mark.parametrize("output_name", ["hat.jpg", "hat.png"])
+def test_an_answer_that_cannot_be_processed_is_stored_as_it_came(
+    harness: EditorHarness, output_name: str
+) -> None:
+    """It was paid for. Its decoder may fail where the one that checked the answer did not."""
+    damaged = png()[:40]
+    message = harness.message(output_name=output_name)
+    assert harness.handle(EditResult((damaged,), "m", cost_micro_usd=1), message=message) is None
+    assert harness.row.state is RowState.SUCCEEDED
+    assert len(harness.dispatcher.contexts) == 1
+    body, kind, _ = harness.store.objects[f"{JOB}/images/{output_name}"]
+    assert (body, kind) == (damaged, "image/png")
+    warnings = " ".join(harness.result.warnings)
+    assert "the gallery has no thumbnail 'after': the image is damaged or cut off" in warnings
+    assert ("hat.jpg is stored as it came (image/png)" in warnings) == (output_name == "hat.jpg")
+
+
+def test_an_answer_in_another_format_is_stored_before_it_is_converted(
+    harness: EditorHarness,
+) -> None:
+    """A worker that dies during the conversion loses no image that was paid for."""
+    bodies: list[tuple[str, bytes]] = []
+    put = harness.store.put
+
+    def record(key: str, body: bytes, content_type: str, *args: Any, **options: Any) -> bool:
+        bodies.append((content_type, body))
+        return put(key, body, content_type, *args, **options)
+
+    harness.store.put = record  # type: ignore[method-assign]
+    harness.handle(EDITED, message=harness.message(output_name="hat.webp"))
+    assert bodies[0] == ("image/png", png())
+    assert [kind for kind, _ in bodies] == ["image/png", "image/webp", "image/webp"]
+    assert harness.store.objects[f"{JOB}/images/hat.webp"][1] == "image/webp"
+
+
+@pytest.mark.parametrize("failing", ["thumbs/", "images/"])
+def test_a_store_that_fails_after_the_answer_is_stored_costs_no_call(
+    harness: EditorHarness, failing: str
+) -> None:
+    put = harness.store.put
+    done: list[str] = []
+
+    def fail_later(key: str, *args: Any, **options: Any) -> bool:
+        if failing in key and done:
+            raise ServiceUnavailable("throttled")
+        done.append(key)
+        return put(key, *args, **options)
+
+    harness.store.put = fail_later  # type: ignore[method-assign]
+    harness.handle(EDITED, message=harness.message(output_name="hat.webp"))
+    assert harness.row.state is RowState.SUCCEEDED
+    assert harness.result.warnings[-1].endswith("throttled")
+
+
 def test_a_settled_row_is_not_called_for_again(harness: EditorHarness) -> None:
     harness.handle(EDITED)
     assert harness.handle() is None

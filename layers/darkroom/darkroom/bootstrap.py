@@ -154,7 +154,9 @@ class Wiring:
         from darkroom.editor.image_storage import ImageStorage
         from darkroom.editor.row_editor import RowEditor
         from darkroom.fetcher import SafeImageFetcher
+        from darkroom.images.memory import MemoryBudget
 
+        memory_mb = self._settings.aws_lambda_function_memory_size
         return RowEditor(
             rows=self.ledger,
             images=ImageStorage(self._results, self._clock, self._telemetry),
@@ -163,6 +165,7 @@ class Wiring:
             dispatcher=self._dispatcher,
             clock=self._clock,
             telemetry=self._telemetry,
+            memory=MemoryBudget.of_function(memory_mb),
             on_unknown_outcome=self._settings.on_unknown_outcome,
             timings=self._timings,
         )

@@ -1,10 +1,11 @@
 """Stores a row's images in the results bucket, and finds them again after a crash.
 
-The first image is stored last: its presence marks the row as stored. Its metadata is enough to
-settle the row if the worker dies before it does.
+Images are stored as they came before anything else is done with them. The first is stored last: its
+presence marks the row as stored. Its metadata is enough to settle the row if the worker dies before
+it does.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import PurePosixPath
@@ -13,6 +14,7 @@ from pydantic import TypeAdapter
 
 from darkroom.errors import LeaseLost, ServiceUnavailable
 from darkroom.images.codec import render, thumbnail
+from darkroom.images.file_types import mime_type
 from darkroom.jobs import ResultPaths
 from darkroom.ports import Clock, ObjectStore, Telemetry
 from darkroom.retry import backoff
@@ -69,6 +71,10 @@ def _from_metadata(metadata: Mapping[str, str], paths: ResultPaths, name: str) -
     return _row_result.validate_python(values)
 
 
+def _content_type(image: bytes) -> str:
+    return mime_type(image) or "application/octet-stream"
+
+
 def _is_result_of(metadata: Mapping[str, str], record: RowRecord, run: str) -> bool:
     """The image comes from a call for this row with this request, made in `run`."""
     expected = {"row": record.key, "fingerprint": record.fingerprint, "run": run}
@@ -89,33 +95,58 @@ class ImageStorage:
         result: RowResult,
         deadline: float,
     ) -> RowResult:
-        """Store the images. Returns `result` with its outputs, or that of a faster worker.
+        """Store the images as they came, then convert those whose names ask for another format.
 
-        Raises LeaseLost when the image of a later upload is in place, ServiceUnavailable.
+        Returns `result` with its outputs, or that of a faster worker. Raises LeaseLost when the
+        image of a later upload is in place, ServiceUnavailable.
         """
         paths, name = ResultPaths(claim.job), _image_name(request, claim.key)
         outputs = tuple(paths.image(name, copy) for copy in range(len(images)))
         result = replace(result, outputs=outputs)
         metadata = _to_metadata(claim, result)
-        extension = PurePosixPath(name).suffix
         for key, image in zip(outputs[1:], images[1:], strict=True):
-            body, kind = render(image, extension)
-            self._retry(partial(self.store.put, key, body, kind, metadata), deadline)
-        body, kind = render(images[0], extension)
-        put_first = partial(self._put_first, outputs[0], body, kind, metadata, claim)
+            put = partial(self.store.put, key, image, _content_type(image), metadata)
+            self._retry(put, deadline)
+        put_first = partial(self._put_first, outputs[0], images[0], metadata, claim)
         other = self._retry(put_first, deadline)
-        return result if other is None else _from_metadata(other, paths, name)
+        if other is not None:
+            return _from_metadata(other, paths, name)
+        warnings = tuple(
+            warning
+            for key, image in zip(outputs, images, strict=True)
+            for warning in self._convert(key, image, metadata, claim)
+        )
+        return replace(result, warnings=(*result.warnings, *warnings))
 
-    def put_thumbnails(self, claim: Claim, before: bytes | None, after: bytes) -> None:
-        """A failure is logged: the images themselves matter more."""
+    def put_thumbnails(
+        self, claim: Claim, before: bytes | None, after: bytes | None
+    ) -> tuple[str, ...]:
+        """Returns a warning for each that fails: the images themselves matter more."""
+        warnings = []
         for side, data in (("before", before), ("after", after)):
             if data is None:
                 continue
             key = ResultPaths(claim.job).thumb(claim.key, side)
             try:
                 self.store.put(key, thumbnail(data), _THUMBNAIL_TYPE)
-            except (ServiceUnavailable, ValueError, OSError) as error:
-                self.telemetry.warning("thumb_failed", row=claim.key, error=str(error))
+            except Exception as error:  # noqa: BLE001  # the image is stored and paid for
+                self.telemetry.warning("thumb_failed", side=side, error=str(error))
+                warnings.append(f"the gallery has no thumbnail '{side}': {error}")
+        return tuple(warnings)
+
+    def _convert(
+        self, key: str, image: bytes, metadata: Mapping[str, str], claim: Claim
+    ) -> Iterator[str]:
+        """Replace the stored image by one of its name's format. Yields a warning if that fails."""
+        try:
+            body, kind = render(image, PurePosixPath(key).suffix)
+            found = None if body is image else self.store.metadata(key)
+            if found is not None and _is_result_of(found, claim.record, claim.run):
+                self.store.put(key, body, kind, metadata, replaces=found["etag"])
+        except Exception as error:  # noqa: BLE001  # the image is stored and paid for
+            self.telemetry.warning("conversion_failed", key=key, error=str(error))
+            name, kind = PurePosixPath(key).name, _content_type(image)
+            yield f"{name} is stored as it came ({kind}), because its conversion failed: {error}"
 
     def lookup(self, claim: Claim, request: RowRequest) -> RowResult | None:
         """The result of a call whose worker died after it had stored the image."""
@@ -126,9 +157,10 @@ class ImageStorage:
         return _from_metadata(found, paths, name)
 
     def _put_first(
-        self, key: str, body: bytes, kind: str, metadata: dict[str, str], claim: Claim
+        self, key: str, body: bytes, metadata: dict[str, str], claim: Claim
     ) -> Mapping[str, str] | None:
         """None when our image is in place, else the metadata of a faster worker's image."""
+        kind = _content_type(body)
         for _ in range(_MAX_OVERWRITES):
             if self.store.put(key, body, kind, metadata, only_if_new=True):
                 return None

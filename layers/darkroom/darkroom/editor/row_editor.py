@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, SourceImage
@@ -12,6 +12,7 @@ from darkroom.editor.image_storage import ImageStorage
 from darkroom.endpoints import Endpoint
 from darkroom.errors import DeferRow, LeaseLost, Reason, RetryRow, RowRejected, ServiceUnavailable
 from darkroom.formatting import money
+from darkroom.images.memory import MemoryBudget, MemoryShare
 from darkroom.jobs import Run, RunState
 from darkroom.metrics import Metric
 from darkroom.models.planner import plan_call
@@ -124,6 +125,7 @@ class RowEditor:
     dispatcher: Dispatcher
     clock: Clock
     telemetry: Telemetry
+    memory: MemoryBudget = field(default_factory=MemoryBudget.of_function)
     on_unknown_outcome: str = "retry"
     rng: Callable[[], float] = random.random
     timings: Timings = TIMINGS
@@ -189,17 +191,25 @@ class RowEditor:
         if claim.attempts_spent:
             raise RetryRow(Reason.WORKER_LOST, "its worker died in every attempt")
         context.reject_if_stopped()
+        with self.memory.share(message.request) as share:
+            return self._call_and_store(context, share, deadline)
+
+    def _call_and_store(
+        self, context: RowCallContext, share: MemoryShare, deadline: float
+    ) -> RowResult:
+        message = context.message
         loaded = load_images(
             message.request, message.base, self.fetcher, last_attempt=context.is_last_attempt
         )
+        share.images_loaded(loaded.total_bytes)
         context.images, context.mask = loaded.images, loaded.mask
         dispatched = self.dispatcher.dispatch(context, deadline)
         claim, images = context.claim, dispatched.result.images
-        self.images.put_thumbnails(
-            claim, loaded.images[0].data if loaded.images else None, images[0]
-        )
         result = _success(dispatched, claim, loaded.warnings)
-        return self.images.put(claim, message.request, images, result, deadline)
+        result = self.images.put(claim, message.request, images, result, deadline)
+        before = loaded.images[0].data if loaded.images else None
+        warnings = self.images.put_thumbnails(claim, before, images[0])
+        return replace(result, warnings=(*result.warnings, *warnings))
 
     def _resolve_unknown_outcome(self, context: RowCallContext) -> RowResult | None:
         """An earlier call was sent, and its worker died before it recorded the outcome."""
