@@ -331,7 +331,11 @@ def tiles(page: str) -> dict[str, str]:
 
 
 def test_the_endpoint_table_adds_up_to_the_tiles() -> None:
-    not_called = {"status": RowState.FAILED, "reason": Reason.BAD_INPUT, "cost_micro_usd": 0}
+    not_called: dict[str, Any] = {
+        "status": RowState.FAILED,
+        "reason": Reason.BAD_INPUT,
+        "cost_micro_usd": 0,
+    }
     openai = EDITED | {"provider": "openai", "endpoint": "openai-main", "fallback": True}
     made = pages(
         report_row(0, **EDITED),
