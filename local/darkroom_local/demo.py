@@ -92,8 +92,8 @@ def _main_job(console: Console, info: stack.StackInfo, host: str, *, real: bool)
     failed = sum(line["status"] != RowState.SUCCEEDED for line in manifest)
     if not real:
         console.print(
-            f"\nThe providers were simulated: nothing was charged. {plural(failed, 'row')} failed on "
-            "purpose, to show how a refusal and bad input look."
+            f"\nThe providers were simulated: nothing was charged. {plural(failed, 'row')} failed "
+            "on purpose, to show how a refusal and bad input look."
         )
     console.print(f"\nGallery: [bold]{results / 'report.html'}[/]")
     console.print(
