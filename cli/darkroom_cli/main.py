@@ -68,6 +68,18 @@ def submit(
     ] = False,
     to: Annotated[str, typer.Option(help="Folder in the input bucket.", metavar="PREFIX")] = "jobs",
     every: Every = 2.0,
+    trial: Annotated[
+        int | None,
+        typer.Option(
+            "--try",
+            min=1,
+            help="Edit this many rows first, then show the price of the rest and ask.",
+            metavar="ROWS",
+        ),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="With --try: edit the rest without asking.")
+    ] = False,
     allow_outside: Annotated[
         bool,
         typer.Option("--allow-outside", help="Also upload images outside the folder of the CSV."),
@@ -79,9 +91,22 @@ def submit(
     Uploads the local images that the CSV names, if they are missing or changed, then the CSV, and
     prints the job's name. Submitting a corrected CSV again processes only new and changed rows.
     """
+    from darkroom_cli.local_files import csv_of_folder
     from darkroom_cli.submit import submit
+    from darkroom_cli.trial import submit_trial
 
-    submit(session, csv, to, options, wait=wait, every=every, allow_outside=allow_outside)
+    path = csv_of_folder(session, csv, options) if csv.is_dir() else csv
+    if trial is None:
+        submit(session, path, to, options, wait=wait, every=every, allow_outside=allow_outside)
+        return
+    submit_trial(
+        *(session, path, to, options),
+        count=trial,
+        assume_yes=yes,
+        wait=wait,
+        every=every,
+        allow_outside=allow_outside,
+    )
 
 
 @app.command()

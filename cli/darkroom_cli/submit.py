@@ -23,7 +23,7 @@ from darkroom.errors import JobRejected, RowRejected
 from darkroom.formatting import plural, quoted, quoted_list
 from darkroom.jobs import JobOptions, Run, job_id
 from darkroom_cli.error_messages import CommandFailed, UsageMistake
-from darkroom_cli.local_files import content_problem, csv_of_folder, read_chunks
+from darkroom_cli.local_files import content_problem, read_chunks
 from darkroom_cli.session import Session
 from darkroom_cli.stack import PARALLEL_TRANSFERS, Bucket, StoredObject
 from darkroom_cli.status import watch
@@ -73,6 +73,15 @@ def _object_name(path: Path) -> str:
     raise UsageMistake(f"{path}: the name must end in .csv or .csv.gz, or no job would start.")
 
 
+def _key(path: Path, to: str) -> str:
+    return posixpath.join(to.strip("/"), _object_name(path))
+
+
+def job_of(path: Path, to: str) -> str:
+    """The name of the job that a CSV becomes in the folder `to`."""
+    return job_id(_key(path, to))
+
+
 def submit(
     session: Session,
     path: Path,
@@ -83,10 +92,8 @@ def submit(
     every: float,
     allow_outside: bool = False,
 ) -> None:
-    if path.is_dir():
-        path = csv_of_folder(session, path, options)
     rows, bucket = open_csv(path, options), session.stack.input_bucket
-    key = posixpath.join(to.strip("/"), _object_name(path))
+    key = _key(path, to)
     job = job_id(key)
     with session.spinner(f"Reading {path.name}"):
         survey = _survey(rows)

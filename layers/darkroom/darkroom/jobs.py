@@ -148,6 +148,11 @@ class ResultPaths:
         return f"{self.job}/job.json"
 
     @property
+    def write_check(self) -> str:
+        """An empty object, written to prove that results can be stored."""
+        return f"{self.job}/.write-check"
+
+    @property
     def failed_rows(self) -> str:
         return f"{self.job}/failed.csv"
 
