@@ -11,6 +11,7 @@ from darkroom.formatting import plural, quoted_list
 from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.session import Session
 from darkroom_cli.stack import Bucket, StoredObject
+from darkroom_cli.status import find_run
 
 _FOLDERS = ("images", "thumbs")
 _FILES = ("manifest.csv", "job.json")
@@ -51,6 +52,8 @@ def open_gallery(
 def fetch_results(session: Session, job: str, folder: Path) -> tuple[int, int]:
     """Downloads what is missing or changed; the number of files, and of those downloaded."""
     bucket = session.stack.results_bucket
+    if next(iter(bucket.list(f"{job}/")), None) is None:
+        job = find_run(session, job).job  # the name may be short, or there is no such job
     stored = {o.key.removeprefix(f"{job}/"): o for o in bucket.list(f"{job}/")}
     results = {name: o for name, o in stored.items() if _is_result(name)}
     unusable = [name for name in results if not _is_portable(name, results)]

@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from darkroom_cli.options import CsvOrFolder, Every, Job, QuoteCommand, SubmitCommand
+from darkroom_cli.options import (
+    DEFAULT_FOLDER,
+    CsvOrFolder,
+    Every,
+    Job,
+    QuoteCommand,
+    SubmitCommand,
+)
 from darkroom_cli.session import Session, with_session
 
 # Modules are imported where they run: `darkroom --help` and completion must not wait for boto3.
@@ -64,9 +71,14 @@ def submit(
     *,
     wait: Annotated[
         bool,
-        typer.Option("--wait", help="Wait until the job ends; exit with 1 unless it is done."),
+        typer.Option(
+            "--wait",
+            help="Wait until the job ends; exit with 3 if rows failed, with 1 if the job did.",
+        ),
     ] = False,
-    to: Annotated[str, typer.Option(help="Folder in the input bucket.", metavar="PREFIX")] = "jobs",
+    to: Annotated[
+        str, typer.Option(help="Folder in the input bucket.", metavar="PREFIX")
+    ] = DEFAULT_FOLDER,
     every: Every = 2.0,
     trial: Annotated[
         int | None,
@@ -92,21 +104,26 @@ def submit(
     prints the job's name. Submitting a corrected CSV again processes only new and changed rows.
     """
     from darkroom_cli.local_files import csv_of_folder
+    from darkroom_cli.status import exit_as
     from darkroom_cli.submit import submit
     from darkroom_cli.trial import submit_trial
 
     path = csv_of_folder(session, csv, options) if csv.is_dir() else csv
     if trial is None:
-        submit(session, path, to, options, wait=wait, every=every, allow_outside=allow_outside)
-        return
-    submit_trial(
-        *(session, path, to, options),
-        count=trial,
-        assume_yes=yes,
-        wait=wait,
-        every=every,
-        allow_outside=allow_outside,
-    )
+        progress = submit(
+            *(session, path, to, options), wait=wait, every=every, allow_outside=allow_outside
+        )
+    else:
+        progress = submit_trial(
+            *(session, path, to, options),
+            count=trial,
+            assume_yes=yes,
+            wait=wait,
+            every=every,
+            allow_outside=allow_outside,
+        )
+    if progress is not None:
+        exit_as(progress)
 
 
 @app.command()
@@ -121,12 +138,12 @@ def status(
 ) -> None:
     """Show a job's progress.
 
-    Exits with 1 if the job failed or was stopped.
+    Exits with 1 if the job failed or was stopped; with --watch also with 3 if rows failed.
     """
     from darkroom_cli import status
 
     if watch:
-        status.watch(session, job, every=every)
+        status.exit_as(status.watch(session, job, every=every))
     else:
         status.status(session, job)
 

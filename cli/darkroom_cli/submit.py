@@ -26,7 +26,7 @@ from darkroom_cli.error_messages import CommandFailed, UsageMistake
 from darkroom_cli.local_files import content_problem, read_chunks
 from darkroom_cli.session import Session
 from darkroom_cli.stack import PARALLEL_TRANSFERS, Bucket, StoredObject
-from darkroom_cli.status import watch
+from darkroom_cli.status import Progress, watch
 
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html: names and values
 _MAX_METADATA_BYTES = 2048
@@ -73,15 +73,6 @@ def _object_name(path: Path) -> str:
     raise UsageMistake(f"{path}: the name must end in .csv or .csv.gz, or no job would start.")
 
 
-def _key(path: Path, to: str) -> str:
-    return posixpath.join(to.strip("/"), _object_name(path))
-
-
-def job_of(path: Path, to: str) -> str:
-    """The name of the job that a CSV becomes in the folder `to`."""
-    return job_id(_key(path, to))
-
-
 def submit(
     session: Session,
     path: Path,
@@ -91,9 +82,10 @@ def submit(
     wait: bool,
     every: float,
     allow_outside: bool = False,
-) -> None:
+) -> Progress | None:
+    """Upload a CSV and its images. With `wait`, the progress of the job at its end."""
     rows, bucket = open_csv(path, options), session.stack.input_bucket
-    key = _key(path, to)
+    key = posixpath.join(to.strip("/"), _object_name(path))
     job = job_id(key)
     with session.spinner(f"Reading {path.name}"):
         survey = _survey(rows)
@@ -126,13 +118,13 @@ def submit(
         counts = {"rows": survey.rows, "skipped": survey.skipped, "invalid": survey.invalid}
         session.print_result(job, {"job": job, "version": version} | counts | images)
     if not wait:
-        return
+        return None
 
     def started(run: Run) -> bool:
         # A still newer upload may have replaced it: that counts, or the wait would never end.
         return run.source.version_id == version or previous is None or run.run != previous.run
 
-    watch(session, job, every=every, started=started)
+    return watch(session, job, every=every, started=started)
 
 
 def _examples(shown: Sequence[str], count: int) -> str:

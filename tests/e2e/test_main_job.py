@@ -243,7 +243,7 @@ def test_a_folder_becomes_a_gallery_and_dead_rows_can_be_redriven(
         *("submit", csv, "--to", "cli", "--allow-outside", "--wait", "--every", "0.5"),
         *("--max-attempts", 1, "--json"),
     )
-    assert submitted.exit_code == 0, submitted.stderr
+    assert submitted.exit_code == 3, submitted.stderr  # a row is dead
     first = last_line(submitted)
     assert (first["state"], first["succeeded"], first["dead"]) == ("done", 2, 1)
     (failure,) = json.loads(darkroom("failures", "cli/people", "--json").stdout)
