@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.header import Header
+from functools import partial
 from itertools import compress
 from mimetypes import guess_type
 from pathlib import Path
@@ -20,15 +21,15 @@ from darkroom.csv_input.reader import JobRows, read_job_rows
 from darkroom.csv_input.values import parse_images
 from darkroom.errors import JobRejected, RowRejected
 from darkroom.formatting import plural, quoted, quoted_list
-from darkroom.images.file_types import describe_unsupported, is_image
 from darkroom.jobs import JobOptions, Run, job_id
 from darkroom_cli.error_messages import CommandFailed, UsageMistake
+from darkroom_cli.local_files import content_problem, read_chunks
 from darkroom_cli.session import Session
 from darkroom_cli.stack import PARALLEL_TRANSFERS, Bucket, StoredObject
-from darkroom_cli.status import watch
+from darkroom_cli.status import Progress, watch
 
-_CHUNK_BYTES = 1 << 20
-_HEAD_BYTES = 2048  # enough to recognise a file's type
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html: names and values
+_MAX_METADATA_BYTES = 2048
 _EXAMPLES = 3  # rows or images named in a warning
 # Metadata of an uploaded image. The MD5 shows a change where the ETag cannot (KMS keys).
 _MD5_METADATA, _JOB_METADATA = "darkroom-md5", "darkroom-job"
@@ -45,13 +46,7 @@ def open_csv(path: Path, options: Mapping[str, object]) -> JobRows:
         raise UsageMistake(str(error)) from error
     _object_name(path)
 
-    def open_bytes(offset: int) -> Iterator[bytes]:
-        with path.open("rb") as body:
-            body.seek(offset)
-            while chunk := body.read(_CHUNK_BYTES):
-                yield chunk
-
-    return read_job_rows(open_bytes, parsed)
+    return read_job_rows(partial(read_chunks, path), parsed)
 
 
 def _as_metadata(options: Mapping[str, object]) -> Mapping[str, str]:
@@ -61,6 +56,12 @@ def _as_metadata(options: Mapping[str, object]) -> Mapping[str, str]:
         text = str(value).lower() if isinstance(value, bool) else str(value)
         encoded = text if text.isascii() else Header(text, "utf-8", maxlinelen=10_000).encode()
         metadata[name.replace("_", "-")] = encoded
+    size = sum(len(name) + len(value) for name, value in metadata.items())
+    if size > _MAX_METADATA_BYTES:
+        raise UsageMistake(
+            f"The options take {size:,} bytes, and S3 stores {_MAX_METADATA_BYTES:,}: shorten "
+            "them, or write the instructions into a column of the CSV."
+        )
     return metadata
 
 
@@ -81,13 +82,16 @@ def submit(
     wait: bool,
     every: float,
     allow_outside: bool = False,
-) -> None:
+) -> Progress | None:
+    """Upload a CSV and its images. With `wait`, the progress of the job at its end."""
     rows, bucket = open_csv(path, options), session.stack.input_bucket
     key = posixpath.join(to.strip("/"), _object_name(path))
     job = job_id(key)
     with session.spinner(f"Reading {path.name}"):
         survey = _survey(rows)
         plan = _plan_images(survey.references, path, key)
+    for warning in rows.columns.warnings:
+        session.warn(warning)
     if plan.outside and not allow_outside:
         raise CommandFailed(
             f"{plural(len(plan.outside), 'image')} outside the folder of {path.name}: "
@@ -114,13 +118,13 @@ def submit(
         counts = {"rows": survey.rows, "skipped": survey.skipped, "invalid": survey.invalid}
         session.print_result(job, {"job": job, "version": version} | counts | images)
     if not wait:
-        return
+        return None
 
     def started(run: Run) -> bool:
         # A still newer upload may have replaced it: that counts, or the wait would never end.
         return run.source.version_id == version or previous is None or run.run != previous.run
 
-    watch(session, job, every=every, started=started)
+    return watch(session, job, every=every, started=started)
 
 
 def _examples(shown: Sequence[str], count: int) -> str:
@@ -185,7 +189,7 @@ def _plan_images(references: Iterable[str], csv_path: Path, key: str) -> _ImageP
         given = Path(reference)
         path = (csv_path.parent / given).resolve()  # a symbolic link counts as what it leads to
         relative, is_file = posixpath.normpath(given.as_posix()), path.is_file()
-        if is_file and (problem := _content_problem(path)):
+        if is_file and (problem := content_problem(path)):
             plan.not_images.append(f"{quoted(reference)} {problem}")
             continue
         if is_file and not path.is_relative_to(csv_folder):
@@ -203,13 +207,6 @@ def _plan_images(references: Iterable[str], csv_path: Path, key: str) -> _ImageP
         else:
             plan.absent[target] = reference
     return plan
-
-
-def _content_problem(path: Path) -> str | None:
-    """Why a file is not uploaded: a CSV from elsewhere may name any file of this machine."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-    return None if is_image(head) else describe_unsupported(head)
 
 
 def _upload_images(

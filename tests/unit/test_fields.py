@@ -34,7 +34,8 @@ def test_the_field_table_lists_exactly_the_attributes_of_requests_and_options() 
     options = {field.name for field in FIELDS if field.option}
     assert columns == {"index", *RowRequest.model_fields}
     assert options == set(JobOptions.model_fields)
-    assert columns & options == set(EditSettings.model_fields)
+    # An instruction is both as well, but every request has one.
+    assert columns & options == {*EditSettings.model_fields, "instruction"}
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,7 @@ def test_every_option_is_parsed_and_has_a_default() -> None:
         "filter-rows": ("0:50", "0:50"),
         "resume": ("false", False),
         "retry-failed": ("TRUE", True),
+        "instruction": ("Paint the {Name} red", "Paint the {Name} red"),
         "instruction-column": ("Anweisung", "Anweisung"),
         "output-name-column": ("Datei", "Datei"),
         "budget-usd": ("$2.50", 2.5),

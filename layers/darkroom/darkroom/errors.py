@@ -103,6 +103,10 @@ class Reason(StrEnum):
             "secret or raise its limits, then redrive."
         ),
     )
+    NOT_STORED = (
+        "not_stored",
+        "The results bucket could not be written. Correct its policy or its key, then redrive.",
+    )
     UNPARSEABLE = "unparseable", "The message was not one of Darkroom's. Upload the CSV again."
 
 

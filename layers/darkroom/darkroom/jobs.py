@@ -21,6 +21,7 @@ class JobOptions(EditSettings):
     filter_rows: str | None = None
     resume: bool = True
     retry_failed: bool = False
+    instruction: str | None = None  # for rows without one; may contain {column}
     instruction_column: str | None = None
     output_name_column: str | None = None
     budget_usd: float | None = Field(default=None, ge=0)
@@ -145,6 +146,11 @@ class ResultPaths:
     @property
     def summary(self) -> str:
         return f"{self.job}/job.json"
+
+    @property
+    def write_check(self) -> str:
+        """An empty object, written to prove that results can be stored."""
+        return f"{self.job}/.write-check"
 
     @property
     def failed_rows(self) -> str:

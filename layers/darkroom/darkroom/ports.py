@@ -177,6 +177,9 @@ class Telemetry(Protocol):
     def exception(self, event: str, **fields: object) -> None:
         """Like error, with the traceback of the exception being handled."""
 
+    def flush(self) -> None:
+        """Print the pending metrics."""
+
 
 class CsvStore(Protocol):
     """The input bucket, read at one version of an object."""
