@@ -63,14 +63,12 @@ def measure(
     rate = rows_per_minute
     if (rate is None or ended) and counters.settled and elapsed > 0:
         rate = counters.settled * 60 / elapsed
-    # The splitter counted the rows that were redriven since then as `kept_failed`.
-    kept_failed = max(totals.kept_failed - counters.redriven, 0)
-    left = max(totals.queued + counters.redriven - counters.settled, 0)
+    left = max(totals.queued - counters.settled, 0)
     eta = left * 60 / rate if rate and left and run.split_done and not ended else None
-    never_queued = totals.resumed + kept_failed + totals.invalid + totals.skipped
+    never_queued = totals.resumed + totals.kept_failed + totals.invalid + totals.skipped
     counts = {status: getattr(counters, status) for status in SETTLED_STATUSES}
     counts["succeeded"] += totals.resumed
-    counts["failed"] += totals.invalid + kept_failed
+    counts["failed"] += totals.invalid + totals.kept_failed
     return Progress(
         **counts,
         job=run.job,

@@ -83,6 +83,7 @@ class Checkpoint:
 class RejectedUpload:
     """A later upload that could not be used, and so did not replace a run under way."""
 
+    run: str  # the id it would have had
     key: str
     version_id: str | None
     reason: str  # a sentence for users
@@ -100,6 +101,7 @@ class Run:
     options: JobOptions
     started_at: float
     sequencer: str = ""  # hex string that orders S3's events for one key
+    etag: str = ""  # of the uploaded object
     split_done: bool = False
     totals: Totals = Totals()
     checkpoint: Checkpoint = Checkpoint()
@@ -121,7 +123,6 @@ class Counters(StatusCounts):
     cost_micro_usd: int = 0
     possible_duplicate_charges: int = 0
     unpriced: int = 0  # rows whose cost is not known
-    redriven: int = 0  # rows of an earlier upload, redriven into this run: settled beyond `queued`
     transitions: int = 0  # changes ever made to these sums; a report is made for one value
 
     def __neg__(self) -> "Counters":
