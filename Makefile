@@ -6,9 +6,8 @@ MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
 PYTHON := $(BIN)/python
-# SAM CLI, with Python 3.13 first on its PATH; the layers' Makefiles use the Python and uv given here.
-SAM = PATH="$(CURDIR)/.venv-sam/bin:$$PATH" UV="$$(scripts/uv)" DARKROOM_PYTHON="$(CURDIR)/$(PYTHON)" \
-	SAM_CLI_TELEMETRY=0 $(if $(ARCHITECTURE),DARKROOM_ARCHITECTURE=$(ARCHITECTURE)) sam
+SAM = SAM_CLI_TELEMETRY=0 .venv-sam/bin/sam
+DEPLOY = $(PYTHON) -m darkroom_local.deploy $(if $(ARCHITECTURE),Architecture=$(ARCHITECTURE))
 LOCKED := uv.lock scripts/sync scripts/uv scripts/python313
 # A process more than the smallest machine has cores: the end-to-end tests wait most of the time. A file
 # stays in one process, so that what it sets up is set up once; e2e comes early, unit tests last.
@@ -60,7 +59,7 @@ check: .venv/.synced .venv-sam/.synced ## format, lint, types, template
 	$(SAM) validate --lint --template $(LINT_TRANSFORMED)
 
 checkov: .venv-checkov/.synced ## security findings of the template
-	.venv-checkov/bin/checkov --quiet --compact --skip-download --framework cloudformation -f template.yaml
+	.venv-checkov/bin/checkov --config-file .checkov.yaml
 
 test-sam-local: setup ## `sam local invoke` of the three functions, where containers can run
 	$(PYTHON) -m tests.sam_local $(ARGS)
@@ -94,11 +93,11 @@ bench-report: .venv/.synced ## the report on a million rows
 
 # ---------------------------------------------------------------- AWS
 
-build: .venv/.synced .venv-sam/.synced ## sam build (ARCHITECTURE=arm64 for Graviton)
-	$(SAM) build
+build: .venv/.synced .venv-sam/.synced ## sam build, and a check of its wheels (ARCHITECTURE=arm64 for Graviton)
+	@$(DEPLOY) --only-build
 
-deploy: build ## sam deploy to your AWS account (ARGS="--parameter-overrides WorkerProcesses=8")
-	$(SAM) deploy $(if $(ARCHITECTURE),--parameter-overrides Architecture=$(ARCHITECTURE)) $(ARGS)
+deploy: .venv/.synced .venv-sam/.synced ## build and deploy to your AWS account (ARGS="WorkerProcesses=8")
+	@$(DEPLOY) $(ARGS)
 
 # ---------------------------------------------------------------- upkeep
 

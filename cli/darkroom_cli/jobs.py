@@ -29,6 +29,9 @@ def list_jobs(session: Session, prefix: str, limit: int) -> None:
     else:
         columns = ("job", "state", "rows", "failed", "uploaded (UTC)")
         session.print_table(columns, map(_cells, jobs), right=("rows", "failed"), folded="job")
+        for job in jobs:
+            if job.get("waiting"):
+                session.note(f"{job['job']} is waiting: {job['waiting']['detail']}")
 
 
 def _as_json(session: Session, upload: StoredObject) -> dict[str, Any]:
@@ -44,7 +47,8 @@ def _cells(job: Mapping[str, Any]) -> tuple[str, ...]:
     if "run" in job:
         rows = f"{job['done']:,}/{job['rows']:,}"
         failed = f"{sum(job[status] for status in UNSUCCESSFUL_STATUSES):,}"
-    return job["job"], job["state"], rows, failed, job["uploaded"][:16].replace("T", " ")
+    state = f"{job['state']}, waiting" if job.get("waiting") else job["state"]
+    return job["job"], state, rows, failed, job["uploaded"][:16].replace("T", " ")
 
 
 def stop(session: Session, job: str) -> None:

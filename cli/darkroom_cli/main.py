@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from darkroom_cli.options import CsvFile, Every, Job, QuoteCommand, SubmitCommand
+from darkroom_cli.options import CsvOrFolder, Every, Job, QuoteCommand, SubmitCommand
 from darkroom_cli.session import Session, with_session
 
 # Modules are imported where they run: `darkroom --help` and completion must not wait for boto3.
@@ -60,23 +60,53 @@ def _main(
 @with_session
 def submit(
     session: Session,
-    csv: CsvFile,
+    csv: CsvOrFolder,
+    *,
     wait: Annotated[
         bool,
         typer.Option("--wait", help="Wait until the job ends; exit with 1 unless it is done."),
     ] = False,
     to: Annotated[str, typer.Option(help="Folder in the input bucket.", metavar="PREFIX")] = "jobs",
     every: Every = 2.0,
+    trial: Annotated[
+        int | None,
+        typer.Option(
+            "--try",
+            min=1,
+            help="Edit this many rows first, then show the price of the rest and ask.",
+            metavar="ROWS",
+        ),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="With --try: edit the rest without asking.")
+    ] = False,
+    allow_outside: Annotated[
+        bool,
+        typer.Option("--allow-outside", help="Also upload images outside the folder of the CSV."),
+    ] = False,
     **options: object,
 ) -> None:
-    """Start a job from a CSV.
+    """Start a job from a CSV, or from a folder of images and an instruction.
 
     Uploads the local images that the CSV names, if they are missing or changed, then the CSV, and
     prints the job's name. Submitting a corrected CSV again processes only new and changed rows.
     """
+    from darkroom_cli.local_files import csv_of_folder
     from darkroom_cli.submit import submit
+    from darkroom_cli.trial import submit_trial
 
-    submit(session, csv, to, options, wait=wait, every=every)
+    path = csv_of_folder(session, csv, options) if csv.is_dir() else csv
+    if trial is None:
+        submit(session, path, to, options, wait=wait, every=every, allow_outside=allow_outside)
+        return
+    submit_trial(
+        *(session, path, to, options),
+        count=trial,
+        assume_yes=yes,
+        wait=wait,
+        every=every,
+        allow_outside=allow_outside,
+    )
 
 
 @app.command()
@@ -124,7 +154,7 @@ def download(
 @with_session
 def quote(
     session: Session,
-    csv: CsvFile,
+    csv: CsvOrFolder,
     call_seconds: Annotated[
         float,
         typer.Option(min=0.1, help="Assumed duration of a call.", metavar="SECONDS"),

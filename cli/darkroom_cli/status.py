@@ -5,13 +5,15 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 
 import typer
 
-from darkroom.errors import ServiceUnavailable
+from darkroom.errors import ServiceUnavailable, Waiting
 from darkroom.formatting import duration, money, plural
-from darkroom.jobs import Counters, Run, RunState
+from darkroom.jobs import Counters, RejectedUpload, Run, RunState
 from darkroom.ports import Clock
+from darkroom.report.summary import counts_so_far
 from darkroom.rows import SETTLED_STATUSES, UNSUCCESSFUL_STATUSES, StatusCounts
 from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.session import Session
@@ -20,6 +22,7 @@ ENDED = frozenset({RunState.DONE, RunState.FAILED, RunState.STOPPED})
 _RATE_WINDOW_SECONDS = 60.0
 _MAX_UNAVAILABLE = 20  # consecutive polls that AWS does not answer
 _LINE_INTERVAL_SECONDS = 10.0  # between two lines of progress where there is no terminal
+_HALF_DAY_SECONDS = 12 * 3600.0
 _START_TIMEOUT_SECONDS = 120.0  # from the upload until its run must exist
 
 
@@ -46,6 +49,8 @@ class Progress(StatusCounts):
     rows_per_minute: float | None
     eta_seconds: float | None
     reason: str | None = None
+    waiting: Waiting | None = None
+    rejected_uploads: tuple[RejectedUpload, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -57,28 +62,24 @@ def measure(
     run: Run, counters: Counters, now: float, rows_per_minute: float | None = None
 ) -> Progress:
     """Without a recent rate, and once the job has ended, the average rate is used."""
-    totals = run.totals if run.split_done else run.checkpoint.totals
+    so_far, ended = counts_so_far(run, counters), run.state in ENDED
     elapsed = max((run.finished_at or now) - run.started_at, 0.0)
-    ended = run.state in ENDED
     rate = rows_per_minute
     if (rate is None or ended) and counters.settled and elapsed > 0:
         rate = counters.settled * 60 / elapsed
-    left = max(totals.queued - counters.settled, 0)
+    left = max(run.totals.queued - counters.settled, 0)
     eta = left * 60 / rate if rate and left and run.split_done and not ended else None
-    never_queued = totals.resumed + totals.kept_failed + totals.invalid + totals.skipped
-    counts = {status: getattr(counters, status) for status in SETTLED_STATUSES}
-    counts["succeeded"] += totals.resumed
-    counts["failed"] += totals.invalid + totals.kept_failed
+    counts = {status: getattr(so_far, status) for status in SETTLED_STATUSES}
     return Progress(
         **counts,
         job=run.job,
         run=run.run,
         state=run.state,
-        rows=totals.rows,
+        rows=so_far.rows,
         split_done=run.split_done,
-        done=counters.settled + never_queued,
-        skipped=totals.skipped,
-        resumed=totals.resumed,
+        done=sum(counts.values()) + so_far.skipped,
+        skipped=so_far.skipped,
+        resumed=so_far.resumed,
         fallback_rate=counters.fallback / counters.succeeded if counters.succeeded else 0.0,
         cost_usd=counters.cost_micro_usd / 1e6,
         unpriced=counters.unpriced,
@@ -87,6 +88,8 @@ def measure(
         rows_per_minute=rate,
         eta_seconds=eta,
         reason=run.reason,
+        waiting=None if ended else run.waiting,
+        rejected_uploads=run.rejected_uploads,
         warnings=run.warnings,
     )
 
@@ -138,7 +141,7 @@ def _finish(session: Session, progress: Progress) -> None:
     A script that waits for the job must not continue as if it were done.
     """
     if not session.json:
-        session.print_fields(_fields(progress))
+        session.print_fields(_fields(progress, session.clock.now()))
         if session.err.is_terminal:
             for hint in _hints(progress):
                 session.note(hint)
@@ -146,13 +149,15 @@ def _finish(session: Session, progress: Progress) -> None:
         raise typer.Exit(1)
 
 
-def _fields(p: Progress) -> Iterator[tuple[str, str]]:
+def _fields(p: Progress, now: float) -> Iterator[tuple[str, str]]:
     yield "job", p.job
     yield "state", p.state.value
     if p.reason:
         yield "reason", p.reason
     if p.state is RunState.FAILED and not p.rows:
         return
+    if p.waiting:
+        yield "waiting", f"since {_clock_time(p.waiting.since, now)}: {p.waiting.detail}"
     percent = f" ({p.done / p.rows:.0%})" if p.rows and p.split_done else ""
     yield "rows", f"{p.done:,} of {p.rows:,}{'' if p.split_done else ' or more'}{percent}"
     earlier = f" ({p.resumed:,} in an earlier upload)" if p.resumed else ""
@@ -172,6 +177,14 @@ def _fields(p: Progress) -> Iterator[tuple[str, str]]:
         yield "left", f"about {duration(p.eta_seconds)}"
     for warning in p.warnings:
         yield "warning", warning
+    for upload in p.rejected_uploads:
+        yield "rejected upload", f"{_clock_time(upload.rejected_at, now)}: {upload.reason}"
+
+
+def _clock_time(at: float, now: float) -> str:
+    """Local time; with the date when it is not within the last 12 hours. Unix seconds."""
+    time = datetime.fromtimestamp(at).astimezone()
+    return f"{time:%H:%M}" if 0 <= now - at < _HALF_DAY_SECONDS else f"{time:%Y-%m-%d %H:%M}"
 
 
 def _hints(p: Progress) -> Iterator[str]:
@@ -254,18 +267,24 @@ def _progress_display(session: Session) -> Iterator[Callable[[Progress], None]]:
 
 
 def _line_printer(clock: Clock) -> Callable[[Progress], None]:
-    """A line for every new state, and for other changes at most every _LINE_INTERVAL_SECONDS."""
+    """A line for every new state, and for other changes at most every _LINE_INTERVAL_SECONDS.
+
+    What a job waits for is part of its state.
+    """
     state: RunState | None = None
-    counts: tuple[int, int] | None = None
+    waiting: str | None = None
+    shown: tuple[int, int] | None = None
     printed_at = float("-inf")
 
     def show(p: Progress) -> None:
-        nonlocal state, counts, printed_at
-        changed = (p.done, p.rows) != counts
-        due = changed and clock.now() - printed_at >= _LINE_INTERVAL_SECONDS
-        if (due or p.state is not state) and not p.ended:
+        nonlocal state, waiting, shown, printed_at
+        due = (p.done, p.rows) != shown and clock.now() - printed_at >= _LINE_INTERVAL_SECONDS
+        detail = p.waiting.detail if p.waiting else None
+        news = p.state is not state or detail != waiting
+        if (due or news) and not p.ended:
             typer.echo(_line(p), err=True)
-            state, counts, printed_at = p.state, (p.done, p.rows), clock.now()
+            state, waiting = p.state, detail
+            shown, printed_at = (p.done, p.rows), clock.now()
 
     return show
 
@@ -281,4 +300,6 @@ def _line(p: Progress) -> str:
         parts.append(money(p.cost_usd))
     if p.eta_seconds is not None:
         parts.append(f"{duration(p.eta_seconds)} left")
+    if p.waiting:
+        parts.append(f"waiting: {p.waiting.detail}")
     return " · ".join(parts)

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.header import Header
+from functools import partial
 from itertools import compress
 from mimetypes import guess_type
 from pathlib import Path
@@ -19,14 +20,16 @@ from darkroom.csv_input.fields import parse_options
 from darkroom.csv_input.reader import JobRows, read_job_rows
 from darkroom.csv_input.values import parse_images
 from darkroom.errors import JobRejected, RowRejected
-from darkroom.formatting import plural
+from darkroom.formatting import plural, quoted, quoted_list
 from darkroom.jobs import JobOptions, Run, job_id
 from darkroom_cli.error_messages import CommandFailed, UsageMistake
+from darkroom_cli.local_files import content_problem, read_chunks
 from darkroom_cli.session import Session
 from darkroom_cli.stack import PARALLEL_TRANSFERS, Bucket, StoredObject
 from darkroom_cli.status import watch
 
-_CHUNK_BYTES = 1 << 20
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html: names and values
+_MAX_METADATA_BYTES = 2048
 _EXAMPLES = 3  # rows or images named in a warning
 # Metadata of an uploaded image. The MD5 shows a change where the ETag cannot (KMS keys).
 _MD5_METADATA, _JOB_METADATA = "darkroom-md5", "darkroom-job"
@@ -43,13 +46,7 @@ def open_csv(path: Path, options: Mapping[str, object]) -> JobRows:
         raise UsageMistake(str(error)) from error
     _object_name(path)
 
-    def open_bytes(offset: int) -> Iterator[bytes]:
-        with path.open("rb") as body:
-            body.seek(offset)
-            while chunk := body.read(_CHUNK_BYTES):
-                yield chunk
-
-    return read_job_rows(open_bytes, parsed)
+    return read_job_rows(partial(read_chunks, path), parsed)
 
 
 def _as_metadata(options: Mapping[str, object]) -> Mapping[str, str]:
@@ -59,6 +56,12 @@ def _as_metadata(options: Mapping[str, object]) -> Mapping[str, str]:
         text = str(value).lower() if isinstance(value, bool) else str(value)
         encoded = text if text.isascii() else Header(text, "utf-8", maxlinelen=10_000).encode()
         metadata[name.replace("_", "-")] = encoded
+    size = sum(len(name) + len(value) for name, value in metadata.items())
+    if size > _MAX_METADATA_BYTES:
+        raise UsageMistake(
+            f"The options take {size:,} bytes, and S3 stores {_MAX_METADATA_BYTES:,}: shorten "
+            "them, or write the instructions into a column of the CSV."
+        )
     return metadata
 
 
@@ -70,6 +73,15 @@ def _object_name(path: Path) -> str:
     raise UsageMistake(f"{path}: the name must end in .csv or .csv.gz, or no job would start.")
 
 
+def _key(path: Path, to: str) -> str:
+    return posixpath.join(to.strip("/"), _object_name(path))
+
+
+def job_of(path: Path, to: str) -> str:
+    """The name of the job that a CSV becomes in the folder `to`."""
+    return job_id(_key(path, to))
+
+
 def submit(
     session: Session,
     path: Path,
@@ -78,13 +90,27 @@ def submit(
     *,
     wait: bool,
     every: float,
+    allow_outside: bool = False,
 ) -> None:
     rows, bucket = open_csv(path, options), session.stack.input_bucket
-    key = posixpath.join(to.strip("/"), _object_name(path))
+    key = _key(path, to)
     job = job_id(key)
     with session.spinner(f"Reading {path.name}"):
         survey = _survey(rows)
         plan = _plan_images(survey.references, path, key)
+    for warning in rows.columns.warnings:
+        session.warn(warning)
+    if plan.outside and not allow_outside:
+        raise CommandFailed(
+            f"{plural(len(plan.outside), 'image')} outside the folder of {path.name}: "
+            f"{quoted_list(plan.outside)}. Nothing was uploaded; add --allow-outside to upload "
+            f"{'them' if len(plan.outside) > 1 else 'it'} too."
+        )
+    if plan.not_images:
+        session.warn(
+            f"{plural(len(plan.not_images), 'file')} not uploaded, their rows will fail: "
+            f"{_examples(plan.not_images[:_EXAMPLES], len(plan.not_images))}."
+        )
     if survey.invalid:
         session.warn(
             f"{survey.invalid:,} of {plural(survey.rows, 'row')} will fail: "
@@ -150,6 +176,8 @@ class _ImagePlan:
 
     found: dict[str, Path] = field(default_factory=dict)  # by key
     absent: dict[str, str] = field(default_factory=dict)  # key -> reference: not on this machine
+    outside: list[str] = field(default_factory=list)  # files that are not in the CSV's folder
+    not_images: list[str] = field(default_factory=list)  # by their contents, each with the problem
     renamed: dict[str, str] = field(default_factory=dict)  # reference -> its name in the upload
 
 
@@ -166,9 +194,14 @@ def _plan_images(references: Iterable[str], csv_path: Path, key: str) -> _ImageP
         if "://" in reference:
             continue
         given = Path(reference)
-        path = (csv_path.parent / given).resolve()
-        relative = posixpath.normpath(given.as_posix())
-        if (given.is_absolute() or relative.startswith("..")) and path.is_file():
+        path = (csv_path.parent / given).resolve()  # a symbolic link counts as what it leads to
+        relative, is_file = posixpath.normpath(given.as_posix()), path.is_file()
+        if is_file and (problem := content_problem(path)):
+            plan.not_images.append(f"{quoted(reference)} {problem}")
+            continue
+        if is_file and not path.is_relative_to(csv_folder):
+            plan.outside.append(reference)
+        if (given.is_absolute() or relative.startswith("..")) and is_file:
             if path.is_relative_to(csv_folder):
                 relative = path.relative_to(csv_folder).as_posix()
             else:
@@ -176,7 +209,7 @@ def _plan_images(references: Iterable[str], csv_path: Path, key: str) -> _ImageP
                 relative = f"{stem}.images/{digest}-{path.name}"
             plan.renamed[reference] = relative
         target = posixpath.normpath(posixpath.join(prefix, relative))
-        if path.is_file():
+        if is_file:
             plan.found[target] = path
         else:
             plan.absent[target] = reference

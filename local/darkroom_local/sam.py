@@ -2,16 +2,20 @@
 
 import fcntl
 import hashlib
+import json
 import os
+import platform
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from darkroom_local.ministack import aws_environment
+from darkroom_local.ministack_template import adapted
 from darkroom_local.processes import ROOT, LocalStackError, run
 
 BIN = ROOT / ".venv-sam" / "bin"
-SOURCES_DIGEST = ROOT / ".aws-sam" / "build" / ".sources"  # gone when another `sam build` ran
+BUILD = ROOT / ".aws-sam" / "build"
+SOURCES_DIGEST = BUILD / ".sources"  # gone when another `sam build` ran
 TIMEOUT_SECONDS = 600
 # A profile or endpoint of the shell must not lead a local deployment into a real account.
 _EXCLUDED_PREFIXES = ("AWS_", "UV_PYTHON", "VIRTUAL_ENV", "SAM_", "DARKROOM_")
@@ -28,11 +32,14 @@ def build() -> None:
 
 
 def deploy(url: str, stack: str, parameters: Mapping[str, str]) -> None:
-    """`sam deploy` of the last build to the AWS at `url`. Raises LocalStackError."""
+    """`sam deploy` of the last build to the MiniStack at `url`. Raises LocalStackError."""
+    template = BUILD / "ministack.json"  # beside the code, to which its paths are relative
+    template.write_text(json.dumps(adapted(BUILD / "template.yaml", parameters)))
     overrides = [f"{name}={value}" for name, value in parameters.items()]
     options = ["--parameter-overrides", *overrides] if overrides else []
-    command = ("deploy", "--stack-name", stack, "--no-progressbar", *options)
-    _sam(*command, **aws_environment(url))
+    command = ("deploy", "--template-file", str(template), "--stack-name", stack)
+    config = ("--config-file", str(ROOT / "samconfig.toml"))
+    _sam(*command, *config, "--no-progressbar", *options, **aws_environment(url))
 
 
 @contextmanager
@@ -48,6 +55,17 @@ def exclusive() -> Iterator[None]:
 def uv() -> str:
     """Path of a working uv. Raises LocalStackError."""
     return run([ROOT / "scripts" / "uv"], timeout_seconds=TIMEOUT_SECONDS).strip()
+
+
+def toolchain() -> dict[str, str]:
+    """Variables with which SAM CLI and the layers' Makefiles use the tools of this checkout."""
+    return {
+        "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "UV": uv(),
+        "DARKROOM_PYTHON": sys.executable,
+        "SAM_CLI_TELEMETRY": "0",
+        "SAM_CLI_CHECK_FOR_UPDATES": "0",
+    }
 
 
 def _sources_digest() -> str:
@@ -67,12 +85,8 @@ def _sam(*arguments: str, **variables: str) -> None:
     if not (BIN / "sam").exists():
         raise LocalStackError(f"{BIN / 'sam'} is missing: run `make setup` in {ROOT}")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(_EXCLUDED_PREFIXES)}
-    environment = inherited | {
-        "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "UV": uv(),
-        "DARKROOM_PYTHON": sys.executable,
-        "SAM_CLI_TELEMETRY": "0",
-        "SAM_CLI_CHECK_FOR_UPDATES": "0",
-        **variables,
-    }
+    # MiniStack runs the functions on this machine's processor.
+    architecture = "arm64" if platform.machine() in ("aarch64", "arm64") else "x86_64"
+    own = {"DARKROOM_ARCHITECTURE": architecture, **toolchain()}
+    environment = inherited | own | variables
     run([BIN / "sam", *arguments], environment, timeout_seconds=TIMEOUT_SECONDS, error_lines=30)

@@ -240,7 +240,8 @@ def test_a_folder_becomes_a_gallery_and_dead_rows_can_be_redriven(
 ) -> None:
     csv = folder / "people.csv"
     submitted = darkroom(
-        *("submit", csv, "--to", "cli", "--wait", "--every", "0.5", "--max-attempts", 1, "--json")
+        *("submit", csv, "--to", "cli", "--allow-outside", "--wait", "--every", "0.5"),
+        *("--max-attempts", 1, "--json"),
     )
     assert submitted.exit_code == 0, submitted.stderr
     first = last_line(submitted)

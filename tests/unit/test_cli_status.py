@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import replace
+from datetime import datetime
 from unittest.mock import Mock
 
 import pytest
 
 from darkroom.errors import Reason, ServiceUnavailable
-from darkroom.jobs import Checkpoint, Run, RunState, Source, Totals
+from darkroom.jobs import Checkpoint, RejectedUpload, Run, RunState, Source, Totals
 from darkroom.report.manifest import ManifestFormat
 from darkroom.rows import Claim, RowResult, RowState
 from darkroom_cli.status import RecentRate
@@ -201,3 +202,49 @@ def test_failures_of_a_finished_job_come_from_its_manifest(cli: CliHarness) -> N
     cli.results_bucket.objects[f"{JOB}/manifest.csv"] = FakeObject(body)
     found = cli.json("failures", JOB)
     assert [(f["row"], f["reason"], f["detail"]) for f in found] == [(1, "bad_input", "=column n")]
+
+
+def test_status_and_list_show_what_a_job_waits_for(cli: CliHarness) -> None:
+    run = start(cli, rows=2, queued=2)
+    detail = "every key of gemini-main was rejected (401): correct the endpoints secret"
+    cli.ledger.set_waiting(run, Reason.KEY_REJECTED, detail)
+    since = datetime.fromtimestamp(cli.clock.now()).astimezone()
+    cli.clock.time += 60
+    lines = cli.run("status", JOB).stdout.splitlines()
+    assert f"waiting: since {since:%H:%M}: {detail}" in lines
+    assert cli.json("status", JOB)["waiting"]["detail"] == detail
+    cli.input_bucket.objects[f"{JOB}.csv"] = FakeObject(b"")
+    result = cli.run("list")
+    assert "running, waiting" in result.stdout
+    assert detail in result.stderr
+    cli.clock.time += 86_400
+    assert f"waiting: since {since:%Y-%m-%d %H:%M}: {detail}" in cli.run("status", JOB).stdout
+
+
+def test_watch_prints_a_line_when_a_job_begins_to_wait_and_when_it_ends(cli: CliHarness) -> None:
+    run = start(cli, rows=1, queued=1)
+
+    def work() -> None:
+        if len(cli.clock.slept) == 2:
+            cli.ledger.set_waiting(run, Reason.KEY_REJECTED, "every key was rejected")
+        if len(cli.clock.slept) == 4:
+            cli.ledger.clear_waiting(run)
+        if len(cli.clock.slept) == 5:
+            cli.ledger.stop(JOB)
+
+    cli.clock.on_sleep = work
+    result = cli.run("status", JOB, "--watch", "--every", "1")
+    assert result.stderr.splitlines() == [
+        "0/1 rows",
+        "0/1 rows · waiting: every key was rejected",
+        "0/1 rows",
+    ]
+
+
+def test_status_shows_uploads_that_were_rejected(cli: CliHarness) -> None:
+    start(cli, rows=1, queued=1)
+    record = cli.ledger.runs[JOB, cli.ledger.current_run(JOB).run]
+    upload = RejectedUpload(f"{JOB}.csv", "v2", "The file is empty.", cli.clock.now())
+    run = replace(record.run, rejected_uploads=(upload,))
+    cli.ledger.runs[JOB, run.run] = replace(record, run=run)
+    assert "The file is empty." in cli.run("status", JOB).stdout

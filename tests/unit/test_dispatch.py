@@ -55,6 +55,21 @@ def test_a_failure_of_the_row_neither_falls_back_nor_blames_the_endpoint(outcome
     assert harness.state("gemini").failures == 0
 
 
+def test_a_request_above_an_endpoints_limit_is_made_at_another_one() -> None:
+    harness = two_tiers(max_retries=2)
+    detail = "on input-images per min: Limit 5, Used 0, Requested 8"
+    too_large = CallFailed(Outcome.BAD_REQUEST, detail, too_large_for_limit=True)
+    harness.editor.always["gemini"] = too_large
+    result = harness.dispatch()
+    assert harness.editor.called() == ["gemini", "openai"]
+    assert result.warnings == (f"gemini was skipped: {detail}",)
+    assert harness.state("gemini").failures == 0
+    harness.editor.always["openai"] = too_large
+    rejected = harness.failure(RowRejected)
+    assert rejected.reason is Reason.BAD_REQUEST
+    assert detail in rejected.detail
+
+
 @pytest.mark.parametrize(
     "outcome", [o for o in Outcome if o.transient or o.key_at_fault], ids=lambda o: o.value
 )

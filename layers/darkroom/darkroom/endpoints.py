@@ -19,6 +19,7 @@ from darkroom.providers.registry import PROVIDERS, Provider
 
 _DEFAULTS_BY_PROVIDER = ("model", "tier", "timeout_seconds", "max_retries", "retry_delay_seconds")
 _MAX_PRICE = 1_000_000.0  # US dollars
+MAX_TIMEOUT_SECONDS = 840.0  # of a call, within a worker's 900
 _BASE_URL = re.compile(r"https?://[^/\s]")
 _COMMON_SETTINGS = {  # suffix of the variable -> field of every endpoint
     "TIMEOUT": "timeout_seconds",
@@ -78,7 +79,7 @@ class Endpoint(BaseModel):
     burst: int = Field(default=1, ge=1)
     requests_per_day: int = Field(default=0, ge=0)
     max_in_flight: int = Field(default=4, ge=0)
-    timeout_seconds: float = Field(gt=0, le=840)
+    timeout_seconds: float = Field(gt=0, le=MAX_TIMEOUT_SECONDS)
     max_retries: int = Field(ge=0, le=10)
     retry_delay_seconds: float = Field(ge=0, le=60)
 
@@ -103,6 +104,16 @@ class Endpoint(BaseModel):
             raise ValueError('api_keys: is missing or empty, write a list such as ["…"]')
         if self.credentials is not None and self.api_keys:
             raise ValueError("credentials: takes the place of api_keys, remove one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_deadline_that_the_provider_takes(self) -> Self:
+        entry = PROVIDERS[self.provider]
+        if self.timeout_seconds < entry.min_timeout_seconds:
+            raise ValueError(
+                f"timeout_seconds: {entry.display_name} rejects deadlines under "
+                f"{entry.min_timeout_seconds:g} seconds, write a longer one"
+            )
         return self
 
     @property

@@ -110,6 +110,10 @@ class Reason(StrEnum):
             "CSV again with retry-failed=true to edit it."
         ),
     )
+    NOT_STORED = (
+        "not_stored",
+        "The results bucket could not be written. Correct its policy or its key, then redrive.",
+    )
     UNPARSEABLE = "unparseable", "The message was not one of Darkroom's. Upload the CSV again."
 
 
@@ -148,17 +152,38 @@ class ServiceUnavailable(DarkroomError):
     """An AWS service failed even after the SDK's own retries: try again later."""
 
 
-class RowRejected(DarkroomError):
-    """No retry can help this row: it ends as `failed` with `reason` and the sentence as detail."""
+class UploadLost(ServiceUnavailable):
+    """An upload in parts is gone, and its parts with it: start from the first part."""
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+
+class RowRejected(DarkroomError):
+    """No retry can help this row: it ends as `failed` with `reason` and the sentence as detail.
+
+    `provider`, `endpoint` and `model` are those of the call that failed, if there was one.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        detail: str,
+        *,
+        provider: str | None = None,
+        endpoint: str | None = None,
+        model: str | None = None,
+    ) -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
+        self.provider = provider
+        self.endpoint = endpoint
+        self.model = model
 
 
 class RetryRow(DarkroomError):
-    """This attempt failed, another may succeed: costs an attempt; `dead` when they are spent."""
+    """This attempt failed, another may succeed: costs an attempt; `dead` when they are spent.
+
+    `provider`, `endpoint` and `model` are those of the call that failed, if there was one.
+    """
 
     def __init__(
         self,
@@ -168,6 +193,7 @@ class RetryRow(DarkroomError):
         delay_seconds: float = 0.0,
         provider: str | None = None,
         endpoint: str | None = None,
+        model: str | None = None,
     ) -> None:
         super().__init__(detail)
         self.reason = reason
@@ -175,6 +201,7 @@ class RetryRow(DarkroomError):
         self.delay_seconds = delay_seconds
         self.provider = provider
         self.endpoint = endpoint
+        self.model = model
 
 
 class DeferRow(DarkroomError):

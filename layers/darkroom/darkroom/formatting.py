@@ -32,6 +32,14 @@ def redact_url(reference: str) -> str:
     return _SIGNED.sub("?…", _USER_INFO.sub("://…@", reference))
 
 
+def printable(text: str, keep: str = "") -> str:
+    """The text with a placeholder for each control, format and surrogate character not in `keep`.
+
+    What a terminal would act on: escape sequences, line breaks, reversed writing.
+    """
+    return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def clean_text(text: str, *secrets: str) -> str:
     """A text from outside (a provider, a web server), safe to store and to show anywhere.
 
@@ -46,7 +54,7 @@ def clean_text(text: str, *secrets: str) -> str:
     if (title := _TITLE.search(text)) is not None:
         text = title[1]
     text = _TAG.sub(" ", _UNSEEN.sub(" ", text))
-    text = "".join(c if c.isprintable() else " " for c in text)
+    text = printable(" ".join(text.split()))
     text = _URL.sub(lambda url: redact_url(url[0]), text)
     text = _KEY_LIKE.sub("[key]", _DATA.sub("[data]", text))
     text = " ".join(text.split())
@@ -55,8 +63,7 @@ def clean_text(text: str, *secrets: str) -> str:
 
 def quoted(value: str) -> str:
     """A value from the user, in quotes: redacted, on one line, of limited length."""
-    printable = (c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in redact_url(value))
-    text = "".join(printable)
+    text = printable(redact_url(value))
     if len(text) > _SHOWN_CHARS:
         text = text[: _SHOWN_CHARS - 1] + "…"
     return f"'{text}'"

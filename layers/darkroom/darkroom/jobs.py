@@ -21,6 +21,7 @@ class JobOptions(EditSettings):
     filter_rows: str | None = None
     resume: bool = True
     retry_failed: bool = False
+    instruction: str | None = None  # for rows without one; may contain {column}
     instruction_column: str | None = None
     output_name_column: str | None = None
     budget_usd: float | None = Field(default=None, ge=0)
@@ -83,11 +84,11 @@ class Checkpoint:
 class RejectedUpload:
     """A later upload that could not be used, and so did not replace a run under way."""
 
-    run: str  # the id it would have had
     key: str
     version_id: str | None
     reason: str  # a sentence for users
     rejected_at: float  # Unix seconds
+    run: str = ""  # the id it would have had
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,19 @@ class ResultPaths:
     @property
     def summary(self) -> str:
         return f"{self.job}/job.json"
+
+    @property
+    def write_check(self) -> str:
+        """An empty object, written to prove that results can be stored."""
+        return f"{self.job}/.write-check"
+
+    @property
+    def failed_rows(self) -> str:
+        return f"{self.job}/failed.csv"
+
+    def report_state(self, run: str, changes: int) -> str:
+        """Of a report that is being made, for one value of Counters.transitions."""
+        return f"{self.job}/reports/{run}/{changes}.json"
 
     def report_page(self, page: int) -> str:
         """Page 1 is `report.html`, the others are next to it."""

@@ -22,6 +22,8 @@ from darkroom.jobs import Checkpoint, Counters, Run, Source, Totals
 from darkroom.metrics import Metric
 from darkroom.rows import Claim, NotClaimed, NotSent, Received, RowMessage, RowRecord, RowResult
 
+MIN_PART_BYTES = 5 * 1024 * 1024  # of an upload's parts, the last one excepted (S3)
+
 
 class Clock(Protocol):
     """Time passed in, so that no test sleeps."""
@@ -174,6 +176,9 @@ class Telemetry(Protocol):
 
     def exception(self, event: str, **fields: object) -> None:
         """Like error, with the traceback of the exception being handled."""
+
+    def flush(self) -> None:
+        """Print the pending metrics."""
 
 
 class CsvStore(Protocol):
@@ -347,5 +352,28 @@ class ObjectStore(Protocol):
 
     def get(self, key: str) -> bytes | None: ...
 
-    def upload(self, key: str, chunks: Iterator[bytes], content_type: str) -> None:
-        """Store an object of any size. It appears complete, or not at all if `chunks` raises."""
+    def create_upload(
+        self, key: str, content_type: str, metadata: Mapping[str, str] | None = None
+    ) -> str:
+        """The id of a new upload in parts: nothing is visible at `key` until it is completed.
+
+        Any process can continue it. One that is never completed is removed by the bucket's rules.
+        """
+
+    def upload_part(self, key: str, upload: str, number: int, body: bytes) -> str:
+        """Store part `number` (from 1; the same number again replaces it) and return its etag.
+
+        Every part but the last has MIN_PART_BYTES or more. Raises UploadLost.
+        """
+
+    def complete_upload(
+        self, key: str, upload: str, etags: Sequence[str], *, replaces: str | None
+    ) -> bool:
+        """Make the parts the object at `key`, in one small write.
+
+        Only if the object there has the etag `replaces`, or there is none (None); else False, also
+        when the upload is gone: completed already, or removed.
+        """
+
+    def abort_upload(self, key: str, upload: str) -> None:
+        """Remove the parts; one that is gone is not an error."""

@@ -20,6 +20,7 @@ from darkroom.csv_input.fields import (
     normalize_name,
     read_columns,
 )
+from darkroom.csv_input.instructions import InstructionTemplate
 from darkroom.csv_input.names import UsedNames, image_names, parse_key
 from darkroom.csv_input.text import (
     HEAD_BYTES,
@@ -30,7 +31,7 @@ from darkroom.csv_input.text import (
     read_format,
     read_text,
 )
-from darkroom.csv_input.values import RowFilter, parse_row_filter
+from darkroom.csv_input.values import RowFilter, parse_instruction, parse_row_filter
 from darkroom.errors import JobRejected, Reason, RowRejected
 from darkroom.formatting import describe_validation, quoted
 from darkroom.jobs import JobOptions
@@ -297,7 +298,9 @@ def parse_row(columns: Columns, cells: Sequence[str], options: JobOptions) -> Ro
     values: dict[str, Any] = {}
     for field in _REQUEST_FIELDS:
         text = columns.cell(cells, field.name)
-        if text or field.required:
+        if field.name == "instruction" and not text and columns.template is not None:
+            values[field.name] = _from_template(columns.template, cells)
+        elif text or field.required:
             values[field.name] = _parse_cell(field.parse, text, columns.name(field.name))
         elif field.option and (default := getattr(options, field.name)) is not None:
             values[field.name] = default
@@ -307,6 +310,13 @@ def parse_row(columns: Columns, cells: Sequence[str], options: JobOptions) -> Ro
         return RowRequest(**values)
     except ValidationError as error:  # a rule of RowRequest that no parser checks
         raise _rejected(f"column {describe_validation(error)}") from error
+
+
+def _from_template(template: InstructionTemplate, cells: Sequence[str]) -> str:
+    try:
+        return parse_instruction(template.fill(cells))
+    except ValueError as error:
+        raise _rejected(f"option instruction: {error}") from error
 
 
 def _parse_cell(parse: Callable[[str], Any], text: str, column: str) -> Any:

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from darkroom.calls import CallFailed, CallPlan, EditResult
+from darkroom.calls import CallFailed, CallPlan, EditResult, timeout_of_call
 from darkroom.dispatch.outcomes import MAX_PAUSE_SECONDS, OutcomeRecorder
 from darkroom.dispatch.selector import Permit, Selector
 from darkroom.dispatch.state_cache import StateCache
@@ -63,6 +63,7 @@ class _Attempt:
     slot_wait_ms: int = 0
     failures: list[tuple[Endpoint, CallFailed]] = field(default_factory=list)
     exhausted: set[str] = field(default_factory=set)  # no retries left
+    empty_answers: dict[str, CallFailed] = field(default_factory=dict)  # each worth one more call
     plans: dict[str, CallPlan] = field(default_factory=dict)
     ineligible: dict[str, str] = field(default_factory=dict)  # and why
     without_editor: set[str] = field(default_factory=set)
@@ -70,7 +71,8 @@ class _Attempt:
 
     def latest_slot(self, endpoint: Endpoint) -> int:
         """The latest slot from which a call still ends before the deadline."""
-        return int((self.deadline - endpoint.timeout_seconds - AFTER_CALL_SECONDS) * SECOND)
+        timeout = timeout_of_call(self.plans[endpoint.name], endpoint)
+        return int((self.deadline - timeout - AFTER_CALL_SECONDS) * SECOND)
 
 
 class TieredDispatcher:
@@ -201,15 +203,20 @@ class TieredDispatcher:
             outcome = self._call(attempt, permit)
             if isinstance(outcome, DispatchResult):
                 return outcome
+            if endpoint.name in attempt.ineligible:
+                return None
             if outcome.outcome.key_at_fault:
                 rejected_keys += 1
                 endpoint = self._with_newest_keys(endpoint)
                 retry = rejected_keys <= len(endpoint.keys)
             else:
-                failures += 1
+                # An empty answer has a call of its own, whatever failed before it.
+                failures = 1 if outcome.outcome.row_at_fault else failures + 1
                 retry = self._back_off(attempt, endpoint, failures, outcome)
             next_permit = self._selector.acquire([endpoint], latest_retry) if retry else None
             if not isinstance(next_permit, Permit):
+                if outcome.outcome.row_at_fault:
+                    raise _rejected(endpoint, attempt.plans[endpoint.name], outcome)
                 attempt.exhausted.add(endpoint.name)
                 return None
             permit = next_permit
@@ -218,7 +225,7 @@ class TieredDispatcher:
         self, attempt: _Attempt, endpoint: Endpoint, failures: int, failure: CallFailed
     ) -> bool:
         """Sleep before the next retry; False when there should be none."""
-        retries = min(endpoint.max_retries, 1) if failure.unknown else endpoint.max_retries
+        retries = failure.retries(endpoint.max_retries)
         delay = with_jitter(backoff(failures, endpoint.retry_delay_seconds), self._rng.random)
         until = self._state_cache.now() + int(delay * SECOND)
         if failures > retries or until > attempt.latest_slot(endpoint):
@@ -248,9 +255,7 @@ class TieredDispatcher:
         finally:
             self._outcomes.record(permit, plan, outcome, int(sent_at * SECOND), latency_ms)
         if isinstance(outcome, CallFailed):
-            if outcome.outcome.row_at_fault:
-                raise RowRejected(outcome.reason, f"{endpoint.name}: {outcome.detail}") from outcome
-            attempt.failures.append((endpoint, outcome))
+            self._keep_failure(attempt, endpoint, outcome)
             return outcome
         return DispatchResult(
             result=outcome,
@@ -265,6 +270,19 @@ class TieredDispatcher:
             ),
         )
 
+    @staticmethod
+    def _keep_failure(attempt: _Attempt, endpoint: Endpoint, failure: CallFailed) -> None:
+        """Raises RowRejected when the row is to blame and no further call makes sense."""
+        name = endpoint.name
+        if failure.too_large_for_limit:
+            attempt.ineligible[name] = failure.detail
+        elif not failure.outcome.row_at_fault:
+            attempt.failures.append((endpoint, failure))
+        elif not failure.retry_once or name in attempt.empty_answers:
+            raise _rejected(endpoint, attempt.plans[name], failure) from failure
+        else:
+            attempt.empty_answers[name] = failure
+
     def _send(
         self, attempt: _Attempt, permit: Permit, plan: CallPlan
     ) -> tuple[float, EditResult | CallFailed]:
@@ -275,7 +293,8 @@ class TieredDispatcher:
             attempt.calls += 1
             editor, sent_at = self._editor_of(endpoint.provider), self._clock.now()
             try:
-                return sent_at, editor.edit(plan, endpoint, permit.key, endpoint.timeout_seconds)
+                timeout = timeout_of_call(plan, endpoint)
+                return sent_at, editor.edit(plan, endpoint, permit.key, timeout)
             except CallFailed as failure:
                 return sent_at, failure
         except BaseException:
@@ -313,7 +332,8 @@ class TieredDispatcher:
                 detail = f"out of service ({reason}), and {called.name}: {failure.detail}"
                 return self._retry(endpoint, _REASONS[reason], detail, RETRY_ROW_SECONDS)
         wait = REJECTED_KEYS_SECONDS if failure.outcome.key_at_fault else RETRY_ROW_SECONDS
-        return self._retry(called, failure.reason, failure.detail, wait)
+        model = attempt.plans[called.name].model
+        return self._retry(called, failure.reason, failure.detail, wait, model)
 
     def _keys_rejected(self, attempt: _Attempt) -> RetryRow:
         endpoint = next(e for e in attempt.secret.endpoints if e.name in attempt.out_of_service)
@@ -322,13 +342,21 @@ class TieredDispatcher:
         detail = "every key was rejected recently and is cooling down; correct the endpoints secret"
         return self._retry(endpoint, reason, detail, REJECTED_KEYS_SECONDS)
 
-    def _retry(self, endpoint: Endpoint, reason: Reason, detail: str, seconds: float) -> RetryRow:
+    def _retry(
+        self,
+        endpoint: Endpoint,
+        reason: Reason,
+        detail: str,
+        seconds: float,
+        model: str | None = None,
+    ) -> RetryRow:
         return RetryRow(
             reason,
             f"{endpoint.name}: {detail}",
             delay_seconds=with_jitter(seconds, self._rng.random),
             provider=endpoint.provider.value,
             endpoint=endpoint.name,
+            model=model,
         )
 
     def _deferral(self, detail: str, available_at: int) -> DeferRow:
@@ -346,6 +374,16 @@ def _rows_per_second(tiers: Sequence[Sequence[Endpoint]]) -> float:
     rates = [sum(e.requests_per_minute or math.inf for e in tier) / 60 for tier in tiers]
     fastest = max(rates)
     return 0.0 if math.isinf(fastest) else fastest
+
+
+def _rejected(endpoint: Endpoint, plan: CallPlan, failure: CallFailed) -> RowRejected:
+    return RowRejected(
+        failure.reason,
+        f"{endpoint.name}: {failure.detail}",
+        provider=endpoint.provider.value,
+        endpoint=endpoint.name,
+        model=plan.model,
+    )
 
 
 def _unplaceable(attempt: _Attempt) -> RowRejected | RetryRow:

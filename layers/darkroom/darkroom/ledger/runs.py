@@ -67,7 +67,7 @@ def is_under_way(record: RunRecord) -> bool:
 
 def add_rejected_upload(record: RunRecord, rejected: Run, reason: str, now: float) -> RunRecord:
     source = rejected.source
-    upload = RejectedUpload(rejected.run, source.key, source.version_id, reason, now)
+    upload = RejectedUpload(source.key, source.version_id, reason, now, rejected.run)
     known = [u for u in record.run.rejected_uploads if u.run != rejected.run]
     uploads = (*known, upload)[-_MAX_REJECTED_UPLOADS:]
     return _next(record, run=replace(record.run, rejected_uploads=uploads))

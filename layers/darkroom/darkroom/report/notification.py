@@ -1,6 +1,6 @@
 """The notification to the jobs topic: one per report, so another one after a redrive."""
 
-from darkroom.formatting import duration, money
+from darkroom.formatting import duration, money, plural
 from darkroom.report.summary import JobSummary, unsuccessful
 from darkroom.rows import SETTLED_STATUSES
 
@@ -46,8 +46,13 @@ def _figures(summary: JobSummary) -> list[str]:
 def _result_keys(summary: JobSummary) -> list[str]:
     results = summary.results
     more_pages = len(results.pages) - 1
-    gallery = results.report + (f" and {more_pages} more pages" if more_pages > 0 else "")
-    keys = {"Gallery": gallery, "Manifest": results.manifest, "Images": results.images}
+    further = f" and {plural(more_pages, 'more page')}" if more_pages > 0 else ""
+    keys = {
+        "Gallery": results.report and f"{results.report}{further}",
+        "Manifest": results.manifest,
+        "Rows that failed": results.failed_rows,
+        "Images": results.images,
+    }
     return [f"{label} (in the results bucket): {key}" for label, key in keys.items() if key]
 
 

@@ -5,15 +5,15 @@ docs/results.md shows an example.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from math import log
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from darkroom.errors import remediation
-from darkroom.jobs import JobOptions, ResultPaths, Run, RunState
+from darkroom.jobs import Counters, JobOptions, ResultPaths, Run, RunState
 from darkroom.report.rows import ReportRow
 from darkroom.rows import SETTLED_STATUSES, UNSUCCESSFUL_STATUSES, RowState
 
@@ -112,9 +112,26 @@ class Results(_Value):
     """Keys in the results bucket."""
 
     manifest: str | None = None
-    report: str
+    failed_rows: str | None = Field(default=None, description="a CSV of the rows that failed")
+    report: str | None = None
     pages: tuple[str, ...] = Field(default=(), description="of the gallery, the first is `report`")
     images: str = Field(description="prefix of the images")
+
+
+class WaitingSummary(_Value):
+    """Why no endpoint can process rows at the moment, and what to do."""
+
+    reason: str
+    detail: str
+    since: datetime
+
+
+class RejectedUploadSummary(_Value):
+    """A later upload of the CSV that could not be used: the run under way continued."""
+
+    version_id: str | None = None
+    reason: str
+    rejected_at: datetime
 
 
 class SourceSummary(_Value):
@@ -124,19 +141,26 @@ class SourceSummary(_Value):
 
 
 class JobSummary(_Value):
-    """The content of job.json. Its presence with the run's id means that the report is complete."""
+    """The content of job.json.
+
+    With the run's id, and a state other than `running`, it means that the report is complete. While
+    a run is under way it is written only when there is something to say (`waiting`,
+    `rejected_uploads`); its counts are those of the moment then.
+    """
 
     version: Literal[1] = 1
     job: str
     run: str = Field(description="one upload of the CSV")
     revision: int = Field(default=1, description="2 and up: made again, after a redrive")
-    state: Literal["done", "failed", "stopped"]
+    state: Literal["running", "done", "failed", "stopped"]
     reason: str | None = Field(default=None, description="why the file was rejected")
     source: SourceSummary
     options: JobOptions
     started_at: datetime
-    finished_at: datetime
+    finished_at: datetime | None = Field(default=None, description="null while running")
     duration_seconds: float
+    waiting: WaitingSummary | None = None
+    rejected_uploads: tuple[RejectedUploadSummary, ...] = ()
     counts: RowCounts = RowCounts()
     by_reason: dict[str, int] = Field(default_factory=dict, description="failed and dead rows")
     cost: Cost = Cost()
@@ -166,23 +190,87 @@ def rejected_summary(run: Run, finished_at: float, previous: JobSummary | None) 
     return _summary(
         run,
         finished_at,
+        finished_at,
         state="failed",
         reason=run.reason,
         results=Results(report=report, pages=(report, *earlier_pages), images=f"{run.job}/images/"),
     )
 
 
-def _summary(
-    run: Run, finished_at: float, warnings: list[WarningSummary] | None = None, **values: Any
+def counts_so_far(run: Run, counters: Counters) -> RowCounts:
+    """The rows of a run under way that have ended; `rows` are those read so far."""
+    totals = run.totals if run.split_done else run.checkpoint.totals
+    return RowCounts(
+        rows=totals.rows,
+        succeeded=counters.succeeded + totals.resumed,
+        failed=counters.failed + totals.invalid + totals.kept_failed,
+        dead=counters.dead,
+        skipped=totals.skipped,
+        resumed=totals.resumed,
+        kept_failed=totals.kept_failed,
+    )
+
+
+def running_summary(
+    run: Run, counters: Counters, now: float, previous: JobSummary | None
 ) -> JobSummary:
+    """The summary of a run under way; `previous` is the job.json written last.
+
+    `results` are those of the last report until this run's takes its place.
+    """
+    is_same_run = previous is not None and previous.run == run.run
+    images = f"{run.job}/images/"
+    return _summary(
+        run,
+        None,
+        now,
+        revision=previous.revision if previous and is_same_run else 0,
+        state="running",
+        counts=counts_so_far(run, counters),
+        cost=Cost(
+            this_run_usd=counters.cost_micro_usd / _MILLION,
+            total_usd=counters.cost_micro_usd / _MILLION,
+            unpriced_rows=counters.unpriced,
+        ),
+        fallback=_fallback(counters.fallback, counters.succeeded),
+        attempts=counters.attempts,
+        possible_duplicate_charges=counters.possible_duplicate_charges,
+        results=previous.results if previous else Results(images=images),
+    )
+
+
+def _fallback(rows: int, edited: int) -> Fallback:
+    return Fallback(rows=rows, rate=round(rows / edited, 4) if edited else 0.0)
+
+
+def _summary(
+    run: Run,
+    finished_at: float | None,
+    now: float,
+    warnings: list[WarningSummary] | None = None,
+    **values: Any,
+) -> JobSummary:
+    waiting = run.waiting
     return JobSummary(
         job=run.job,
         run=run.run,
         source=SourceSummary.model_validate(run.source, from_attributes=True),
         options=run.options,
         started_at=_utc(run.started_at),
-        finished_at=_utc(finished_at),
-        duration_seconds=round(finished_at - run.started_at, 3),
+        finished_at=None if finished_at is None else _utc(finished_at),
+        duration_seconds=round(now - run.started_at, 3),
+        waiting=waiting
+        and WaitingSummary(
+            reason=waiting.reason.value, detail=waiting.detail, since=_utc(waiting.since)
+        ),
+        rejected_uploads=tuple(
+            RejectedUploadSummary(
+                version_id=upload.version_id,
+                reason=upload.reason,
+                rejected_at=_utc(upload.rejected_at),
+            )
+            for upload in run.rejected_uploads
+        ),
         warnings=(*(WarningSummary(text=text) for text in run.warnings), *(warnings or ())),
         **values,
     )
@@ -266,6 +354,29 @@ class _EndpointAggregate:
 
 
 @dataclass(slots=True)
+class _FailureAggregate:
+    status: RowState
+    reason: str
+    example_row: int
+    example_detail: str
+    rows: int = 0
+
+    @classmethod
+    def of(cls, row: ReportRow) -> Self:
+        return cls(row.status, row.reason, row.row, row.result.detail[:_MAX_EXAMPLE_CHARS])
+
+    def summary(self) -> FailureGroup:
+        return FailureGroup(
+            status=self.status.value,
+            reason=self.reason,
+            rows=self.rows,
+            what_to_do=remediation(self.reason),
+            example_row=self.example_row,
+            example_detail=self.example_detail,
+        )
+
+
+@dataclass(slots=True)
 class Aggregate:
     """Sums over the rows of one report; memory does not grow with their number.
 
@@ -281,8 +392,7 @@ class Aggregate:
     _models: Counter[str] = field(default_factory=Counter)
     _endpoints: dict[str, _EndpointAggregate] = field(default_factory=dict)
     _reasons: Counter[str] = field(default_factory=Counter)
-    _failures: Counter[tuple[RowState, str]] = field(default_factory=Counter)
-    _examples: dict[tuple[RowState, str], ReportRow] = field(default_factory=dict)
+    _failures: dict[str, _FailureAggregate] = field(default_factory=dict)
     _warnings: Counter[str] = field(default_factory=Counter)
     _further_warnings: int = 0
     _fallback_rows: int = 0
@@ -302,10 +412,11 @@ class Aggregate:
         if row.status is RowState.SUCCEEDED:
             self._models[result.model or ""] += 1
         elif row.reason and row.status.unsuccessful:
-            group = row.status, row.reason
-            self._failures[group] += 1
             self._reasons[row.reason] += 1
-            self._examples.setdefault(group, row)
+            group = f"{row.status} {row.reason}"
+            if group not in self._failures:
+                self._failures[group] = _FailureAggregate.of(row)
+            self._failures[group].rows += 1
         for warning in result.warnings:
             if warning in self._warnings or len(self._warnings) < MAX_WARNINGS:
                 self._warnings[warning] += 1
@@ -331,14 +442,25 @@ class Aggregate:
                 self._endpoints[result.endpoint] = _EndpointAggregate(result.provider or "")
             self._endpoints[result.endpoint].add(row)
 
+    @property
+    def unsuccessful(self) -> int:
+        """Rows that are failed or dead."""
+        return sum(self._counts[status] for status in UNSUCCESSFUL_STATUSES)
+
     def summary(
-        self, run: Run, pages: int, finished_at: float, previous: JobSummary | None = None
+        self,
+        run: Run,
+        pages: int,
+        finished_at: float,
+        previous: JobSummary | None = None,
+        failed_rows: str | None = None,
     ) -> JobSummary:
         """`previous` is the job.json written last; `finished_at` in Unix seconds."""
         paths = ResultPaths(run.job)
         edited = self._counts["succeeded"] - self._counts["resumed"]
         return _summary(
-            run,
+            replace(run, waiting=None),
+            finished_at,
             finished_at,
             revision=previous.revision + 1 if previous and previous.run == run.run else 1,
             state="stopped" if run.state is RunState.STOPPED else "done",
@@ -350,10 +472,7 @@ class Aggregate:
                 total_usd=(self._cost_this_run + self._cost_earlier) / _MILLION,
                 unpriced_rows=self._unpriced,
             ),
-            fallback=Fallback(
-                rows=self._fallback_rows,
-                rate=round(self._fallback_rows / edited, 4) if edited else 0.0,
-            ),
+            fallback=_fallback(self._fallback_rows, edited),
             attempts=self._attempts,
             possible_duplicate_charges=self._possible_duplicate_charges,
             endpoints=tuple(
@@ -365,6 +484,7 @@ class Aggregate:
             timeline=self._timeline.summary(),
             results=Results(
                 manifest=paths.manifest,
+                failed_rows=failed_rows,
                 report=paths.report,
                 pages=tuple(paths.report_page(n) for n in range(1, pages + 1)),
                 images=f"{run.job}/images/",
@@ -373,19 +493,8 @@ class Aggregate:
 
     def _failure_groups(self) -> tuple[FailureGroup, ...]:
         """The most frequent first."""
-        return tuple(
-            FailureGroup(
-                status=status.value,
-                reason=reason,
-                rows=self._failures[status, reason],
-                what_to_do=remediation(reason),
-                example_row=example.row,
-                example_detail=example.result.detail[:_MAX_EXAMPLE_CHARS],
-            )
-            for (status, reason), example in sorted(
-                self._examples.items(), key=lambda item: (-self._failures[item[0]], item[0])
-            )
-        )
+        groups = (failure.summary() for failure in self._failures.values())
+        return tuple(sorted(groups, key=lambda group: (-group.rows, group.status, group.reason)))
 
     def _warning_summaries(self) -> list[WarningSummary]:
         texts = [*((note, 0) for note in self.notes), *self._warnings.most_common()]
