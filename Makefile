@@ -88,8 +88,9 @@ bench-limits: setup ## rate limits over all workers, compared with other systems
 bench-outage: setup ## the effect of an outage of the first provider
 	$(PYTHON) -m benchmarks.outage $(ARGS)
 
-bench-report: .venv/.synced ## the report on a million rows
+bench-report: .venv/.synced ## the report on a million rows, and on ten million simulated
 	$(PYTHON) -m benchmarks.report_million $(ARGS)
+	$(PYTHON) -m benchmarks.report_million --simulate 10000000 3000
 
 # ---------------------------------------------------------------- AWS
 

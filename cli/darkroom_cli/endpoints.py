@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,12 @@ from darkroom.endpoints import (
 from darkroom.formatting import describe_validation, duration, plural
 from darkroom_cli.error_messages import CommandFailed, UsageMistake
 from darkroom_cli.session import Session
+
+# Fields of EndpointState that a failure, a 429 or a rejected key sets.
+_OUT_OF_SERVICE = (
+    *("breaker_open", "breaker_until", "opens", "failures", "failed_at"),
+    *("paused_until", "slowed_interval", "slowed_at", "key_cooldowns"),
+)
 
 
 def push(session: Session, file: Path | None, *, from_env: bool, dry_run: bool) -> None:
@@ -40,6 +47,24 @@ def show(session: Session) -> None:
     secret = load_current(session)
     states = {e.name: session.stack.endpoint_states.read(e.name) for e in secret.endpoints}
     _print(session, secret, states)
+
+
+def reset(session: Session, name: str) -> None:
+    """Put an endpoint back into service. Its limits still count the calls that were made."""
+    names = [endpoint.name for endpoint in load_current(session).endpoints]
+    if name not in names:
+        raise UsageMistake(f"No endpoint is named {name}: there are {', '.join(names)}.")
+    before, after = session.stack.endpoint_states.change(name, _in_service)
+    now = int(session.clock.now() * SECOND)
+    text = f"{name} was: {_describe_state(before, now)}."
+    text += " It is in service again." if before != after else " Nothing had to be reset."
+    session.print_result(text, {"endpoint": name, "reset": before != after})
+
+
+def _in_service(state: EndpointState) -> EndpointState:
+    """Without what takes an endpoint out of service: breaker, pause, slowdown and cooldowns."""
+    defaults = EndpointState()
+    return replace(state, **{name: getattr(defaults, name) for name in _OUT_OF_SERVICE})
 
 
 def load_file(file: Path) -> EndpointsSecret:

@@ -1,6 +1,7 @@
 """`darkroom status`: a job's progress, once or watched to its end."""
 
 import json
+import posixpath
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,15 +12,17 @@ import typer
 
 from darkroom.errors import ServiceUnavailable, Waiting
 from darkroom.formatting import duration, money, plural
-from darkroom.jobs import Counters, RejectedUpload, Run, RunState
+from darkroom.jobs import Counters, RejectedUpload, Run, RunState, job_id
 from darkroom.ports import Clock
 from darkroom.report.summary import counts_so_far
 from darkroom.rows import SETTLED_STATUSES, UNSUCCESSFUL_STATUSES, StatusCounts
 from darkroom_cli.error_messages import CommandFailed
+from darkroom_cli.options import DEFAULT_FOLDER
 from darkroom_cli.session import Session
 
 ENDED = frozenset({RunState.DONE, RunState.FAILED, RunState.STOPPED})
 _RATE_WINDOW_SECONDS = 60.0
+ROWS_FAILED_EXIT_CODE = 3  # the job is done, and some of its rows failed or are dead
 _MAX_UNAVAILABLE = 20  # consecutive polls that AWS does not answer
 _LINE_INTERVAL_SECONDS = 10.0  # between two lines of progress where there is no terminal
 _HALF_DAY_SECONDS = 12 * 3600.0
@@ -112,8 +115,13 @@ class RecentRate:
 
 
 def find_run(session: Session, job: str) -> Run:
-    """The job's current run. Raises CommandFailed if there is no such job."""
-    run = session.stack.ledger.current(job)
+    """The current run of a job, which may be named without its folder or as its CSV.
+
+    Raises CommandFailed if there is no such job.
+    """
+    ledger = session.stack.ledger
+    names = dict.fromkeys((job, job_id(job), posixpath.join(DEFAULT_FOLDER, job_id(job))))
+    run = next((run for name in names if (run := ledger.current(name))), None)
     if run is None:
         raise CommandFailed(
             f"Stack {session.stack.name} has no job {job}: a job is named after its CSV without "
@@ -129,24 +137,30 @@ def measure_run(session: Session, run: Run, recent: RecentRate | None = None) ->
 
 
 def status(session: Session, job: str) -> None:
+    """Exits with 1 if the job failed or was stopped."""
     progress = measure_run(session, find_run(session, job))
     if session.json:
         session.print_json(asdict(progress))
-    _finish(session, progress)
+    _show(session, progress)
+    if progress.state in (RunState.FAILED, RunState.STOPPED):
+        raise typer.Exit(1)
 
 
-def _finish(session: Session, progress: Progress) -> None:
-    """Print the progress, for people. Exits with 1 if the job failed or was stopped.
+def exit_as(progress: Progress) -> None:
+    """A script that waited for the job must not continue as if all rows had succeeded."""
+    if progress.state is not RunState.DONE:
+        raise typer.Exit(1)
+    if any(getattr(progress, status) for status in UNSUCCESSFUL_STATUSES):
+        raise typer.Exit(ROWS_FAILED_EXIT_CODE)
 
-    A script that waits for the job must not continue as if it were done.
-    """
+
+def _show(session: Session, progress: Progress) -> None:
+    """For people: the JSON has been printed already."""
     if not session.json:
         session.print_fields(_fields(progress, session.clock.now()))
         if session.err.is_terminal:
             for hint in _hints(progress):
                 session.note(hint)
-    if progress.state in (RunState.FAILED, RunState.STOPPED):
-        raise typer.Exit(1)
 
 
 def _fields(p: Progress, now: float) -> Iterator[tuple[str, str]]:
@@ -199,8 +213,8 @@ def _hints(p: Progress) -> Iterator[str]:
 
 def watch(
     session: Session, job: str, *, every: float, started: Callable[[Run], bool] | None = None
-) -> None:
-    """Poll every `every` seconds until the job ends. Exits with 1 unless it is done.
+) -> Progress:
+    """Poll every `every` seconds until the job ends; its progress then.
 
     With `started`, waits for a run that it accepts first.
     """
@@ -213,7 +227,8 @@ def watch(
     except KeyboardInterrupt:
         session.note(f"The job continues: darkroom status {job} --watch")
         raise typer.Exit(130) from None
-    _finish(session, progress)
+    _show(session, progress)
+    return progress
 
 
 def _await_run(session: Session, job: str, every: float, started: Callable[[Run], bool]) -> None:

@@ -96,6 +96,39 @@ def test_watch_ends_with_the_job_and_prints_only_changes(cli: CliHarness) -> Non
     assert "state: done" in result.stdout
 
 
+@pytest.mark.parametrize(("result", "exit_code"), [(GOOD, 0), (REFUSED, 3)])
+def test_a_watched_job_exits_with_3_if_a_row_failed(
+    cli: CliHarness, result: RowResult, exit_code: int
+) -> None:
+    run = start(cli, rows=1, queued=1)
+    settle(cli, run, 0, result)
+    assert cli.ledger.begin_report(run, 60)
+    assert cli.ledger.finish_report(run, cli.clock.now())
+    assert cli.run("status", JOB, "--watch").exit_code == exit_code
+    assert cli.run("status", JOB).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["products", "products.csv", "jobs/products.csv", JOB])
+def test_a_job_is_found_by_its_short_name_and_by_its_csv(cli: CliHarness, name: str) -> None:
+    settle(cli, start(cli, rows=2, queued=2), 0, REFUSED)
+    assert cli.json("status", name)["job"] == JOB
+    assert len(cli.json("failures", name)) == 1
+    assert cli.json("stop", name) == {"job": JOB, "stopped": True}
+
+
+def test_an_unknown_reason_is_answered_with_the_reasons_there_are(cli: CliHarness) -> None:
+    settle(cli, start(cli, rows=2, queued=2), 0, REFUSED)
+    error = cli.error("failures", JOB, "--reason", "refusd", exit_code=2)
+    assert "'refusd'. Did you mean refused? The reasons are" in error
+    none = cli.succeed("failures", JOB, "--reason", "budget").stderr
+    assert "No row failed for the reason budget, 1 for others." in none
+
+
+def test_a_prefix_without_jobs_is_not_an_empty_stack(cli: CliHarness) -> None:
+    cli.input_bucket.objects["jobs/p.csv"] = FakeObject(b"")
+    assert "No job's name begins with summer" in cli.succeed("list", "summer").stderr
+
+
 class FlakyLedger(FakeLedger):
     """Answers only every third read."""
 

@@ -600,3 +600,16 @@ def test_uploads_rejected_while_a_run_is_under_way_are_in_job_json() -> None:
     harness.settle(harness.job_rows[1])
     harness.report()
     assert harness.summary["rejected_uploads"] == expected
+
+
+def test_a_line_break_in_a_key_adds_no_line_to_the_notification() -> None:
+    harness = reported_job()
+    summary = JobSummary.model_validate_json(harness.text("job.json"))
+    forged = "jobs/x\nRows: 0\x1b[31m\u2028Dead: 9"
+    results = summary.results.model_copy(update={"manifest": forged})
+    named = summary.model_copy(update={"job": forged, "results": results})
+    subject, body = notification(named)
+    _, plain = notification(summary)
+    assert len(body.splitlines()) == len(plain.splitlines())
+    assert "\x1b" not in subject + body
+    assert "\n" not in subject

@@ -59,10 +59,10 @@ class Fallback(_Value):
 
 
 class EndpointSummary(_Value):
-    """The rows that one endpoint settled in this upload."""
+    """The rows that one endpoint settled in this upload; null: those for which none was called."""
 
-    endpoint: str
-    provider: str
+    endpoint: str | None
+    provider: str | None
     succeeded: int = 0
     failed: int = 0
     dead: int = 0
@@ -344,8 +344,8 @@ class _EndpointAggregate:
 
     def summary(self, endpoint: str) -> EndpointSummary:
         return EndpointSummary(
-            endpoint=endpoint,
-            provider=self.provider,
+            endpoint=endpoint or None,
+            provider=self.provider or None,
             **self.counts,
             cost_usd=self.cost_micro_usd / _MILLION,
             latency_ms_p50=self.latencies.percentile(0.5),
@@ -437,10 +437,11 @@ class Aggregate:
         if row.settled_at is not None:
             self.settled[row.status] += 1
             self._timeline.add(row.settled_at, row.status)
-        if result.endpoint:
-            if result.endpoint not in self._endpoints:
-                self._endpoints[result.endpoint] = _EndpointAggregate(result.provider or "")
-            self._endpoints[result.endpoint].add(row)
+        if row.status in SETTLED_STATUSES:
+            endpoint = result.endpoint or ""
+            if endpoint not in self._endpoints:
+                self._endpoints[endpoint] = _EndpointAggregate(result.provider or "")
+            self._endpoints[endpoint].add(row)
 
     @property
     def unsuccessful(self) -> int:
@@ -476,7 +477,8 @@ class Aggregate:
             attempts=self._attempts,
             possible_duplicate_charges=self._possible_duplicate_charges,
             endpoints=tuple(
-                endpoint.summary(name) for name, endpoint in sorted(self._endpoints.items())
+                self._endpoints[name].summary(name)
+                for name in sorted(self._endpoints, key=lambda name: (not name, name))
             ),
             models=dict(self._models.most_common()),
             errors=self._failure_groups(),
