@@ -10,6 +10,8 @@ import pytest
 from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.jobs import Checkpoint, RejectedUpload, Run, RunState, Source, Totals
 from darkroom.report.manifest import ManifestFormat
+from darkroom.report.rows import ReportRow
+from darkroom.report.summary import Aggregate
 from darkroom.rows import Claim, RowResult, RowState
 from darkroom_cli.status import RecentRate
 from tests.fakes.command import CliHarness, FakeObject
@@ -272,6 +274,24 @@ def test_watch_prints_a_line_when_a_job_begins_to_wait_and_when_it_ends(cli: Cli
         "0/1 rows · waiting: every key was rejected",
         "0/1 rows",
     ]
+
+
+def test_status_of_a_job_made_by_the_fallback_says_why(cli: CliHarness) -> None:
+    run = start(cli, rows=1, queued=1)
+    result = replace(GOOD, fallback=True, fallback_cause="gemini-main rejected its key (1f3a9c2b)")
+    settle(cli, run, 0, result)
+    assert cli.ledger.begin_report(run, 60)
+    assert cli.ledger.finish_report(run, 9)
+    aggregate = Aggregate()
+    aggregate.add(ReportRow(0, "000000", result))
+    summary = aggregate.summary(cli.ledger.current_run(JOB), pages=1, finished_at=9)
+    cli.results_bucket.objects[f"{JOB}/job.json"] = FakeObject(summary.to_json())
+    expected = (
+        "All images came from the fallback: gemini-main rejected its key (1f3a9c2b). "
+        "See `darkroom endpoints show`."
+    )
+    assert expected in cli.run("status", JOB).stdout
+    assert cli.json("status", JOB)["fallback_note"] == expected
 
 
 def test_status_shows_uploads_that_were_rejected(cli: CliHarness) -> None:

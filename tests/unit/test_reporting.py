@@ -151,7 +151,7 @@ def test_rows_of_an_earlier_upload_stay_succeeded_and_are_counted_apart() -> Non
     assert summary["counts"]["resumed"] == 1
     cost = {"this_run_usd": 0.04, "earlier_runs_usd": 0.134, "total_usd": 0.174}
     assert summary["cost"] == cost | {"unpriced_rows": 0}
-    assert summary["fallback"] == {"rows": 1, "rate": 1.0}
+    assert summary["fallback"] == {"rows": 1, "rate": 1.0, "note": None}
     assert [x["endpoint"] for x in harness.manifest] == ["gemini-main", "gemini-main"]
 
 
@@ -600,6 +600,24 @@ def test_uploads_rejected_while_a_run_is_under_way_are_in_job_json() -> None:
     harness.settle(harness.job_rows[1])
     harness.report()
     assert harness.summary["rejected_uploads"] == expected
+
+
+def test_images_from_the_fallback_because_of_a_rejected_key_are_explained() -> None:
+    cause = "gemini-main rejected its key (1f3a9c2b)"
+    by_fallback = replace(EDITED, endpoint="openai-main", fallback=True, fallback_cause=cause)
+    harness = started_job(by_fallback, by_fallback)
+    harness.report()
+    note = f"All images came from the fallback: {cause}. See `darkroom endpoints show`."
+    assert harness.summary["fallback"] == {"rows": 2, "rate": 1.0, "note": note}
+    assert note in harness.text("report.html")
+    assert note in harness.notifications[0][1]
+    harness = started_job(by_fallback, EDITED)
+    harness.report()
+    assert harness.summary["fallback"]["note"].startswith("50% of the images came from")
+    outage = replace(by_fallback, fallback_cause="")
+    harness = started_job(outage, outage)
+    harness.report()
+    assert harness.summary["fallback"]["note"] is None
 
 
 def test_a_line_break_in_a_key_adds_no_line_to_the_notification() -> None:

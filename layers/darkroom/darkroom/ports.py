@@ -106,6 +106,7 @@ class DispatchResult:
     slot_wait_ms: int
     calls: int  # all calls made for this attempt
     warnings: tuple[str, ...] = ()
+    fallback_cause: str = ""  # which endpoint of an earlier tier rejected its keys
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,7 @@ class CallResult:
     endpoint: str | None = None
     model: str | None = None
     fallback: bool = False  # another tier than the first one configured
+    fallback_cause: str = ""  # which endpoint of an earlier tier rejected its keys, if that is why
     latency_ms: int = 0
     cost_micro_usd: int | None = 0  # of all the row's calls; None: not known
     warnings: tuple[str, ...] = ()

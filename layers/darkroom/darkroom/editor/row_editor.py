@@ -371,6 +371,7 @@ def _success(dispatched: DispatchResult, claim: Claim, warnings: Sequence[str]) 
         endpoint=dispatched.endpoint.name,
         model=dispatched.result.model or plan.model,
         fallback=dispatched.fallback,
+        fallback_cause=dispatched.fallback_cause,
         latency_ms=dispatched.latency_ms,
         cost_micro_usd=None if cost is None else claim.record.spent + cost,
         warnings=tuple(dict.fromkeys((*warnings, *plan.warnings, *dispatched.warnings))),
