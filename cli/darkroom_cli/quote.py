@@ -32,8 +32,7 @@ def quote(
         workers = session.stack.workers if endpoints is None else _DEFAULT_WORKERS
     throughput = Throughput(call_seconds, workers)
     with session.spinner(f"Reading {csv.name}"):
-        for _ in rows.check():
-            pass
+        rows.check()
         totals = estimate(rows, secret, throughput, session.today)
     seconds = throughput.job_seconds(totals.calls, secret)
     if session.json:

@@ -75,7 +75,7 @@ def measure(
     rate = rows_per_minute
     if (rate is None or ended) and counters.settled and elapsed > 0:
         rate = counters.settled * 60 / elapsed
-    left = max(run.totals.queued + counters.redriven - counters.settled, 0)
+    left = max(run.totals.queued - counters.settled, 0)
     eta = left * 60 / rate if rate and left and run.split_done and not ended else None
     counts = {status: getattr(so_far, status) for status in SETTLED_STATUSES}
     return Progress(

@@ -112,8 +112,7 @@ class _Survey:
 
 def _survey(rows: JobRows) -> _Survey:
     """Read the whole file. Raises JobRejected if it cannot be read or has no rows to do."""
-    for _ in rows.check():
-        pass
+    rows.check()
     survey = _Survey()
     for row in rows:
         survey.rows += 1

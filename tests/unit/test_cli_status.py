@@ -8,12 +8,12 @@ from unittest.mock import Mock
 import pytest
 
 from darkroom.errors import Reason, ServiceUnavailable
-from darkroom.jobs import Checkpoint, Counters, RejectedUpload, Run, RunState, Source, Totals
+from darkroom.jobs import Checkpoint, RejectedUpload, Run, RunState, Source, Totals
 from darkroom.report.manifest import ManifestFormat
 from darkroom.report.rows import ReportRow
 from darkroom.report.summary import Aggregate
 from darkroom.rows import Claim, RowResult, RowState
-from darkroom_cli.status import RecentRate, measure
+from darkroom_cli.status import RecentRate
 from tests.fakes.command import CliHarness, FakeObject
 from tests.fakes.editing import row_message
 from tests.fakes.ledger import FakeLedger, running
@@ -179,13 +179,6 @@ def test_the_total_is_open_while_the_csv_is_being_split(cli: CliHarness) -> None
     answer = cli.json("status", JOB)
     assert (answer["rows"], answer["split_done"], answer["eta_seconds"]) == (400, False, None)
     assert "rows: 0 of 400 or more" in cli.run("status", JOB).stdout
-
-
-def test_redriven_rows_of_an_earlier_upload_are_not_counted_twice() -> None:
-    run = running(split_done=True, totals=Totals(rows=5, queued=2, kept_failed=3))
-    progress = measure(run, Counters(succeeded=3, redriven=1), now=60)
-    assert progress.done == 5
-    assert progress.eta_seconds is None
 
 
 def test_the_recent_rate_ignores_samples_older_than_a_minute() -> None:

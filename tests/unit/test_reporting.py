@@ -282,13 +282,6 @@ def test_an_upload_during_a_report_leaves_the_report_to_its_own_run() -> None:
     assert harness.notifications == []
 
 
-def test_redriven_rows_that_this_csv_no_longer_has_log_no_error() -> None:
-    harness = complete_job()
-    harness.add_to_counters(succeeded=1, redriven=1)
-    harness.report()
-    assert harness.telemetry.logged("error") == []
-
-
 def test_the_report_of_a_stopped_job_says_so() -> None:
     harness = started_job(EDITED)
     harness.ledger.stop(JOB)

@@ -21,9 +21,9 @@ _KEY_LIKE = re.compile(
     r"\b(?:sk-[\w*.-]{4,}|AIza[\w*-]{8,}|AQ\.[\w*-]{8,}|ya29\.[\w*.-]{8,}|(?:AKIA|ASIA)[A-Z0-9]{12,}"
     r"|Bearer\s{1,9}[\w.~+/*-]{8,}=*)"
 )
-_URL = re.compile(r"\bhttps?://[^\s<>\"']+")
+_URL = re.compile(r"https?://[^\s<>\"']+")
 _TITLE = re.compile(r"<title[^<>]*>([^<]*)</title", re.IGNORECASE)
-_UNSEEN = re.compile(r"<(script|style)\b.*?</\1", re.IGNORECASE | re.DOTALL)
+_UNSEEN = re.compile(r"<(script|style)\b.*?</\1\s{0,9}>", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[^<>]*>")
 
 

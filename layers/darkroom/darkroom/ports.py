@@ -202,6 +202,13 @@ class RunLedger(Protocol):
         event came twice, or a newer upload (by sequencer) is current.
         """
 
+    def reject(self, run: Run, reason: str) -> Run | None:
+        """An upload cannot be used, and `reason` says why in a sentence. The job's run, changed.
+
+        A run under way goes on and records the rejection. Otherwise `run` becomes the current one,
+        as FAILED. None when there is nothing to do: a newer upload is current, or it was done.
+        """
+
     def checkpoint(self, run: Run, checkpoint: Checkpoint, lease_seconds: float) -> bool:
         """Record the splitter's progress; False when a newer upload superseded the run."""
 

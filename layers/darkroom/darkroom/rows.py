@@ -174,7 +174,6 @@ class RowRecord:
     sent_run: str | None = None  # SENT: the run of the call
     reserved: int = 0  # SENT: reserved in the job's budget for the call
     spent: int = 0  # known cost of earlier calls that gave no image
-    redriven: bool = False  # from an earlier upload: this run's splitter did not queue it
     version: int = 0  # incremented by every write except a renewal of the lease
 
 
@@ -219,6 +218,7 @@ class NotClaimed(StrEnum):
 
     SETTLED = "settled"  # done already: delete it
     SUPERSEDED = "superseded"  # a later upload replaced this run: delete it
+    OUTDATED_LETTER = "outdated_letter"  # the same, of a dead letter: dead-letter it again
     HELD = "held"  # another worker holds the lease: return it to the queue
 
 

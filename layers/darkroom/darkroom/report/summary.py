@@ -201,16 +201,14 @@ def rejected_summary(run: Run, finished_at: float, previous: JobSummary | None) 
 def counts_so_far(run: Run, counters: Counters) -> RowCounts:
     """The rows of a run under way that have ended; `rows` are those read so far."""
     totals = run.totals if run.split_done else run.checkpoint.totals
-    # The splitter counted the rows that were redriven since then as `kept_failed`.
-    kept_failed = max(totals.kept_failed - counters.redriven, 0)
     return RowCounts(
         rows=totals.rows,
         succeeded=counters.succeeded + totals.resumed,
-        failed=counters.failed + totals.invalid + kept_failed,
+        failed=counters.failed + totals.invalid + totals.kept_failed,
         dead=counters.dead,
         skipped=totals.skipped,
         resumed=totals.resumed,
-        kept_failed=kept_failed,
+        kept_failed=totals.kept_failed,
     )
 
 
