@@ -5,32 +5,35 @@ presence marks the row as stored. Its metadata is enough to settle the row if th
 it does.
 """
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from itertools import count
 from pathlib import PurePosixPath
 
 from pydantic import TypeAdapter
 
-from darkroom.errors import LeaseLost, ServiceUnavailable
+from darkroom.errors import DeferRow, LeaseLost, Reason, ServiceUnavailable, Waiting
 from darkroom.images.codec import render, thumbnail
 from darkroom.images.file_types import mime_type
 from darkroom.jobs import ResultPaths
 from darkroom.ports import Clock, ObjectStore, Telemetry
-from darkroom.retry import backoff
+from darkroom.retry import backoff, with_jitter
 from darkroom.rows import CallResult, Claim, RowRecord, RowRequest, RowResult, RowState
 
 _SEPARATOR = " | "
 _MAX_WARNINGS_CHARS = 600  # S3 accepts 2 KB of metadata in all
 _THUMBNAIL_TYPE = "image/webp"
-# A lost image has to be paid for again, so a failed upload is repeated for about a minute.
-_MAX_PUT_RETRIES = 7
+_MAX_DETAIL_CHARS = 500
+WRITE_CHECK_SECONDS = 300.0
+WRITE_RETRY_SECONDS = 60.0
 _PUT_RETRY_SECONDS = 1.0
 _PUT_RETRY_CAP_SECONDS = 15.0
 _MAX_OVERWRITES = 5
 
 # The fields of a CallResult by their names in the metadata.
-_FIELDS = {field.name.replace("_", "-"): field.name for field in fields(CallResult)}
+_FIELDS = {f.name.replace("_", "-"): f.name for f in fields(CallResult)}
 _row_result = TypeAdapter(RowResult)
 
 
@@ -50,8 +53,8 @@ def _to_metadata(claim: Claim, result: RowResult) -> dict[str, str]:
         "fingerprint": claim.record.fingerprint,
         "images": str(len(result.outputs)),
     }
-    for name, field in _FIELDS.items():
-        value = getattr(result, field)
+    for name, attribute in _FIELDS.items():
+        value = getattr(result, attribute)
         if isinstance(value, tuple):
             value = _SEPARATOR.join(value)[:_MAX_WARNINGS_CHARS]
         elif isinstance(value, bool):
@@ -64,7 +67,7 @@ def _to_metadata(claim: Claim, result: RowResult) -> dict[str, str]:
 def _from_metadata(metadata: Mapping[str, str], paths: ResultPaths, name: str) -> RowResult:
     """The reverse of `_to_metadata`."""
     values: dict[str, object] = {"status": RowState.SUCCEEDED, "cost_micro_usd": None}
-    values |= {field: metadata[n] for n, field in _FIELDS.items() if metadata.get(n)}
+    values |= {attribute: metadata[n] for n, attribute in _FIELDS.items() if metadata.get(n)}
     if "warnings" in values:
         values["warnings"] = metadata["warnings"].split(_SEPARATOR)
     values["outputs"] = [paths.image(name, copy) for copy in range(int(metadata["images"]))]
@@ -86,6 +89,23 @@ class ImageStorage:
     store: ObjectStore
     clock: Clock
     telemetry: Telemetry
+    _checked_at: dict[str, float] = field(default_factory=dict)  # by job
+
+    def check_writable(self, job: str) -> None:
+        """Prove that the job's results can be stored, before a call is paid for.
+
+        Raises DeferRow. A proof is valid for WRITE_CHECK_SECONDS in this process.
+        """
+        now = self.clock.now()
+        if now - self._checked_at.get(job, -WRITE_CHECK_SECONDS) < WRITE_CHECK_SECONDS:
+            return
+        try:
+            self.store.put(ResultPaths(job).write_check, b"", "text/plain")
+        except Exception as error:  # whatever keeps results from being stored
+            detail = f"the results bucket cannot be written ({error}): check its policy and key"
+            waiting = Waiting(Reason.NOT_STORED, detail[:_MAX_DETAIL_CHARS], now)
+            raise DeferRow(detail, delay_seconds=WRITE_RETRY_SECONDS, waiting=waiting) from error
+        self._checked_at[job] = now
 
     def put(
         self,
@@ -106,9 +126,9 @@ class ImageStorage:
         metadata = _to_metadata(claim, result)
         for key, image in zip(outputs[1:], images[1:], strict=True):
             put = partial(self.store.put, key, image, _content_type(image), metadata)
-            self._retry(put, deadline)
+            self._retry(claim.job, put, deadline)
         put_first = partial(self._put_first, outputs[0], images[0], metadata, claim)
-        other = self._retry(put_first, deadline)
+        other = self._retry(claim.job, put_first, deadline)
         if other is not None:
             return _from_metadata(other, paths, name)
         warnings = tuple(
@@ -177,13 +197,20 @@ class ImageStorage:
                 return None
         raise ServiceUnavailable(f"{key} keeps being changed by other workers")
 
-    def _retry[T](self, put: Callable[[], T], deadline: float) -> T:
-        for tries in range(1, _MAX_PUT_RETRIES + 1):
+    def _retry[T](self, job: str, put: Callable[[], T], deadline: float) -> T:
+        """A lost image has to be paid for again, so a failed upload is repeated until `deadline`.
+
+        Raises LeaseLost, ServiceUnavailable.
+        """
+        for tries in count(1):
             try:
                 return put()
-            except ServiceUnavailable:
+            except LeaseLost:
+                raise
+            except Exception as error:  # an image that is paid for is worth every try
+                self._checked_at.pop(job, None)
                 wait = backoff(tries, _PUT_RETRY_SECONDS, _PUT_RETRY_CAP_SECONDS)
                 if self.clock.now() + wait >= deadline:
-                    raise
-                self.clock.sleep(wait)
-        return put()
+                    raise ServiceUnavailable(f"an image could not be stored: {error}") from error
+                self.clock.sleep(with_jitter(wait, random.random))
+        raise AssertionError  # count() does not end
