@@ -81,3 +81,28 @@ def test_fields_named_like_logging_attributes_are_kept(harness: TelemetryHarness
     harness.telemetry.warning("odd", name="image.png", args=3)
     (line,) = harness.lines()
     assert (line["name_"], line["args_"]) == ("image.png", 3)
+
+
+def test_a_long_invocation_prints_its_metrics_every_minute(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = 0.0
+    telemetry = PowertoolsTelemetry("shop", uuid.uuid4().hex, clock=lambda: now)
+
+    def printed() -> list[float]:
+        lines = map(json.loads, capsys.readouterr().out.splitlines())
+        return [value for line in lines for value in line["RowsSucceeded"]]
+
+    for now in (0.0, 20.0, 59.9):
+        telemetry.metric(Metric.ROWS_SUCCEEDED)
+    assert printed() == []
+    now = 60.0
+    telemetry.metric(Metric.ROWS_SUCCEEDED)
+    assert printed() == [1.0] * 4
+    now = 119.0  # a minute counts from the first metric after a flush
+    telemetry.metric(Metric.ROWS_SUCCEEDED)
+    now = 170.0
+    telemetry.metric(Metric.ROWS_SUCCEEDED)
+    assert printed() == []
+    telemetry.flush()
+    assert printed() == [1.0, 1.0]
