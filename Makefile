@@ -15,7 +15,7 @@ PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 LINT_TRANSFORMED := build/transformed.json
 
 .PHONY: help setup demo test check checkov test-sam-local test-iam soak fuzz fuzz-csv bench bench-limits bench-outage \
-	bench-report build deploy lock clean
+	bench-report build deploy attach lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -99,6 +99,9 @@ build: .venv/.synced .venv-sam/.synced ## sam build, and a check of its wheels (
 
 deploy: .venv/.synced .venv-sam/.synced ## build and deploy to your AWS account (ARGS="WorkerProcesses=8")
 	@$(DEPLOY) $(ARGS)
+
+attach: .venv/.synced ## a new stack with the data of a deleted one (SUFFIX=the last part of its buckets' names)
+	@$(PYTHON) -m darkroom_local.attach $(SUFFIX) $(ARGS)
 
 # ---------------------------------------------------------------- upkeep
 
