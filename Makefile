@@ -14,7 +14,7 @@ LOCKED := uv.lock scripts/sync scripts/uv scripts/python313
 PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 LINT_TRANSFORMED := build/transformed.json
 
-.PHONY: help setup demo test check checkov test-sam-local test-iam soak fuzz fuzz-csv bench bench-limits bench-outage \
+.PHONY: help setup demo test check checkov sam-local test-sam-local test-iam soak fuzz fuzz-csv bench bench-limits bench-outage \
 	bench-report build deploy attach lock clean
 
 help: ## show this
@@ -60,6 +60,9 @@ check: .venv/.synced .venv-sam/.synced ## format, lint, types, template
 
 checkov: .venv-checkov/.synced ## security findings of the template
 	.venv-checkov/bin/checkov --config-file .checkov.yaml
+
+sam-local: setup ## prepare `sam local invoke FUNCTION -e events/FILE` (STACK=darkroom for a stack on AWS)
+	@$(PYTHON) -m darkroom_local.sam_local $(if $(STACK),--stack $(STACK)) $(ARGS)
 
 test-sam-local: setup ## `sam local invoke` of the three functions, where containers can run
 	$(PYTHON) -m tests.sam_local $(ARGS)
