@@ -14,8 +14,8 @@ LOCKED := uv.lock scripts/sync scripts/uv scripts/python313
 PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 LINT_TRANSFORMED := build/transformed.json
 
-.PHONY: help setup demo test check checkov sam-local test-sam-local test-iam soak fuzz fuzz-csv bench bench-limits bench-outage \
-	bench-report build deploy attach lock clean
+.PHONY: help setup demo test check checkov sam-local test-sam-local test-iam soak fuzz fuzz-answers fuzz-csv \
+	bench bench-limits bench-outage bench-report build deploy attach lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -75,6 +75,9 @@ soak: setup ## the long tests: crashes, outages, hours of faults
 
 fuzz: .venv/.synced ## many more, random examples for the property tests
 	$(BIN)/pytest tests/unit --hypothesis-profile=fuzz --hypothesis-show-statistics $(ARGS)
+
+fuzz-answers: .venv/.synced ## mutated answers of the providers, through both SDKs (20,000)
+	$(BIN)/pytest tests/contract/test_provider_fuzzing.py --hypothesis-profile=fuzz --hypothesis-show-statistics $(ARGS)
 
 fuzz-csv: .venv/.synced ## coverage-guided fuzzing of the CSV reader (FUZZ_SECONDS=300)
 	@env -u UV_PYTHON UV_SYSTEM_CERTS=1 "$$(scripts/uv)" pip install --quiet --python $(PYTHON) --target .local/atheris atheris

@@ -14,7 +14,7 @@ from darkroom_cli.stack import Bucket, StoredObject
 from darkroom_cli.status import find_run
 
 _FOLDERS = ("images", "thumbs")
-_FILES = ("manifest.csv", "job.json")
+_FILES = ("manifest.csv", "failed.csv", "job.json")
 
 
 def download(session: Session, job: str, folder: Path) -> None:

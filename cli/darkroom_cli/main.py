@@ -92,6 +92,14 @@ def submit(
     yes: Annotated[
         bool, typer.Option("--yes", help="With --try: edit the rest without asking.")
     ] = False,
+    job: Annotated[
+        str | None,
+        typer.Option(
+            "--job",
+            help="The CSV contains corrected rows of this job: its failed.csv, edited.",
+            metavar="JOB",
+        ),
+    ] = None,
     allow_outside: Annotated[
         bool,
         typer.Option("--allow-outside", help="Also upload images outside the folder of the CSV."),
@@ -103,25 +111,23 @@ def submit(
     Uploads the local images that the CSV names, if they are missing or changed, then the CSV, and
     prints the job's name. Submitting a corrected CSV again processes only new and changed rows.
     """
+    from darkroom_cli.corrections import submit_corrections
+    from darkroom_cli.error_messages import UsageMistake
     from darkroom_cli.local_files import csv_of_folder
     from darkroom_cli.status import exit_as
-    from darkroom_cli.submit import submit
+    from darkroom_cli.submit import Upload, submit
     from darkroom_cli.trial import submit_trial
 
     path = csv_of_folder(session, csv, options) if csv.is_dir() else csv
-    if trial is None:
-        progress = submit(
-            *(session, path, to, options), wait=wait, every=every, allow_outside=allow_outside
-        )
+    upload = Upload(path, to, options, wait, every, allow_outside)
+    if job is not None and trial is not None:
+        raise UsageMistake("--try is for a whole CSV: leave it out with --job.")
+    if job is not None:
+        progress = submit_corrections(session, upload, job)
+    elif trial is not None:
+        progress = submit_trial(session, upload, count=trial, assume_yes=yes)
     else:
-        progress = submit_trial(
-            *(session, path, to, options),
-            count=trial,
-            assume_yes=yes,
-            wait=wait,
-            every=every,
-            allow_outside=allow_outside,
-        )
+        progress = submit(session, upload)
     if progress is not None:
         exit_as(progress)
 

@@ -9,9 +9,8 @@ from darkroom.endpoints import EndpointsSecret
 from darkroom.formatting import duration, money, plural
 from darkroom_cli.endpoints import load_current, load_file
 from darkroom_cli.estimate import RETENTION_SECONDS, Estimate, FailureGroups, Throughput, estimate
-from darkroom_cli.local_files import csv_of_folder
+from darkroom_cli.local_files import csv_of_folder, open_csv
 from darkroom_cli.session import Session
-from darkroom_cli.submit import open_csv
 
 _SHOWN_GROUPS = 10
 _DEFAULT_WORKERS = 16  # the template's WorkerProcesses times RowsPerWorker
@@ -33,8 +32,7 @@ def quote(
         workers = session.stack.workers if endpoints is None else _DEFAULT_WORKERS
     throughput = Throughput(call_seconds, workers)
     with session.spinner(f"Reading {csv.name}"):
-        for _ in rows.check():
-            pass
+        rows.check()
         totals = estimate(rows, secret, throughput, session.today)
     seconds = throughput.job_seconds(totals.calls, secret)
     if session.json:

@@ -2,19 +2,22 @@
 
 import json
 import posixpath
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 
 import typer
+from pydantic import ValidationError
 
 from darkroom.errors import ServiceUnavailable, Waiting
 from darkroom.formatting import duration, money, plural
-from darkroom.jobs import Counters, RejectedUpload, Run, RunState, job_id
+from darkroom.jobs import Counters, RejectedUpload, ResultPaths, Run, RunState, job_id
 from darkroom.ports import Clock
-from darkroom.report.summary import counts_so_far
+from darkroom.report.summary import JobSummary, counts_so_far
 from darkroom.rows import SETTLED_STATUSES, UNSUCCESSFUL_STATUSES, StatusCounts
 from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.options import DEFAULT_FOLDER
@@ -25,6 +28,7 @@ _RATE_WINDOW_SECONDS = 60.0
 ROWS_FAILED_EXIT_CODE = 3  # the job is done, and some of its rows failed or are dead
 _MAX_UNAVAILABLE = 20  # consecutive polls that AWS does not answer
 _LINE_INTERVAL_SECONDS = 10.0  # between two lines of progress where there is no terminal
+_MUCH_FALLBACK = 0.3  # as in the stack's alarm
 _HALF_DAY_SECONDS = 12 * 3600.0
 _START_TIMEOUT_SECONDS = 120.0  # from the upload until its run must exist
 
@@ -52,6 +56,7 @@ class Progress(StatusCounts):
     rows_per_minute: float | None
     eta_seconds: float | None
     reason: str | None = None
+    fallback_note: str | None = None  # of a job that is done
     waiting: Waiting | None = None
     rejected_uploads: tuple[RejectedUpload, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -70,7 +75,7 @@ def measure(
     rate = rows_per_minute
     if (rate is None or ended) and counters.settled and elapsed > 0:
         rate = counters.settled * 60 / elapsed
-    left = max(run.totals.queued + counters.redriven - counters.settled, 0)
+    left = max(run.totals.queued - counters.settled, 0)
     eta = left * 60 / rate if rate and left and run.split_done and not ended else None
     counts = {status: getattr(so_far, status) for status in SETTLED_STATUSES}
     return Progress(
@@ -133,7 +138,26 @@ def find_run(session: Session, job: str) -> Run:
 def measure_run(session: Session, run: Run, recent: RecentRate | None = None) -> Progress:
     counters = session.stack.ledger.counters(run.job, run.run)
     now = session.clock.now()
-    return measure(run, counters, now, recent.update(now, counters.settled) if recent else None)
+    rate = recent.update(now, counters.settled) if recent else None
+    progress = measure(run, counters, now, rate)
+    if progress.state is RunState.DONE and progress.fallback_rate >= _MUCH_FALLBACK:
+        progress = replace(progress, fallback_note=_fallback_note(session, run))
+    return progress
+
+
+def _fallback_note(session: Session, run: Run) -> str | None:
+    """What job.json says on why images came from the fallback."""
+    bucket, key = session.stack.results_bucket, ResultPaths(run.job).summary
+    if bucket.metadata(key) is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix="darkroom-") as scratch:
+        path = Path(scratch) / "job.json"
+        bucket.fetch(key, path)
+        try:
+            summary = JobSummary.model_validate_json(path.read_bytes())
+        except ValidationError:
+            return None  # of another version
+    return summary.fallback.note if summary.run == run.run else None
 
 
 def status(session: Session, job: str) -> None:
@@ -189,7 +213,11 @@ def _fields(p: Progress, now: float) -> Iterator[tuple[str, str]]:
     yield "time", duration(p.elapsed_seconds) + rate
     if p.eta_seconds is not None:
         yield "left", f"about {duration(p.eta_seconds)}"
-    for warning in p.warnings:
+    yield from _notes(p, now)
+
+
+def _notes(p: Progress, now: float) -> Iterator[tuple[str, str]]:
+    for warning in (*filter(None, [p.fallback_note]), *p.warnings):
         yield "warning", warning
     for upload in p.rejected_uploads:
         yield "rejected upload", f"{_clock_time(upload.rejected_at, now)}: {upload.reason}"
@@ -206,6 +234,8 @@ def _hints(p: Progress) -> Iterator[str]:
         return
     if any(getattr(p, status) for status in UNSUCCESSFUL_STATUSES):
         yield f"To see which rows and why: darkroom failures {p.job}"
+    if p.fallback_rate >= _MUCH_FALLBACK:
+        yield "To see why images came from the fallback: darkroom endpoints show"
     if p.dead:
         yield f"To retry the dead ones: darkroom redrive {p.job}"
     yield f"To get images, manifest and gallery: darkroom download {p.job} DIR"

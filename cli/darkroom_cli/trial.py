@@ -2,8 +2,7 @@
 
 import sys
 from array import array
-from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import replace
 
 import typer
 
@@ -13,40 +12,30 @@ from darkroom.formatting import money, plural
 from darkroom.jobs import RunState
 from darkroom_cli.endpoints import load_current
 from darkroom_cli.estimate import Estimate, Throughput, estimate
+from darkroom_cli.local_files import open_csv
 from darkroom_cli.session import Session
 from darkroom_cli.status import Progress
-from darkroom_cli.submit import open_csv, submit
+from darkroom_cli.submit import Upload, submit
 
 _CALL_SECONDS = 20.0  # has no effect on the price
 
 
 def submit_trial(
-    session: Session,
-    path: Path,
-    to: str,
-    options: Mapping[str, object],
-    *,
-    count: int,
-    assume_yes: bool,
-    wait: bool,
-    every: float,
-    allow_outside: bool = False,
+    session: Session, upload: Upload, *, count: int, assume_yes: bool
 ) -> Progress | None:
     """Submit `count` rows spread over the CSV and, on consent, the rest as the same job.
 
     The rows tried are not edited again: the job resumes. Without a terminal and `assume_yes` the
     command ends after them.
     """
-    rows = open_csv(path, options)
-    with session.spinner(f"Reading {path.name}"):
+    rows = open_csv(upload.path, upload.options)
+    with session.spinner(f"Reading {upload.path.name}"):
         selected = _rows_to_do(rows)
     tried = _spread(selected, count)
     if not tried or len(tried) == len(selected):
-        return submit(
-            *(session, path, to, options), wait=wait, every=every, allow_outside=allow_outside
-        )
-    trial = {**options, "filter_rows": ",".join(map(str, tried))}
-    progress = submit(session, path, to, trial, wait=True, every=every, allow_outside=allow_outside)
+        return submit(session, upload)
+    options = {**upload.options, "filter_rows": ",".join(map(str, tried))}
+    progress = submit(session, replace(upload, options=options, wait=True))
     if progress is None or progress.state is not RunState.DONE:
         return progress
     with session.spinner("Estimating the rest"):
@@ -58,9 +47,7 @@ def submit_trial(
         )
     _show_price(session, progress, rest, len(tried))
     if assume_yes or _confirmed(session, rest.to_do):
-        return submit(
-            *(session, path, to, options), wait=wait, every=every, allow_outside=allow_outside
-        )
+        return submit(session, upload)
     session.note(
         "Nothing else was started. To edit the rest, submit again without --try: rows that are "
         "done are kept and not paid for again."

@@ -8,10 +8,12 @@ from unittest.mock import Mock
 import pytest
 
 from darkroom.errors import Reason, ServiceUnavailable
-from darkroom.jobs import Checkpoint, Counters, RejectedUpload, Run, RunState, Source, Totals
+from darkroom.jobs import Checkpoint, RejectedUpload, Run, RunState, Source, Totals
 from darkroom.report.manifest import ManifestFormat
+from darkroom.report.rows import ReportRow
+from darkroom.report.summary import Aggregate
 from darkroom.rows import Claim, RowResult, RowState
-from darkroom_cli.status import RecentRate, measure
+from darkroom_cli.status import RecentRate
 from tests.fakes.command import CliHarness, FakeObject
 from tests.fakes.editing import row_message
 from tests.fakes.ledger import FakeLedger, running
@@ -179,13 +181,6 @@ def test_the_total_is_open_while_the_csv_is_being_split(cli: CliHarness) -> None
     assert "rows: 0 of 400 or more" in cli.run("status", JOB).stdout
 
 
-def test_redriven_rows_of_an_earlier_upload_are_not_counted_twice() -> None:
-    run = running(split_done=True, totals=Totals(rows=5, queued=2, kept_failed=3))
-    progress = measure(run, Counters(succeeded=3, redriven=1), now=60)
-    assert progress.done == 5
-    assert progress.eta_seconds is None
-
-
 def test_the_recent_rate_ignores_samples_older_than_a_minute() -> None:
     recent = RecentRate()
     assert recent.update(0, 0) is None
@@ -279,6 +274,24 @@ def test_watch_prints_a_line_when_a_job_begins_to_wait_and_when_it_ends(cli: Cli
         "0/1 rows · waiting: every key was rejected",
         "0/1 rows",
     ]
+
+
+def test_status_of_a_job_made_by_the_fallback_says_why(cli: CliHarness) -> None:
+    run = start(cli, rows=1, queued=1)
+    result = replace(GOOD, fallback=True, fallback_cause="gemini-main rejected its key (1f3a9c2b)")
+    settle(cli, run, 0, result)
+    assert cli.ledger.begin_report(run, 60)
+    assert cli.ledger.finish_report(run, 9)
+    aggregate = Aggregate()
+    aggregate.add(ReportRow(0, "000000", result))
+    summary = aggregate.summary(cli.ledger.current_run(JOB), pages=1, finished_at=9)
+    cli.results_bucket.objects[f"{JOB}/job.json"] = FakeObject(summary.to_json())
+    expected = (
+        "All images came from the fallback: gemini-main rejected its key (1f3a9c2b). "
+        "See `darkroom endpoints show`."
+    )
+    assert expected in cli.run("status", JOB).stdout
+    assert cli.json("status", JOB)["fallback_note"] == expected
 
 
 def test_status_shows_uploads_that_were_rejected(cli: CliHarness) -> None:

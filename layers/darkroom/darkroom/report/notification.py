@@ -37,6 +37,7 @@ def _figures(summary: JobSummary) -> list[str]:
         f"Cost of this upload: {money(cost.this_run_usd)}"
         + (f" without {plural(cost.unpriced_rows, 'unpriced row')}" if cost.unpriced_rows else ""),
         f"Made by fallback: {summary.fallback.rate:.1%}",
+        *([summary.fallback.note] if summary.fallback.note else []),
         f"Possible duplicate charges: {summary.possible_duplicate_charges:,}",
         f"Took: {duration(summary.duration_seconds)}",
         "",
