@@ -105,6 +105,12 @@ FIELDS = (
         in_quote=False,
     ),
     Field(
+        "fallback",
+        values.parse_switch,
+        help="Fall back to another model or a later tier when calls fail (the default), or wait.",
+        in_quote=False,
+    ),
+    Field(
         "model",
         values.parse_model,
         ("model",),
