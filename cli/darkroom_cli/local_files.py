@@ -1,19 +1,23 @@
 """Local files that become a job: a CSV, the images it names, or a folder of images."""
 
 import csv
+import gzip
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from email.header import Header
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import IO
 
-from darkroom.csv_input.fields import normalize_name
+from darkroom.csv_input.fields import normalize_name, parse_options
 from darkroom.csv_input.names import UsedNames, parse_output_name
-from darkroom.csv_input.reader import CsvInput
+from darkroom.csv_input.reader import CsvInput, JobRows, read_job_rows
 from darkroom.csv_input.values import parse_images
+from darkroom.errors import JobRejected
 from darkroom.formatting import plural, quoted
 from darkroom.images.file_types import describe_unsupported, is_heic, is_image
 from darkroom_cli.error_messages import CommandFailed, UsageMistake
@@ -21,6 +25,8 @@ from darkroom_cli.session import Session
 
 _CHUNK_BYTES = 1 << 20
 _HEAD_BYTES = 2048  # enough to recognise a file's type
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html: names and values
+_MAX_METADATA_BYTES = 2048
 _HEADER = ("image_url", "output_name")
 _LISTED = 12  # skipped files named in a note
 
@@ -30,6 +36,50 @@ def read_chunks(path: Path, offset: int = 0) -> Iterator[bytes]:
         body.seek(offset)
         while chunk := body.read(_CHUNK_BYTES):
             yield chunk
+
+
+def open_csv(path: Path, options: Mapping[str, object]) -> JobRows:
+    """Read the header row.
+
+    Raises UsageMistake (name or options), JobRejected (contents), with the job's own sentences.
+    """
+    try:
+        parsed = parse_options(as_metadata(options))
+    except JobRejected as error:
+        raise UsageMistake(str(error)) from error
+    object_name(path)
+    return read_job_rows(partial(read_chunks, path), parsed)
+
+
+def as_metadata(options: Mapping[str, object]) -> Mapping[str, str]:
+    """Job options as S3 metadata. S3 takes ASCII only: other text becomes RFC 2047 words."""
+    metadata = {}
+    for name, value in options.items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        encoded = text if text.isascii() else Header(text, "utf-8", maxlinelen=10_000).encode()
+        metadata[name.replace("_", "-")] = encoded
+    size = sum(len(name) + len(value) for name, value in metadata.items())
+    if size > _MAX_METADATA_BYTES:
+        raise UsageMistake(
+            f"The options take {size:,} bytes, and S3 stores {_MAX_METADATA_BYTES:,}: shorten "
+            "them, or write the instructions into a column of the CSV."
+        )
+    return metadata
+
+
+def object_name(path: Path) -> str:
+    """The file's name with a lower-case suffix. Raises UsageMistake if it is not a CSV's."""
+    for suffix in (".csv.gz", ".csv"):
+        if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
+            return path.name[: -len(suffix)] + suffix
+    raise UsageMistake(f"{path}: the name must end in .csv or .csv.gz, or no job would start.")
+
+
+def open_for_writing(path: Path) -> IO[str]:
+    """A CSV in UTF-8, compressed if its name ends in .gz."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "wt", encoding="utf-8", newline="")
+    return path.open("w", encoding="utf-8", newline="")
 
 
 def content_problem(path: Path) -> str | None:
@@ -153,7 +203,7 @@ class _Listed:
 
     def write(self, path: Path) -> None:
         partial_file = path.with_name(f".{path.name}.part")
-        with partial_file.open("w", encoding="utf-8", newline="") as text:
+        with open_for_writing(partial_file) as text:
             writer = csv.writer(text, delimiter=self.delimiter)
             writer.writerow(self.header)
             writer.writerows(self.rows)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from darkroom.csv_input.fields import Field
 
 DEFAULT_STACK = "darkroom"
+DEFAULT_FOLDER = "jobs"  # in the input bucket
 JOB_OPTIONS = "darkroom_cli.job_options"  # typer's context keeps their values under this name
 
 CsvOrFolder = Annotated[

@@ -48,6 +48,7 @@ class Wiring:
 
     connect: "Callable[[Target], Stack]" = _connect
     clock: "Clock" = field(default_factory=_system_clock)
+    launch: Callable[[str], object] = typer.launch  # opens a URL in the browser
 
 
 def _console(is_terminal: bool, *, stderr: bool = False) -> "Console":

@@ -2,50 +2,42 @@
 
 import sys
 from array import array
-from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import replace
 
 import typer
 
 from darkroom.csv_input.reader import JobRows
 from darkroom.errors import RowRejected
 from darkroom.formatting import money, plural
+from darkroom.jobs import RunState
 from darkroom_cli.endpoints import load_current
 from darkroom_cli.estimate import Estimate, Throughput, estimate
+from darkroom_cli.local_files import open_csv
 from darkroom_cli.session import Session
-from darkroom_cli.status import find_run, measure_run
-from darkroom_cli.submit import job_of, open_csv, submit
+from darkroom_cli.status import Progress
+from darkroom_cli.submit import Upload, submit
 
 _CALL_SECONDS = 20.0  # has no effect on the price
 
 
 def submit_trial(
-    session: Session,
-    path: Path,
-    to: str,
-    options: Mapping[str, object],
-    *,
-    count: int,
-    assume_yes: bool,
-    wait: bool,
-    every: float,
-    allow_outside: bool = False,
-) -> None:
+    session: Session, upload: Upload, *, count: int, assume_yes: bool
+) -> Progress | None:
     """Submit `count` rows spread over the CSV and, on consent, the rest as the same job.
 
     The rows tried are not edited again: the job resumes. Without a terminal and `assume_yes` the
     command ends after them.
     """
-    rows = open_csv(path, options)
-    with session.spinner(f"Reading {path.name}"):
+    rows = open_csv(upload.path, upload.options)
+    with session.spinner(f"Reading {upload.path.name}"):
         selected = _rows_to_do(rows)
     tried = _spread(selected, count)
     if not tried or len(tried) == len(selected):
-        submit(session, path, to, options, wait=wait, every=every, allow_outside=allow_outside)
-        return
-    trial = {**options, "filter_rows": ",".join(map(str, tried))}
-    submit(session, path, to, trial, wait=True, every=every, allow_outside=allow_outside)
-    job = job_of(path, to)
+        return submit(session, upload)
+    options = {**upload.options, "filter_rows": ",".join(map(str, tried))}
+    progress = submit(session, replace(upload, options=options, wait=True))
+    if progress is None or progress.state is not RunState.DONE:
+        return progress
     with session.spinner("Estimating the rest"):
         rest = estimate(
             (row for row in rows if row.row not in tried),
@@ -53,14 +45,14 @@ def submit_trial(
             Throughput(_CALL_SECONDS),
             session.today,
         )
-    _show_price(session, job, rest, len(tried))
+    _show_price(session, progress, rest, len(tried))
     if assume_yes or _confirmed(session, rest.to_do):
-        submit(session, path, to, options, wait=wait, every=every, allow_outside=allow_outside)
-    else:
-        session.note(
-            "Nothing else was started. To edit the rest, submit again without --try: rows that are "
-            "done are kept and not paid for again."
-        )
+        return submit(session, upload)
+    session.note(
+        "Nothing else was started. To edit the rest, submit again without --try: rows that are "
+        "done are kept and not paid for again."
+    )
+    return progress
 
 
 def _rows_to_do(rows: JobRows) -> array[int]:
@@ -76,12 +68,12 @@ def _spread(rows: array[int], count: int) -> list[int]:
     return [rows[place] for place in sorted(places)]
 
 
-def _show_price(session: Session, job: str, rest: Estimate, tried: int) -> None:
-    cost = measure_run(session, find_run(session, job)).cost_usd
+def _show_price(session: Session, progress: Progress, rest: Estimate, tried: int) -> None:
+    cost = progress.cost_usd
     least, most = rest.least / 1e6, rest.expected_most / 1e6
     if session.json:
         session.print_json(
-            {"job": job, "tried": tried, "cost_usd": cost, "rest": rest.to_do}
+            {"job": progress.job, "tried": tried, "cost_usd": cost, "rest": rest.to_do}
             | {"rest_least_usd": least, "rest_most_usd": most}
         )
         return

@@ -78,6 +78,14 @@ def test_transient_failures_and_rejected_keys_fall_back(outcome: Outcome) -> Non
     harness.editor.script("gemini", outcome)
     result = harness.dispatch()
     assert (result.endpoint.name, result.fallback, result.calls) == ("openai", True, 2)
+    assert bool(result.fallback_cause) is outcome.key_at_fault
+    if outcome.key_at_fault:
+        (fingerprint,) = harness.state("gemini").key_cooldowns
+        assert result.fallback_cause.startswith("gemini ")
+        assert fingerprint in result.fallback_cause
+        later = harness.dispatch()
+        assert later.calls == 1
+        assert later.fallback_cause == result.fallback_cause
 
 
 def test_retries_use_the_endpoint_then_its_tier_then_the_next_tier() -> None:

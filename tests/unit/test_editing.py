@@ -413,6 +413,23 @@ def test_messages_of_a_rejected_file_are_deleted(harness: EditorHarness) -> None
     assert harness.ledger.rows == {}
 
 
+def test_a_dead_letter_of_an_earlier_upload_goes_back_to_the_dead_letter_queue() -> None:
+    harness = EditorHarness.with_job(max_attempts=1)
+    assert harness.handle(DOWN) is None
+    (letter,) = harness.queue.dead
+    harness.queue.dead.clear()
+    harness.upload(2, queued=0)
+    redriven = RowMessage.model_validate_json(letter[0])
+    fail_once(harness.queue, "dead_letter")
+    assert harness.handle(message=redriven) == AWS_ERROR
+    assert harness.handle(message=redriven) is None
+    (returned,) = harness.queue.dead
+    assert RowMessage.model_validate_json(returned[0]) == redriven
+    assert returned[1]["reason"] == "superseded"
+    assert "retry-failed=true" in returned[1]["detail"]
+    assert len(harness.dispatcher.contexts) == 1
+
+
 def test_a_row_that_kills_its_workers_is_dead_without_another_call() -> None:
     harness = EditorHarness.with_job(max_attempts=1)
     for worker in ("killed", "killed too"):  # the first crash costs no attempt

@@ -151,7 +151,7 @@ def test_rows_of_an_earlier_upload_stay_succeeded_and_are_counted_apart() -> Non
     assert summary["counts"]["resumed"] == 1
     cost = {"this_run_usd": 0.04, "earlier_runs_usd": 0.134, "total_usd": 0.174}
     assert summary["cost"] == cost | {"unpriced_rows": 0}
-    assert summary["fallback"] == {"rows": 1, "rate": 1.0}
+    assert summary["fallback"] == {"rows": 1, "rate": 1.0, "note": None}
     assert [x["endpoint"] for x in harness.manifest] == ["gemini-main", "gemini-main"]
 
 
@@ -280,13 +280,6 @@ def test_an_upload_during_a_report_leaves_the_report_to_its_own_run() -> None:
     assert harness.report() is ReportOutcome.NOT_READY
     assert harness.store.objects == {}
     assert harness.notifications == []
-
-
-def test_redriven_rows_that_this_csv_no_longer_has_log_no_error() -> None:
-    harness = complete_job()
-    harness.add_to_counters(succeeded=1, redriven=1)
-    harness.report()
-    assert harness.telemetry.logged("error") == []
 
 
 def test_the_report_of_a_stopped_job_says_so() -> None:
@@ -607,3 +600,34 @@ def test_uploads_rejected_while_a_run_is_under_way_are_in_job_json() -> None:
     harness.settle(harness.job_rows[1])
     harness.report()
     assert harness.summary["rejected_uploads"] == expected
+
+
+def test_images_from_the_fallback_because_of_a_rejected_key_are_explained() -> None:
+    cause = "gemini-main rejected its key (1f3a9c2b)"
+    by_fallback = replace(EDITED, endpoint="openai-main", fallback=True, fallback_cause=cause)
+    harness = started_job(by_fallback, by_fallback)
+    harness.report()
+    note = f"All images came from the fallback: {cause}. See `darkroom endpoints show`."
+    assert harness.summary["fallback"] == {"rows": 2, "rate": 1.0, "note": note}
+    assert note in harness.text("report.html")
+    assert note in harness.notifications[0][1]
+    harness = started_job(by_fallback, EDITED)
+    harness.report()
+    assert harness.summary["fallback"]["note"].startswith("50% of the images came from")
+    outage = replace(by_fallback, fallback_cause="")
+    harness = started_job(outage, outage)
+    harness.report()
+    assert harness.summary["fallback"]["note"] is None
+
+
+def test_a_line_break_in_a_key_adds_no_line_to_the_notification() -> None:
+    harness = reported_job()
+    summary = JobSummary.model_validate_json(harness.text("job.json"))
+    forged = "jobs/x\nRows: 0\x1b[31m\u2028Dead: 9"
+    results = summary.results.model_copy(update={"manifest": forged})
+    named = summary.model_copy(update={"job": forged, "results": results})
+    subject, body = notification(named)
+    _, plain = notification(summary)
+    assert len(body.splitlines()) == len(plain.splitlines())
+    assert "\x1b" not in subject + body
+    assert "\n" not in subject

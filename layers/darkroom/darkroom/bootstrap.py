@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, cached_property, partial
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from darkroom.ports import SystemClock
@@ -102,6 +103,8 @@ class Wiring:
             telemetry=self._telemetry,
             continue_later=self._continue_later,
             request_report=self._request_report,
+            show_progress=self._report_progress,
+            retention_seconds=self._settings.results_retention_days * 86_400.0 or inf,
             check_complete=self._completion.check,
         )
 

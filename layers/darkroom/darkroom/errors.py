@@ -103,6 +103,13 @@ class Reason(StrEnum):
             "secret or raise its limits, then redrive."
         ),
     )
+    SUPERSEDED = (
+        "superseded",
+        (
+            "A later upload of the CSV took the place of this row's, without the row. Upload the "
+            "CSV again with retry-failed=true to edit it."
+        ),
+    )
     NOT_STORED = (
         "not_stored",
         "The results bucket could not be written. Correct its policy or its key, then redrive.",

@@ -88,6 +88,7 @@ class RejectedUpload:
     version_id: str | None
     reason: str  # a sentence for users
     rejected_at: float  # Unix seconds
+    run: str = ""  # the id it would have had
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,7 @@ class Run:
     options: JobOptions
     started_at: float
     sequencer: str = ""  # hex string that orders S3's events for one key
+    etag: str = ""  # of the uploaded object
     split_done: bool = False
     totals: Totals = Totals()
     checkpoint: Checkpoint = Checkpoint()
@@ -122,7 +124,6 @@ class Counters(StatusCounts):
     cost_micro_usd: int = 0
     possible_duplicate_charges: int = 0
     unpriced: int = 0  # rows whose cost is not known
-    redriven: int = 0  # rows of an earlier upload, redriven into this run: settled beyond `queued`
     transitions: int = 0  # changes ever made to these sums; a report is made for one value
 
     def __neg__(self) -> "Counters":

@@ -136,6 +136,7 @@ class CallResult:
     endpoint: str | None = None
     model: str | None = None
     fallback: bool = False  # another tier than the first one configured
+    fallback_cause: str = ""  # which endpoint of an earlier tier rejected its keys, if that is why
     latency_ms: int = 0
     cost_micro_usd: int | None = 0  # of all the row's calls; None: not known
     warnings: tuple[str, ...] = ()
@@ -173,7 +174,6 @@ class RowRecord:
     sent_run: str | None = None  # SENT: the run of the call
     reserved: int = 0  # SENT: reserved in the job's budget for the call
     spent: int = 0  # known cost of earlier calls that gave no image
-    redriven: bool = False  # from an earlier upload: this run's splitter did not queue it
     version: int = 0  # incremented by every write except a renewal of the lease
 
 
@@ -218,6 +218,7 @@ class NotClaimed(StrEnum):
 
     SETTLED = "settled"  # done already: delete it
     SUPERSEDED = "superseded"  # a later upload replaced this run: delete it
+    OUTDATED_LETTER = "outdated_letter"  # the same, of a dead letter: dead-letter it again
     HELD = "held"  # another worker holds the lease: return it to the queue
 
 

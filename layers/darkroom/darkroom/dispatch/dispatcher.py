@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from darkroom.calls import CallFailed, CallPlan, EditResult, timeout_of_call
+from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, timeout_of_call
 from darkroom.dispatch.outcomes import MAX_PAUSE_SECONDS, OutcomeRecorder
 from darkroom.dispatch.selector import Permit, Selector
 from darkroom.dispatch.state_cache import StateCache
@@ -265,10 +265,29 @@ class TieredDispatcher:
             latency_ms=latency_ms,
             slot_wait_ms=attempt.slot_wait_ms,
             calls=attempt.calls,
+            fallback_cause=self._fallback_cause(attempt, endpoint),
             warnings=tuple(
                 f"{name} was skipped: {why}" for name, why in attempt.ineligible.items()
             ),
         )
+
+    def _fallback_cause(self, attempt: _Attempt, endpoint: Endpoint) -> str:
+        """The endpoints of earlier tiers that rejected their keys; empty for other causes."""
+        rejected = {e.name for e, failure in attempt.failures if failure.outcome.key_at_fault}
+        rejected |= {
+            name
+            for name, rejection in attempt.out_of_service.items()
+            if rejection.reason is RejectionReason.KEYS
+        }
+        causes = list[str]()
+        for earlier in attempt.secret.endpoints:
+            if earlier.name in rejected and earlier.tier < endpoint.tier:
+                cooldowns = self._state_cache.state(earlier.name).key_cooldowns
+                spent = any(c.reason is Outcome.QUOTA_SPENT for c in cooldowns.values())
+                what = "has no credit left for" if spent else "rejected"
+                keys = ", ".join(sorted(cooldowns)) or "of the secret"
+                causes.append(f"{earlier.name} {what} its key ({keys})")
+        return "; ".join(causes)
 
     @staticmethod
     def _keep_failure(attempt: _Attempt, endpoint: Endpoint, failure: CallFailed) -> None:

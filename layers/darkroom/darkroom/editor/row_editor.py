@@ -157,8 +157,6 @@ class RowEditor:
         *,
         given_up: Waiting | None = None,
     ) -> ReturnRow | None:
-        if run.state is RunState.FAILED:
-            return None
         with self.telemetry.bound(job=message.job, row=message.key):
             try:
                 claim = self.rows.claim(message, run, owner, self.timings.lease_seconds)
@@ -167,6 +165,8 @@ class RowEditor:
                 return ReturnRow(self.timings.aws_delay_seconds)
             if claim is NotClaimed.HELD:
                 return ReturnRow(self.timings.held_delay_seconds)
+            if claim is NotClaimed.OUTDATED_LETTER:
+                return self._return_letter(message)
             if isinstance(claim, NotClaimed):
                 self.telemetry.metric(Metric.DUPLICATE_SUPPRESSED)
                 return None
@@ -324,6 +324,20 @@ class RowEditor:
         result = _failure(RowState.DEAD, error, context.claim)
         self._settle(context, replace(result, provider=error.provider, endpoint=endpoint))
 
+    def _return_letter(self, message: RowMessage) -> ReturnRow | None:
+        """Keep a dead letter of an earlier upload, whose rows the current one does not edit."""
+        reason = Reason.SUPERSEDED
+        attributes = {"reason": reason.value, "detail": reason.remediation}
+        try:
+            self.queue.dead_letter(
+                message.model_dump_json(), attributes | {"job": message.job, "row": message.key}
+            )
+        except ServiceUnavailable as error:
+            self.telemetry.warning("service_unavailable", error=str(error))
+            return ReturnRow(self.timings.aws_delay_seconds)
+        self.telemetry.warning("letter_of_an_earlier_upload")
+        return None
+
     def _settle(self, context: RowCallContext, result: RowResult) -> None:
         if not self.rows.settle(context.claim, result):
             raise LeaseLost("it was settled by another worker, or is being worked on")
@@ -357,6 +371,7 @@ def _success(dispatched: DispatchResult, claim: Claim, warnings: Sequence[str]) 
         endpoint=dispatched.endpoint.name,
         model=dispatched.result.model or plan.model,
         fallback=dispatched.fallback,
+        fallback_cause=dispatched.fallback_cause,
         latency_ms=dispatched.latency_ms,
         cost_micro_usd=None if cost is None else claim.record.spent + cost,
         warnings=tuple(dict.fromkeys((*warnings, *plan.warnings, *dispatched.warnings))),

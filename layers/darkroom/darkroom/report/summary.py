@@ -56,13 +56,14 @@ class Fallback(_Value):
 
     rows: int = 0
     rate: float = Field(default=0.0, description="share of the rows edited in this upload, 0 to 1")
+    note: str | None = Field(default=None, description="if keys of an earlier tier were rejected")
 
 
 class EndpointSummary(_Value):
-    """The rows that one endpoint settled in this upload."""
+    """The rows that one endpoint settled in this upload; null: those for which none was called."""
 
-    endpoint: str
-    provider: str
+    endpoint: str | None
+    provider: str | None
     succeeded: int = 0
     failed: int = 0
     dead: int = 0
@@ -200,16 +201,14 @@ def rejected_summary(run: Run, finished_at: float, previous: JobSummary | None) 
 def counts_so_far(run: Run, counters: Counters) -> RowCounts:
     """The rows of a run under way that have ended; `rows` are those read so far."""
     totals = run.totals if run.split_done else run.checkpoint.totals
-    # The splitter counted the rows that were redriven since then as `kept_failed`.
-    kept_failed = max(totals.kept_failed - counters.redriven, 0)
     return RowCounts(
         rows=totals.rows,
         succeeded=counters.succeeded + totals.resumed,
-        failed=counters.failed + totals.invalid + kept_failed,
+        failed=counters.failed + totals.invalid + totals.kept_failed,
         dead=counters.dead,
         skipped=totals.skipped,
         resumed=totals.resumed,
-        kept_failed=kept_failed,
+        kept_failed=totals.kept_failed,
     )
 
 
@@ -241,8 +240,13 @@ def running_summary(
     )
 
 
-def _fallback(rows: int, edited: int) -> Fallback:
-    return Fallback(rows=rows, rate=round(rows / edited, 4) if edited else 0.0)
+def _fallback(rows: int, edited: int, causes: Counter[str] | None = None) -> Fallback:
+    rate = round(rows / edited, 4) if edited else 0.0
+    note = None
+    for cause, _ in causes.most_common(1) if causes else ():
+        images = "All images" if rows == edited else f"{rate:.0%} of the images"
+        note = f"{images} came from the fallback: {cause}. See `darkroom endpoints show`."
+    return Fallback(rows=rows, rate=rate, note=note)
 
 
 def _summary(
@@ -346,8 +350,8 @@ class _EndpointAggregate:
 
     def summary(self, endpoint: str) -> EndpointSummary:
         return EndpointSummary(
-            endpoint=endpoint,
-            provider=self.provider,
+            endpoint=endpoint or None,
+            provider=self.provider or None,
             **self.counts,
             cost_usd=self.cost_micro_usd / _MILLION,
             latency_ms_p50=self.latencies.percentile(0.5),
@@ -398,6 +402,7 @@ class Aggregate:
     _warnings: Counter[str] = field(default_factory=Counter)
     _further_warnings: int = 0
     _fallback_rows: int = 0
+    _fallback_causes: Counter[str] = field(default_factory=Counter)
     _attempts: int = 0
     _possible_duplicate_charges: int = 0
     _unpriced: int = 0
@@ -420,10 +425,7 @@ class Aggregate:
                 self._failures[group] = _FailureAggregate.of(row)
             self._failures[group].rows += 1
         for warning in result.warnings:
-            if warning in self._warnings or len(self._warnings) < MAX_WARNINGS:
-                self._warnings[warning] += 1
-            else:
-                self._further_warnings += 1
+            self._further_warnings += not _count(self._warnings, warning)
         if row.earlier:
             self._counts["resumed"] += row.status is RowState.SUCCEEDED
             self._counts["kept_failed"] += row.status.unsuccessful
@@ -436,13 +438,16 @@ class Aggregate:
         self._attempts += row.attempts
         self._cost_this_run += result.cost_micro_usd or 0
         self._fallback_rows += row.edited_by_fallback
+        if row.edited_by_fallback and result.fallback_cause:
+            _count(self._fallback_causes, result.fallback_cause)
         if row.settled_at is not None:
             self.settled[row.status] += 1
             self._timeline.add(row.settled_at, row.status)
-        if result.endpoint:
-            if result.endpoint not in self._endpoints:
-                self._endpoints[result.endpoint] = _EndpointAggregate(result.provider or "")
-            self._endpoints[result.endpoint].add(row)
+        if row.status in SETTLED_STATUSES:
+            endpoint = result.endpoint or ""
+            if endpoint not in self._endpoints:
+                self._endpoints[endpoint] = _EndpointAggregate(result.provider or "")
+            self._endpoints[endpoint].add(row)
 
     @property
     def unsuccessful(self) -> int:
@@ -474,11 +479,12 @@ class Aggregate:
                 total_usd=(self._cost_this_run + self._cost_earlier) / _MILLION,
                 unpriced_rows=self._unpriced,
             ),
-            fallback=_fallback(self._fallback_rows, edited),
+            fallback=_fallback(self._fallback_rows, edited, self._fallback_causes),
             attempts=self._attempts,
             possible_duplicate_charges=self._possible_duplicate_charges,
             endpoints=tuple(
-                endpoint.summary(name) for name, endpoint in sorted(self._endpoints.items())
+                self._endpoints[name].summary(name)
+                for name in sorted(self._endpoints, key=lambda name: (not name, name))
             ),
             models=dict(self._models.most_common()),
             errors=self._failure_groups(),
@@ -504,6 +510,14 @@ class Aggregate:
             more = f"{self._further_warnings:,} more warnings: the gallery shows each row's with it"
             texts.append((more, 0))
         return [WarningSummary(text=text, rows=rows) for text, rows in texts]
+
+
+def _count(texts: Counter[str], text: str) -> bool:
+    """Count a text from outside; False for one more than MAX_WARNINGS different ones."""
+    if text not in texts and len(texts) >= MAX_WARNINGS:
+        return False
+    texts[text] += 1
+    return True
 
 
 def unsuccessful(counts: RowCounts | EndpointSummary) -> int:
