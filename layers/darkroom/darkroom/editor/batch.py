@@ -54,7 +54,8 @@ RESERVED_AFTER_SECONDS = 2.0  # by then a row taken has loaded its images and re
 # While the limits leave no free slot, this supply of messages is held for the threads.
 SUPPLY_SECONDS = 600.0
 MAX_SUPPLY = 200
-SHARE_AFTER_SECONDS = 1.0  # that a slot is unused
+FREE_SLOT_CHECK_SECONDS = 1.0
+FREE_SLOT_CHECKS = 3  # in a row that find a free slot, before the supply is shared
 SHARED_MESSAGES = 10
 TYPICAL_ROW_SECONDS = 20.0
 
@@ -259,6 +260,7 @@ class _Invocation:
     _alone: bool = False  # the row in work may kill its worker
     _ended_threads: int = 0
     _idle_receives: int = 0  # since a message was received or taken
+    _free_slot_checks: int = 0  # in a row
     _taken_at: deque[float] = field(default_factory=deque)
     _rows_done: int = 0
     _busy_seconds: float = 0.0
@@ -547,7 +549,7 @@ class _Invocation:
             if now - renewed_at >= timings.heartbeat_seconds:
                 renewed_at = now
                 self.leases.renew()
-            if now - shared_at >= SHARE_AFTER_SECONDS:
+            if now - shared_at >= FREE_SLOT_CHECK_SECONDS:
                 shared_at = now
                 self._share_supply()
             if now - flushed_at >= timings.flush_seconds:
@@ -560,9 +562,13 @@ class _Invocation:
         if len(self._held) <= self.batch.threads:
             return
         self._update_readiness()
+        is_free = self._readiness.start_at <= self.batch.clock.now()
+        self._free_slot_checks = self._free_slot_checks + 1 if is_free else 0
+        if self._free_slot_checks < FREE_SLOT_CHECKS:
+            return
+        self._free_slot_checks = 0
         with self._lock:
-            unused = self._readiness.start_at < self.batch.clock.now() - SHARE_AFTER_SECONDS
-            excess = min(SHARED_MESSAGES, len(self._held) - self.batch.threads) if unused else 0
+            excess = min(SHARED_MESSAGES, len(self._held) - self.batch.threads)
             shared = [self._held.pop() for _ in range(excess)]
         if shared:
             self._keep([task.received for task in shared], 0.0)
