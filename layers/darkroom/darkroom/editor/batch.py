@@ -54,8 +54,8 @@ RESERVED_AFTER_SECONDS = 2.0  # by then a row taken has loaded its images and re
 # While the limits leave no free slot, this supply of messages is held for the threads.
 SUPPLY_SECONDS = 600.0
 MAX_SUPPLY = 200
-FREE_SLOT_CHECK_SECONDS = 1.0
-FREE_SLOT_CHECKS = 3  # in a row that find a free slot, before the supply is shared
+FREE_SLOT_CHECK_SECONDS = 2.0
+FREE_SLOT_CHECKS = 2  # in a row that find a free slot, before the supply is shared
 SHARED_MESSAGES = 10
 TYPICAL_ROW_SECONDS = 20.0
 
@@ -559,7 +559,7 @@ class _Invocation:
 
     def _share_supply(self) -> None:
         """A slot was left unused: return some of the supply, for another invocation to start."""
-        if len(self._held) <= self.batch.threads:
+        if not self._readiness.rows_per_second:
             return
         self._update_readiness()
         is_free = self._readiness.start_at <= self.batch.clock.now()
@@ -569,7 +569,7 @@ class _Invocation:
         self._free_slot_checks = 0
         with self._lock:
             excess = min(SHARED_MESSAGES, len(self._held) - self.batch.threads)
-            shared = [self._held.pop() for _ in range(excess)]
+            shared = [self._held.pop() for _ in range(max(0, excess))]
         if shared:
             self._keep([task.received for task in shared], 0.0)
 
