@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import date
 from pathlib import Path
 
 import httpx2
@@ -112,6 +113,9 @@ class SlowSdkEditor(SdkImageEditor[None]):
         __import__(self.sdk)
         provider_http.time_left()
         return EditResult((), plan.model)
+
+    def _list_models(self, *_: object) -> dict[str, date | None]:
+        raise NotImplementedError
 
     def _failure(self, response: httpx2.Response, endpoint: Endpoint) -> Failure:
         raise NotImplementedError

@@ -80,6 +80,8 @@ class SimulatedEndpoint(_Frozen):
     requests_per_minute: int = Field(default=0, ge=0)  # 0: no limit
     requests_per_day: int = Field(default=0, ge=0)
     keys: tuple[str, ...] = ()  # empty: any key is valid
+    # What a list of models contains: names, and the dates of their end (OpenAI).
+    models: dict[str, str | None] = Field(default_factory=dict)
     limit_hint: Literal["header", "body", "none"] = "body"
     latency: Annotated[Fixed | Lognormal, Field(discriminator="kind")] = Fixed()
     mode: Literal["effects", "fast"] = "effects"  # fast: always the same small image
