@@ -45,14 +45,21 @@ class Upload:
     wait: bool
     every: float
     allow_outside: bool = False
+    label: str = ""  # added to the job's name, to submit one CSV as several jobs
     images_beside: Path | None = None  # relative paths start at its folder, not at the CSV's
+
+
+def _key(upload: Upload) -> str:
+    stem, dot, suffix = object_name(upload.path).rpartition(".csv")
+    label = f".{upload.label}" if upload.label else ""
+    return posixpath.join(upload.to.strip("/"), f"{stem}{label}{dot}{suffix}")
 
 
 def submit(session: Session, upload: Upload) -> Progress | None:
     """Upload a CSV and its images. If it waits, the progress of the job at its end."""
     path, options = upload.path, upload.options
     rows, bucket = open_csv(path, options), session.stack.input_bucket
-    key = posixpath.join(upload.to.strip("/"), object_name(path))
+    key = _key(upload)
     job = job_id(key)
     with session.spinner(f"Reading {path.name}"):
         survey = _survey(rows)
