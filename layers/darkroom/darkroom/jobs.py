@@ -154,7 +154,7 @@ class ResultPaths:
     @property
     def write_check(self) -> str:
         """An empty object, written to prove that results can be stored."""
-        return f"{self.job}/.write-check"
+        return f"{self.job}/thumbs/.write-check"
 
     @property
     def failed_rows(self) -> str:
