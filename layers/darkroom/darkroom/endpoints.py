@@ -105,6 +105,13 @@ class Endpoint(BaseModel):
             raise ValueError("credentials: takes the place of api_keys, remove one of them")
         return self
 
+    def key_ids(self) -> dict[str, SecretStr]:
+        """The keys by what a cooldown belongs to: the key with the model and the base URL."""
+        target = f"\n{self.model}\n{self.base_url or ''}"
+        return {
+            key_fingerprint(SecretStr(key.get_secret_value() + target)): key for key in self.keys
+        }
+
     @property
     def keys(self) -> tuple[SecretStr, ...]:
         """What calls authenticate with: the API keys, or the credentials as the only one."""

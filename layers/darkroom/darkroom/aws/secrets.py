@@ -13,7 +13,7 @@ from darkroom.ports import Clock, Telemetry
 if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
 
-CACHE_SECONDS = 300.0
+CACHE_SECONDS = 30.0  # with the wait for a slot, a change is used everywhere within a minute
 REFRESH_SECONDS = 15.0  # between two reads, however many keys are rejected
 
 
