@@ -60,7 +60,7 @@ check: .venv/.synced .venv-sam/.synced ## format, lint, types, template
 	$(SAM) validate --lint --template $(LINT_TRANSFORMED)
 
 checkov: .venv-checkov/.synced ## security findings of the template
-	.venv-checkov/bin/checkov --quiet --compact --skip-download --framework cloudformation -f template.yaml
+	.venv-checkov/bin/checkov --config-file .checkov.yaml
 
 test-sam-local: setup ## `sam local invoke` of the three functions, where containers can run
 	$(PYTHON) -m tests.sam_local $(ARGS)

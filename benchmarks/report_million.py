@@ -30,7 +30,7 @@ from darkroom.jobs import Counters, JobOptions, ResultPaths, Run, RunState, Sour
 from darkroom.report.reporter import Reporter, ReportOutcome
 from darkroom.report.rows import LOOKUP_ROWS
 from darkroom.rows import RowRecord, RowResult, RowState
-from tests.fakes.services import FakeClock, FakeTelemetry
+from tests.fakes.services import FakeClock, FakeStore, FakeTelemetry
 
 JOB = "jobs/million"
 LOOKUP_SECONDS = 0.015  # one BatchGetItem of 100 items
@@ -96,7 +96,7 @@ def canned_ledger() -> LedgerTable:
         ROWS.to_item(record(key)) | {"job": {"S": JOB}, "item": {"S": f"row#{key}"}}
         for key in (f"{row:06d}" for row in range(LOOKUP_ROWS))
     ]
-    body = json.dumps({"Responses": {"ledger": items}, "UnprocessedKeys": {}}).encode()
+    body = json.dumps({"Items": items, "Count": len(items)}).encode()
     client = boto3.client(
         "dynamodb", region_name="eu-west-1", aws_access_key_id="x", aws_secret_access_key="x"
     )
@@ -104,7 +104,7 @@ def canned_ledger() -> LedgerTable:
     def respond(request: AWSPreparedRequest, **_: object) -> AWSResponse:
         return AWSResponse(request.url, 200, HTTPHeaders(), _Body(body))
 
-    client.meta.events.register("before-send.dynamodb.BatchGetItem", respond)  # type: ignore[arg-type]
+    client.meta.events.register("before-send.dynamodb.Query", respond)  # type: ignore[arg-type]
     return LedgerTable(client, "ledger")
 
 
@@ -114,24 +114,34 @@ class _Body(io.BytesIO):
 
 
 @dataclass
-class Disk:
-    """Results bucket and uploads: the manifest in a folder, the sizes of the pages."""
+class Disk(FakeStore):
+    """Results bucket and uploads: parts go to files in `folder`, only sizes are kept in memory."""
 
-    folder: Path
+    folder: Path = field(kw_only=True)
     written: dict[str, int] = field(default_factory=dict)
 
-    def put(self, key: str, body: bytes, _content_type: str) -> bool:
+    def put(self, key: str, body: bytes, *_: object, **__: object) -> bool:
         self.written[key] = len(body)
         return True
 
     def get(self, key: str) -> bytes | None:
         return THUMB if "/thumbs/" in key else None
 
-    def upload(self, key: str, chunks: Iterator[bytes], _content_type: str) -> None:
-        path = self.folder / "manifest.csv"
-        with path.open("wb") as out:
-            out.writelines(chunks)
-        self.written[key] = path.stat().st_size
+    def upload_part(self, key: str, upload: str, number: int, body: bytes) -> str:
+        (self.folder / f"{upload}-{number:05d}").write_bytes(body)
+        self.written[key] = self.written.get(key, 0) + len(body)
+        return str(number)
+
+    def complete_upload(
+        self, key: str, upload: str, etags: Sequence[str], *, replaces: str | None
+    ) -> bool:
+        assert replaces is None
+        assert self.uploads.pop(upload).key == key
+        return bool(etags)
+
+    def lines(self, upload: str) -> int:
+        parts = sorted(self.folder.glob(f"{upload}-*"))
+        return sum(part.read_bytes().count(b"\n") for part in parts)
 
 
 def generated_csv(count: int) -> JobRows:
@@ -164,22 +174,22 @@ def peak_mb() -> int:
 def main(count: int) -> int:
     before = peak_mb()
     with tempfile.TemporaryDirectory() as folder:
-        ledger, disk = GeneratedLedger(count, canned_ledger()), Disk(Path(folder))
+        ledger, disk = GeneratedLedger(count, canned_ledger()), Disk(folder=Path(folder))
         telemetry = FakeTelemetry()
         reporter = Reporter(
             runs=ledger,  # type: ignore[arg-type]
             rows=ledger,  # type: ignore[arg-type]
-            store=disk,  # type: ignore[arg-type]
+            store=disk,
             job_rows=lambda _: generated_csv(count),
             notify=lambda *_: None,
+            continue_later=lambda *_: None,
             clock=FakeClock(),
             telemetry=telemetry,
         )
         started, cpu = time.monotonic(), time.process_time()
         outcome = reporter.report(JOB)
         seconds, cpu = time.monotonic() - started, time.process_time() - cpu
-        with (Path(folder) / "manifest.csv").open("rb") as manifest:
-            lines = sum(1 for _ in manifest) - 1
+        lines = disk.lines("upload-0") - 1
     peak, errors = peak_mb(), telemetry.logged("error")
     measured = {
         "rows": count,

@@ -1,9 +1,11 @@
 """`darkroom download`: copies a job's results into a folder whose report.html works offline."""
 
 import os
-from pathlib import Path, PurePosixPath
+from collections.abc import Container
+from pathlib import Path
 
-from darkroom.formatting import plural
+from darkroom.csv_input.names import is_portable
+from darkroom.formatting import plural, quoted_list
 from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.session import Session
 from darkroom_cli.stack import Bucket, StoredObject
@@ -14,11 +16,15 @@ _FILES = ("manifest.csv", "job.json")
 
 def download(session: Session, job: str, folder: Path) -> None:
     bucket = session.stack.results_bucket
-    files = {
-        _target(folder, name): stored
-        for stored in bucket.list(f"{job}/")
-        if _is_result(name := stored.key.removeprefix(f"{job}/"))
-    }
+    stored = {o.key.removeprefix(f"{job}/"): o for o in bucket.list(f"{job}/")}
+    results = {name: o for name, o in stored.items() if _is_result(name)}
+    unusable = [name for name in results if not _is_portable(name, results)]
+    files = {folder / name: o for name, o in results.items() if name not in unusable}
+    if unusable:
+        session.warn(
+            f"{plural(len(unusable), 'object')} not downloaded, because no file can have the name "
+            f"on every system: {quoted_list(unusable)}."
+        )
     if not files:
         raise CommandFailed(
             f"There is nothing to download yet for job {job}: `darkroom status {job}` shows its "
@@ -54,11 +60,11 @@ def _is_result(name: str) -> bool:
     return name in _FILES or (name.startswith("report") and name.endswith(".html"))
 
 
-def _target(folder: Path, name: str) -> Path:
-    parts = PurePosixPath(name).parts
-    if ".." in parts or name.startswith("/"):
-        raise CommandFailed(f"The key {name} would leave the folder {folder}: not downloaded.")
-    return folder.joinpath(*parts)
+def _is_portable(name: str, names: Container[str]) -> bool:
+    """A file inside the folder, on Windows too, and not below another of the files."""
+    parts = name.split("/")
+    parents = ("/".join(parts[:depth]) for depth in range(1, len(parts)))
+    return all(map(is_portable, parts)) and not any(parent in names for parent in parents)
 
 
 def _is_downloaded(path: Path, stored: StoredObject) -> bool:

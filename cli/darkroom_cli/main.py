@@ -61,12 +61,17 @@ def _main(
 def submit(
     session: Session,
     csv: CsvFile,
+    *,
     wait: Annotated[
         bool,
         typer.Option("--wait", help="Wait until the job ends; exit with 1 unless it is done."),
     ] = False,
     to: Annotated[str, typer.Option(help="Folder in the input bucket.", metavar="PREFIX")] = "jobs",
     every: Every = 2.0,
+    allow_outside: Annotated[
+        bool,
+        typer.Option("--allow-outside", help="Also upload images outside the folder of the CSV."),
+    ] = False,
     **options: object,
 ) -> None:
     """Start a job from a CSV.
@@ -76,7 +81,7 @@ def submit(
     """
     from darkroom_cli.submit import submit
 
-    submit(session, csv, to, options, wait=wait, every=every)
+    submit(session, csv, to, options, wait=wait, every=every, allow_outside=allow_outside)
 
 
 @app.command()

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from darkroom.formatting import printable
 from darkroom_cli.error_messages import UsageMistake, describe_error
 from darkroom_cli.options import JOB_OPTIONS, AsJson, Target
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from darkroom.ports import Clock
     from darkroom_cli.stack import Stack
@@ -52,6 +54,20 @@ def _console(is_terminal: bool, *, stderr: bool = False) -> "Console":
 
     # An ARN contains `:secret:`, which Rich would print as an emoji.
     return Console(stderr=stderr, soft_wrap=not is_terminal, highlight=False, emoji=False)
+
+
+def _text(text: str, style: str = "") -> "Text":
+    """Any text as it may be printed: names, cells and answers come from outside this machine.
+
+    No control character reaches the terminal, and nothing is read as Rich markup.
+    """
+    from rich.text import Text
+
+    return Text(printable(text, keep="\n"), style)
+
+
+def _json_escape(character: str) -> str:
+    return json.dumps(character)[1:-1]
 
 
 @dataclass
@@ -88,10 +104,15 @@ class Session:
         if self.json:
             self.print_json(value)
         else:
-            self.out.print(text, markup=False)
+            self.print_text(text)
+
+    def print_text(self, text: str) -> None:
+        self.out.print(_text(text))
 
     def print_json(self, value: object) -> None:
-        typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+        # JSON itself escapes only the characters below U+0020.
+        typer.echo("".join(c if c.isprintable() or c == "\n" else _json_escape(c) for c in text))
 
     def print_fields(self, fields: Iterable[tuple[str, str]]) -> None:
         """Names and values: aligned on a terminal, one `name: value` per line in a pipe."""
@@ -126,22 +147,20 @@ class Session:
         self._print_rows(table, rows, "\t")
 
     def _print_rows(self, table: "Table", rows: Iterable[tuple[str, ...]], separator: str) -> None:
-        from rich.text import Text
-
         for row in rows:
             if self.out.is_terminal:
-                table.add_row(*map(Text, row))
+                table.add_row(*map(_text, row))
             else:
-                typer.echo(separator.join(row))
+                typer.echo(separator.join(map(printable, row)))
         if self.out.is_terminal:
             self.out.print(table)
 
     def note(self, text: str) -> None:
         if not self.json:
-            self.err.print(text, markup=False, style="dim")
+            self.err.print(_text(text, style="dim"))
 
     def warn(self, text: str) -> None:
-        self.err.print(f"Warning: {text}", markup=False, style="yellow")
+        self.err.print(_text(f"Warning: {text}", style="yellow"))
 
     @contextmanager
     def progress_bar(self, label: str, total: int | None) -> Iterator[Callable[[], None]]:
@@ -151,9 +170,10 @@ class Session:
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
+        label_column = TextColumn("{task.description}", markup=False)
+        columns = (label_column, BarColumn(bar_width=30), MofNCompleteColumn())
         with Progress(*columns, console=self.err, transient=True) as bar:
-            task = bar.add_task(label, total=total)
+            task = bar.add_task(printable(label), total=total)
             yield lambda: bar.advance(task)
 
     def run_parallel[T](
@@ -182,8 +202,8 @@ class Session:
         if not self.shows_progress:
             yield self.note
             return
-        with self.err.status(label) as status:
-            yield status.update
+        with self.err.status(_text(label)) as status:
+            yield lambda text: status.update(_text(text))
 
 
 @contextmanager
@@ -194,12 +214,12 @@ def _error_messages(session: Session) -> Iterator[None]:
     except (typer.Exit, BrokenPipeError):  # typer handles both; a closed pipe ends quietly
         raise
     except KeyboardInterrupt:
-        session.err.print("Interrupted.")
+        session.err.print(_text("Interrupted."))
         raise typer.Exit(130) from None
     except Exception as error:
         if os.environ.get("DARKROOM_DEBUG"):
             raise
-        session.err.print(f"Error: {describe_error(error)}", markup=False)
+        session.err.print(_text(f"Error: {describe_error(error)}"))
         raise typer.Exit(2 if isinstance(error, UsageMistake) else 1) from None
 
 
@@ -218,7 +238,8 @@ def with_session(run: Callable[..., None]) -> Callable[..., None]:
     shared = inspect.signature(command).parameters
     target = inspect.signature(Target).parameters
     _session, *own = inspect.signature(run, eval_str=True).parameters.values()
-    parameters = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    kind = shared["as_json"].kind  # a signature has its keyword-only parameters last
+    parameters = [p.replace(kind=kind) for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
     functools.update_wrapper(command, run)
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # read by inspect.signature
         [shared["ctx"], *parameters, shared["as_json"], *target.values()]

@@ -19,7 +19,8 @@ from darkroom.csv_input.fields import parse_options
 from darkroom.csv_input.reader import JobRows, read_job_rows
 from darkroom.csv_input.values import parse_images
 from darkroom.errors import JobRejected, RowRejected
-from darkroom.formatting import plural
+from darkroom.formatting import plural, quoted, quoted_list
+from darkroom.images.file_types import describe_unsupported, is_image
 from darkroom.jobs import JobOptions, Run, job_id
 from darkroom_cli.error_messages import CommandFailed, UsageMistake
 from darkroom_cli.session import Session
@@ -27,6 +28,7 @@ from darkroom_cli.stack import PARALLEL_TRANSFERS, Bucket, StoredObject
 from darkroom_cli.status import watch
 
 _CHUNK_BYTES = 1 << 20
+_HEAD_BYTES = 2048  # enough to recognise a file's type
 _EXAMPLES = 3  # rows or images named in a warning
 # Metadata of an uploaded image. The MD5 shows a change where the ETag cannot (KMS keys).
 _MD5_METADATA, _JOB_METADATA = "darkroom-md5", "darkroom-job"
@@ -78,6 +80,7 @@ def submit(
     *,
     wait: bool,
     every: float,
+    allow_outside: bool = False,
 ) -> None:
     rows, bucket = open_csv(path, options), session.stack.input_bucket
     key = posixpath.join(to.strip("/"), _object_name(path))
@@ -85,6 +88,17 @@ def submit(
     with session.spinner(f"Reading {path.name}"):
         survey = _survey(rows)
         plan = _plan_images(survey.references, path, key)
+    if plan.outside and not allow_outside:
+        raise CommandFailed(
+            f"{plural(len(plan.outside), 'image')} outside the folder of {path.name}: "
+            f"{quoted_list(plan.outside)}. Nothing was uploaded; add --allow-outside to upload "
+            f"{'them' if len(plan.outside) > 1 else 'it'} too."
+        )
+    if plan.not_images:
+        session.warn(
+            f"{plural(len(plan.not_images), 'file')} not uploaded, their rows will fail: "
+            f"{_examples(plan.not_images[:_EXAMPLES], len(plan.not_images))}."
+        )
     if survey.invalid:
         session.warn(
             f"{survey.invalid:,} of {plural(survey.rows, 'row')} will fail: "
@@ -151,6 +165,8 @@ class _ImagePlan:
 
     found: dict[str, Path] = field(default_factory=dict)  # by key
     absent: dict[str, str] = field(default_factory=dict)  # key -> reference: not on this machine
+    outside: list[str] = field(default_factory=list)  # files that are not in the CSV's folder
+    not_images: list[str] = field(default_factory=list)  # by their contents, each with the problem
     renamed: dict[str, str] = field(default_factory=dict)  # reference -> its name in the upload
 
 
@@ -167,9 +183,14 @@ def _plan_images(references: Iterable[str], csv_path: Path, key: str) -> _ImageP
         if "://" in reference:
             continue
         given = Path(reference)
-        path = (csv_path.parent / given).resolve()
-        relative = posixpath.normpath(given.as_posix())
-        if (given.is_absolute() or relative.startswith("..")) and path.is_file():
+        path = (csv_path.parent / given).resolve()  # a symbolic link counts as what it leads to
+        relative, is_file = posixpath.normpath(given.as_posix()), path.is_file()
+        if is_file and (problem := _content_problem(path)):
+            plan.not_images.append(f"{quoted(reference)} {problem}")
+            continue
+        if is_file and not path.is_relative_to(csv_folder):
+            plan.outside.append(reference)
+        if (given.is_absolute() or relative.startswith("..")) and is_file:
             if path.is_relative_to(csv_folder):
                 relative = path.relative_to(csv_folder).as_posix()
             else:
@@ -177,11 +198,18 @@ def _plan_images(references: Iterable[str], csv_path: Path, key: str) -> _ImageP
                 relative = f"{stem}.images/{digest}-{path.name}"
             plan.renamed[reference] = relative
         target = posixpath.normpath(posixpath.join(prefix, relative))
-        if path.is_file():
+        if is_file:
             plan.found[target] = path
         else:
             plan.absent[target] = reference
     return plan
+
+
+def _content_problem(path: Path) -> str | None:
+    """Why a file is not uploaded: a CSV from elsewhere may name any file of this machine."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    return None if is_image(head) else describe_unsupported(head)
 
 
 def _upload_images(

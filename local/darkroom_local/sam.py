@@ -2,16 +2,19 @@
 
 import fcntl
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from darkroom_local.ministack import aws_environment
+from darkroom_local.ministack_template import adapted
 from darkroom_local.processes import ROOT, LocalStackError, run
 
 BIN = ROOT / ".venv-sam" / "bin"
-SOURCES_DIGEST = ROOT / ".aws-sam" / "build" / ".sources"  # gone when another `sam build` ran
+BUILD = ROOT / ".aws-sam" / "build"
+SOURCES_DIGEST = BUILD / ".sources"  # gone when another `sam build` ran
 TIMEOUT_SECONDS = 600
 # A profile or endpoint of the shell must not lead a local deployment into a real account.
 _EXCLUDED_PREFIXES = ("AWS_", "UV_PYTHON", "VIRTUAL_ENV", "SAM_", "DARKROOM_")
@@ -28,11 +31,14 @@ def build() -> None:
 
 
 def deploy(url: str, stack: str, parameters: Mapping[str, str]) -> None:
-    """`sam deploy` of the last build to the AWS at `url`. Raises LocalStackError."""
+    """`sam deploy` of the last build to the MiniStack at `url`. Raises LocalStackError."""
+    template = BUILD / "ministack.json"  # beside the code, to which its paths are relative
+    template.write_text(json.dumps(adapted(BUILD / "template.yaml", parameters)))
     overrides = [f"{name}={value}" for name, value in parameters.items()]
     options = ["--parameter-overrides", *overrides] if overrides else []
-    command = ("deploy", "--stack-name", stack, "--no-progressbar", *options)
-    _sam(*command, **aws_environment(url))
+    command = ("deploy", "--template-file", str(template), "--stack-name", stack)
+    config = ("--config-file", str(ROOT / "samconfig.toml"))
+    _sam(*command, *config, "--no-progressbar", *options, **aws_environment(url))
 
 
 @contextmanager

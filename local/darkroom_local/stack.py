@@ -177,7 +177,6 @@ def _start(
         work=str(work),
         groups=tuple(groups),
     )
-    _set_numeric_concurrency(info)
     if config is not None and providers_url is not None:
         progress("pushing the endpoints secret")
         info.push_secret(endpoints_secret(providers_url, config, overrides))
@@ -241,14 +240,3 @@ def _outputs(url: str, stack: str) -> dict[str, str]:
     with closing(ministack.session().client("cloudformation", endpoint_url=url)) as client:
         description = client.describe_stacks(StackName=stack)["Stacks"][0]
     return {output["OutputKey"]: output["OutputValue"] for output in description["Outputs"]}
-
-
-def _set_numeric_concurrency(info: StackInfo) -> None:
-    """Work around MiniStack 1.5.33, whose poller stops at a MaximumConcurrency from a parameter."""
-    with closing(info.client("lambda")) as client:
-        for mapping in client.list_event_source_mappings()["EventSourceMappings"]:
-            maximum = mapping.get("ScalingConfig", {}).get("MaximumConcurrency")
-            if maximum is not None:
-                client.update_event_source_mapping(
-                    UUID=mapping["UUID"], ScalingConfig={"MaximumConcurrency": int(maximum)}
-                )

@@ -11,7 +11,7 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from darkroom.aws.ledger_table import LedgerTable
-from darkroom.errors import Reason
+from darkroom.errors import Reason, Waiting
 from darkroom.jobs import Checkpoint, Counters, JobOptions, Run, RunState, Totals
 from darkroom.ports import RowLedger, RunLedger
 from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowResult, RowState
@@ -164,12 +164,12 @@ def test_a_row_in_work_is_held_until_its_lease_ends(harness: Harness) -> None:
     assert harness.deliver(message(run), "worker-2") is NotClaimed.HELD
     clock.time += 11
     second = harness.claim(message(run), "worker-2")
-    assert second.attempt == 2
+    assert second.record.version > first.record.version
     assert ledger.mark_sent(first, "gemini-main") is NotSent.LEASE_LOST
     assert not ledger.settle(first, FAILURE)
     ledger.renew([first], 1000)
     clock.time += 91
-    assert harness.claim(message(run), "worker-3").attempt == 3
+    assert harness.claim(message(run), "worker-3").record.crashes == 2
 
 
 def test_a_deferral_refunds_the_attempt(harness: Harness) -> None:
@@ -182,15 +182,44 @@ def test_a_deferral_refunds_the_attempt(harness: Harness) -> None:
     assert harness.claim(message(run)).attempt == 2
 
 
-def test_a_row_that_kills_its_workers_is_claimed_with_its_attempts_spent(harness: Harness) -> None:
+def test_the_first_crash_costs_no_attempt_and_further_ones_do(harness: Harness) -> None:
     run = harness.begin(max_attempts=2)
-    for number in (1, 2):
-        assert not harness.claim(message(run), f"worker-{number}").attempts_spent
+    for number, (attempt, after_crash) in enumerate([(1, False), (1, True), (2, True)]):
+        claim = harness.claim(message(run), f"worker-{number}")
+        assert (claim.attempt, claim.after_crash) == (attempt, after_crash)
+        assert not claim.attempts_spent
         harness.clock.time += LEASE + 1
-    last = harness.claim(message(run), "worker-3")
+    last = harness.claim(message(run), "worker-4")
     assert (last.attempts_spent, last.attempt) == (True, 2)
     assert harness.ledger.settle(last, DEATH)
-    assert harness.deliver(message(run), "worker-4") is NotClaimed.SETTLED
+    assert harness.deliver(message(run), "worker-5") is NotClaimed.SETTLED
+
+
+def test_a_released_row_is_not_taken_for_one_whose_worker_died(harness: Harness) -> None:
+    run = harness.begin()
+    harness.ledger.release(harness.claim(message(run)), refund_attempt=False)
+    harness.clock.time += LEASE + 1
+    second = harness.claim(message(run), "worker-2")
+    assert (second.attempt, second.after_crash) == (2, False)
+
+
+def test_what_a_run_waits_for_is_recorded_once_and_its_beginning_is_kept(harness: Harness) -> None:
+    run, ledger = harness.begin(), harness.ledger
+    since = harness.clock.now()
+    assert ledger.clear_waiting(run) is None
+    waiting = ledger.set_waiting(run, Reason.KEY_REJECTED, "every key was rejected")
+    assert waiting is not None
+    assert waiting.waiting == Waiting(Reason.KEY_REJECTED, "every key was rejected", since)
+    harness.clock.time += 60
+    for known in (run, waiting):
+        assert ledger.set_waiting(known, Reason.KEY_REJECTED, "every key was rejected") is None
+    other = ledger.set_waiting(waiting, Reason.QUOTA_SPENT, "the day's quota is spent")
+    assert other is not None
+    assert other.waiting == Waiting(Reason.QUOTA_SPENT, "the day's quota is spent", since)
+    assert harness.current == other
+    cleared = ledger.clear_waiting(other)
+    assert cleared is not None
+    assert cleared.waiting is None
 
 
 def test_the_next_claim_counts_a_call_with_unknown_outcome(harness: Harness) -> None:
@@ -447,6 +476,17 @@ def test_a_redrive_while_the_report_is_made_makes_it_stale(harness: Harness) -> 
 def test_a_run_starts_with_the_cost_of_earlier_runs_without_a_budget(harness: Harness) -> None:
     harness.settle(message(harness.begin()), SUCCESS)
     assert harness.begin("run-2", budget_usd=1).spent_before == 40_000
+
+
+def test_neighbouring_and_scattered_rows_are_read_together(harness: Harness) -> None:
+    run = harness.begin()
+    keys = [*(f"{n:06d}" for n in range(90, 120)), "sku-17", "sku-18", "7", "1000000", "a"]
+    for name in keys:
+        harness.claim(message(run).model_copy(update={"key": name}))
+    wanted = [*keys[:25], *keys[30:], "missing", "000500"]
+    found = harness.ledger.get_many(run.job, [*wanted, *wanted])
+    assert set(found) == {*keys[:25], *keys[30:]}
+    assert all(record.key == name for name, record in found.items())
 
 
 def test_all_rows_of_a_job_are_streamed_in_key_order(harness: Harness) -> None:

@@ -192,7 +192,7 @@ def test_thoughts_are_not_in_the_detail_of_a_failure(harness: Harness) -> None:
     parts = [{"text": "Let me draft this.", "thought": True}, {"text": "Which mug?"}]
     body = {"candidates": [{"content": {"parts": parts}, "finishReason": "STOP"}]}
     transport = httpx2.MockTransport(lambda _: httpx2.Response(200, json=body))
-    with httpx2.Client(transport=transport) as http:
+    with closing(new_client(transport)) as http:
         fixed = Harness(harness.simulator, gemini=GeminiImageEditor(http))
         assert fixed.failure(GEMINI, photo()).detail == "Which mug?"
 

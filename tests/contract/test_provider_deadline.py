@@ -113,8 +113,8 @@ class SlowSdkEditor(SdkImageEditor[None]):
         provider_http.time_left()
         return EditResult((), plan.model)
 
-    def _error_response(self, error: Exception) -> Failure | None:
-        raise NotImplementedError from error
+    def _failure(self, response: httpx2.Response) -> Failure:
+        raise NotImplementedError
 
 
 def test_the_import_of_an_sdk_takes_nothing_from_the_deadline(

@@ -37,7 +37,7 @@ from tests.fakes.services import FakeClock
 
 TIMEOUT = 0.5  # seconds, for a provider that hangs
 SLOW = ("hang", "trickle", "trickle_headers")
-ROW_AT_FAULT = (Outcome.REFUSED, Outcome.NO_IMAGE, Outcome.BAD_REQUEST)
+ROW_AT_FAULT = tuple(outcome for outcome in Outcome if outcome.row_at_fault)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ EXPECTED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"kind": "key_rejected", "status": 400}, {"outcome": "key_rejected"}),
     ({"kind": "key_rejected", "status": 401}, {"outcome": "key_rejected"}),
     ({"kind": "key_rejected", "status": 403}, {"outcome": "key_rejected"}),
-    ({"kind": "model_retired"}, {"outcome": "key_rejected", "detail": "model"}),
+    ({"kind": "model_retired"}, {"outcome": "model_unavailable", "detail": "model"}),
     ({"kind": "server_error", "status": 500}, {"outcome": "unavailable"}),
     ({"kind": "server_error", "status": 502}, {"outcome": "unavailable"}),
     ({"kind": "server_error", "status": 504}, {"outcome": "unavailable", "charged": True}),
@@ -78,6 +78,7 @@ EXPECTED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"kind": "text_only"}, {"outcome": "no_image"}),
     ({"kind": "empty"}, {"outcome": "no_image"}),
     ({"kind": "bad_request"}, {"outcome": "bad_request"}),
+    ({"kind": "bad_image"}, {"outcome": "bad_image"}),
 ]
 FAULT_IDS = [" ".join(map(str, fault.values())) for fault, _ in EXPECTED]
 FAULT_OF = {Outcome(expected["outcome"]): fault for fault, expected in EXPECTED}
@@ -208,7 +209,8 @@ def test_an_unknown_model_of_the_row_is_a_bad_request(harness: Harness, provider
     model = "gemini-99-image" if provider is GEMINI else "gpt-image-99"
     assert harness.failure(provider, photo(), model=model).outcome is Outcome.BAD_REQUEST
     endpoint = harness.endpoint(provider, model=model)
-    assert harness.failure(provider, photo(), endpoint=endpoint).outcome is Outcome.KEY_REJECTED
+    failed = harness.failure(provider, photo(), endpoint=endpoint)
+    assert failed.outcome is Outcome.MODEL_UNAVAILABLE
 
 
 @pytest.mark.parametrize("provider", BOTH)

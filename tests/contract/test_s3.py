@@ -1,18 +1,16 @@
 """CSVs in S3 (on MiniStack); and the results bucket, in memory and in S3 alike."""
 
 import gzip
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from darkroom.aws.s3 import PART_BYTES, S3CsvStore, S3ObjectStore
-from darkroom.errors import JobRejected
+from darkroom.aws.s3 import S3CsvStore, S3ObjectStore
+from darkroom.errors import JobRejected, UploadLost
 from darkroom.jobs import Source
-from darkroom.ports import ObjectStore
+from darkroom.ports import MIN_PART_BYTES, ObjectStore
 from tests.conftest import ClientFactory
 from tests.fakes.services import FakeStore
 
@@ -142,31 +140,64 @@ def test_metadata_is_cut_to_the_limit_of_s3(harness: S3Harness) -> None:
     assert results.metadata(KEY)["warnings"].startswith("größe größe")
 
 
-@pytest.mark.parametrize("size", [0, 1, PART_BYTES, 2 * PART_BYTES + 1])
-def test_an_upload_of_any_size_is_stored_complete(results: Results, size: int) -> None:
-    body = bytes(n % 251 for n in range(1000)) * (size // 1000 + 1)
-    pieces = (body[start : min(start + 500_000, size)] for start in range(0, size, 500_000))
-    results.store.upload("a/manifest.csv", pieces, "text/csv")
-    assert results.store.get("a/manifest.csv") == body[:size]
+PARTS = (b"a" * MIN_PART_BYTES, b"b" * (MIN_PART_BYTES + 7), b"the end")
+
+
+def upload_parts(results: Results, *parts: bytes) -> tuple[str, list[str]]:
+    """An uncompleted upload to KEY, and its etags."""
+    store = results.store
+    upload = store.create_upload(KEY, "text/csv; charset=utf-8", {"report-run": "größe 3"})
+    return upload, [store.upload_part(KEY, upload, n, body) for n, body in enumerate(parts, 1)]
+
+
+@pytest.mark.parametrize("parts", [(b"",), (b"x",), PARTS])
+def test_an_upload_in_parts_appears_whole_when_it_is_completed(
+    results: Results, parts: tuple[bytes, ...]
+) -> None:
+    upload, etags = upload_parts(results, *parts)
+    assert results.store.get(KEY) is None
+    assert results.store.complete_upload(KEY, upload, etags, replaces=None)
+    assert results.store.get(KEY) == b"".join(parts)
+    assert results.metadata(KEY)["report-run"] == "größe 3"
     assert results.unfinished_uploads() == []
 
 
-@pytest.mark.parametrize("size", [1, PART_BYTES + 1])
-def test_an_interrupted_upload_leaves_the_previous_object(results: Results, size: int) -> None:
-    def interrupted() -> Iterator[bytes]:
-        yield b"x" * size
-        raise ZeroDivisionError
+def test_a_part_uploaded_again_replaces_the_first_one(results: Results) -> None:
+    upload, _ = upload_parts(results, b"first")
+    etags = [results.store.upload_part(KEY, upload, 1, b"second")]
+    assert results.store.complete_upload(KEY, upload, etags, replaces=None)
+    assert results.store.get(KEY) == b"second"
 
-    results.store.put("k", b"the last report", "text/csv")
-    with suppress(ZeroDivisionError):
-        results.store.upload("k", interrupted(), "text/csv")
-    assert results.store.get("k") == b"the last report"
+
+def test_an_upload_is_completed_only_over_the_object_it_names(results: Results) -> None:
+    store = results.store
+    upload, etags = upload_parts(results, b"report 2")
+    assert not store.complete_upload(KEY, upload, etags, replaces='"0123"')
+    store.put(KEY, b"report 1", "text/csv")
+    stale = results.metadata(KEY)["etag"]
+    assert not store.complete_upload(KEY, upload, etags, replaces=None)
+    store.put(KEY, b"report 1, again", "text/csv")
+    assert not store.complete_upload(KEY, upload, etags, replaces=stale)
+    assert store.get(KEY) == b"report 1, again"
+    assert store.complete_upload(KEY, upload, etags, replaces=results.metadata(KEY)["etag"])
+    assert store.get(KEY) == b"report 2"
+
+
+def test_an_aborted_upload_is_gone(results: Results) -> None:
+    store = results.store
+    upload, etags = upload_parts(results, b"x")
+    store.abort_upload(KEY, upload)
+    store.abort_upload(KEY, upload)
     assert results.unfinished_uploads() == []
+    with pytest.raises(UploadLost):
+        store.upload_part(KEY, upload, 2, b"y")
+    assert not store.complete_upload(KEY, upload, etags, replaces=None)
+    assert store.get(KEY) is None
 
 
-@pytest.mark.parametrize("size", [1, PART_BYTES + 1])
-def test_the_content_type_is_stored(harness: S3Harness, size: int) -> None:
-    body = iter([b"x" * size])
-    on_s3(harness).store.upload("k", body, "text/csv; charset=utf-8")
-    head = harness.s3.head_object(Bucket=harness.bucket, Key="k")
+def test_the_content_type_of_an_upload_is_stored(harness: S3Harness) -> None:
+    results = on_s3(harness)
+    upload, etags = upload_parts(results, b"x")
+    results.store.complete_upload(KEY, upload, etags, replaces=None)
+    head = harness.s3.head_object(Bucket=harness.bucket, Key=KEY)
     assert head["ContentType"] == "text/csv; charset=utf-8"

@@ -224,6 +224,7 @@ def _create_resources(url: str, secret: Mapping[str, Any], threads: int) -> Sett
         rows_queue_url=sqs.create_queue(QueueName="rows")["QueueUrl"],
         dead_letter_queue_url=sqs.create_queue(QueueName="dead")["QueueUrl"],
         jobs_topic_arn="none",
+        splitter_function="none",
         reporter_function="none",
         rows_per_worker=threads,
         trusted_image_hosts="127.0.0.1",

@@ -18,6 +18,7 @@ from tests.fakes.endpoint_states import InMemoryEndpointStates
 from tests.fakes.ledger import FakeLedger
 from tests.fakes.services import FakeClock
 
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 UPLOADED_AT = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
 
@@ -181,6 +182,10 @@ class CliHarness:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return path
+
+    def image(self, name: str, content: bytes = b"") -> Path:
+        """A file that begins as a PNG does; that much is checked before it is uploaded."""
+        return self.write(name, PNG_SIGNATURE + content)
 
     def csv(self, *rows: str, name: str = "p.csv", header: str = "image_url,instruction") -> Path:
         return self.write(name, "".join(f"{line}\n" for line in (header, *rows)))

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from darkroom.errors import Reason
 from darkroom.jobs import Checkpoint, Counters, JobOptions, Run, RunState, Source, Totals
 from darkroom.ledger import rows, runs
 from darkroom.ledger.rows import LEASE_SECONDS, Change, ClaimRequest
@@ -27,7 +28,6 @@ class FakeLedger:
     # -- rows
 
     def get_many(self, job: str, keys: Sequence[str]) -> Mapping[str, RowRecord]:
-        assert len(keys) <= 100
         return {k: self.rows[job, k] for k in keys if (job, k) in self.rows}
 
     def all(self, job: str) -> Iterator[RowRecord]:
@@ -132,6 +132,13 @@ class FakeLedger:
 
     def finish_split(self, run: Run, totals: Totals, warnings: Sequence[str]) -> None:
         self._update(run, lambda record: runs.finish_split(record, totals, warnings))
+
+    def set_waiting(self, run: Run, reason: Reason, detail: str) -> Run | None:
+        now = self.clock.now()
+        return self._update(run, lambda record: runs.set_waiting(record, reason, detail, now))
+
+    def clear_waiting(self, run: Run) -> Run | None:
+        return self._update(run, runs.clear_waiting)
 
     def fail(self, run: Run, reason: str) -> None:
         now = self.clock.now()

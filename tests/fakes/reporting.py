@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -54,6 +55,7 @@ class ReportHarness:
     store: FakeStore = field(default_factory=FakeStore)
     telemetry: FakeTelemetry = field(default_factory=FakeTelemetry)
     notifications: list[tuple[str, str]] = field(default_factory=list)  # subject and body
+    continued: list[tuple[str, str]] = field(default_factory=list)  # job and owner
 
     def __post_init__(self) -> None:
         self.ledger = FakeLedger(self.clock)
@@ -105,7 +107,13 @@ class ReportHarness:
         before = self.ledger.sums.get((JOB, run), Counters())
         self.ledger.sums[JOB, run] = before + Counters(**deltas)
 
-    def report(self, owner: str = "", job: str = JOB, **overrides: Any) -> ReportOutcome:
+    def report(
+        self,
+        owner: str = "",
+        job: str = JOB,
+        remaining_seconds: Callable[[], float] = lambda: 900.0,
+        **overrides: Any,
+    ) -> ReportOutcome:
         """`overrides` for the fields of Reporter."""
         reporter = Reporter(
             runs=self.ledger,
@@ -113,10 +121,11 @@ class ReportHarness:
             store=self.store,
             job_rows=lambda run: read_csv(self.csv, run.options),
             notify=lambda subject, body: self.notifications.append((subject, body)),
+            continue_later=lambda *event: self.continued.append(event),
             clock=self.clock,
             telemetry=self.telemetry,
         )
-        return replace(reporter, **overrides).report(job, owner)
+        return replace(reporter, **overrides).report(job, owner, remaining_seconds)
 
     def text(self, name: str) -> str:
         return self.store.objects[f"{JOB}/{name}"][0].decode()

@@ -6,11 +6,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 
-from darkroom.errors import ServiceUnavailable
+from darkroom.errors import ServiceUnavailable, UploadLost
 from darkroom.metrics import Metric
-from darkroom.ports import Clock
+from darkroom.ports import MIN_PART_BYTES, Clock
 from darkroom.rows import Received, RowMessage
 
 
@@ -157,10 +157,24 @@ class FakeQueue:
 
 
 @dataclass
+class FakeUpload:
+    key: str
+    content_type: str
+    metadata: dict[str, str]
+    parts: dict[int, bytes] = field(default_factory=dict)
+
+
+def _etag(body: bytes) -> str:
+    return f'"{hashlib.md5(body).hexdigest()}"'
+
+
+@dataclass
 class FakeStore:
     """ObjectStore in a dict: `objects` holds body, content type and metadata by key."""
 
     objects: dict[str, tuple[bytes, str, dict[str, str]]] = field(default_factory=dict)
+    uploads: dict[str, FakeUpload] = field(default_factory=dict)  # unfinished, by id
+    _numbers: Iterator[int] = field(default_factory=count, repr=False)
 
     def put(
         self,
@@ -180,14 +194,44 @@ class FakeStore:
         self.objects[key] = (body, content_type, dict(metadata or {}))
         return True
 
-    def upload(self, key: str, chunks: Iterator[bytes], content_type: str) -> None:
-        self.put(key, b"".join(chunks), content_type)
+    def create_upload(
+        self, key: str, content_type: str, metadata: Mapping[str, str] | None = None
+    ) -> str:
+        upload = f"upload-{next(self._numbers)}"
+        self.uploads[upload] = FakeUpload(key, content_type, dict(metadata or {}))
+        return upload
+
+    def upload_part(self, key: str, upload: str, number: int, body: bytes) -> str:
+        if upload not in self.uploads:
+            raise UploadLost(f"the upload of {key} is gone")
+        self.uploads[upload].parts[number] = body
+        return _etag(body)
+
+    def complete_upload(
+        self, key: str, upload: str, etags: Sequence[str], *, replaces: str | None
+    ) -> bool:
+        found = self.uploads.get(upload)
+        if found is None:
+            return False
+        numbers = range(1, len(etags) + 1)
+        bodies = [found.parts[number] for number in numbers]
+        assert [_etag(body) for body in bodies] == list(etags)
+        assert bodies, "an upload has at least one part"
+        assert all(len(body) >= MIN_PART_BYTES for body in bodies[:-1])
+        body, condition = b"".join(bodies), {"only_if_new": replaces is None, "replaces": replaces}
+        if not self.put(key, body, found.content_type, found.metadata, **condition):  # type: ignore[arg-type]  # mixed types
+            return False
+        del self.uploads[upload]
+        return True
+
+    def abort_upload(self, key: str, upload: str) -> None:
+        self.uploads.pop(upload, None)
 
     def metadata(self, key: str) -> Mapping[str, str] | None:
         if key not in self.objects:
             return None
         body, _, metadata = self.objects[key]
-        return {**metadata, "etag": f'"{hashlib.md5(body).hexdigest()}"'}
+        return {**metadata, "etag": _etag(body)}
 
     def get(self, key: str) -> bytes | None:
         return self.objects[key][0] if key in self.objects else None

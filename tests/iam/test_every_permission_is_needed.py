@@ -80,6 +80,7 @@ FOR_OTHER_CASES = {
     "SplitterRole-ReadUploads-s3:GetObject": "uploads while versioning is suspended",
     "ReporterRole-ReadUploads-s3:GetObject": "uploads while versioning is suspended",
     "ReporterRole-ReadAndWriteResults-s3:AbortMultipartUpload": "a report abandoned half written",
+    "ReporterRole-ContinueItself": "reports of millions of rows",
 }
 
 

@@ -6,16 +6,20 @@ from darkroom.settings import Settings
 
 PARAMETERS = {
     "WorkerProcesses": 4,
+    "ReserveConcurrency": "true",
     "RowsPerWorker": 4,
     "AllowedImageHosts": "",
     "TrustedImageHosts": "",
     "OnUnknownOutcome": "retry",
+    "ConfineRowsToPrefix": "false",
     "FallbackAlarmPercent": 30,
+    "DailySpendAlarmUsd": 0,
     "NotificationEmail": "",
     "KmsKeyArn": "",
     "LogRetentionDays": 30,
     "TracingMode": "PassThrough",
     "Architecture": "x86_64",
+    "DataSuffix": "",
 }
 OUTPUTS = {
     "InputBucketName",
@@ -23,12 +27,14 @@ OUTPUTS = {
     "EndpointsSecretArn",
     "RowsQueueUrl",
     "DeadLetterQueueUrl",
+    "LostEventsQueueUrl",
     "LedgerTableName",
     "EndpointsTableName",
     "SplitterFunctionName",
     "EditorFunctionName",
     "ReporterFunctionName",
     "JobsTopicArn",
+    "AlarmsTopicArn",
     "DashboardName",
 }
 FUNCTIONS = ("SplitterFunction", "EditorFunction", "ReporterFunction")
@@ -63,6 +69,19 @@ def test_the_environment_of_every_function_matches_the_settings(resources: dict[
     assert ours == {name.upper() for name in Settings.model_fields}
 
 
+def test_rows_can_be_confined_to_the_folder_of_their_csv() -> None:
+    names = dict.fromkeys(Settings.model_fields, "x") | {
+        "rows_per_worker": "4",
+        "on_unknown_outcome": "retry",
+        "input_bucket": "in",
+        "results_bucket": "out",
+        "confine_rows_to_prefix": "false",
+    }
+    assert Settings.model_validate(names).confined_buckets == ()
+    confined = Settings.model_validate(names | {"confine_rows_to_prefix": "true"})
+    assert confined.confined_buckets == ("in", "out")
+
+
 def test_buckets_of_further_images_are_known_by_their_arns() -> None:
     arns = "arn:aws:s3:::photos/in/*,arn:aws-cn:s3:::more-photos/*"
     names = dict.fromkeys(Settings.model_fields, "x") | {
@@ -70,6 +89,7 @@ def test_buckets_of_further_images_are_known_by_their_arns() -> None:
         "on_unknown_outcome": "retry",
         "input_bucket": "in",
         "results_bucket": "out",
+        "confine_rows_to_prefix": "false",
     }
     assert Settings.model_validate(names | {"image_object_arns": ""}).image_buckets == ("in", "out")
     settings = Settings.model_validate(names | {"image_object_arns": arns})

@@ -1,7 +1,10 @@
 """Least privilege: a role per function, and wildcards only where AWS supports nothing finer."""
 
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from typing import Any
+
+from darkroom.jobs import ResultPaths
 
 FUNCTIONS = ("SplitterFunction", "EditorFunction", "ReporterFunction")
 # AWS: "Actions, resources, and condition keys for AWS X-Ray": no resource types for these two.
@@ -59,4 +62,35 @@ def test_no_function_deletes_a_users_data(resources: dict[str, Any]) -> None:
 def test_no_function_writes_to_the_input_bucket(resources: dict[str, Any]) -> None:
     for _, statement in statements(resources):
         if "s3:PutObject" in as_list(statement["Action"]):
-            assert statement["Resource"] == {"Fn::Sub": "${ResultsBucket.Arn}/*"}
+            assert all("ResultsBucket" in str(r) for r in as_list(statement["Resource"]))
+
+
+def test_a_compromised_editor_cannot_replace_a_report(resources: dict[str, Any]) -> None:
+    """It decodes images from outside, and users open report.html and manifest.csv."""
+    writable = [
+        resource["Fn::Sub"]
+        for role, statement in statements(resources)
+        if role == "EditorRole" and "s3:PutObject" in as_list(statement["Action"])
+        for resource in as_list(statement["Resource"])
+    ]
+    paths = ResultPaths("jobs/products")
+    for image in (paths.image("shoe.png"), paths.thumb("000000", "after")):
+        assert may_write(writable, image)
+    for report in (paths.manifest, paths.summary, paths.report_page(1), paths.report_page(2)):
+        assert not may_write(writable, report)
+
+
+def may_write(patterns: list[str], key: str) -> bool:
+    """IAM's wildcards: * matches any characters, slashes included."""
+    return any(fnmatchcase(key, p.removeprefix("${ResultsBucket.Arn}/")) for p in patterns)
+
+
+def test_the_users_key_is_used_through_the_services_of_the_stack_only(
+    resources: dict[str, Any],
+) -> None:
+    found = [s for _, s in statements(resources) if "kms:Decrypt" in as_list(s["Action"])]
+    assert len(found) == len(FUNCTIONS)
+    for statement in found:
+        services = statement["Condition"]["StringEquals"]["kms:ViaService"]
+        names = {service["Fn::Sub"].partition(".")[0] for service in services}
+        assert names == {"dynamodb", "lambda", "s3", "secretsmanager", "sns", "sqs"}

@@ -1,12 +1,15 @@
 """Properties of the template that the design depends on and a careless edit would break."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from darkroom.endpoints import EndpointsSecret
+from darkroom_local.processes import ROOT
 from tests.tables import KEYS
+from tests.template.transform import transformed
 
 FUNCTIONS = ("SplitterFunction", "EditorFunction", "ReporterFunction")
 USER_DATA = ("InputBucket", "ResultsBucket", "LedgerTable")
@@ -38,7 +41,8 @@ def test_worker_processes_limits_all_concurrency(
     editor: dict[str, Any], rows_source: dict[str, Any]
 ) -> None:
     limit = {"Ref": "WorkerProcesses"}
-    assert editor["ReservedConcurrentExecutions"] == limit
+    reserved = {"Fn::If": ["ReservesConcurrency", limit, {"Ref": "AWS::NoValue"}]}
+    assert editor["ReservedConcurrentExecutions"] == reserved
     assert rows_source["ScalingConfig"]["MaximumConcurrency"] == limit
 
 
@@ -53,8 +57,14 @@ def test_a_batch_is_one_row_per_thread_and_one_bad_row_does_not_fail_it(
 def test_no_message_is_redelivered_while_its_editor_runs(
     resources: dict[str, Any], editor: dict[str, Any]
 ) -> None:
+    """AWS rejects less than the time-out ("Queue visibility timeout: … is less than Function
+    timeout: …"), and recommends six times as much for functions that are throttled and keep no
+    message hidden themselves. An editor that fails to start hides its rows for no longer.
+
+    https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html
+    """
     queue = resources["RowsQueue"]["Properties"]
-    assert queue["VisibilityTimeout"] >= 6 * editor["Timeout"]
+    assert queue["VisibilityTimeout"] == editor["Timeout"]
     assert queue["MessageRetentionPeriod"] == FOURTEEN_DAYS
 
 
@@ -83,6 +93,69 @@ def test_the_splitter_may_invoke_itself_for_a_long_csv(resources: dict[str, Any]
     splitter = resources["SplitterFunction"]["Properties"]
     assert splitter["RecursiveLoop"] == "Allow"
     assert splitter["MemorySize"] == 1769, "a whole vCPU"
+
+
+def test_the_reporter_may_invoke_itself_for_a_long_report(resources: dict[str, Any]) -> None:
+    assert resources["ReporterFunction"]["Properties"]["RecursiveLoop"] == "Allow"
+
+
+def test_every_event_goes_to_the_alias_that_a_rollback_moves(
+    template: dict[str, Any], resources: dict[str, Any], rows_source: dict[str, Any]
+) -> None:
+    aliases = of_type(resources, "AWS::Lambda::Alias")
+    assert {alias["FunctionName"]["Ref"] for alias in aliases.values()} == set(FUNCTIONS)
+    assert {alias["Name"] for alias in aliases.values()} == {"live"}
+    assert rows_source["FunctionName"]["Ref"] in aliases
+    configuration = resources["InputBucket"]["Properties"]["NotificationConfiguration"]
+    assert {c["Function"]["Ref"] for c in configuration["LambdaConfigurations"]} <= set(aliases)
+    configured = of_type(resources, "AWS::Lambda::EventInvokeConfig").values()
+    assert {c["Qualifier"] for c in configured} == {"live"}
+    environment = resources["EditorFunction"]["Properties"]["Environment"]["Variables"]
+    started = [environment[f"{name}_FUNCTION"]["Fn::Sub"] for name in ("SPLITTER", "REPORTER")]
+    assert started == [f"${{AWS::StackName}}-{name}:live" for name in ("splitter", "reporter")]
+
+
+def test_a_change_of_a_layer_alone_makes_a_new_version_of_every_function(tmp_path: Path) -> None:
+    """Otherwise the alias would keep the old layers: releases change little else."""
+    changed = tmp_path / "template.yaml"
+    text = (ROOT / "template.yaml").read_text()
+    changed.write_text(text.replace("ContentUri: layers/darkroom", "ContentUri: layers/other"))
+    before, after = (
+        set(of_type(transformed(file)["Resources"], "AWS::Lambda::Version"))
+        for file in (ROOT / "template.yaml", changed)
+    )
+    assert len(before) == len(after) == len(FUNCTIONS)
+    assert not before & after
+
+
+def test_access_logs_may_be_delivered_before_a_bucket_sends_them(resources: dict[str, Any]) -> None:
+    for name in ("InputBucket", "ResultsBucket"):
+        assert "AccessLogsBucketPolicy" in resources[name]["DependsOn"]
+
+
+def test_the_ledger_cannot_be_deleted_by_mistake(resources: dict[str, Any]) -> None:
+    assert resources["LedgerTable"]["Properties"]["DeletionProtectionEnabled"] is True
+    # With protection, a rollback of the stack's creation could not delete it.
+    assert resources["LedgerTable"]["DeletionPolicy"] == "Retain"
+
+
+@pytest.mark.parametrize("name", USER_DATA)
+def test_data_of_a_deleted_stack_can_be_attached_by_its_suffix(
+    resources: dict[str, Any], name: str
+) -> None:
+    properties = resources[name]["Properties"]
+    text, values = (properties.get("BucketName") or properties["TableName"])["Fn::Sub"]
+    assert text.startswith("${AWS::StackName}-")
+    assert text.endswith("-${Suffix}")
+    given, from_stack_id = values["Suffix"]["Fn::If"][1:]
+    assert given == {"Ref": "DataSuffix"}
+    assert "AWS::StackId" in str(from_stack_id)
+
+
+def test_nothing_in_the_template_is_there_for_an_emulator() -> None:
+    text = (ROOT / "template.yaml").read_text()
+    for trace in ("MiniStack", "127.0.0", "000000000000", "Batch,", "MessageBatch", "checkov"):
+        assert trace not in text
 
 
 def test_no_asynchronous_event_is_lost(resources: dict[str, Any]) -> None:

@@ -69,8 +69,25 @@ def test_keys_of_other_jobs_or_outside_the_folder_are_skipped(cli: CliHarness, o
         cli.results_bucket.objects[f"jobs/p/summer/{name}"] = FakeObject(b"other")
     cli.succeed("download", "jobs/p", out)
     assert not (out / "summer").exists()
-    cli.results_bucket.objects["jobs/p/images/../../evil"] = FakeObject(b"x")
-    assert "would leave the folder" in cli.error("download", "jobs/p", out)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../../evil", "a.png/b.png/c.png", "sub/./x.png", "NUL.png", "c:evil.png", "x\\y.png"),
+        *("two\nlines.png", "esc\x1b[31m.png", "trailing. ", "a.png/below-a-file.png"),
+    ],
+)
+def test_one_object_without_a_portable_name_does_not_stop_the_download(
+    cli: CliHarness, out: Path, name: str
+) -> None:
+    for key in ("images/a.png", f"images/{name}"):
+        cli.results_bucket.objects[f"jobs/p/{key}"] = FakeObject(b"x")
+    warning = cli.succeed("download", "jobs/p", out).stderr
+    assert "1 object not downloaded" in warning
+    assert "\x1b" not in warning
+    stored = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert stored == {*NAMES, "images/a.png"}
     assert not (cli.folder / "evil").exists()
 
 

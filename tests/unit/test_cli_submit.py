@@ -9,7 +9,7 @@ import pytest
 
 from darkroom.csv_input.fields import OPTION_FIELDS, parse_options
 from darkroom.jobs import Source
-from tests.fakes.command import CliHarness, FakeObject
+from tests.fakes.command import PNG_SIGNATURE, CliHarness, FakeObject
 from tests.fakes.ledger import running
 
 
@@ -19,7 +19,7 @@ def uploaded_rows(cli: CliHarness) -> list[dict[str, str]]:
 
 
 def test_relative_images_keep_their_place_beside_the_csv(cli: CliHarness) -> None:
-    cli.write("photos/a.png")
+    cli.image("photos/a.png")
     file = cli.csv("photos/a.png,warm", name="products.csv")
     assert cli.succeed("submit", file).stdout == "jobs/products\n"
     assert cli.input_bucket.puts == ["jobs/photos/a.png", "jobs/products.csv"]
@@ -28,7 +28,7 @@ def test_relative_images_keep_their_place_beside_the_csv(cli: CliHarness) -> Non
 
 
 def test_the_csv_is_uploaded_after_all_images(cli: CliHarness) -> None:
-    names = [cli.write(f"{i}.png", bytes([i])).name for i in range(60)]
+    names = [cli.image(f"{i}.png", bytes([i])).name for i in range(60)]
     cli.succeed("submit", cli.csv(*(f"{name},warm" for name in names)), "--to", "")
     assert cli.input_bucket.puts[-1] == "p.csv"
     assert sorted(cli.input_bucket.puts[:-1]) == sorted(names)
@@ -38,12 +38,12 @@ def test_the_csv_is_uploaded_after_all_images(cli: CliHarness) -> None:
 def test_only_missing_and_changed_images_are_uploaded(cli: CliHarness, encrypted: bool) -> None:
     cli.input_bucket.encrypted = encrypted
     for name in ("same", "changed", "resized"):
-        cli.write(f"{name}.png", b"1234")
+        cli.image(f"{name}.png", b"1234")
     file = cli.csv("same.png,warm", "changed.png,warm", "resized.png,warm", "new.png,warm")
     cli.succeed("submit", file)
-    cli.write("changed.png", b"4321")
-    cli.write("resized.png", b"12345")
-    cli.write("new.png")
+    cli.image("changed.png", b"4321")
+    cli.image("resized.png", b"12345")
+    cli.image("new.png")
     cli.input_bucket.puts.clear()
     result = cli.run("submit", file, "--json")
     assert sorted(cli.input_bucket.puts[:-1]) == [
@@ -59,50 +59,88 @@ def test_an_image_of_another_job_is_never_overwritten(cli: CliHarness) -> None:
     summer, winter = (
         cli.csv("a.png,warm", name=f"{folder}/{folder}.csv") for folder in ("summer", "winter")
     )
-    cli.write("summer/a.png", b"summer")
-    cli.write("winter/a.png", b"winter")
+    cli.image("summer/a.png", b"summer")
+    cli.image("winter/a.png", b"winter")
     cli.succeed("submit", summer)
     error = cli.error("submit", winter)
     assert "jobs/a.png of job jobs/summer" in error
     assert "--to" in error
-    assert cli.input_bucket.objects["jobs/a.png"].body == b"summer"
+    assert cli.input_bucket.objects["jobs/a.png"].body == PNG_SIGNATURE + b"summer"
     assert "jobs/winter.csv" not in cli.input_bucket.objects
 
 
 def test_images_outside_the_folder_are_uploaded_and_renamed(cli: CliHarness) -> None:
-    outside = cli.write("elsewhere/far, and wide.png", b"far")
-    cli.write("up.png", b"up")
-    cli.write("work/near.png", b"near")
+    outside = cli.image("elsewhere/far, and wide.png", b"far")
+    cli.image("up.png", b"up")
+    cli.image("work/near.png", b"near")
     file = cli.csv(
         f'"[""{outside}"", ""near.png""]","one, two",../up.png',
         'https://example.com/x.png,"say ""hi""",',
         name="work/p.csv",
         header="image_url,instruction,mask_url",
     )
-    assert "2 paths outside the upload" in cli.succeed("submit", file).stderr
+    refused = cli.error("submit", file)
+    assert f"2 images outside the folder of p.csv: '{str(outside)[:60]}" in refused
+    assert "and '../up.png'" in refused
+    assert "--allow-outside" in refused
+    assert cli.input_bucket.puts == []
+    assert "2 paths outside the upload" in cli.succeed("submit", file, "--allow-outside").stderr
     first, second = uploaded_rows(cli)
     far, near = json.loads(first["image_url"])
     assert near == "near.png"
-    assert cli.input_bucket.objects[f"jobs/{far}"].body == b"far"
-    assert cli.input_bucket.objects[f"jobs/{first['mask_url']}"].body == b"up"
+    assert cli.input_bucket.objects[f"jobs/{far}"].body == PNG_SIGNATURE + b"far"
+    assert cli.input_bucket.objects[f"jobs/{first['mask_url']}"].body == PNG_SIGNATURE + b"up"
     assert first["instruction"] == "one, two"
     unchanged = ("https://example.com/x.png", 'say "hi"', "")
     assert second == dict(zip(("image_url", "instruction", "mask_url"), unchanged, strict=True))
 
 
 def test_an_absolute_path_into_the_folder_is_not_uploaded_twice(cli: CliHarness) -> None:
-    inside = cli.write("photos/near.png")
+    inside = cli.image("photos/near.png")
     cli.succeed("submit", cli.csv(f"{inside},warm", "photos/near.png,cold"))
     assert cli.input_bucket.puts == ["jobs/photos/near.png", "jobs/p.csv"]
     first, _ = uploaded_rows(cli)
     assert json.loads(first["image_url"]) == ["photos/near.png"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("credentials", b"[default]\naws_secret_access_key = s3cr3t\n", "is JSON, not an image"),
+        ("environ.png", b"HOME=/root\0OPENAI_API_KEY=s3cr3t\0", "is not an image"),
+        ("page.jpg", b"<!doctype html><title>s3cr3t", "is a web page"),
+        ("empty.png", b"", "is empty"),
+    ],
+)
+def test_a_file_that_is_not_an_image_by_its_content_is_never_uploaded(
+    cli: CliHarness, name: str, content: bytes, problem: str
+) -> None:
+    cli.write(name, content)
+    cli.image("good.png")
+    outside = cli.write(f"elsewhere/{name}", content)
+    file = cli.csv(f"{name},warm", f"{outside},warm", "good.png,warm")
+    warning = cli.succeed("submit", file, "--allow-outside").stderr
+    assert "2 files not uploaded, their rows will fail" in warning
+    assert f"'{name}' {problem}" in warning
+    assert cli.input_bucket.puts == ["jobs/good.png", "jobs/p.csv"]
+    assert not any(b"s3cr3t" in stored.body for stored in cli.input_bucket.objects.values())
+
+
+def test_a_symbolic_link_out_of_the_folder_counts_as_outside(cli: CliHarness) -> None:
+    cli.image("elsewhere/private.png")
+    (cli.folder / "work").mkdir()
+    (cli.folder / "work/innocent.png").symlink_to(cli.folder / "elsewhere/private.png")
+    file = cli.csv("innocent.png,warm", name="work/p.csv")
+    assert "1 image outside the folder of p.csv: 'innocent.png'" in cli.error("submit", file)
+    cli.succeed("submit", file, "--allow-outside")
+    assert cli.input_bucket.puts == ["jobs/innocent.png", "jobs/p.csv"]
+
+
 def test_an_image_outside_the_folder_keeps_its_new_name_in_later_uploads(cli: CliHarness) -> None:
     file = cli.csv(f"{cli.write('elsewhere/far.png')},warm", name="work/p.csv")
-    cli.succeed("submit", file)
+    cli.succeed("submit", file, "--allow-outside")
     first = cli.input_bucket.objects["jobs/p.csv"].body
-    cli.succeed("submit", file)
+    cli.succeed("submit", file, "--allow-outside")
     assert cli.input_bucket.objects["jobs/p.csv"].body == first
 
 
@@ -183,8 +221,8 @@ def test_an_image_that_exists_only_in_the_bucket_is_not_missing(cli: CliHarness)
 
 
 def test_images_of_rows_outside_the_filter_are_not_uploaded(cli: CliHarness) -> None:
-    cli.write("a.png")
-    cli.write("b.png")
+    cli.image("a.png")
+    cli.image("b.png")
     cli.succeed("submit", cli.csv("a.png,warm", "b.png,warm"), "--filter-rows", "1")
     assert cli.input_bucket.puts == ["jobs/b.png", "jobs/p.csv"]
 

@@ -247,8 +247,9 @@ def test_messages_of_a_rejected_file_are_deleted(harness: EditorHarness) -> None
 
 def test_a_row_that_kills_its_workers_is_dead_without_another_call() -> None:
     harness = EditorHarness.with_job(max_attempts=1)
-    harness.ledger.claim(harness.message(), harness.run, "killed", 90)
-    harness.clock.time += 100
+    for worker in ("killed", "killed too"):  # the first crash costs no attempt
+        harness.ledger.claim(harness.message(), harness.run, worker, 90)
+        harness.clock.time += 100
     assert harness.handle(EDITED) is None
     assert (harness.row.state, harness.result.reason) == (RowState.DEAD, Reason.WORKER_LOST)
     assert harness.dispatcher.contexts == []

@@ -7,6 +7,7 @@ import pytest
 from google.genai import types
 
 from darkroom.calls import CallFailed, Outcome
+from darkroom.formatting import clean_text
 from darkroom.providers.errors import (
     TRANSPORT_TABLE,
     Failure,
@@ -16,7 +17,6 @@ from darkroom.providers.errors import (
     delay_in_text,
     names,
     retry_after,
-    safe_text,
     transport_failed,
 )
 from darkroom.providers.gemini import FINISH_TABLE, GEMINI_TABLE
@@ -49,9 +49,14 @@ OPENAI_CASES = [
     (401, ["invalid_api_key"], "", Outcome.KEY_REJECTED),
     (402, [], "", Outcome.QUOTA_SPENT),
     (403, ["unsupported_country_region_territory"], "", Outcome.KEY_REJECTED),
-    (404, ["model_not_found"], "", Outcome.KEY_REJECTED),
+    (403, ["forbidden"], "Your resource has been temporarily blocked", Outcome.KEY_REJECTED),
+    (400, ["invalid_value"], "The model 'x' does not exist.", Outcome.MODEL_UNAVAILABLE),
+    (404, ["model_not_found"], "", Outcome.MODEL_UNAVAILABLE),
+    (404, [], "Invalid URL", Outcome.MODEL_UNAVAILABLE),
+    (400, ["invalid_image_file"], "", Outcome.BAD_IMAGE),
+    (400, ["invalid_value"], "Invalid image file or mode", Outcome.BAD_IMAGE),
     (408, [], "", Outcome.UNAVAILABLE),
-    (409, [], "", Outcome.BAD_REQUEST),
+    (409, [], "", Outcome.UNAVAILABLE),
     (413, [], "", Outcome.BAD_REQUEST),
     (415, [], "", Outcome.BAD_REQUEST),
     (422, [], "", Outcome.BAD_REQUEST),
@@ -78,7 +83,12 @@ GEMINI_CASES = [
     (403, ["permission_denied"], "", Outcome.KEY_REJECTED),
     (403, ["permission_denied", "consumer_suspended"], "", Outcome.KEY_REJECTED),
     (403, ["permission_denied", "billing_disabled"], "", Outcome.QUOTA_SPENT),
-    (404, ["not_found"], "", Outcome.KEY_REJECTED),
+    (404, ["not_found"], "", Outcome.MODEL_UNAVAILABLE),
+    (400, ["failed_precondition"], "This model is no longer available", Outcome.MODEL_UNAVAILABLE),
+    (400, ["invalid_argument"], "Manually set deadline 1s is too short.", Outcome.UNAVAILABLE),
+    (400, ["invalid_argument"], "Unable to process input image.", Outcome.BAD_IMAGE),
+    (400, ["invalid_argument"], "Unsupported MIME type: image/tiff", Outcome.BAD_IMAGE),
+    (409, ["aborted"], "", Outcome.UNAVAILABLE),
     (413, [], "", Outcome.BAD_REQUEST),
     (429, ["resource_exhausted", "quota:minute"], BILLING, Outcome.RATE_LIMITED),
     (429, ["resource_exhausted", "quota:day"], BILLING, Outcome.RATE_LIMITED),
@@ -146,7 +156,7 @@ def test_a_proxys_page_blames_neither_key_nor_row(table: tuple[Rule, ...], statu
 def test_a_missing_model_blames_the_endpoint_or_row_that_named_it(table: tuple[Rule, ...]) -> None:
     from_endpoint = classified(table, 404, "model_not_found", text="no such model")
     from_row = classified(table, 404, "model_not_found", text="no such model", model_from_row=True)
-    assert from_endpoint.outcome is Outcome.KEY_REJECTED
+    assert from_endpoint.outcome is Outcome.MODEL_UNAVAILABLE
     assert from_row.outcome is Outcome.BAD_REQUEST
 
 
@@ -223,10 +233,10 @@ def test_a_delay_is_read_from_the_headers_first() -> None:
 
 def test_a_detail_contains_no_key_no_image_data_and_no_markup() -> None:
     text = f"<b>Bad</b> key {KEY}, also sk-ab***********yz and AIzaSyA-1234567890abc: {'QUJD' * 60}"
-    safe = safe_text(text, KEY)
+    safe = clean_text(text, KEY)
     assert KEY not in safe
     assert safe == "Bad key [key], also [key] and [key]: [data]"
-    assert len(safe_text("word " * 1000, "")) <= 500
+    assert len(clean_text("word " * 1000)) <= 500
 
 
 def test_an_error_is_not_chained_to_one_that_contains_the_key() -> None:

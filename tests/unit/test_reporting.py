@@ -1,5 +1,6 @@
 """The report as a use case: what is written, when, and that it is never stale."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -7,14 +8,14 @@ from typing import Any
 import pytest
 
 from darkroom.csv_input.reader import JobRow
-from darkroom.errors import JobRejected, Reason, ServiceUnavailable
+from darkroom.errors import JobRejected, Reason, ServiceUnavailable, UploadLost
 from darkroom.jobs import JobOptions
 from darkroom.report.notification import notification
 from darkroom.report.reporter import ReportOutcome
 from darkroom.report.summary import JobSummary
-from darkroom.rows import RowResult, RowState
+from darkroom.rows import RowRequest, RowResult, RowState
 from tests.fakes.ledger import FakeLedger
-from tests.fakes.reporting import EDITED, JOB, ReportHarness, split_run
+from tests.fakes.reporting import EDITED, JOB, ReportHarness, read_csv, split_run
 from tests.fakes.services import FakeStore
 
 CSV = "image_url,instruction,sku\nhttps://x.test/a.jpg,make it blue,A1\nb.jpg,make it red,B2\n"
@@ -70,10 +71,10 @@ def test_a_second_reporter_or_an_unknown_job_makes_nothing() -> None:
 
 
 class BrokenStore(FakeStore):
-    def put(self, key: str, *args: Any, **options: Any) -> bool:
+    def upload_part(self, key: str, *args: Any) -> str:
         if key.endswith(".html"):
             raise OSError("the bucket is unavailable")
-        return super().put(key, *args, **options)
+        return super().upload_part(key, *args)
 
 
 def test_a_reporter_that_crashed_leaves_no_job_json_and_its_retry_makes_it() -> None:
@@ -202,9 +203,10 @@ def test_a_csv_that_becomes_unreadable_midway_leaves_no_partial_manifest() -> No
     harness = started_job(*[EDITED] * 250, text="instruction\n" + "draw a cat\n" * 250)
 
     class ReplacedFile:
-        header = ("instruction",)
+        columns = read_csv(harness.csv).columns
+        header = columns.header
 
-        def __iter__(self) -> Iterator[JobRow]:
+        def from_row(self, row: int, offset: int) -> Iterator[JobRow]:
             yield from harness.job_rows[:200]
             raise JobRejected("The file was replaced while it was read.")
 
@@ -346,3 +348,167 @@ def test_budget_and_dead_rows_name_the_next_step() -> None:
     harness.report()
     assert "larger budget-usd" in harness.text("report.html")
     assert "Redrive when it has recovered" in harness.text("report.html")
+
+
+def test_the_reporter_of_an_older_run_changes_nothing_of_a_newer_report() -> None:
+    harness = started_job(*[EDITED] * 150, text="instruction\n" + "draw a cat\n" * 150)
+
+    class SlowStore(FakeStore):
+        """While the first report stages its gallery, the next upload is processed and reported."""
+
+        overtaken = False
+
+        def upload_part(self, key: str, *args: Any) -> str:
+            if key.endswith(".html") and not self.overtaken:
+                self.overtaken = True
+                harness.csv = CSV
+                harness.ledger.rows.clear()
+                harness.start(run="run-2", sequencer="2")
+                for row, result in zip(harness.job_rows, (EDITED, REFUSED), strict=True):
+                    harness.settle(row, result)
+                assert harness.report() is ReportOutcome.MADE
+                self.newest = dict(self.objects)
+            return super().upload_part(key, *args)
+
+    harness.store = store = SlowStore()
+    assert harness.report() is ReportOutcome.ALREADY_MADE
+    assert store.objects == store.newest
+    assert harness.summary["run"] == "run-2"
+    assert len(harness.manifest) == 2
+    assert store.uploads == {}
+    assert len(harness.notifications) == 1
+
+
+def countdown(seconds: float, step: float) -> Callable[[], float]:
+    """The remaining time of an invocation, `step` seconds less each time it is asked for."""
+    remaining = itertools.count(seconds, -step)
+    return lambda: next(remaining)
+
+
+def large_rows(count: int) -> str:
+    """Rows of about 20 KB each, so that a manifest has several parts."""
+    return "instruction,notes\n" + "".join(
+        f"draw cat {n},{n}-{'x' * 20_000}\n" for n in range(count)
+    )
+
+
+def test_a_report_continues_before_its_time_is_over_and_is_the_same() -> None:
+    text = large_rows(1_600)
+    results = [REFUSED if n % 7 == 3 else EDITED for n in range(1_600)]
+    whole, interrupted = started_job(*results, text=text), started_job(*results, text=text)
+    assert whole.report() is ReportOutcome.MADE
+    outcomes: list[ReportOutcome] = []
+    while not outcomes or outcomes[-1] is ReportOutcome.CONTINUES:
+        event = interrupted.continued[-1] if interrupted.continued else (JOB, "request-1")
+        assert event == (JOB, "request-1")
+        # Time for one batch of rows, then too little for the gallery, then enough.
+        seconds = 60.5 if len(outcomes) < 4 else 900.0
+        outcomes.append(interrupted.report(event[1], remaining_seconds=countdown(seconds, 0.4)))
+    assert outcomes == [ReportOutcome.CONTINUES] * 4 + [ReportOutcome.MADE]
+    for name in ("manifest.csv", "failed.csv", "report.html"):
+        assert interrupted.text(name) == whole.text(name)
+    assert interrupted.summary == whole.summary
+    assert interrupted.store.uploads == {}
+    states = [body for key, (body, _, _) in interrupted.store.objects.items() if "/reports/" in key]
+    assert states == [b""]
+
+
+def test_a_row_redriven_between_two_invocations_starts_the_report_again() -> None:
+    harness = started_job(*[EDITED, *[REFUSED] * 1_199], text=large_rows(1_200))
+    assert harness.report("a", remaining_seconds=countdown(60.5, 1)) is ReportOutcome.CONTINUES
+    harness.add_to_counters(failed=-1, transitions=1)
+    assert harness.report("a") is ReportOutcome.NOT_READY
+    harness.settle(harness.job_rows[1])
+    assert harness.report("b") is ReportOutcome.NOT_READY  # the first one's lease
+    assert harness.report("a") is ReportOutcome.MADE
+    assert harness.summary["counts"]["succeeded"] == 2
+    assert [line["row"] for line in harness.manifest] == [str(n) for n in range(1_200)]
+
+
+def test_a_report_whose_parts_are_gone_starts_again() -> None:
+    harness = started_job(*[EDITED] * 1_200, text=large_rows(1_200))
+    assert harness.report("a", remaining_seconds=countdown(60.5, 1)) is ReportOutcome.CONTINUES
+    harness.store.uploads.clear()
+    with pytest.raises(UploadLost):
+        harness.report("a")
+    assert harness.report("a") is ReportOutcome.MADE
+    assert len(harness.manifest) == 1_200
+
+
+def test_a_refused_part_ends_the_report_at_once() -> None:
+    harness = started_job(*[EDITED] * 2_500, text=large_rows(2_500))
+
+    class FullStore(FakeStore):
+        def upload_part(self, key: str, *args: Any) -> str:
+            raise PermissionError("AccessDenied")
+
+    looked_up: list[str] = []
+
+    class CountingLedger(FakeLedger):
+        def get_many(self, job: str, keys: Any) -> Any:
+            looked_up.extend(keys)
+            return super().get_many(job, keys)
+
+    old = harness.ledger
+    harness.ledger = CountingLedger(harness.clock, old.rows, old.runs, old.jobs, old.sums)
+    with pytest.raises(PermissionError):
+        harness.report(store=FullStore())
+    assert len(looked_up) < 2_000  # the rows of the first part, and those read ahead
+
+
+def test_a_report_that_crashed_while_it_was_published_is_published_by_its_retry() -> None:
+    harness = reported_job()
+    redrive_and_succeed(harness)
+
+    class CrashingStore(FakeStore):
+        def complete_upload(self, key: str, *args: Any, **options: Any) -> bool:
+            if key.endswith(".html"):
+                raise OSError("the worker is gone")
+            return super().complete_upload(key, *args, **options)
+
+    crashing = CrashingStore(harness.store.objects)
+    with pytest.raises(OSError, match="gone"):
+        harness.report("a", store=crashing)
+    assert harness.summary["revision"] == 1
+    assert harness.report("a") is ReportOutcome.MADE
+    assert harness.summary["revision"] == 2
+    assert "made again" in harness.text("report.html")
+
+
+def test_failed_rows_are_listed_as_a_csv_that_keeps_their_identity() -> None:
+    text = "instruction,sku\n=draw a cat,A\ndraw a dog,B\n,C\ndraw a cow,D\n"
+    harness = started_job(REFUSED, EDITED, text=text)
+    harness.settle(harness.job_rows[3], RowResult(RowState.DEAD, Reason.UNAVAILABLE, "HTTP 503"))
+    harness.report()
+    assert harness.text("failed.csv").splitlines() == [
+        "index,instruction,sku",
+        "000000,=draw a cat,A",
+        "000002,,C",
+        "000003,draw a cow,D",
+    ]
+    assert harness.summary["results"]["failed_rows"] == f"{JOB}/failed.csv"
+    again = list(read_csv(harness.text("failed.csv")))
+    first, dead = harness.job_rows[0], harness.job_rows[3]
+    assert isinstance(first.request, RowRequest)
+    assert isinstance(again[0].request, RowRequest)
+    assert [row.key for row in again] == [first.key, "000002", dead.key]
+    assert again[0].request.fingerprint() == first.request.fingerprint()
+
+
+def test_an_index_of_the_csv_stays_in_its_column() -> None:
+    harness = started_job(REFUSED, REFUSED, text="instruction,id\na cat,cat-1\na dog,\n")
+    harness.report()
+    assert harness.text("failed.csv").splitlines()[1:] == ["a cat,cat-1", "a dog,000001"]
+
+
+def test_without_failures_there_is_no_failed_csv_and_an_older_one_becomes_empty() -> None:
+    harness = started_job(EDITED, EDITED)
+    harness.report()
+    assert f"{JOB}/failed.csv" not in harness.store.objects
+    assert harness.summary["results"]["failed_rows"] is None
+    harness = reported_job()
+    assert len(harness.text("failed.csv").splitlines()) == 2
+    redrive_and_succeed(harness)
+    harness.report()
+    assert harness.text("failed.csv").splitlines() == ["index,image_url,instruction,sku"]
+    assert harness.summary["results"]["failed_rows"] is None

@@ -1,7 +1,6 @@
 """The aggregation of job.json, the chart's histogram, the gallery's sample."""
 
 from datetime import UTC, datetime
-from random import Random
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +8,7 @@ from hypothesis import strategies as st
 from darkroom.errors import Reason, remediation
 from darkroom.report import sampling
 from darkroom.report.rows import ReportRow
-from darkroom.report.sampling import GallerySelection, Reservoir
+from darkroom.report.sampling import GallerySelection, Sample
 from darkroom.report.summary import (
     MAX_BARS,
     MAX_WARNINGS,
@@ -171,14 +170,13 @@ def test_the_sample_is_stable_for_a_job_and_differs_between_jobs() -> None:
     assert large_job("a", 60).rows() != large_job("b", 60).rows()
 
 
-def test_a_reservoir_is_fair() -> None:
+def test_a_sample_is_fair() -> None:
     hits = [0] * 10
-    random = Random(1)
-    for _ in range(4_000):
-        reservoir = Reservoir(3, random)
+    for job in range(4_000):
+        selection = GallerySelection(f"job-{job}", first=None, others=Sample(3))
         for row in range(10):
-            reservoir.add(report_row(row))
-        for row_kept in reservoir.rows:
+            selection.add(report_row(row))
+        for row_kept in selection.rows():
             hits[row_kept.row] += 1
     assert all(1_080 < count < 1_320 for count in hits)  # 1,200 each, give or take 4 sigma
 

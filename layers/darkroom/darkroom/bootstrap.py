@@ -134,6 +134,7 @@ class Wiring:
             notify=lambda subject, body: sns.publish(
                 TopicArn=self._settings.jobs_topic_arn, Subject=subject, Message=body
             ),
+            continue_later=self._continue_report,
             clock=self._clock,
             telemetry=self._telemetry,
         )
@@ -218,10 +219,13 @@ class Wiring:
     def _request_report(self, job: str) -> None:
         self._start_function(self._settings.reporter_function, {"job": job})
 
+    def _continue_report(self, job: str, owner: str) -> None:
+        self._start_function(self._settings.reporter_function, {"job": job, "owner": owner})
+
     def _continue_later(self, upload: "CsvUploaded") -> None:
         from darkroom.aws.events import continuation_event
 
-        self._start_function(os.environ["AWS_LAMBDA_FUNCTION_NAME"], continuation_event(upload))
+        self._start_function(self._settings.splitter_function, continuation_event(upload))
 
     @cached_property
     def _start_function(self) -> Callable[[str, Mapping[str, object]], None]:

@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
+from math import isnan
 
 from darkroom.errors import DarkroomError, Reason
 from darkroom.providers.registry import Provider
+
+MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
 
 
 class Outcome(StrEnum):
@@ -15,6 +18,8 @@ class Outcome(StrEnum):
     REFUSED = "refused"
     NO_IMAGE = "no_image"
     BAD_REQUEST = "bad_request"
+    BAD_IMAGE = "bad_image"  # the provider cannot read an image of the row
+    MODEL_UNAVAILABLE = "model_unavailable"  # the endpoint's own model is unknown or retired
     RATE_LIMITED = "rate_limited"
     QUOTA_SPENT = "quota_spent"
     KEY_REJECTED = "key_rejected"
@@ -26,11 +31,17 @@ class Outcome(StrEnum):
 
     @property
     def key_at_fault(self) -> bool:
-        return self in (Outcome.QUOTA_SPENT, Outcome.KEY_REJECTED)
+        """The secret or the account has to be corrected: no row can succeed with this key."""
+        return self in (Outcome.QUOTA_SPENT, Outcome.KEY_REJECTED, Outcome.MODEL_UNAVAILABLE)
 
     @property
     def row_at_fault(self) -> bool:
-        return self in (Outcome.REFUSED, Outcome.NO_IMAGE, Outcome.BAD_REQUEST)
+        return self in (
+            Outcome.REFUSED,
+            Outcome.NO_IMAGE,
+            Outcome.BAD_REQUEST,
+            Outcome.BAD_IMAGE,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +76,25 @@ class CallPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class ProviderLimits:
+    """An account's limits per minute as the provider states them in a response; None: not stated.
+
+    Each counts what the field of Endpoint with the same name counts.
+    """
+
+    requests_per_minute: int | None = None
+    images_per_minute: int | None = None
+    input_images_per_minute: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EditResult:
     """Images that were decoded. `cost_micro_usd` is None where the model's price is unknown."""
 
     images: tuple[bytes, ...] = field(repr=False)
     model: str = ""
     cost_micro_usd: int | None = None
+    provider_limits: ProviderLimits = ProviderLimits()
 
 
 @dataclass(eq=False, repr=False)
@@ -80,15 +104,28 @@ class CallFailed(DarkroomError):
     outcome: Outcome
     detail: str
     _: KW_ONLY
-    retry_after_seconds: float | None = None
+    retry_after_seconds: float | None = None  # 0 to a day
     daily: bool = False  # RATE_LIMITED by the quota of a day, not of a minute
     maybe_charged: bool = False  # the provider may have done and billed the work
     cost_micro_usd: int | None = None  # a refusal or a text may be billed
     unknown: bool = False  # UNAVAILABLE because no rule matches: one more try, not many
+    retry_once: bool = False  # by chance, though the row's: one more call, at the same endpoint
+    too_large_for_limit: bool = False  # BAD_REQUEST at this endpoint only: its limit is lower
+    provider_limits: ProviderLimits = ProviderLimits()
 
     def __post_init__(self) -> None:
         super().__init__(f"{self.outcome}: {self.detail}")
+        wait = self.retry_after_seconds
+        if wait is not None:
+            usable = not isnan(wait) and wait >= 0
+            self.retry_after_seconds = min(wait, MAX_RETRY_AFTER_SECONDS) if usable else None
 
     @property
     def reason(self) -> Reason:
         return Reason(self.outcome.value)
+
+    def retries(self, max_retries: int) -> int:
+        """How many more calls at the same endpoint make sense; `max_retries` is the endpoint's."""
+        if self.outcome.row_at_fault:
+            return 1 if self.retry_once else 0
+        return min(max_retries, 1) if self.unknown or self.maybe_charged else max_retries

@@ -66,8 +66,24 @@ class Reason(StrEnum):
             "endpoints secret to what your account allows, then redrive."
         ),
     )
-    QUOTA_SPENT = "quota_spent", "Top up the provider's account or add an endpoint, then redrive."
-    KEY_REJECTED = "key_rejected", "Put a valid API key into the endpoints secret, then redrive."
+    QUOTA_SPENT = (
+        "quota_spent",
+        "Top up the provider's account, or enable billing there, or add an endpoint, then redrive.",
+    )
+    KEY_REJECTED = (
+        "key_rejected",
+        (
+            "The provider rejected the key, or its account or region, as the detail says. Correct "
+            "the endpoints secret with `darkroom endpoints push`, then redrive."
+        ),
+    )
+    MODEL_UNAVAILABLE = (
+        "model_unavailable",
+        (
+            "The provider does not have the endpoint's model, or no longer. Name another in the "
+            "endpoints secret with `darkroom endpoints push`, then redrive."
+        ),
+    )
     UNAVAILABLE = "unavailable", "The provider was down or too slow. Redrive when it has recovered."
     IMAGE_UNAVAILABLE = (
         "image_unavailable",
@@ -123,6 +139,10 @@ class ConfigurationError(DarkroomError):
 
 class ServiceUnavailable(DarkroomError):
     """An AWS service failed even after the SDK's own retries: try again later."""
+
+
+class UploadLost(ServiceUnavailable):
+    """An upload in parts is gone, and its parts with it: start from the first part."""
 
 
 class RowRejected(DarkroomError):

@@ -129,6 +129,7 @@ class SafeImageFetcher:
             buckets=settings.image_buckets,
             allowed=HostList.parse(settings.allowed_image_hosts, "AllowedImageHosts"),
             trusted=HostList.parse(settings.trusted_image_hosts, "TrustedImageHosts"),
+            confined_buckets=settings.confined_buckets,
         )
         return cls(s3, rules)
 

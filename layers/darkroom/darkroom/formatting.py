@@ -12,6 +12,17 @@ _LISTED = 12
 _LISTED_PROBLEMS = 5
 _SIGNED = re.compile(r"[?#].*", re.DOTALL)
 _USER_INFO = re.compile(r"://[^/]*@")
+# Of a text from outside: what is searched for secrets, what is searched for markup, what is shown.
+_RAW_CHARACTERS, _MARKUP_CHARACTERS, DETAIL_CHARACTERS = 65_536, 4_096, 500
+_DATA = re.compile(r"[A-Za-z0-9+/_-]{120,}={0,2}")
+_KEY_LIKE = re.compile(
+    r"\b(?:sk-[\w*.-]{4,}|AIza[\w*-]{8,}|AQ\.[\w*-]{8,}|ya29\.[\w*.-]{8,}|(?:AKIA|ASIA)[A-Z0-9]{12,}"
+    r"|Bearer\s{1,9}[\w.~+/*-]{8,}=*)"
+)
+_URL = re.compile(r"\bhttps?://[^\s<>\"']+")
+_TITLE = re.compile(r"<title[^<>]*>([^<]*)</title", re.IGNORECASE)
+_UNSEEN = re.compile(r"<(script|style)\b.*?</\1", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(r"<[^<>]*>")
 
 
 def redact_url(reference: str) -> str:
@@ -21,10 +32,38 @@ def redact_url(reference: str) -> str:
     return _SIGNED.sub("?…", _USER_INFO.sub("://…@", reference))
 
 
+def printable(text: str, keep: str = "") -> str:
+    """The text with a placeholder for each control, format and surrogate character not in `keep`.
+
+    What a terminal would act on: escape sequences, line breaks, reversed writing.
+    """
+    return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def clean_text(text: str, *secrets: str) -> str:
+    """A text from outside (a provider, a web server), safe to store and to show anywhere.
+
+    One line of at most 500 characters, without control characters, markup, image data, `secrets`,
+    what looks like a key, or what gives access in URLs. A page becomes its title.
+    """
+    text = text[:_RAW_CHARACTERS]
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, "[key]")
+    text = text[:_MARKUP_CHARACTERS]
+    if (title := _TITLE.search(text)) is not None:
+        text = title[1]
+    text = _TAG.sub(" ", _UNSEEN.sub(" ", text))
+    text = "".join(c if c.isprintable() else " " for c in text)
+    text = _URL.sub(lambda url: redact_url(url[0]), text)
+    text = _KEY_LIKE.sub("[key]", _DATA.sub("[data]", text))
+    text = " ".join(text.split())
+    return text if len(text) <= DETAIL_CHARACTERS else f"{text[: DETAIL_CHARACTERS - 2]} …"
+
+
 def quoted(value: str) -> str:
     """A value from the user, in quotes: redacted, on one line, of limited length."""
-    printable = (c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in redact_url(value))
-    text = "".join(printable)
+    text = printable(redact_url(value))
     if len(text) > _SHOWN_CHARS:
         text = text[: _SHOWN_CHARS - 1] + "…"
     return f"'{text}'"

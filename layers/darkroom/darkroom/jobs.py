@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 
 from pydantic import Field
 
+from darkroom.errors import Waiting
 from darkroom.rows import EditSettings, StatusCounts
 
 
@@ -79,6 +80,16 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class RejectedUpload:
+    """A later upload that could not be used, and so did not replace a run under way."""
+
+    key: str
+    version_id: str | None
+    reason: str  # a sentence for users
+    rejected_at: float  # Unix seconds
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One upload of a job's CSV. Times in Unix seconds."""
 
@@ -97,6 +108,8 @@ class Run:
     warnings: tuple[str, ...] = ()
     number: int = 0  # 1 for the job's first run; assigned by the ledger
     spent_before: int = 0  # micro-USD spent by earlier runs without a budget
+    waiting: Waiting | None = None
+    rejected_uploads: tuple[RejectedUpload, ...] = ()  # the last ones while this run was under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +145,14 @@ class ResultPaths:
     @property
     def summary(self) -> str:
         return f"{self.job}/job.json"
+
+    @property
+    def failed_rows(self) -> str:
+        return f"{self.job}/failed.csv"
+
+    def report_state(self, run: str, changes: int) -> str:
+        """Of a report that is being made, for one value of Counters.transitions."""
+        return f"{self.job}/reports/{run}/{changes}.json"
 
     def report_page(self, page: int) -> str:
         """Page 1 is `report.html`, the others are next to it."""

@@ -26,6 +26,9 @@ class Metric(StrEnum):
     SLOT_WAIT = "SlotWait"
     BREAKER_OPENED = "BreakerOpened"
     KEY_REJECTED = "KeyRejected"
+    SECRET_UNUSABLE = "SecretUnusable"  # noqa: S105  # a name
+    ROW_AGE = "RowAge"
+    ROWS_WAITING = "RowsWaiting"
 
     @property
     def unit(self) -> str:
@@ -37,4 +40,5 @@ _UNITS = {
     Metric.COST_USD: "None",
     Metric.PROVIDER_LATENCY: "Milliseconds",
     Metric.SLOT_WAIT: "Milliseconds",
+    Metric.ROW_AGE: "Seconds",
 }

@@ -16,10 +16,12 @@ from darkroom.endpoint_state import (
     ReservationRequest,
 )
 from darkroom.endpoints import Endpoint, EndpointsSecret
-from darkroom.errors import Waiting
+from darkroom.errors import Reason, Waiting
 from darkroom.jobs import Checkpoint, Counters, Run, Source, Totals
 from darkroom.metrics import Metric
 from darkroom.rows import Claim, NotClaimed, NotSent, Received, RowMessage, RowRecord, RowResult
+
+MIN_PART_BYTES = 5 * 1024 * 1024  # of an upload's parts, the last one excepted (S3)
 
 
 class Clock(Protocol):
@@ -200,6 +202,15 @@ class RunLedger(Protocol):
 
     def finish_split(self, run: Run, totals: Totals, warnings: Sequence[str]) -> None: ...
 
+    def set_waiting(self, run: Run, reason: Reason, detail: str) -> Run | None:
+        """Record why no endpoint can process rows; the run, or None when nothing has changed.
+
+        `since` is kept while the run keeps waiting, whatever for.
+        """
+
+    def clear_waiting(self, run: Run) -> Run | None:
+        """Rows can be processed again; the run, or None when it did not wait."""
+
     def fail(self, run: Run, reason: str) -> None:
         """The file cannot be used: the run ends as FAILED, with `reason` as a sentence."""
 
@@ -237,7 +248,11 @@ class RowLedger(Protocol):
     """
 
     def get_many(self, job: str, keys: Sequence[str]) -> Mapping[str, RowRecord]:
-        """Records of up to 100 rows; rows never claimed are missing."""
+        """Records of any number of rows; rows never claimed are missing.
+
+        Neighbouring keys ("000100" to "000199") are read by one query, at about a tenth of the
+        capacity that single reads take.
+        """
 
     def all(self, job: str) -> Iterator[RowRecord]:
         """All records of a job in key order, streamed."""
@@ -326,5 +341,28 @@ class ObjectStore(Protocol):
 
     def get(self, key: str) -> bytes | None: ...
 
-    def upload(self, key: str, chunks: Iterator[bytes], content_type: str) -> None:
-        """Store an object of any size. It appears complete, or not at all if `chunks` raises."""
+    def create_upload(
+        self, key: str, content_type: str, metadata: Mapping[str, str] | None = None
+    ) -> str:
+        """The id of a new upload in parts: nothing is visible at `key` until it is completed.
+
+        Any process can continue it. One that is never completed is removed by the bucket's rules.
+        """
+
+    def upload_part(self, key: str, upload: str, number: int, body: bytes) -> str:
+        """Store part `number` (from 1; the same number again replaces it) and return its etag.
+
+        Every part but the last has MIN_PART_BYTES or more. Raises UploadLost.
+        """
+
+    def complete_upload(
+        self, key: str, upload: str, etags: Sequence[str], *, replaces: str | None
+    ) -> bool:
+        """Make the parts the object at `key`, in one small write.
+
+        Only if the object there has the etag `replaces`, or there is none (None); else False, also
+        when the upload is gone: completed already, or removed.
+        """
+
+    def abort_upload(self, key: str, upload: str) -> None:
+        """Remove the parts; one that is gone is not an error."""

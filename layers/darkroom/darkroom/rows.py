@@ -148,6 +148,7 @@ class RowRecord:
     run_number: int = 0
     generation: int = 0  # of the last redrive; 0: none
     attempts: int = 0  # in this run and generation
+    crashes: int = 0  # workers that died while they held the row, in this run and generation
     possible_duplicate_charges: int = 0
     lease_owner: str | None = None
     lease_until: float = 0.0
@@ -182,6 +183,14 @@ class Claim:
     def attempt(self) -> int:
         """1 for the first."""
         return self.record.attempts
+
+    @property
+    def after_crash(self) -> bool:
+        """A worker died while it held the row: process it alone, in case the row was the cause.
+
+        The first crash costs no attempt, because any row of the batch may have been its cause.
+        """
+        return self.record.crashes > 0
 
     @property
     def sent_before(self) -> bool:

@@ -26,11 +26,13 @@ class Settings(BaseModel):
     rows_queue_url: str
     dead_letter_queue_url: str
     jobs_topic_arn: str
+    splitter_function: str  # with its alias, as the next
     reporter_function: str
     rows_per_worker: int = Field(default=4, ge=1, le=10)
     allowed_image_hosts: str = ""  # comma list; empty: any public host
     trusted_image_hosts: str = ""  # comma list; allowed over http and at private addresses too
     image_object_arns: str = ""  # comma list; objects of other buckets that rows may name
+    confine_rows_to_prefix: bool = False  # objects only under the CSV's folder
     on_unknown_outcome: Literal["retry", "fail"] = "retry"
 
     @property
@@ -39,6 +41,11 @@ class Settings(BaseModel):
         arns = [arn.strip() for arn in self.image_object_arns.split(",") if arn.strip()]
         others = (arn.rpartition(":::")[2].partition("/")[0] for arn in arns)
         return self.input_bucket, self.results_bucket, *others
+
+    @property
+    def confined_buckets(self) -> tuple[str, ...]:
+        """Buckets in which rows may name only objects under their CSV's folder."""
+        return (self.input_bucket, self.results_bucket) if self.confine_rows_to_prefix else ()
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:

@@ -27,6 +27,7 @@ class FaultKind(StrEnum):
     EMPTY = "empty"  # 200 without candidates, or without data
     BROKEN_IMAGE = "broken_image"  # base64 that is not an image
     BAD_REQUEST = "bad_request"  # 400 about an argument
+    BAD_IMAGE = "bad_image"  # 400 about an input image
     MODEL_RETIRED = "model_retired"  # 404
     TEAPOT = "teapot"  # 418: an undocumented status
 

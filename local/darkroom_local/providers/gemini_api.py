@@ -43,6 +43,11 @@ _ERRORS = {
     FaultKind.SERVER_ERROR: (500, "INTERNAL", "An internal error has occurred. Please retry."),
     FaultKind.OVERLOADED: (503, "UNAVAILABLE", "The model is overloaded. Please try again later."),
     FaultKind.BAD_REQUEST: (400, "INVALID_ARGUMENT", "Request contains an invalid argument."),
+    FaultKind.BAD_IMAGE: (
+        400,
+        "INVALID_ARGUMENT",
+        "Unable to process input image. Please retry or report.",
+    ),
     FaultKind.TEAPOT: (418, "TEAPOT", "I am a teapot."),
 }
 

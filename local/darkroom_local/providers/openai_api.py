@@ -45,11 +45,14 @@ _REFUSAL = (
 )
 _QUOTA_SPENT = "You exceeded your current quota, please check your plan and billing."
 _INVALID = "invalid_request_error"
+_USER_ERROR = "image_generation_user_error"
+_INVALID_IMAGE = "Invalid image file or mode for image 1, please check your image file."
 _ERRORS = {
     FaultKind.QUOTA_SPENT: (429, "insufficient_quota", "insufficient_quota", _QUOTA_SPENT),
     FaultKind.SERVER_ERROR: (500, "server_error", None, "The server had an error. Sorry!"),
     FaultKind.OVERLOADED: (503, "server_error", None, "The engine is currently overloaded."),
     FaultKind.BAD_REQUEST: (400, _INVALID, "invalid_value", "Invalid value: 'size'."),
+    FaultKind.BAD_IMAGE: (400, _USER_ERROR, "invalid_image_file", _INVALID_IMAGE),
     FaultKind.TEAPOT: (418, "teapot", None, "I am a teapot."),
 }
 

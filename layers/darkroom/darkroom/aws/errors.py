@@ -13,6 +13,8 @@ from botocore.exceptions import (
 
 from darkroom.errors import ServiceUnavailable
 
+TRANSACTION_CONFLICT = "TransactionConflictException"  # of a single write with a transaction
+
 # Codes that AWS documents as transient whatever their HTTP status; every 5xx is transient too.
 _TRANSIENT_CODES = frozenset(
     {
@@ -31,7 +33,7 @@ _TRANSIENT_CODES = frozenset(
         "Throttling",
         "ThrottlingException",
         "TooManyRequestsException",
-        "TransactionConflictException",
+        TRANSACTION_CONFLICT,
         "TransactionInProgressException",
     }
 )

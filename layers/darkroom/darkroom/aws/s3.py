@@ -1,8 +1,7 @@
 """S3: the input bucket's CSVs as streams, and the results bucket's objects and uploads."""
 
-import sys
-from collections.abc import Iterator, Mapping
-from typing import IO, TYPE_CHECKING, Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, unquote
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -14,7 +13,7 @@ from darkroom.aws.errors import (
     error_code,
     translate_errors,
 )
-from darkroom.errors import JobRejected, ServiceUnavailable
+from darkroom.errors import JobRejected, ServiceUnavailable, UploadLost
 from darkroom.jobs import Source
 
 if TYPE_CHECKING:
@@ -22,13 +21,13 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
 CHUNK_BYTES = 256 * 1024
-PART_BYTES = 8 * 1024 * 1024  # S3 accepts 10,000 parts of at least 5 MiB: up to 80 GB
 _READ_TRIES = 4  # of one read that is cut off; each resumes where the last one stopped
 _METADATA_BYTES = 2000  # S3 accepts 2 KB in total, names included
 _SERVICE = "the results bucket (S3)"
 _PAST_END_CODES = frozenset({"InvalidRange", "416"})
 _CONDITION_FAILED_CODES = frozenset({"PreconditionFailed", "412"})
 _CONFLICT_CODES = frozenset({"ConditionalRequestConflict", "409"})
+_UPLOAD_GONE = "NoSuchUpload"
 _PLAIN = "".join(chr(c) for c in range(0x20, 0x7F) if chr(c) != "%")
 
 
@@ -165,19 +164,62 @@ class S3ObjectStore:
                 return None
             raise
 
-    def upload(self, key: str, chunks: Iterator[bytes], content_type: str) -> None:
-        from boto3.s3.transfer import TransferConfig  # noqa: PLC0415 - for the reporter alone
+    def create_upload(
+        self, key: str, content_type: str, metadata: Mapping[str, str] | None = None
+    ) -> str:
+        with translate_errors(_SERVICE):
+            response = self._s3.create_multipart_upload(
+                Bucket=self._bucket,
+                Key=key,
+                ContentType=content_type,
+                Metadata=_encoded(metadata or {}),
+            )
+        return response["UploadId"]
 
-        self._s3.upload_fileobj(
-            cast("IO[bytes]", _ChunkReader(chunks)),  # boto3 calls nothing but read
-            self._bucket,
-            key,
-            ExtraArgs={"ContentType": content_type},
-            # Without threads, no more than one part is in memory.
-            Config=TransferConfig(
-                multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, use_threads=False
-            ),
-        )
+    def upload_part(self, key: str, upload: str, number: int, body: bytes) -> str:
+        try:
+            with translate_errors(_SERVICE):
+                response = self._s3.upload_part(
+                    Bucket=self._bucket, Key=key, UploadId=upload, PartNumber=number, Body=body
+                )
+        except ClientError as error:
+            if error_code(error) == _UPLOAD_GONE:
+                raise UploadLost(f"the upload of {key} is gone") from error
+            raise
+        return response["ETag"]
+
+    def complete_upload(
+        self, key: str, upload: str, etags: Sequence[str], *, replaces: str | None
+    ) -> bool:
+        # The condition is checked against the object at the time of this call (botocore's service
+        # model of S3, CompleteMultipartUpload). After a 412 the upload can still be completed.
+        condition: dict[str, Any] = {"IfMatch": replaces} if replaces else {"IfNoneMatch": "*"}
+        parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
+        try:
+            with translate_errors(_SERVICE):
+                self._s3.complete_multipart_upload(
+                    Bucket=self._bucket,
+                    Key=key,
+                    UploadId=upload,
+                    MultipartUpload={"Parts": cast("Any", parts)},
+                    **condition,
+                )
+        except ClientError as error:
+            code = error_code(error)
+            if code in _CONDITION_FAILED_CODES | MISSING_CODES | {_UPLOAD_GONE}:
+                return False
+            if code in _CONFLICT_CODES:  # S3 asks for the parts again then
+                raise UploadLost(f"{key} was written at the same time") from error
+            raise
+        return True
+
+    def abort_upload(self, key: str, upload: str) -> None:
+        try:
+            with translate_errors(_SERVICE):
+                self._s3.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload)
+        except ClientError as error:
+            if error_code(error) != _UPLOAD_GONE:
+                raise
 
 
 def _encoded(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -188,18 +230,3 @@ def _encoded(metadata: Mapping[str, str]) -> dict[str, str]:
         cut = metadata[longest][: len(unquote(encoded[longest])) * 3 // 4]
         encoded[longest] = quote(cut, safe=_PLAIN).strip()
     return encoded
-
-
-class _ChunkReader:
-    """The chunks as a file that boto3 reads one part at a time."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._buffer = bytearray()
-
-    def read(self, size: int = sys.maxsize) -> bytes:
-        while len(self._buffer) < size and (chunk := next(self._chunks, None)) is not None:
-            self._buffer += chunk
-        data = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return data

@@ -8,6 +8,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from darkroom.aws.errors import error_code
 from darkroom.endpoints import EndpointsSecret, parse_endpoints
 from darkroom.errors import ConfigurationError
+from darkroom.metrics import Metric
 from darkroom.ports import Clock, Telemetry
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class SecretsManagerSource:
         try:
             fresh, version = self._fetch()
         except ConfigurationError as error:
+            self._telemetry.metric(Metric.SECRET_UNUSABLE)
             if self._valid is None:
                 raise
             self._telemetry.error("secret_not_usable", detail=str(error), kept=self._version)

@@ -60,6 +60,11 @@ def parse_output_name(text: str) -> str:
     return name
 
 
+def is_portable(part: str) -> bool:
+    """The name of a file or folder that every system can store, in any parent folder."""
+    return _FORBIDDEN.search(part) is None and _part_problem(part) is None
+
+
 def _part_problem(part: str) -> str | None:
     if part in ("", ".", ".."):
         return "leaves its folder or has an empty part: write a plain name or path"

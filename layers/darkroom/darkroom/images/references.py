@@ -127,9 +127,22 @@ class ImageRules:
     buckets: tuple[str, ...]
     allowed: HostList = HostList()  # empty: any public host
     trusted: HostList = HostList()
+    confined_buckets: tuple[str, ...] = ()  # only objects under the folder of the row's CSV
 
     def resolve(self, reference: str, base: str) -> WebImage | StoredImage:
         """`base` is `s3://bucket/folder/`. Raises RowRejected (bad_image)."""
+        image = self._resolve(reference, base)
+        if isinstance(image, StoredImage) and image.bucket in self.confined_buckets:
+            folder = base.removeprefix("s3://").partition("/")[2]
+            if not image.key.startswith(folder):
+                raise rejected(
+                    reference,
+                    "is outside the folder of the CSV, to which this stack confines its rows "
+                    "(ConfineRowsToPrefix)",
+                )
+        return image
+
+    def _resolve(self, reference: str, base: str) -> WebImage | StoredImage:
         scheme = reference.partition("://")[0].lower() if "://" in reference else ""
         if scheme in _DEFAULT_PORTS:
             return self.check_url(reference)

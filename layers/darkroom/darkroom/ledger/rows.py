@@ -252,12 +252,16 @@ class ClaimRequest:
     def _grant(
         self, record: RowRecord, counters: Mapping[str, Counters] = _NO_COUNTERS
     ) -> Decision:
-        spent = record.attempts >= self.run.options.max_attempts
+        crashed = record.lease_owner is not None and not record.state.terminal
+        # Any row of the dead worker's batch may have been the cause: the first crash costs nothing.
+        attempts = record.attempts - int(crashed and record.crashes == 0 and record.attempts > 0)
+        spent = attempts >= self.run.options.max_attempts
         granted = _next(
             record,
             self.now,
             row=self.message.row,
-            attempts=record.attempts + (0 if spent else 1),
+            attempts=attempts + (0 if spent else 1),
+            crashes=record.crashes + int(crashed),
             lease_owner=self.owner,
             lease_until=self.now + self.lease_seconds,
         )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from darkroom.errors import Reason, Waiting
 from darkroom.jobs import Checkpoint, Counters, Run, RunState, Totals
 
 _SEQUENCER_DIGITS = 64
@@ -82,6 +83,25 @@ def finish_split(record: RunRecord, totals: Totals, warnings: Sequence[str]) -> 
 def fail(record: RunRecord, reason: str, now: float) -> RunRecord:
     run = replace(record.run, state=RunState.FAILED, reason=reason, finished_at=now)
     return _next(record, run=run, split_until=0.0)
+
+
+def set_waiting(record: RunRecord, reason: Reason, detail: str, now: float) -> RunRecord | None:
+    """None when the run is finished, or waits for the same already."""
+    if record.run.finished_at is not None or waits_for(record.run, reason, detail):
+        return None
+    since = record.run.waiting.since if record.run.waiting else now
+    return _next(record, run=replace(record.run, waiting=Waiting(reason, detail, since)))
+
+
+def waits_for(run: Run, reason: Reason, detail: str) -> bool:
+    return run.waiting is not None and (run.waiting.reason, run.waiting.detail) == (reason, detail)
+
+
+def clear_waiting(record: RunRecord) -> RunRecord | None:
+    """None when the run does not wait."""
+    if record.run.waiting is None:
+        return None
+    return _next(record, run=replace(record.run, waiting=None))
 
 
 def stop(record: RunRecord) -> RunRecord | None:

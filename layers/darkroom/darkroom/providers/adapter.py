@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from threading import Lock
 from typing import ClassVar
@@ -9,7 +10,7 @@ from typing import ClassVar
 import httpx2
 from pydantic import SecretStr
 
-from darkroom.calls import CallFailed, CallPlan, EditResult
+from darkroom.calls import CallFailed, CallPlan, EditResult, ProviderLimits
 from darkroom.endpoints import Endpoint
 from darkroom.providers.errors import (
     Failure,
@@ -17,9 +18,10 @@ from darkroom.providers.errors import (
     cause_without_key,
     classify,
     malformed_response,
+    not_sent,
     transport_failed,
 )
-from darkroom.providers.http import close_shared_client, deadline, shared_client
+from darkroom.providers.http import Exchange, close_shared_client, deadline, shared_client
 
 _TRANSPORT_ERRORS = (httpx2.HTTPError, httpx2.InvalidURL)
 
@@ -27,7 +29,9 @@ _TRANSPORT_ERRORS = (httpx2.HTTPError, httpx2.InvalidURL)
 class SdkImageEditor[Client](ABC):
     """A ports.ImageEditor over a provider's SDK. Thread-safe.
 
-    The SDK is imported with the first call: 400 ms that a cold start need not pay for.
+    The SDK is imported with the first call: 400 ms that a cold start need not pay for. What failed
+    is read from the HTTP exchange, not from the exception: SDKs raise what they never documented
+    when a response does not have the expected form.
     """
 
     sdk: ClassVar[str]  # the module of the SDK
@@ -43,22 +47,16 @@ class SdkImageEditor[Client](ABC):
     ) -> EditResult:
         secret = key.get_secret_value()
         import_module(self.sdk)  # seconds on a busy machine, which are not the provider's
-        try:
-            with deadline(timeout_seconds):
-                return self._call(plan, endpoint, secret, timeout_seconds)
-        except CallFailed:
-            raise
-        except Exception as error:  # noqa: BLE001 - SDKs raise what they never documented
-            # An SDK may wrap the transport's error.
-            transport = error if isinstance(error, _TRANSPORT_ERRORS) else error.__cause__
-            if (failure := self._error_response(error)) is not None:
-                from_row = plan.model != endpoint.model
-                failed = classify(self.table, failure, model_from_row=from_row, key=secret)
-            elif isinstance(transport, _TRANSPORT_ERRORS):
-                failed = transport_failed(transport, timeout_seconds)
-            else:
-                failed = malformed_response(error, secret)
-            raise failed from cause_without_key(error, secret)
+        with deadline(timeout_seconds) as exchange:
+            try:
+                result = self._call(plan, endpoint, secret, timeout_seconds)
+            except CallFailed as failure:
+                failure.provider_limits = self._provider_limits(exchange)
+                raise
+            except Exception as error:  # noqa: BLE001 - SDKs raise what they never documented
+                failed = self._failed(error, exchange, plan, endpoint, secret, timeout_seconds)
+                raise failed from cause_without_key(error, secret)
+        return replace(result, provider_limits=self._provider_limits(exchange))
 
     def close(self) -> None:
         """Closes the connections; a later call opens new ones."""
@@ -78,6 +76,36 @@ class SdkImageEditor[Client](ABC):
                 self._clients[address] = self._new_client(*address)
             return self._clients[address]
 
+    def _failed(  # noqa: PLR0917 - of one call
+        self,
+        error: Exception,
+        exchange: Exchange,
+        plan: CallPlan,
+        endpoint: Endpoint,
+        key: str,
+        timeout_seconds: float,
+    ) -> CallFailed:
+        response = exchange.response
+        if response is not None and response.status_code != httpx2.codes.OK:
+            from_row = plan.model != endpoint.model
+            failed = classify(self.table, self._failure(response), model_from_row=from_row, key=key)
+            failed.provider_limits = self._provider_limits(exchange)
+            return failed
+        # An SDK may wrap the transport's error.
+        transport = error if isinstance(error, _TRANSPORT_ERRORS) else error.__cause__
+        of_endpoint = exchange.sent or not _is_http_url(endpoint.base_url)
+        if isinstance(transport, _TRANSPORT_ERRORS) and of_endpoint:
+            return transport_failed(transport, timeout_seconds)
+        return malformed_response(error, key) if exchange.sent else not_sent(error, key)
+
+    def _limits_in(self, response: httpx2.Response) -> ProviderLimits:  # noqa: ARG002 - an adapter's own
+        """The account's limits as the response states them. Must not raise."""
+        return ProviderLimits()
+
+    def _provider_limits(self, exchange: Exchange) -> ProviderLimits:
+        response = exchange.response
+        return ProviderLimits() if response is None else self._limits_in(response)
+
     @abstractmethod
     def _new_client(self, *address: str | None) -> Client: ...
 
@@ -88,5 +116,13 @@ class SdkImageEditor[Client](ABC):
         """Sends the plan and reads the response."""
 
     @abstractmethod
-    def _error_response(self, error: Exception) -> Failure | None:
-        """The provider's error response, if the SDK raised `error` for one."""
+    def _failure(self, response: httpx2.Response) -> Failure:
+        """What an error response says. Must not raise, whatever the response contains."""
+
+
+def _is_http_url(base_url: str | None) -> bool:
+    """True also for the provider's own."""
+    try:
+        return base_url is None or httpx2.URL(base_url).scheme in ("http", "https")
+    except httpx2.InvalidURL:
+        return False

@@ -1,9 +1,10 @@
 """Classifies a provider's failures as outcomes.
 
 Each adapter has a table of rules; the first that matches decides. What all providers share is here:
-the form of a rule, transport errors, unusable responses, delays, and details that are safe to show.
+the form of a rule, transport errors, unusable responses, and delays.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,17 +16,20 @@ from typing import Any
 import httpx2
 
 from darkroom.calls import CallFailed, Outcome
+from darkroom.formatting import clean_text
 
-DETAIL_CHARACTERS = 500
-_NOT_FOUND = 404
-_BASE64_RUN = re.compile(r"[A-Za-z0-9+/_-]{120,}={0,2}")
-_KEY_LIKE = re.compile(r"\b(?:sk-[\w*.-]{4,}|AIza[\w*-]{8,}|AQ\.[\w*-]{8,})")
-_TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
-_TAG = re.compile(r"<[^>]+>")
+_MAX_ERROR_BYTES = 1024 * 1024  # of a body that is parsed
+MAX_RULE_TEXT = 4_096  # characters that rules are matched against
 _DELAY_IN_TEXT = re.compile(
-    r"(?:retry|try again)\s+(?:after|in)\s+"
-    r"(?:(?P<h>\d+)h)?(?:(?P<m>\d+)m(?!s))?(?:(?P<s>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|seconds?)\b)?",
-    re.IGNORECASE,
+    r"(?:retry|try again)\s{1,9}(?:after|in)\s{1,9}"
+    r"(?:(?P<h>\d{1,6})h)?(?:(?P<m>\d{1,6})m(?!s))?"
+    r"(?:(?P<s>\d{1,9}(?:\.\d{1,9})?)\s{0,9}(?P<unit>ms|s|seconds?)\b)?",
+    re.IGNORECASE | re.ASCII,
+)
+# "input-images per min (IPM): Limit 5, Used 5, Requested 8." with or without colons.
+_LIMIT_IN_TEXT = re.compile(
+    r"\blimit:?\s{1,3}(?P<limit>\d{1,9})\b.{0,80}?\brequested:?\s{1,3}(?P<requested>\d{1,9})\b",
+    re.IGNORECASE | re.ASCII,
 )
 # Cut JSON, or a page of a proxy; any other shape of a response is unknown.
 _NOT_JSON_ERRORS = {"JSONDecodeError", "UnknownApiResponseError"}
@@ -37,7 +41,7 @@ class Failure:
 
     status: int
     names: frozenset[str]
-    text: str
+    text: str  # at most MAX_RULE_TEXT characters, as the provider wrote it
     is_json: bool = True  # False: most likely a proxy's page
     retry_after_seconds: float | None = None
 
@@ -53,6 +57,8 @@ class Rule:
     is_json: bool | None = None
     daily: bool = False
     maybe_charged: bool = False
+    unknown: bool = False
+    retry_once: bool = False
 
     def matches(self, failure: Failure) -> bool:
         if self.is_json is not None and self.is_json != failure.is_json:
@@ -65,15 +71,33 @@ class Rule:
 
 
 def names(*found: Any) -> frozenset[str]:
-    """`Failure.names` from values that may be missing."""
-    return frozenset(str(name).lower() for name in found if name not in (None, ""))
+    """`Failure.names` from values of any type, which may be missing."""
+    return frozenset(str(name).lower() for name in found if isinstance(name, str | int) and name)
+
+
+def error_body(response: httpx2.Response) -> dict[str, Any] | None:
+    """The body's JSON object, out of a list if it is in one; None when it is anything else."""
+    try:
+        body = json.loads(response.content) if len(response.content) <= _MAX_ERROR_BYTES else None
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(body, list) and len(body) == 1:
+        body = body[0]
+    return body if isinstance(body, dict) else None
+
+
+def error_text(response: httpx2.Response, *messages: Any) -> str:
+    """The first message that is a text, else the start of the body."""
+    found = next((m for m in messages if isinstance(m, str) and m), None)
+    text = response.content[: 4 * MAX_RULE_TEXT].decode("utf-8", "replace")
+    return (text if found is None else found)[:MAX_RULE_TEXT]
 
 
 def classify(
     table: Sequence[Rule], failure: Failure, *, model_from_row: bool, key: str
 ) -> CallFailed:
     """The error to raise. `model_from_row`: the row named the model, not the endpoint."""
-    detail = safe_text(failure.text, key) or f"HTTP status {failure.status}"
+    detail = clean_text(failure.text, key) or f"HTTP status {failure.status}"
     rule = next((rule for rule in table if rule.matches(failure)), None)
     if rule is None:
         return CallFailed(
@@ -84,7 +108,8 @@ def classify(
             unknown=True,
         )
     outcome = rule.outcome
-    if outcome is Outcome.KEY_REJECTED and failure.status == _NOT_FOUND and model_from_row:
+    too_large = outcome is Outcome.RATE_LIMITED and _exceeds_limit_alone(failure.text)
+    if too_large or (outcome is Outcome.MODEL_UNAVAILABLE and model_from_row):
         outcome = Outcome.BAD_REQUEST
     return CallFailed(
         outcome,
@@ -92,7 +117,16 @@ def classify(
         retry_after_seconds=failure.retry_after_seconds,
         daily=rule.daily,
         maybe_charged=rule.maybe_charged,
+        unknown=rule.unknown,
+        retry_once=rule.retry_once,
+        too_large_for_limit=too_large,
     )
+
+
+def _exceeds_limit_alone(text: str) -> bool:
+    """ "Limit 5, Used 0, Requested 8": the request can never pass."""
+    found = _LIMIT_IN_TEXT.search(text)
+    return found is not None and int(found["requested"]) > int(found["limit"])
 
 
 # What to report of a transport error, and whether the provider may have done the work. The first
@@ -124,11 +158,17 @@ def transport_failed(error: BaseException | None, timeout_seconds: float) -> Cal
     return CallFailed(Outcome.UNAVAILABLE, "the connection failed", maybe_charged=True)
 
 
+def not_sent(error: Exception, key: str) -> CallFailed:
+    """BAD_REQUEST for an error before the request was sent: the row's values cannot be sent."""
+    problem = clean_text(str(error), key) or type(error).__name__
+    return CallFailed(Outcome.BAD_REQUEST, f"the request could not be made: {problem}")
+
+
 def malformed_response(error: Exception, key: str) -> CallFailed:
     """UNAVAILABLE for a 200 that is not a response of this API."""
     return CallFailed(
         Outcome.UNAVAILABLE,
-        f"the response does not have the form of this API: {safe_text(str(error), key)}",
+        f"the response does not have the form of this API: {clean_text(str(error), key)}",
         maybe_charged=True,
         unknown=type(error).__name__ not in _NOT_JSON_ERRORS,
     )
@@ -146,18 +186,6 @@ def unusable_images(cost_micro_usd: int | None) -> Iterator[None]:
             maybe_charged=True,
             cost_micro_usd=cost_micro_usd,
         ) from error
-
-
-def safe_text(text: str, key: str) -> str:
-    """One line of at most 500 characters, without keys, image data or markup."""
-    if key:
-        text = text.replace(key, "[key]")
-    if (title := _TITLE.search(text)) is not None:
-        text = title[1]
-    text = _TAG.sub(" ", text)
-    text = _KEY_LIKE.sub("[key]", _BASE64_RUN.sub("[data]", text))
-    text = " ".join(text.split())
-    return text if len(text) <= DETAIL_CHARACTERS else f"{text[: DETAIL_CHARACTERS - 2]} …"
 
 
 def cause_without_key(error: BaseException, key: str) -> BaseException | None:
@@ -179,17 +207,18 @@ def retry_after(headers: Mapping[str, str], text: str, now: datetime | None = No
     if (seconds := decimal(value)) is not None:
         return seconds
     try:
-        until = parsedate_to_datetime(value)
+        until = parsedate_to_datetime(value[:64])
+        if until.tzinfo is not None:
+            return max(0.0, (until - (now or datetime.now(UTC))).total_seconds())
     except (ValueError, OverflowError):
-        return delay_in_text(text)
-    if until.tzinfo is None:
-        return delay_in_text(text)
-    return max(0.0, (until - (now or datetime.now(UTC))).total_seconds())
+        pass
+    return delay_in_text(text)
 
 
 def decimal(text: str) -> float | None:
     """A number without sign or exponent; None for any other text."""
-    return float(text) if text.replace(".", "", 1).isdecimal() else None
+    digits = text.replace(".", "", 1)
+    return float(text) if digits.isascii() and digits.isdecimal() else None
 
 
 def delay_in_text(text: str) -> float | None:

@@ -12,6 +12,7 @@ import httpx2
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.endpoints import Endpoint
+from darkroom.formatting import clean_text
 from darkroom.images import codec
 from darkroom.models.catalog import Model, find_model, token_cost
 from darkroom.providers.adapter import SdkImageEditor
@@ -19,10 +20,11 @@ from darkroom.providers.errors import (
     Failure,
     Rule,
     decimal,
+    error_body,
+    error_text,
     malformed_response,
     names,
     retry_after,
-    safe_text,
     unusable_images,
 )
 from darkroom.providers.registry import Provider
@@ -57,27 +59,55 @@ GEMINI_TABLE: tuple[Rule, ...] = (
         Outcome.QUOTA_SPENT,
         statuses=(400, 403, 429),
         text=r"spend(?:ing)? (?:cap|limit)|credits? (?:is|are|have been) (?:depleted|exhausted)"
-        r"|prepa(?:id|yment) (?:credits?|balance)|enable billing|limit: 0\b",
+        r"|prepa(?:id|yment) (?:credits?|balance)|enable billing|billing account|billed users"
+        r"|limit: 0\b",
     ),
     Rule(Outcome.RATE_LIMITED, names=names("quota:day"), daily=True),
     Rule(Outcome.RATE_LIMITED, statuses=(429,), text=r"\bper day\b", daily=True),
     Rule(Outcome.RATE_LIMITED, statuses=(429,)),
     Rule(Outcome.RATE_LIMITED, names=names("resource_exhausted")),
     Rule(Outcome.KEY_REJECTED, statuses=(401,)),
-    Rule(Outcome.KEY_REJECTED, statuses=(403,), is_json=True),
-    Rule(Outcome.KEY_REJECTED, statuses=(400,), text=r"location is not supported"),
+    Rule(
+        Outcome.KEY_REJECTED,
+        statuses=(400, 403),
+        text=r"location is not supported|not available in your (?:country|region|location)",
+    ),
     # The endpoint's own model does not exist: another endpoint may have one that does. Where the
     # row named the model, `classify` rejects the row instead.
-    Rule(Outcome.KEY_REJECTED, statuses=(404,), is_json=True),
+    Rule(Outcome.MODEL_UNAVAILABLE, statuses=(404,), is_json=True),
+    Rule(
+        Outcome.MODEL_UNAVAILABLE,
+        statuses=(400, 403),
+        text=r"\bmodels?\b.{0,120}?\b(?:not found|no longer available|(?:is|has been) (?:deprecated"
+        r"|retired|shut ?down))",
+        is_json=True,
+    ),
+    Rule(Outcome.KEY_REJECTED, statuses=(403,), is_json=True),
+    # Below ten seconds, which `Endpoint` does not accept: what was left of a call's time.
+    Rule(
+        Outcome.UNAVAILABLE,
+        statuses=(400,),
+        text=r"deadline.{0,40}too short|minimum.{0,20}deadline",
+    ),
     Rule(
         Outcome.REFUSED,
         statuses=(400,),
-        text=r"violat\w+ .{0,80}polic|prohibited (?:content|use)|safety (?:filter|polic)",
+        text=r"violat\w{1,9} .{0,80}polic|prohibited (?:content|use)|safety (?:filter|polic)",
         is_json=True,
     ),
+    # The API asks to retry, and an image that was decoded here is rarely at fault.
+    Rule(
+        Outcome.BAD_IMAGE,
+        statuses=(400,),
+        text=r"unable to process input image|provided image is not valid",
+        is_json=True,
+        retry_once=True,
+    ),
+    Rule(Outcome.BAD_IMAGE, statuses=(400,), text=r"unsupported mime type", is_json=True),
     Rule(Outcome.BAD_REQUEST, statuses=(413,)),
-    Rule(Outcome.BAD_REQUEST, statuses=(400, 409, 422), is_json=True),
-    Rule(Outcome.UNAVAILABLE, statuses=(408, 425, 499)),
+    Rule(Outcome.BAD_REQUEST, statuses=(400, 405, 422), is_json=True),
+    # 409 is ABORTED: a concurrent change, to be retried.
+    Rule(Outcome.UNAVAILABLE, statuses=(408, 409, 425, 499)),
     Rule(Outcome.UNAVAILABLE, statuses=(504,), maybe_charged=True),
     Rule(Outcome.UNAVAILABLE, statuses=range(500, 600)),
     Rule(Outcome.UNAVAILABLE, statuses=range(400, 500), is_json=False),
@@ -110,6 +140,11 @@ FINISH_TABLE: dict[str, Outcome] = {
     "TOO_MANY_TOOL_CALLS": Outcome.NO_IMAGE,
     "MALFORMED_RESPONSE": Outcome.UNAVAILABLE,
 }
+
+
+# An answer that another call may not repeat: source B (the fallback guide) has one more try at the
+# same endpoint for these, and none at another.
+BY_CHANCE = frozenset({"NO_IMAGE", "IMAGE_OTHER", "OTHER", "MALFORMED_FUNCTION_CALL"})
 
 
 class GeminiImageEditor(SdkImageEditor["Client"]):
@@ -153,23 +188,20 @@ class GeminiImageEditor(SdkImageEditor["Client"]):
         )
         return _read(response, plan, key)
 
-    def _error_response(self, error: Exception) -> Failure | None:
-        from google.genai import errors  # noqa: PLC0415 - see SdkImageEditor
-
-        if not isinstance(error, errors.APIError):
-            return None
-        body = error.details if isinstance(error.details, dict) else {}
-        inner = body.get("error")
-        details = (inner.get("details") if isinstance(inner, dict) else None) or ()
-        details = [d for d in details if isinstance(d, dict)]
-        text = str(error.message or "")
-        headers = error.response.headers if error.response is not None else {}
+    def _failure(self, response: httpx2.Response) -> Failure:
+        body = error_body(response) or {}
+        error = body.get("error")
+        fields = error if isinstance(error, dict) else {}
+        details = fields.get("details")
+        details = [d for d in details if isinstance(d, dict)] if isinstance(details, list) else []
+        text = error_text(response, fields.get("message"))
+        delay = _retry_delay(details)
         return Failure(
-            status=int(error.code or 0),
-            names=names(error.status, *_reasons(details)),
+            status=response.status_code,
+            names=names(fields.get("status"), *_reasons(details)),
             text=text,
-            is_json=isinstance(inner, dict),
-            retry_after_seconds=_retry_delay(details) or retry_after(headers, text),
+            is_json=bool(fields),
+            retry_after_seconds=retry_after(response.headers, text) if delay is None else delay,
         )
 
 
@@ -184,7 +216,7 @@ def _config(plan: CallPlan, key: str, timeout_seconds: float) -> "types.Generate
     if plan.aspect_ratio is not None or plan.resolution is not None:
         image_config = types.ImageConfig(aspect_ratio=plan.aspect_ratio, image_size=plan.resolution)
     return types.GenerateContentConfig(
-        response_modalities=["TEXT", "IMAGE"],
+        response_modalities=["IMAGE"],
         image_config=image_config,
         automatic_continuation=False,
         automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
@@ -202,7 +234,7 @@ def _read(response: Any, plan: CallPlan, key: str) -> EditResult:
     model = find_model(Provider.GEMINI, plan.model)
     cost = _cost(model, response.usage_metadata, has_images=bool(images))
     if not images:
-        text = safe_text(" ".join(p.text for p in parts if p.text), key)
+        text = clean_text(" ".join(p.text for p in parts if p.text), key)
         raise _no_image_failure(response, text, cost)
     with unusable_images(cost):
         for image in images:
@@ -229,7 +261,8 @@ def _no_image_failure(response: Any, text: str, cost: int | None) -> CallFailed:
         detail = f"the prompt was blocked: {_name(feedback.block_reason)}"
         detail += f" ({message})" if message else ""
         return CallFailed(Outcome.REFUSED, detail, cost_micro_usd=cost)
-    reasons = [_name(c.finish_reason) for c in response.candidates or () if c.finish_reason]
+    candidates = response.candidates or ()
+    reasons = [_name(c.finish_reason) for c in candidates if c.finish_reason]
     reason = reasons[0] if reasons else "STOP"
     outcome = FINISH_TABLE.get(reason)
     if outcome is None:
@@ -246,7 +279,8 @@ def _no_image_failure(response: Any, text: str, cost: int | None) -> CallFailed:
         detail = ("" if reason == "STOP" else f"{reason}: ") + (text or "an empty response")
     else:
         detail = f"ended by {reason}"
-    return CallFailed(outcome, detail, cost_micro_usd=cost)
+    by_chance = reason in BY_CHANCE
+    return CallFailed(outcome, detail, cost_micro_usd=cost, retry_once=by_chance)
 
 
 def _name(reason: Any) -> str:
@@ -279,7 +313,8 @@ def _reasons(details: list[dict[str, Any]]) -> Iterator[str]:
     for detail in details:
         if isinstance(detail.get("reason"), str):
             yield detail["reason"]
-        for violation in detail.get("violations") or ():
+        violations = detail.get("violations")
+        for violation in violations if isinstance(violations, list) else ():
             quota = str(violation.get("quotaId", "")) if isinstance(violation, dict) else ""
             if "perday" in quota.lower():
                 yield "quota:day"

@@ -3,6 +3,8 @@
 httpx's time-outs are per phase and start again with every byte that arrives, so a server that sends
 a byte now and then could occupy a worker for ever. Here each wait on the network is cut to what is
 left of the deadline. The image fetcher uses the same back end, with a check of the addresses.
+
+A response is read completely, up to a limit that counts its bytes after decompression.
 """
 
 import ssl
@@ -10,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -19,24 +22,36 @@ import httpx2
 MAX_RESPONSE_BYTES = 256 * 1024 * 1024  # ten 4K images in base64
 MAX_CONNECTIONS = 64
 _WRITE_BYTES = 64 * 1024
-_end: ContextVar[float | None] = ContextVar("deadline_end", default=None)
+
+
+@dataclass(slots=True)
+class Exchange:
+    """The network traffic inside a `deadline`: what an SDK did before it returned or raised."""
+
+    end: float  # by time.monotonic()
+    sent: bool = False  # a request was handed to the network
+    response: httpx2.Response | None = None  # the last one, read completely
+
+
+_exchange: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
 type SocketOptions = Iterable[Any] | None
 type AddressLookup = Callable[[str, int], Sequence[str]]
 
 
 @contextmanager
-def deadline(seconds: float) -> Iterator[None]:
+def deadline(seconds: float) -> Iterator[Exchange]:
     """Bounds all requests of this thread inside the block, in seconds from now.
 
     When the time is up they raise a subclass of httpcore2.TimeoutException or, with `new_client`,
     of httpx2.TimeoutException.
     """
-    token = _end.set(time.monotonic() + seconds)
+    exchange = Exchange(time.monotonic() + seconds)
+    token = _exchange.set(exchange)
     try:
-        yield
+        yield exchange
     finally:
-        _end.reset(token)
+        _exchange.reset(token)
 
 
 def time_left(
@@ -44,10 +59,10 @@ def time_left(
     expired: type[httpcore2.TimeoutException] = httpcore2.ReadTimeout,
 ) -> float | None:
     """The shorter of `timeout` and what is left of the deadline. Raises `expired` at its end."""
-    end = _end.get()
-    if end is None:
+    exchange = _exchange.get()
+    if exchange is None:
         return timeout
-    left = end - time.monotonic()
+    left = exchange.end - time.monotonic()
     if left <= 0:
         raise expired("the call's deadline has passed")
     return left if timeout is None else min(timeout, left)
@@ -137,10 +152,55 @@ class _DeadlineTransport(httpx2.HTTPTransport):
         )
 
 
-def new_client() -> httpx2.Client:
+class _BoundedTransport(httpx2.BaseTransport):
+    """Reads each response completely, within the size limit, and records it in the exchange."""
+
+    def __init__(self, inner: httpx2.BaseTransport) -> None:
+        self._inner = inner
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        exchange = _exchange.get()
+        if exchange is not None:
+            exchange.sent = True
+        received = self._inner.handle_request(request)
+        response = httpx2.Response(
+            received.status_code,
+            headers=[h for h in received.headers.multi_items() if h[0] not in _OF_ENCODED_BODIES],
+            content=_decoded_body(received),
+            request=request,
+        )
+        if exchange is not None:
+            exchange.response = response
+        return response
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+_OF_ENCODED_BODIES = ("content-encoding", "content-length", "transfer-encoding")
+
+
+def _decoded_body(response: httpx2.Response) -> bytes:
+    """The decompressed body. httpx2 decompresses at most 1 MiB at a time."""
+    body = bytearray()
+    try:
+        for piece in response.iter_bytes():
+            body += piece
+            if len(body) > MAX_RESPONSE_BYTES:
+                raise httpx2.ReadError("the response is larger than any image can be")
+    finally:
+        response.close()
+    return bytes(body)
+
+
+def new_client(transport: httpx2.BaseTransport | None = None) -> httpx2.Client:
     """Follows no redirects (they would carry the key along), uses no proxies of the environment."""
     return httpx2.Client(
-        transport=_DeadlineTransport(), follow_redirects=False, trust_env=False, timeout=60
+        transport=_BoundedTransport(transport or _DeadlineTransport()),
+        follow_redirects=False,
+        trust_env=False,
+        timeout=60,
+        headers={"accept-encoding": "identity"},  # images do not compress
     )
 
 

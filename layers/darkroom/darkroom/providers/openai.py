@@ -5,17 +5,27 @@ content filter codes, and error responses quoted in the SDK's issue tracker; rea
 """
 
 import base64
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 
-from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, SourceImage
+from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, ProviderLimits, SourceImage
 from darkroom.endpoints import Endpoint
+from darkroom.formatting import clean_text
 from darkroom.images import codec
 from darkroom.models.catalog import Model, find_model, planned_image_price, token_cost
 from darkroom.providers.adapter import SdkImageEditor
-from darkroom.providers.errors import Failure, Rule, names, retry_after, safe_text, unusable_images
+from darkroom.providers.errors import (
+    Failure,
+    Rule,
+    error_body,
+    error_text,
+    names,
+    retry_after,
+    unusable_images,
+)
 from darkroom.providers.registry import Provider
 
 if TYPE_CHECKING:
@@ -24,19 +34,18 @@ if TYPE_CHECKING:
 BASE_URL = "https://api.openai.com/v1"
 _EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 
-_REFUSALS = names(
-    "moderation_blocked",
-    "content_policy_violation",
-    "content_filter",
-    "contentfilter",
-    "responsibleaipolicyviolation",
-    "image_generation_user_error",
-)
-
+# Sources of the rules: tests/corpus/answers.yaml has the bodies, each with where it was seen.
 OPENAI_TABLE: tuple[Rule, ...] = (
-    # These are refusals whatever their status.
+    # Azure blocks the whole resource for what its rows contained together. Not the row's.
+    Rule(Outcome.KEY_REJECTED, statuses=(403,), text=r"resource has been temporarily blocked"),
+    # These are refusals whatever their status. The type `image_generation_user_error` is not one by
+    # itself: unknown models, invalid images and unsupported parameters have it too.
     Rule(Outcome.REFUSED, names=names("moderation_blocked", "content_policy_violation")),
-    Rule(Outcome.REFUSED, names=_REFUSALS, statuses=(400, 403, 422)),
+    Rule(
+        Outcome.REFUSED,
+        names=names("content_filter", "contentfilter", "responsibleaipolicyviolation"),
+        statuses=(400, 403, 422),
+    ),
     Rule(
         Outcome.REFUSED,
         statuses=(400, 403),
@@ -48,6 +57,10 @@ OPENAI_TABLE: tuple[Rule, ...] = (
         Outcome.QUOTA_SPENT,
         names=names(
             "insufficient_quota",
+            "credit_balance_exhausted",
+            "organization_spend_limit_exceeded",
+            "project_spend_limit_exceeded",
+            "organization_usage_limit_exceeded",
             "billing_hard_limit_reached",
             "billing_not_active",
             "quota_exceeded",
@@ -62,20 +75,64 @@ OPENAI_TABLE: tuple[Rule, ...] = (
         daily=True,
     ),
     Rule(Outcome.RATE_LIMITED, statuses=(429,)),
-    Rule(Outcome.RATE_LIMITED, names=names("rate_limit_exceeded")),
+    Rule(Outcome.RATE_LIMITED, names=names("rate_limit_exceeded", "rate_limit_error", "slow_down")),
     Rule(Outcome.KEY_REJECTED, statuses=(401,)),
     Rule(Outcome.KEY_REJECTED, names=names("invalid_api_key", "account_deactivated")),
+    # Azure's path without a deployment of that name; a retired model at OpenAI is a 400.
+    Rule(Outcome.MODEL_UNAVAILABLE, names=names("model_not_found", "deploymentnotfound")),
+    Rule(
+        Outcome.MODEL_UNAVAILABLE,
+        statuses=(400, 403, 404),
+        text=r"\b(?:model|deployment)\b.{0,120}?\b(?:does not exist|not found|do(?:es)? not have"
+        r" access|no longer available|(?:is|has been) (?:deprecated|retired|shut ?down))",
+        is_json=True,
+    ),
     Rule(Outcome.KEY_REJECTED, statuses=(403,), is_json=True),
-    # The endpoint's own model or path does not exist: another key or endpoint may have it. Where
-    # the row named the model, `classify` rejects the row instead.
-    Rule(Outcome.KEY_REJECTED, statuses=(404,), is_json=True),
+    # The endpoint's own path does not exist.
+    Rule(Outcome.MODEL_UNAVAILABLE, statuses=(404,), is_json=True),
+    Rule(
+        Outcome.BAD_IMAGE,
+        names=names(
+            "invalid_image_file",
+            "invalid_image",
+            "invalid_image_format",
+            "image_parse_error",
+            "unsupported_file_mimetype",
+            "image_too_large",
+            "image_too_small",
+            "image_file_too_large",
+            "empty_image_file",
+            "failed_to_download_image",
+            "image_file_not_found",
+            "invalid_base64_image",
+        ),
+        statuses=(400, 413, 415, 422),
+    ),
+    Rule(
+        Outcome.BAD_IMAGE, statuses=(400,), text=r"invalid image file|image file is (?:corrupt|inv)"
+    ),
     Rule(Outcome.BAD_REQUEST, statuses=(413,)),
-    Rule(Outcome.BAD_REQUEST, statuses=(400, 409, 415, 422), is_json=True),
-    Rule(Outcome.UNAVAILABLE, statuses=(408, 425)),
+    Rule(Outcome.BAD_REQUEST, statuses=(400, 405, 415, 422), is_json=True),
+    # 409: a lock that another request holds; the SDK retries it, as it does 408.
+    Rule(Outcome.UNAVAILABLE, statuses=(408, 409, 425)),
     # The gateway gave up on work that may continue behind it.
     Rule(Outcome.UNAVAILABLE, statuses=(504, 522, 524), maybe_charged=True),
     Rule(Outcome.UNAVAILABLE, statuses=range(500, 600)),
     Rule(Outcome.UNAVAILABLE, statuses=range(400, 500), is_json=False),
+)
+
+
+# Headers: https://developers.openai.com/api/docs/guides/rate-limits; those of images: OpenAI's own
+# description of its API, https://github.com/openai/openai-java/pull/1039. The text of a 429: "on
+# input-images per min: Limit 5, Used 5, Requested 1".
+_LIMIT_HEADERS = {
+    "x-ratelimit-limit-requests": "requests_per_minute",
+    "x-ratelimit-limit-images": "images_per_minute",
+    "x-ratelimit-limit-input-images": "input_images_per_minute",
+}
+_LIMIT_IN_TEXT = re.compile(
+    r"\bon (?P<unit>requests|images|input-images) per min\b.{0,40}?\blimit:? (?P<n>\d{1,9})",
+    re.IGNORECASE | re.ASCII,
 )
 
 
@@ -104,29 +161,40 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
         response = _send(client.with_options(api_key=key, timeout=timeout_seconds), plan)
         return self._read(response, plan)
 
-    def _error_response(self, error: Exception) -> Failure | None:
-        import openai  # noqa: PLC0415 - see SdkImageEditor
-
-        if not isinstance(error, openai.APIStatusError):
-            return None
-        is_json = isinstance(error.body, dict)
-        body: Any = error.body if is_json else {}
-        inner = body.get("innererror")
-        inner_code = inner.get("code") if isinstance(inner, dict) else None
-        text = str(body.get("message") or error.message if is_json else error.response.text)
+    def _failure(self, response: httpx2.Response) -> Failure:
+        body = error_body(response) or {}
+        # Compatible servers also write {"error": "…"}, {"message": "…"} and {"detail": "…"}.
+        error = body.get("error", body)
+        fields = error if isinstance(error, dict) else {"message": error}
+        inner = fields.get("innererror")
+        code = inner.get("code") if isinstance(inner, dict) else None
+        text = error_text(response, fields.get("message"), body.get("detail"))
         return Failure(
-            status=error.status_code,
-            names=names(error.code, error.type, inner_code),
+            status=response.status_code,
+            names=names(fields.get("code"), fields.get("type"), code),
             text=text,
-            is_json=is_json,
-            retry_after_seconds=retry_after(error.response.headers, text),
+            is_json=bool(body),
+            retry_after_seconds=retry_after(response.headers, text),
         )
+
+    def _limits_in(self, response: httpx2.Response) -> ProviderLimits:
+        found = {
+            field: int(value)
+            for header, field in _LIMIT_HEADERS.items()
+            if (value := response.headers.get(header, "")[:9]).isascii() and value.isdecimal()
+        }
+        if response.status_code == httpx2.codes.TOO_MANY_REQUESTS:
+            text = error_text(response)
+            for limit in _LIMIT_IN_TEXT.finditer(text):
+                unit = limit["unit"].lower().replace("-", "_")
+                found[f"{unit}_per_minute"] = int(limit["n"])
+        return ProviderLimits(**{name: value for name, value in found.items() if value > 0})
 
     def _read(self, response: Any, plan: CallPlan) -> EditResult:
         if isinstance(response, str):  # a 200 that is not JSON
             raise CallFailed(
                 Outcome.UNAVAILABLE,
-                f"a page instead of a response of the API: {safe_text(response, '')}",
+                f"a page instead of a response of the API: {clean_text(response)}",
                 maybe_charged=True,
             )
         if not hasattr(response, "data") or not isinstance(response.data, list | None):

@@ -7,6 +7,7 @@ import csv
 import re
 from collections.abc import Callable, Sequence
 
+from darkroom.csv_input.fields import Columns
 from darkroom.report.rows import ReportRow
 
 _CELLS: dict[str, Callable[[ReportRow], str]] = {
@@ -87,6 +88,32 @@ class ManifestFormat:
 
     def _line(self, cells: Sequence[str]) -> bytes:
         text: object = self._format([guard(c) for c in cells])
+        return str(text).encode()
+
+
+class FailedRowsFormat:
+    """Formats the rows that failed as a CSV to correct and upload again.
+
+    The input's columns, with the values as they were uploaded, and in `index` each row's key: so a
+    row keeps its place in the ledger, and the name of its images, although its position changes.
+    """
+
+    def __init__(self, columns: Columns) -> None:
+        self._header, self._index = columns.header, columns.positions.get("index")
+        self._format = csv.writer(_Echo(), lineterminator="\n").writerow
+
+    def header(self) -> bytes:
+        return self._line(self._header if self._index is not None else ("index", *self._header))
+
+    def line(self, row: ReportRow) -> bytes:
+        if self._index is None:
+            return self._line((row.key, *row.cells))
+        cells = list(row.cells)
+        cells[self._index] = cells[self._index].strip() or row.key
+        return self._line(cells)
+
+    def _line(self, cells: Sequence[str]) -> bytes:
+        text: object = self._format(cells)
         return str(text).encode()
 
 

@@ -1,77 +1,67 @@
 """Makes the report of a job: manifest, gallery, job.json, then one notification.
 
-In this order, so that a job.json with the run's id means that everything else is there.
+Published in this order, so that a job.json with the run's id means that everything else is there.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 
 from pydantic import ValidationError
 
 from darkroom.csv_input.reader import JobRows
-from darkroom.errors import DarkroomError, JobRejected, ServiceUnavailable
+from darkroom.errors import DarkroomError, ServiceUnavailable, UploadLost
 from darkroom.jobs import ResultPaths, Run, RunState
 from darkroom.ports import Clock, ObjectStore, RowLedger, RunLedger, Telemetry
-from darkroom.report.gallery import (
-    Thumbs,
-    gallery_pages,
-    page_count,
-    rejected_page,
-    replaced_page,
-)
-from darkroom.report.manifest import ManifestFormat
+from darkroom.report.builder import HTML, JSON, OutOfTime, ReportBuilder
+from darkroom.report.gallery import page_count, rejected_page
 from darkroom.report.notification import notification
-from darkroom.report.rows import ReportRow, ledger_report_rows, report_rows
-from darkroom.report.sampling import GallerySelection
+from darkroom.report.staging import ReportVersion, Staging, Superseded
 from darkroom.report.summary import Aggregate, JobSummary, rejected_summary
 from darkroom.rows import SETTLED_STATUSES
 
 # Just over the reporter's time-out (900 s): the lease of a reporter that was killed ends before
-# Lambda's second retry.
+# Lambda's second retry. A report that continues renews it.
 _LEASE_SECONDS = 915.0
-_THUMB_THREADS = 16
 _MAX_REBUILDS = 3
-_CSV = "text/csv; charset=utf-8"
-_HTML = "text/html; charset=utf-8"
-_JSON = "application/json"
-_WITHOUT_CSV = (
-    "This report lists the rows in the ledger, without the columns of the CSV; rows that were "
-    "never queued (bad input, outside filter-rows) are missing."
-)
+_MAX_CONTINUATIONS = 100
+_MAX_TRIES = 5  # of one key that several reporters write at the same time
 
 
 class ReportOutcome(StrEnum):
     MADE = "made"
+    CONTINUES = "continues"  # in another invocation
     NOT_READY = "not_ready"  # rows are unsettled, or another reporter is active
     ALREADY_MADE = "already_made"
     NO_SUCH_JOB = "no_such_job"
 
 
-class _Superseded(DarkroomError):
-    """A newer upload has taken over the ledger's rows: the report would mix the two runs."""
-
-
 @dataclass(frozen=True, slots=True)
 class Reporter:
-    """`job_rows` reads a run's pinned CSV again; `notify` takes a subject and a body."""
+    """`job_rows` reads a run's pinned CSV again; `notify` takes a subject and a body.
+
+    `continue_later` invokes the reporter again, with the job and the maker of its report.
+    """
 
     runs: RunLedger
     rows: RowLedger
     store: ObjectStore
     job_rows: Callable[[Run], JobRows]
     notify: Callable[[str, str], None]
+    continue_later: Callable[[str, str], None]
     clock: Clock
     telemetry: Telemetry
 
-    def report(self, job: str, owner: str = "") -> ReportOutcome:
+    def report(
+        self, job: str, owner: str = "", remaining_seconds: Callable[[], float] = lambda: inf
+    ) -> ReportOutcome:
         """Make the report if the job is complete and no other reporter is making it.
 
-        `owner` identifies the invocation: Lambda retries a crashed one under the same request id.
-        Rows redriven in the meantime make the report stale: it is made again once they are
-        settled, here or by the reporter that their last editor starts. Raises ServiceUnavailable,
-        so that Lambda retries, if rows kept being redriven.
+        `owner` names the report's maker: Lambda retries a crashed invocation under the same request
+        id, and a report that continues in another invocation passes the name on. Rows redriven in
+        the meantime make the report stale: it is made again once they are settled, here or by the
+        reporter that their last editor starts. Raises ServiceUnavailable, so that Lambda retries.
         """
         for _ in range(_MAX_REBUILDS):
             run = self.runs.current(job)
@@ -83,8 +73,12 @@ class Reporter:
                 made = run.finished_at is not None
                 return ReportOutcome.ALREADY_MADE if made else ReportOutcome.NOT_READY
             try:
-                summary = self._make(run)
-            except _Superseded:
+                summary = self._make(run, remaining_seconds)
+            except OutOfTime:
+                self.continue_later(job, owner)
+                return ReportOutcome.CONTINUES
+            except Superseded as newer:
+                self.telemetry.info("report_superseded", job=job, run=run.run, why=str(newer))
                 continue
             if self.runs.finish_report(run, summary.finished_at.timestamp()):
                 self._log_and_notify(summary)
@@ -93,86 +87,79 @@ class Reporter:
             raise ServiceUnavailable(f"{job}: rows were redriven each time its report was made")
         return ReportOutcome.NOT_READY
 
-    def _report_rejected_file(self, run: Run) -> ReportOutcome:
-        paths = ResultPaths(run.job)
-        # Two reporters may run at once: only the one that writes job.json notifies.
-        stored = self.store.metadata(paths.summary)
+    def _make(self, run: Run, remaining_seconds: Callable[[], float]) -> JobSummary:
+        """Raises OutOfTime, Superseded."""
+        changes = self.runs.counters(run.job, run.run).transitions
+        builder = ReportBuilder(
+            run=run,
+            key=ResultPaths(run.job).report_state(run.run, changes),
+            staging=Staging(self.store, ReportVersion(run.number, changes)),
+            store=self.store,
+            rows=self.rows,
+            job_rows=self.job_rows,
+            clock=self.clock,
+            telemetry=self.telemetry,
+            remaining_seconds=remaining_seconds,
+        )
+        if builder.state.continuations > _MAX_CONTINUATIONS:
+            raise DarkroomError(f"{run.job}: its report needs too many invocations")
+        try:
+            builder.read_rows()
+            self._check_current(run)
+            summary = self._publish(builder)
+        except (Superseded, UploadLost):
+            builder.discard()
+            raise
+        builder.forget()
+        self._check_counters(run, builder.state.aggregate)
+        return summary
+
+    def _publish(self, builder: ReportBuilder) -> JobSummary:
+        """Stage the gallery, then make all of the report visible, job.json last."""
+        run, state = builder.run, builder.state
         previous = self._previous_summary(run.job)
-        if previous is not None and previous.run == run.run and previous.state == "failed":
-            return ReportOutcome.ALREADY_MADE
+        rows = state.selection.rows()
+        failed = state.failed_rows
+        if failed and not (state.aggregate.unsuccessful or self.store.metadata(failed.key)):
+            builder.staging.discard(failed)  # nothing failed, and no old file needs replacing
+            failed = None
+        summary = state.aggregate.summary(
+            run,
+            page_count(rows),
+            self.clock.now(),
+            previous,
+            failed_rows=failed.key if failed and state.aggregate.unsuccessful else None,
+        )
+        surplus = previous.results.pages[len(summary.results.pages) :] if previous else ()
+        pages = builder.stage_pages(summary, rows, surplus)
+        for staged in (state.manifest, *((failed,) if failed else ()), *pages):
+            builder.staging.publish(staged)
+        self._replace(builder.staging, ResultPaths(run.job).summary, summary.to_json(), JSON)
+        return summary
+
+    def _replace(self, staging: Staging, key: str, body: bytes, content_type: str) -> bool:
+        """Put an object unless the same version of it is there: False then. Raises Superseded."""
+        for _ in range(_MAX_TRIES):
+            stored = self.store.metadata(key)
+            if stored is not None and ReportVersion.of(stored) == staging.version:
+                return False
+            if staging.put(key, body, content_type, stored):
+                return True
+        raise ServiceUnavailable(f"{key} is written by too many reporters at once")
+
+    def _report_rejected_file(self, run: Run) -> ReportOutcome:
+        # Two reporters may run at once: only the one that writes job.json notifies.
+        paths, staging = ResultPaths(run.job), Staging(self.store, ReportVersion(run.number))
+        previous = self._previous_summary(run.job)
         summary = rejected_summary(run, run.finished_at or self.clock.now(), previous)
-        self.store.put(paths.report, rejected_page(summary), _HTML)
-        if not self.store.put(
-            paths.summary,
-            summary.to_json(),
-            _JSON,
-            only_if_new=stored is None,
-            replaces=stored["etag"] if stored else None,
-        ):
+        try:
+            self._replace(staging, paths.report, rejected_page(summary), HTML)
+            if not self._replace(staging, paths.summary, summary.to_json(), JSON):
+                return ReportOutcome.ALREADY_MADE
+        except Superseded:
             return ReportOutcome.ALREADY_MADE
         self._log_and_notify(summary)
         return ReportOutcome.MADE
-
-    def _make(self, run: Run) -> JobSummary:
-        previous = self._previous_summary(run.job)
-        aggregate, selection = self._write_manifest(run)
-        rows = selection.rows()
-        summary = aggregate.summary(run, page_count(rows), self.clock.now(), previous)
-        self._write_gallery(summary, rows, selection.note())
-        pages = summary.results.pages
-        for surplus in previous.results.pages[len(pages) :] if previous else ():
-            self.store.put(surplus, replaced_page(run.job), _HTML)
-        self._check_current(run)
-        self.store.put(ResultPaths(run.job).summary, summary.to_json(), _JSON)
-        self._check_counters(run, aggregate)
-        return summary
-
-    def _write_manifest(self, run: Run) -> tuple[Aggregate, GallerySelection]:
-        try:
-            source = self.job_rows(run)
-            rows = report_rows(source, self.rows, run)
-            return self._stream(run, source.header, rows, Aggregate())
-        except JobRejected as error:
-            # It was readable when the job began: since then it, or its key, was deleted.
-            self.telemetry.warning("csv_gone_before_report", job=run.job, why=str(error))
-            aggregate = Aggregate(notes=[f"{error} {_WITHOUT_CSV}"])
-            return self._stream(run, (), ledger_report_rows(self.rows, run), aggregate)
-
-    def _stream(
-        self, run: Run, columns: Sequence[str], rows: Iterator[ReportRow], aggregate: Aggregate
-    ) -> tuple[Aggregate, GallerySelection]:
-        """One pass: every row goes to the manifest, the aggregate and the gallery's selection."""
-        manifest, selection = ManifestFormat(columns), GallerySelection(run.job)
-
-        def lines() -> Iterator[bytes]:
-            yield manifest.header()
-            for row in rows:
-                aggregate.add(row)
-                selection.add(row)
-                yield manifest.line(row)
-            self._check_current(run)
-
-        self.store.upload(ResultPaths(run.job).manifest, lines(), _CSV)
-        return aggregate, selection
-
-    def _write_gallery(
-        self, summary: JobSummary, selected: Sequence[ReportRow], note: str | None
-    ) -> None:
-        paths = ResultPaths(summary.job)
-        with ThreadPoolExecutor(_THUMB_THREADS, "report-thumbs") as pool:
-
-            def load(rows: Sequence[ReportRow]) -> list[Thumbs]:
-                return list(pool.map(lambda row: self._thumbs(paths, row), rows))
-
-            pages = gallery_pages(summary, selected, note, load)
-            for key, html in zip(summary.results.pages, pages, strict=True):
-                self.store.put(key, html, _HTML)
-
-    def _thumbs(self, paths: ResultPaths, row: ReportRow) -> Thumbs:
-        if not row.result.outputs:
-            return Thumbs()  # stored thumbnails, if any, belong to an earlier upload's row
-        before = self.store.get(paths.thumb(row.key, "before")) if row.images else None
-        return Thumbs(before, self.store.get(paths.thumb(row.key, "after")))
 
     def _previous_summary(self, job: str) -> JobSummary | None:
         body = self.store.get(ResultPaths(job).summary)
@@ -188,7 +175,7 @@ class Reporter:
     def _check_current(self, run: Run) -> None:
         current = self.runs.current(run.job)
         if current is None or current.run != run.run:
-            raise _Superseded(f"run {run.run} of job {run.job} is no longer the current one")
+            raise Superseded(f"run {run.run} of job {run.job} is no longer the current one")
 
     def _check_counters(self, run: Run, aggregate: Aggregate) -> None:
         """Log an error if the ledger's counters and the manifest disagree on the settled rows.

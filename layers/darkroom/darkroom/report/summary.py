@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import log
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -112,6 +112,7 @@ class Results(_Value):
     """Keys in the results bucket."""
 
     manifest: str | None = None
+    failed_rows: str | None = Field(default=None, description="a CSV of the rows that failed")
     report: str
     pages: tuple[str, ...] = Field(default=(), description="of the gallery, the first is `report`")
     images: str = Field(description="prefix of the images")
@@ -266,6 +267,29 @@ class _EndpointAggregate:
 
 
 @dataclass(slots=True)
+class _FailureAggregate:
+    status: RowState
+    reason: str
+    example_row: int
+    example_detail: str
+    rows: int = 0
+
+    @classmethod
+    def of(cls, row: ReportRow) -> Self:
+        return cls(row.status, row.reason, row.row, row.result.detail[:_MAX_EXAMPLE_CHARS])
+
+    def summary(self) -> FailureGroup:
+        return FailureGroup(
+            status=self.status.value,
+            reason=self.reason,
+            rows=self.rows,
+            what_to_do=remediation(self.reason),
+            example_row=self.example_row,
+            example_detail=self.example_detail,
+        )
+
+
+@dataclass(slots=True)
 class Aggregate:
     """Sums over the rows of one report; memory does not grow with their number.
 
@@ -281,8 +305,7 @@ class Aggregate:
     _models: Counter[str] = field(default_factory=Counter)
     _endpoints: dict[str, _EndpointAggregate] = field(default_factory=dict)
     _reasons: Counter[str] = field(default_factory=Counter)
-    _failures: Counter[tuple[RowState, str]] = field(default_factory=Counter)
-    _examples: dict[tuple[RowState, str], ReportRow] = field(default_factory=dict)
+    _failures: dict[str, _FailureAggregate] = field(default_factory=dict)
     _warnings: Counter[str] = field(default_factory=Counter)
     _further_warnings: int = 0
     _fallback_rows: int = 0
@@ -302,10 +325,11 @@ class Aggregate:
         if row.status is RowState.SUCCEEDED:
             self._models[result.model or ""] += 1
         elif row.reason and row.status.unsuccessful:
-            group = row.status, row.reason
-            self._failures[group] += 1
             self._reasons[row.reason] += 1
-            self._examples.setdefault(group, row)
+            group = f"{row.status} {row.reason}"
+            if group not in self._failures:
+                self._failures[group] = _FailureAggregate.of(row)
+            self._failures[group].rows += 1
         for warning in result.warnings:
             if warning in self._warnings or len(self._warnings) < MAX_WARNINGS:
                 self._warnings[warning] += 1
@@ -331,8 +355,18 @@ class Aggregate:
                 self._endpoints[result.endpoint] = _EndpointAggregate(result.provider or "")
             self._endpoints[result.endpoint].add(row)
 
+    @property
+    def unsuccessful(self) -> int:
+        """Rows that are failed or dead."""
+        return sum(self._counts[status] for status in UNSUCCESSFUL_STATUSES)
+
     def summary(
-        self, run: Run, pages: int, finished_at: float, previous: JobSummary | None = None
+        self,
+        run: Run,
+        pages: int,
+        finished_at: float,
+        previous: JobSummary | None = None,
+        failed_rows: str | None = None,
     ) -> JobSummary:
         """`previous` is the job.json written last; `finished_at` in Unix seconds."""
         paths = ResultPaths(run.job)
@@ -365,6 +399,7 @@ class Aggregate:
             timeline=self._timeline.summary(),
             results=Results(
                 manifest=paths.manifest,
+                failed_rows=failed_rows,
                 report=paths.report,
                 pages=tuple(paths.report_page(n) for n in range(1, pages + 1)),
                 images=f"{run.job}/images/",
@@ -373,19 +408,8 @@ class Aggregate:
 
     def _failure_groups(self) -> tuple[FailureGroup, ...]:
         """The most frequent first."""
-        return tuple(
-            FailureGroup(
-                status=status.value,
-                reason=reason,
-                rows=self._failures[status, reason],
-                what_to_do=remediation(reason),
-                example_row=example.row,
-                example_detail=example.result.detail[:_MAX_EXAMPLE_CHARS],
-            )
-            for (status, reason), example in sorted(
-                self._examples.items(), key=lambda item: (-self._failures[item[0]], item[0])
-            )
-        )
+        groups = (failure.summary() for failure in self._failures.values())
+        return tuple(sorted(groups, key=lambda group: (-group.rows, group.status, group.reason)))
 
     def _warning_summaries(self) -> list[WarningSummary]:
         texts = [*((note, 0) for note in self.notes), *self._warnings.most_common()]
