@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 
 from darkroom.dispatch import circuit_breaker
-from darkroom.endpoint_state import SECOND, EndpointState
+from darkroom.endpoint_state import SECOND, EndpointState, KeyCooldown
 from darkroom.endpoints import (
     Endpoint,
     EndpointsSecret,
@@ -32,7 +32,7 @@ def push(session: Session, file: Path | None, *, from_env: bool, dry_run: bool) 
         session.note(f"Would push {count}:")
     else:
         session.stack.write_secret(_with_keys(secret))
-        session.note(f"Pushed {count} to {session.stack.name}; workers use it within 5 minutes.")
+        session.note(f"Pushed {count} to {session.stack.name}; workers use it within a minute.")
     _print(session, secret, {})
 
 
@@ -93,7 +93,8 @@ def _fields(endpoint: Endpoint, state: EndpointState | None, now: int) -> Iterat
     yield "limits", _limits(endpoint)
     retries = f"{endpoint.max_retries} {'retry' if endpoint.max_retries == 1 else 'retries'}"
     yield "timing", f"{endpoint.timeout_seconds:g} s per call, {retries}"
-    yield "keys", ", ".join(_key(k, state, now) for k in _fingerprints(endpoint))
+    cooldowns = _cooldowns(endpoint, state, now)
+    yield "keys", ", ".join(_key(f, cooldowns.get(f), now) for f in _fingerprints(endpoint))
     if state is not None:
         yield "state", _describe_state(state, now)
 
@@ -115,9 +116,18 @@ def _limits(endpoint: Endpoint) -> str:
     return ", ".join(parts) or "none"
 
 
-def _key(fingerprint: str, state: EndpointState | None, now: int) -> str:
-    cooldown = state.key_cooldowns.get(fingerprint) if state else None
-    if cooldown is None or cooldown.until <= now:
+def _cooldowns(endpoint: Endpoint, state: EndpointState | None, now: int) -> dict[str, KeyCooldown]:
+    """Of the keys that are cooling down, by fingerprint."""
+    cooldowns = state.key_cooldowns if state else {}
+    return {
+        key_fingerprint(key): cooldowns[key_id]
+        for key_id, key in endpoint.key_ids().items()
+        if key_id in cooldowns and cooldowns[key_id].until > now
+    }
+
+
+def _key(fingerprint: str, cooldown: KeyCooldown | None, now: int) -> str:
+    if cooldown is None:
         return fingerprint
     remaining = duration((cooldown.until - now) / SECOND)
     reason = cooldown.reason.value.replace("_", " ")
@@ -171,8 +181,7 @@ def _as_json(endpoint: Endpoint, state: EndpointState | None, now: int) -> dict[
             "calls": state.calls,
             "cooling_down_keys": {
                 fingerprint: {"until": _timestamp(cooldown.until), "reason": cooldown.reason.value}
-                for fingerprint, cooldown in state.key_cooldowns.items()
-                if cooldown.until > now
+                for fingerprint, cooldown in _cooldowns(endpoint, state, now).items()
             },
         }
     return dumped

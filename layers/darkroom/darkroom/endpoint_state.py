@@ -59,8 +59,11 @@ class EndpointState:
     cause: str = ""  # why the endpoint is out of service, for users
     failures: int = 0  # transient failures, less the good answers in between
     failed_at: int = 0  # the last one
+    failing_since: int = 0  # the first of `failures`
+    failing_calls: int = 0  # `calls` at that time
     good: int = 0  # good answers since `failed_at`
     volume: float = 0.0  # recent calls at `counted_at`, decaying
+    counted_span: float = 0.0  # the time in which `volume` calls were made, decaying
     limited: float = 0.0  # recent 429s at `counted_at`, decaying
     counted_at: int = 0
     counted_calls: int = 0  # `calls` at `counted_at`

@@ -18,7 +18,13 @@ from darkroom.formatting import describe_validation
 from darkroom.providers.registry import PROVIDERS, Provider
 
 _DEFAULTS_BY_PROVIDER = ("model", "tier", "timeout_seconds", "max_retries", "retry_delay_seconds")
+# A worker has 900 s. Beside its calls, a row needs time:
+SLOT_WAIT_SECONDS = 20.0  # for its slot at each tier
+AFTER_CALL_SECONDS = 30.0  # after a call, to store the image and settle the row
+_BEFORE_CALL_SECONDS = 60.0  # to claim the row and load its images
+_MAX_CALL_SECONDS = 900 - SLOT_WAIT_SECONDS - AFTER_CALL_SECONDS - _BEFORE_CALL_SECONDS
 _MAX_PRICE = 1_000_000.0  # US dollars
+_NO_ENDPOINTS = re.compile(r'\s*\{\s*("endpoints"\s*:\s*\[\s*\]\s*)?\}\s*')
 _BASE_URL = re.compile(r"https?://[^/\s]")
 _COMMON_SETTINGS = {  # suffix of the variable -> field of every endpoint
     "TIMEOUT": "timeout_seconds",
@@ -78,7 +84,7 @@ class Endpoint(BaseModel):
     burst: int = Field(default=1, ge=1)
     requests_per_day: int = Field(default=0, ge=0)
     max_in_flight: int = Field(default=4, ge=0)
-    timeout_seconds: float = Field(gt=0, le=840)
+    timeout_seconds: float = Field(gt=0)
     max_retries: int = Field(ge=0, le=10)
     retry_delay_seconds: float = Field(ge=0, le=60)
 
@@ -133,6 +139,18 @@ class EndpointsSecret(BaseModel):
             raise ValueError(f"endpoint names must be unique, {', '.join(repeated)} is used twice")
         return self
 
+    @model_validator(mode="after")
+    def _calls_fit_into_a_workers_time(self) -> Self:
+        longest = [max(e.timeout_seconds for e in tier) for tier in self.tiers()]
+        at_most = _MAX_CALL_SECONDS - (len(longest) - 1) * SLOT_WAIT_SECONDS
+        if sum(longest) > at_most:
+            what = "a call" if len(longest) == 1 else "one call at each tier"
+            raise ValueError(
+                f"timeout_seconds: {what} may take {sum(longest):g} s, but a worker has at most "
+                f"{at_most:g} s for it; shorten the time-outs"
+            )
+        return self
+
     def tiers(self) -> Iterator[tuple[Endpoint, ...]]:
         """Endpoints grouped by tier, in the order in which the tiers are tried."""
         for tier in sorted({e.tier for e in self.endpoints}):
@@ -141,6 +159,10 @@ class EndpointsSecret(BaseModel):
 
 def parse_endpoints(text: str) -> EndpointsSecret:
     """Validate the secret's JSON. Raises ConfigurationError that names fields, never a value."""
+    if not text.strip() or _NO_ENDPOINTS.fullmatch(text):
+        raise ConfigurationError(
+            "no endpoints are configured: push them with `darkroom endpoints push FILE`"
+        )
     try:
         return EndpointsSecret.model_validate_json(text)
     except ValidationError as error:

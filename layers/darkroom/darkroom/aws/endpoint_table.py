@@ -96,16 +96,16 @@ class DynamoDBEndpointStates:
                 is_current = state is not last_known
                 return (planned, state) if is_current else self.reserve(endpoint, request)
             if len(planned.expired_leases) > MAX_EXPIRED_LEASES:
-                now = request.now
-                _, state = self.report(
-                    endpoint, lambda s: circuit_breaker.without_expired_leases(s, now)
-                )
+                state = self._remove_expired_leases(endpoint, request.now)
                 continue
             done, state = self._apply(endpoint, _reservation(request, planned, state))
             if done:
                 slot = state.next_slot - planned.interval - planned.tolerance
                 return replace(planned, slot=max(planned.earliest, slot)), state
         raise StatesUnavailable(f"no slot at {endpoint}: too many workers reserved at once")
+
+    def _remove_expired_leases(self, endpoint: str, now: int) -> EndpointState:
+        return self.report(endpoint, lambda s: circuit_breaker.without_expired_leases(s, now))[1]
 
     def settle(self, endpoint: str, lease: str, *, good: bool) -> EndpointState:
         update = _Update({}, {"lease": lease}, removes=["#leases.#lease"])
@@ -143,10 +143,12 @@ class DynamoDBEndpointStates:
                     )
                 return True, _STATES.from_item(response["Attributes"])
             except self._client.exceptions.ConditionalCheckFailedException as failure:
-                item = cast("dict[str, Any]", failure.response).get("Item")
-                if item:
-                    return False, _STATES.from_item(item)
-                self._put(endpoint, EndpointState(revision=1))
+                item = cast("dict[str, Any]", failure.response).get("Item", {})
+                state = _STATES.from_item(item)
+                if "epoch" in item:
+                    return False, state
+                # There is no item, or an earlier version of Darkroom wrote it.
+                self._put(endpoint, replace(state, revision=state.revision + 1))
         return False, EndpointState()
 
     def _put(self, endpoint: str, state: EndpointState) -> bool:

@@ -17,6 +17,7 @@ from darkroom.retry import backoff
 # hours at any rate. So it opens only if at least half of the calls fail.
 OPEN_AT_FAILURES = 4
 FEW_CALLS = 4.0
+MIN_FAILING_SHARE = 0.5  # of the calls sent meanwhile, answered or not
 MIN_WINDOW = 120 * SECOND  # a failure this long after the last restarts the count
 FAILURE_HALF_LIFE = 60 * SECOND
 MAX_HALVINGS = 4
@@ -33,6 +34,8 @@ MAX_SLOWDOWN = 0.95
 NO_SLOWDOWN = 0.02  # below this, a slowdown is over
 SLOWDOWN_HALF_LIFE_SECONDS = 120.0  # doubles with each run that follows, up to:
 MAX_SLOWDOWN_HALF_LIFE_SECONDS = 960.0
+MIN_OBSERVED = 10 * SECOND  # to know the rate of an endpoint that has none configured, else:
+ASSUMED_INTERVAL = SECOND // 2
 SLOWDOWN_SPACING = 15 * SECOND  # 429s of calls sent within this of a slowdown belong to its run
 # How long a worker may go on with what it read before an epoch began: see Selector.
 EPOCH_GUARD = 5 * SECOND
@@ -63,13 +66,28 @@ def after_failure(state: EndpointState, failure: Failure) -> EndpointState:
         state = _key_rejected(state, failure)
         return closed(state, failure.now) if probe else state
     net = net_failures(state) if state.failed_at >= failure.now - failure.window else 0
+    if not net:
+        # Of the reservations, some are for slots to come.
+        ahead = state.next_slot - failure.now
+        unsent = max(0, ahead // failure.interval) if failure.interval else 0
+        state = replace(state, failing_since=failure.now, failing_calls=state.calls - unsent)
     state = replace(state, failures=net + 1, failed_at=failure.now, good=0)
     if failure.outcome is Outcome.RATE_LIMITED:
         state = _rate_limited(state, failure)
-    more = int(log10(max(1.0, state.volume / FEW_CALLS)))
-    if probe or (not state.breaker_open and net + 1 >= OPEN_AT_FAILURES + more):
+    if probe or (not state.breaker_open and _should_open(state, failure)):
         state = _opened(state, failure)
     return state
+
+
+def _should_open(state: EndpointState, failure: Failure) -> bool:
+    more = int(log10(max(1.0, state.volume / FEW_CALLS)))
+    if state.failures < OPEN_AT_FAILURES + more:
+        return False
+    # Failures may be known long before the good answers to calls sent at the same time.
+    sent = state.calls - state.failing_calls
+    if failure.interval:  # slots are reserved ahead
+        sent = min(sent, (failure.now - state.failing_since) // failure.interval)
+    return state.failures >= MIN_FAILING_SHARE * sent
 
 
 def _opened(state: EndpointState, failure: Failure) -> EndpointState:
@@ -89,7 +107,10 @@ def _rate_limited(state: EndpointState, failure: Failure) -> EndpointState:
         until = now + int(wait * SECOND)
         return _suspended(state, now, until, f"the provider asked for a pause: {failure.detail}")
     state = replace(state, limited=state.limited + 1)
-    is_run = state.limited >= max(RUN_LENGTH, RUN_SHARE * state.volume)
+    in_a_row = state.failures >= OPEN_AT_FAILURES
+    is_run = state.limited >= (
+        RUN_LENGTH if in_a_row else max(RUN_LENGTH, RUN_SHARE * state.volume)
+    )
     if is_run and failure.sent_at > state.slowed_at + SLOWDOWN_SPACING:
         state = _slowed(state, failure)
         if wait is None:
@@ -101,7 +122,9 @@ def _rate_limited(state: EndpointState, failure: Failure) -> EndpointState:
 
 def _slowed(state: EndpointState, failure: Failure) -> EndpointState:
     now, withheld = failure.now, slowdown(state, failure.now)
-    observed = round(COUNT_HALF_LIFE / log(2) / max(1.0, state.volume))
+    observed = round(state.counted_span / max(1.0, state.volume))
+    if state.counted_span < MIN_OBSERVED:
+        observed = max(observed, ASSUMED_INTERVAL)
     return replace(
         _new_epoch(state, now),
         slowdown=min(MAX_SLOWDOWN, 1 - (1 - withheld) * (1 - SLOWDOWN)),
@@ -124,17 +147,18 @@ def slowdown(state: EndpointState, now: int) -> float:
 
 def _counted(state: EndpointState, now: int) -> EndpointState:
     """Brings the decaying counts up to `now`."""
+    counted = replace(state, counted_at=now, counted_calls=state.calls)
+    if not state.counted_at:
+        return counted
     age = max(1, now - state.counted_at)
     left = 0.5 ** (age / COUNT_HALF_LIFE)
-    calls = state.calls - state.counted_calls
     # The calls since the last count, as if evenly spread, decay too.
-    recent = calls / age * COUNT_HALF_LIFE / log(2) * (1 - left)
+    span = COUNT_HALF_LIFE / log(2) * (1 - left)
     return replace(
-        state,
-        volume=state.volume * left + recent,
+        counted,
+        volume=state.volume * left + (state.calls - state.counted_calls) / age * span,
+        counted_span=state.counted_span * left + span,
         limited=state.limited * left,
-        counted_at=now,
-        counted_calls=state.calls,
     )
 
 

@@ -42,10 +42,11 @@ from darkroom.ports import (
     Telemetry,
 )
 from darkroom.providers.registry import Provider
-from darkroom.retry import backoff, with_jitter
+from darkroom.retry import JITTER, backoff, with_jitter
 
 RETRY_ROW_SECONDS = 30.0
 MAX_DEFER_SECONDS = 60.0  # so that a corrected secret is used by then
+READINESS_AGE = 2 * SECOND  # of the states that readiness is judged by
 
 
 @dataclass(slots=True)
@@ -64,6 +65,7 @@ class _Attempt:
     exhausted: set[str] = field(default_factory=set)  # no retries left
     plans: dict[str, tuple[Endpoint, CallPlan, Candidate]] = field(default_factory=dict)
     ineligible: dict[str, str] = field(default_factory=dict)  # and why
+    repeated: set[str] = field(default_factory=set)  # after a failure that may be by chance
     without_editor: set[str] = field(default_factory=set)
     out_of_service: dict[str, Availability] = field(default_factory=dict)
 
@@ -101,7 +103,7 @@ class TieredDispatcher:
             available: dict[str, Availability] = {}
             for tier in tiers:
                 for endpoint in tier:
-                    self._state_cache.fresh(endpoint.name, SECOND)
+                    self._state_cache.fresh(endpoint.name, READINESS_AGE)
                     candidate = Candidate(endpoint, rate_limiter.limits_of(endpoint))
                     available[endpoint.name] = self._state_cache.availability(candidate, now)
                 in_service = [
@@ -113,7 +115,8 @@ class TieredDispatcher:
             return Readiness(self._clock.now() + MAX_DEFER_SECONDS, self._unusable(str(error)))
         except StatesUnavailable as error:
             raise ServiceUnavailable(str(error)) from error
-        start_at = min(a.available_at for a in available.values())
+        soonest = min(a.available_at for a in available.values())
+        start_at = min(soonest, now + int(MAX_DEFER_SECONDS * SECOND))
         return _readiness(tiers, start_at, self._waiting(available))
 
     def dispatch(self, context: CallContext, deadline: float) -> DispatchResult:
@@ -223,6 +226,9 @@ class TieredDispatcher:
             attempt.rejected_keys[name] += 1
             self._secret_source.refresh()  # it may have been corrected already
             return attempt.rejected_keys[name] <= len(endpoint.keys)
+        if failure.outcome.row_at_fault:
+            attempt.repeated.add(name)
+            return True
         attempt.transient[name] += 1
         failures = attempt.transient[name]
         delay = with_jitter(backoff(failures, endpoint.retry_delay_seconds), self._rng.random)
@@ -254,7 +260,11 @@ class TieredDispatcher:
         finally:
             self._outcomes.record(permit, plan, outcome, int(sent_at * SECOND), latency_ms)
         if isinstance(outcome, CallFailed):
-            _raise_if_own(outcome, endpoint, plan)
+            if outcome.retry_once and endpoint.name not in attempt.repeated:
+                return outcome
+            if outcome.outcome.row_at_fault and not outcome.too_large_for_limit:
+                detail = f"{endpoint.name}: {outcome.detail}"
+                raise RowRejected(outcome.reason, detail) from outcome
             attempt.failures.append((endpoint, outcome))
             return outcome
         failed = {e.tier for e, _ in attempt.failures}
@@ -291,7 +301,7 @@ class TieredDispatcher:
             try:
                 return sent_at, editor.edit(plan, endpoint, permit.key, endpoint.timeout_seconds)
             except CallFailed as failure:
-                return sent_at, failure
+                return sent_at, _with_own_model(failure, endpoint, plan)
         except BaseException:
             self._state_cache.release(endpoint, permit.lease, probe=probe, good=False)
             raise
@@ -373,7 +383,8 @@ class TieredDispatcher:
         return Waiting(Reason.NO_ENDPOINT, detail, self._clock.now())
 
     def _deferral(self, detail: str, seconds: float, waiting: Waiting | None = None) -> DeferRow:
-        delay = with_jitter(min(MAX_DEFER_SECONDS, max(1.0, seconds)), self._rng.random)
+        shortest = min(MAX_DEFER_SECONDS, max(1.0, seconds))
+        delay = with_jitter(shortest / (1 - JITTER), self._rng.random)
         return DeferRow(detail, delay_seconds=delay, waiting=waiting)
 
     def _warn_once(self, event: str, **fields: object) -> None:
@@ -382,12 +393,11 @@ class TieredDispatcher:
             self._telemetry.warning(event, **fields)
 
 
-def _raise_if_own(failure: CallFailed, endpoint: Endpoint, plan: CallPlan) -> None:
-    """Raise RowRejected if the row is to blame, or the model that it names itself."""
-    own_model = failure.outcome is Outcome.MODEL_UNAVAILABLE and plan.model != endpoint.model
-    if own_model or (failure.outcome.row_at_fault and not failure.too_large_for_limit):
-        reason = Reason.BAD_REQUEST if own_model else failure.reason
-        raise RowRejected(reason, f"{endpoint.name}: {failure.detail}") from failure
+def _with_own_model(failure: CallFailed, endpoint: Endpoint, plan: CallPlan) -> CallFailed:
+    """A model that the row names itself, and that the provider lacks, is the row's fault."""
+    if failure.outcome is Outcome.MODEL_UNAVAILABLE and plan.model != endpoint.model:
+        return CallFailed(Outcome.BAD_REQUEST, failure.detail)
+    return failure
 
 
 def _readiness(

@@ -29,7 +29,7 @@ def describe(
             advice = "correct the endpoints secret with `darkroom endpoints push`"
             return Reason(last.reason.value), f"{what}{detail}: {advice}"
     until = datetime.fromtimestamp(max(availability.available_at, now) / SECOND, UTC)
-    when = f"{until:%H:%M} UTC" if until.timestamp() - now / SECOND < 86_400 else f"{until:%d %B}"
+    when = f"{until:%H:%M} UTC"
     if availability.reason is RejectionReason.DAY:
         return (
             Reason.RATE_LIMITED,

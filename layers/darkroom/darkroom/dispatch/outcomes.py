@@ -5,6 +5,7 @@ from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.dispatch.selector import Permit
 from darkroom.dispatch.state_cache import StateCache
 from darkroom.endpoint_state import SECOND
+from darkroom.endpoints import key_fingerprint
 from darkroom.metrics import Metric
 from darkroom.ports import Telemetry
 
@@ -56,9 +57,10 @@ class OutcomeRecorder:
             endpoint.name, lambda state: circuit_breaker.after_failure(state, facts)
         )
         if states is not None and states[1].breaker_open and not states[0].breaker_open:
-            self._telemetry.metric(Metric.BREAKER_OPENED, endpoint=endpoint.name)
+            name, after = endpoint.name, states[1]
+            self._telemetry.metric(Metric.BREAKER_OPENED, endpoint=name)
             self._telemetry.warning(
-                "breaker_opened", endpoint=endpoint.name, cause=states[1].cause
+                "breaker_opened", endpoint=name, failures=after.failures, cause=after.cause
             )
 
     def _emit(
@@ -77,7 +79,7 @@ class OutcomeRecorder:
             self._telemetry.error(
                 "key_rejected",
                 endpoint=name,
-                key=permit.key_id,
+                key=key_fingerprint(permit.key),
                 outcome=outcome.value,
                 detail=failure.detail,
             )

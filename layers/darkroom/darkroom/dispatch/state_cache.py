@@ -8,6 +8,7 @@ from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.endpoint_state import (
     SECOND,
     EndpointState,
+    Limits,
     RejectionReason,
     Reservation,
     ReservationRequest,
@@ -19,7 +20,8 @@ from darkroom.ports import Clock, EndpointStates, Telemetry
 MAX_REORDERING = 5 * SECOND  # a lower revision is an old response; after this, it is a new item
 IN_FLIGHT_POLL = 5 * SECOND  # between reads, per process, for a free place in flight
 OUT_OF_SERVICE_POLL = 3 * SECOND  # between reads of an endpoint that is out of service
-MAX_LEAD = 3 * SECOND
+MAX_LEAD = 3 * SECOND  # assumed for one request
+PREPARATIONS = 3  # requests before a call: the reservation, a read of the state, `sent`
 FAR_FUTURE = 1 << 62
 
 
@@ -28,7 +30,7 @@ class Candidate:
     """An endpoint that can take a row, and its limits for that row's call."""
 
     endpoint: Endpoint
-    limits: rate_limiter.Limits
+    limits: Limits
 
     @property
     def name(self) -> str:
@@ -86,11 +88,11 @@ class StateCache:
         return self.update(name, self._states.read(name))
 
     def lead(self) -> int:
-        """How long before its slot a call's preparation starts: a little more than it takes."""
-        return self._lead
+        """How long before its slot a call's preparation starts: a read and a write."""
+        return (PREPARATIONS - 1) * self._lead
 
     def took(self, since: int) -> None:
-        """The preparation, or a part of it, took the time since `since`."""
+        """One request of the preparation took the time since `since`."""
         self._lead = min(MAX_LEAD, max(self.now() - since, self._lead * 4 // 5))
 
     def availability(self, candidate: Candidate, now: int) -> Availability:
@@ -104,7 +106,8 @@ class StateCache:
         """Reserve the earliest slot. None when there is none in time."""
         name, now = candidate.name, self.now()
         # When preparation is slow, a slot that is due at once would be missed.
-        earliest = now + 2 * self._lead if self._lead > rate_limiter.MAX_LATENESS // 2 else now
+        slow = self._lead > rate_limiter.MAX_LATENESS // 4
+        earliest = now + PREPARATIONS * self._lead if slow else now
         request = _request(candidate, lease, earliest, max(earliest, latest_slot))
         last_known = self.state(name) if name in self._known else None
         reservation, state = self._states.reserve(name, request, last_known)
@@ -161,9 +164,7 @@ class StateCache:
         return Availability(planned.retry_at, RejectionReason.DAY if spent_day else planned.reason)
 
 
-def _request(
-    candidate: Candidate, lease: str, now: int, latest_slot: int
-) -> ReservationRequest:
+def _request(candidate: Candidate, lease: str, now: int, latest_slot: int) -> ReservationRequest:
     endpoint, limits = candidate.endpoint, candidate.limits
     day = rate_limiter.provider_day(endpoint.provider, now) if limits.per_day else None
     duration = int(endpoint.timeout_seconds * SECOND) + rate_limiter.LEASE_GRACE
