@@ -6,16 +6,15 @@ MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
 PYTHON := $(BIN)/python
-# SAM CLI, with Python 3.13 first on its PATH; the layers' Makefiles use the Python and uv given here.
-SAM = PATH="$(CURDIR)/.venv-sam/bin:$$PATH" UV="$$(scripts/uv)" DARKROOM_PYTHON="$(CURDIR)/$(PYTHON)" \
-	SAM_CLI_TELEMETRY=0 $(if $(ARCHITECTURE),DARKROOM_ARCHITECTURE=$(ARCHITECTURE)) sam
+SAM = SAM_CLI_TELEMETRY=0 .venv-sam/bin/sam
+DEPLOY = $(PYTHON) -m darkroom_local.deploy $(if $(ARCHITECTURE),Architecture=$(ARCHITECTURE))
 LOCKED := uv.lock scripts/sync scripts/uv scripts/python313
 # A process more than the smallest machine has cores: the end-to-end tests wait most of the time. A file
 # stays in one process, so that what it sets up is set up once; e2e comes early, unit tests last.
 PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 LINT_TRANSFORMED := build/transformed.json
 
-.PHONY: help setup demo test check checkov test-sam-local test-iam soak fuzz fuzz-csv bench bench-limits bench-outage \
+.PHONY: help setup demo test check checkov test-sam-local test-iam soak fuzz fuzz-answers fuzz-csv bench bench-limits bench-outage \
 	bench-report build deploy lock clean
 
 help: ## show this
@@ -74,6 +73,9 @@ soak: setup ## the long tests: crashes, outages, hours of faults
 fuzz: .venv/.synced ## many more, random examples for the property tests
 	$(BIN)/pytest tests/unit --hypothesis-profile=fuzz --hypothesis-show-statistics $(ARGS)
 
+fuzz-answers: .venv/.synced ## mutated answers of the providers, through both SDKs (20,000)
+	$(BIN)/pytest tests/contract/test_provider_fuzzing.py --hypothesis-profile=fuzz --hypothesis-show-statistics $(ARGS)
+
 fuzz-csv: .venv/.synced ## coverage-guided fuzzing of the CSV reader (FUZZ_SECONDS=300)
 	@env -u UV_PYTHON UV_SYSTEM_CERTS=1 "$$(scripts/uv)" pip install --quiet --python $(PYTHON) --target .local/atheris atheris
 	@mkdir -p build/fuzz/csv
@@ -89,16 +91,17 @@ bench-limits: setup ## rate limits over all workers, compared with other systems
 bench-outage: setup ## the effect of an outage of the first provider
 	$(PYTHON) -m benchmarks.outage $(ARGS)
 
-bench-report: .venv/.synced ## the report on a million rows
+bench-report: .venv/.synced ## the report on a million rows, and on ten million simulated
 	$(PYTHON) -m benchmarks.report_million $(ARGS)
+	$(PYTHON) -m benchmarks.report_million --simulate 10000000 3000
 
 # ---------------------------------------------------------------- AWS
 
-build: .venv/.synced .venv-sam/.synced ## sam build (ARCHITECTURE=arm64 for Graviton)
-	$(SAM) build
+build: .venv/.synced .venv-sam/.synced ## sam build, and a check of its wheels (ARCHITECTURE=arm64 for Graviton)
+	@$(DEPLOY) --only-build
 
-deploy: build ## sam deploy to your AWS account (ARGS="--parameter-overrides WorkerProcesses=8")
-	$(SAM) deploy $(if $(ARCHITECTURE),--parameter-overrides Architecture=$(ARCHITECTURE)) $(ARGS)
+deploy: .venv/.synced .venv-sam/.synced ## build and deploy to your AWS account (ARGS="WorkerProcesses=8")
+	@$(DEPLOY) $(ARGS)
 
 # ---------------------------------------------------------------- upkeep
 

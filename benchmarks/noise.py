@@ -1,6 +1,6 @@
 """Dispatch when providers are noisy, down or slow: hours on a virtual clock, in seconds.
 
-python -m benchmarks.noise [--only 1 3 18] [--output FILE]
+python -m benchmarks.noise [--only billing recovery] [--output FILE]
 
 The real dispatcher and its rules, with many processes of several threads, a table in memory and a
 provider that enforces a strict sliding minute. Nothing is random: each run gives the same figures.
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from darkroom.aws.secrets import SecretsManagerSource
 from darkroom.calls import CallFailed, Outcome
@@ -218,10 +219,7 @@ def rejected_keys() -> Iterator[Line]:
     fleet = Fleet(gemini(), rows=300)
     client = SecretClient(document(api_keys=["revoked"]))
     fleet.secret_source_of = lambda clock: SecretsManagerSource(
-        client,
-        "secret",
-        clock,
-        fleet.telemetry,  # type: ignore[arg-type]  # the part in use
+        cast("SecretsManagerClient", client), "secret", clock, fleet.telemetry
     )
     rejected = 0
 

@@ -1,7 +1,8 @@
 """The deployed stack on AWS: its buckets, dead-letter queue, secret and tables."""
 
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,20 @@ from darkroom.aws.ledger_table import LedgerTable
 from darkroom.aws.sqs import message_group
 from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.options import DEFAULT_STACK, Target
-from darkroom_cli.stack import PARALLEL_TRANSFERS, DeadLetter, Outputs, StoredObject
+from darkroom_cli.stack import (
+    PARALLEL_TRANSFERS,
+    DeadLetter,
+    LostEvent,
+    Outputs,
+    StoredObject,
+)
 
 if TYPE_CHECKING:
     from darkroom_local.stack import StackInfo
 
 _SINGLE_PUT_MAX_BYTES = 64 * 1024 * 1024  # larger files are uploaded in parts
+_MAX_ERROR_CHARACTERS = 500
+_ALIAS = "live"  # of the functions, in template.yaml
 _RECEIVED_HIDDEN_SECONDS = 300  # also how long an interrupted run may leave messages hidden
 _UNSUPPORTED_CODES = frozenset(
     {"InvalidAction", "UnsupportedOperation", "AWS.SimpleQueueService.UnsupportedOperation"}
@@ -129,6 +138,36 @@ class AwsStack:
         return SqsDeadLetterQueue(
             self._client("sqs"), self.outputs.DeadLetterQueueUrl, self.outputs.RowsQueueUrl
         )
+
+    @cached_property
+    def lost_events(self) -> "SqsLostEvents":
+        names = {self.outputs.SplitterFunctionName, self.outputs.ReporterFunctionName}
+        return SqsLostEvents(
+            self._client("sqs"), self.outputs.LostEventsQueueUrl, self._client("lambda"), names
+        )
+
+    def queue_state(self) -> str:
+        name = f"{self.outputs.EditorFunctionName}:{_ALIAS}"
+        sources = self._client("lambda").list_event_source_mappings(FunctionName=name)
+        states = [source["State"] for source in sources["EventSourceMappings"]]
+        if states != ["Enabled"]:
+            found = ", ".join(states) or "missing"
+            raise CommandFailed(f"The event source of {name} is {found}: no row is taken.")
+        return "its event source is enabled"
+
+    def invoke(self, function: str, event: Mapping[str, object]) -> str:
+        names = {
+            "splitter": self.outputs.SplitterFunctionName,
+            "editor": self.outputs.EditorFunctionName,
+            "reporter": self.outputs.ReporterFunctionName,
+        }
+        response = self._client("lambda").invoke(
+            FunctionName=f"{names[function]}:{_ALIAS}", Payload=json.dumps(event)
+        )
+        payload = response["Payload"].read().decode(errors="replace")
+        if "FunctionError" in response:
+            raise CommandFailed(f"It failed: {payload[:_MAX_ERROR_CHARACTERS]}")
+        return f"version {response.get('ExecutedVersion', 'unknown')} runs"
 
     def read_secret(self) -> str | None:
         client = self._client("secretsmanager")
@@ -277,3 +316,62 @@ class SqsDeadLetterQueue:
     def _attributes(self, url: str, *names: str) -> Mapping[str, str]:
         response = self._client.get_queue_attributes(QueueUrl=url, AttributeNames=list(names))
         return dict(response["Attributes"])
+
+
+class SqsLostEvents:
+    """Implements LostEvents. Only `functions`, by name, are started again."""
+
+    def __init__(self, sqs: Any, url: str, functions_client: Any, functions: Set[str]) -> None:
+        self._sqs, self._url = sqs, url
+        self._lambda, self._functions = functions_client, functions
+
+    def receive(self) -> Sequence[LostEvent]:
+        response = self._sqs.receive_message(
+            QueueUrl=self._url,
+            MaxNumberOfMessages=10,
+            VisibilityTimeout=_RECEIVED_HIDDEN_SECONDS,
+            WaitTimeSeconds=1,
+        )
+        return [
+            lost_event(message["MessageId"], message["ReceiptHandle"], message["Body"])
+            for message in response.get("Messages", ())
+        ]
+
+    def replay(self, event: LostEvent) -> None:
+        if event.function not in self._functions:
+            raise CommandFailed(
+                f"The event {event.id} is for {event.function or 'no function'}, which is not one "
+                "of this stack: look at its message in the queue."
+            )
+        self._lambda.invoke(
+            FunctionName=f"{event.function}:{_ALIAS}",
+            InvocationType="Event",
+            Payload=json.dumps(event.payload),
+        )
+
+    def delete(self, event: LostEvent) -> None:
+        self._sqs.delete_message(QueueUrl=self._url, ReceiptHandle=event.receipt)
+
+    def release(self, events: Sequence[LostEvent]) -> None:
+        for event in events:
+            self._sqs.change_message_visibility(
+                QueueUrl=self._url, ReceiptHandle=event.receipt, VisibilityTimeout=0
+            )
+
+
+def lost_event(message_id: str, receipt: str, body: str) -> LostEvent:
+    """From the record that Lambda sends to a failure destination.
+
+    Its format: "Invocation record" in
+    https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html
+    """
+    try:
+        record = json.loads(body)
+        context, payload = record["requestContext"], record["requestPayload"]
+        arn = str(context["functionArn"]).split(":")
+        error = (record.get("responsePayload") or {}).get("errorMessage") or context["condition"]
+        return LostEvent(
+            message_id, receipt, arn[6], dict(payload), str(record["timestamp"]), str(error)
+        )
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return LostEvent(message_id, receipt, "", {}, "", "not a record of a failed invocation")

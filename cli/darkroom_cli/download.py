@@ -1,21 +1,59 @@
 """`darkroom download`: copies a job's results into a folder whose report.html works offline."""
 
 import os
-from collections.abc import Container
+from collections.abc import Callable, Container
 from pathlib import Path
+
+import typer
 
 from darkroom.csv_input.names import is_portable
 from darkroom.formatting import plural, quoted_list
 from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.session import Session
 from darkroom_cli.stack import Bucket, StoredObject
+from darkroom_cli.status import find_run
 
 _FOLDERS = ("images", "thumbs")
-_FILES = ("manifest.csv", "job.json")
+_FILES = ("manifest.csv", "failed.csv", "job.json")
 
 
 def download(session: Session, job: str, folder: Path) -> None:
+    """Prints the path of the report, or of the folder while there is none."""
+    files, downloaded = fetch_results(session, job, folder)
+    report = folder / "report.html"
+    if not report.exists():
+        session.note(f"The job is not done: run this again later for the rest and {report.name}.")
+    session.print_result(
+        str(report if report.exists() else folder),
+        {
+            "job": job,
+            "folder": str(folder),
+            "files": files,
+            "downloaded": downloaded,
+            "report": str(report) if report.exists() else None,
+        },
+    )
+
+
+def open_gallery(
+    session: Session, job: str, folder: Path | None, launch: Callable[[str], object]
+) -> None:
+    """Downloads the job, unless `folder` has it already, and opens its gallery in the browser."""
+    folder = folder or Path(typer.get_app_dir("darkroom")) / session.stack.name / job
+    fetch_results(session, job, folder)
+    report = folder / "report.html"
+    if not report.exists():
+        raise CommandFailed(f"Job {job} has no gallery yet: `darkroom status {job} --watch`.")
+    if not session.json:
+        launch(report.resolve().as_uri())
+    session.print_result(str(report), {"job": job, "report": str(report)})
+
+
+def fetch_results(session: Session, job: str, folder: Path) -> tuple[int, int]:
+    """Downloads what is missing or changed; the number of files, and of those downloaded."""
     bucket = session.stack.results_bucket
+    if next(iter(bucket.list(f"{job}/")), None) is None:
+        job = find_run(session, job).job  # the name may be short, or there is no such job
     stored = {o.key.removeprefix(f"{job}/"): o for o in bucket.list(f"{job}/")}
     results = {name: o for name, o in stored.items() if _is_result(name)}
     unusable = [name for name in results if not _is_portable(name, results)]
@@ -37,19 +75,7 @@ def download(session: Session, job: str, folder: Path) -> None:
     kept = len(files) - len(wanted)
     already = f", {plural(kept, 'file')} already here" if kept else ""
     session.note(f"{plural(len(wanted), 'file')} downloaded{already}.")
-    report = folder / "report.html"
-    if not report.exists():
-        session.note(f"The job is not done: run this again later for the rest and {report.name}.")
-    session.print_result(
-        str(report if report.exists() else folder),
-        {
-            "job": job,
-            "folder": str(folder),
-            "files": len(files),
-            "downloaded": len(wanted),
-            "report": str(report) if report.exists() else None,
-        },
-    )
+    return len(files), len(wanted)
 
 
 def _is_result(name: str) -> bool:

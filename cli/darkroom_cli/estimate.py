@@ -5,6 +5,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from math import ceil
 
 from darkroom.calls import CallPlan
@@ -13,7 +14,7 @@ from darkroom.dispatch import rate_limiter
 from darkroom.endpoint_state import SECOND
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import Ineligible, RowRejected
-from darkroom.models.catalog import DEFAULTS, MODELS, Model, find_model, image_price
+from darkroom.models.catalog import DEFAULTS, MODELS, least_image_price, model_at
 from darkroom.models.planner import check_operation, model_for, plan_call
 from darkroom.rows import RowRequest
 
@@ -116,10 +117,12 @@ class Estimate:
         return self.rows - self.skipped - self.invalid.count - self.impossible.count
 
 
-def estimate(rows: Iterable[JobRow], secret: EndpointsSecret, throughput: Throughput) -> Estimate:
+def estimate(
+    rows: Iterable[JobRow], secret: EndpointsSecret, throughput: Throughput, today: date
+) -> Estimate:
     """One pass over the rows, in memory that does not grow with their number."""
     totals = Estimate()
-    planner = _CachingPlanner(secret)
+    planner = _CachingPlanner(secret, today)
     rows_by_endpoints: Counter[tuple[str, ...]] = Counter()
     for row in rows:
         totals.rows += 1
@@ -184,6 +187,7 @@ class _CachingPlanner:
     """Plans once for all rows that differ only in their instruction and image references."""
 
     secret: EndpointsSecret
+    today: date
     cache: dict[tuple[object, ...], _Candidates] = field(default_factory=dict)
 
     def candidates(self, request: RowRequest) -> _Candidates:
@@ -205,7 +209,7 @@ class _CachingPlanner:
         rejections: dict[str, None] = {}
         for endpoint in self.secret.endpoints:
             try:
-                candidates.append(_candidate(endpoint, request))
+                candidates.append(_candidate(endpoint, request, self.today))
             except Ineligible as error:
                 rejections[str(error)] = None
         first = min((c.endpoint.tier for c in candidates), default=0)
@@ -213,14 +217,13 @@ class _CachingPlanner:
         return _Candidates(tuple(candidates), first_tier, "; ".join(rejections))
 
 
-def _candidate(endpoint: Endpoint, request: RowRequest) -> _Candidate:
+def _candidate(endpoint: Endpoint, request: RowRequest, today: date) -> _Candidate:
     """Plan the row for the endpoint's model without loading its images. Raises Ineligible."""
-    name = model_for(request.model, endpoint)
-    model = find_model(endpoint.provider, name)
+    model = model_at(endpoint, model_for(request.model, endpoint))
     check_operation(model, images=bool(request.images), mask=request.mask is not None)
-    bare = request.model_copy(update={"images": (), "mask": None})
-    plan = plan_call(bare, (), None, endpoint.provider, name)
-    least, worst = _images_price(model, plan), plan.worst_cost_micro_usd
+    plan = plan_call(request, (), None, endpoint, today)
+    image, worst = least_image_price(model, plan), plan.worst_cost_micro_usd
+    least = None if image is None else image * plan.n
     if worst is None or model.token_prices is None:
         return _Candidate(endpoint, plan, least, worst, 0.0)
     prices = model.token_prices
@@ -229,20 +232,6 @@ def _candidate(endpoint: Endpoint, request: RowRequest) -> _Candidate:
     instruction_price = len(request.instruction.encode()) * prices.text_in
     most = worst + input_price - instruction_price
     return _Candidate(endpoint, plan, least, most, prices.text_in)
-
-
-def _images_price(model: Model, plan: CallPlan) -> int | None:
-    """Output images alone, at the cheapest setting the provider may choose."""
-    if plan.resolution or not model.sizes:
-        prices = [image_price(model, resolution=plan.resolution)]
-    else:
-        prices = [
-            image_price(model, quality=quality, size=size)
-            for quality in ([plan.quality] if plan.quality else model.qualities or [None])
-            for size in ([plan.size] if plan.size else model.sizes)
-        ]
-    known = [price for price in prices if price is not None]
-    return min(known) * plan.n if known else None
 
 
 def _distribute(

@@ -5,14 +5,17 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
-from darkroom.formatting import plural
+from darkroom.errors import Reason
+from darkroom.formatting import plural, quoted
 from darkroom.jobs import ResultPaths, RunState, job_id
 from darkroom.report.manifest import OWN_COLUMNS, unguard
 from darkroom.rows import UNSUCCESSFUL_STATUSES
+from darkroom_cli.error_messages import UsageMistake
 from darkroom_cli.session import Session
 from darkroom_cli.stack import StoredObject
 from darkroom_cli.status import find_run, measure_run
@@ -24,11 +27,16 @@ def list_jobs(session: Session, prefix: str, limit: int) -> None:
     jobs = [_as_json(session, o) for o in nlargest(limit, uploads, key=lambda o: o.modified)]
     if session.json:
         session.print_json(jobs)
+    elif not jobs and prefix:
+        session.note(f"No job's name begins with {prefix}: `darkroom list` shows all.")
     elif not jobs:
         session.note("No CSV has been uploaded yet: `darkroom submit CSV` starts a job.")
     else:
         columns = ("job", "state", "rows", "failed", "uploaded (UTC)")
         session.print_table(columns, map(_cells, jobs), right=("rows", "failed"), folded="job")
+        for job in jobs:
+            if job.get("waiting"):
+                session.note(f"{job['job']} is waiting: {job['waiting']['detail']}")
 
 
 def _as_json(session: Session, upload: StoredObject) -> dict[str, Any]:
@@ -44,11 +52,12 @@ def _cells(job: Mapping[str, Any]) -> tuple[str, ...]:
     if "run" in job:
         rows = f"{job['done']:,}/{job['rows']:,}"
         failed = f"{sum(job[status] for status in UNSUCCESSFUL_STATUSES):,}"
-    return job["job"], job["state"], rows, failed, job["uploaded"][:16].replace("T", " ")
+    state = f"{job['state']}, waiting" if job.get("waiting") else job["state"]
+    return job["job"], state, rows, failed, job["uploaded"][:16].replace("T", " ")
 
 
 def stop(session: Session, job: str) -> None:
-    find_run(session, job)
+    job = find_run(session, job).job
     stopped = session.stack.ledger.stop(job) is not None
     text = (
         f"Stopped {job}: calls in flight finish, rows not yet sent end as `failed: stopped`. "
@@ -70,9 +79,15 @@ class _FailedRow:
 
 
 def failures(session: Session, job: str, reason: str | None) -> None:
+    if reason is not None and reason not in set(Reason):
+        close = get_close_matches(reason, list(Reason), n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise UsageMistake(
+            f"There is no reason {quoted(reason)}.{hint} The reasons are {', '.join(Reason)}."
+        )
     run = find_run(session, job)
     done = run.state is RunState.DONE
-    rows = _from_manifest(session, job) if done else _from_ledger(session, job)
+    rows = [*(_from_manifest(session, run.job) if done else _from_ledger(session, run.job))]
     found = [row for row in rows if reason is None or row.reason == reason]
     if session.json:
         session.print_json([asdict(row) for row in found])
@@ -85,7 +100,8 @@ def failures(session: Session, job: str, reason: str | None) -> None:
             "input."
         )
     if not found:
-        session.note("No row failed.")
+        others = f" for the reason {reason}, {len(rows):,} for others" if rows else ""
+        session.note(f"No row failed{others}.")
         return
     cells = ((str(r.row), r.status, r.reason, " ".join(r.detail.split())) for r in found)
     columns = ("row", "status", "reason", "detail")

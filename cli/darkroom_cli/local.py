@@ -2,6 +2,8 @@
 
 import shlex
 
+import typer
+
 from darkroom_cli.aws import running_local_stack
 from darkroom_cli.session import Session
 from darkroom_local import ministack, stack
@@ -28,6 +30,26 @@ def down(session: Session) -> None:
     stopped = stack.down()
     text = "Stopped the stack and removed its state." if stopped else "No stack was running."
     session.print_result(text, {"stopped": stopped})
+
+
+def status(session: Session) -> None:
+    """Exits with 1 if no stack runs."""
+    info = stack.current()
+    if info is None:
+        session.print_result("No stack runs: `darkroom local up` starts one.", {"running": False})
+        raise typer.Exit(1)
+    fields = {
+        "stack": info.stack,
+        "endpoint_url": info.url,
+        "providers_url": info.providers_url,
+        "work": info.work,
+    }
+    if session.json:
+        session.print_json({"running": True, **fields, "outputs": dict(info.outputs)})
+        return
+    session.print_fields(
+        (name.replace("_", " "), value or "real") for name, value in fields.items()
+    )
 
 
 def env(session: Session) -> None:

@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from darkroom_cli.options import CsvFile, Every, Job, QuoteCommand, SubmitCommand
+from darkroom_cli.options import (
+    DEFAULT_FOLDER,
+    CsvOrFolder,
+    Every,
+    Job,
+    QuoteCommand,
+    SubmitCommand,
+)
 from darkroom_cli.session import Session, with_session
 
 # Modules are imported where they run: `darkroom --help` and completion must not wait for boto3.
@@ -60,28 +67,69 @@ def _main(
 @with_session
 def submit(
     session: Session,
-    csv: CsvFile,
+    csv: CsvOrFolder,
     *,
     wait: Annotated[
         bool,
-        typer.Option("--wait", help="Wait until the job ends; exit with 1 unless it is done."),
+        typer.Option(
+            "--wait",
+            help="Wait until the job ends; exit with 3 if rows failed, with 1 if the job did.",
+        ),
     ] = False,
-    to: Annotated[str, typer.Option(help="Folder in the input bucket.", metavar="PREFIX")] = "jobs",
+    to: Annotated[
+        str, typer.Option(help="Folder in the input bucket.", metavar="PREFIX")
+    ] = DEFAULT_FOLDER,
     every: Every = 2.0,
+    trial: Annotated[
+        int | None,
+        typer.Option(
+            "--try",
+            min=1,
+            help="Edit this many rows first, then show the price of the rest and ask.",
+            metavar="ROWS",
+        ),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="With --try: edit the rest without asking.")
+    ] = False,
+    job: Annotated[
+        str | None,
+        typer.Option(
+            "--job",
+            help="The CSV contains corrected rows of this job: its failed.csv, edited.",
+            metavar="JOB",
+        ),
+    ] = None,
     allow_outside: Annotated[
         bool,
         typer.Option("--allow-outside", help="Also upload images outside the folder of the CSV."),
     ] = False,
     **options: object,
 ) -> None:
-    """Start a job from a CSV.
+    """Start a job from a CSV, or from a folder of images and an instruction.
 
     Uploads the local images that the CSV names, if they are missing or changed, then the CSV, and
     prints the job's name. Submitting a corrected CSV again processes only new and changed rows.
     """
-    from darkroom_cli.submit import submit
+    from darkroom_cli.corrections import submit_corrections
+    from darkroom_cli.error_messages import UsageMistake
+    from darkroom_cli.local_files import csv_of_folder
+    from darkroom_cli.status import exit_as
+    from darkroom_cli.submit import Upload, submit
+    from darkroom_cli.trial import submit_trial
 
-    submit(session, csv, to, options, wait=wait, every=every, allow_outside=allow_outside)
+    path = csv_of_folder(session, csv, options) if csv.is_dir() else csv
+    upload = Upload(path, to, options, wait, every, allow_outside)
+    if job is not None and trial is not None:
+        raise UsageMistake("--try is for a whole CSV: leave it out with --job.")
+    if job is not None:
+        progress = submit_corrections(session, upload, job)
+    elif trial is not None:
+        progress = submit_trial(session, upload, count=trial, assume_yes=yes)
+    else:
+        progress = submit(session, upload)
+    if progress is not None:
+        exit_as(progress)
 
 
 @app.command()
@@ -96,12 +144,12 @@ def status(
 ) -> None:
     """Show a job's progress.
 
-    Exits with 1 if the job failed or was stopped.
+    Exits with 1 if the job failed or was stopped; with --watch also with 3 if rows failed.
     """
     from darkroom_cli import status
 
     if watch:
-        status.watch(session, job, every=every)
+        status.exit_as(status.watch(session, job, every=every))
     else:
         status.status(session, job)
 
@@ -129,7 +177,7 @@ def download(
 @with_session
 def quote(
     session: Session,
-    csv: CsvFile,
+    csv: CsvOrFolder,
     call_seconds: Annotated[
         float,
         typer.Option(min=0.1, help="Assumed duration of a call.", metavar="SECONDS"),
@@ -185,6 +233,9 @@ def redrive(
         str | None,
         typer.Option(help="Only rows dead for this reason, such as unavailable.", metavar="R"),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be returned, but return nothing.")
+    ] = False,
 ) -> None:
     """Return dead rows to the rows queue.
 
@@ -192,7 +243,61 @@ def redrive(
     """
     from darkroom_cli.redrive import redrive
 
-    redrive(session, job, reason)
+    redrive(session, job, reason, dry_run=dry_run)
+
+
+@app.command("open")
+@with_session
+def open_gallery(
+    session: Session,
+    job: Job,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="DIR", file_okay=False, help="Download to this folder."),
+    ] = None,
+) -> None:
+    """Download a job's gallery and open it in the browser.
+
+    Downloads only what is new since the last time. With --json nothing is opened.
+    """
+    from darkroom_cli.download import open_gallery
+
+    open_gallery(session, job, folder, session.wiring.launch)
+
+
+@app.command("lost-events")
+@with_session
+def lost_events(
+    session: Session,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Start them again, and remove them from the queue.")
+    ] = False,
+) -> None:
+    """List uploads and reports that failed three times.
+
+    Replaying all of them clears the alarm lost-events.
+    """
+    from darkroom_cli.lost_events import lost_events
+
+    lost_events(session, replay=replay)
+
+
+@app.command()
+@with_session
+def doctor(
+    session: Session,
+    row: Annotated[
+        bool,
+        typer.Option("--row", help="Also edit one row without images. It costs one image."),
+    ] = False,
+) -> None:
+    """Check a deployed stack: functions, secret, queue, tables.
+
+    Exits with 1 if a check fails. Changes and spends nothing without --row.
+    """
+    from darkroom_cli.doctor import doctor
+
+    doctor(session, row=row)
 
 
 @app.command()
@@ -264,6 +369,22 @@ def endpoints_show(session: Session) -> None:
     show(session)
 
 
+@endpoints.command("reset")
+@with_session
+def endpoints_reset(
+    session: Session,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the endpoint.")],
+) -> None:
+    """Put an endpoint back into service at once.
+
+    Closes its circuit breaker and ends its pause and the cooldowns of its keys. Its limits still
+    count the calls that were made.
+    """
+    from darkroom_cli.endpoints import reset
+
+    reset(session, name)
+
+
 @local.command("up")
 @with_session
 def local_up(session: Session) -> None:
@@ -287,6 +408,18 @@ def local_down(session: Session) -> None:
     from darkroom_cli.local import down
 
     down(session)
+
+
+@local.command("status")
+@with_session
+def local_status(session: Session) -> None:
+    """Show whether the stack on this machine runs.
+
+    Exits with 1 if it does not.
+    """
+    from darkroom_cli.local import status
+
+    status(session)
 
 
 @local.command("env")

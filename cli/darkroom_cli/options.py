@@ -13,12 +13,16 @@ if TYPE_CHECKING:
     from darkroom.csv_input.fields import Field
 
 DEFAULT_STACK = "darkroom"
+DEFAULT_FOLDER = "jobs"  # in the input bucket
 JOB_OPTIONS = "darkroom_cli.job_options"  # typer's context keeps their values under this name
 
-CsvFile = Annotated[
+CsvOrFolder = Annotated[
     Path,
     typer.Argument(
-        metavar="CSV", exists=True, dir_okay=False, readable=True, help="A .csv or .csv.gz file."
+        metavar="CSV|FOLDER",
+        exists=True,
+        readable=True,
+        help="A .csv or .csv.gz file, or a folder of images.",
     ),
 ]
 Job = Annotated[

@@ -9,8 +9,8 @@ from darkroom.endpoints import EndpointsSecret
 from darkroom.formatting import duration, money, plural
 from darkroom_cli.endpoints import load_current, load_file
 from darkroom_cli.estimate import RETENTION_SECONDS, Estimate, FailureGroups, Throughput, estimate
+from darkroom_cli.local_files import csv_of_folder, open_csv
 from darkroom_cli.session import Session
-from darkroom_cli.submit import open_csv
 
 _SHOWN_GROUPS = 10
 _DEFAULT_WORKERS = 16  # the template's WorkerProcesses times RowsPerWorker
@@ -26,15 +26,14 @@ def quote(
     workers: int | None = None,
 ) -> None:
     """With an `endpoints` file no stack is needed."""
-    rows = open_csv(csv, options)
+    rows = open_csv(csv_of_folder(session, csv, options) if csv.is_dir() else csv, options)
     secret = load_current(session) if endpoints is None else load_file(endpoints)
     if workers is None:
         workers = session.stack.workers if endpoints is None else _DEFAULT_WORKERS
     throughput = Throughput(call_seconds, workers)
     with session.spinner(f"Reading {csv.name}"):
-        for _ in rows.check():
-            pass
-        totals = estimate(rows, secret, throughput)
+        rows.check()
+        totals = estimate(rows, secret, throughput, session.today)
     seconds = throughput.job_seconds(totals.calls, secret)
     if session.json:
         session.print_json(_as_json(totals, throughput, seconds))

@@ -12,14 +12,19 @@ _BATCH_BYTES = 900_000  # SQS takes 1 MiB per request, attributes included
 _POLL_SECONDS = 2.0
 
 
-def redrive(session: Session, job: str | None, reason: str | None) -> None:
+def redrive(
+    session: Session, job: str | None, reason: str | None, *, dry_run: bool = False
+) -> None:
     queue = session.stack.dead_letters
-    if job is None and reason is None and _moved_by_sqs(session, queue):
+    if job is None and reason is None and not dry_run and _moved_by_sqs(session, queue):
         return
 
     def matches(letter: DeadLetter) -> bool:
         return (job is None or letter.job == job) and (reason is None or letter.reason == reason)
 
+    if dry_run:
+        _print_matching(session, queue, matches)
+        return
     with session.progress_bar("Redriving", None) as advance:
         moved, kept = _move_matching(queue, matches, advance)
     scope = "".join((f" of job {job}" if job else "", f" with reason {reason}" if reason else ""))
@@ -34,6 +39,42 @@ def redrive(session: Session, job: str | None, reason: str | None) -> None:
     session.print_result(
         text, {"redriven": moved.total(), "by_reason": dict(moved), "kept": dict(kept)}
     )
+
+
+def _print_matching(
+    session: Session, queue: DeadLetterQueue, matches: Callable[[DeadLetter], bool]
+) -> None:
+    """Receives every message and makes it visible again."""
+    found = Counter[tuple[str, str]]()
+    held: dict[str, DeadLetter] = {}
+    try:
+        for batch in _receive_all(queue):
+            held |= {letter.id: letter for letter in batch}
+            found.update((letter.job, letter.reason) for letter in batch if matches(letter))
+    finally:
+        queue.release(list(held.values()))
+    if session.json:
+        rows = [{"job": job, "reason": reason, "rows": n} for (job, reason), n in found.items()]
+        session.print_json({"would_redrive": found.total(), "of": len(held), "groups": rows})
+        return
+    cells = (
+        (job or "no row", reason or "without a reason", f"{n:,}")
+        for (job, reason), n in found.most_common()
+    )
+    session.print_table(("job", "reason", "rows"), cells, right=("rows",), folded="job")
+    rows_found = plural(found.total(), "row")
+    session.note(f"Would redrive {rows_found} of {plural(len(held), 'message')}.")
+
+
+def _receive_all(queue: DeadLetterQueue) -> Iterator[list[DeadLetter]]:
+    """Each message once, in the batches that SQS returns."""
+    received = set[str]()
+    while batch := queue.receive():
+        new = [letter for letter in batch if letter.id not in received]
+        if not new:
+            return  # only messages that became visible again: all others were received
+        received.update(letter.id for letter in new)
+        yield new
 
 
 def _moved_by_sqs(session: Session, queue: DeadLetterQueue) -> bool:
@@ -64,13 +105,9 @@ def _move_matching(
     A message is sent before it is deleted: an interruption leaves it in both queues at worst, and
     the ledger lets a row be edited only once.
     """
-    moved, received, held = Counter[str](), set[str](), dict[str, DeadLetter]()
+    moved, held = Counter[str](), dict[str, DeadLetter]()
     try:
-        while batch := queue.receive():
-            new = [letter for letter in batch if letter.id not in received]
-            if not new:
-                break  # only messages that became visible again: all others were received
-            received.update(letter.id for letter in new)
+        for new in _receive_all(queue):
             held |= {letter.id: letter for letter in new}
             for group in _batches([letter for letter in new if matches(letter)]):
                 for letter in _move(queue, group):

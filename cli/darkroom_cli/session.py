@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ class Wiring:
 
     connect: "Callable[[Target], Stack]" = _connect
     clock: "Clock" = field(default_factory=_system_clock)
+    launch: Callable[[str], object] = typer.launch  # opens a URL in the browser
 
 
 def _console(is_terminal: bool, *, stderr: bool = False) -> "Console":
@@ -85,6 +87,11 @@ class Session:
     @property
     def clock(self) -> "Clock":
         return self.wiring.clock
+
+    @property
+    def today(self) -> date:
+        """In UTC."""
+        return datetime.fromtimestamp(self.clock.now(), UTC).date()
 
     @cached_property
     def out(self) -> "Console":

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from darkroom.ports import EndpointStates, RowLedger, RunLedger
 
@@ -21,9 +21,12 @@ class Outputs:
     EndpointsSecretArn: str
     RowsQueueUrl: str
     DeadLetterQueueUrl: str
+    LostEventsQueueUrl: str
     LedgerTableName: str
     EndpointsTableName: str
     SplitterFunctionName: str
+    EditorFunctionName: str
+    ReporterFunctionName: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,33 @@ class DeadLetterQueue(Protocol):
         """Have SQS move every message: yields the number moved so far. None if SQS cannot."""
 
 
+@dataclass(frozen=True, slots=True)
+class LostEvent:
+    """An asynchronous event that its function failed to handle three times."""
+
+    id: str
+    receipt: str = field(repr=False)
+    function: str  # its name; "" if the message is not of that kind
+    payload: Mapping[str, Any]
+    failed_at: str  # ISO 8601
+    error: str
+
+
+class LostEvents(Protocol):
+    """The queue of lost events."""
+
+    def receive(self) -> Sequence[LostEvent]:
+        """Up to 10 events, hidden from other consumers; none if no visible ones are left."""
+
+    def replay(self, event: LostEvent) -> None:
+        """Start its function again. Raises CommandFailed if it is not one of the stack."""
+
+    def delete(self, event: LostEvent) -> None: ...
+
+    def release(self, events: Sequence[LostEvent]) -> None:
+        """Make events visible again at once."""
+
+
 class Ledger(RunLedger, RowLedger, Protocol):
     """Jobs, their runs and their rows."""
 
@@ -124,7 +154,18 @@ class Stack(Protocol):
     @property
     def dead_letters(self) -> DeadLetterQueue: ...
     @property
+    def lost_events(self) -> LostEvents: ...
+    @property
     def endpoint_states(self) -> EndpointStates: ...
+    def queue_state(self) -> str:
+        """Of the rows queue and its event source, in words. Raises CommandFailed if disabled."""
+
+    def invoke(self, function: str, event: Mapping[str, object]) -> str:
+        """Run `splitter`, `editor` or `reporter` with the event; the detail of its success.
+
+        Raises CommandFailed with what it failed with.
+        """
+
     def read_secret(self) -> str | None:
         """The text of the endpoints secret, or None if it has never been written."""
 

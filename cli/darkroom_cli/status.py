@@ -1,25 +1,35 @@
 """`darkroom status`: a job's progress, once or watched to its end."""
 
 import json
+import posixpath
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
 
 import typer
+from pydantic import ValidationError
 
-from darkroom.errors import ServiceUnavailable
+from darkroom.errors import ServiceUnavailable, Waiting
 from darkroom.formatting import duration, money, plural
-from darkroom.jobs import Counters, Run, RunState
+from darkroom.jobs import Counters, RejectedUpload, ResultPaths, Run, RunState, job_id
 from darkroom.ports import Clock
+from darkroom.report.summary import JobSummary, counts_so_far
 from darkroom.rows import SETTLED_STATUSES, UNSUCCESSFUL_STATUSES, StatusCounts
 from darkroom_cli.error_messages import CommandFailed
+from darkroom_cli.options import DEFAULT_FOLDER
 from darkroom_cli.session import Session
 
 ENDED = frozenset({RunState.DONE, RunState.FAILED, RunState.STOPPED})
 _RATE_WINDOW_SECONDS = 60.0
+ROWS_FAILED_EXIT_CODE = 3  # the job is done, and some of its rows failed or are dead
 _MAX_UNAVAILABLE = 20  # consecutive polls that AWS does not answer
 _LINE_INTERVAL_SECONDS = 10.0  # between two lines of progress where there is no terminal
+_MUCH_FALLBACK = 0.3  # as in the stack's alarm
+_HALF_DAY_SECONDS = 12 * 3600.0
 _START_TIMEOUT_SECONDS = 120.0  # from the upload until its run must exist
 
 
@@ -46,6 +56,9 @@ class Progress(StatusCounts):
     rows_per_minute: float | None
     eta_seconds: float | None
     reason: str | None = None
+    fallback_note: str | None = None  # of a job that is done
+    waiting: Waiting | None = None
+    rejected_uploads: tuple[RejectedUpload, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -57,30 +70,24 @@ def measure(
     run: Run, counters: Counters, now: float, rows_per_minute: float | None = None
 ) -> Progress:
     """Without a recent rate, and once the job has ended, the average rate is used."""
-    totals = run.totals if run.split_done else run.checkpoint.totals
+    so_far, ended = counts_so_far(run, counters), run.state in ENDED
     elapsed = max((run.finished_at or now) - run.started_at, 0.0)
-    ended = run.state in ENDED
     rate = rows_per_minute
     if (rate is None or ended) and counters.settled and elapsed > 0:
         rate = counters.settled * 60 / elapsed
-    # The splitter counted the rows that were redriven since then as `kept_failed`.
-    kept_failed = max(totals.kept_failed - counters.redriven, 0)
-    left = max(totals.queued + counters.redriven - counters.settled, 0)
+    left = max(run.totals.queued - counters.settled, 0)
     eta = left * 60 / rate if rate and left and run.split_done and not ended else None
-    never_queued = totals.resumed + kept_failed + totals.invalid + totals.skipped
-    counts = {status: getattr(counters, status) for status in SETTLED_STATUSES}
-    counts["succeeded"] += totals.resumed
-    counts["failed"] += totals.invalid + kept_failed
+    counts = {status: getattr(so_far, status) for status in SETTLED_STATUSES}
     return Progress(
         **counts,
         job=run.job,
         run=run.run,
         state=run.state,
-        rows=totals.rows,
+        rows=so_far.rows,
         split_done=run.split_done,
-        done=counters.settled + never_queued,
-        skipped=totals.skipped,
-        resumed=totals.resumed,
+        done=sum(counts.values()) + so_far.skipped,
+        skipped=so_far.skipped,
+        resumed=so_far.resumed,
         fallback_rate=counters.fallback / counters.succeeded if counters.succeeded else 0.0,
         cost_usd=counters.cost_micro_usd / 1e6,
         unpriced=counters.unpriced,
@@ -89,6 +96,8 @@ def measure(
         rows_per_minute=rate,
         eta_seconds=eta,
         reason=run.reason,
+        waiting=None if ended else run.waiting,
+        rejected_uploads=run.rejected_uploads,
         warnings=run.warnings,
     )
 
@@ -111,8 +120,13 @@ class RecentRate:
 
 
 def find_run(session: Session, job: str) -> Run:
-    """The job's current run. Raises CommandFailed if there is no such job."""
-    run = session.stack.ledger.current(job)
+    """The current run of a job, which may be named without its folder or as its CSV.
+
+    Raises CommandFailed if there is no such job.
+    """
+    ledger = session.stack.ledger
+    names = dict.fromkeys((job, job_id(job), posixpath.join(DEFAULT_FOLDER, job_id(job))))
+    run = next((run for name in names if (run := ledger.current(name))), None)
     if run is None:
         raise CommandFailed(
             f"Stack {session.stack.name} has no job {job}: a job is named after its CSV without "
@@ -124,37 +138,64 @@ def find_run(session: Session, job: str) -> Run:
 def measure_run(session: Session, run: Run, recent: RecentRate | None = None) -> Progress:
     counters = session.stack.ledger.counters(run.job, run.run)
     now = session.clock.now()
-    return measure(run, counters, now, recent.update(now, counters.settled) if recent else None)
+    rate = recent.update(now, counters.settled) if recent else None
+    progress = measure(run, counters, now, rate)
+    if progress.state is RunState.DONE and progress.fallback_rate >= _MUCH_FALLBACK:
+        progress = replace(progress, fallback_note=_fallback_note(session, run))
+    return progress
+
+
+def _fallback_note(session: Session, run: Run) -> str | None:
+    """What job.json says on why images came from the fallback."""
+    bucket, key = session.stack.results_bucket, ResultPaths(run.job).summary
+    if bucket.metadata(key) is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix="darkroom-") as scratch:
+        path = Path(scratch) / "job.json"
+        bucket.fetch(key, path)
+        try:
+            summary = JobSummary.model_validate_json(path.read_bytes())
+        except ValidationError:
+            return None  # of another version
+    return summary.fallback.note if summary.run == run.run else None
 
 
 def status(session: Session, job: str) -> None:
+    """Exits with 1 if the job failed or was stopped."""
     progress = measure_run(session, find_run(session, job))
     if session.json:
         session.print_json(asdict(progress))
-    _finish(session, progress)
-
-
-def _finish(session: Session, progress: Progress) -> None:
-    """Print the progress, for people. Exits with 1 if the job failed or was stopped.
-
-    A script that waits for the job must not continue as if it were done.
-    """
-    if not session.json:
-        session.print_fields(_fields(progress))
-        if session.err.is_terminal:
-            for hint in _hints(progress):
-                session.note(hint)
+    _show(session, progress)
     if progress.state in (RunState.FAILED, RunState.STOPPED):
         raise typer.Exit(1)
 
 
-def _fields(p: Progress) -> Iterator[tuple[str, str]]:
+def exit_as(progress: Progress) -> None:
+    """A script that waited for the job must not continue as if all rows had succeeded."""
+    if progress.state is not RunState.DONE:
+        raise typer.Exit(1)
+    if any(getattr(progress, status) for status in UNSUCCESSFUL_STATUSES):
+        raise typer.Exit(ROWS_FAILED_EXIT_CODE)
+
+
+def _show(session: Session, progress: Progress) -> None:
+    """For people: the JSON has been printed already."""
+    if not session.json:
+        session.print_fields(_fields(progress, session.clock.now()))
+        if session.err.is_terminal:
+            for hint in _hints(progress):
+                session.note(hint)
+
+
+def _fields(p: Progress, now: float) -> Iterator[tuple[str, str]]:
     yield "job", p.job
     yield "state", p.state.value
     if p.reason:
         yield "reason", p.reason
     if p.state is RunState.FAILED and not p.rows:
         return
+    if p.waiting:
+        yield "waiting", f"since {_clock_time(p.waiting.since, now)}: {p.waiting.detail}"
     percent = f" ({p.done / p.rows:.0%})" if p.rows and p.split_done else ""
     yield "rows", f"{p.done:,} of {p.rows:,}{'' if p.split_done else ' or more'}{percent}"
     earlier = f" ({p.resumed:,} in an earlier upload)" if p.resumed else ""
@@ -172,8 +213,20 @@ def _fields(p: Progress) -> Iterator[tuple[str, str]]:
     yield "time", duration(p.elapsed_seconds) + rate
     if p.eta_seconds is not None:
         yield "left", f"about {duration(p.eta_seconds)}"
-    for warning in p.warnings:
+    yield from _notes(p, now)
+
+
+def _notes(p: Progress, now: float) -> Iterator[tuple[str, str]]:
+    for warning in (*filter(None, [p.fallback_note]), *p.warnings):
         yield "warning", warning
+    for upload in p.rejected_uploads:
+        yield "rejected upload", f"{_clock_time(upload.rejected_at, now)}: {upload.reason}"
+
+
+def _clock_time(at: float, now: float) -> str:
+    """Local time; with the date when it is not within the last 12 hours. Unix seconds."""
+    time = datetime.fromtimestamp(at).astimezone()
+    return f"{time:%H:%M}" if 0 <= now - at < _HALF_DAY_SECONDS else f"{time:%Y-%m-%d %H:%M}"
 
 
 def _hints(p: Progress) -> Iterator[str]:
@@ -181,6 +234,8 @@ def _hints(p: Progress) -> Iterator[str]:
         return
     if any(getattr(p, status) for status in UNSUCCESSFUL_STATUSES):
         yield f"To see which rows and why: darkroom failures {p.job}"
+    if p.fallback_rate >= _MUCH_FALLBACK:
+        yield "To see why images came from the fallback: darkroom endpoints show"
     if p.dead:
         yield f"To retry the dead ones: darkroom redrive {p.job}"
     yield f"To get images, manifest and gallery: darkroom download {p.job} DIR"
@@ -188,8 +243,8 @@ def _hints(p: Progress) -> Iterator[str]:
 
 def watch(
     session: Session, job: str, *, every: float, started: Callable[[Run], bool] | None = None
-) -> None:
-    """Poll every `every` seconds until the job ends. Exits with 1 unless it is done.
+) -> Progress:
+    """Poll every `every` seconds until the job ends; its progress then.
 
     With `started`, waits for a run that it accepts first.
     """
@@ -202,7 +257,8 @@ def watch(
     except KeyboardInterrupt:
         session.note(f"The job continues: darkroom status {job} --watch")
         raise typer.Exit(130) from None
-    _finish(session, progress)
+    _show(session, progress)
+    return progress
 
 
 def _await_run(session: Session, job: str, every: float, started: Callable[[Run], bool]) -> None:
@@ -256,18 +312,24 @@ def _progress_display(session: Session) -> Iterator[Callable[[Progress], None]]:
 
 
 def _line_printer(clock: Clock) -> Callable[[Progress], None]:
-    """A line for every new state, and for other changes at most every _LINE_INTERVAL_SECONDS."""
+    """A line for every new state, and for other changes at most every _LINE_INTERVAL_SECONDS.
+
+    What a job waits for is part of its state.
+    """
     state: RunState | None = None
-    counts: tuple[int, int] | None = None
+    waiting: str | None = None
+    shown: tuple[int, int] | None = None
     printed_at = float("-inf")
 
     def show(p: Progress) -> None:
-        nonlocal state, counts, printed_at
-        changed = (p.done, p.rows) != counts
-        due = changed and clock.now() - printed_at >= _LINE_INTERVAL_SECONDS
-        if (due or p.state is not state) and not p.ended:
+        nonlocal state, waiting, shown, printed_at
+        due = (p.done, p.rows) != shown and clock.now() - printed_at >= _LINE_INTERVAL_SECONDS
+        detail = p.waiting.detail if p.waiting else None
+        news = p.state is not state or detail != waiting
+        if (due or news) and not p.ended:
             typer.echo(_line(p), err=True)
-            state, counts, printed_at = p.state, (p.done, p.rows), clock.now()
+            state, waiting = p.state, detail
+            shown, printed_at = (p.done, p.rows), clock.now()
 
     return show
 
@@ -283,4 +345,6 @@ def _line(p: Progress) -> str:
         parts.append(money(p.cost_usd))
     if p.eta_seconds is not None:
         parts.append(f"{duration(p.eta_seconds)} left")
+    if p.waiting:
+        parts.append(f"waiting: {p.waiting.detail}")
     return " · ".join(parts)

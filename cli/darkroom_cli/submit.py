@@ -1,7 +1,6 @@
 """`darkroom submit`: uploads the local images a CSV names, then the CSV itself."""
 
 import csv
-import gzip
 import hashlib
 import json
 import posixpath
@@ -10,85 +9,57 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from email.header import Header
 from itertools import compress
 from mimetypes import guess_type
 from pathlib import Path
 
-from darkroom.csv_input.fields import parse_options
-from darkroom.csv_input.reader import JobRows, read_job_rows
+from darkroom.csv_input.reader import JobRows
 from darkroom.csv_input.values import parse_images
-from darkroom.errors import JobRejected, RowRejected
+from darkroom.errors import RowRejected
 from darkroom.formatting import plural, quoted, quoted_list
-from darkroom.images.file_types import describe_unsupported, is_image
 from darkroom.jobs import JobOptions, Run, job_id
-from darkroom_cli.error_messages import CommandFailed, UsageMistake
+from darkroom_cli.error_messages import CommandFailed
+from darkroom_cli.local_files import (
+    as_metadata,
+    content_problem,
+    object_name,
+    open_csv,
+    open_for_writing,
+)
 from darkroom_cli.session import Session
 from darkroom_cli.stack import PARALLEL_TRANSFERS, Bucket, StoredObject
-from darkroom_cli.status import watch
+from darkroom_cli.status import Progress, watch
 
-_CHUNK_BYTES = 1 << 20
-_HEAD_BYTES = 2048  # enough to recognise a file's type
 _EXAMPLES = 3  # rows or images named in a warning
 # Metadata of an uploaded image. The MD5 shows a change where the ETag cannot (KMS keys).
 _MD5_METADATA, _JOB_METADATA = "darkroom-md5", "darkroom-job"
 
 
-def open_csv(path: Path, options: Mapping[str, object]) -> JobRows:
-    """Read the header row.
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What `darkroom submit` was asked to upload, and how."""
 
-    Raises UsageMistake (name or options), JobRejected (contents), with the job's own sentences.
-    """
-    try:
-        parsed = parse_options(_as_metadata(options))
-    except JobRejected as error:
-        raise UsageMistake(str(error)) from error
-    _object_name(path)
-
-    def open_bytes(offset: int) -> Iterator[bytes]:
-        with path.open("rb") as body:
-            body.seek(offset)
-            while chunk := body.read(_CHUNK_BYTES):
-                yield chunk
-
-    return read_job_rows(open_bytes, parsed)
+    path: Path
+    to: str  # folder in the input bucket
+    options: Mapping[str, object]
+    wait: bool
+    every: float
+    allow_outside: bool = False
+    images_beside: Path | None = None  # relative paths start at its folder, not at the CSV's
 
 
-def _as_metadata(options: Mapping[str, object]) -> Mapping[str, str]:
-    """Job options as S3 metadata. S3 takes ASCII only: other text becomes RFC 2047 words."""
-    metadata = {}
-    for name, value in options.items():
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-        encoded = text if text.isascii() else Header(text, "utf-8", maxlinelen=10_000).encode()
-        metadata[name.replace("_", "-")] = encoded
-    return metadata
-
-
-def _object_name(path: Path) -> str:
-    """The file's name with a lower-case suffix. Raises UsageMistake if it is not a CSV's."""
-    for suffix in (".csv.gz", ".csv"):
-        if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
-            return path.name[: -len(suffix)] + suffix
-    raise UsageMistake(f"{path}: the name must end in .csv or .csv.gz, or no job would start.")
-
-
-def submit(
-    session: Session,
-    path: Path,
-    to: str,
-    options: Mapping[str, object],
-    *,
-    wait: bool,
-    every: float,
-    allow_outside: bool = False,
-) -> None:
+def submit(session: Session, upload: Upload) -> Progress | None:
+    """Upload a CSV and its images. If it waits, the progress of the job at its end."""
+    path, options = upload.path, upload.options
     rows, bucket = open_csv(path, options), session.stack.input_bucket
-    key = posixpath.join(to.strip("/"), _object_name(path))
+    key = posixpath.join(upload.to.strip("/"), object_name(path))
     job = job_id(key)
     with session.spinner(f"Reading {path.name}"):
         survey = _survey(rows)
-        plan = _plan_images(survey.references, path, key)
-    if plan.outside and not allow_outside:
+        plan = _plan_images(survey.references, upload.images_beside or path, key)
+    for warning in rows.columns.warnings:
+        session.warn(warning)
+    if plan.outside and not upload.allow_outside:
         raise CommandFailed(
             f"{plural(len(plan.outside), 'image')} outside the folder of {path.name}: "
             f"{quoted_list(plan.outside)}. Nothing was uploaded; add --allow-outside to upload "
@@ -105,22 +76,22 @@ def submit(
             f"{_examples(survey.first_invalid, survey.invalid)}."
         )
     images = _upload_images(session, plan, job, rows.options)
-    previous = session.stack.ledger.current(job) if wait else None
+    previous = session.stack.ledger.current(job) if upload.wait else None
     with _renamed_csv(session, path, rows, plan.renamed) as file:
         content_type = "application/gzip" if key.endswith(".gz") else "text/csv"
-        version = bucket.put_file(key, file, content_type, _as_metadata(options))
+        version = bucket.put_file(key, file, content_type, as_metadata(options))
     session.note(f"Uploaded {path} to s3://{bucket.name}/{key}.")
-    if not (wait and session.json):  # with both, only the watch's JSON lines are printed
+    if not (upload.wait and session.json):  # with both, only the watch's JSON lines are printed
         counts = {"rows": survey.rows, "skipped": survey.skipped, "invalid": survey.invalid}
         session.print_result(job, {"job": job, "version": version} | counts | images)
-    if not wait:
-        return
+    if not upload.wait:
+        return None
 
     def started(run: Run) -> bool:
         # A still newer upload may have replaced it: that counts, or the wait would never end.
         return run.source.version_id == version or previous is None or run.run != previous.run
 
-    watch(session, job, every=every, started=started)
+    return watch(session, job, every=upload.every, started=started)
 
 
 def _examples(shown: Sequence[str], count: int) -> str:
@@ -141,8 +112,7 @@ class _Survey:
 
 def _survey(rows: JobRows) -> _Survey:
     """Read the whole file. Raises JobRejected if it cannot be read or has no rows to do."""
-    for _ in rows.check():
-        pass
+    rows.check()
     survey = _Survey()
     for row in rows:
         survey.rows += 1
@@ -185,7 +155,7 @@ def _plan_images(references: Iterable[str], csv_path: Path, key: str) -> _ImageP
         given = Path(reference)
         path = (csv_path.parent / given).resolve()  # a symbolic link counts as what it leads to
         relative, is_file = posixpath.normpath(given.as_posix()), path.is_file()
-        if is_file and (problem := _content_problem(path)):
+        if is_file and (problem := content_problem(path)):
             plan.not_images.append(f"{quoted(reference)} {problem}")
             continue
         if is_file and not path.is_relative_to(csv_folder):
@@ -203,13 +173,6 @@ def _plan_images(references: Iterable[str], csv_path: Path, key: str) -> _ImageP
         else:
             plan.absent[target] = reference
     return plan
-
-
-def _content_problem(path: Path) -> str | None:
-    """Why a file is not uploaded: a CSV from elsewhere may name any file of this machine."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-    return None if is_image(head) else describe_unsupported(head)
 
 
 def _upload_images(
@@ -302,12 +265,8 @@ def _renamed_csv(
         f"{'names' if len(renamed) > 1 else 'name'} in the bucket instead."
     )
     with tempfile.TemporaryDirectory(prefix="darkroom-") as scratch:
-        copy = Path(scratch) / _object_name(path)
-        with (
-            gzip.open(copy, "wt", encoding="utf-8", newline="")
-            if copy.suffix == ".gz"
-            else copy.open("w", encoding="utf-8", newline="")
-        ) as text:
+        copy = Path(scratch) / object_name(path)
+        with open_for_writing(copy) as text:
             writer = csv.writer(text, delimiter=rows.csv.delimiter)
             writer.writerow(rows.csv.header)
             for record in rows.csv.records():

@@ -18,7 +18,8 @@ def handler(event: dict[str, Any], context: LambdaContext) -> PartialItemFailure
     batch = [_received(record) for record in SQSEvent(event).records]
     deadline = time.time() + context.get_remaining_time_in_millis() / 1000 - RESERVE_SECONDS
     with bootstrap.invocation(context.aws_request_id) as wiring:
-        returned = wiring.editor.handle(batch, deadline, context.aws_request_id)
+        editor = wiring.editor  # also for no messages: `darkroom doctor` sends none
+        returned = editor.handle(batch, deadline, context.aws_request_id) if batch else []
     return {"batchItemFailures": [{"itemIdentifier": message_id} for message_id in returned]}
 
 

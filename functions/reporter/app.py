@@ -1,6 +1,7 @@
 """Makes a job's report; event: `{"job": "jobs/products"}`.
 
-A report that continues in another invocation adds its `owner`.
+With `"progress": true`, writes job.json of a run under way. A report that continues in another
+invocation adds its `owner`.
 """
 
 from typing import Any
@@ -13,7 +14,11 @@ from darkroom import bootstrap
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, str]:
     job, owner = str(event["job"]), str(event.get("owner") or context.aws_request_id)
     with bootstrap.invocation(context.aws_request_id) as wiring:
-        outcome = wiring.reporter.report(
-            job, owner, lambda: context.get_remaining_time_in_millis() / 1000
-        )
+        reporter = wiring.reporter
+        if event.get("progress"):
+            outcome = reporter.progress(job)
+        else:
+            outcome = reporter.report(
+                job, owner, lambda: context.get_remaining_time_in_millis() / 1000
+            )
     return {"job": job, "outcome": outcome.value}

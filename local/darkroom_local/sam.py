@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -56,6 +57,17 @@ def uv() -> str:
     return run([ROOT / "scripts" / "uv"], timeout_seconds=TIMEOUT_SECONDS).strip()
 
 
+def toolchain() -> dict[str, str]:
+    """Variables with which SAM CLI and the layers' Makefiles use the tools of this checkout."""
+    return {
+        "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "UV": uv(),
+        "DARKROOM_PYTHON": sys.executable,
+        "SAM_CLI_TELEMETRY": "0",
+        "SAM_CLI_CHECK_FOR_UPDATES": "0",
+    }
+
+
 def _sources_digest() -> str:
     """A digest of every file that `sam build` reads."""
     digest = hashlib.sha256()
@@ -73,12 +85,8 @@ def _sam(*arguments: str, **variables: str) -> None:
     if not (BIN / "sam").exists():
         raise LocalStackError(f"{BIN / 'sam'} is missing: run `make setup` in {ROOT}")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(_EXCLUDED_PREFIXES)}
-    environment = inherited | {
-        "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "UV": uv(),
-        "DARKROOM_PYTHON": sys.executable,
-        "SAM_CLI_TELEMETRY": "0",
-        "SAM_CLI_CHECK_FOR_UPDATES": "0",
-        **variables,
-    }
+    # MiniStack runs the functions on this machine's processor.
+    architecture = "arm64" if platform.machine() in ("aarch64", "arm64") else "x86_64"
+    own = {"DARKROOM_ARCHITECTURE": architecture, **toolchain()}
+    environment = inherited | own | variables
     run([BIN / "sam", *arguments], environment, timeout_seconds=TIMEOUT_SECONDS, error_lines=30)

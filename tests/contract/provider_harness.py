@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from datetime import date
 from functools import cache
 from typing import Any
 
@@ -25,6 +26,7 @@ GEMINI, OPENAI = Provider.GEMINI, Provider.OPENAI
 BOTH = [GEMINI, OPENAI]
 KEY = "sk-test-abcdefghijklmnop-0123456789"
 NAME = "endpoint"
+TODAY = date(2026, 11, 21)
 
 
 @cache
@@ -80,14 +82,14 @@ class Harness:
         provider: Provider,
         *images: SourceImage,
         mask: SourceImage | None = None,
-        model: str | None = None,
         key: str = KEY,
         timeout: float = 30,
         endpoint: Endpoint | None = None,
         **fields: Any,
     ) -> EditResult:
+        """`fields` as for RowRequest."""
         endpoint = endpoint or self.endpoint(provider)
-        plan = self.plan(provider, *images, mask=mask, model=model or endpoint.model, **fields)
+        plan = self.plan(provider, *images, mask=mask, endpoint=endpoint, **fields)
         editor = self.gemini if provider is GEMINI else self.openai
         return editor.edit(plan, endpoint, SecretStr(key), timeout)
 
@@ -95,12 +97,12 @@ class Harness:
         self,
         provider: Provider,
         *images: SourceImage,
-        model: str,
         mask: SourceImage | None = None,
+        endpoint: Endpoint | None = None,
         **fields: Any,
     ) -> CallPlan:
         request = RowRequest.model_validate({"instruction": "make it warm", **fields})
-        return plan_call(request, images, mask, provider, model)
+        return plan_call(request, images, mask, endpoint or self.endpoint(provider), TODAY)
 
     def failure(self, provider: Provider, *images: SourceImage, **options: Any) -> CallFailed:
         with pytest.raises(CallFailed) as caught:

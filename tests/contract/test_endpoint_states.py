@@ -326,10 +326,10 @@ def test_fake_and_table_agree_on_any_history(
                 assert fake.settle(lease, good=good).good == real.settle(lease, good=good).good
             case _:
                 kind = rng.choice([Outcome.UNAVAILABLE, Outcome.RATE_LIMITED, Outcome.KEY_REJECTED])
-                wait = rng.choice([None, 5.0, 90.0])
+                retry_after = rng.choice([None, 5.0, 90.0])
                 probe = fake.state().probe or lease
                 for endpoint in (fake, real):
-                    endpoint.fail(now, probe, kind, retry_after_seconds=wait, key_id=lease)
+                    endpoint.fail(now, probe, kind, retry_after_seconds=retry_after, key_id=lease)
         assert fake.comparable_state(now) == real.comparable_state(now)
 
 

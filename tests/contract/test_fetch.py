@@ -14,8 +14,9 @@ from botocore.config import Config
 from PIL import Image
 
 from darkroom.errors import Reason, RetryRow, RowRejected
-from darkroom.fetcher import FetchLimits, HostUnknown, SafeImageFetcher, resolve
+from darkroom.fetcher import FetchLimits, SafeImageFetcher
 from darkroom.images.references import HostList, ImageRules
+from darkroom.providers.http import HostUnknown, resolve
 from darkroom.settings import Settings
 from tests.corpus.images import saved
 from tests.fakes.network import FakeNetwork, http_response, redirect_to

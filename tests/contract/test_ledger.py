@@ -323,62 +323,85 @@ def test_a_worker_with_an_outdated_run_claims_no_row_of_the_new_run(harness: Har
     old = harness.begin()
     harness.settle(message(harness.begin("run-2")), SUCCESS)
     assert harness.deliver(message(old), "late", run=old) is NotClaimed.HELD
-    assert harness.deliver(message(old), "late") is NotClaimed.SETTLED
-    other = message(old, instruction="a blue hat")
-    assert harness.deliver(other, "late") is NotClaimed.SUPERSEDED
+    assert harness.deliver(message(old), "late") is NotClaimed.SUPERSEDED
 
 
-def test_a_row_redriven_from_an_earlier_upload_counts_beyond_the_queued(harness: Harness) -> None:
+def test_a_worker_with_an_outdated_run_claims_by_the_newer_runs_message(harness: Harness) -> None:
+    old = harness.begin()
+    new = harness.begin("run-2", max_attempts=7)
+    claim = harness.deliver(message(new), run=old)
+    assert isinstance(claim, Claim)
+    assert claim.run == "run-2"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "answer"),
+    [
+        (None, NotClaimed.OUTDATED_LETTER),
+        (DEATH, NotClaimed.OUTDATED_LETTER),
+        (SUCCESS, NotClaimed.SETTLED),
+    ],
+)
+def test_a_dead_letter_of_an_earlier_upload_is_kept_unless_its_row_succeeded(
+    harness: Harness, outcome: RowResult | None, answer: NotClaimed
+) -> None:
+    old = harness.begin(max_attempts=1)
+    if outcome is not None:
+        harness.settle(message(old), outcome)
+    harness.report(harness.begin("run-2", queued=0), 1.0)
+    assert harness.deliver(message(old, generation=1)) is answer
+    assert harness.deliver(message(old)) is NotClaimed.SUPERSEDED
+    assert harness.current.state is RunState.DONE
+
+
+def test_a_dead_letter_is_not_needed_once_its_row_is_queued_again(harness: Harness) -> None:
     old = harness.begin(max_attempts=1)
     harness.settle(message(old), DEATH)
-    harness.report(harness.begin("run-2", queued=0), 1.0)  # kept as failed
-    alive = harness.claim(message(old, generation=1))
-    assert not harness.report_due()
-    assert harness.ledger.settle(alive, SUCCESS)
-    assert harness.report_due()
-    assert harness.counters("run-1").settled == 0
-    counters = harness.counters("run-2")
-    assert (counters.redriven, counters.succeeded) == (1, 1)
-
-
-def test_a_redriven_row_that_the_new_upload_also_queued_counts_once(harness: Harness) -> None:
-    old = harness.begin(max_attempts=1)
-    harness.settle(message(old), DEATH)
-    new = harness.begin("run-2", queued=1)
-    harness.settle(message(old, generation=1), SUCCESS)
-    assert not harness.report_due()  # the splitter's own message is still on its way
-    assert harness.deliver(message(new), "worker-2") is NotClaimed.SETTLED
-    assert harness.report_due()
-    assert harness.counters("run-2").redriven == 0
-
-
-def test_the_splitters_message_for_a_redriven_row_counts_it_as_queued(harness: Harness) -> None:
-    old = harness.begin(max_attempts=1)
-    harness.settle(message(old), DEATH)
-    new = harness.begin("run-2", queued=1, max_attempts=3)
-    harness.claim(message(old, generation=1), "killed")
-    assert harness.counters("run-2").redriven == 1
-    harness.clock.time += LEASE + 1
-    claimed = harness.claim(message(new), "worker-2")
-    assert harness.counters("run-2").redriven == 0
-    assert harness.ledger.settle(claimed, SUCCESS)
+    new = harness.begin("run-2")
+    assert harness.deliver(message(old, generation=1)) is NotClaimed.OUTDATED_LETTER  # not yet
+    harness.settle(message(new), FAILURE)
+    assert harness.deliver(message(old, generation=1)) is NotClaimed.SETTLED
     assert harness.report_due()
 
 
-def test_an_old_dead_letter_does_not_override_a_changed_request(harness: Harness) -> None:
-    old = harness.begin(max_attempts=1)
-    harness.settle(message(old), DEATH)
-    new = harness.begin("run-2", max_attempts=3)
-    harness.settle(message(old, generation=1), SUCCESS)
-    changed = message(new, instruction="a blue hat")
-    blue = harness.claim(changed, "killed too")
-    harness.clock.time += LEASE + 1
-    late = message(new, generation=1)  # the red hat's dead letter
-    assert harness.deliver(late, "worker-3") is NotClaimed.SUPERSEDED
-    second = harness.claim(changed, "worker-4")
-    assert second.record.fingerprint == blue.record.fingerprint
-    assert harness.ledger.settle(second, SUCCESS)
-    assert harness.report_due()
+def test_dead_letters_of_a_failed_run_are_kept_and_other_messages_are_not(
+    harness: Harness,
+) -> None:
+    run = harness.begin()
+    harness.ledger.fail(run, "the file was deleted")
+    assert harness.deliver(message(run)) is NotClaimed.SUPERSEDED
+    assert harness.deliver(message(run, generation=1)) is NotClaimed.OUTDATED_LETTER
+
+
+def test_a_rejected_upload_does_not_replace_a_run_under_way(harness: Harness) -> None:
+    run, ledger = harness.begin(), harness.ledger
+    broken = running(harness.job, run="run-2", sequencer="002")
+    for _ in range(2):  # the event may come twice
+        current = ledger.reject(broken, "The file is empty.")
+        assert current is not None
+        assert current == harness.current
+        (rejected,) = current.rejected_uploads
+        assert (rejected.run, rejected.version_id) == ("run-2", "v1")
+        assert (rejected.reason, rejected.rejected_at) == ("The file is empty.", 1_000_000.0)
+    for number in range(12):
+        ledger.reject(replace(broken, run=f"run-{number + 3}"), "The file is empty.")
+    assert len(harness.current.rejected_uploads) == 10
+    harness.settle(message(run), SUCCESS)
+    harness.report(run, 5.0)
+    assert harness.current.state is RunState.DONE
+
+
+def test_a_rejected_upload_fails_the_job_when_no_run_is_under_way(harness: Harness) -> None:
+    broken = running(harness.job, run="run-1", sequencer="001")
+    failed = harness.ledger.reject(broken, "The file is empty.")
+    assert failed is not None
+    assert (failed.state, failed.reason) == (RunState.FAILED, "The file is empty.")
+    assert harness.current == failed
+    assert harness.ledger.reject(broken, "The file is empty.") is None
+    harness.report(harness.begin("run-3", queued=0), 5.0)
+    late = running(harness.job, run="run-2", sequencer="002")
+    assert harness.ledger.reject(late, "The file is empty.") is None
+    assert harness.current.state is RunState.DONE
 
 
 def test_an_upload_starts_one_run_and_an_older_upload_none(harness: Harness) -> None:
@@ -530,6 +553,23 @@ def test_concurrent_workers_never_exceed_the_budget(harness: Harness) -> None:
 
 
 @pytest.fixture
+def remove_row(harness: Harness, request: pytest.FixtureRequest) -> Callable[[Claim], None]:
+    """Deletes a row's item, as a person or a restored backup may."""
+    if isinstance(harness.ledger, FakeLedger):
+        memory = harness.ledger.rows
+        return lambda claim: memory.__delitem__((claim.job, claim.key))
+    client: Any = request.getfixturevalue("aws_client")("dynamodb")
+    name: str = request.getfixturevalue("table")
+
+    def remove(claim: Claim) -> None:
+        for n in range(64):
+            key = {"job": {"S": f"{claim.job}#rows#{n}"}, "item": {"S": f"row#{claim.key}"}}
+            client.delete_item(TableName=name, Key=key)
+
+    return remove
+
+
+@pytest.fixture
 def faulty(
     aws_client: ClientFactory, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Callable[..., Any]], Harness]:
@@ -543,6 +583,21 @@ def faulty(
         return Harness(ledger, clock, lambda _: 0)
 
     return build
+
+
+def test_a_row_whose_item_is_gone_is_neither_called_for_nor_settled(
+    harness: Harness, remove_row: Callable[[Claim], None]
+) -> None:
+    claimed = harness.claim(message(harness.begin(budget_usd=1)))
+    remove_row(claimed)
+    sent = harness.ledger.mark_sent(claimed, "gemini-main", reserve=1, limit=1_000_000)
+    assert sent is NotSent.LEASE_LOST
+    assert harness.ledger.mark_failed_call(claimed) is None
+    assert not harness.ledger.settle(claimed, SUCCESS)
+    harness.ledger.renew([claimed], LEASE)
+    harness.ledger.release(claimed, refund_attempt=True)
+    assert list(harness.ledger.all(harness.job)) == []
+    assert harness.counters().settled == 0
 
 
 def test_every_write_may_be_repeated_by_the_sdk(faulty: Callable[..., Harness]) -> None:

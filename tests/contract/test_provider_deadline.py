@@ -113,7 +113,7 @@ class SlowSdkEditor(SdkImageEditor[None]):
         provider_http.time_left()
         return EditResult((), plan.model)
 
-    def _failure(self, response: httpx2.Response) -> Failure:
+    def _failure(self, response: httpx2.Response, endpoint: Endpoint) -> Failure:
         raise NotImplementedError
 
 

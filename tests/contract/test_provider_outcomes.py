@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, SourceImage
-from darkroom.endpoints import Endpoint
+from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import Reason, RetryRow, RowRejected
 from darkroom.models.planner import plan_call
 from darkroom.ports import DispatchResult
@@ -20,6 +20,7 @@ from tests.contract.provider_harness import (
     GEMINI,
     KEY,
     OPENAI,
+    TODAY,
     Harness,
     left_half_mask,
     photo,
@@ -300,7 +301,7 @@ class OneImage(FakeCallContext):
 
     def plan(self, endpoint: Endpoint) -> CallPlan:
         request = RowRequest(instruction="make it warm")
-        return plan_call(request, (photo(),), self.mask, endpoint.provider, endpoint.model)
+        return plan_call(request, (photo(),), self.mask, endpoint, TODAY)
 
 
 @dataclass
@@ -323,9 +324,14 @@ class Tiers:
         # Only a call that never ends needs a short time-out; others may be slow on a busy machine.
         timeout = TIMEOUT if first is not None and first["kind"] in SLOW else 30
         dispatch = DispatchHarness(
-            gemini(base_url=simulator.base_url("gemini"), timeout_seconds=timeout, **endpoint),
+            gemini(base_url=simulator.base_url("gemini"), timeout_seconds=30, **endpoint),
             openai(base_url=simulator.base_url("openai"), timeout_seconds=30, **endpoint),
         )
+        if timeout < 10:  # shorter than the secret allows for Gemini
+            shorter, other = dispatch.secret_source.current.endpoints
+            shorter = shorter.model_copy(update={"timeout_seconds": timeout})
+            current = EndpointsSecret.model_construct(endpoints=(shorter, other))
+            dispatch.secret_source.current = current
         editors: dict[Any, Any] = {GEMINI: self.harness.gemini, OPENAI: self.harness.openai}
         worker = dispatch.worker(editors.__getitem__)
         return dispatch.dispatch(OneImage(mask=mask), worker=worker)
@@ -341,12 +347,39 @@ def tiers(harness: Harness) -> Tiers:
 
 
 @pytest.mark.parametrize(("kind", "outcome"), ENDS_ROW.items())
-def test_a_failure_caused_by_the_row_ends_it_after_one_call_without_fallback(
+def test_a_failure_caused_by_the_row_ends_it_without_fallback(
     tiers: Tiers, kind: str, outcome: Outcome
 ) -> None:
+    """After one call; after two of the same endpoint where the API asks to retry."""
     with pytest.raises(RowRejected) as caught:
         tiers.dispatch({"kind": kind}, max_retries=2)
-    assert caught.value.reason.value == outcome.value
+    error = caught.value
+    assert error.reason.value == outcome.value
+    assert (error.provider, error.endpoint) == ("gemini", "gemini")
+    assert error.model == "gemini-3-pro-image"
+    assert tiers.calls() == (2 if kind == "bad_image" else 1, 0)
+
+
+BY_CHANCE = ("NO_IMAGE", "IMAGE_OTHER", "OTHER", "MALFORMED_FUNCTION_CALL")
+
+
+@pytest.mark.parametrize("reason", BY_CHANCE)
+def test_an_empty_answer_by_chance_gets_one_more_call_at_the_same_endpoint(
+    tiers: Tiers, reason: str
+) -> None:
+    """Source B: one more try, and none at the fallback, whatever `max_retries` says."""
+    fault = {"kind": "refused", "category": reason}
+    assert not tiers.dispatch({**fault, "when": {"count": 1}}, max_retries=0).fallback
+    assert tiers.calls() == (2, 0)
+    with pytest.raises(RowRejected) as caught:
+        tiers.dispatch(fault, max_retries=2)
+    assert caught.value.reason is Reason.NO_IMAGE
+    assert tiers.calls() == (2, 0)
+
+
+def test_a_text_in_place_of_an_image_is_not_asked_for_again(tiers: Tiers) -> None:
+    with pytest.raises(RowRejected):
+        tiers.dispatch({"kind": "text_only"}, max_retries=2)
     assert tiers.calls() == (1, 0)
 
 
@@ -370,11 +403,19 @@ def test_when_both_tiers_fail_the_row_is_retried_with_the_first_tiers_reason(
     assert tiers.calls() == (1, 1)
 
 
-@pytest.mark.parametrize("kind", ["server_error", "drop", "cut_json"])
-def test_a_transient_failure_is_retried_in_place(tiers: Tiers, kind: str) -> None:
-    result = tiers.dispatch({"kind": kind, "when": {"count": 2}}, max_retries=2)
+@pytest.mark.parametrize(("kind", "retries"), [("server_error", 2), ("drop", 1), ("cut_json", 1)])
+def test_a_transient_failure_is_retried_in_place(tiers: Tiers, kind: str, retries: int) -> None:
+    """Only once where the provider may have done and billed the work."""
+    result = tiers.dispatch({"kind": kind, "when": {"count": retries}}, max_retries=2)
     assert not result.fallback
-    assert tiers.calls() == (3, 0)
+    assert tiers.calls() == (retries + 1, 0)
+    assert tiers.dispatch({"kind": kind}, max_retries=2).fallback
+    assert tiers.calls() == (retries + 1, 1)
+
+
+def test_a_call_that_timed_out_and_may_be_billed_is_made_once_more_at_most(tiers: Tiers) -> None:
+    assert tiers.dispatch({"kind": "hang"}, max_retries=5).fallback
+    assert tiers.calls() == (2, 1)
 
 
 @pytest.mark.parametrize("kind", ["quota_spent", "key_rejected"])

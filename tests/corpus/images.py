@@ -22,6 +22,7 @@ class Accepted:
     mime: str
     size: tuple[int, int] = (64, 48)
     untouched: bool = False
+    stripped: bool = False  # of metadata, and otherwise untouched
 
 
 type Expected = Accepted | str
@@ -97,18 +98,21 @@ _UNTOUCHED_PNG = {
     "png": _PNG,
     "png_rgba": saved(photo("RGBA"), "PNG"),
     "png_grey": saved(photo("L"), "PNG"),
-    "png_with_a_large_comment": with_chunk(_PNG, chunk(b"tEXt", b"Comment\0" + b"x" * 500_000)),
-    "png_that_is_a_zip_too": _PNG + b"PK\x03\x04" + bytes(60),
 }
 _UNTOUCHED_JPEG = {
     "jpeg": _JPEG,
     "jpeg_progressive": saved(photo(), "JPEG", progressive=True),
-    "jpeg_with_text_after_its_end": _JPEG + b"<?php system($_GET['c']); ?>",
-    "jpeg_with_broken_exif": saved(photo(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"),
 }
 _UNTOUCHED_WEBP = {
     "webp": saved(photo(), "WEBP"),
     "webp_lossless": saved(photo(), "WEBP", lossless=True),
+}
+# Metadata and whatever follows the end of the image is removed, and nothing else.
+_STRIPPED = {
+    "png_with_a_large_comment": with_chunk(_PNG, chunk(b"tEXt", b"Comment\0" + b"x" * 500_000)),
+    "png_that_is_a_zip_too": _PNG + b"PK\x03\x04" + bytes(60),
+    "jpeg_with_text_after_its_end": _JPEG + b"<?php system($_GET['c']); ?>",
+    "jpeg_with_broken_exif": saved(photo(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"),
 }
 _REWRITTEN = {
     "gif": _GIF,
@@ -148,7 +152,7 @@ _DAMAGED = {
         _PNG, chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(50_000_000), 1))
     ),
     "avif_header_only": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf",
-    "bmp_header_only": b"BM" + bytes(12),
+    "bmp_header_only": _BMP[:30],
     "tiff_header_only": b"II*\0\x08\0\0\0",
 }
 # With their size in pixels, and the limit in millions.

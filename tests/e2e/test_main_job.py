@@ -3,7 +3,9 @@
 One file, so that all its tests run in the process that deployed the stack.
 """
 
+import csv
 import gzip
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -112,7 +114,8 @@ def test_each_result_names_its_provider_endpoint_and_model(mixed: Results) -> No
 def test_refusal_never_falls_back(mixed: Results) -> None:
     refused = mixed.manifest[5]
     assert refused["fallback"] == "false"
-    assert refused["provider"] != "openai"
+    refused_by = refused["provider"], refused["endpoint"], refused["model"]
+    assert refused_by == ("gemini", "gemini-main", "gemini-3-pro-image")
 
 
 def test_nothing_is_written_outside_the_job(mixed: Results, harness: StackHarness) -> None:
@@ -129,7 +132,13 @@ def test_summary_and_gallery_agree_with_the_manifest(mixed: Results) -> None:
     assert summary["by_reason"] == {"refused": 1, "bad_image": 2, "bad_input": 3}
     page = mixed.read("report.html").decode()
     assert page.count("A lighthouse at dusk") >= 1
-    assert {"manifest.csv", "job.json", "report.html"} <= mixed.names()
+    assert {"manifest.csv", "failed.csv", "job.json", "report.html"} <= mixed.names()
+    failed = list(csv.DictReader(io.StringIO(mixed.read("failed.csv").decode())))
+    lines = [line for line in mixed.manifest if line["status"] == "failed"]
+    assert [row["index"] for row in failed] == [f"{int(line['row']):06d}" for line in lines]
+    endpoints = {e["endpoint"]: e["failed"] + e["dead"] for e in summary["endpoints"]}
+    assert endpoints["gemini-main"] == 1
+    assert endpoints[None] == 5
 
 
 def test_repeating_an_upload_pays_for_nothing(mixed: Results, harness: StackHarness) -> None:
@@ -240,9 +249,10 @@ def test_a_folder_becomes_a_gallery_and_dead_rows_can_be_redriven(
 ) -> None:
     csv = folder / "people.csv"
     submitted = darkroom(
-        *("submit", csv, "--to", "cli", "--wait", "--every", "0.5", "--max-attempts", 1, "--json")
+        *("submit", csv, "--to", "cli", "--allow-outside", "--wait", "--every", "0.5"),
+        *("--max-attempts", 1, "--json"),
     )
-    assert submitted.exit_code == 0, submitted.stderr
+    assert submitted.exit_code == 3, submitted.stderr  # a row is dead
     first = last_line(submitted)
     assert (first["state"], first["succeeded"], first["dead"]) == ("done", 2, 1)
     (failure,) = json.loads(darkroom("failures", "cli/people", "--json").stdout)

@@ -10,10 +10,11 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
+from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.main import app
 from darkroom_cli.options import Target
 from darkroom_cli.session import Wiring
-from darkroom_cli.stack import DeadLetter, Outputs, Stack, StoredObject
+from darkroom_cli.stack import DeadLetter, LostEvent, Outputs, Stack, StoredObject
 from tests.fakes.endpoint_states import InMemoryEndpointStates
 from tests.fakes.ledger import FakeLedger
 from tests.fakes.services import FakeClock
@@ -109,6 +110,32 @@ class FakeDeadLetterQueue:
 
 
 @dataclass
+class FakeLostEvents:
+    """Implements LostEvents with SQS's visibility."""
+
+    visible: list[LostEvent] = field(default_factory=list)
+    hidden: list[LostEvent] = field(default_factory=list)
+    started: list[LostEvent] = field(default_factory=list)
+
+    def receive(self) -> Sequence[LostEvent]:
+        batch, self.visible = self.visible[:10], self.visible[10:]
+        self.hidden += batch
+        return batch
+
+    def replay(self, event: LostEvent) -> None:
+        if not event.function:
+            raise CommandFailed(f"The event {event.id} is for no function")
+        self.started.append(event)
+
+    def delete(self, event: LostEvent) -> None:
+        self.hidden.remove(event)
+
+    def release(self, events: Sequence[LostEvent]) -> None:
+        self.hidden = [event for event in self.hidden if event not in events]
+        self.visible += events
+
+
+@dataclass
 class ScriptedClock(FakeClock):
     """`on_sleep` is called after each sleep: what happens while the command waits."""
 
@@ -137,6 +164,12 @@ class CliHarness:
     results_bucket: FakeBucket = field(default_factory=lambda: FakeBucket("out"))
     secret: str | None = None
     dead_letters: FakeDeadLetterQueue = field(default_factory=FakeDeadLetterQueue)
+    lost_events: FakeLostEvents = field(default_factory=FakeLostEvents)
+    failing: dict[str, str] = field(
+        default_factory=dict
+    )  # error by function, "queue" for its state
+    invoked: list[tuple[str, Mapping[str, object]]] = field(default_factory=list)
+    opened: list[str] = field(default_factory=list)  # URLs, in the browser
     endpoint_states: InMemoryEndpointStates = field(default_factory=InMemoryEndpointStates)
 
     def __post_init__(self) -> None:
@@ -148,6 +181,17 @@ class CliHarness:
             raise self.connection_error
         return self
 
+    def queue_state(self) -> str:
+        if "queue" in self.failing:
+            raise CommandFailed(self.failing["queue"])
+        return "its event source is enabled"
+
+    def invoke(self, function: str, event: Mapping[str, object]) -> str:
+        self.invoked.append((function, event))
+        if function in self.failing:
+            raise CommandFailed(self.failing[function])
+        return "version 1 runs"
+
     def read_secret(self) -> str | None:
         return self.secret
 
@@ -155,7 +199,7 @@ class CliHarness:
         self.secret = text
 
     def run(self, *arguments: object, stdin: str | None = None) -> Result:
-        wiring = Wiring(connect=self.connect, clock=self.clock)
+        wiring = Wiring(self.connect, self.clock, self.opened.append)
         return CliRunner().invoke(app, [str(a) for a in arguments], input=stdin, obj=wiring)
 
     def succeed(self, *arguments: object, stdin: str | None = None) -> Result:

@@ -29,8 +29,7 @@ def job_rows(text: str | bytes, **options: object) -> JobRows:
 
 def rows_of(text: str | bytes, **options: object) -> list[JobRow]:
     rows = job_rows(text, **options)
-    for _ in rows.check():
-        pass
+    rows.check()
     return list(rows)
 
 

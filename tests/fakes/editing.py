@@ -7,17 +7,27 @@ from typing import Any, Self
 from PIL import Image
 
 from darkroom.calls import CallFailed, EditResult
-from darkroom.editor.batch import Completion, EditorBatch, Leases, RowHandler
+from darkroom.editor.batch import Completion, EditorBatch, Leases, ReturnRow, RowHandler
 from darkroom.editor.image_storage import ImageStorage
 from darkroom.editor.row_editor import RowEditor
+from darkroom.editor.waiting import CurrentRuns, JobWaits
 from darkroom.endpoints import Endpoint
-from darkroom.errors import RetryRow, RowRejected
+from darkroom.errors import RetryRow, RowRejected, Waiting
 from darkroom.jobs import JobOptions, Run, Totals
 from darkroom.ports import CallContext, DispatchResult, Readiness
-from darkroom.rows import Received, RowMessage, RowRecord, RowRequest, RowResult
+from darkroom.rows import (
+    Claim,
+    Received,
+    RowMessage,
+    RowRecord,
+    RowRequest,
+    RowResult,
+    RowState,
+)
 from tests.corpus.images import saved
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.services import FakeClock, FakeQueue, FakeStore, FakeTelemetry
+from tests.fakes.virtual_time import ThreadsClock
 
 JOB = "jobs/products"
 KEY = "000000"
@@ -58,7 +68,11 @@ class ScriptedDispatcher:
     during_call: Callable[[], object] = lambda: None
     ready: Readiness | Exception = field(default_factory=lambda: Readiness(0.0))
 
+    before_slot: Callable[[], object] = lambda: None  # while the row waits for its slot
+    on_readiness: Callable[[], object] = lambda: None
+
     def readiness(self) -> Readiness:
+        self.on_readiness()
         if isinstance(self.ready, Exception):
             raise self.ready
         return self.ready
@@ -72,6 +86,7 @@ class ScriptedDispatcher:
                 raise outcome
             called = endpoint()
             plan = context.plan(called)
+            self.before_slot()
             context.before_call(called, plan)
             self.make_call(context, outcome)
             context.after_call(outcome)
@@ -103,16 +118,21 @@ class EditorHarness:
     """The editor on fakes. Start with `with_job`, or with uploads of your own."""
 
     def __init__(self, ledger: Callable[[FakeClock], FakeLedger] = FakeLedger) -> None:
-        self.clock = FakeClock()
+        self.clock = ThreadsClock()
         self.ledger = ledger(self.clock)
         self.store = FakeStore()
-        self.queue = FakeQueue()
+        self.queue = FakeQueue(self.clock)
         self.telemetry = FakeTelemetry()
         self.dispatcher = ScriptedDispatcher()
         self.fetcher = FakeFetcher()
         self.on_unknown_outcome = "retry"
         self.deliveries = 0
         self.report_requests: list[str] = []
+        self.progress_requests: list[str] = []
+        self.runs = CurrentRuns(self.ledger, self.clock)
+        self.waits = JobWaits(
+            self.runs, self.ledger, self.progress_requests.append, self.clock, self.telemetry
+        )
 
     @classmethod
     def with_job(cls, *, queued: int = 1, **options: Any) -> Self:
@@ -142,6 +162,8 @@ class EditorHarness:
         store = ports.pop("store", self.store)
         given: dict[str, Any] = {
             "rows": self.ledger,
+            "runs": self.runs,
+            "waits": self.waits,
             "images": ImageStorage(store, self.clock, self.telemetry),
             "queue": self.queue,
             "fetcher": self.fetcher,
@@ -153,33 +175,56 @@ class EditorHarness:
         }
         return RowEditor(**(given | ports))
 
-    def handle(self, *outcomes: Outcome, message: RowMessage | None = None) -> float | None:
+    def handle(
+        self,
+        *outcomes: Outcome,
+        message: RowMessage | None = None,
+        given_up: Waiting | None = None,
+    ) -> ReturnRow | None:
         """Deliver the row's message; the dispatcher makes one call for each outcome."""
         self.dispatcher.attempts = [list(outcomes)]
         self.deliveries += 1
         delivered, owner = message or self.message(), f"w{self.deliveries}"
         deadline = self.clock.now() + 800
-        return self.editor().handle(delivered, self.run, owner, deadline, self.leases())
+        return self.editor().handle(
+            delivered, self.run, owner, deadline, self.leases(), given_up=given_up
+        )
 
     def handle_batch(self, handler: RowHandler, *batch: Received) -> list[str]:
         """One invocation with `handler` in place of the editor; ids of the messages to keep."""
         editor = EditorBatch(
             editor=handler,
+            dispatcher=self.dispatcher,
             rows=self.ledger,
-            runs=self.ledger,
+            runs=self.runs,
+            waits=self.waits,
             queue=self.queue,
             completion=Completion(self.ledger, self.report_requests.append, self.telemetry),
             clock=self.clock,
             telemetry=self.telemetry,
             threads=4,
+            rng=lambda: 0.5,
+            run_all=self.clock.run_all,
         )
-        return editor.handle(batch, self.clock.now() + 800, "invocation-1")
+        deadline = self.clock.now() + 800
+        return self.clock.run(lambda: editor.handle(batch, deadline, "invocation-1"))
 
     def leases(self) -> Leases:
         return Leases(self.queue, self.ledger, self.telemetry)
 
-    def message(self, **request: Any) -> RowMessage:
-        return row_message(self.run.run, **request)
+    def message(self, *, key: str = KEY, **request: Any) -> RowMessage:
+        return row_message(self.run.run, key, **request)
+
+    def claim(self, owner: str, key: str = KEY) -> Claim:
+        claim = self.ledger.claim(self.message(key=key), self.run, owner, 90)
+        assert isinstance(claim, Claim)
+        return claim
+
+    def settle(self, message: RowMessage, owner: str) -> None:
+        """The row succeeds."""
+        claim = self.ledger.claim(message, self.run, owner, 90)
+        assert isinstance(claim, Claim)
+        assert self.ledger.settle(claim, RowResult(RowState.SUCCEEDED))
 
     @property
     def run(self) -> Run:

@@ -36,6 +36,8 @@ class FakeLedger:
     def claim(
         self, message: RowMessage, run: Run, owner: str, lease_seconds: float
     ) -> Claim | NotClaimed:
+        if message.run != run.run:
+            run = self.current(message.job) or run
         request = ClaimRequest(message, run, owner, self.clock.now(), lease_seconds)
         with self.lock:
             decision = request.decide(self.rows.get((message.job, message.key)))
@@ -49,8 +51,8 @@ class FakeLedger:
         with self.lock:
             until = self.clock.now() + lease_seconds
             for claim in claims:
-                record = self.rows[claim.job, claim.key]
-                if record.lease_owner == claim.owner and not record.state.terminal:
+                record = self.rows.get((claim.job, claim.key))
+                if record and record.lease_owner == claim.owner and not record.state.terminal:
                     self.rows[claim.job, claim.key] = replace(record, lease_until=until)
 
     def mark_sent(
@@ -85,9 +87,9 @@ class FakeLedger:
         """Compare and swap; a repeat of a write whose response was lost succeeds."""
         after = replace(claim, record=change.record)
         with self.lock:
-            stored = self.rows[claim.job, claim.key]
-            if stored.version != claim.record.version:
-                ours = rows.same_write(stored, change.record)
+            stored = self.rows.get((claim.job, claim.key))
+            if stored is None or stored.version != claim.record.version:
+                ours = stored is not None and rows.same_write(stored, change.record)
                 return after if ours else NotSent.LEASE_LOST
             if limit is not None and self.committed.get(claim.job, 0) + change.budget > limit:
                 return NotSent.NO_BUDGET
@@ -109,19 +111,39 @@ class FakeLedger:
             return self._update(
                 run, lambda record: runs.take_over_split(record, now, lease_seconds)
             )
-        known = (run.job, run.run) in self.runs
-        if known or (current and not runs.is_newer(run.sequencer, current)):
+        if not self._is_new(run):
             return None
+        return self._make_current(self._next_run(run, now + lease_seconds))
+
+    def reject(self, run: Run, reason: str) -> Run | None:
+        current, now = self.jobs.get(run.job), self.clock.now()
+        if not self._is_new(run):
+            return None
+        known = self.runs[run.job, current.run] if current else None
+        if known is not None and runs.is_under_way(known):
+            return self._update(
+                known.run, lambda record: runs.add_rejected_upload(record, run, reason, now)
+            )
+        return self._make_current(runs.start_rejected(self._next_run(run, now), reason, now))
+
+    def _is_new(self, run: Run) -> bool:
+        current = self.jobs.get(run.job)
+        known = (run.job, run.run) in self.runs
+        return not known and (current is None or runs.is_newer(run.sequencer, current))
+
+    def _next_run(self, run: Run, until: float) -> RunRecord:
         spent = sum(
             self.counters(job, name).cost_micro_usd
             for (job, name), earlier in self.runs.items()
             if job == run.job and earlier.run.options.budget_micro_usd is None
         )
-        record = runs.start(run, current, spent, now + lease_seconds)
-        number = record.run.number
-        self.jobs[run.job] = JobRecord(run.job, run.run, number, run.sequencer, number)
+        return runs.start(run, self.jobs.get(run.job), spent, until)
+
+    def _make_current(self, record: RunRecord) -> Run:
+        run = record.run
+        self.jobs[run.job] = JobRecord(run.job, run.run, run.number, run.sequencer, run.number)
         self.runs[run.job, run.run] = record
-        return record.run
+        return run
 
     def checkpoint(self, run: Run, checkpoint: Checkpoint, lease_seconds: float) -> bool:
         if self.jobs[run.job].run != run.run:
@@ -171,9 +193,9 @@ class FakeLedger:
         now = self.clock.now()
         with self.lock:
             record, counters = self.runs[run.job, run.run], self.counters(run.job, run.run)
-            begun, changed = runs.begin_report(record, counters, owner, now, lease_seconds)
-            self._update(run, lambda _: changed)
-        return begun
+            begun = runs.begin_report(record, counters, owner, now, lease_seconds)
+            self._update(run, lambda _: begun)
+        return begun is not None
 
     def finish_report(self, run: Run, finished_at: float) -> bool:
         with self.lock:

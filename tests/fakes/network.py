@@ -6,8 +6,7 @@ from ipaddress import ip_address
 
 import httpcore2
 
-from darkroom.fetcher import HostUnknown
-from darkroom.providers.http import SocketOptions
+from darkroom.providers.http import HostUnknown, SocketOptions
 
 type Server = int | bytes  # a port on loopback, or a fixed response
 

@@ -115,7 +115,14 @@ class ReportHarness:
         **overrides: Any,
     ) -> ReportOutcome:
         """`overrides` for the fields of Reporter."""
-        reporter = Reporter(
+        reporter = replace(self._reporter(), **overrides)
+        return reporter.report(job, owner, remaining_seconds)
+
+    def progress(self, job: str = JOB) -> ReportOutcome:
+        return self._reporter().progress(job)
+
+    def _reporter(self) -> Reporter:
+        return Reporter(
             runs=self.ledger,
             rows=self.ledger,
             store=self.store,
@@ -125,7 +132,6 @@ class ReportHarness:
             clock=self.clock,
             telemetry=self.telemetry,
         )
-        return replace(reporter, **overrides).report(job, owner, remaining_seconds)
 
     def text(self, name: str) -> str:
         return self.store.objects[f"{JOB}/{name}"][0].decode()

@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count, islice
@@ -49,6 +49,7 @@ class FakeTelemetry:
         default_factory=lambda: defaultdict(float)
     )
     events: list[tuple[str, str, dict[str, object]]] = field(default_factory=list)
+    on_flush: Callable[[], object] = lambda: None
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def metric(self, metric: Metric, value: float = 1, *, endpoint: str | None = None) -> None:
@@ -64,6 +65,9 @@ class FakeTelemetry:
 
     def error(self, event: str, **fields: object) -> None:
         self.events.append(("error", event, fields))
+
+    def flush(self) -> None:
+        self.on_flush()
 
     def exception(self, event: str, **fields: object) -> None:
         self.events.append(("exception", event, fields))
@@ -101,6 +105,7 @@ class FakeQueue:
     messages: dict[str, _Queued] = field(default_factory=dict)
     requests: Counter[str] = field(default_factory=Counter)
     poll_seconds: float = 0.25
+    extra_backlog: int = 0  # messages that others have received
 
     def send(self, messages: Sequence[RowMessage], *, delay_seconds: int = 0) -> None:
         self.requests["send"] += -(-len(messages) // 10)
@@ -145,7 +150,7 @@ class FakeQueue:
 
     def backlog(self) -> int:
         self.requests["backlog"] += 1
-        return len(self.messages)
+        return len(self.messages) + self.extra_backlog
 
     def _take(self, message: _Queued, visible_at: float) -> Received:
         message.receives += 1
@@ -173,8 +178,15 @@ class FakeStore:
     """ObjectStore in a dict: `objects` holds body, content type and metadata by key."""
 
     objects: dict[str, tuple[bytes, str, dict[str, str]]] = field(default_factory=dict)
+    puts: list[str] = field(default_factory=list)  # keys
+    failures: list[Exception] = field(default_factory=list)  # of the next puts
+
     uploads: dict[str, FakeUpload] = field(default_factory=dict)  # unfinished, by id
     _numbers: Iterator[int] = field(default_factory=count, repr=False)
+
+    def fail(self, error: Exception, *, times: int) -> None:
+        """Raise `error` in the next puts."""
+        self.failures = [error] * times
 
     def put(
         self,
@@ -186,6 +198,9 @@ class FakeStore:
         only_if_new: bool = False,
         replaces: str | None = None,
     ) -> bool:
+        self.puts.append(key)
+        if self.failures:
+            raise self.failures.pop()
         stored = self.metadata(key)
         if only_if_new and stored is not None:
             return False

@@ -3,12 +3,13 @@
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.jobs import Run, Source
 from darkroom.rows import Claim, NotSent, RowMessage, RowResult, RowState
-from darkroom.splitter import CsvUploaded, Splitter
+from darkroom.splitter import BATCH_ROWS, CsvUploaded, Splitter
 from tests.fakes.csv_files import opened
 from tests.fakes.ledger import FakeLedger
 from tests.fakes.services import FakeClock, FakeQueue, FakeTelemetry
@@ -76,6 +77,8 @@ class SplitterHarness:
     faults: FaultInjector = field(default_factory=FaultInjector)
     invoked: list[CsvUploaded] = field(default_factory=list)
     reports: list[str] = field(default_factory=list)
+    progress: list[str] = field(default_factory=list)
+    retention_seconds: float = inf
     checks: list[str] = field(default_factory=list)
     outcome: Callable[[RowMessage], RowResult] = lambda _: RowResult(RowState.SUCCEEDED)
 
@@ -101,6 +104,8 @@ class SplitterHarness:
             telemetry=self.telemetry,
             continue_later=self.faulty(self.invoked.append),
             request_report=self.faulty(self.reports.append),
+            show_progress=self.faulty(self.progress.append),
+            retention_seconds=self.retention_seconds,
             check_complete=self.faulty(self.checks.append),
         ).split(upload, remaining)
         assert (self.queue.dead, self.queue.visibility) == ([], {}), "the splitter only sends"
@@ -110,11 +115,15 @@ class SplitterHarness:
 
     def split_with_continuations(self, upload: CsvUploaded, batches: int) -> int:
         """Invoke the splitter for `batches` batches each, until it no longer invokes itself."""
-        invocations = 0
+        invocations = enough = 0
         pending = [upload]
+
+        def remaining() -> float:
+            return 900.0 if len(self.queue.sent) < enough else 0.0
+
         while pending:
-            remaining = itertools.chain([900.0] * (batches - 1), itertools.repeat(0.0))
-            self.split(pending.pop(), remaining.__next__)
+            enough = len(self.queue.sent) + batches * BATCH_ROWS
+            self.split(pending.pop(), remaining)
             invocations += 1
             pending, self.invoked = self.invoked, []
         return invocations

@@ -7,8 +7,11 @@ same order in each run. A worker's clock may deviate by a constant skew.
 import heapq
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+
+from tests.fakes.services import FakeClock
 
 START = 1_795_000_000.0
 
@@ -86,3 +89,48 @@ class SkewedClock:
         self.time.sleep(min(seconds, max(0.0, self.kill_at - self.time.at)))
         if self.time.at >= self.kill_at:
             self.time.kill()
+
+
+class ThreadsClock(FakeClock):
+    """A FakeClock that `run` turns into virtual time, for work that uses threads."""
+
+    virtual: VirtualTime | None = None
+
+    def now(self) -> float:
+        return self.time if self.virtual is None else self.virtual.at
+
+    def sleep(self, seconds: float) -> None:
+        if self.virtual is None:
+            super().sleep(seconds)
+        else:
+            self.virtual.sleep(seconds)
+
+    def run[T](self, work: Callable[[], T]) -> T:
+        """Run `work` and the threads it starts with `run_all`, to their ends."""
+        self.virtual, results = VirtualTime(self.time), list[T]()
+        self.virtual.start(lambda: results.append(work()))
+        try:
+            self.virtual.run()
+            return results[0]
+        finally:
+            self.time, self.virtual = self.virtual.at, None
+
+    def run_all(self, works: Sequence[Callable[[], None]]) -> None:
+        assert self.virtual is not None
+        run_all(self.virtual, works)
+
+
+def run_all(time: VirtualTime, works: Sequence[Callable[[], None]]) -> None:
+    """Run `works` at once, as workers; returns when all have ended."""
+    ended = list[bool]()
+
+    def run(work: Callable[[], None]) -> None:
+        try:
+            work()
+        finally:
+            ended.append(True)
+
+    for work in works:
+        time.start(partial(run, work))
+    while len(ended) < len(works):
+        time.sleep(0.05)

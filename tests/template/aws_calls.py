@@ -225,7 +225,9 @@ class _Body:
                 return name if name in program.classes else self.types.get(name, "")
             case ast.Attribute(value=value, attr=attribute):
                 return program.attribute(self._infer(value), attribute)
-            case ast.Call(func=ast.Attribute(attr="_client"), args=[ast.Constant(value=service)]):
+            case ast.Call(
+                func=ast.Attribute(attr="_client"), args=[ast.Constant(value=str() as service)]
+            ):
                 return f"{_CLIENT}{service}"  # of the wiring
             case ast.Call(func=ast.Name(id=name)) if name in program.functions:
                 return _type(program.functions[name][0].returns)

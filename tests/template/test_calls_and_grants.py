@@ -22,6 +22,9 @@ type Grant = tuple[str, str]  # action, and logical id of the resource
 ACTIONS = {
     ("s3", "head_object"): ("s3:GetObject",),
     ("s3", "upload_fileobj"): ("s3:PutObject", "s3:AbortMultipartUpload"),
+    ("s3", "create_multipart_upload"): ("s3:PutObject",),
+    ("s3", "upload_part"): ("s3:PutObject",),
+    ("s3", "complete_multipart_upload"): ("s3:PutObject",),
     ("sqs", "send_message_batch"): ("sqs:SendMessage",),
     ("sqs", "delete_message_batch"): ("sqs:DeleteMessage",),
     ("sqs", "change_message_visibility_batch"): ("sqs:ChangeMessageVisibility",),

@@ -6,13 +6,16 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from darkroom_local.processes import ROOT, run
 from darkroom_local.sam import uv
+from tests.template.aws_calls import aws_calls
 
+FUNCTIONS = ("splitter", "editor", "reporter")
 LAYER = ROOT / "layers" / "dependencies"
 REQUIREMENTS = LAYER / "requirements.txt"
 # Packages without dependencies, one built for an old glibc and one for a recent one.
@@ -37,12 +40,20 @@ def test_the_layer_is_pinned_to_what_uv_lock_says_with_hashes() -> None:
     assert all("--hash=sha256:" in block for block in blocks())
 
 
-def test_the_layer_holds_the_packages_of_the_lambda_group_and_no_boto3() -> None:
+def test_the_layer_holds_the_packages_of_the_lambda_group_with_the_tested_boto3() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     required = {re.split(r"[>=]", r)[0] for r in project["dependency-groups"]["lambda"]}
     assert required <= pinned().keys()
-    assert not {"boto3", "botocore"} & pinned().keys(), "the runtime brings them"
+    # The runtime has a boto3 of its own, which would import the layer's urllib3.
+    for package in ("boto3", "botocore", "urllib3"):
+        assert pinned()[package] == version(package)
     assert "aiohttp" not in pinned(), "it would cost every cold start 80 ms"
+
+
+def test_the_layer_keeps_the_aws_services_that_the_functions_use() -> None:
+    (line,) = re.findall(r"SERVICES_USED := (.*)", (LAYER / "Makefile").read_text())
+    used = {call.service for name in FUNCTIONS for call in aws_calls(name)}
+    assert set(line.split()) == used | {"sts"}
 
 
 def test_every_wheel_exists_for_both_processors() -> None:
@@ -63,7 +74,7 @@ def build(folder: Path, installer: str, requirements: str) -> subprocess.Complet
     path.mkdir()
     source.mkdir()
     python = Path(sys.base_prefix) / "bin" / "python3.13"
-    for tool in ("make", "env", "rm", "seq", "sh"):
+    for tool in ("make", "env", "find", "rm", "seq", "sh", "test"):
         (path / tool).symlink_to(str(shutil.which(tool)))
     (path / "python3.13").symlink_to(python)
     if installer == "uv":

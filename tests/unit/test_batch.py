@@ -1,5 +1,6 @@
 """A batch of messages: which are delivered again, which leases are renewed, when it is complete."""
 
+import random
 from dataclasses import dataclass, field
 
 import pytest
@@ -9,34 +10,60 @@ from darkroom.editor.batch import (
     FRESH_COPY_SECONDS,
     TIMINGS,
     Leases,
+    ReturnRow,
 )
+from darkroom.editor.waiting import SUPPLY_FACTOR, hide_seconds
+from darkroom.errors import Reason, ServiceUnavailable, Waiting
 from darkroom.jobs import Run
-from darkroom.rows import Claim, Received, RowMessage, RowResult, RowState
+from darkroom.ports import Readiness
+from darkroom.rows import Received, RowMessage
 from tests.fakes.editing import JOB, EditorHarness, row_message
-from tests.fakes.ledger import FakeLedger
-from tests.fakes.services import fail_once
+from tests.fakes.services import FakeClock, fail_once
 
 
 @dataclass
 class ScriptedHandler:
-    """Returns a row's delay by its key, or raises it; settles rows without one."""
+    """Returns what `returns` says of a row by its key, or raises it; settles the other rows.
 
-    ledger: FakeLedger
-    delays: dict[str, float | Exception] = field(default_factory=dict)
+    A row takes `seconds`, of the virtual clock.
+    """
+
+    harness: EditorHarness
+    returns: dict[str, ReturnRow | Exception] = field(default_factory=dict)
+    seconds: float = 20.0
     owners: list[str] = field(default_factory=list)
+    given_up: list[str] = field(default_factory=list)
+    started: list[tuple[float, str]] = field(default_factory=list)  # (time, key)
+    in_work: set[str] = field(default_factory=set)
+    together: dict[str, set[str]] = field(default_factory=dict)  # rows in work, at a row's start
 
     def handle(
-        self, message: RowMessage, run: Run, owner: str, deadline: float, leases: Leases
-    ) -> float | None:
+        self,
+        message: RowMessage,
+        run: Run,
+        owner: str,
+        deadline: float,
+        leases: Leases,
+        *,
+        given_up: Waiting | None = None,
+    ) -> ReturnRow | None:
+        key = message.key
         self.owners.append(owner)
-        delay = self.delays.get(message.key)
-        if isinstance(delay, Exception):
-            raise delay
-        if delay is None:
-            claim = self.ledger.claim(message, run, owner, 90)
-            assert isinstance(claim, Claim)
-            assert self.ledger.settle(claim, RowResult(RowState.SUCCEEDED))
-        return delay
+        self.started.append((self.harness.clock.now(), key))
+        self.in_work.add(key)
+        self.together[key] = set(self.in_work)
+        if given_up is not None:
+            self.given_up.append(key)
+        try:
+            self.harness.clock.sleep(self.seconds)
+            returned = self.returns.pop(key, None)
+            if isinstance(returned, Exception):
+                raise returned
+            if returned is None:
+                self.harness.settle(message, owner)
+            return returned
+        finally:
+            self.in_work.discard(key)
 
 
 def received(key: str, job: str = JOB, **changes: object) -> Received:
@@ -53,7 +80,7 @@ def harness() -> EditorHarness:
 def test_messages_of_settled_rows_are_deleted_and_the_last_one_requests_the_report(
     harness: EditorHarness,
 ) -> None:
-    handler = ScriptedHandler(harness.ledger)
+    handler = ScriptedHandler(harness)
     assert harness.handle_batch(handler, received("000000")) == []
     assert harness.report_requests == []
     assert harness.handle_batch(handler, received("000001")) == []
@@ -61,21 +88,21 @@ def test_messages_of_settled_rows_are_deleted_and_the_last_one_requests_the_repo
 
 
 def test_a_delayed_row_is_hidden_until_then_and_fails_alone(harness: EditorHarness) -> None:
-    handler = ScriptedHandler(harness.ledger, {"000001": 61.2})
+    handler = ScriptedHandler(harness, {"000001": ReturnRow(61.2)})
     assert harness.handle_batch(handler, received("000000"), received("000001")) == ["m000001"]
     assert harness.queue.visibility == {"r000000": TIMINGS.lease_seconds, "r000001": 62}
 
 
 def test_each_delivery_has_its_own_owner(harness: EditorHarness) -> None:
-    handler = ScriptedHandler(harness.ledger, {"000000": 1.0})
+    handler = ScriptedHandler(harness, {"000000": ReturnRow(1.0)})
     harness.handle_batch(
         handler, received("000000"), received("000000", message_id="twice", receipt="r2")
     )
-    assert sorted(handler.owners) == ["invocation-1/0", "invocation-1/1"]
+    assert sorted(handler.owners) == ["invocation-1/1", "invocation-1/2"]
 
 
 def test_a_message_that_is_not_a_row_is_dead_lettered_at_once(harness: EditorHarness) -> None:
-    handler = ScriptedHandler(harness.ledger)
+    handler = ScriptedHandler(harness)
     odd = Received("odd", "r", '{"v": 1, "job": "x"}')
     unknown = received("000000", job="jobs/unknown")
     assert harness.handle_batch(handler, odd, unknown) == []
@@ -90,7 +117,7 @@ def test_a_message_that_the_queue_would_soon_drop_is_replaced_by_a_fresh_copy(
     expiring: str,
 ) -> None:
     harness = EditorHarness.with_job()
-    handler = ScriptedHandler(harness.ledger, {"000000": 60.0})
+    handler = ScriptedHandler(harness, {"000000": ReturnRow(60.0)})
     expired_at = harness.clock.now() - FRESH_COPY_SECONDS - 1
     delivery = (
         received("000000", receive_count=FRESH_COPY_RECEIVES)
@@ -102,7 +129,7 @@ def test_a_message_that_the_queue_would_soon_drop_is_replaced_by_a_fresh_copy(
 
 
 def test_one_message_that_crashes_does_not_fail_the_others(harness: EditorHarness) -> None:
-    handler = ScriptedHandler(harness.ledger, {"000000": ZeroDivisionError()})
+    handler = ScriptedHandler(harness, {"000000": ZeroDivisionError()})
     assert harness.handle_batch(handler, received("000000"), received("000001")) == ["m000000"]
     assert harness.queue.visibility["r000000"] == TIMINGS.aws_delay_seconds
     assert harness.telemetry.logged("exception") == ["message_crashed"]
@@ -110,36 +137,255 @@ def test_one_message_that_crashes_does_not_fail_the_others(harness: EditorHarnes
 
 def test_messages_are_delivered_again_when_completion_could_not_be_checked() -> None:
     harness = EditorHarness.with_job(queued=1)
-    handler = ScriptedHandler(harness.ledger)
+    handler = ScriptedHandler(harness)
     fail_once(harness.ledger, "report_due")
     assert harness.handle_batch(handler, received("000000")) == ["m000000"]
 
 
 def test_messages_are_delivered_again_when_their_job_cannot_be_read(harness: EditorHarness) -> None:
-    handler = ScriptedHandler(harness.ledger)
+    handler = ScriptedHandler(harness)
     fail_once(harness.ledger, "current")
     assert harness.handle_batch(handler, received("000000")) == ["m000000"]
 
 
 def test_a_heartbeat_hides_messages_and_renews_leases_of_rows_in_work() -> None:
     harness = EditorHarness.with_job()
-    claim = harness.ledger.claim(harness.message(), harness.run, "w", 90)
-    assert isinstance(claim, Claim)
+    claim = harness.claim("w")
     leases = harness.leases()
-    with leases.heartbeat(["r1", "r2"]), leases.claimed(claim):
-        leases.return_message("r2", 700)
+    leases.hold(["r1", "r2"])
+    with leases.claimed(claim):
+        leases.return_messages(["r2"], 699.5)
         harness.clock.time += 80
         leases.renew()
     assert harness.queue.visibility == {"r1": TIMINGS.lease_seconds, "r2": 700}
     assert harness.ledger.rows[JOB, "000000"].lease_until == harness.clock.now() + 90
 
 
-def test_a_missed_heartbeat_does_not_stop_the_next() -> None:
-    harness = EditorHarness.with_job()
+def test_a_heartbeat_renews_each_row_whatever_the_queue_and_the_other_rows_answer() -> None:
+    harness = EditorHarness.with_job(queued=2)
+    claims = [harness.claim(f"w{n}", f"00000{n}") for n in range(2)]
     leases = harness.leases()
+    leases.hold(["r1"])
     fail_once(harness.queue, "extend")
-    with leases.heartbeat(["r1"]):
-        pass
-    assert harness.telemetry.logged("warning") == ["heartbeat_missed"]
+    fail_once(harness.ledger, "renew")
+    with leases.claimed(claims[0]), leases.claimed(claims[1]):
+        harness.clock.time += 30
+        leases.renew()
+    assert harness.telemetry.logged("warning") == ["heartbeat_missed", "heartbeat_missed"]
+    renewed = [r for r in harness.ledger.rows.values() if r.lease_until > harness.clock.now() + 80]
+    assert [record.key for record in renewed] == ["000001"]
     leases.renew()
     assert harness.queue.visibility == {"r1": TIMINGS.lease_seconds}
+
+
+def test_the_first_heartbeat_precedes_all_other_work(harness: EditorHarness) -> None:
+    """A crash right after it hides the messages for a lease, not for the queue's 90 minutes."""
+    hidden: list[dict[str, int]] = []
+    harness.dispatcher.on_readiness = lambda: hidden.append(dict(harness.queue.visibility))
+    harness.handle_batch(ScriptedHandler(harness), received("000000"), received("000001"))
+    assert hidden[0] == dict.fromkeys(("r000000", "r000001"), TIMINGS.lease_seconds)
+
+
+# Waiting
+
+
+def test_messages_without_a_slot_return_unclaimed_at_once(harness: EditorHarness) -> None:
+    handler = ScriptedHandler(harness)
+    began_at = harness.clock.now()
+    harness.dispatcher.ready = Readiness(began_at + 40, rows_per_second=1 / 6)
+    harness.queue.extra_backlog = 100
+    kept = harness.handle_batch(handler, received("000000"), received("000001"))
+    assert kept == ["m000000", "m000001"]
+    assert (handler.started, harness.ledger.rows) == ([], {})
+    assert harness.clock.now() == began_at
+    # 100 rows at 10 a minute take ten minutes: with a supply that is 25 % larger, eight.
+    (hidden,) = set(harness.queue.visibility.values())
+    assert 40 + 0.5 * 480 <= hidden <= 40 + 0.5 * 480 + 32
+
+
+def test_a_row_that_was_called_for_returns_before_the_backlog(harness: EditorHarness) -> None:
+    harness.dispatcher.ready = Readiness(harness.clock.now() + 40, rows_per_second=1 / 6)
+    harness.queue.extra_backlog = 10_000
+    retry = row_message("run-1", "000001").model_copy(update={"retry": True})
+    harness.handle_batch(
+        ScriptedHandler(harness),
+        received("000000"),
+        received("000001", body=retry.model_dump_json()),
+    )
+    assert harness.queue.visibility["r000001"] <= 70
+    assert harness.queue.visibility["r000000"] > 3600
+
+
+def test_a_row_that_was_called_for_is_queued_again_as_a_retry_with_its_delay() -> None:
+    harness = EditorHarness.with_job()
+    handler = ScriptedHandler(harness, {"000000": ReturnRow(60.0, called=True)})
+    assert harness.handle_batch(handler, received("000000", sent_at=999_000.0)) == []
+    (copy,) = harness.queue.sent
+    assert (copy.retry, copy.queued_at) == (True, 999_000.0)
+    (queued,) = harness.queue.messages.values()
+    assert queued.visible_at - queued.sent_at == 60
+    assert harness.queue.deleted == ["r000000"]
+
+
+def test_a_free_thread_receives_further_messages_while_rows_are_in_work() -> None:
+    harness = EditorHarness.with_job(queued=9)
+    harness.queue.send([harness.message(key=f"00000{n}") for n in range(1, 9)])
+    handler = ScriptedHandler(harness)
+    began_at = harness.clock.now()
+    assert harness.handle_batch(handler, received("000000")) == []
+    assert len(handler.owners) == len(set(handler.owners)) == 9
+    assert max(len(rows) for rows in handler.together.values()) == 4
+    # Three rounds of four threads.
+    assert harness.clock.now() - began_at < 3 * handler.seconds + 5
+    assert harness.queue.messages == {}
+    assert harness.report_requests == [JOB]
+
+
+def test_a_thread_takes_a_row_only_when_a_slot_is_near() -> None:
+    """At 10 a minute and 20 s a call one invocation serves the rate, without idle reservations."""
+    harness = EditorHarness.with_job(queued=30)
+    handler = ScriptedHandler(harness)
+    slots = SlotsEvery(6.0, handler)
+    harness.dispatcher.on_readiness = slots.update
+    harness.queue.send([harness.message(key=f"{n:06d}") for n in range(1, 30)])
+    began_at = harness.clock.now()
+    assert harness.handle_batch(handler, received("000000")) == []
+    assert len(handler.started) == 30
+    assert harness.clock.now() - began_at <= 29 * 6 + 20 + 10
+
+
+def test_no_row_is_taken_once_its_calls_would_not_end_in_time() -> None:
+    harness = EditorHarness.with_job(queued=40)
+    harness.dispatcher.ready = Readiness(0.0, row_seconds=390.0)
+    harness.queue.send([harness.message(key=f"{n:06d}") for n in range(1, 300)])
+    handler = ScriptedHandler(harness)
+    began_at = harness.clock.now()
+    harness.handle_batch(handler, received("000000"))
+    assert began_at + 380 <= max(at for at, _ in handler.started) <= began_at + 800 - 390
+    assert harness.clock.now() <= began_at + 800 - 390 + 25
+
+
+def test_rows_of_an_outage_return_and_their_job_shows_what_it_waits_for() -> None:
+    harness = EditorHarness.with_job()
+    handler = ScriptedHandler(harness)
+    waiting = Waiting(Reason.KEY_REJECTED, "every key of gemini-main was rejected (401)", 0.0)
+    harness.dispatcher.ready = Readiness(harness.clock.now() + 30, waiting)
+    for _ in range(3):
+        assert harness.handle_batch(handler, received("000000")) == ["m000000"]
+    assert handler.started == []
+    assert harness.run.waiting is not None
+    assert harness.run.waiting.detail == waiting.detail
+    assert harness.progress_requests == [JOB]
+    assert harness.telemetry.metrics["RowsWaiting"] == 3
+
+
+def test_a_job_that_waited_too_long_is_given_up_only_while_it_still_waits() -> None:
+    harness = EditorHarness.with_job(queued=3, give_up_after_hours=1)
+    handler = ScriptedHandler(harness)
+    waiting = Waiting(Reason.UNAVAILABLE, "every endpoint is out of service", 0.0)
+    harness.dispatcher.ready = Readiness(harness.clock.now() + 30, waiting)
+    harness.handle_batch(handler, received("000000"))
+    harness.clock.time += 3601
+    assert harness.handle_batch(handler, received("000001")) == []
+    assert handler.given_up == ["000001"]
+    harness.dispatcher.ready = Readiness(0.0)
+    assert harness.handle_batch(handler, received("000002")) == []
+    assert handler.given_up == ["000001"]
+
+
+def test_rows_of_a_stopped_job_end_without_a_slot(harness: EditorHarness) -> None:
+    harness.ledger.stop(JOB)
+    harness.dispatcher.ready = Readiness(harness.clock.now() + 3600, rows_per_second=1 / 6)
+    handler = ScriptedHandler(harness)
+    assert harness.handle_batch(handler, received("000000"), received("000001")) == []
+    assert len(handler.started) == 2
+
+
+def test_a_row_that_may_kill_its_worker_is_in_work_alone() -> None:
+    harness = EditorHarness.with_job(queued=6)
+    harness.queue.send([harness.message(key=f"00000{n}") for n in range(3, 6)])
+    handler = ScriptedHandler(harness, {"000001": ReturnRow(0.0, alone=True)})
+    batch = [received(f"00000{n}") for n in range(3)]
+    assert harness.handle_batch(handler, *batch) == []
+    assert handler.together["000001"] == {"000001"}
+    assert {key for _, key in handler.started} == {f"00000{n}" for n in range(6)}
+    alone_at = max(at for at, key in handler.started if key == "000001")
+    during = [key for at, key in handler.started if alone_at <= at < alone_at + handler.seconds]
+    assert during == ["000001"]
+    # The others were in work side by side.
+    assert max(len(rows) for rows in handler.together.values()) >= 3
+
+
+def test_long_invocations_print_metrics_and_delete_messages_every_minute() -> None:
+    harness = EditorHarness.with_job(queued=40)
+    harness.queue.send([harness.message(key=f"{n:06d}") for n in range(1, 40)])
+    deleted: list[tuple[float, int]] = []
+
+    def flushed() -> None:
+        deleted.append((harness.clock.now(), len(harness.queue.deleted)))
+
+    harness.telemetry.on_flush = flushed
+    began_at = harness.clock.now()
+    harness.handle_batch(ScriptedHandler(harness), received("000000"))
+    assert [round((at - began_at) / 60) for at, _ in deleted] == [1, 2, 3]
+    assert [count > 0 for _, count in deleted] == [False, True, True]
+    assert len(harness.queue.deleted) == 40
+
+
+def test_the_age_of_the_oldest_row_counts_from_when_it_was_first_queued() -> None:
+    harness = EditorHarness.with_job(queued=2)
+    now = harness.clock.now()
+    first = harness.message().model_copy(update={"queued_at": now - 500})
+    harness.handle_batch(
+        ScriptedHandler(harness),
+        received("000000", body=first.model_dump_json(), sent_at=now - 10),
+        received("000001", sent_at=now - 20),
+    )
+    assert harness.telemetry.metrics["RowAge"] == 500
+
+
+def test_an_aws_error_in_the_readiness_returns_the_messages_soon(harness: EditorHarness) -> None:
+    harness.dispatcher.ready = ServiceUnavailable("the endpoints table")
+    handler = ScriptedHandler(harness)
+    assert harness.handle_batch(handler, received("000000")) == ["m000000"]
+    assert 15 <= harness.queue.visibility["r000000"] <= 16
+
+
+def test_hidden_messages_return_evenly_over_the_time_that_the_backlog_takes() -> None:
+    rng, now, backlog = random.Random(1), 1_000_000.0, 600
+    readiness = Readiness(now + 10, rows_per_second=1 / 6)
+    hidden = [
+        hide_seconds(readiness, backlog, now, rng.random, retry=False) for _ in range(backlog)
+    ]
+    drain = backlog * 6 / SUPPLY_FACTOR
+    for share in (0.25, 0.5, 0.75):
+        returned = sum(seconds - 10 <= share * drain for seconds in hidden) / backlog
+        assert share - 256 / drain - 0.05 <= returned <= share + 0.05
+    # They return on a grid, many at once.
+    assert len({now + seconds for seconds in hidden}) <= 16
+    assert max(hidden) <= 10 + drain + 256
+
+
+def test_no_message_is_hidden_for_longer_than_four_hours() -> None:
+    readiness = Readiness(1_000_000.0, rows_per_second=1 / 6)
+    seconds = hide_seconds(readiness, 10**7, 1_000_000.0, lambda: 0.999, retry=False)
+    assert 3 * 3600 < seconds <= 4 * 3600 + 256
+
+
+def test_in_an_outage_of_all_endpoints_a_correction_is_noticed_soon() -> None:
+    waiting = Waiting(Reason.QUOTA_SPENT, "the day's quota is spent", 0.0)
+    readiness = Readiness(1_040_000.0, waiting, rows_per_second=1.0)
+    assert hide_seconds(readiness, 1, 1_000_000.0, lambda: 0.999, retry=False) <= 302
+
+
+@dataclass
+class SlotsEvery:
+    """Readiness of an endpoint with one slot in `interval` seconds, taken by each row's start."""
+
+    interval: float
+    handler: ScriptedHandler
+
+    def update(self) -> None:
+        harness, taken = self.handler.harness, len(self.handler.started)
+        start_at = FakeClock().time + taken * self.interval
+        harness.dispatcher.ready = Readiness(start_at, rows_per_second=1 / self.interval)

@@ -16,6 +16,8 @@ import darkroom_cli
 ROOT = Path(darkroom.__file__).parent
 ADAPTERS = {"aws", "providers", "bootstrap.py", "fetcher.py"}
 SDKS = {"boto3", "openai", "google.genai", "httpx", "httpx2", "PIL.Image"}
+# Loaded by the child process of images/process.py only.
+IMAGE_PROCESS = "darkroom.images.pillow_codec"
 HEAVY = {"openai", "google.genai", "PIL.Image", "boto3"}
 
 
@@ -28,7 +30,9 @@ def modules(package: Path) -> dict[str, Path]:
 
 
 DOMAIN = [
-    name for name, path in modules(ROOT).items() if path.relative_to(ROOT).parts[0] not in ADAPTERS
+    name
+    for name, path in modules(ROOT).items()
+    if path.relative_to(ROOT).parts[0] not in ADAPTERS and name != IMAGE_PROCESS
 ]
 
 

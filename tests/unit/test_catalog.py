@@ -1,12 +1,12 @@
 """The model catalogue is complete and consistent, also on its page, and finds models by name."""
 
 from math import ceil
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from openai.types import ImageModel
 
 from darkroom.calls import CallPlan, SourceImage
-from darkroom.models import catalog
 from darkroom.models.catalog import MODELS, Model, find_model, image_price, token_cost, worst_cost
 from darkroom.providers.registry import PROVIDERS, Provider, provider_of
 from darkroom_local import models_page
@@ -16,6 +16,9 @@ GEMINI, OPENAI = Provider.GEMINI, Provider.OPENAI
 REQUIRED = {"gemini-2.5-flash-image", "gemini-3-pro-image", "gemini-3-pro-image-preview"}
 REQUIRED |= {"gemini-3.1-flash-image", "gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5"}
 REQUIRED |= {"gpt-image-2", "chatgpt-image-latest", "dall-e-2", "dall-e-3"}
+REQUIRED |= {"gemini-3.1-flash-lite-image", "gemini-nano-banana-2.1"}
+REQUIRED |= {"gpt-image-2.5-sunburst", "gpt-image-2.5-flare"}
+REQUIRED |= {"gpt-image-2.6-sunburst", "gpt-image-2.6-flare"}
 each_model = pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
 
 
@@ -28,10 +31,8 @@ def test_catalogue_covers_the_promised_models_and_every_name_belongs_to_one() ->
 @each_model
 def test_every_model_has_a_source_a_price_and_an_operation(model: Model) -> None:
     assert model.sources
-    assert model.edits or model.generates
     assert model.image_prices
     assert model.known
-    assert model.retired_on is None or model.retired_on <= catalog.CHECKED
     # DALL-E is priced by the image.
     assert model.token_prices is not None or model.needs_response_format
 
@@ -48,10 +49,25 @@ def test_every_price_is_of_a_quality_and_size_of_the_model_and_matches_its_token
         assert model.token_prices is None or 100 <= price / model.token_prices.image_out <= 9000
 
 
-def test_default_models_of_endpoints_are_known_and_not_retired() -> None:
+def test_default_models_of_endpoints_are_known_and_have_no_end() -> None:
     for provider, entry in PROVIDERS.items():
         assert find_model(provider, entry.model).known
-        assert find_model(provider, entry.model).retired_on is None
+        assert find_model(provider, entry.model).retirement is None
+
+
+def test_every_image_model_that_the_sdk_names_is_in_the_catalogue() -> None:
+    assert [name for name in get_args(ImageModel) if not find_model(OPENAI, name).known] == []
+
+
+@each_model
+def test_every_end_has_a_source_and_a_successor_without_one(model: Model) -> None:
+    ends = [*model.retired_names.values(), *([model.retirement] if model.retirement else [])]
+    for end in ends:
+        assert end.source
+        successor = find_model(model.provider, end.successor)
+        assert successor.known
+        assert successor.retirement is None or successor.retirement.on > end.on
+    assert set(model.retired_names) <= set(model.aliases)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +102,6 @@ def test_unknown_model_has_its_providers_defaults_and_no_price(provider: Provide
     assert worst_cost(model, CallPlan(provider, model.name, "prompt", (IMAGE,))) is None
     assert token_cost(model, image_out=100) is None
     assert model.edits
-    assert model.generates
     assert (model.masks, model.max_images) == ((True, 16) if provider is OPENAI else (False, 3))
 
 
@@ -145,5 +160,5 @@ def test_page_is_generated_from_the_current_catalogue() -> None:
 @each_model
 def test_page_lists_every_model_with_its_prices(model: Model) -> None:
     text = models_page.page()
-    assert text.count(f"`{model.name}`") == 2
+    assert text.count(f"| `{model.name}`") == 2
     assert all(f"`{alias}`" in text for alias in model.aliases)

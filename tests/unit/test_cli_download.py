@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.command import UPLOADED_AT, CliHarness, FakeBucket, FakeObject
+from tests.fakes.ledger import running
 
 NAMES = (
     *("images/000000.png", "images/sub/b.png", "thumbs/000000-after.webp"),
@@ -92,5 +93,7 @@ def test_one_object_without_a_portable_name_does_not_stop_the_download(
 
 
 def test_a_job_without_results_yet_points_to_its_status(cli: CliHarness, out: Path) -> None:
-    assert "darkroom status jobs/q" in cli.error("download", "jobs/q", out)
+    cli.ledger.start(running("jobs/q"), 60)
+    assert "darkroom status jobs/q" in cli.error("download", "q", out)
+    assert "has no job jobs/r" in cli.error("download", "jobs/r", out)
     assert not out.exists()

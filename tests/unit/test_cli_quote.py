@@ -1,10 +1,12 @@
 """`darkroom quote`: what a job costs and how long it takes, before it starts."""
 
 import json
+from datetime import date
 from typing import Any
 
 import pytest
 
+from darkroom.endpoints import Endpoint
 from darkroom.models.catalog import find_model
 from darkroom.models.planner import plan_call
 from darkroom.providers.registry import Provider
@@ -143,7 +145,8 @@ def test_the_maximum_cost_is_what_the_plans_reserve(cli: CliHarness, instruction
     # Rows that differ only in their instruction are planned once: it must not count twice.
     file = cli.csv(f'"","{instruction}"', ',"the second row"')
     rows = [RowRequest(instruction=instruction), RowRequest(instruction="the second row")]
-    plans = [plan_call(r, (), None, Provider.GEMINI, str(GEMINI["model"])) for r in rows]
+    endpoint = Endpoint.model_validate(GEMINI)
+    plans = [plan_call(row, (), None, endpoint, date(1970, 1, 1)) for row in rows]
     reserved = sum(plan.worst_cost_micro_usd or 0 for plan in plans)
     assert cli.json("quote", file)["cost_usd"]["most"] * 1e6 == pytest.approx(reserved, abs=2)
 

@@ -2,10 +2,16 @@
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
+import boto3
 import pytest
+from botocore.stub import Stubber
 
+from darkroom_cli.aws import SqsDeadLetterQueue
+from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.stack import DeadLetter
+from darkroom_local.ministack import REGION
 from tests.fakes.command import CliHarness
 
 
@@ -85,3 +91,76 @@ def test_messages_that_are_not_rows_match_no_job(cli: CliHarness) -> None:
 def test_an_empty_queue_is_not_an_error(cli: CliHarness, arguments: tuple[str, ...]) -> None:
     cli.dead_letters.visible = []
     assert "The dead-letter queue" in cli.succeed("redrive", *arguments).stdout
+
+
+def test_a_dry_run_moves_nothing_and_counts_by_job_and_reason(cli: CliHarness) -> None:
+    before = ids(cli.dead_letters.visible)
+    printed = cli.json("redrive", "jobs/a", "--dry-run")
+    assert (printed["would_redrive"], printed["of"]) == (24, 48)
+    expected = [("jobs/a", "unavailable", 12), ("jobs/a", "quota_spent", 12)]
+    assert [(g["job"], g["reason"], g["rows"]) for g in printed["groups"]] == expected
+    assert cli.dead_letters.batches == []
+    assert ids(cli.dead_letters.visible) == before
+    assert cli.dead_letters.hidden == []
+
+
+def test_a_dry_run_of_everything_does_not_let_sqs_move_it(cli: CliHarness) -> None:
+    cli.dead_letters.has_move_task = True
+    assert "Would redrive 48 rows of 48 messages." in cli.run("redrive", "--dry-run").stderr
+    assert cli.dead_letters.count() == 48
+
+
+# SQS finds no source for messages that were sent to a dead-letter queue, not moved there by its
+# redrive policy: "CouldNotDetermineMessageSource". So the request names the destination.
+# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-configure-dead-letter-queue-redrive.html
+
+DEAD, ROWS = (f"https://sqs.us-east-1.amazonaws.com/123456789012/{n}" for n in ("dead", "rows"))
+DEAD_ARN, ROWS_ARN = (f"arn:aws:sqs:us-east-1:123456789012:{name}" for name in ("dead", "rows"))
+MOVE = {"SourceArn": DEAD_ARN, "DestinationArn": ROWS_ARN}
+
+
+@pytest.fixture
+def sqs() -> Iterable[tuple[SqsDeadLetterQueue, Stubber]]:
+    client = boto3.client("sqs", region_name=REGION)
+    with Stubber(client) as stubber:
+        for url, arn in ((DEAD, DEAD_ARN), (ROWS, ROWS_ARN)):
+            expected = {"QueueUrl": url, "AttributeNames": ["QueueArn"]}
+            answer = {"Attributes": {"QueueArn": arn}}
+            stubber.add_response("get_queue_attributes", answer, expected)
+        yield SqsDeadLetterQueue(client, DEAD, ROWS), stubber
+        stubber.assert_no_pending_responses()
+
+
+def add_progress(stubber: Stubber, **task: Any) -> None:
+    expected = {"SourceArn": DEAD_ARN, "MaxResults": 1}
+    stubber.add_response("list_message_move_tasks", {"Results": [task]}, expected)
+
+
+def test_sqs_is_told_where_to_move_the_messages(sqs: tuple[SqsDeadLetterQueue, Stubber]) -> None:
+    queue, stubber = sqs
+    stubber.add_response("start_message_move_task", {"TaskHandle": "h"}, MOVE)
+    add_progress(stubber, Status="RUNNING", ApproximateNumberOfMessagesMoved=3)
+    add_progress(stubber, Status="COMPLETED", ApproximateNumberOfMessagesMoved=7)
+    progress = queue.move_all()
+    assert progress is not None
+    assert list(progress) == [3, 7]
+
+
+def test_a_move_that_fails_is_an_error_with_sqss_reason(
+    sqs: tuple[SqsDeadLetterQueue, Stubber],
+) -> None:
+    queue, stubber = sqs
+    stubber.add_response("start_message_move_task", {"TaskHandle": "h"}, MOVE)
+    add_progress(stubber, Status="FAILED", FailureReason="CouldNotDetermineMessageSource")
+    progress = queue.move_all()
+    assert progress is not None
+    with pytest.raises(CommandFailed, match="CouldNotDetermineMessageSource"):
+        list(progress)
+
+
+def test_the_command_moves_the_messages_itself_where_sqs_cannot_at_all(
+    sqs: tuple[SqsDeadLetterQueue, Stubber],
+) -> None:
+    queue, stubber = sqs
+    stubber.add_client_error("start_message_move_task", "InvalidAction", expected_params=MOVE)
+    assert queue.move_all() is None

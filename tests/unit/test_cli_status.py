@@ -2,15 +2,18 @@
 
 import json
 from dataclasses import replace
+from datetime import datetime
 from unittest.mock import Mock
 
 import pytest
 
 from darkroom.errors import Reason, ServiceUnavailable
-from darkroom.jobs import Checkpoint, Counters, Run, RunState, Source, Totals
+from darkroom.jobs import Checkpoint, RejectedUpload, Run, RunState, Source, Totals
 from darkroom.report.manifest import ManifestFormat
+from darkroom.report.rows import ReportRow
+from darkroom.report.summary import Aggregate
 from darkroom.rows import Claim, RowResult, RowState
-from darkroom_cli.status import RecentRate, measure
+from darkroom_cli.status import RecentRate
 from tests.fakes.command import CliHarness, FakeObject
 from tests.fakes.editing import row_message
 from tests.fakes.ledger import FakeLedger, running
@@ -95,6 +98,39 @@ def test_watch_ends_with_the_job_and_prints_only_changes(cli: CliHarness) -> Non
     assert "state: done" in result.stdout
 
 
+@pytest.mark.parametrize(("result", "exit_code"), [(GOOD, 0), (REFUSED, 3)])
+def test_a_watched_job_exits_with_3_if_a_row_failed(
+    cli: CliHarness, result: RowResult, exit_code: int
+) -> None:
+    run = start(cli, rows=1, queued=1)
+    settle(cli, run, 0, result)
+    assert cli.ledger.begin_report(run, 60)
+    assert cli.ledger.finish_report(run, cli.clock.now())
+    assert cli.run("status", JOB, "--watch").exit_code == exit_code
+    assert cli.run("status", JOB).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["products", "products.csv", "jobs/products.csv", JOB])
+def test_a_job_is_found_by_its_short_name_and_by_its_csv(cli: CliHarness, name: str) -> None:
+    settle(cli, start(cli, rows=2, queued=2), 0, REFUSED)
+    assert cli.json("status", name)["job"] == JOB
+    assert len(cli.json("failures", name)) == 1
+    assert cli.json("stop", name) == {"job": JOB, "stopped": True}
+
+
+def test_an_unknown_reason_is_answered_with_the_reasons_there_are(cli: CliHarness) -> None:
+    settle(cli, start(cli, rows=2, queued=2), 0, REFUSED)
+    error = cli.error("failures", JOB, "--reason", "refusd", exit_code=2)
+    assert "'refusd'. Did you mean refused? The reasons are" in error
+    none = cli.succeed("failures", JOB, "--reason", "budget").stderr
+    assert "No row failed for the reason budget, 1 for others." in none
+
+
+def test_a_prefix_without_jobs_is_not_an_empty_stack(cli: CliHarness) -> None:
+    cli.input_bucket.objects["jobs/p.csv"] = FakeObject(b"")
+    assert "No job's name begins with summer" in cli.succeed("list", "summer").stderr
+
+
 class FlakyLedger(FakeLedger):
     """Answers only every third read."""
 
@@ -143,13 +179,6 @@ def test_the_total_is_open_while_the_csv_is_being_split(cli: CliHarness) -> None
     answer = cli.json("status", JOB)
     assert (answer["rows"], answer["split_done"], answer["eta_seconds"]) == (400, False, None)
     assert "rows: 0 of 400 or more" in cli.run("status", JOB).stdout
-
-
-def test_redriven_rows_of_an_earlier_upload_are_not_counted_twice() -> None:
-    run = running(split_done=True, totals=Totals(rows=5, queued=2, kept_failed=3))
-    progress = measure(run, Counters(succeeded=3, redriven=1), now=60)
-    assert progress.done == 5
-    assert progress.eta_seconds is None
 
 
 def test_the_recent_rate_ignores_samples_older_than_a_minute() -> None:
@@ -208,3 +237,67 @@ def test_failures_of_a_finished_job_come_from_its_manifest(cli: CliHarness) -> N
     cli.results_bucket.objects[f"{JOB}/manifest.csv"] = FakeObject(body)
     found = cli.json("failures", JOB)
     assert [(f["row"], f["reason"], f["detail"]) for f in found] == [(1, "bad_input", "=column n")]
+
+
+def test_status_and_list_show_what_a_job_waits_for(cli: CliHarness) -> None:
+    run = start(cli, rows=2, queued=2)
+    detail = "every key of gemini-main was rejected (401): correct the endpoints secret"
+    cli.ledger.set_waiting(run, Reason.KEY_REJECTED, detail)
+    since = datetime.fromtimestamp(cli.clock.now()).astimezone()
+    cli.clock.time += 60
+    lines = cli.run("status", JOB).stdout.splitlines()
+    assert f"waiting: since {since:%H:%M}: {detail}" in lines
+    assert cli.json("status", JOB)["waiting"]["detail"] == detail
+    cli.input_bucket.objects[f"{JOB}.csv"] = FakeObject(b"")
+    result = cli.run("list")
+    assert "running, waiting" in result.stdout
+    assert detail in result.stderr
+    cli.clock.time += 86_400
+    assert f"waiting: since {since:%Y-%m-%d %H:%M}: {detail}" in cli.run("status", JOB).stdout
+
+
+def test_watch_prints_a_line_when_a_job_begins_to_wait_and_when_it_ends(cli: CliHarness) -> None:
+    run = start(cli, rows=1, queued=1)
+
+    def work() -> None:
+        if len(cli.clock.slept) == 2:
+            cli.ledger.set_waiting(run, Reason.KEY_REJECTED, "every key was rejected")
+        if len(cli.clock.slept) == 4:
+            cli.ledger.clear_waiting(run)
+        if len(cli.clock.slept) == 5:
+            cli.ledger.stop(JOB)
+
+    cli.clock.on_sleep = work
+    result = cli.run("status", JOB, "--watch", "--every", "1")
+    assert result.stderr.splitlines() == [
+        "0/1 rows",
+        "0/1 rows · waiting: every key was rejected",
+        "0/1 rows",
+    ]
+
+
+def test_status_of_a_job_made_by_the_fallback_says_why(cli: CliHarness) -> None:
+    run = start(cli, rows=1, queued=1)
+    result = replace(GOOD, fallback=True, fallback_cause="gemini-main rejected its key (1f3a9c2b)")
+    settle(cli, run, 0, result)
+    assert cli.ledger.begin_report(run, 60)
+    assert cli.ledger.finish_report(run, 9)
+    aggregate = Aggregate()
+    aggregate.add(ReportRow(0, "000000", result))
+    summary = aggregate.summary(cli.ledger.current_run(JOB), pages=1, finished_at=9)
+    cli.results_bucket.objects[f"{JOB}/job.json"] = FakeObject(summary.to_json())
+    expected = (
+        "All images came from the fallback: gemini-main rejected its key (1f3a9c2b). "
+        "See `darkroom endpoints show`."
+    )
+    assert expected in cli.run("status", JOB).stdout
+    assert cli.json("status", JOB)["fallback_note"] == expected
+
+
+def test_status_shows_uploads_that_were_rejected(cli: CliHarness) -> None:
+    start(cli, rows=1, queued=1)
+    record = cli.ledger.runs[JOB, cli.ledger.current_run(JOB).run]
+    upload = RejectedUpload(f"{JOB}.csv", "v2", "The file is empty.", cli.clock.now())
+    run = replace(record.run, rejected_uploads=(upload,))
+    cli.ledger.runs[JOB, run.run] = replace(record, run=run)
+    assert "The file is empty." in cli.run("status", JOB).stdout

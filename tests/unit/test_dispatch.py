@@ -5,9 +5,11 @@ import random
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from darkroom.calls import CallFailed, EditResult, Outcome
 from darkroom.endpoint_state import SECOND, EndpointState
+from darkroom.endpoints import key_fingerprint
 from darkroom.errors import DeferRow, LeaseLost, Reason, RetryRow, RowRejected
 from darkroom.providers.registry import Provider
 from tests.fakes.dispatching import (
@@ -54,6 +56,21 @@ def test_a_failure_of_the_row_neither_falls_back_nor_blames_the_endpoint(outcome
     assert harness.state("gemini").failures == 0
 
 
+def test_a_request_above_an_endpoints_limit_is_made_at_another_one() -> None:
+    harness = two_tiers(max_retries=2)
+    detail = "on input-images per min: Limit 5, Used 0, Requested 8"
+    too_large = CallFailed(Outcome.BAD_REQUEST, detail, too_large_for_limit=True)
+    harness.editor.always["gemini"] = too_large
+    result = harness.dispatch()
+    assert harness.editor.called() == ["gemini", "openai"]
+    assert result.warnings == (f"gemini was skipped: {detail}",)
+    assert harness.state("gemini").failures == 0
+    harness.editor.always["openai"] = too_large
+    rejected = harness.failure(RowRejected)
+    assert rejected.reason is Reason.BAD_REQUEST
+    assert detail in rejected.detail
+
+
 @pytest.mark.parametrize(
     "outcome", [o for o in Outcome if o.transient or o.key_at_fault], ids=lambda o: o.value
 )
@@ -62,6 +79,13 @@ def test_transient_failures_and_rejected_keys_fall_back(outcome: Outcome) -> Non
     harness.editor.script("gemini", outcome)
     result = harness.dispatch()
     assert (result.endpoint.name, result.fallback, result.calls) == ("openai", True, 2)
+    assert bool(result.fallback_cause) is outcome.key_at_fault
+    if outcome.key_at_fault:
+        assert result.fallback_cause.startswith("gemini ")
+        assert key_fingerprint(SecretStr("key-1")) in result.fallback_cause
+        later = harness.dispatch()
+        assert later.calls == 1
+        assert later.fallback_cause == result.fallback_cause
 
 
 def test_retries_use_the_endpoint_then_its_tier_then_the_next_tier() -> None:
@@ -199,7 +223,7 @@ def test_a_corrected_endpoint_is_not_blocked_by_the_cooldown_of_the_old_one(
     harness.failure(DeferRow)
     harness.failure(DeferRow)
     assert len(harness.editor.calls) == 1
-    harness.secret_source.current = secret(gemini(**{"api_keys": ["a"]} | corrected))
+    harness.secret_source.current = secret(gemini() | {"api_keys": ["a"]} | corrected)
     harness.editor.scripts.clear()
     assert harness.dispatch().calls == 1
 

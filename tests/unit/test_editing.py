@@ -6,9 +6,17 @@ from typing import Any
 import pytest
 
 from darkroom.calls import CallFailed, EditResult, Outcome
-from darkroom.editor.batch import TIMINGS
-from darkroom.errors import DeferRow, Reason, RetryRow, RowRejected, ServiceUnavailable
-from darkroom.jobs import RunState
+from darkroom.editor.batch import TIMINGS, ReturnRow
+from darkroom.errors import (
+    ConfigurationError,
+    DeferRow,
+    Reason,
+    RetryRow,
+    RowRejected,
+    ServiceUnavailable,
+    Waiting,
+)
+from darkroom.jobs import ResultPaths, RunState
 from darkroom.models.planner import model_for
 from darkroom.rows import RowMessage, RowState
 from tests.fakes.editing import JOB, EditorHarness, endpoint, png
@@ -22,6 +30,9 @@ DOWN = CallFailed(Outcome.UNAVAILABLE, "503")
 TIMED_OUT = CallFailed(Outcome.UNAVAILABLE, "timed out", maybe_charged=True)
 MISSING = RowRejected(Reason.BAD_IMAGE, "there is no such object")
 AWAY = RetryRow(Reason.IMAGE_UNAVAILABLE, "its host is down")
+HELD = ReturnRow(TIMINGS.held_delay_seconds)
+AWS_ERROR = ReturnRow(TIMINGS.aws_delay_seconds)
+CALLED_10 = ReturnRow(10.0, called=True)
 BLUE = EditResult((png("blue"),), "m", cost_micro_usd=1)
 
 
@@ -58,6 +69,62 @@ def test_several_images_are_stored_in_the_requested_format(harness: EditorHarnes
     assert harness.ledger.counters(JOB, harness.run.run).unpriced == 1
 
 
+@pytest.mark.parametrize("output_name", ["hat.jpg", "hat.png"])
+def test_an_answer_that_cannot_be_processed_is_stored_as_it_came(
+    harness: EditorHarness, output_name: str
+) -> None:
+    """It was paid for. Its decoder may fail where the one that checked the answer did not."""
+    damaged = png()[:40]
+    message = harness.message(output_name=output_name)
+    assert harness.handle(EditResult((damaged,), "m", cost_micro_usd=1), message=message) is None
+    assert harness.row.state is RowState.SUCCEEDED
+    assert len(harness.dispatcher.contexts) == 1
+    body, kind, _ = harness.store.objects[f"{JOB}/images/{output_name}"]
+    assert (body, kind) == (damaged, "image/png")
+    warnings = " ".join(harness.result.warnings)
+    assert "the gallery has no thumbnail 'after': the image is damaged or cut off" in warnings
+    assert ("hat.jpg is stored as it came (image/png)" in warnings) == (output_name == "hat.jpg")
+
+
+def test_an_answer_in_another_format_is_stored_before_it_is_converted(
+    harness: EditorHarness,
+) -> None:
+    """A worker that dies during the conversion loses no image that was paid for."""
+    bodies: list[tuple[str, bytes]] = []
+    put = harness.store.put
+
+    def record(key: str, body: bytes, content_type: str, *args: Any, **options: Any) -> bool:
+        if key != ResultPaths(JOB).write_check:
+            bodies.append((content_type, body))
+        return put(key, body, content_type, *args, **options)
+
+    harness.store.put = record  # type: ignore[method-assign]
+    harness.handle(EDITED, message=harness.message(output_name="hat.webp"))
+    assert bodies[0] == ("image/png", png())
+    assert [kind for kind, _ in bodies] == ["image/png", "image/webp", "image/webp"]
+    assert harness.store.objects[f"{JOB}/images/hat.webp"][1] == "image/webp"
+
+
+@pytest.mark.parametrize("failing", ["thumbs/", "images/"])
+def test_a_store_that_fails_after_the_answer_is_stored_costs_no_call(
+    harness: EditorHarness, failing: str
+) -> None:
+    put = harness.store.put
+    done: list[str] = []
+
+    def fail_later(key: str, *args: Any, **options: Any) -> bool:
+        if failing in key and done:
+            raise ServiceUnavailable("throttled")
+        if key != ResultPaths(JOB).write_check:
+            done.append(key)
+        return put(key, *args, **options)
+
+    harness.store.put = fail_later  # type: ignore[method-assign]
+    harness.handle(EDITED, message=harness.message(output_name="hat.webp"))
+    assert harness.row.state is RowState.SUCCEEDED
+    assert harness.result.warnings[-1].endswith("throttled")
+
+
 def test_a_settled_row_is_not_called_for_again(harness: EditorHarness) -> None:
     harness.handle(EDITED)
     assert harness.handle() is None
@@ -88,14 +155,14 @@ def test_a_row_that_cannot_be_edited_fails_at_once_with_its_reason(
     assert harness.handle(outcome, message=message) is None
     assert (harness.row.state, harness.result.reason) == (RowState.FAILED, reason)
     assert detail in harness.result.detail
-    assert harness.store.objects == {}
+    assert set(harness.store.objects) <= {ResultPaths(JOB).write_check}
     assert harness.queue.dead == []
     assert harness.telemetry.metrics["RowsFailed"] == 1
 
 
 def test_failed_attempts_are_retried_with_backoff_until_the_row_is_dead() -> None:
     harness = EditorHarness.with_job(max_attempts=3)
-    assert [harness.handle(DOWN), harness.handle(DOWN)] == [10.0, 20.0]
+    assert [harness.handle(DOWN), harness.handle(DOWN)] == [CALLED_10, ReturnRow(20.0, called=True)]
     assert harness.handle(DOWN) is None
     assert harness.row.state is RowState.DEAD
     ((body, attributes),) = harness.queue.dead
@@ -115,16 +182,16 @@ def test_failed_attempts_are_retried_with_backoff_until_the_row_is_dead() -> Non
 
 def test_a_longer_delay_is_obeyed_and_deferring_costs_no_attempt() -> None:
     harness = EditorHarness.with_job(max_attempts=2)
-    assert harness.handle(RetryRow(Reason.RATE_LIMITED, "429", delay_seconds=120)) == 120
+    assert harness.handle(RetryRow(Reason.RATE_LIMITED, "429", delay_seconds=120)) == ReturnRow(120)
     for _ in range(5):
-        assert harness.handle(DeferRow("no slot", delay_seconds=77)) == 77
+        assert harness.handle(DeferRow("no slot", delay_seconds=77)) == ReturnRow(77)
     assert harness.handle(EDITED) is None
     assert (harness.row.state, harness.row.attempts) == (RowState.SUCCEEDED, 2)
 
 
 def test_a_row_held_by_another_worker_is_delivered_again_later(harness: EditorHarness) -> None:
     harness.ledger.claim(harness.message(), harness.run, "other", 90)
-    assert harness.handle() == TIMINGS.held_delay_seconds
+    assert harness.handle() == HELD
     assert harness.dispatcher.contexts == []
 
 
@@ -134,14 +201,14 @@ def test_a_worker_that_lost_its_lease_neither_calls_nor_settles(harness: EditorH
         harness.ledger.claim(harness.message(), harness.run, "other", 90)
 
     harness.dispatcher.during_call = another_worker_claims_it
-    assert harness.handle(DOWN) == TIMINGS.held_delay_seconds
+    assert harness.handle(DOWN) == HELD
     assert harness.row.lease_owner == "other"
     assert harness.row.state is RowState.SENT  # the other worker resolves it
 
 
 def test_after_a_crash_the_row_is_settled_from_its_stored_image(harness: EditorHarness) -> None:
     fail_once(harness.ledger, "settle")
-    assert harness.handle(EDITED) == TIMINGS.aws_delay_seconds
+    assert harness.handle(EDITED) == ReturnRow(TIMINGS.aws_delay_seconds, called=True)
     harness.clock.time += 100
     assert harness.handle() is None
     assert len(harness.dispatcher.contexts) == 1
@@ -159,7 +226,7 @@ def test_a_call_with_unknown_outcome_is_counted_and_repeated_if_so_configured(
     harness: EditorHarness, configured: str, reason: Reason | None, calls: int
 ) -> None:
     fail_once(harness.ledger, "mark_failed_call")
-    assert harness.handle(DOWN) == TIMINGS.aws_delay_seconds
+    assert harness.handle(DOWN) == ReturnRow(TIMINGS.aws_delay_seconds, called=True)
     assert harness.row.state is RowState.SENT
     harness.clock.time += 100
     harness.on_unknown_outcome = configured
@@ -190,11 +257,112 @@ def test_a_failed_call_with_a_cost_is_committed_and_the_rest_released(
     assert harness.ledger.committed[JOB] == 40_000 + cost
 
 
-def test_a_failed_upload_of_an_image_is_repeated(harness: EditorHarness) -> None:
-    fail_once(harness.store, "put")
+@pytest.mark.parametrize("error", [ServiceUnavailable("throttled"), PermissionError("denied")])
+def test_an_image_that_is_paid_for_is_stored_until_the_deadline(
+    harness: EditorHarness, error: Exception
+) -> None:
+    harness.dispatcher.during_call = lambda: harness.store.fail(error, times=12)
     assert harness.handle(EDITED) is None
     assert harness.row.state is RowState.SUCCEEDED
     assert IMAGE_KEY in harness.store.objects
+    assert len(harness.dispatcher.contexts) == 1
+
+
+def test_nothing_is_called_for_while_the_results_bucket_cannot_be_written() -> None:
+    harness = EditorHarness.with_job(max_attempts=1)
+    harness.store.fail(PermissionError("AccessDenied"), times=3)
+    for _ in range(3):
+        assert harness.handle() == ReturnRow(60.0)
+    assert (harness.row.attempts, harness.dispatcher.contexts) == (0, [])
+    waiting = harness.run.waiting
+    assert waiting is not None
+    assert waiting.reason is Reason.NOT_STORED
+    assert "the results bucket cannot be written (AccessDenied)" in waiting.detail
+    assert harness.progress_requests == [JOB]
+    assert harness.handle(EDITED) is None
+    assert harness.run.waiting is None
+    assert harness.progress_requests == [JOB, JOB]
+
+
+def test_the_results_bucket_is_checked_once_for_the_rows_of_some_minutes() -> None:
+    harness = EditorHarness.with_job(queued=2)
+    editor = harness.editor()
+    for key in ("000000", "000001"):
+        harness.dispatcher.attempts = [[EDITED]]
+        leases, deadline = harness.leases(), harness.clock.now() + 800
+        assert editor.handle(harness.message(key=key), harness.run, key, deadline, leases) is None
+    checks = [key for key in harness.store.puts if key == ResultPaths(JOB).write_check]
+    assert len(checks) == 1
+
+
+# What is not the row's fault
+
+
+def test_rows_wait_for_a_usable_secret_without_spending_attempts() -> None:
+    harness = EditorHarness.with_job(max_attempts=1)
+    unusable = ConfigurationError("no endpoints are configured: run `darkroom endpoints push`")
+    assert harness.handle(unusable) == HELD
+    assert harness.row.attempts == 0
+    waiting = harness.run.waiting
+    assert waiting is not None
+    assert (waiting.reason, "endpoints push" in waiting.detail) == (Reason.NO_ENDPOINT, True)
+    assert harness.handle(EDITED) is None
+
+
+def test_a_job_that_waits_for_longer_than_its_option_says_ends_its_rows_as_dead() -> None:
+    harness = EditorHarness.with_job(give_up_after_hours=2)
+    waiting = Waiting(Reason.KEY_REJECTED, "every key of gemini-main was rejected", 0.0)
+    rejected = DeferRow("no key", delay_seconds=60, waiting=waiting)
+    for _ in range(12):
+        assert harness.handle(rejected) == ReturnRow(60.0)
+        harness.clock.time += 599
+    assert harness.row.attempts == 0
+    harness.clock.time += 20
+    assert harness.handle(rejected) is None
+    assert (harness.row.state, harness.result.reason) == (RowState.DEAD, Reason.KEY_REJECTED)
+    ((_, attributes),) = harness.queue.dead
+    assert attributes["reason"] == "key_rejected"
+    assert "every key of gemini-main was rejected" in attributes["detail"]
+
+
+def test_a_row_given_up_is_not_called_for(harness: EditorHarness) -> None:
+    waiting = Waiting(Reason.QUOTA_SPENT, "every endpoint's quota is spent", 0.0)
+    assert harness.handle(given_up=waiting) is None
+    assert (harness.row.state, harness.result.reason) == (RowState.DEAD, Reason.QUOTA_SPENT)
+    assert harness.dispatcher.contexts == []
+
+
+@pytest.mark.parametrize(("waited", "called"), [(14, True), (30, False)])
+def test_no_call_starts_later_than_30_seconds_after_a_stop(waited: int, called: bool) -> None:
+    """The row waits for its slot while the job is stopped."""
+    harness = EditorHarness.with_job()
+
+    def stop_while_the_row_waits() -> None:
+        harness.ledger.stop(JOB)
+        harness.clock.time += waited
+
+    harness.dispatcher.before_slot = stop_while_the_row_waits
+    assert harness.handle(EDITED) is None
+    calls = 1 if called else 0
+    assert (harness.row.endpoint is not None) == called
+    assert harness.ledger.counters(JOB, harness.run.run).succeeded == calls
+    assert called or harness.result.reason is Reason.STOPPED
+
+
+def test_a_row_whose_worker_died_waits_until_it_is_alone(harness: EditorHarness) -> None:
+    harness.claim("killed")
+    harness.clock.time += 100
+    leases = harness.leases()
+    leases.alone = False
+    editor, deadline = harness.editor(), harness.clock.now() + 800
+    message = harness.message()
+    returned = editor.handle(message, harness.run, "w1", deadline, leases)
+    assert returned == ReturnRow(0.0, alone=True)
+    assert (harness.row.lease_owner, harness.row.attempts) == (None, 0)
+    leases.alone = True
+    harness.dispatcher.attempts = [[EDITED]]
+    assert editor.handle(message, harness.run, "w1", deadline, leases) is None
+    assert harness.row.state is RowState.SUCCEEDED
 
 
 def test_a_redo_replaces_the_image_of_the_earlier_upload(harness: EditorHarness) -> None:
@@ -214,7 +382,7 @@ def test_a_worker_of_an_old_upload_does_not_overwrite_the_new_image(harness: Edi
         assert harness.handle(BLUE, message=harness.message(instruction="a blue hat")) is None
 
     harness.dispatcher.during_call = the_new_upload_is_edited_first
-    assert harness.handle(EDITED, message=old) == TIMINGS.held_delay_seconds
+    assert harness.handle(EDITED, message=old) == HELD
     assert harness.store.objects[IMAGE_KEY][0] == png("blue")
     assert harness.handle(message=old) is None
 
@@ -226,7 +394,7 @@ def test_a_slower_worker_keeps_the_image_of_the_faster_one(harness: EditorHarnes
         assert harness.handle(BLUE) is None
 
     harness.dispatcher.during_call = another_worker_is_faster
-    assert harness.handle(EDITED) == TIMINGS.held_delay_seconds
+    assert harness.handle(EDITED) == HELD
     assert harness.store.objects[IMAGE_KEY][0] == png("blue")
     assert harness.row.possible_duplicate_charges == 1
 
@@ -245,6 +413,23 @@ def test_messages_of_a_rejected_file_are_deleted(harness: EditorHarness) -> None
     assert harness.ledger.rows == {}
 
 
+def test_a_dead_letter_of_an_earlier_upload_goes_back_to_the_dead_letter_queue() -> None:
+    harness = EditorHarness.with_job(max_attempts=1)
+    assert harness.handle(DOWN) is None
+    (letter,) = harness.queue.dead
+    harness.queue.dead.clear()
+    harness.upload(2, queued=0)
+    redriven = RowMessage.model_validate_json(letter[0])
+    fail_once(harness.queue, "dead_letter")
+    assert harness.handle(message=redriven) == AWS_ERROR
+    assert harness.handle(message=redriven) is None
+    (returned,) = harness.queue.dead
+    assert RowMessage.model_validate_json(returned[0]) == redriven
+    assert returned[1]["reason"] == "superseded"
+    assert "retry-failed=true" in returned[1]["detail"]
+    assert len(harness.dispatcher.contexts) == 1
+
+
 def test_a_row_that_kills_its_workers_is_dead_without_another_call() -> None:
     harness = EditorHarness.with_job(max_attempts=1)
     for worker in ("killed", "killed too"):  # the first crash costs no attempt
@@ -257,7 +442,7 @@ def test_a_row_that_kills_its_workers_is_dead_without_another_call() -> None:
 
 def test_a_bug_costs_attempts_and_shows_its_type_but_not_its_text() -> None:
     harness = EditorHarness.with_job(max_attempts=2)
-    assert harness.handle(ZeroDivisionError("secret")) == 10.0
+    assert harness.handle(ZeroDivisionError("secret")) == ReturnRow(10.0)
     assert harness.handle(ZeroDivisionError("secret")) is None
     assert harness.result.reason is Reason.WORKER_LOST
     assert "ZeroDivisionError" in harness.result.detail
@@ -278,8 +463,8 @@ def test_a_bug_after_the_call_was_sent_leaves_its_charge_counted_and_committed()
 
 def test_an_aws_error_before_the_call_costs_no_attempt(harness: EditorHarness) -> None:
     fail_once(harness.ledger, "claim")
-    assert harness.handle(EDITED) == TIMINGS.aws_delay_seconds
-    assert harness.handle(ServiceUnavailable("throttled")) == TIMINGS.aws_delay_seconds
+    assert harness.handle(EDITED) == AWS_ERROR
+    assert harness.handle(ServiceUnavailable("throttled")) == AWS_ERROR
     assert harness.row.attempts == 0
     assert harness.handle(EDITED) is None
 
@@ -295,7 +480,7 @@ def test_an_unavailable_reference_is_retried_and_skipped_in_the_last_attempt() -
     harness = EditorHarness.with_job(max_attempts=2)
     harness.fetcher.files = {"a.png": AWAY, "b.png": png()}
     message = harness.message(images=("a.png", "b.png"))
-    assert harness.handle(message=message) == 10.0
+    assert harness.handle(message=message) == ReturnRow(10.0)
     assert harness.handle(EDITED, message=message) is None
     assert harness.row.state is RowState.SUCCEEDED
     assert harness.result.warnings[0] == "skipped a.png: its host is down"

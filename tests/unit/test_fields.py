@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from email.header import Header
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,8 @@ from darkroom.csv_input.fields import COLUMN_FIELDS, FIELDS, Columns, parse_opti
 from darkroom.csv_input.values import parse_row_filter
 from darkroom.errors import JobRejected
 from darkroom.jobs import JobOptions
-from darkroom.rows import EditSettings, RowRequest
+from darkroom.models.catalog import MODELS
+from darkroom.rows import AspectRatio, EditSettings, Quality, Resolution, RowRequest
 from tests.fakes.csv_files import HEADER, job_rows
 
 
@@ -19,12 +21,21 @@ def columns(header: str, **options: object) -> Columns:
     return read_columns(tuple(header.split(",")), JobOptions.model_validate(options))
 
 
+def test_the_choices_are_those_of_the_catalogue() -> None:
+    assert {q for model in MODELS for q in model.qualities} | {"auto"} == set(get_args(Quality))
+    assert {r for model in MODELS for r in model.aspect_ratios} == set(get_args(AspectRatio))
+    assert {r for model in MODELS for r in model.resolutions} == set(get_args(Resolution))
+    settings = {name for model in MODELS for name in model.settings}
+    assert settings < set(EditSettings.model_fields)
+
+
 def test_the_field_table_lists_exactly_the_attributes_of_requests_and_options() -> None:
     columns = {field.name for field in COLUMN_FIELDS}
     options = {field.name for field in FIELDS if field.option}
     assert columns == {"index", *RowRequest.model_fields}
     assert options == set(JobOptions.model_fields)
-    assert columns & options == set(EditSettings.model_fields)
+    # An instruction is both as well, but every request has one.
+    assert columns & options == {*EditSettings.model_fields, "instruction"}
 
 
 @pytest.mark.parametrize(
@@ -95,6 +106,7 @@ def test_every_option_is_parsed_and_has_a_default() -> None:
         "filter-rows": ("0:50", "0:50"),
         "resume": ("false", False),
         "retry-failed": ("TRUE", True),
+        "instruction": ("Paint the {Name} red", "Paint the {Name} red"),
         "instruction-column": ("Anweisung", "Anweisung"),
         "output-name-column": ("Datei", "Datei"),
         "budget-usd": ("$2.50", 2.5),
@@ -103,6 +115,11 @@ def test_every_option_is_parsed_and_has_a_default() -> None:
         "resolution": ("2k", "2K"),
         "quality": ("High", "high"),
         "background": ("Transparent", "transparent"),
+        "input-fidelity": ("low", "low"),
+        "moderation": ("auto", "auto"),
+        "output-compression": ("85", 85),
+        "thinking-level": ("medium", "medium"),
+        "seed": ("7.0", 7),
         "max-attempts": ("7", 7),
         "give-up-after-hours": ("48", 48),
     }
@@ -150,7 +167,12 @@ INVALID_OPTIONS = {
     "resolution": ["8K"],
     "quality": ["best"],
     "background": ["white"],
-    "model": ["gpt image"],
+    "input-fidelity": ["medium"],
+    "moderation": ["high"],
+    "output-compression": ["101", "-1", "1.5"],
+    "thinking-level": ["max"],
+    "seed": ["2147483648", "-1", "x"],
+    "model": ["gpt image", "gemini/../x", "..", "a//b", "/a", "a/", "a/.", "x" * 129, "a\nb", "é"],
     "instruction-column": [""],
 }
 

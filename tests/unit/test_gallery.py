@@ -1,10 +1,12 @@
 """The gallery's HTML: escaping, links, pages. tests/browser checks how it looks."""
 
+import re
 import subprocess
 import sys
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from hashlib import sha256
 from html.parser import HTMLParser
 from typing import Any
@@ -23,6 +25,7 @@ from darkroom.report.gallery import (
     stylesheet,
 )
 from darkroom.report.rows import ReportRow
+from darkroom.report.sampling import GallerySelection
 from darkroom.report.summary import Aggregate, JobSummary
 from darkroom.rows import RowState
 from tests.fakes.reporting import JOB, START, report_row, split_run
@@ -188,7 +191,10 @@ def test_the_policy_allows_only_its_own_style_and_inline_images(page: str) -> No
     assert style.text == stylesheet()
     assert "</" not in style.text
     digest = b64encode(sha256(style.text.encode()).digest()).decode()
-    assert policy == f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'"
+    assert policy == (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; "
+        "form-action 'none'"
+    )
     assert "style" not in {name for e in parsed.elements for name in e.attributes}
 
 
@@ -310,3 +316,119 @@ def test_every_choice_without_a_card_shows_its_text(page: str) -> None:
 def test_only_the_reporter_loads_the_template_engine(module: str) -> None:
     program = f"import sys, darkroom.{module}; sys.exit('jinja2' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def table_rows(page: str) -> dict[str, list[str]]:
+    """The cells of the endpoint table by the name in the first one."""
+    body = page[page.index("<tbody>") : page.index("</tfoot>")]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in body.split("<tr>")[1:]]
+    return {name: cells for name, *cells in rows}
+
+
+def tiles(page: str) -> dict[str, str]:
+    found = re.findall(r"<dt>(\w+)</dt><dd>([^<\s]+)", page[: page.index("</dl>")])
+    return dict(found)
+
+
+def test_the_endpoint_table_adds_up_to_the_tiles() -> None:
+    not_called: dict[str, Any] = {
+        "status": RowState.FAILED,
+        "reason": Reason.BAD_INPUT,
+        "cost_micro_usd": 0,
+    }
+    openai = EDITED | {"provider": "openai", "endpoint": "openai-main", "fallback": True}
+    made = pages(
+        report_row(0, **EDITED),
+        report_row(1, **FAILED),
+        report_row(2, **openai),
+        report_row(3, **FAILED | {"status": RowState.DEAD, "provider": "openai", "endpoint": "o2"}),
+        report_row(4, **not_called),
+        report_row(5, **EDITED, earlier=True),
+        report_row(6, **FAILED, earlier=True),
+        report_row(7, status=RowState.SKIPPED),
+    )
+    rows, figures = table_rows(made[0]), tiles(made[0])
+    assert rows == {
+        "gemini-main": ["1", "0", "1", "$0.268", "8.3 s", "8.3 s"],
+        "o2": ["0", "0", "1", "$0.134", "8.3 s", "8.3 s"],
+        "openai-main": ["1", "1", "0", "$0.134", "8.3 s", "8.3 s"],
+        "No provider called": ["0", "0", "1", "$0.00", "", ""],
+        "Earlier uploads": ["1", "0", "1", "", "", ""],
+        "Total": ["3", "1", "4", "$0.536", "", ""],
+    }
+    total = rows.pop("Total")
+    for column in range(3):
+        assert int(total[column]) == sum(int(cells[column]) for cells in rows.values())
+    assert total[0] == figures["Succeeded"]
+    assert int(total[2]) == int(figures["Failed"]) + int(figures["Dead"])
+    assert total[3] == figures["Cost"]
+
+
+def test_a_failed_row_shows_the_endpoint_and_model_that_refused_it() -> None:
+    text = Parsed(card(**FAILED)).text
+    for expected in ("gemini", "gemini-main", "gemini-3-pro-image"):
+        assert expected in text
+    assert "p-gemini" in card(**FAILED)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "https://bucket.s3.amazonaws.com/a.jpg?X-Amz-Credential=AKIASECRET&X-Amz-Signature=5ec2e7",
+        "https://storage.test/a.jpg?token=5ec2e7",
+        "https://storage.test/a.jpg#5ec2e7",
+        "https://user:5ec2e7@storage.test/a.jpg",
+        "https://user:5ec2e7@storage.test",
+        "s3://user:5ec2e7@bucket/a.jpg",
+    ],
+)
+@pytest.mark.parametrize("row", [EDITED, FAILED])
+def test_what_gives_access_to_an_image_is_not_in_the_page(row: Any, reference: str) -> None:
+    for thumbs in (BOTH, Thumbs()):
+        shown = card(thumbs, **row | {"images": (reference,)})
+        assert "5ec2e7" not in shown
+        assert "SECRET" not in shown
+    assert "a.jpg" in card(**FAILED | {"images": ("https://storage.test/a.jpg?token=5ec2e7",)})
+
+
+def test_the_axis_of_a_short_job_ends_where_the_chart_ends() -> None:
+    """Two bars of 1 s on an axis of twelve: it ends 12 s after its start."""
+    made = pages(*(report_row(n, **EDITED | {"settled_at": START + n}) for n in range(2)))[0]
+    axis = re.search(r'class="axis"><span>(.*?)</span>.*<span>(.*?)</span></div>', made)
+    assert axis is not None
+    start, end = (datetime.strptime(at, "%d %b %Y, %H:%M:%S %Z") for at in axis.groups())  # noqa: DTZ007  # UTC
+    assert (end - start).total_seconds() == 12
+    assert 'viewBox="0 0 12 1"' in made
+
+
+@pytest.mark.parametrize(
+    ("rows", "seconds", "expected"),
+    [(60, 60, "60.0 a minute"), (1, 120, "30.0 an hour"), (1, 86_400, "1.0 a day")],
+)
+def test_a_slow_job_has_a_rate_too(rows: int, seconds: int, expected: str) -> None:
+    made = pages(*[report_row(n, **EDITED) for n in range(rows)], duration_seconds=seconds)
+    assert f"<small>{expected}</small>" in made[0]
+
+
+def test_one_row_is_one_row() -> None:
+    page = Parsed(pages(report_row(0, **EDITED | {"warnings": ("cut",), "fallback": True}))[0])
+    assert "1 row" in page.text
+    assert "1 rows" not in page.text
+
+
+def test_rows_of_a_sample_are_not_called_the_first_ones() -> None:
+    failed = [report_row(n, **FAILED) for n in range(300)]
+    all_shown = pages(*failed)[0]
+    assert "Show the first 200 rows" in all_shown
+    whole = summary(*failed)
+    sampled = next(gallery_pages(whole, failed[:122], None, lambda rows: [BOTH] * len(rows)))
+    assert b"Show 122 of the rows: those in this gallery" in sampled
+
+
+def test_a_text_that_is_cut_says_so() -> None:
+    selection = GallerySelection("j")
+    selection.add(report_row(0, **EDITED | {"instruction": "x" * 5_000}))
+    (row,) = selection.rows()
+    assert row.instruction.endswith(
+        "x … [cut here, after 4,000 of 5,000 characters: see manifest.csv]"
+    )

@@ -286,7 +286,7 @@ def test_an_empty_reference_is_reported_as_empty() -> None:
         b"\x89PNG\r\n\x1a\n",
         b"\xff\xd8\xff\xe0",
         b"GIF89a",
-        b"BM",
+        b"BM" + bytes(12) + b"\x28\0\0\0",
         b"II*\0",
         b"MM\0*",
         b"RIFF\0\0\0\0WEBP",
@@ -321,6 +321,7 @@ def test_images_are_detected_by_their_first_bytes(head: bytes) -> None:
         (b"\x1aE\xdf\xa3", "is a video"),
         (b"RIFF\0\0\0\0WAVE", "is not an image"),
         (b"hello", "is not an image"),
+        (b"BMW drives, and other text", "is not an image"),
         (b"\0" * 64, "is not an image"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from typing import Any
 
 import pytest
@@ -96,7 +97,34 @@ def test_plain_numbers_and_harmless_cells_are_untouched(cell: str) -> None:
     assert guard(cell) == cell
 
 
-@given(st.text(alphabet=st.sampled_from("=+-@'\t\r\n1a. \uff1d"), max_size=6))
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("red;=HYPERLINK(A1)", "red;'=HYPERLINK(A1)"),
+        ("red;;@x", "red;;'@x"),
+        ("red\t+1+1", "red\t'+1+1"),
+        ("two\n=lines", "two\n'=lines"),
+        ("red;'=x", "red;''=x"),
+        (";=x", ";'=x"),
+        ("=a;=b", "'=a;'=b"),
+        ("size -1;-2;+3,5;-4%", "size -1;-2;+3,5;-4%"),
+        ("a; = b", "a; = b"),
+    ],
+)
+def test_where_semicolons_or_tabs_separate_cells_no_formula_begins(
+    cell: str, expected: str
+) -> None:
+    assert guard(cell) == expected
+    assert unguard(expected) == cell
+
+
+@given(st.text(alphabet=st.sampled_from("=-@';\t\n1a"), max_size=8))
+def test_no_cell_begins_a_formula_whatever_separates_cells(cell: str) -> None:
+    for part in re.split(r"[;\t\n]", guard(cell)):
+        assert not part.startswith(("=", "@", "-")) or part.removeprefix("-").isdecimal()
+
+
+@given(st.text(alphabet=st.sampled_from("=+-@'\t\r\n1a.; \uff1d"), max_size=8))
 def test_the_guard_can_be_undone(cell: str) -> None:
     assert unguard(guard(cell)) == cell
 

@@ -6,7 +6,8 @@ import httpx2
 import pytest
 from google.genai import types
 
-from darkroom.calls import CallFailed, Outcome
+from darkroom.calls import CallFailed, CallPlan, Outcome, timeout_of_call
+from darkroom.endpoints import Endpoint
 from darkroom.formatting import clean_text
 from darkroom.providers.errors import (
     TRANSPORT_TABLE,
@@ -21,6 +22,7 @@ from darkroom.providers.errors import (
 )
 from darkroom.providers.gemini import FINISH_TABLE, GEMINI_TABLE
 from darkroom.providers.openai import OPENAI_TABLE
+from darkroom.providers.registry import Provider
 
 KEY = "sk-proj-abcdefgh12345678"
 
@@ -96,6 +98,7 @@ GEMINI_CASES = [
     (429, ["resource_exhausted"], "exceeded its monthly spending cap", Outcome.QUOTA_SPENT),
     (429, ["resource_exhausted"], "Your prepayment credits are depleted", Outcome.QUOTA_SPENT),
     (429, ["resource_exhausted"], "Quota exceeded, limit: 0, model: x", Outcome.QUOTA_SPENT),
+    (429, ["resource_exhausted", "tier:flex"], "Resource exhausted", Outcome.UNAVAILABLE),
     (499, ["cancelled"], "", Outcome.UNAVAILABLE),
     (500, ["internal"], "", Outcome.UNAVAILABLE),
     (503, ["unavailable"], "The model is overloaded", Outcome.UNAVAILABLE),
@@ -246,3 +249,53 @@ def test_an_error_is_not_chained_to_one_that_contains_the_key() -> None:
     assert cause_without_key(outer, KEY) is None
     harmless = ValueError("harmless")
     assert cause_without_key(harmless, KEY) is harmless
+
+
+def test_a_wait_is_finite_and_at_most_a_day() -> None:
+    def wait(seconds: float) -> float | None:
+        failed = CallFailed(Outcome.RATE_LIMITED, "429", retry_after_seconds=seconds)
+        return failed.retry_after_seconds
+
+    assert [wait(s) for s in (0, 7, 86_400, 3e8, float("inf"))] == [0, 7, 86_400, 86_400, 86_400]
+    assert wait(-1) is None
+    assert wait(float("nan")) is None
+    assert wait(retry_after({"retry-after": "9" * 400}, "") or -1) == 86_400
+
+
+@pytest.mark.parametrize(
+    ("text", "too_large"),
+    [
+        ("on input-images per min: Limit 5, Used 0, Requested 8. Please try again in 12s.", True),
+        ("on input-images per min: Limit 5, Used 5, Requested 1. Please try again in 12s.", False),
+        ("on images per min (IPM): Limit: 5, Used: 3, Requested: 5", False),
+        ("Limit " + "9" * 400 + ", Requested 8", False),
+        ("no figures", False),
+    ],
+)
+def test_a_request_above_the_limit_can_never_pass_at_that_endpoint(
+    text: str, too_large: bool
+) -> None:
+    failed = classified(OPENAI_TABLE, 429, "rate_limit_exceeded", text=text)
+    assert failed.too_large_for_limit is too_large
+    assert failed.outcome is (Outcome.BAD_REQUEST if too_large else Outcome.RATE_LIMITED)
+
+
+@pytest.mark.parametrize(
+    ("settings", "seconds"),
+    [
+        ({"resolution": "1K"}, 60),
+        ({"resolution": "2K"}, 90),
+        ({"resolution": "4K"}, 180),
+        ({"size": "1024x1536"}, 60),
+        ({"size": "3840x2160"}, 90),
+        ({"size": "auto"}, 60),
+    ],
+)
+def test_a_larger_image_has_more_time(settings: dict[str, str], seconds: float) -> None:
+    fields = {"name": "e", "provider": "gemini", "api_keys": ["k"]}
+    plan = CallPlan(Provider.GEMINI, "m", "p", **settings)  # type: ignore[arg-type]
+    assert timeout_of_call(plan, Endpoint.model_validate(fields)) == seconds
+    flex = Endpoint.model_validate({**fields, "service_tier": "flex"})
+    assert timeout_of_call(plan, flex) == 780
+    slow = Endpoint.model_validate({**fields, "timeout_seconds": 840})
+    assert timeout_of_call(plan, slow) == 840

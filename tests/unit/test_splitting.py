@@ -1,6 +1,9 @@
 """The splitter: every row with work is queued, despite repeated or late events and crashes."""
 
+import gzip
+import itertools
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,13 +16,13 @@ from darkroom.rows import RowRecord, RowResult, RowState
 from darkroom.splitter import (
     LEASE_SECONDS,
     MAX_CONTINUATIONS,
+    STOP_BEFORE_SECONDS,
     CsvUploaded,
     ResumeDecision,
     resume_decision,
 )
 from tests.fakes.csv_files import HEADER
 from tests.fakes.ledger import running
-from tests.fakes.services import FakeClock
 from tests.fakes.splitting import JOB, Crash, FaultInjector, SplitterHarness, failing
 
 
@@ -159,7 +162,7 @@ def test_a_long_file_is_continued_in_new_invocations(
         lines = text.splitlines()
         text = "\n".join([lines[0] + ",index", *(f"{r},k{i}" for i, r in enumerate(lines[1:]))])
     invocations = harness.split_with_continuations(harness.upload(text), batches)
-    assert invocations == -(-13 // batches) + (13 % batches == 0)
+    assert invocations == -(-13 // batches)
     assert rows_sent(harness) == list(range(1_250))
     assert harness.run.totals == Totals(rows=1_250, queued=1_250)
     assert harness.run.state is RunState.RUNNING
@@ -185,21 +188,64 @@ def test_a_leased_split_is_waited_for_only_if_time_allows(harness: SplitterHarne
     assert rows_sent(harness) == [0, 1]
 
 
-def test_a_long_check_renews_its_lease_and_fails_before_the_timeout(
+def test_a_file_of_blank_lines_is_read_only_as_long_as_the_time_allows(
     harness: SplitterHarness,
 ) -> None:
-    upload = harness.upload(csv_of(30_000))
-
-    class SlowClock(FakeClock):
-        def now(self) -> float:
-            self.time += 1  # every reading of the clock takes a second
-            return self.time
-
-    harness.clock = harness.ledger.clock = SlowClock(harness.clock.time)
-    start = harness.clock.time
-    harness.split(upload, lambda: 60 - (harness.clock.time - start))
+    remaining = itertools.chain([900.0] * 5, itertools.repeat(STOP_BEFORE_SECONDS - 1)).__next__
+    harness.split(harness.upload(gzip.compress(csv_of(2).encode() + b"\n" * 50_000)), remaining)
     assert "too large to be read in time" in str(harness.run.reason)
     assert harness.queue.sent == []
+
+
+def test_a_part_of_the_file_that_takes_too_long_ends_the_job(harness: SplitterHarness) -> None:
+    upload = harness.upload(csv_of(250) + "\n" * 50_000)
+    slow: Callable[[], float] = lambda: 900.0 if len(harness.queue.sent) < 250 else 0.0  # noqa: E731
+    harness.split(upload, slow)
+    assert [harness.run.checkpoint.row, len(harness.invoked)] == [250, 1]
+    harness.split(upload, lambda: 0.0)
+    assert harness.run.reason == "The file is too large: row 250 is not reached in time. Split it."
+
+
+def test_a_broken_upload_leaves_the_run_under_way(harness: SplitterHarness) -> None:
+    harness.split(harness.upload(csv_of(3)))
+    good = harness.run.run
+    harness.split(harness.upload(csv_of(3) + 'x,"y'))
+    harness.split(harness.upload(csv_of(3), budget="5"))
+    assert harness.run.run == good
+    assert [upload.reason[:32] for upload in harness.run.rejected_uploads] == [
+        "The file ends in the middle of a",
+        "There is no option 'budget'. Did",
+    ]
+    assert (harness.reports, harness.progress) == ([], [JOB, JOB])
+    harness.edit()
+    assert harness.is_settled()
+
+
+def test_a_broken_upload_ends_a_job_that_has_no_run_under_way(harness: SplitterHarness) -> None:
+    harness.split(harness.upload(csv_of(1)))
+    harness.edit()
+    assert harness.ledger.begin_report(harness.run, 60)
+    assert harness.ledger.finish_report(harness.run, 1.0)
+    harness.split(harness.upload(""))
+    assert harness.run.state is RunState.FAILED
+    assert (harness.reports, harness.progress) == ([JOB], [])
+
+
+def test_a_success_whose_images_were_deleted_since_is_edited_again(
+    harness: SplitterHarness,
+) -> None:
+    harness.retention_seconds = 86_400
+    harness.edit_csv(csv_of(2))
+    harness.clock.time += 86_399
+    harness.split(harness.upload(csv_of(2)))
+    assert harness.run.totals == Totals(rows=2, resumed=2)
+    harness.clock.time += 1
+    harness.split(harness.upload(csv_of(2)))
+    assert harness.run.totals == Totals(rows=2, queued=2)
+    assert all(message.redo for message in harness.queue.sent)
+    harness.edit()
+    assert harness.ledger.counters(JOB, harness.run.run).succeeded == 2
+    assert harness.is_settled()
 
 
 def test_a_corrected_csv_queues_the_changed_and_new_rows(harness: SplitterHarness) -> None:
@@ -251,7 +297,7 @@ def test_a_job_stopped_during_its_split_stays_stopped(harness: SplitterHarness) 
     stopped = list[object]()
 
     def remaining() -> float:
-        if not stopped:
+        if not stopped and harness.ledger.current(JOB):
             stopped.append(harness.ledger.stop(JOB))
         return 900.0
 
@@ -295,8 +341,11 @@ def test_what_an_upload_does_with_a_row_of_an_earlier_one(
 
 
 @pytest.mark.parametrize("reason", list(Reason))
-def test_only_rows_failed_for_budget_or_stop_are_retried_by_any_upload(reason: Reason) -> None:
-    expected = QUEUED if reason in (Reason.BUDGET, Reason.STOPPED) else KEPT_FAILED
+def test_only_rows_that_failed_for_a_cause_outside_are_retried_by_any_upload(
+    reason: Reason,
+) -> None:
+    outside = (Reason.BUDGET, Reason.STOPPED, Reason.SUPERSEDED)
+    expected = QUEUED if reason in outside else KEPT_FAILED
     assert resume_decision(record(FAILED, reason), "fingerprint", RUN) is expected
 
 
@@ -310,14 +359,13 @@ def test_a_row_settled_for_an_earlier_upload_during_the_split_is_queued(state: R
 
 @pytest.mark.parametrize("state", list(RowState))
 @pytest.mark.parametrize("options", [{}, NO_RESUME, RETRY_FAILED])
-def test_a_row_settled_in_this_run_or_redriven_is_not_queued_again(
+def test_a_row_settled_in_this_run_is_not_queued_again(
     state: RowState, options: dict[str, bool]
 ) -> None:
     run = running(options=JobOptions.model_validate(options))
     known = record(state, run=run.run)
     expected = QUEUED_BEFORE if state.terminal else QUEUED
     assert resume_decision(known, "fingerprint", run) is expected
-    assert resume_decision(replace(known, redriven=True), "fingerprint", run) is KEPT_FAILED
 
 
 def calls_of_a_whole_split(text: str) -> int:

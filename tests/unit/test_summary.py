@@ -52,7 +52,7 @@ def test_the_fallback_rate_is_of_this_uploads_rows_and_rows_of_unknown_price_are
         report_row(2, earlier=True, fallback=True),
         report_row(3, RowState.FAILED, fallback=True),
     )
-    assert summary.fallback.model_dump() == {"rows": 1, "rate": 0.5}
+    assert summary.fallback.model_dump() == {"rows": 1, "rate": 0.5, "note": None}
     assert (summary.cost.total_usd, summary.cost.unpriced_rows) == (0.01, 1)
 
 

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, cached_property, partial
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from darkroom.ports import SystemClock
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from darkroom.dispatch.dispatcher import TieredDispatcher
     from darkroom.editor.batch import Completion, EditorBatch, Timings
     from darkroom.editor.row_editor import RowEditor
+    from darkroom.editor.waiting import CurrentRuns, JobWaits
     from darkroom.ports import ImageEditor, Telemetry
     from darkroom.report.reporter import Reporter
     from darkroom.splitter import CsvUploaded, Splitter
@@ -101,6 +103,8 @@ class Wiring:
             telemetry=self._telemetry,
             continue_later=self._continue_later,
             request_report=self._request_report,
+            show_progress=self._report_progress,
+            retention_seconds=self._settings.results_retention_days * 86_400.0 or inf,
             check_complete=self._completion.check,
         )
 
@@ -110,8 +114,10 @@ class Wiring:
 
         return EditorBatch(
             editor=self._row_editor,
+            dispatcher=self._dispatcher,
             rows=self.ledger,
-            runs=self.ledger,
+            runs=self._current_runs,
+            waits=self._job_waits,
             queue=self._queue,
             completion=self._completion,
             clock=self._clock,
@@ -154,15 +160,20 @@ class Wiring:
         from darkroom.editor.image_storage import ImageStorage
         from darkroom.editor.row_editor import RowEditor
         from darkroom.fetcher import SafeImageFetcher
+        from darkroom.images.memory import MemoryBudget
 
+        memory_mb = self._settings.aws_lambda_function_memory_size
         return RowEditor(
             rows=self.ledger,
+            runs=self._current_runs,
+            waits=self._job_waits,
             images=ImageStorage(self._results, self._clock, self._telemetry),
             queue=self._queue,
             fetcher=SafeImageFetcher.from_settings(self._client("s3"), self._settings),
             dispatcher=self._dispatcher,
             clock=self._clock,
             telemetry=self._telemetry,
+            memory=MemoryBudget.of_function(memory_mb),
             on_unknown_outcome=self._settings.on_unknown_outcome,
             timings=self._timings,
         )
@@ -182,6 +193,24 @@ class Wiring:
         states = DynamoDBEndpointStates(self._client("dynamodb"), self._settings.endpoints_table)
         rng = random.Random()  # noqa: S311  # for jitter
         return TieredDispatcher(secret, states, _image_editor, self._clock, rng, self._telemetry)
+
+    @cached_property
+    def _current_runs(self) -> "CurrentRuns":
+        from darkroom.editor.waiting import CurrentRuns
+
+        return CurrentRuns(self.ledger, self._clock)
+
+    @cached_property
+    def _job_waits(self) -> "JobWaits":
+        from darkroom.editor.waiting import JobWaits
+
+        return JobWaits(
+            self._current_runs,
+            self.ledger,
+            self._report_progress,
+            self._clock,
+            self._telemetry,
+        )
 
     @cached_property
     def _timings(self) -> "Timings":
@@ -218,6 +247,10 @@ class Wiring:
 
     def _request_report(self, job: str) -> None:
         self._start_function(self._settings.reporter_function, {"job": job})
+
+    def _report_progress(self, job: str) -> None:
+        event = {"job": job, "progress": True}
+        self._start_function(self._settings.reporter_function, event)
 
     def _continue_report(self, job: str, owner: str) -> None:
         self._start_function(self._settings.reporter_function, {"job": job, "owner": owner})

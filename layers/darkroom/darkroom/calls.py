@@ -5,6 +5,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from math import isnan
 
+from darkroom.endpoints import MAX_TIMEOUT_SECONDS, Endpoint
 from darkroom.errors import DarkroomError, Reason
 from darkroom.providers.registry import Provider
 
@@ -70,9 +71,28 @@ class CallPlan:
     quality: str | None = None
     output_format: str | None = None  # OpenAI: png, jpeg, webp
     n: int = 1
-    settings: Mapping[str, str] = field(default_factory=dict)  # see Model.settings
+    settings: Mapping[str, str | int] = field(default_factory=dict)  # see Model.settings
+    model_of_row: bool = False  # the row or its job named the model, not the endpoint
     warnings: tuple[str, ...] = ()
     worst_cost_micro_usd: int | None = None  # None: unknown price
+
+
+# Larger images take longer: 4K from Gemini as much as two minutes, which are billed also if nobody
+# waits for them. The time-out of an endpoint is that of an ordinary image, about a megapixel.
+_TIME_FACTORS = {"2K": 1.5, "4K": 3.0}
+_PIXELS_OF_4K = 6_000_000
+# Flex answers take 1 to 15 minutes: https://ai.google.dev/gemini-api/docs/flex-inference.
+_FLEX_SECONDS = 780.0
+
+
+def timeout_of_call(plan: CallPlan, endpoint: Endpoint) -> float:
+    """The time-out in seconds of a call: the endpoint's, longer for what takes longer."""
+    factor = _TIME_FACTORS.get(plan.resolution or "", 1.0)
+    width, _, height = (plan.size or "").partition("x")
+    if width.isdecimal() and height.isdecimal() and int(width) * int(height) >= _PIXELS_OF_4K:
+        factor = _TIME_FACTORS["2K"]  # of endpoints whose ordinary time-out is minutes
+    longer = max(endpoint.timeout_seconds * factor, _FLEX_SECONDS if endpoint.service_tier else 0.0)
+    return max(endpoint.timeout_seconds, min(longer, MAX_TIMEOUT_SECONDS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,17 @@ class Reason(StrEnum):
             "secret or raise its limits, then redrive."
         ),
     )
+    SUPERSEDED = (
+        "superseded",
+        (
+            "A later upload of the CSV took the place of this row's, without the row. Upload the "
+            "CSV again with retry-failed=true to edit it."
+        ),
+    )
+    NOT_STORED = (
+        "not_stored",
+        "The results bucket could not be written. Correct its policy or its key, then redrive.",
+    )
     UNPARSEABLE = "unparseable", "The message was not one of Darkroom's. Upload the CSV again."
 
 
@@ -146,16 +157,33 @@ class UploadLost(ServiceUnavailable):
 
 
 class RowRejected(DarkroomError):
-    """No retry can help this row: it ends as `failed` with `reason` and the sentence as detail."""
+    """No retry can help this row: it ends as `failed` with `reason` and the sentence as detail.
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    `provider`, `endpoint` and `model` are those of the call that failed, if there was one.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        detail: str,
+        *,
+        provider: str | None = None,
+        endpoint: str | None = None,
+        model: str | None = None,
+    ) -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
+        self.provider = provider
+        self.endpoint = endpoint
+        self.model = model
 
 
 class RetryRow(DarkroomError):
-    """This attempt failed, another may succeed: costs an attempt; `dead` when they are spent."""
+    """This attempt failed, another may succeed: costs an attempt; `dead` when they are spent.
+
+    `provider`, `endpoint` and `model` are those of the call that failed, if there was one.
+    """
 
     def __init__(
         self,
@@ -165,6 +193,7 @@ class RetryRow(DarkroomError):
         delay_seconds: float = 0.0,
         provider: str | None = None,
         endpoint: str | None = None,
+        model: str | None = None,
     ) -> None:
         super().__init__(detail)
         self.reason = reason
@@ -172,6 +201,7 @@ class RetryRow(DarkroomError):
         self.delay_seconds = delay_seconds
         self.provider = provider
         self.endpoint = endpoint
+        self.model = model
 
 
 class DeferRow(DarkroomError):

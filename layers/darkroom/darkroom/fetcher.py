@@ -6,7 +6,6 @@ lookup that changes between check and use has no effect. TLS still verifies the 
 the host name. Kept connections lead to checked addresses too, so they may be used again.
 """
 
-import socket
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -28,7 +27,7 @@ from darkroom.images.references import (
     is_public,
     rejected,
 )
-from darkroom.providers.http import DeadlineBackend, deadline, time_left
+from darkroom.providers.http import DeadlineBackend, HostUnknown, deadline, resolve, time_left
 from darkroom.settings import Settings
 
 if TYPE_CHECKING:
@@ -66,10 +65,6 @@ class NoPublicAddress(DarkroomError):
     """The host has no public address."""
 
 
-class HostUnknown(DarkroomError):
-    """The host name does not exist."""
-
-
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
     """`total_seconds` bounds one image, redirects and slow servers included."""
@@ -80,28 +75,11 @@ class FetchLimits:
     max_bytes: int = MAX_BYTES
 
 
-def resolve(host: str, port: int) -> Sequence[str]:
-    """All addresses of a host, from the system's resolver.
-
-    Raises HostUnknown, or httpcore2.ConnectError when the resolver fails for the moment.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except socket.gaierror as error:
-        if error.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)):
-            raise HostUnknown(host) from error
-        raise httpcore2.ConnectError(f"name resolution failed: {error.strerror}") from error
-    except UnicodeError as error:
-        raise HostUnknown(host) from error
-    return list(dict.fromkeys(str(address[4][0]) for address in found))
-
-
-class SafeImageFetcher:
-    """The port ImageFetcher. Thread-safe; built once per process."""
+class WebImageFetcher:
+    """Loads images from the public web and from trusted hosts. Thread-safe."""
 
     def __init__(
         self,
-        s3: "S3Client",
         rules: ImageRules,
         limits: FetchLimits | None = None,
         *,
@@ -109,7 +87,6 @@ class SafeImageFetcher:
         network: httpcore2.NetworkBackend | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        self._s3 = s3
         self._rules = rules
         self._limits = limits or FetchLimits()
         self._resolver = resolver
@@ -122,31 +99,29 @@ class SafeImageFetcher:
             network_backend=DeadlineBackend(self._permitted_addresses, network),
         )
 
-    @classmethod
-    def from_settings(cls, s3: "S3Client", settings: Settings) -> "SafeImageFetcher":
-        """Raises ConfigurationError that names the parameter."""
-        rules = ImageRules(
-            buckets=settings.image_buckets,
-            allowed=HostList.parse(settings.allowed_image_hosts, "AllowedImageHosts"),
-            trusted=HostList.parse(settings.trusted_image_hosts, "TrustedImageHosts"),
-            confined_buckets=settings.confined_buckets,
-        )
-        return cls(s3, rules)
-
     def close(self) -> None:
         """Closes kept connections."""
         self._pool.close()
 
-    def fetch(self, reference: str, base: str) -> bytes:
-        image = self._rules.resolve(reference, base)
+    def fetch(self, url: str) -> bytes:
+        """The bytes at an https:// URL. Raises RowRejected or RetryRow, as ports.ImageFetcher."""
+        image = self._rules.check_url(url)
         with deadline(self._limits.total_seconds):
-            if isinstance(image, StoredImage):
-                data = self._from_s3(image, reference)
-            else:
-                data = self._from_web(image, reference)
-        if not is_image(data):
-            raise rejected(reference, describe_unsupported(data))
-        return data
+            return self.fetch_image(image, url)
+
+    def fetch_image(self, image: WebImage, reference: str) -> bytes:
+        """The same for a checked URL, within the current deadline."""
+        for _ in range(MAX_REDIRECTS + 1):
+            try:
+                found = self._get(image, reference)
+            except (RowRejected, RetryRow):
+                raise
+            except Exception as error:
+                raise _web_failure(reference, image.host, error) from error
+            if isinstance(found, bytes):
+                return found
+            image = found
+        raise rejected(reference, f"is redirected more than {MAX_REDIRECTS} times")
 
     def _permitted_addresses(self, host: str, port: int) -> Sequence[str]:
         """The public addresses of a host, or all of a trusted one. Raises NoPublicAddress."""
@@ -156,24 +131,6 @@ class SafeImageFetcher:
         if not found:
             raise NoPublicAddress(host)
         return found[:_MAX_ADDRESSES]
-
-    def _from_web(self, image: WebImage, reference: str) -> bytes:
-        for _ in range(MAX_REDIRECTS + 1):
-            try:
-                found = self._get(image, reference)
-            except (
-                NoPublicAddress,
-                HostUnknown,
-                httpcore2.TimeoutException,
-                httpcore2.UnsupportedProtocol,
-                httpcore2.NetworkError,
-                httpcore2.ProtocolError,
-            ) as error:
-                raise _web_failure(reference, image.host, error) from error
-            if isinstance(found, bytes):
-                return found
-            image = found
-        raise rejected(reference, f"is redirected more than {MAX_REDIRECTS} times")
 
     def _get(self, image: WebImage, reference: str) -> bytes | WebImage:
         """The body, or the target of a redirect."""
@@ -196,7 +153,7 @@ class SafeImageFetcher:
                 return self._redirected(image, location, reference)
             _check_status(response.status, headers, reference)
             length = headers.get("content-length", b"").decode("latin-1")
-            return self._collect(length, response.iter_stream(), reference)
+            return _collect(length, response.iter_stream(), reference, self._limits.max_bytes)
 
     def _redirected(self, image: WebImage, location: str, reference: str) -> WebImage:
         if not location:
@@ -208,12 +165,60 @@ class SafeImageFetcher:
         except RowRejected as error:
             raise rejected(reference, f"is redirected: {error.detail}") from error
 
+
+class SafeImageFetcher:
+    """The port ImageFetcher. Thread-safe; built once per process."""
+
+    def __init__(
+        self,
+        s3: "S3Client",
+        rules: ImageRules,
+        limits: FetchLimits | None = None,
+        *,
+        resolver: Resolver = resolve,
+        network: httpcore2.NetworkBackend | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        self._s3 = s3
+        self._rules = rules
+        self._limits = limits or FetchLimits()
+        self._web = WebImageFetcher(
+            rules, self._limits, resolver=resolver, network=network, ssl_context=ssl_context
+        )
+
+    @classmethod
+    def from_settings(cls, s3: "S3Client", settings: Settings) -> "SafeImageFetcher":
+        """Raises ConfigurationError that names the parameter."""
+        rules = ImageRules(
+            buckets=settings.image_buckets,
+            allowed=HostList.parse(settings.allowed_image_hosts, "AllowedImageHosts"),
+            trusted=HostList.parse(settings.trusted_image_hosts, "TrustedImageHosts"),
+            confined_buckets=settings.confined_buckets,
+        )
+        return cls(s3, rules)
+
+    def close(self) -> None:
+        """Closes kept connections."""
+        self._web.close()
+
+    def fetch(self, reference: str, base: str) -> bytes:
+        image = self._rules.resolve(reference, base)
+        with deadline(self._limits.total_seconds):
+            if isinstance(image, StoredImage):
+                data = self._from_s3(image, reference)
+            else:
+                data = self._web.fetch_image(image, reference)
+        if not is_image(data):
+            raise rejected(reference, describe_unsupported(data))
+        return data
+
     def _from_s3(self, image: StoredImage, reference: str) -> bytes:
         try:
             response = self._s3.get_object(Bucket=image.bucket, Key=image.key)
             with closing(response["Body"]) as body:
                 length = str(response["ContentLength"])
-                return self._collect(length, body.iter_chunks(1 << 20), reference)
+                chunks = body.iter_chunks(1 << 20)
+                return _collect(length, chunks, reference, self._limits.max_bytes)
         except ClientError as error:
             raise _s3_failure(reference, image, error) from error
         except (BotoCoreError, httpcore2.TimeoutException) as error:
@@ -221,19 +226,19 @@ class SafeImageFetcher:
                 reference, f"could not be read from S3 ({type(error).__name__})"
             ) from error
 
-    def _collect(self, announced: str, chunks: Iterable[bytes], reference: str) -> bytes:
-        """The body. `announced`: its Content-Length, or ""."""
-        limit = self._limits.max_bytes
-        too_large = rejected(reference, f"is larger than {limit // 1024**2} MB: make it smaller")
-        if announced.isdecimal() and int(announced[:18]) > limit:
+
+def _collect(announced: str, chunks: Iterable[bytes], reference: str, limit: int) -> bytes:
+    """The body. `announced`: its Content-Length, or ""."""
+    too_large = rejected(reference, f"is larger than {limit // 1024**2} MB: make it smaller")
+    if announced.isdecimal() and int(announced[:18]) > limit:
+        raise too_large
+    data = bytearray()
+    for chunk in chunks:
+        data += chunk
+        if len(data) > limit:
             raise too_large
-        data = bytearray()
-        for chunk in chunks:
-            data += chunk
-            if len(data) > limit:
-                raise too_large
-            time_left()  # raises at the deadline
-        return bytes(data)
+        time_left()  # raises at the deadline
+    return bytes(data)
 
 
 def _unavailable(reference: str, problem: str, delay_seconds: float = 0.0) -> RetryRow:

@@ -21,6 +21,7 @@ class JobOptions(EditSettings):
     filter_rows: str | None = None
     resume: bool = True
     retry_failed: bool = False
+    instruction: str | None = None  # for rows without one; may contain {column}
     instruction_column: str | None = None
     output_name_column: str | None = None
     budget_usd: float | None = Field(default=None, ge=0)
@@ -87,6 +88,7 @@ class RejectedUpload:
     version_id: str | None
     reason: str  # a sentence for users
     rejected_at: float  # Unix seconds
+    run: str = ""  # the id it would have had
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class Run:
     options: JobOptions
     started_at: float
     sequencer: str = ""  # hex string that orders S3's events for one key
+    etag: str = ""  # of the uploaded object
     split_done: bool = False
     totals: Totals = Totals()
     checkpoint: Checkpoint = Checkpoint()
@@ -121,7 +124,6 @@ class Counters(StatusCounts):
     cost_micro_usd: int = 0
     possible_duplicate_charges: int = 0
     unpriced: int = 0  # rows whose cost is not known
-    redriven: int = 0  # rows of an earlier upload, redriven into this run: settled beyond `queued`
     transitions: int = 0  # changes ever made to these sums; a report is made for one value
 
     def __neg__(self) -> "Counters":
@@ -145,6 +147,11 @@ class ResultPaths:
     @property
     def summary(self) -> str:
         return f"{self.job}/job.json"
+
+    @property
+    def write_check(self) -> str:
+        """An empty object, written to prove that results can be stored."""
+        return f"{self.job}/.write-check"
 
     @property
     def failed_rows(self) -> str:

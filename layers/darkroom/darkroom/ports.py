@@ -105,6 +105,7 @@ class DispatchResult:
     slot_wait_ms: int
     calls: int  # all calls made for this attempt
     warnings: tuple[str, ...] = ()
+    fallback_cause: str = ""  # which endpoint of an earlier tier rejected its keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,9 @@ class Telemetry(Protocol):
     def exception(self, event: str, **fields: object) -> None:
         """Like error, with the traceback of the exception being handled."""
 
+    def flush(self) -> None:
+        """Print the pending metrics."""
+
 
 class CsvStore(Protocol):
     """The input bucket, read at one version of an object."""
@@ -195,6 +199,13 @@ class RunLedger(Protocol):
 
         Returns the run to split, from its checkpoint, or None when there is nothing to do: the
         event came twice, or a newer upload (by sequencer) is current.
+        """
+
+    def reject(self, run: Run, reason: str) -> Run | None:
+        """An upload cannot be used, and `reason` says why in a sentence. The job's run, changed.
+
+        A run under way goes on and records the rejection. Otherwise `run` becomes the current one,
+        as FAILED. None when there is nothing to do: a newer upload is current, or it was done.
         """
 
     def checkpoint(self, run: Run, checkpoint: Checkpoint, lease_seconds: float) -> bool:

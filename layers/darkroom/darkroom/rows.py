@@ -10,9 +10,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from darkroom.errors import Reason
 
-AspectRatio = Literal["1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9"]
-Resolution = Literal["1K", "2K", "4K"]
+# fmt: off
+AspectRatio = Literal[
+    "1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9",
+    "1:4", "4:1", "1:8", "8:1",
+]
+# fmt: on
+Resolution = Literal["512", "1K", "2K", "4K"]
+Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 Background = Literal["transparent", "opaque", "auto"]
+InputFidelity = Literal["low", "high"]
+Moderation = Literal["auto", "low"]
+ThinkingLevel = Literal["minimal", "low", "medium", "high"]
 
 
 class EditSettings(BaseModel):
@@ -23,8 +32,14 @@ class EditSettings(BaseModel):
     model: str | None = None
     aspect_ratio: AspectRatio | None = None
     resolution: Resolution | None = None
-    quality: str | None = None
-    background: Background | None = None  # OpenAI's newer models
+    quality: Quality | None = None
+    # Settings that the models of one provider have; which ones is in models/catalog.py.
+    background: Background | None = None
+    input_fidelity: InputFidelity | None = None
+    moderation: Moderation | None = None
+    output_compression: int | None = Field(default=None, ge=0, le=100)
+    thinking_level: ThinkingLevel | None = None
+    seed: int | None = Field(default=None, ge=0, lt=2**31)
 
 
 class RowRequest(EditSettings):
@@ -121,6 +136,7 @@ class CallResult:
     endpoint: str | None = None
     model: str | None = None
     fallback: bool = False  # another tier than the first one configured
+    fallback_cause: str = ""  # which endpoint of an earlier tier rejected its keys, if that is why
     latency_ms: int = 0
     cost_micro_usd: int | None = 0  # of all the row's calls; None: not known
     warnings: tuple[str, ...] = ()
@@ -158,7 +174,6 @@ class RowRecord:
     sent_run: str | None = None  # SENT: the run of the call
     reserved: int = 0  # SENT: reserved in the job's budget for the call
     spent: int = 0  # known cost of earlier calls that gave no image
-    redriven: bool = False  # from an earlier upload: this run's splitter did not queue it
     version: int = 0  # incremented by every write except a renewal of the lease
 
 
@@ -203,6 +218,7 @@ class NotClaimed(StrEnum):
 
     SETTLED = "settled"  # done already: delete it
     SUPERSEDED = "superseded"  # a later upload replaced this run: delete it
+    OUTDATED_LETTER = "outdated_letter"  # the same, of a dead letter: dead-letter it again
     HELD = "held"  # another worker holds the lease: return it to the queue
 
 

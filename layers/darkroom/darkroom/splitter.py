@@ -1,9 +1,11 @@
 """The splitter: turns an uploaded CSV into messages, one per row with work to do.
 
-Two passes. The first reads the file to its end and queues nothing, so that a file that is cut off
-or not a CSV costs nothing. The second sends rows in batches, saves a checkpoint, and continues in a
-new invocation before its time runs out. An event or a batch that is repeated after a crash changes
-nothing, because the ledger records the runs and the rows.
+Two passes. The first checks the options and reads the file to its end, before the upload takes the
+place of an earlier one: a file that is cut off or not a CSV costs nothing, and a run under way goes
+on. The second sends rows in batches, saves a checkpoint, and continues in a new invocation before
+its time runs out. An event or a batch that is repeated after a crash changes nothing, because the
+ledger records the runs and the rows. So a second pass over a run that is split already queues its
+unsettled rows again, and changes nothing else.
 """
 
 import hashlib
@@ -13,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import partial
 from itertools import batched
+from math import inf
 
 from darkroom.csv_input.fields import parse_options
 from darkroom.csv_input.reader import JobRow, read_job_rows
@@ -28,27 +31,34 @@ RENEW_SECONDS = 15.0
 CHECKPOINT_BATCHES = 10
 STOP_BEFORE_SECONDS = 45.0  # enough for a batch with all its retries, and the checkpoint
 MAX_CONTINUATIONS = 100
-_CLOCK_CHECK_ROWS = 1_000
 _MAX_JOB_BYTES = 480  # keys of results are longer, and S3 accepts 1,024
 # The cause of these failures is outside the row, and a new upload is meant to remove it.
-_ALWAYS_RETRIED = (Reason.BUDGET, Reason.STOPPED)
+_ALWAYS_RETRIED = (Reason.BUDGET, Reason.STOPPED, Reason.SUPERSEDED)
 
 
 class ResumeDecision(StrEnum):
-    """What an upload does with a row. Each value is a field of Totals, except QUEUED_BEFORE."""
+    """What an upload does with a row. Each value is a field of Totals, or counts as queued."""
 
     QUEUED = "queued"
-    QUEUED_BEFORE = "queued_before"  # by this run, and settled since; counts as queued
+    QUEUED_BEFORE = "queued_before"  # by this run, and settled since
+    EXPIRED = "expired"  # succeeded before, but its images have been deleted: edited again
     RESUMED = "resumed"
     KEPT_FAILED = "kept_failed"
 
 
-def resume_decision(record: RowRecord | None, fingerprint: str, run: Run) -> ResumeDecision:
-    """Compare a row, whose request has `fingerprint`, with the ledger's `record` of it, if any."""
+_COUNTED_AS_QUEUED = (ResumeDecision.QUEUED_BEFORE, ResumeDecision.EXPIRED)
+
+
+def resume_decision(
+    record: RowRecord | None, fingerprint: str, run: Run, retention_seconds: float = inf
+) -> ResumeDecision:
+    """Compare a row, whose request has `fingerprint`, with the ledger's `record` of it, if any.
+
+    Results are deleted after `retention_seconds`. The decision depends on when the run started, not
+    on when it is made: a splitter that continues after a crash decides the same.
+    """
     if record is None:
         return ResumeDecision.QUEUED
-    if record.run == run.run and record.redriven:
-        return ResumeDecision.KEPT_FAILED  # its own message is queued, and counted apart
     if record.run == run.run:  # queued before the splitter was interrupted
         return ResumeDecision.QUEUED_BEFORE if record.state.terminal else ResumeDecision.QUEUED
     # Settled for an earlier upload while this one is split: a splitter that crashed may have queued
@@ -57,7 +67,8 @@ def resume_decision(record: RowRecord | None, fingerprint: str, run: Run) -> Res
     if settled_since or not run.options.resume or record.fingerprint != fingerprint:
         return ResumeDecision.QUEUED
     if record.state is RowState.SUCCEEDED:
-        return ResumeDecision.RESUMED
+        expired = record.updated_at + retention_seconds <= run.started_at
+        return ResumeDecision.EXPIRED if expired else ResumeDecision.RESUMED
     always_retried = record.result is not None and record.result.reason in _ALWAYS_RETRIED
     retried = always_retried or run.options.retry_failed or not record.state.terminal
     return ResumeDecision.QUEUED if retried else ResumeDecision.KEPT_FAILED
@@ -93,7 +104,8 @@ class _Interrupted(Exception):
 @dataclass(frozen=True, slots=True)
 class Splitter:
     """`continue_later` invokes the splitter again with the event, `request_report` the reporter
-    with the job; `check_complete` requests the report if all rows of the job are settled.
+    with the job, `show_progress` the reporter for job.json only; `check_complete` requests the
+    report if all rows of the job are settled. Results are deleted after `retention_seconds`.
     """
 
     runs: RunLedger
@@ -104,7 +116,9 @@ class Splitter:
     telemetry: Telemetry
     continue_later: Callable[[CsvUploaded], None]
     request_report: Callable[[str], None]
+    show_progress: Callable[[str], None]
     check_complete: Callable[[str], object]
+    retention_seconds: float = inf
 
     def split(self, event: CsvUploaded, remaining_seconds: Callable[[], float]) -> None:
         """Raises ServiceUnavailable when AWS fails; a repeated call continues where it stopped."""
@@ -112,16 +126,19 @@ class Splitter:
             # A file named just ".csv": there is no job name to store results or a reason under.
             self.telemetry.warning("csv_without_name", key=event.key)
             return
-        options, problem = self._read_options(event)
-        run = self._start(event, options, remaining_seconds)
-        if run is None:
+        run = self._new_run(event)
+        try:
+            run = self._checked(run, remaining_seconds)
+        except JobRejected as rejected:
+            self._reject(run, str(rejected))
+            return
+        started = self._start(run, remaining_seconds)
+        if started is None:
             return
         try:
-            if problem is not None:
-                raise problem
-            _Invocation(self, run, event, remaining_seconds).split()
+            _Invocation(self, started, event, remaining_seconds).split()
         except JobRejected as rejected:
-            self.runs.fail(run, str(rejected))
+            self.runs.fail(started, str(rejected))
             self.telemetry.warning("job_rejected", job=run.job, reason=str(rejected))
             self.request_report(run.job)
         except _Interrupted as interrupted:
@@ -129,29 +146,49 @@ class Splitter:
         else:
             self.check_complete(run.job)
 
-    def _read_options(self, event: CsvUploaded) -> tuple[JobOptions, JobRejected | None]:
-        """A file with bad options still becomes a run, which fails with the problem as reason."""
-        if len(job_id(event.key).encode()) > _MAX_JOB_BYTES:
-            return JobOptions(), JobRejected(
-                f"The CSV's key is longer than {_MAX_JOB_BYTES} bytes: shorten it."
-            )
-        try:
-            return parse_options(self.store.metadata(event.source)), None
-        except JobRejected as rejected:
-            return JobOptions(), rejected
-
-    def _start(
-        self, event: CsvUploaded, options: JobOptions, remaining_seconds: Callable[[], float]
-    ) -> Run | None:
-        run = Run(
+    def _new_run(self, event: CsvUploaded) -> Run:
+        return Run(
             job=job_id(event.key),
             run=event.run,
             state=RunState.SPLITTING,
             source=event.source,
-            options=options,
+            options=JobOptions(),
             started_at=self.clock.now(),
             sequencer=event.sequencer,
+            etag=event.etag,
         )
+
+    def _checked(self, run: Run, remaining_seconds: Callable[[], float]) -> Run:
+        """The run with its options, once its file has been read to its end. Raises JobRejected.
+
+        A run that is in the ledger was checked before it got there.
+        """
+        current = self.runs.current(run.job)
+        if current is not None and current.run == run.run:
+            return current
+        if len(run.job.encode()) > _MAX_JOB_BYTES:
+            raise JobRejected(f"The CSV's key is longer than {_MAX_JOB_BYTES} bytes: shorten it.")
+
+        def check_time() -> None:
+            if remaining_seconds() < STOP_BEFORE_SECONDS:
+                raise JobRejected("The file is too large to be read in time: split it.")
+
+        options = parse_options(self.store.metadata(run.source))
+        read_job_rows(partial(self.store.read, run.source), options, check_time).check()
+        return replace(run, options=options, started_at=self.clock.now())
+
+    def _reject(self, run: Run, reason: str) -> None:
+        """The job fails, unless an earlier upload is under way: that one goes on."""
+        current = self.runs.reject(run, reason)
+        self.telemetry.warning("upload_rejected", job=run.job, run=run.run, reason=reason)
+        if current is None:
+            return
+        if current.state is RunState.FAILED:
+            self.request_report(run.job)
+        else:
+            self.show_progress(run.job)
+
+    def _start(self, run: Run, remaining_seconds: Callable[[], float]) -> Run | None:
         started = self.runs.start(run, LEASE_SECONDS)
         if started is None and self._is_leased_elsewhere(run):
             # Another splitter works on the run, or has crashed: only then will its lease expire.
@@ -192,17 +229,14 @@ class _Invocation:
         self._checkpoint = self._run.checkpoint
         self._saved_at = self._splitter.clock.now()
         read = partial(self._splitter.store.read, self._run.source)
-        self._rows = read_job_rows(read, self._run.options)
+        self._rows = read_job_rows(read, self._run.options, self._check_time)
 
     def split(self) -> None:
-        if self._checkpoint.row == 0:
-            self._check_file()
         rows = self._rows.from_row(self._checkpoint.row, self._checkpoint.offset)
         for number, batch in enumerate(batched(rows, BATCH_ROWS, strict=False), 1):
             self._send(batch)
-            if self._remaining_seconds() < STOP_BEFORE_SECONDS:
-                self._continue_later()
-            if number % CHECKPOINT_BATCHES == 0 or self._must_renew():
+            self._check_time()
+            if number % CHECKPOINT_BATCHES == 0:
                 self._save(LEASE_SECONDS)
         totals = self._checkpoint.totals
         self._splitter.runs.finish_split(self._run, totals, self._rows.columns.warnings)
@@ -210,12 +244,12 @@ class _Invocation:
             "split_done", job=self._run.job, rows=totals.rows, queued=totals.queued
         )
 
-    def _check_file(self) -> None:
-        for number in self._rows.check():
-            if number % _CLOCK_CHECK_ROWS == 0 and self._must_renew():
-                self._save(LEASE_SECONDS)
-                if self._remaining_seconds() < STOP_BEFORE_SECONDS:
-                    raise JobRejected("The file is too large to be read in time: split it.")
+    def _check_time(self) -> None:
+        """After every batch and every MiB of text. Raises _Interrupted, JobRejected."""
+        if self._remaining_seconds() < STOP_BEFORE_SECONDS:
+            self._continue_later()
+        if self._splitter.clock.now() - self._saved_at >= RENEW_SECONDS:
+            self._save(LEASE_SECONDS)
 
     def _send(self, batch: tuple[JobRow, ...]) -> None:
         selected = [row for row in batch if not row.skipped]
@@ -227,19 +261,26 @@ class _Invocation:
         )
         messages = list[RowMessage]()
         for row, request in valid:
-            decision = resume_decision(records.get(row.key), request.fingerprint(), self._run)
+            decision = resume_decision(
+                records.get(row.key),
+                request.fingerprint(),
+                self._run,
+                self._splitter.retention_seconds,
+            )
             counts[decision] += 1
-            if decision is ResumeDecision.QUEUED:
-                messages.append(self._message(row, request))
+            if decision in (ResumeDecision.QUEUED, ResumeDecision.EXPIRED):
+                redo = not self._run.options.resume or decision is ResumeDecision.EXPIRED
+                messages.append(self._message(row, request, redo=redo))
         if messages:
             self._splitter.queue.send(messages)
-        counts[ResumeDecision.QUEUED] += counts.pop(ResumeDecision.QUEUED_BEFORE, 0)
+        for decision in _COUNTED_AS_QUEUED:
+            counts[ResumeDecision.QUEUED] += counts.pop(decision, 0)
         counts.update(asdict(self._checkpoint.totals))
         self._checkpoint = replace(
             self._checkpoint, offset=batch[-1].end, row=batch[-1].row + 1, totals=Totals(**counts)
         )
 
-    def _message(self, row: JobRow, request: RowRequest) -> RowMessage:
+    def _message(self, row: JobRow, request: RowRequest, *, redo: bool) -> RowMessage:
         return RowMessage(
             job=self._run.job,
             run=self._run.run,
@@ -247,12 +288,9 @@ class _Invocation:
             key=row.key,
             base=self._run.source.base,
             request=request,
-            redo=not self._run.options.resume,
+            redo=redo,
             queued_at=self._splitter.clock.now(),
         )
-
-    def _must_renew(self) -> bool:
-        return self._splitter.clock.now() - self._saved_at >= RENEW_SECONDS
 
     def _save(self, lease_seconds: float) -> None:
         if not self._splitter.runs.checkpoint(self._run, self._checkpoint, lease_seconds):
@@ -261,6 +299,10 @@ class _Invocation:
 
     def _continue_later(self) -> None:
         row, continuations = self._checkpoint.row, self._checkpoint.continuations
+        if continuations and row == self._run.checkpoint.row:
+            raise JobRejected(
+                f"The file is too large: row {row:,} is not reached in time. Split it."
+            )
         if continuations >= MAX_CONTINUATIONS:
             raise JobRejected(
                 f"The file is too large: after {MAX_CONTINUATIONS} invocations the splitter was at "

@@ -8,7 +8,7 @@ import base64
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 
@@ -78,6 +78,12 @@ _FLASH = GeminiRules(
 )
 
 
+_FLASH_LITE = replace(_PRO, output_tokens={"1K": 1120}, sizes=frozenset({"1K"}))
+_NANO_BANANA_2_1 = replace(
+    _FLASH, output_tokens={"1K": 1120, "2K": 1680, "4K": 3780}, sizes=_PRO.sizes
+)
+
+
 class GeminiApi(ModelRules[GeminiRules]):
     label = "Gemini"
     invalid_key_status = 403
@@ -86,6 +92,8 @@ class GeminiApi(ModelRules[GeminiRules]):
         (r"gemini-2\.5-flash-image", _FLASH_25),
         (r"gemini-3-pro-image-preview|gemini-[3-9](\.\d)?-pro-image", _PRO),
         (r"gemini-[3-9](\.\d)?-flash-image", _FLASH),
+        (r"gemini-[3-9](\.\d)?-flash-lite-image", _FLASH_LITE),
+        (r"gemini-nano-banana-2\.\d", _NANO_BANANA_2_1),
     )
 
     def key(self, request: Request) -> str:

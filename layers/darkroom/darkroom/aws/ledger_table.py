@@ -102,6 +102,8 @@ class LedgerTable:
     def claim(
         self, message: RowMessage, run: Run, owner: str, lease_seconds: float
     ) -> Claim | NotClaimed:
+        if message.run != run.run:  # the worker may not know of the message's own, newer run
+            run = self.current(message.job) or run
         record: RowRecord | None = None  # most rows are new: assuming so saves a read
         for tries in range(1, _MAX_ROW_TRIES + 1):
             request = ClaimRequest(message, run, owner, self._now(), lease_seconds)
@@ -244,12 +246,28 @@ class LedgerTable:
                 return self._swap_run(taken) if taken else None
             if current is not None and not runs.is_newer(run.sequencer, current):
                 return None
-            spent = self._spent_without_budget(run.job) if current else 0
-            record = runs.start(run, current, spent, self._now() + lease_seconds)
-            self._make_current(record, current)
-            return record.run
+            return self._make_current(self._next_run(run, current, lease_seconds), current)
 
         return self._retry_run(attempt, f"job {run.job} is started by too many uploads at once")
+
+    def reject(self, run: Run, reason: str) -> Run | None:
+        def attempt() -> Run | None:
+            now, current = self._now(), self._read_job(run.job)
+            if self._read_run(run.job, run.run) is not None:
+                return None
+            if current is not None and not runs.is_newer(run.sequencer, current):
+                return None
+            known = self._read_run(run.job, current.run) if current else None
+            if known is not None and runs.is_under_way(known):
+                return self._swap_run(runs.add_rejected_upload(known, run, reason, now))
+            record = runs.start_rejected(self._next_run(run, current, 0.0), reason, now)
+            return self._make_current(record, current)
+
+        return self._retry_run(attempt, f"job {run.job} is started by too many uploads at once")
+
+    def _next_run(self, run: Run, current: JobRecord | None, lease_seconds: float) -> RunRecord:
+        spent = self._spent_without_budget(run.job) if current else 0
+        return runs.start(run, current, spent, self._now() + lease_seconds)
 
     def checkpoint(self, run: Run, checkpoint: Checkpoint, lease_seconds: float) -> bool:
         if not self._is_current(run):
@@ -295,13 +313,14 @@ class LedgerTable:
             if not self._is_current(run):
                 return False
             record, counters = self._snapshot(run.job, run.run)
-            begun, changed = runs.begin_report(record, counters, owner, self._now(), lease_seconds)
+            begun = runs.begin_report(record, counters, owner, self._now(), lease_seconds)
+            if begun is None:
+                return False
             # The shards are not read at one moment: two equal readings are as good as that.
-            if begun and self.counters(run.job, run.run) != counters:
+            if self.counters(run.job, run.run) != counters:
                 raise Conflict
-            if changed is not None:
-                self._swap_run(changed)
-            return begun
+            self._swap_run(begun)
+            return True
 
         return self._retry_run(
             attempt, f"the counters of job {run.job} change too fast to report them"
@@ -341,7 +360,7 @@ class LedgerTable:
                 raise Conflict from failed
         return record.run
 
-    def _make_current(self, record: RunRecord, before: JobRecord | None) -> None:
+    def _make_current(self, record: RunRecord, before: JobRecord | None) -> Run:
         """Write the new run and the job's reference to it. Raises Conflict."""
         run = record.run
         previous = before.version if before else None
@@ -356,6 +375,7 @@ class LedgerTable:
             written = self._read_run(run.job, run.run)
             if written != record or self._read_job(run.job) != job:
                 raise Conflict from failed
+        return run
 
     def _is_current(self, run: Run) -> bool:
         current = self._read_job(run.job)

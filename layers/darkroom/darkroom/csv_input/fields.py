@@ -8,14 +8,24 @@ setting that a provider takes as it is needs nothing else but its values in mode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, get_args
 
 from darkroom.csv_input import values
+from darkroom.csv_input.instructions import InstructionTemplate, parse_template
 from darkroom.csv_input.names import parse_key, parse_output_name
 from darkroom.errors import JobRejected
 from darkroom.formatting import quoted, quoted_list
 from darkroom.jobs import JobOptions
-from darkroom.rows import AspectRatio, Background, Resolution
+from darkroom.rows import (
+    AspectRatio,
+    Background,
+    InputFidelity,
+    Moderation,
+    Quality,
+    Resolution,
+    ThinkingLevel,
+)
 
 MAX_COLUMN_NAME_CHARS = 100
 # Metadata that upload tools (rclone, s3cmd, S3 Browser, s3fs, gsutil) add by themselves.
@@ -56,7 +66,14 @@ class Field:
 
 FIELDS = (
     Field("images", values.parse_images, ("image_url", "input_images", "images", "image")),
-    Field("instruction", values.parse_instruction, ("instruction", "prompt"), required=True),
+    Field(
+        "instruction",
+        values.parse_instruction,
+        ("instruction", "prompt"),
+        required=True,
+        help='For rows without one; {name} is a cell of the row: "Put the {name} on grass".',
+        metavar="TEXT",
+    ),
     Field("index", parse_key, ("index", "id")),
     Field("mask", values.parse_reference, ("mask_url", "mask")),
     Field("size", values.parse_size, ("size",)),
@@ -103,16 +120,16 @@ FIELDS = (
     ),
     Field(
         "resolution",
-        values.choice_parser(get_args(Resolution), str.upper),
+        values.choice_parser(get_args(Resolution), values.normalize_resolution),
         ("resolution",),
-        help="For rows without one: 1K, 2K or 4K.",
+        help="For rows without one: 512, 1K, 2K or 4K.",
         metavar="SIZE",
     ),
     Field(
         "quality",
-        values.choice_parser(("auto", "low", "medium", "high", "standard", "hd")),
+        values.choice_parser(get_args(Quality)),
         ("quality",),
-        help="For rows without one: low, medium, high.",
+        help="For rows without one: low, medium, high, xhigh or max.",
         metavar="NAME",
     ),
     Field(
@@ -121,6 +138,41 @@ FIELDS = (
         ("background",),
         help="For rows without one: transparent, opaque, auto.",
         metavar="NAME",
+    ),
+    Field(
+        "input_fidelity",
+        values.choice_parser(get_args(InputFidelity)),
+        ("input_fidelity",),
+        help="How closely gpt-image-1.5 follows the input image: low, high.",
+        metavar="NAME",
+    ),
+    Field(
+        "moderation",
+        values.choice_parser(get_args(Moderation)),
+        ("moderation",),
+        help="OpenAI's filter for generated images: auto, low.",
+        metavar="NAME",
+    ),
+    Field(
+        "output_compression",
+        values.number_parser(100, 0),
+        ("output_compression",),
+        help="Quality of OpenAI's JPEG and WebP, 0 to 100.",
+        metavar="NUMBER",
+    ),
+    Field(
+        "thinking_level",
+        values.choice_parser(get_args(ThinkingLevel)),
+        ("thinking_level",),
+        help="Of Gemini: minimal, low, medium, high.",
+        metavar="NAME",
+    ),
+    Field(
+        "seed",
+        values.number_parser(2**31 - 1, 0),
+        ("seed",),
+        help="Of Gemini: the same number asks for the same result.",
+        metavar="NUMBER",
     ),
     Field(
         "max_attempts",
@@ -168,6 +220,7 @@ class Columns:
     header: tuple[str, ...]
     positions: Mapping[str, int]
     warnings: tuple[str, ...] = ()
+    template: InstructionTemplate | None = None  # for rows without an instruction of their own
 
     def has(self, field_name: str) -> bool:
         return field_name in self.positions
@@ -192,8 +245,9 @@ class Columns:
 def read_columns(header: tuple[str, ...], options: JobOptions) -> Columns:
     """Find the fields' columns.
 
-    Raises JobRejected if there is no header or no instruction column, if a column of a field occurs
-    twice, or if an option names a column that does not exist.
+    Raises JobRejected if there is no header, neither an instruction column nor the option
+    instruction, if a column of a field occurs twice, or if an option names a column that does not
+    exist.
     """
     names = [normalize_name(name) for name in header]
     positions: dict[str, int] = {}
@@ -216,8 +270,23 @@ def read_columns(header: tuple[str, ...], options: JobOptions) -> Columns:
                 "the others are only copied into the manifest."
             )
     if "instruction" not in positions:
-        raise JobRejected(_describe_missing_instruction(header))
-    return Columns(header, positions, tuple(warnings))
+        _check_header(header)
+    template = None
+    if options.instruction is not None:
+        find = partial(_find_chosen, option="instruction", header=header)
+        template = parse_template(options.instruction, header, find)
+        if "images" not in positions:
+            warnings.append(
+                "No column is named image_url, so that no row has an image: all are generated from "
+                "the instruction alone."
+            )
+    elif "instruction" not in positions:
+        raise JobRejected(
+            f"No column contains instructions: the columns are {quoted_list(header)}. Give one for "
+            'all rows in the option instruction, as in --instruction "Put the product on white"; '
+            "or name a column instruction (or prompt), or name it in the option instruction-column."
+        )
+    return Columns(header, positions, tuple(warnings), template)
 
 
 def _find_chosen(chosen: str, option: str, header: tuple[str, ...]) -> int:
@@ -233,18 +302,15 @@ def _find_chosen(chosen: str, option: str, header: tuple[str, ...]) -> int:
     )
 
 
-def _describe_missing_instruction(header: tuple[str, ...]) -> str:
+def _check_header(header: tuple[str, ...]) -> None:
+    """Raises JobRejected for a first row that looks like data."""
     for name in header:
         is_number = name.replace(".", "").isdigit()
         if "://" in name or len(name) > MAX_COLUMN_NAME_CHARS or is_number:
-            return (
+            raise JobRejected(
                 f"The file has no header row: its first row contains {quoted(name)}. Add a header "
                 "such as image_url,instruction."
             )
-    return (
-        f"No column contains instructions: the columns are {quoted_list(header)}. Name one of them "
-        "instruction (or prompt), or name it in the option instruction-column."
-    )
 
 
 # Job options.

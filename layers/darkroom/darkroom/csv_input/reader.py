@@ -8,7 +8,7 @@ import codecs
 import contextlib
 import csv
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -20,6 +20,7 @@ from darkroom.csv_input.fields import (
     normalize_name,
     read_columns,
 )
+from darkroom.csv_input.instructions import InstructionTemplate
 from darkroom.csv_input.names import UsedNames, image_names, parse_key
 from darkroom.csv_input.text import (
     HEAD_BYTES,
@@ -30,7 +31,7 @@ from darkroom.csv_input.text import (
     read_format,
     read_text,
 )
-from darkroom.csv_input.values import RowFilter, parse_row_filter
+from darkroom.csv_input.values import RowFilter, parse_instruction, parse_row_filter
 from darkroom.errors import JobRejected, Reason, RowRejected
 from darkroom.formatting import describe_validation, quoted
 from darkroom.jobs import JobOptions
@@ -38,7 +39,7 @@ from darkroom.rows import RowRequest
 
 DELIMITERS = (",", ";", "\t")
 MAX_COLUMNS = 1_000
-MAX_ROWS = 5_000_000  # bounds the time of the check and the memory for names (UsedNames)
+MAX_ROWS = 10_000_000  # bounds the time of the check and the memory for names (UsedNames)
 _REQUEST_FIELDS = tuple(field for field in COLUMN_FIELDS if field.name in RowRequest.model_fields)
 
 
@@ -58,6 +59,7 @@ class CsvInput:
     delimiter: str
     header: tuple[str, ...]
     data_start: int  # byte offset in the decompressed text of the first data row
+    on_text: Callable[[], None] = lambda: None  # called for every MiB of text, or less
 
     @classmethod
     def open(cls, open_bytes: OpenBytes) -> "CsvInput":
@@ -89,8 +91,8 @@ class CsvInput:
         remaining file cannot be read as CSV.
         """
         start = offset or self.data_start
-        text = read_text(self.open_bytes, self.text_format, start)
-        lines = Lines(text, self.text_format.encoding, start)
+        text = read_text(self.open_bytes, self.text_format, start, self.on_text)
+        lines = Lines(text, self.text_format.encoding, start, self.on_text)
         lines.line = 0 if offset else 1  # for messages; a header over several lines is rare
         reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
         try:
@@ -205,15 +207,14 @@ class JobRows:
             if number >= row:
                 yield job_row
 
-    def check(self) -> Iterator[int]:
-        """Read the whole file without parsing its rows, yielding the number of each.
+    def check(self) -> None:
+        """Read the whole file without parsing its rows.
 
         Raises JobRejected: not CSV to its end, no rows, or none selected by filter-rows.
         """
         number, selected = -1, 0
         for number, _ in _numbered(self.csv.records(), 0):
             selected += number in self.row_filter
-            yield number
         if number < 0:
             raise JobRejected("The file has a header row but no rows.")
         if not selected:
@@ -261,13 +262,19 @@ def _numbered(records: Iterator[Record], start: int) -> Iterator[tuple[int, Reco
         yield number, record
 
 
-def read_job_rows(open_bytes: OpenBytes, options: JobOptions) -> JobRows:
-    """Open a CSV. Raises JobRejected: no CSV, no header, no instruction column, bad filter-rows."""
+def read_job_rows(
+    open_bytes: OpenBytes, options: JobOptions, on_text: Callable[[], None] = lambda: None
+) -> JobRows:
+    """Open a CSV. Raises JobRejected: no CSV, no header, no instruction column, bad filter-rows.
+
+    `on_text` is called for every MiB of text that is read, or less: rows tell nothing about time,
+    because a file may contain blank lines only. What it raises ends the reading.
+    """
     try:
         row_filter = parse_row_filter(":" if options.filter_rows is None else options.filter_rows)
     except ValueError as error:
         raise JobRejected(f"The option filter-rows: {error}.") from error
-    csv = CsvInput.open(open_bytes)
+    csv = replace(CsvInput.open(open_bytes), on_text=on_text)
     return JobRows(csv, read_columns(csv.header, options), options, row_filter)
 
 
@@ -291,7 +298,9 @@ def parse_row(columns: Columns, cells: Sequence[str], options: JobOptions) -> Ro
     values: dict[str, Any] = {}
     for field in _REQUEST_FIELDS:
         text = columns.cell(cells, field.name)
-        if text or field.required:
+        if field.name == "instruction" and not text and columns.template is not None:
+            values[field.name] = _from_template(columns.template, cells)
+        elif text or field.required:
             values[field.name] = _parse_cell(field.parse, text, columns.name(field.name))
         elif field.option and (default := getattr(options, field.name)) is not None:
             values[field.name] = default
@@ -301,6 +310,13 @@ def parse_row(columns: Columns, cells: Sequence[str], options: JobOptions) -> Ro
         return RowRequest(**values)
     except ValidationError as error:  # a rule of RowRequest that no parser checks
         raise _rejected(f"column {describe_validation(error)}") from error
+
+
+def _from_template(template: InstructionTemplate, cells: Sequence[str]) -> str:
+    try:
+        return parse_instruction(template.fill(cells))
+    except ValueError as error:
+        raise _rejected(f"option instruction: {error}") from error
 
 
 def _parse_cell(parse: Callable[[str], Any], text: str, column: str) -> Any:

@@ -96,13 +96,22 @@ def read_format(open_bytes: OpenBytes) -> tuple[TextFormat, bytes]:
     return TextFormat(gzipped, encoding, start), text
 
 
-def read_text(open_bytes: OpenBytes, text_format: TextFormat, offset: int) -> Iterator[bytes]:
-    """The decompressed bytes from `offset` on. A gzip file is always read from its start."""
+def read_text(
+    open_bytes: OpenBytes,
+    text_format: TextFormat,
+    offset: int,
+    on_text: Callable[[], None] = lambda: None,
+) -> Iterator[bytes]:
+    """The decompressed bytes from `offset` on. A gzip file is always read from its start.
+
+    `on_text` is called for every piece that is skipped.
+    """
     if not text_format.gzipped:
         yield from open_bytes(offset)
         return
     position = 0
     for piece in gunzip(open_bytes(0)):
+        on_text()
         position += len(piece)
         if position > offset:
             yield piece[max(0, offset - (position - len(piece))) :]
@@ -137,10 +146,11 @@ def _describe_nul(line: int) -> str:
 
 
 class _RawStream(io.RawIOBase):
-    """An iterator of bytes as a raw stream."""
+    """An iterator of bytes as a raw stream. `on_read` is called before every read."""
 
-    def __init__(self, chunks: Iterator[bytes]) -> None:
+    def __init__(self, chunks: Iterator[bytes], on_read: Callable[[], None] = lambda: None) -> None:
         self._chunks = chunks
+        self._on_read = on_read
         self._remaining = memoryview(b"")
         self._total = 0
 
@@ -148,6 +158,7 @@ class _RawStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Buffer) -> int:
+        self._on_read()
         while not self._remaining:
             chunk = next(self._chunks, None)
             if chunk is None:
@@ -166,11 +177,18 @@ class _RawStream(io.RawIOBase):
 class Lines:
     """Lines with their line ends; `offset` is the byte after the last line returned.
 
-    Raises JobRejected on bytes that cannot be decoded, NULs, and records that never end.
+    `on_text` is called for every piece of at most 1 MiB. Raises JobRejected on bytes that cannot be
+    decoded, NULs, and records that never end.
     """
 
-    def __init__(self, chunks: Iterator[bytes], encoding: str, offset: int) -> None:
-        buffered = io.BufferedReader(_RawStream(chunks), buffer_size=_PIECE_BYTES)
+    def __init__(
+        self,
+        chunks: Iterator[bytes],
+        encoding: str,
+        offset: int,
+        on_text: Callable[[], None] = lambda: None,
+    ) -> None:
+        buffered = io.BufferedReader(_RawStream(chunks, on_text), buffer_size=_PIECE_BYTES)
         # newline="": nothing is translated, quoted newlines stay as they are.
         self._text = io.TextIOWrapper(buffered, encoding=encoding, errors="strict", newline="")
         self._encoding = encoding

@@ -22,7 +22,7 @@ _NO_END = 10**15  # of a range of rows
 _RATIO = re.compile(r"(\d{1,3})\s*[:x\xd7/]\s*(\d{1,3})(?::00)?", re.ASCII | re.IGNORECASE)
 _SIZE = re.compile(r"([1-9]\d{1,4})\s*[x\xd7*]\s*([1-9]\d{1,4})", re.ASCII | re.IGNORECASE)
 _RANGE = re.compile(r"(?P<first>\d{1,12})?(?P<colon>\s*:\s*)?(?P<last>\d{1,12})?", re.ASCII)
-_WHOLE_NUMBER = re.compile(r"(\d{1,9})(?:\.0+)?", re.ASCII)
+_WHOLE_NUMBER = re.compile(r"(\d{1,10})(?:\.0+)?", re.ASCII)
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}", re.ASCII)
 # Characters that SQS does not accept, and no instruction needs.
 _NOT_IN_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
@@ -51,6 +51,12 @@ def normalize_ratio(text: str) -> str:
     return f"{int(match[1])}:{int(match[2])}" if match else text
 
 
+def normalize_resolution(text: str) -> str:
+    """1K from 1k; 512 from 0.5K and 512px, other names of the same resolution."""
+    name = text.upper()
+    return "512" if name in ("0.5K", "512PX") else name
+
+
 def parse_size(text: str) -> str:
     if text.lower() == "auto":
         return "auto"
@@ -62,21 +68,25 @@ def parse_size(text: str) -> str:
     return f"{match[1]}x{match[2]}"
 
 
-def number_parser(largest: int) -> Callable[[str], int]:
-    """A parser for 1 to `largest`, also as 2.0, which some tools write for whole numbers."""
+def number_parser(largest: int, smallest: int = 1) -> Callable[[str], int]:
+    """A parser for a whole number, also as 2.0, which some tools write for it."""
 
     def parse(text: str) -> int:
         match = _WHOLE_NUMBER.fullmatch(text)
-        if match is None or not 1 <= int(match[1]) <= largest:
-            raise ValueError(f"{quoted(text)} is not a number from 1 to {largest}")
+        if match is None or not smallest <= int(match[1]) <= largest:
+            raise ValueError(f"{quoted(text)} is not a number from {smallest} to {largest}")
         return int(match[1])
 
     return parse
 
 
 def parse_model(text: str) -> str:
-    if _MODEL.fullmatch(text) is None:
-        raise ValueError(f"{quoted(text)} is not a valid model name")
+    """A model's name. It becomes part of a URL: `..` and empty parts would change its path."""
+    parts = text.split("/")
+    if _MODEL.fullmatch(text) is None or ".." in text or not all(p.strip(".") for p in parts):
+        raise ValueError(
+            f"{quoted(text)} is not a valid model name: docs/models.md lists those of the providers"
+        )
     return text
 
 

@@ -13,14 +13,21 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
+from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, timeout_of_call
 from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.dispatch.outages import describe
 from darkroom.dispatch.outcomes import OutcomeRecorder
 from darkroom.dispatch.selector import NoSlot, Permit, Selector
 from darkroom.dispatch.state_cache import Availability, Candidate, StateCache
-from darkroom.endpoint_state import SECOND, StatesUnavailable
-from darkroom.endpoints import AFTER_CALL_SECONDS, SLOT_WAIT_SECONDS, Endpoint
+from darkroom.endpoint_state import SECOND, RejectionReason, StatesUnavailable
+from darkroom.endpoints import (
+    AFTER_CALL_SECONDS,
+    BEFORE_CALL_SECONDS,
+    SLOT_WAIT_SECONDS,
+    WORKER_SECONDS,
+    Endpoint,
+    key_fingerprint,
+)
 from darkroom.errors import (
     ConfigurationError,
     DeferRow,
@@ -104,7 +111,8 @@ class TieredDispatcher:
             for tier in tiers:
                 for endpoint in tier:
                     self._state_cache.fresh(endpoint.name, READINESS_AGE)
-                    candidate = Candidate(endpoint, rate_limiter.limits_of(endpoint))
+                    limits = rate_limiter.limits_of(endpoint)
+                    candidate = Candidate(endpoint, limits, endpoint.timeout_seconds)
                     available[endpoint.name] = self._state_cache.availability(candidate, now)
                 in_service = [
                     a.available_at for e in tier if not (a := available[e.name]).out_of_service
@@ -197,7 +205,8 @@ class TieredDispatcher:
             return None
         try:
             plan = attempt.context.plan(endpoint)
-            candidate = Candidate(endpoint, rate_limiter.limits_of(endpoint, plan))
+            limits = rate_limiter.limits_of(endpoint, plan)
+            candidate = Candidate(endpoint, limits, timeout_of_call(plan, endpoint))
         except Ineligible as reason:
             attempt.ineligible[name] = str(reason)
             return None
@@ -212,8 +221,10 @@ class TieredDispatcher:
         """
         later = [tier for tier in self._tiers() if tier[0].tier > endpoint.tier]
         kept = sum(max(e.timeout_seconds for e in tier) + SLOT_WAIT_SECONDS for tier in later)
-        latest = attempt.deadline - endpoint.timeout_seconds - AFTER_CALL_SECONDS - kept
-        in_time = int(latest * SECOND)
+        needed = attempt.plans[endpoint.name][2].timeout_seconds + AFTER_CALL_SECONDS
+        if needed + kept > WORKER_SECONDS - BEFORE_CALL_SECONDS:
+            kept = 0.0  # a call that may take longer than the endpoint's own time-out
+        in_time = int((attempt.deadline - needed - kept) * SECOND)
         return in_time if attempt.calls else min(in_time, attempt.first_latest)
 
     def _retry_here(self, attempt: _Attempt, endpoint: Endpoint, failure: CallFailed) -> bool:
@@ -260,11 +271,17 @@ class TieredDispatcher:
         finally:
             self._outcomes.record(permit, plan, outcome, int(sent_at * SECOND), latency_ms)
         if isinstance(outcome, CallFailed):
-            if outcome.retry_once and endpoint.name not in attempt.repeated:
+            again = outcome.retry_once and endpoint.name not in attempt.repeated
+            if again or outcome.too_large_for_limit:
                 return outcome
-            if outcome.outcome.row_at_fault and not outcome.too_large_for_limit:
-                detail = f"{endpoint.name}: {outcome.detail}"
-                raise RowRejected(outcome.reason, detail) from outcome
+            if outcome.outcome.row_at_fault:
+                raise RowRejected(
+                    outcome.reason,
+                    f"{endpoint.name}: {outcome.detail}",
+                    provider=endpoint.provider.value,
+                    endpoint=endpoint.name,
+                    model=plan.model,
+                ) from outcome
             attempt.failures.append((endpoint, outcome))
             return outcome
         failed = {e.tier for e, _ in attempt.failures}
@@ -274,6 +291,7 @@ class TieredDispatcher:
             plan=plan,
             endpoint=endpoint,
             fallback=any(tier < endpoint.tier for tier in failed | skipped),
+            fallback_cause=_rejected_keys(attempt, endpoint.tier),
             latency_ms=latency_ms,
             slot_wait_ms=attempt.slot_wait_ms,
             calls=attempt.calls,
@@ -299,7 +317,8 @@ class TieredDispatcher:
             attempt.calls += 1
             editor, sent_at = self._editor_of(endpoint.provider), self._clock.now()
             try:
-                return sent_at, editor.edit(plan, endpoint, permit.key, endpoint.timeout_seconds)
+                timeout = attempt.plans[endpoint.name][2].timeout_seconds
+                return sent_at, editor.edit(plan, endpoint, permit.key, timeout)
             except CallFailed as failure:
                 return sent_at, _with_own_model(failure, endpoint, plan)
         except BaseException:
@@ -351,6 +370,7 @@ class TieredDispatcher:
             delay_seconds=with_jitter(RETRY_ROW_SECONDS, self._rng.random),
             provider=reported.provider.value,
             endpoint=reported.name,
+            model=attempt.plans[reported.name][1].model,
         )
 
     def _unplaceable(self, attempt: _Attempt) -> DeferRow | RowRejected:
@@ -391,6 +411,18 @@ class TieredDispatcher:
         if event not in self._warned:
             self._warned.add(event)
             self._telemetry.warning(event, **fields)
+
+
+def _rejected_keys(attempt: _Attempt, tier: int) -> str:
+    """The endpoints of earlier tiers that rejected their keys; empty for other causes."""
+    keys = RejectionReason.KEYS
+    names = [name for name, a in attempt.out_of_service.items() if a.reason is keys]
+    names += [e.name for e, failure in attempt.failures if failure.outcome.key_at_fault]
+    earlier = {n: e for n in names if (e := attempt.plans[n][0]).tier < tier}
+    return "; ".join(
+        f"{name} rejected its key ({', '.join(key_fingerprint(key) for key in endpoint.keys)})"
+        for name, endpoint in earlier.items()
+    )
 
 
 def _with_own_model(failure: CallFailed, endpoint: Endpoint, plan: CallPlan) -> CallFailed:

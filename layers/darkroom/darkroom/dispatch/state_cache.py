@@ -31,6 +31,7 @@ class Candidate:
 
     endpoint: Endpoint
     limits: Limits
+    timeout_seconds: float  # of the call
 
     @property
     def name(self) -> str:
@@ -165,7 +166,7 @@ class StateCache:
 
 
 def _request(candidate: Candidate, lease: str, now: int, latest_slot: int) -> ReservationRequest:
-    endpoint, limits = candidate.endpoint, candidate.limits
-    day = rate_limiter.provider_day(endpoint.provider, now) if limits.per_day else None
-    duration = int(endpoint.timeout_seconds * SECOND) + rate_limiter.LEASE_GRACE
+    limits = candidate.limits
+    day = rate_limiter.provider_day(candidate.endpoint.provider, now) if limits.per_day else None
+    duration = int(candidate.timeout_seconds * SECOND) + rate_limiter.LEASE_GRACE
     return ReservationRequest(lease, now, latest_slot, duration, limits, day)

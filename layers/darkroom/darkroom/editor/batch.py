@@ -1,10 +1,15 @@
-"""One invocation of the editor: a batch of messages, kept hidden and leased by a heartbeat.
+"""One invocation of the editor: rows in threads, their messages hidden and leased by a heartbeat.
 
+An invocation starts with the batch that Lambda received. While rows are in work it receives further
+messages itself, so that its threads stay full until its time is over. It takes a row only when a
+slot is near; messages without one return to the queue, unclaimed and within a fraction of a second.
 Leases end 90 s after the last heartbeat, so a crash is repaired within two minutes, whatever the
 time-out of the function is.
 """
 
+import random
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,17 +19,40 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from darkroom.errors import Reason, ServiceUnavailable
+from darkroom.editor.waiting import CurrentRuns, JobWaits, hide_seconds
+from darkroom.errors import Reason, ServiceUnavailable, Waiting
 from darkroom.formatting import describe_validation
-from darkroom.jobs import Run
+from darkroom.jobs import Run, RunState
 from darkroom.ledger.rows import LEASE_SECONDS
-from darkroom.ports import Clock, RowLedger, RowQueue, RunLedger, Telemetry
+from darkroom.metrics import Metric
+from darkroom.ports import (
+    Clock,
+    Dispatcher,
+    Readiness,
+    RowLedger,
+    RowQueue,
+    RunLedger,
+    Telemetry,
+)
 from darkroom.rows import Claim, Received, RowMessage
 
 # The queue drops a message after 1,000 receives or 14 days: a fresh copy restarts both.
 FRESH_COPY_RECEIVES = 900
 FRESH_COPY_SECONDS = 10 * 86_400.0
 _MAX_HIDDEN_SECONDS = 11 * 3600.0  # SQS allows 12 h from the receive
+_MAX_SEND_DELAY_SECONDS = 900.0
+
+# An invocation without rows in work takes one only if a slot is this near. One with rows takes the
+# next row when a slot is within AHEAD_SECONDS, or within two slots of a slow endpoint; with few
+# busy threads, within a share of that. So full invocations keep the slots, and the others end.
+ABOUT_NOW_SECONDS = 1.0
+AHEAD_SECONDS = 5.0
+MAX_AHEAD_SECONDS = 15.0  # the dispatcher reserves at most 20 s ahead
+RESERVED_AFTER_SECONDS = 2.0  # by then a row taken has loaded its images and reserved its slot
+# While the limits leave no free slot, this supply of messages is held for the threads.
+SUPPLY_SECONDS = 300.0
+MAX_SUPPLY = 200
+TYPICAL_ROW_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,41 +63,48 @@ class Timings:
     aws_delay_seconds: float = 15.0  # before a retry after an AWS error
     backoff_seconds: float = 10.0  # before the second attempt; doubles with each
     backoff_cap_seconds: float = 900.0
+    step_seconds: float = 0.25  # how often a free thread looks for work
+    flush_seconds: float = 60.0  # between two prints of the metrics and completion checks
+    receive_wait_seconds: int = 1  # of a request for further messages
 
 
 TIMINGS = Timings()
 
 
+@dataclass(frozen=True, slots=True)
+class ReturnRow:
+    """The row's message is to be delivered again, after `seconds`.
+
+    `called`: a call was made for the row, so it precedes rows that were not called for.
+    `alone`: it may have killed its worker, so it is processed while no other row is in work.
+    """
+
+    seconds: float
+    called: bool = False
+    alone: bool = False
+
+
 @dataclass(slots=True)
 class Leases:
-    """The messages and the claims of one batch, which a heartbeat renews. Thread-safe."""
+    """The messages and the claims of one invocation, which a heartbeat renews. Thread-safe."""
 
     queue: RowQueue
     rows: RowLedger
     telemetry: Telemetry
     timings: Timings = TIMINGS
+    alone: bool = True  # at most one row is in work
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _receipts: set[str] = field(default_factory=set)
     _claims: dict[str, Claim] = field(default_factory=dict)
 
-    @contextmanager
-    def heartbeat(self, receipts: Iterable[str]) -> Iterator[None]:
-        """Hold these messages: renew in a thread, at once and then every `heartbeat_seconds`."""
-        self._receipts.update(receipts)
-        stopped = threading.Event()
+    def hold(self, receipts: Iterable[str]) -> None:
+        """Renew these messages from now on."""
+        with self._lock:
+            self._receipts.update(receipts)
 
-        def run() -> None:
-            self.renew()
-            while not stopped.wait(self.timings.heartbeat_seconds):
-                self.renew()
-
-        thread = threading.Thread(target=run, name="heartbeat")
-        thread.start()
-        try:
-            yield
-        finally:
-            stopped.set()
-            thread.join()
+    def drop(self, receipts: Iterable[str]) -> None:
+        with self._lock:
+            self._receipts.difference_update(receipts)
 
     @contextmanager
     def claimed(self, claim: Claim) -> Iterator[None]:
@@ -81,25 +116,30 @@ class Leases:
             with self._lock:
                 self._claims.pop(claim.owner, None)
 
-    def return_message(self, receipt: str, seconds: int) -> None:
-        """Hide the message for `seconds` from now; no heartbeat extends that."""
-        with self._lock:
-            self._receipts.discard(receipt)
-            self.queue.extend([receipt], seconds)
+    def return_messages(self, receipts: Sequence[str], seconds: float) -> None:
+        """Hide the messages for `seconds` from now. Only a heartbeat under way may extend that."""
+        self.drop(receipts)
+        try:
+            self.queue.extend(receipts, ceil(min(max(seconds, 0.0), _MAX_HIDDEN_SECONDS)))
+        except ServiceUnavailable as error:  # delivered again when their visibility ends
+            self.telemetry.warning("not_hidden", error=str(error))
 
     def renew(self) -> None:
         """Hide the messages and lease the rows for another `lease_seconds`.
 
-        A failure is left to the next heartbeat: a lease lasts for three.
+        Errors are those of one message request or one row, and are left to the next heartbeat: a
+        lease lasts for three.
         """
         seconds = self.timings.lease_seconds
+        with self._lock:
+            receipts, claims = sorted(self._receipts), list(self._claims.values())
+        self._renew(lambda: self.queue.extend(receipts, ceil(seconds)))
+        for claim in claims:
+            self._renew(lambda claim=claim: self.rows.renew([claim], seconds))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+
+    def _renew(self, request: Callable[[], None]) -> None:
         try:
-            with self._lock:
-                if self._receipts:
-                    self.queue.extend(sorted(self._receipts), ceil(seconds))
-                claims = list(self._claims.values())
-            if claims:
-                self.rows.renew(claims, seconds)
+            request()
         except ServiceUnavailable as error:
             self.telemetry.warning("heartbeat_missed", error=str(error))
         except Exception:  # noqa: BLE001  # a bug must not stop the heartbeat
@@ -127,13 +167,28 @@ class RowHandler(Protocol):
     """Implemented by RowEditor."""
 
     def handle(
-        self, message: RowMessage, run: Run, owner: str, deadline: float, leases: Leases
-    ) -> float | None:
+        self,
+        message: RowMessage,
+        run: Run,
+        owner: str,
+        deadline: float,
+        leases: Leases,
+        *,
+        given_up: Waiting | None = None,
+    ) -> ReturnRow | None:
         """Work on one row until `deadline` (Unix seconds); `run` is its job's current run.
 
-        `owner` is unique to this delivery of the message; `leases` keeps the claim alive. Returns
-        None when the message is done, else the seconds after which to deliver it again.
+        `owner` is unique to this delivery of the message; `leases` keeps the claim alive.
+        `given_up` is what the job has waited for too long: the row is not called for. Returns None
+        when the message is done.
         """
+
+
+def run_in_threads(works: Sequence[Callable[[], None]]) -> None:
+    """Run all of `works` at once, until each has ended."""
+    with ThreadPoolExecutor(len(works), "editor") as pool:
+        for result in [pool.submit(work) for work in works]:
+            result.result()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,94 +196,380 @@ class EditorBatch:
     """Handles the batches of all invocations. `threads` is RowsPerWorker."""
 
     editor: RowHandler
+    dispatcher: Dispatcher
     rows: RowLedger
-    runs: RunLedger
+    runs: CurrentRuns
+    waits: JobWaits
     queue: RowQueue
     completion: Completion
     clock: Clock
     telemetry: Telemetry
     threads: int
     timings: Timings = TIMINGS
+    rng: Callable[[], float] = random.random
+    run_all: Callable[[Sequence[Callable[[], None]]], None] = run_in_threads
 
     def handle(self, batch: Sequence[Received], deadline: float, invocation: str) -> list[str]:
         """Work on all messages until `deadline` (Unix seconds); `invocation` names this delivery.
 
-        Returns the ids of the messages that the queue must keep.
+        Returns the ids of the messages of `batch` that the queue must keep.
         """
-        leases = Leases(self.queue, self.rows, self.telemetry, self.timings)
-        with leases.heartbeat(received.receipt for received in batch):
-            work = _Invocation(self, leases, deadline, invocation)
-            with ThreadPoolExecutor(self.threads, "row") as pool:
-                jobs = list(pool.map(work.handle, range(len(batch)), batch))
-            kept = work.kept | self._unchecked(batch, jobs)
-        return [received.message_id for received in batch if received.message_id in kept]
+        leases = Leases(self.queue, self.rows, self.telemetry, self.timings, alone=False)
+        leases.hold(received.receipt for received in batch)
+        leases.renew()  # a crash must not hide the messages for the queue's visibility time-out
+        work = _Invocation(self, leases, deadline, invocation)
+        work.add(batch)
+        if work.can_start():
+            threads = [work.keep_alive, work.receive, *[work.process_rows] * self.threads]
+            self.run_all(threads)
+        work.finish()
+        return [received.message_id for received in batch if received.message_id in work.kept]
 
-    def _unchecked(self, batch: Sequence[Received], jobs: Sequence[str | None]) -> set[str]:
-        """Messages of jobs whose completion check failed: their next delivery repeats it."""
-        unchecked: set[str] = set()
-        for job in sorted({job for job in jobs if job is not None}):
-            try:
-                self.completion.check(job)
-            except ServiceUnavailable as error:
-                self.telemetry.warning("completion_unchecked", job=job, error=str(error))
-                unchecked |= {r.message_id for r, j in zip(batch, jobs, strict=True) if j == job}
-        return unchecked
+
+@dataclass(slots=True)
+class _Task:
+    """A message in work, or held for it."""
+
+    received: Received
+    message: RowMessage
+    owner: str
+    alone: bool = False
+    given_up: Waiting | None = None
 
 
 @dataclass(slots=True)
 class _Invocation:
+    """The state that the threads of one invocation share."""
+
     batch: EditorBatch
     leases: Leases
     deadline: float
     name: str
-    runs: dict[str, Run | None] = field(default_factory=dict)
-    kept: set[str] = field(default_factory=set)
+    kept: set[str] = field(default_factory=set)  # ids of messages that return to the queue
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _held: deque[_Task] = field(default_factory=deque)  # not in work yet
+    _done: list[_Task] = field(default_factory=list)  # to be deleted
+    _received: int = 0
+    _busy: int = 0
+    _alone: bool = False  # the row in work may kill its worker
+    _ended_threads: int = 0
+    _idle_receives: int = 0  # since a message was received or taken
+    _taken_at: deque[float] = field(default_factory=deque)
+    _rows_done: int = 0
+    _busy_seconds: float = 0.0
+    _readiness: Readiness = field(default_factory=lambda: Readiness(0.0))
+    _last_start: float = 0.0
 
-    def handle(self, number: int, received: Received) -> str | None:
-        """Work on one message. Returns the job whose completion is to be checked."""
-        try:
-            return self._handle(number, received)
-        except ServiceUnavailable as error:
-            self.batch.telemetry.warning("service_unavailable", error=str(error))
-        except Exception:  # noqa: BLE001  # one message must not fail the others
-            self.batch.telemetry.exception("message_crashed", message_id=received.message_id)
-        self._keep(received, self.batch.timings.aws_delay_seconds)
-        return None
+    # Messages
 
-    def _handle(self, number: int, received: Received) -> str | None:
+    def add(self, batch: Sequence[Received]) -> None:
+        """Hold new messages until there is a slot for their rows."""
+        ages = [0.0]
+        for received in batch:
+            self._guarded(received, lambda received=received: ages.append(self._accept(received)))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+        if max(ages):
+            self.batch.telemetry.metric(Metric.ROW_AGE, max(ages))
+
+    def _accept(self, received: Received) -> float:
+        """Returns the age of the row in seconds; 0: not known."""
         try:
             message = RowMessage.model_validate_json(received.body)
         except ValidationError as error:
             self._reject(received, describe_validation(error, "not a row's message"))
-            return None
-        if message.job not in self.runs:
-            self.runs[message.job] = self.batch.runs.current(message.job)
-        run = self.runs[message.job]
-        if run is None:
-            self._reject(received, f"the ledger has no job {message.job}")
-            return None
-        owner = f"{self.name}/{number}"
-        delay = self.batch.editor.handle(message, run, owner, self.deadline, self.leases)
-        if delay is not None:
-            self._deliver_again(received, message, delay)
-        return message.job
+            return 0.0
+        self.batch.runs.get(message.job)  # whose state decides whether the row needs a slot
+        with self._lock:
+            self._received += 1
+            self._held.append(_Task(received, message, f"{self.name}/{self._received}"))
+        queued_at = message.queued_at or received.sent_at
+        return self.batch.clock.now() - queued_at if queued_at else 0.0
 
     def _reject(self, received: Received, detail: str) -> None:
         self.batch.telemetry.error("unparseable", message_id=received.message_id, detail=detail)
         attributes = {"reason": Reason.UNPARSEABLE.value, "detail": detail}
         self.batch.queue.dead_letter(received.body, attributes)
+        self.leases.drop([received.receipt])
+        self.batch.queue.delete([received.receipt])
 
-    def _deliver_again(self, received: Received, message: RowMessage, delay: float) -> None:
-        age = self.batch.clock.now() - received.sent_at if received.sent_at else 0.0
-        if received.receive_count >= FRESH_COPY_RECEIVES or age >= FRESH_COPY_SECONDS:
-            self.batch.queue.send([message])
-        else:
-            self._keep(received, delay)
-
-    def _keep(self, received: Received, delay: float) -> None:
-        self.kept.add(received.message_id)
-        seconds = ceil(min(max(delay, 0.0), _MAX_HIDDEN_SECONDS))
+    def _guarded(self, received: Received, work: Callable[[], None]) -> None:
+        """Do `work` on a message. One that fails is delivered again, and does not fail others."""
         try:
-            self.leases.return_message(received.receipt, seconds)
-        except ServiceUnavailable as error:  # it is delivered again when its visibility ends
-            self.batch.telemetry.warning("not_hidden", error=str(error))
+            work()
+        except ServiceUnavailable as error:
+            self.batch.telemetry.warning("service_unavailable", error=str(error))
+        except Exception:  # noqa: BLE001  # one message must not fail the others
+            self.batch.telemetry.exception("message_crashed", message_id=received.message_id)
+        else:
+            return
+        self._keep([received], self.batch.timings.aws_delay_seconds)
+
+    def _keep(self, received: Sequence[Received], seconds: float) -> None:
+        self.kept.update(r.message_id for r in received)
+        self.leases.return_messages([r.receipt for r in received], seconds)
+
+    def _return_held(self) -> None:
+        """Return the messages whose rows had no slot, and record what their jobs wait for."""
+        with self._lock:
+            tasks = [*self._held]
+            self._held.clear()
+        if not tasks:
+            return
+        now, readiness = self.batch.clock.now(), self._readiness
+        if self._rows_done and readiness.waiting is None:
+            # The next invocation starts with these when the slots reach it.
+            first, tasks = tasks[: self.batch.threads], tasks[self.batch.threads :]
+            self._keep([task.received for task in first], readiness.start_at - now)
+        backlog = self._backlog(len(tasks))
+        for retry in (True, False):
+            returned = [task.received for task in tasks if task.message.retry is retry]
+            if returned:
+                seconds = hide_seconds(readiness, backlog, now, self.batch.rng, retry=retry)
+                self._keep(returned, seconds)
+        self.batch.telemetry.info("rows_deferred", rows=len(tasks))
+
+    def _backlog(self, at_least: int) -> int:
+        try:
+            return max(at_least, self.batch.queue.backlog())
+        except ServiceUnavailable as error:
+            self.batch.telemetry.warning("backlog_unknown", error=str(error))
+            return at_least
+
+    def _record_waiting(self) -> None:
+        """No endpoint can serve rows: show that in their jobs, and end those that gave up."""
+        waiting = self._readiness.waiting
+        if waiting is None:
+            return
+        self.batch.telemetry.metric(Metric.ROWS_WAITING, len(self._held))
+        for job in sorted({task.message.job for task in self._held}):
+            try:
+                run = self.batch.runs.get(job)
+                given_up = run is not None and self.batch.waits.record(run, waiting)
+            except ServiceUnavailable as error:
+                self.batch.telemetry.warning("waiting_not_recorded", job=job, error=str(error))
+                continue
+            for task in self._held:
+                if given_up and task.message.job == job:
+                    task.given_up = waiting
+
+    # Which row is next
+
+    def can_start(self) -> bool:
+        """Whether there is a row to work on now."""
+        self._update_readiness()
+        now = self.batch.clock.now()
+        # The dispatcher defers a row that finds less time than it may need.
+        self._last_start = max(self.deadline - self._readiness.row_seconds, now + 1.0)
+        self._record_waiting()
+        with self._lock:
+            return self._next_held() is not None
+
+    def _update_readiness(self) -> None:
+        retry_at = self.batch.clock.now() + self.batch.timings.aws_delay_seconds
+        readiness = Readiness(retry_at)
+        try:
+            readiness = self.batch.dispatcher.readiness()
+        except ServiceUnavailable as error:
+            self.batch.telemetry.warning("readiness_unknown", error=str(error))
+        except Exception:  # noqa: BLE001  # a bug must not fail the invocation
+            self.batch.telemetry.exception("readiness_failed")
+        self._readiness = readiness
+
+    def _next(self) -> _Task | None:
+        """Wait for the next row. None when the invocation is over."""
+        while True:
+            self._update_readiness()
+            with self._lock:
+                task = None if self._alone else self._next_held()
+                if task is not None:
+                    self._begin(task)
+                    return task
+                if self._is_over():
+                    return None
+            self.batch.clock.sleep(self.batch.timings.step_seconds)
+
+    def _next_held(self) -> _Task | None:
+        """The held message to work on now: one that needs no slot, or the first if one is near."""
+        first = next((task for task in self._held if not self._needs_slot(task)), None)
+        if first is None and self._held and self._slot_is_near():
+            first = min(self._held, key=lambda task: not task.message.retry)
+        waits_for_others = any(task.alone for task in self._held) and self._busy
+        return None if waits_for_others else first
+
+    def _begin(self, task: _Task) -> None:
+        self._held.remove(task)
+        self._busy += 1
+        self._idle_receives = 0
+        self._alone = self.leases.alone = task.alone
+        self._taken_at.append(self.batch.clock.now())
+
+    def _needs_slot(self, task: _Task) -> bool:
+        """False for a row that ends without a call."""
+        run = self.batch.runs.known(task.message.job)
+        ended = run is not None and run.state in (RunState.STOPPED, RunState.FAILED)
+        return not ended and task.given_up is None
+
+    def _slot_is_near(self) -> bool:
+        now, readiness = self.batch.clock.now(), self._readiness
+        if now > self._last_start or readiness.waiting is not None:
+            return False
+        while self._taken_at and self._taken_at[0] < now - RESERVED_AFTER_SECONDS:
+            self._taken_at.popleft()
+        interval = 1 / readiness.rows_per_second if readiness.rows_per_second else 0.0
+        slot = max(now, readiness.start_at) + len(self._taken_at) * interval
+        ahead = min(MAX_AHEAD_SECONDS, max(AHEAD_SECONDS, 2 * interval))
+        return slot - now <= max(ABOUT_NOW_SECONDS, ahead * self._busy / self.batch.threads)
+
+    def _is_over(self) -> bool:
+        """No row is in work, and none can be started."""
+        if self._busy:
+            return False
+        return bool(self._held or self._idle_receives or self.batch.clock.now() > self._last_start)
+
+    # Threads
+
+    def process_rows(self) -> None:
+        try:
+            while (task := self._next()) is not None:
+                began_at = self.batch.clock.now()
+                self._guarded(task.received, lambda task=task: self._process(task))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+                with self._lock:
+                    self._busy -= 1
+                    self._rows_done += 1
+                    self._busy_seconds += self.batch.clock.now() - began_at
+                    self._alone = self.leases.alone = False
+        finally:
+            with self._lock:
+                self._ended_threads += 1
+
+    def _process(self, task: _Task) -> None:
+        run = self.batch.runs.get(task.message.job)
+        if run is None:
+            self._reject(task.received, f"the ledger has no job {task.message.job}")
+            return
+        returned = self.batch.editor.handle(
+            task.message, run, task.owner, self.deadline, self.leases, given_up=task.given_up
+        )
+        if returned is None:
+            with self._lock:
+                self._done.append(task)
+        elif returned.alone:
+            task.alone = True
+            with self._lock:
+                self._held.appendleft(task)
+        else:
+            self._deliver_again(task, returned)
+
+    def _deliver_again(self, task: _Task, returned: ReturnRow) -> None:
+        """Hide the message, or replace it: it is old, or is to precede those not called for."""
+        received, message = task.received, task.message
+        age = self.batch.clock.now() - received.sent_at if received.sent_at else 0.0
+        is_old = received.receive_count >= FRESH_COPY_RECEIVES or age >= FRESH_COPY_SECONDS
+        if not (is_old or (returned.called and not message.retry)):
+            self._keep([received], returned.seconds)
+            return
+        queued_at = message.queued_at or received.sent_at
+        retry = message.retry or returned.called
+        copy = message.model_copy(update={"queued_at": queued_at, "retry": retry})
+        delay = ceil(min(max(returned.seconds, 0.0), _MAX_SEND_DELAY_SECONDS))
+        self.batch.queue.send([copy], delay_seconds=delay)
+        with self._lock:
+            self._done.append(task)
+
+    def receive(self) -> None:
+        """Receive further messages for as long as rows are in work."""
+        timings = self.batch.timings
+        while not self._ended():
+            wanted = self._wanted()
+            messages: Sequence[Received] = ()
+            try:
+                if wanted > 0:
+                    messages = self.batch.queue.receive(
+                        wanted,
+                        hide_seconds=ceil(timings.lease_seconds),
+                        wait_seconds=timings.receive_wait_seconds,
+                    )
+            except Exception as error:  # noqa: BLE001  # Lambda receives what this does not
+                self.batch.telemetry.warning("not_received", error=str(error))
+            self.leases.hold(m.receipt for m in messages)
+            self.add(messages)
+            with self._lock:
+                self._idle_receives = 0 if messages else self._idle_receives + (wanted > 0)
+            if not messages:
+                self.batch.clock.sleep(timings.step_seconds)
+
+    def _wanted(self) -> int:
+        """How many further messages to receive: for the free threads, or as a supply.
+
+        Where the limits leave no free slot, other invocations return what they receive, so a supply
+        held here keeps nobody else from working.
+        """
+        with self._lock:
+            now, readiness = self.batch.clock.now(), self._readiness
+            stopping = now > self._last_start or readiness.waiting is not None
+            if stopping or self._alone or any(task.alone for task in self._held):
+                return 0
+            wanted = self.batch.threads - self._busy
+            if readiness.start_at > now + ABOUT_NOW_SECONDS:
+                row_seconds = self._busy_seconds / self._rows_done if self._rows_done else 0.0
+                seconds = min(SUPPLY_SECONDS, self._last_start - now)
+                supply = self.batch.threads * seconds / (row_seconds or TYPICAL_ROW_SECONDS)
+                wanted = min(MAX_SUPPLY, ceil(supply))
+            return wanted - len(self._held)
+
+    def keep_alive(self) -> None:
+        """Renew the leases, print the metrics and delete what is done, now and then."""
+        timings, clock = self.batch.timings, self.batch.clock
+        renewed_at = flushed_at = clock.now()
+        while not self._ended():
+            clock.sleep(timings.step_seconds)
+            now = clock.now()
+            if now - renewed_at >= timings.heartbeat_seconds:
+                renewed_at = now
+                self.leases.renew()
+            if now - flushed_at >= timings.flush_seconds:
+                flushed_at = now
+                self.batch.telemetry.flush()
+                self._delete_done()
+
+    def _ended(self) -> bool:
+        with self._lock:
+            return self._ended_threads >= self.batch.threads
+
+    # The end
+
+    def finish(self) -> None:
+        self._return_held()
+        self._delete_done()
+        with self._lock:
+            unchecked, self._done = self._done, []
+        if unchecked:
+            delay = self.batch.timings.aws_delay_seconds
+            self._keep([task.received for task in unchecked], delay)
+
+    def _delete_done(self) -> None:
+        """Delete the messages of jobs whose completion was checked.
+
+        The others stay: a later delivery repeats the check, should this invocation die before.
+        """
+        with self._lock:
+            done, self._done = self._done, []
+        unchecked = {job for job in sorted({t.message.job for t in done}) if not self._check(job)}
+        receipts = [t.received.receipt for t in done if t.message.job not in unchecked]
+        try:
+            self.batch.queue.delete(receipts)
+        except ServiceUnavailable as error:  # delivered again, and deleted as settled
+            self.batch.telemetry.warning("not_deleted", error=str(error))
+        self.leases.drop(receipts)
+        with self._lock:
+            self._done += [task for task in done if task.message.job in unchecked]
+
+    def _check(self, job: str) -> bool:
+        try:
+            self.batch.completion.check(job)
+        except ServiceUnavailable as error:
+            self.batch.telemetry.warning("completion_unchecked", job=job, error=str(error))
+            return False
+        except Exception:  # noqa: BLE001  # the heartbeat goes on
+            self.batch.telemetry.exception("completion_failed", job=job)
+            return False
+        return True

@@ -1,34 +1,39 @@
 """Stores a row's images in the results bucket, and finds them again after a crash.
 
-The first image is stored last: its presence marks the row as stored. Its metadata is enough to
-settle the row if the worker dies before it does.
+Images are stored as they came before anything else is done with them. The first is stored last: its
+presence marks the row as stored. Its metadata is enough to settle the row if the worker dies before
+it does.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from itertools import count
 from pathlib import PurePosixPath
 
 from pydantic import TypeAdapter
 
-from darkroom.errors import LeaseLost, ServiceUnavailable
+from darkroom.errors import DeferRow, LeaseLost, Reason, ServiceUnavailable, Waiting
 from darkroom.images.codec import render, thumbnail
+from darkroom.images.file_types import mime_type
 from darkroom.jobs import ResultPaths
 from darkroom.ports import Clock, ObjectStore, Telemetry
-from darkroom.retry import backoff
+from darkroom.retry import backoff, with_jitter
 from darkroom.rows import CallResult, Claim, RowRecord, RowRequest, RowResult, RowState
 
 _SEPARATOR = " | "
 _MAX_WARNINGS_CHARS = 600  # S3 accepts 2 KB of metadata in all
 _THUMBNAIL_TYPE = "image/webp"
-# A lost image has to be paid for again, so a failed upload is repeated for about a minute.
-_MAX_PUT_RETRIES = 7
+_MAX_DETAIL_CHARS = 500
+WRITE_CHECK_SECONDS = 300.0
+WRITE_RETRY_SECONDS = 60.0
 _PUT_RETRY_SECONDS = 1.0
 _PUT_RETRY_CAP_SECONDS = 15.0
 _MAX_OVERWRITES = 5
 
 # The fields of a CallResult by their names in the metadata.
-_FIELDS = {field.name.replace("_", "-"): field.name for field in fields(CallResult)}
+_FIELDS = {f.name.replace("_", "-"): f.name for f in fields(CallResult)}
 _row_result = TypeAdapter(RowResult)
 
 
@@ -48,8 +53,8 @@ def _to_metadata(claim: Claim, result: RowResult) -> dict[str, str]:
         "fingerprint": claim.record.fingerprint,
         "images": str(len(result.outputs)),
     }
-    for name, field in _FIELDS.items():
-        value = getattr(result, field)
+    for name, attribute in _FIELDS.items():
+        value = getattr(result, attribute)
         if isinstance(value, tuple):
             value = _SEPARATOR.join(value)[:_MAX_WARNINGS_CHARS]
         elif isinstance(value, bool):
@@ -62,11 +67,15 @@ def _to_metadata(claim: Claim, result: RowResult) -> dict[str, str]:
 def _from_metadata(metadata: Mapping[str, str], paths: ResultPaths, name: str) -> RowResult:
     """The reverse of `_to_metadata`."""
     values: dict[str, object] = {"status": RowState.SUCCEEDED, "cost_micro_usd": None}
-    values |= {field: metadata[n] for n, field in _FIELDS.items() if metadata.get(n)}
+    values |= {attribute: metadata[n] for n, attribute in _FIELDS.items() if metadata.get(n)}
     if "warnings" in values:
         values["warnings"] = metadata["warnings"].split(_SEPARATOR)
     values["outputs"] = [paths.image(name, copy) for copy in range(int(metadata["images"]))]
     return _row_result.validate_python(values)
+
+
+def _content_type(image: bytes) -> str:
+    return mime_type(image) or "application/octet-stream"
 
 
 def _is_result_of(metadata: Mapping[str, str], record: RowRecord, run: str) -> bool:
@@ -80,6 +89,23 @@ class ImageStorage:
     store: ObjectStore
     clock: Clock
     telemetry: Telemetry
+    _checked_at: dict[str, float] = field(default_factory=dict)  # by job
+
+    def check_writable(self, job: str) -> None:
+        """Prove that the job's results can be stored, before a call is paid for.
+
+        Raises DeferRow. A proof is valid for WRITE_CHECK_SECONDS in this process.
+        """
+        now = self.clock.now()
+        if now - self._checked_at.get(job, -WRITE_CHECK_SECONDS) < WRITE_CHECK_SECONDS:
+            return
+        try:
+            self.store.put(ResultPaths(job).write_check, b"", "text/plain")
+        except Exception as error:  # whatever keeps results from being stored
+            detail = f"the results bucket cannot be written ({error}): check its policy and key"
+            waiting = Waiting(Reason.NOT_STORED, detail[:_MAX_DETAIL_CHARS], now)
+            raise DeferRow(detail, delay_seconds=WRITE_RETRY_SECONDS, waiting=waiting) from error
+        self._checked_at[job] = now
 
     def put(
         self,
@@ -89,33 +115,58 @@ class ImageStorage:
         result: RowResult,
         deadline: float,
     ) -> RowResult:
-        """Store the images. Returns `result` with its outputs, or that of a faster worker.
+        """Store the images as they came, then convert those whose names ask for another format.
 
-        Raises LeaseLost when the image of a later upload is in place, ServiceUnavailable.
+        Returns `result` with its outputs, or that of a faster worker. Raises LeaseLost when the
+        image of a later upload is in place, ServiceUnavailable.
         """
         paths, name = ResultPaths(claim.job), _image_name(request, claim.key)
         outputs = tuple(paths.image(name, copy) for copy in range(len(images)))
         result = replace(result, outputs=outputs)
         metadata = _to_metadata(claim, result)
-        extension = PurePosixPath(name).suffix
         for key, image in zip(outputs[1:], images[1:], strict=True):
-            body, kind = render(image, extension)
-            self._retry(partial(self.store.put, key, body, kind, metadata), deadline)
-        body, kind = render(images[0], extension)
-        put_first = partial(self._put_first, outputs[0], body, kind, metadata, claim)
-        other = self._retry(put_first, deadline)
-        return result if other is None else _from_metadata(other, paths, name)
+            put = partial(self.store.put, key, image, _content_type(image), metadata)
+            self._retry(claim.job, put, deadline)
+        put_first = partial(self._put_first, outputs[0], images[0], metadata, claim)
+        other = self._retry(claim.job, put_first, deadline)
+        if other is not None:
+            return _from_metadata(other, paths, name)
+        warnings = tuple(
+            warning
+            for key, image in zip(outputs, images, strict=True)
+            for warning in self._convert(key, image, metadata, claim)
+        )
+        return replace(result, warnings=(*result.warnings, *warnings))
 
-    def put_thumbnails(self, claim: Claim, before: bytes | None, after: bytes) -> None:
-        """A failure is logged: the images themselves matter more."""
+    def put_thumbnails(
+        self, claim: Claim, before: bytes | None, after: bytes | None
+    ) -> tuple[str, ...]:
+        """Returns a warning for each that fails: the images themselves matter more."""
+        warnings = []
         for side, data in (("before", before), ("after", after)):
             if data is None:
                 continue
             key = ResultPaths(claim.job).thumb(claim.key, side)
             try:
                 self.store.put(key, thumbnail(data), _THUMBNAIL_TYPE)
-            except (ServiceUnavailable, ValueError, OSError) as error:
-                self.telemetry.warning("thumb_failed", row=claim.key, error=str(error))
+            except Exception as error:  # noqa: BLE001  # the image is stored and paid for
+                self.telemetry.warning("thumb_failed", side=side, error=str(error))
+                warnings.append(f"the gallery has no thumbnail '{side}': {error}")
+        return tuple(warnings)
+
+    def _convert(
+        self, key: str, image: bytes, metadata: Mapping[str, str], claim: Claim
+    ) -> Iterator[str]:
+        """Replace the stored image by one of its name's format. Yields a warning if that fails."""
+        try:
+            body, kind = render(image, PurePosixPath(key).suffix)
+            found = None if body is image else self.store.metadata(key)
+            if found is not None and _is_result_of(found, claim.record, claim.run):
+                self.store.put(key, body, kind, metadata, replaces=found["etag"])
+        except Exception as error:  # noqa: BLE001  # the image is stored and paid for
+            self.telemetry.warning("conversion_failed", key=key, error=str(error))
+            name, kind = PurePosixPath(key).name, _content_type(image)
+            yield f"{name} is stored as it came ({kind}), because its conversion failed: {error}"
 
     def lookup(self, claim: Claim, request: RowRequest) -> RowResult | None:
         """The result of a call whose worker died after it had stored the image."""
@@ -126,9 +177,10 @@ class ImageStorage:
         return _from_metadata(found, paths, name)
 
     def _put_first(
-        self, key: str, body: bytes, kind: str, metadata: dict[str, str], claim: Claim
+        self, key: str, body: bytes, metadata: dict[str, str], claim: Claim
     ) -> Mapping[str, str] | None:
         """None when our image is in place, else the metadata of a faster worker's image."""
+        kind = _content_type(body)
         for _ in range(_MAX_OVERWRITES):
             if self.store.put(key, body, kind, metadata, only_if_new=True):
                 return None
@@ -145,13 +197,20 @@ class ImageStorage:
                 return None
         raise ServiceUnavailable(f"{key} keeps being changed by other workers")
 
-    def _retry[T](self, put: Callable[[], T], deadline: float) -> T:
-        for tries in range(1, _MAX_PUT_RETRIES + 1):
+    def _retry[T](self, job: str, put: Callable[[], T], deadline: float) -> T:
+        """A lost image has to be paid for again, so a failed upload is repeated until `deadline`.
+
+        Raises LeaseLost, ServiceUnavailable.
+        """
+        for tries in count(1):
             try:
                 return put()
-            except ServiceUnavailable:
+            except LeaseLost:
+                raise
+            except Exception as error:  # an image that is paid for is worth every try
+                self._checked_at.pop(job, None)
                 wait = backoff(tries, _PUT_RETRY_SECONDS, _PUT_RETRY_CAP_SECONDS)
                 if self.clock.now() + wait >= deadline:
-                    raise
-                self.clock.sleep(wait)
-        return put()
+                    raise ServiceUnavailable(f"an image could not be stored: {error}") from error
+                self.clock.sleep(with_jitter(wait, random.random))
+        raise AssertionError  # count() does not end

@@ -2,18 +2,30 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, SourceImage
-from darkroom.editor.batch import TIMINGS, Leases, Timings
+from darkroom.editor.batch import TIMINGS, Leases, ReturnRow, Timings
 from darkroom.editor.image_loading import load_images
 from darkroom.editor.image_storage import ImageStorage
+from darkroom.editor.waiting import CurrentRuns, JobWaits
 from darkroom.endpoints import Endpoint
-from darkroom.errors import DeferRow, LeaseLost, Reason, RetryRow, RowRejected, ServiceUnavailable
+from darkroom.errors import (
+    ConfigurationError,
+    DeferRow,
+    LeaseLost,
+    Reason,
+    RetryRow,
+    RowRejected,
+    ServiceUnavailable,
+    Waiting,
+)
 from darkroom.formatting import money
+from darkroom.images.memory import MemoryBudget, MemoryShare
 from darkroom.jobs import Run, RunState
 from darkroom.metrics import Metric
-from darkroom.models.planner import model_for, plan_call
+from darkroom.models.planner import plan_call
 from darkroom.ports import (
     Clock,
     Dispatcher,
@@ -45,7 +57,9 @@ class RowCallContext:
     run: Run
     message: RowMessage
     rows: RowLedger
+    runs: CurrentRuns
     telemetry: Telemetry
+    today: date  # in UTC
     images: Sequence[SourceImage] = ()
     mask: SourceImage | None = None
     calls: int = 0
@@ -55,14 +69,8 @@ class RowCallContext:
         return self.claim.attempt >= self.run.options.max_attempts
 
     def plan(self, endpoint: Endpoint) -> CallPlan:
-        request = self.message.request
-        model = model_for(request.model, endpoint)
-        plan = plan_call(request, tuple(self.images), self.mask, endpoint.provider, model)
-        if request.model in (None, model):
-            return plan
-        provider = endpoint.provider.value
-        note = f"model {request.model} is not {provider}'s: {endpoint.name} used {model}"
-        return replace(plan, warnings=(*plan.warnings, note))
+        images = tuple(self.images)
+        return plan_call(self.message.request, images, self.mask, endpoint, self.today)
 
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
         self.reject_if_stopped()
@@ -108,6 +116,10 @@ class RowCallContext:
             self.telemetry.metric(Metric.POSSIBLE_DUPLICATE_CHARGES)
 
     def reject_if_stopped(self) -> None:
+        """Raises RowRejected, also if the job was stopped while the row waited."""
+        current = self.runs.get(self.run.job)
+        if current is not None and current.run == self.run.run:
+            self.run = current
         if self.run.state is RunState.STOPPED:
             raise RowRejected(
                 Reason.STOPPED, "the job was stopped: upload the CSV again to continue"
@@ -122,58 +134,83 @@ class RowEditor:
     """Implements batch.RowHandler. Thread-safe."""
 
     rows: RowLedger
+    runs: CurrentRuns
+    waits: JobWaits
     images: ImageStorage
     queue: RowQueue
     fetcher: ImageFetcher
     dispatcher: Dispatcher
     clock: Clock
     telemetry: Telemetry
+    memory: MemoryBudget = field(default_factory=MemoryBudget.of_function)
     on_unknown_outcome: str = "retry"
     rng: Callable[[], float] = random.random
     timings: Timings = TIMINGS
 
     def handle(
-        self, message: RowMessage, run: Run, owner: str, deadline: float, leases: Leases
-    ) -> float | None:
-        if run.state is RunState.FAILED:
-            return None
+        self,
+        message: RowMessage,
+        run: Run,
+        owner: str,
+        deadline: float,
+        leases: Leases,
+        *,
+        given_up: Waiting | None = None,
+    ) -> ReturnRow | None:
         with self.telemetry.bound(job=message.job, row=message.key):
             try:
                 claim = self.rows.claim(message, run, owner, self.timings.lease_seconds)
             except ServiceUnavailable as error:
                 self.telemetry.warning("ledger_unavailable", error=str(error))
-                return self.timings.aws_delay_seconds
+                return ReturnRow(self.timings.aws_delay_seconds)
             if claim is NotClaimed.HELD:
-                return self.timings.held_delay_seconds
+                return ReturnRow(self.timings.held_delay_seconds)
+            if claim is NotClaimed.OUTDATED_LETTER:
+                return self._return_letter(message)
             if isinstance(claim, NotClaimed):
                 self.telemetry.metric(Metric.DUPLICATE_SUPPRESSED)
                 return None
-            context = RowCallContext(claim, run, message, self.rows, self.telemetry)
+            today = datetime.fromtimestamp(self.clock.now(), UTC).date()
+            context = RowCallContext(
+                claim, run, message, self.rows, self.runs, self.telemetry, today
+            )
+            if claim.after_crash and not leases.alone:
+                self._release(context, refund_attempt=True)
+                return ReturnRow(0.0, alone=True)
             with leases.claimed(claim):
-                return self._run(context, deadline)
+                return self._run(context, deadline, given_up)
 
-    def _run(self, context: RowCallContext, deadline: float) -> float | None:
+    def _run(
+        self, context: RowCallContext, deadline: float, given_up: Waiting | None
+    ) -> ReturnRow | None:
         try:
-            return self._attempt(context, deadline)
+            return self._attempt(context, deadline, given_up)
         except LeaseLost as lost:
             self.telemetry.warning("lease_lost", why=str(lost))
-            return self.timings.held_delay_seconds
+            return ReturnRow(self.timings.held_delay_seconds)
         except ServiceUnavailable as error:
             self.telemetry.warning("service_unavailable", error=str(error))
-            self._release(context, refund_attempt=context.calls == 0)
-            return self.timings.aws_delay_seconds
+            return self._defer(context, self.timings.aws_delay_seconds)
 
-    def _attempt(self, context: RowCallContext, deadline: float) -> float | None:
+    def _attempt(
+        self, context: RowCallContext, deadline: float, given_up: Waiting | None
+    ) -> ReturnRow | None:
         """Raises LeaseLost, ServiceUnavailable."""
         try:
-            result = self._edit(context, deadline)
+            result = self._edit(context, deadline, given_up)
         except RowRejected as error:
             result = _failure(RowState.FAILED, error, context.claim)
         except RetryRow as error:
-            return self._retry(context, error)
+            if given_up is None:
+                return self._retry(context, error)
+            self._dead_letter(context, error)
+            return None
         except DeferRow as error:
-            self._release(context, refund_attempt=context.calls == 0)
-            return error.delay_seconds
+            return self._wait(context, error)
+        except ConfigurationError as error:
+            waiting = Waiting(Reason.NO_ENDPOINT, str(error), self.clock.now())
+            delay = self.timings.held_delay_seconds
+            return self._wait(context, DeferRow(str(error), delay_seconds=delay, waiting=waiting))
         except (LeaseLost, ServiceUnavailable):
             raise
         except Exception as error:  # noqa: BLE001  # a bug must neither lose a row nor repeat it forever
@@ -181,9 +218,32 @@ class RowEditor:
             detail = f"an unexpected error stopped the work: {type(error).__name__}"
             return self._retry(context, RetryRow(Reason.WORKER_LOST, detail))
         self._settle(context, result)
+        if result.status is RowState.SUCCEEDED:
+            self._clear_waiting(context.run)
         return None
 
-    def _edit(self, context: RowCallContext, deadline: float) -> RowResult:
+    def _wait(self, context: RowCallContext, error: DeferRow) -> ReturnRow | None:
+        """Return the row to the queue, or end it when its job has waited for too long."""
+        if error.waiting is not None:
+            self.telemetry.metric(Metric.ROWS_WAITING)
+            if self.waits.record(context.run, error.waiting):
+                self._dead_letter(context, _given_up(error.waiting))
+                return None
+        return self._defer(context, error.delay_seconds)
+
+    def _defer(self, context: RowCallContext, seconds: float) -> ReturnRow:
+        self._release(context, refund_attempt=context.calls == 0)
+        return ReturnRow(with_jitter(seconds, self.rng), called=context.calls > 0)
+
+    def _clear_waiting(self, run: Run) -> None:
+        try:
+            self.waits.clear(run)
+        except ServiceUnavailable as error:  # the next row's success clears it
+            self.telemetry.warning("waiting_not_cleared", error=str(error))
+
+    def _edit(
+        self, context: RowCallContext, deadline: float, given_up: Waiting | None
+    ) -> RowResult:
         claim, message = context.claim, context.message
         if claim.sent_before:
             found = self._resolve_unknown_outcome(context)
@@ -192,17 +252,28 @@ class RowEditor:
         if claim.attempts_spent:
             raise RetryRow(Reason.WORKER_LOST, "its worker died in every attempt")
         context.reject_if_stopped()
+        if given_up is not None:
+            raise _given_up(given_up)
+        self.images.check_writable(claim.job)
+        with self.memory.share(message.request) as share:
+            return self._call_and_store(context, share, deadline)
+
+    def _call_and_store(
+        self, context: RowCallContext, share: MemoryShare, deadline: float
+    ) -> RowResult:
+        message = context.message
         loaded = load_images(
             message.request, message.base, self.fetcher, last_attempt=context.is_last_attempt
         )
+        share.images_loaded(loaded.total_bytes)
         context.images, context.mask = loaded.images, loaded.mask
         dispatched = self.dispatcher.dispatch(context, deadline)
         claim, images = context.claim, dispatched.result.images
-        self.images.put_thumbnails(
-            claim, loaded.images[0].data if loaded.images else None, images[0]
-        )
         result = _success(dispatched, claim, loaded.warnings)
-        return self.images.put(claim, message.request, images, result, deadline)
+        result = self.images.put(claim, message.request, images, result, deadline)
+        before = loaded.images[0].data if loaded.images else None
+        warnings = self.images.put_thumbnails(claim, before, images[0])
+        return replace(result, warnings=(*result.warnings, *warnings))
 
     def _resolve_unknown_outcome(self, context: RowCallContext) -> RowResult | None:
         """An earlier call was sent, and its worker died before it recorded the outcome."""
@@ -219,7 +290,7 @@ class RowEditor:
             )
         return None
 
-    def _retry(self, context: RowCallContext, error: RetryRow) -> float | None:
+    def _retry(self, context: RowCallContext, error: RetryRow) -> ReturnRow | None:
         if context.is_last_attempt:
             self._dead_letter(context, error)
             return None
@@ -227,7 +298,8 @@ class RowEditor:
         attempt = context.claim.attempt
         wait = backoff(attempt, self.timings.backoff_seconds, self.timings.backoff_cap_seconds)
         self.telemetry.info("row_retries", attempt=attempt, reason=error.reason)
-        return max(with_jitter(wait, self.rng), error.delay_seconds)
+        seconds = max(with_jitter(wait, self.rng), error.delay_seconds)
+        return ReturnRow(seconds, called=context.calls > 0)
 
     def _dead_letter(self, context: RowCallContext, error: RetryRow) -> None:
         """Send the dead letter before the row is settled.
@@ -251,6 +323,20 @@ class RowEditor:
         self.queue.dead_letter(copy.model_dump_json(), attributes)
         result = _failure(RowState.DEAD, error, context.claim)
         self._settle(context, replace(result, provider=error.provider, endpoint=endpoint))
+
+    def _return_letter(self, message: RowMessage) -> ReturnRow | None:
+        """Keep a dead letter of an earlier upload, whose rows the current one does not edit."""
+        reason = Reason.SUPERSEDED
+        attributes = {"reason": reason.value, "detail": reason.remediation}
+        try:
+            self.queue.dead_letter(
+                message.model_dump_json(), attributes | {"job": message.job, "row": message.key}
+            )
+        except ServiceUnavailable as error:
+            self.telemetry.warning("service_unavailable", error=str(error))
+            return ReturnRow(self.timings.aws_delay_seconds)
+        self.telemetry.warning("letter_of_an_earlier_upload")
+        return None
 
     def _settle(self, context: RowCallContext, result: RowResult) -> None:
         if not self.rows.settle(context.claim, result):
@@ -285,12 +371,25 @@ def _success(dispatched: DispatchResult, claim: Claim, warnings: Sequence[str]) 
         endpoint=dispatched.endpoint.name,
         model=dispatched.result.model or plan.model,
         fallback=dispatched.fallback,
+        fallback_cause=dispatched.fallback_cause,
         latency_ms=dispatched.latency_ms,
         cost_micro_usd=None if cost is None else claim.record.spent + cost,
         warnings=tuple(dict.fromkeys((*warnings, *plan.warnings, *dispatched.warnings))),
     )
 
 
+def _given_up(waiting: Waiting) -> RetryRow:
+    return RetryRow(waiting.reason, f"the job waited too long: {waiting.detail}")
+
+
 def _failure(status: RowState, error: RowRejected | RetryRow, claim: Claim) -> RowResult:
     detail = error.detail[:_MAX_DETAIL_CHARS]
-    return RowResult(status, error.reason, detail, cost_micro_usd=claim.record.spent)
+    return RowResult(
+        status,
+        error.reason,
+        detail,
+        provider=error.provider,
+        endpoint=error.endpoint,
+        model=error.model,
+        cost_micro_usd=claim.record.spent,
+    )

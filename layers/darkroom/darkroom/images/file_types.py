@@ -23,19 +23,42 @@ _UNSUPPORTED = (
     (b"\0\0\1\0", "is an icon (.ico), which is not supported: save it as PNG"),
     (b"\x1aE\xdf\xa3", "is a video, not an image"),
 )
-_IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
+PNG, JPEG, WEBP = "image/png", "image/jpeg", "image/webp"
+_IMAGES = (
+    (b"\x89PNG\r\n\x1a\n", PNG),
+    (b"\xff\xd8\xff", JPEG),
+    (b"GIF87a", "image/gif"),
+    (b"GIF89a", "image/gif"),
+    (b"II*\0", "image/tiff"),
+    (b"MM\0*", "image/tiff"),
+)
+# The size of a bitmap's second header: "BM" alone begins many a text.
+_BMP_HEADERS = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _BRAND = slice(8, 12)
 
 
 def is_image(head: bytes) -> bool:
-    """True for PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF and HEIC, whether they decode or not."""
-    if head.startswith(_IMAGES):
-        return True
-    if head[:4] == b"RIFF":
-        return head[_BRAND] == b"WEBP"
-    return is_heic(head) or (head[4:8] == b"ftyp" and head[_BRAND] in _AVIF_BRANDS)
+    """True for PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF and HEIC, whether they decode or not.
+
+    The first 32 bytes of a file are enough, here and in `mime_type`.
+    """
+    return mime_type(head) is not None
+
+
+def mime_type(head: bytes) -> str | None:
+    """The content type of an image; None for what is not one."""
+    for magic, mime in _IMAGES:
+        if head.startswith(magic):
+            return mime
+    if head[:4] == b"RIFF" and head[_BRAND] == b"WEBP":
+        return WEBP
+    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
+        return "image/bmp"
+    if is_heic(head):
+        return "image/heic"
+    return "image/avif" if head[4:8] == b"ftyp" and head[_BRAND] in _AVIF_BRANDS else None
 
 
 def is_heic(head: bytes) -> bool:

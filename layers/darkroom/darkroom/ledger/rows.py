@@ -10,14 +10,13 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from darkroom.jobs import Counters, Run
+from darkroom.jobs import Counters, Run, RunState
 from darkroom.rows import Claim, NotClaimed, RowMessage, RowRecord, RowResult, RowState
 
 LEASE_SECONDS = 90.0  # three heartbeats: a crash is repaired within two minutes
 
 _NO_COUNTERS: Mapping[str, Counters] = MappingProxyType({})
 _ONE_TRANSITION = Counters(transitions=1)
-_QUEUED_AFTER_REDRIVE = Counters(redriven=-1, transitions=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,79 +138,57 @@ class ClaimRequest:
 
     def decide(self, record: RowRecord | None) -> Decision:
         """Whether the delivery gets the row, whatever the state of its record."""
+        if record is not None and record.run_number > self.run.number:
+            return Decision(NotClaimed.HELD)  # `run` is outdated: retry with the newer one
+        if self.message.run != self.run.run or self.run.state is RunState.FAILED:
+            return Decision(self._reject_outdated(record))
         if record is None:
-            if not self._from_current_run:
-                return Decision(NotClaimed.SUPERSEDED)
             return self._grant(self._new_record())
         if self._already_granted(record):
             return Decision(Claim(self.message.job, self.owner, record))
-        if record.run_number > self.run.number:
-            return Decision(NotClaimed.HELD)  # `run` is outdated: retry with the newer one
-        if not (
-            self._from_current_run or self._redrives(record) or self._already_transferred(record)
+        return self._decide_settled(record) if record.state.terminal else self._decide_open(record)
+
+    def _reject_outdated(self, record: RowRecord | None) -> NotClaimed:
+        """A message of an earlier upload: the current one has queued all rows it wants edited.
+
+        A dead letter is kept for its user, unless the row has succeeded or was queued again.
+        """
+        if self.message.generation == 0:
+            return NotClaimed.SUPERSEDED
+        if record is not None and (
+            record.state is RowState.SUCCEEDED or self._in_current_run(record)
         ):
-            return Decision(NotClaimed.SUPERSEDED)
-        settled = record.state.terminal
-        return self._decide_settled(record) if settled else self._decide_unsettled(record)
+            return NotClaimed.SETTLED
+        return NotClaimed.OUTDATED_LETTER
 
     def _decide_settled(self, record: RowRecord) -> Decision:
-        if record.state is RowState.DEAD and self._redrives(record):
-            return self._redrive(record)
-        if not self._from_current_run:
-            return Decision(NotClaimed.SETTLED)
         if self._in_current_run(record):
-            return self._decide_settled_in_current_run(record)
+            redrives = record.state is RowState.DEAD and self._redrives(record)
+            return self._redrive(record) if redrives else Decision(NotClaimed.SETTLED)
         succeeded = record.state is RowState.SUCCEEDED
         if succeeded and self._same_request(record) and not self.message.redo:
             return self._transfer_success(record)
         return self._grant(self._restart(record))
 
-    def _decide_settled_in_current_run(self, record: RowRecord) -> Decision:
-        if not self._queued_after_redrive(record):
-            return Decision(NotClaimed.SETTLED)
-        if self._same_request(record):
-            queued = replace(record, redriven=False, version=record.version + 1)
-            change = Change(queued, {self.run.run: _QUEUED_AFTER_REDRIVE})
-            return Decision(NotClaimed.SETTLED, change)
-        undo = _QUEUED_AFTER_REDRIVE + -contribution(record)
-        return self._grant(self._restart(record, keep_costs=True), {self.run.run: undo})
-
-    def _decide_unsettled(self, record: RowRecord) -> Decision:
+    def _decide_open(self, record: RowRecord) -> Decision:
         if record.lease_until > self.now:
             return Decision(NotClaimed.HELD)
-        queued = self._queued_after_redrive(record)
-        current, same = self._in_current_run(record), self._same_request(record)
-        if current and not queued and not same:
-            return Decision(NotClaimed.SUPERSEDED)  # an old copy: the row's request has changed
-        counters = {self.run.run: _QUEUED_AFTER_REDRIVE} if queued else _NO_COUNTERS
-        record = replace(record, redriven=record.redriven and not queued)
-        if not same or (self.message.redo and not current):
-            return self._grant(self._restart(record), counters)
-        if not current:
-            return self._transfer_unsettled(record)
-        if self._redrives(record):
-            record = replace(record, attempts=0, generation=self.message.generation)
-        return self._grant(record, counters)
+        if self._in_current_run(record):
+            if self._redrives(record):  # its worker died between the dead letter and the outcome
+                return self._grant(self._with_new_attempts(record))
+            return self._grant(record)
+        if self._same_request(record) and not self.message.redo:
+            return self._grant(replace(self._transferred(record), attempts=0))
+        return self._grant(self._restart(record))
 
     def _redrive(self, record: RowRecord) -> Decision:
         """A dead row starts again with all its attempts; the counters no longer include it."""
         undo = {record.run: -contribution(record) + _ONE_TRANSITION}
-        generation = self.message.generation
-        alive = replace(record, state=RowState.CLAIMED, generation=generation, result=None)
-        if self._in_current_run(record):
-            return self._grant(replace(alive, attempts=0), undo)
-        return self._transfer_unsettled(alive, undo)
+        alive = replace(record, state=RowState.CLAIMED, result=None, lease_owner=None)
+        return self._grant(self._with_new_attempts(alive), undo)
 
-    def _transfer_unsettled(
-        self, record: RowRecord, counters: Mapping[str, Counters] = _NO_COUNTERS
-    ) -> Decision:
-        """Continue a row of an earlier run; after a redrive it counts beyond what was queued."""
-        redriven = not self._from_current_run
-        if redriven:
-            counters = {**counters, self.run.run: Counters(redriven=1, transitions=1)}
-        generation = max(record.generation, self.message.generation)
-        transferred = replace(self._transferred(record), redriven=redriven, generation=generation)
-        return self._grant(replace(transferred, attempts=0), counters)
+    def _with_new_attempts(self, record: RowRecord) -> RowRecord:
+        return replace(record, attempts=0, crashes=0, generation=self.message.generation)
 
     def _transfer_success(self, record: RowRecord) -> Decision:
         """Count here a row that succeeded for an earlier upload while this one was being queued."""
@@ -224,7 +201,7 @@ class ClaimRequest:
         return Decision(NotClaimed.SETTLED, Change(transferred, counters))
 
     def _transferred(self, record: RowRecord) -> RowRecord:
-        return replace(record, run=self.run.run, run_number=self.run.number, redriven=False)
+        return replace(record, run=self.run.run, run_number=self.run.number)
 
     def _new_record(self) -> RowRecord:
         return RowRecord(
@@ -237,15 +214,15 @@ class ClaimRequest:
             generation=self.message.generation,
         )
 
-    def _restart(self, record: RowRecord, *, keep_costs: bool = False) -> RowRecord:
+    def _restart(self, record: RowRecord) -> RowRecord:
         """Start over. An unsettled row keeps its costs; those of a settled one are counted."""
-        keep = keep_costs or not record.state.terminal
+        keep = not record.state.terminal
         return replace(
             self._new_record(),
-            generation=max(record.generation, self.message.generation),
+            generation=record.generation,
             possible_duplicate_charges=(record.possible_duplicate_charges if keep else 0)
             + int(record.state is RowState.SENT),
-            spent=_known_cost(record) if keep else 0,
+            spent=record.spent if keep else 0,
             version=record.version,
         )
 
@@ -268,10 +245,6 @@ class ClaimRequest:
         claim = Claim(self.message.job, self.owner, granted, attempts_spent=spent)
         return Decision(claim, Change(granted, counters))
 
-    @property
-    def _from_current_run(self) -> bool:
-        return self.message.run == self.run.run
-
     def _in_current_run(self, record: RowRecord) -> bool:
         return record.run == self.run.run
 
@@ -289,17 +262,3 @@ class ClaimRequest:
             and not record.state.terminal
             and record.lease_until > self.now
         )
-
-    def _already_transferred(self, record: RowRecord) -> bool:
-        """A message of an earlier run whose row has been transferred to the current one."""
-        same_generation = self.message.generation == record.generation
-        return self._in_current_run(record) and same_generation and self._same_request(record)
-
-    def _queued_after_redrive(self, record: RowRecord) -> bool:
-        """The splitter's own message for a row that was redriven into this run before."""
-        return record.redriven and self._from_current_run and self.message.generation == 0
-
-
-def _known_cost(record: RowRecord) -> int:
-    """What a row has cost so far; a result's cost includes what was spent before it."""
-    return record.spent if record.result is None else record.result.cost_micro_usd or record.spent

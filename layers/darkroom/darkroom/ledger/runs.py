@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from darkroom.errors import Reason, Waiting
-from darkroom.jobs import Checkpoint, Counters, Run, RunState, Totals
+from darkroom.jobs import Checkpoint, Counters, RejectedUpload, Run, RunState, Totals
 
 _SEQUENCER_DIGITS = 64
+_MAX_REJECTED_UPLOADS = 10  # bounds the run's item
 _FINAL_STATES = (RunState.FAILED, RunState.STOPPED)
 
 
@@ -35,9 +36,8 @@ class RunRecord:
     split_until: float = 0.0  # lease of the splitter
     report_until: float = 0.0  # lease of the reporter
     report_owner: str = ""
-    reporting: int = -1  # the `transitions` of the report being made
-    reported: int = -1  # the `transitions` of the last finished report
-    report_requested: bool = False  # by another reporter while one held the lease
+    reporting: int = -1  # the version (Counters.transitions) of the report being made
+    reported: int = -1  # the version of the last finished report
     version: int = 0
 
 
@@ -54,6 +54,23 @@ def start(run: Run, current: JobRecord | None, spent_before: int, until: float) 
     number = current.number + 1 if current else 1
     started = replace(run, number=number, spent_before=spent_before, state=RunState.SPLITTING)
     return RunRecord(started, split_until=until)
+
+
+def start_rejected(record: RunRecord, reason: str, now: float) -> RunRecord:
+    """A run that has just been made, of an upload that cannot be used."""
+    return replace(fail(record, reason, now), version=record.version)
+
+
+def is_under_way(record: RunRecord) -> bool:
+    return record.run.finished_at is None and record.run.state is not RunState.FAILED
+
+
+def add_rejected_upload(record: RunRecord, rejected: Run, reason: str, now: float) -> RunRecord:
+    source = rejected.source
+    upload = RejectedUpload(source.key, source.version_id, reason, now, rejected.run)
+    known = [u for u in record.run.rejected_uploads if u.run != rejected.run]
+    uploads = (*known, upload)[-_MAX_REJECTED_UPLOADS:]
+    return _next(record, run=replace(record.run, rejected_uploads=uploads))
 
 
 def take_over_split(record: RunRecord, now: float, lease_seconds: float) -> RunRecord | None:
@@ -120,8 +137,8 @@ def reopen(record: RunRecord) -> RunRecord | None:
 
 
 def all_settled(run: Run, counters: Counters) -> bool:
-    expected = run.totals.queued + counters.redriven
-    return run.split_done and run.state is not RunState.FAILED and counters.settled == expected
+    complete = counters.settled == run.totals.queued
+    return run.split_done and run.state is not RunState.FAILED and complete
 
 
 def report_due(record: RunRecord, counters: Counters) -> bool:
@@ -130,37 +147,34 @@ def report_due(record: RunRecord, counters: Counters) -> bool:
 
 def begin_report(
     record: RunRecord, counters: Counters, owner: str, now: float, lease_seconds: float
-) -> tuple[bool, RunRecord | None]:
-    """Whether the caller makes the report, and what to write (None: nothing).
+) -> RunRecord | None:
+    """None when the caller does not make the report: it is not due, or another reporter makes it.
 
     The owner of the lease may begin again: it is the same invocation, retried after a crash.
-    A caller refused because of another's lease sets `report_requested`, so that a report which
-    was begun too early counts as stale.
     """
-    if not report_due(record, counters):
-        return False, None
-    if record.report_until > now and not (owner and owner == record.report_owner):
-        if record.reporting == counters.transitions or record.report_requested:
-            return False, None
-        return False, _next(record, report_requested=True)
-    begun = _next(
+    if not report_due(record, counters) or report_leased(record, owner, now):
+        return None
+    return _next(
         record,
         run=_in_state(record.run, RunState.REPORTING),
         report_until=now + lease_seconds,
         report_owner=owner,
         reporting=counters.transitions,
-        report_requested=False,
     )
-    return True, begun
+
+
+def report_leased(record: RunRecord, owner: str, now: float) -> bool:
+    """Another reporter is at work."""
+    return record.report_until > now and not (owner and owner == record.report_owner)
 
 
 def finish_report(
     record: RunRecord, counters: Counters, finished_at: float
 ) -> tuple[bool, RunRecord]:
     """Whether the report is still current, and what to write."""
-    if record.report_requested or record.reporting != counters.transitions:
+    if record.reporting != counters.transitions:
         run = _in_state(record.run, RunState.RUNNING)
-        return False, _next(record, run=run, report_until=0.0, report_requested=False)
+        return False, _next(record, run=run, report_until=0.0)
     run = replace(_in_state(record.run, RunState.DONE), finished_at=finished_at)
     return True, _next(record, run=run, report_until=0.0, reported=record.reporting)
 

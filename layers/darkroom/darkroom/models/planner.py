@@ -6,6 +6,7 @@ not lack (a mask, editing as such) makes it ineligible.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 
 from darkroom.calls import CallPlan, SourceImage
 from darkroom.endpoints import Endpoint
@@ -13,8 +14,17 @@ from darkroom.errors import Ineligible
 from darkroom.formatting import plural
 from darkroom.images import codec
 from darkroom.models import sizes
-from darkroom.models.catalog import SETTINGS, Model, find_model, worst_cost
-from darkroom.providers.registry import Provider, likely_provider_of
+from darkroom.models.catalog import (
+    EDIT_SETTINGS,
+    GENERATE_SETTINGS,
+    SETTINGS,
+    Model,
+    current_name,
+    model_at,
+    retirement_notice,
+    worst_cost,
+)
+from darkroom.providers.registry import likely_provider_of
 from darkroom.rows import RowRequest
 
 MAX_MASK_BYTES = 4 * codec.MIB - 1
@@ -27,8 +37,13 @@ _EQUIVALENT_QUALITIES = {"standard": "medium", "hd": "high"}
 
 
 def model_for(requested: str | None, endpoint: Endpoint) -> str:
-    """The requested model where the endpoint's provider makes it, else the endpoint's own."""
-    if requested is None or likely_provider_of(requested) is not endpoint.provider:
+    """The requested model where the endpoint's provider makes it, else the endpoint's own.
+
+    An endpoint with `model_is` is the deployment of one model and serves no other.
+    """
+    if requested is None or endpoint.model_is is not None:
+        return endpoint.model
+    if likely_provider_of(requested) is not endpoint.provider:
         return endpoint.model
     return requested
 
@@ -37,25 +52,27 @@ def plan_call(
     request: RowRequest,
     images: tuple[SourceImage, ...],
     mask: SourceImage | None,
-    provider: Provider,
-    model: str,
+    endpoint: Endpoint,
+    today: date,
 ) -> CallPlan:
-    """Fit the row to the model; `images` and `mask` come from codec.open_source and open_mask.
+    """Fit the row to a model; `images` and `mask` come from codec.open_source and open_mask.
 
-    Raises Ineligible when this model cannot honour the row, though another may, and RowRejected
+    The model is the row's where the endpoint can serve it, else the endpoint's own. Raises
+    Ineligible when that model cannot honour the row, though another may, and RowRejected
     (bad_image) when an image cannot be converted to what the model accepts.
     """
-    entry = find_model(provider, model)
-    draft = _Draft(request, entry)
-    draft.warn_about_model(model)
+    name = model_for(request.model, endpoint)
+    entry = model_at(endpoint, name)
+    draft = _Draft(request, entry, endpoint)
+    draft.warn_about_model(name, today)
     draft.check_eligible(images, mask)
     images = draft.fit_images(images)
     mask = draft.fit_mask(images, mask)
     size, aspect_ratio, resolution = draft.shape(images)
     output_format = draft.output_format()
     plan = CallPlan(
-        provider,
-        model,
+        endpoint.provider,
+        current_name(endpoint, name),
         draft.prompt(),
         images,
         mask,
@@ -65,18 +82,17 @@ def plan_call(
         quality=draft.quality(),
         output_format=output_format,
         n=draft.count(),
-        settings=draft.settings(output_format),
+        settings=draft.settings(output_format, edits=bool(images or request.images)),
+        model_of_row=name == request.model,
     )
     cost = worst_cost(entry, plan)
     return replace(plan, warnings=tuple(draft.warnings), worst_cost_micro_usd=cost)
 
 
 def check_operation(model: Model, *, images: bool, mask: bool) -> None:
-    """Raise Ineligible if the model cannot generate, edit or apply a mask, as the row requires."""
+    """Raise Ineligible if the model cannot edit or apply a mask, as the row requires."""
     if images and not model.edits:
         raise Ineligible(f"{model.name} only generates images, it cannot edit one")
-    if not images and not model.generates:
-        raise Ineligible(f"{model.name} needs an image to edit")
     if mask and not images:
         raise Ineligible("a mask needs an image to apply to")
     if mask and not model.masks:
@@ -89,24 +105,26 @@ class _Draft:
 
     request: RowRequest
     model: Model
+    endpoint: Endpoint
     warnings: list[str] = field(default_factory=list)
 
     def _warn(self, sentence: str) -> None:
         self.warnings.append(sentence)
 
-    def warn_about_model(self, name: str) -> None:
-        model = self.model
+    def warn_about_model(self, name: str, today: date) -> None:
+        model, requested, endpoint = self.model, self.request.model, self.endpoint
+        provider, only = endpoint.provider.value, endpoint.model_is
+        if requested not in (None, name, only):
+            reason = f"is not {only}, the only one there" if only else f"is not {provider}'s"
+            self._warn(f"model {requested} {reason}: {endpoint.name} used {name}")
         if not model.known:
+            price = "" if model.image_prices else ", and its price is not known"
             self._warn(
                 f"{model.name} is not in Darkroom's model catalogue: it is called as an ordinary "
-                f"{model.provider.value} image model, and its price is not known"
+                f"{provider} image model{price}"
             )
-        if model.retired_on is not None:
-            ended = f"{model.name} was shut down by its provider on {model.retired_on.isoformat()}"
-            self._warn(f"{ended}: only a compatible endpoint still serves it")
-        if day := model.retired_names.get(name.removeprefix("models/")):
-            ended = f"the name {name} was shut down by its provider on {day.isoformat()}"
-            self._warn(f"{ended}: use {model.name}")
+        if notice := retirement_notice(endpoint, name, today):
+            self._warn(notice)
 
     def check_eligible(self, images: Sequence[SourceImage], mask: SourceImage | None) -> None:
         model, characters = self.model, len(self.request.instruction)
@@ -182,12 +200,21 @@ class _Draft:
                 used = " ".join(filter(None, (aspect_ratio, resolution)))
                 change = f"{request.size} became {used}"
                 self._warn(f"{model.name} does not accept sizes in pixels: {change}")
-        if aspect_ratio not in model.aspect_ratios:
-            aspect_ratio = None  # stated in the prompt instead
+        if aspect_ratio is not None and aspect_ratio not in model.aspect_ratios:
+            aspect_ratio = self._other_ratio(aspect_ratio)
         if resolution is not None and resolution not in model.resolutions:
             self._warn_about_resolution(resolution)
             resolution = None
         return None, aspect_ratio, resolution
+
+    def _other_ratio(self, requested: str) -> str | None:
+        """The nearest ratio; None where the model has no such parameter: the prompt states it."""
+        model = self.model
+        if not model.aspect_ratios:
+            return None
+        nearest = sizes.nearest_ratio(sizes.ratio_of(requested), model.aspect_ratios)
+        self._warn(f"{model.name} has no aspect ratio {requested}: used {nearest} instead")
+        return nearest
 
     def _size(self, images: Sequence[SourceImage]) -> str | None:
         request = self.request
@@ -229,18 +256,19 @@ class _Draft:
             self._warn(f"{self.model.name} has no resolution {resolution}: its default is used")
 
     def quality(self) -> str | None:
-        model = self.model
-        requested = (self.request.quality or "auto").strip().lower()
+        """The row's, else the endpoint's default; None for the provider's choice."""
+        model, requested = self.model, self.request.quality or self.endpoint.quality or "auto"
         if requested == "auto":
             return None
         if requested in model.qualities:
             return requested
-        rank = _quality_rank(requested)
-        if rank is None or not model.qualities:
-            self._warn(f"{model.name} has no quality {self.request.quality}: it was left out")
+        if not model.qualities:
+            if self.request.quality is not None:
+                self._warn(f"{model.name} has no quality {requested}: it was left out")
             return None
-        nearest = min(model.qualities, key=lambda name: abs((_quality_rank(name) or 0) - rank))
-        self._warn(f"{model.name} has no quality {self.request.quality}: used {nearest} instead")
+        rank = _quality_rank(requested)
+        nearest = min(model.qualities, key=lambda name: abs(_quality_rank(name) - rank))
+        self._warn(f"{model.name} has no quality {requested}: used {nearest} instead")
         return nearest
 
     def output_format(self) -> str | None:
@@ -249,20 +277,37 @@ class _Draft:
         kind = codec.EXTENSIONS.get(extension.lower(), "").lower() if dot else ""
         return kind if kind in self.model.output_formats and kind != "png" else None
 
-    def settings(self, output_format: str | None) -> dict[str, str]:
+    def settings(self, output_format: str | None, *, edits: bool) -> dict[str, str | int]:
         """Those that are sent as the row has them, where the model accepts them."""
-        kept: dict[str, str] = {}
+        kept: dict[str, str | int] = {}
         for name in SETTINGS:
             value = getattr(self.request, name)
             if value is None:
                 continue
-            if value not in self.model.settings.get(name, ()):
-                self._warn(f"{self.model.name} has no {name} setting: {value} was left out")
-            elif (name, value) == ("background", "transparent") and output_format == "jpeg":
-                self._warn("a JPEG cannot be transparent: the background will be white")
+            if problem := self._setting_problem(name, value, output_format, edits=edits):
+                self._warn(problem)
             else:
                 kept[name] = value
         return kept
+
+    def _setting_problem(
+        self, name: str, value: str | int, output_format: str | None, *, edits: bool
+    ) -> str | None:
+        model = self.model
+        accepted = model.settings.get(name, ())
+        if not accepted:
+            return f"{model.name} has no {name} setting: {value} was left out"
+        if value not in accepted:
+            choices = ", ".join(map(str, accepted))
+            return f"{model.name} accepts {choices} as {name}: {value} was left out"
+        if name in (GENERATE_SETTINGS if edits else EDIT_SETTINGS):
+            operation = "edited" if edits else "generated"
+            return f"{name} does not apply to an image that is {operation}: it was left out"
+        if name == "background" and value == "transparent" and output_format == "jpeg":
+            return "a JPEG cannot be transparent: the background will be white"
+        if name == "output_compression" and output_format is None:
+            return "a PNG has no output_compression: name the output .jpg or .webp to use it"
+        return None
 
     def prompt(self) -> str:
         """The instruction; with the shape in words where the model has no parameter for it."""
@@ -297,6 +342,5 @@ def _fair_share(total: int, images: Sequence[SourceImage]) -> int:
     return total
 
 
-def _quality_rank(quality: str) -> int | None:
-    name = _EQUIVALENT_QUALITIES.get(quality, quality)
-    return _QUALITY_ORDER.index(name) if name in _QUALITY_ORDER else None
+def _quality_rank(quality: str) -> int:
+    return _QUALITY_ORDER.index(_EQUIVALENT_QUALITIES.get(quality, quality))

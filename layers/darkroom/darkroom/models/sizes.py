@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from math import log
 
-PIXELS = {"1K": 1024 * 1024, "2K": 2048 * 2048, "4K": 4096 * 4096}
+PIXELS = {"512": 512 * 512, "1K": 1024 * 1024, "2K": 2048 * 2048, "4K": 4096 * 4096}
 # Free sizes of gpt-image-2 and later: openai 3.52, image_edit_params, and the image guide's limits
 # of edges and area (https://developers.openai.com/api/docs/guides/image-generation), 2026-11-21.
 EDGE_MULTIPLE = 16

@@ -10,8 +10,9 @@ from typing import ClassVar
 import httpx2
 from pydantic import SecretStr
 
-from darkroom.calls import CallFailed, CallPlan, EditResult, ProviderLimits
+from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, ProviderLimits
 from darkroom.endpoints import Endpoint
+from darkroom.models.catalog import model_advice
 from darkroom.providers.errors import (
     Failure,
     Rule,
@@ -87,8 +88,10 @@ class SdkImageEditor[Client](ABC):
     ) -> CallFailed:
         response = exchange.response
         if response is not None and response.status_code != httpx2.codes.OK:
-            from_row = plan.model != endpoint.model
-            failed = classify(self.table, self._failure(response), model_from_row=from_row, key=key)
+            failure = self._failure(response, endpoint)
+            failed = classify(self.table, failure, model_from_row=plan.model_of_row, key=key)
+            if failed.outcome is Outcome.MODEL_UNAVAILABLE:
+                failed.detail = f"{failed.detail.rstrip('.')}: {model_advice(endpoint)}"
             failed.provider_limits = self._provider_limits(exchange)
             return failed
         # An SDK may wrap the transport's error.
@@ -116,7 +119,7 @@ class SdkImageEditor[Client](ABC):
         """Sends the plan and reads the response."""
 
     @abstractmethod
-    def _failure(self, response: httpx2.Response) -> Failure:
+    def _failure(self, response: httpx2.Response, endpoint: Endpoint) -> Failure:
         """What an error response says. Must not raise, whatever the response contains."""
 
 

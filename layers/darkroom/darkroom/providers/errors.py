@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from math import isnan
 from typing import Any
 
 import httpx2
@@ -19,6 +20,7 @@ from darkroom.calls import CallFailed, Outcome
 from darkroom.formatting import clean_text
 
 _MAX_ERROR_BYTES = 1024 * 1024  # of a body that is parsed
+_MAX_TOKENS = 1_000_000  # of a call: more is not a count
 MAX_RULE_TEXT = 4_096  # characters that rules are matched against
 _DELAY_IN_TEXT = re.compile(
     r"(?:retry|try again)\s{1,9}(?:after|in)\s{1,9}"
@@ -186,6 +188,14 @@ def unusable_images(cost_micro_usd: int | None) -> Iterator[None]:
             maybe_charged=True,
             cost_micro_usd=cost_micro_usd,
         ) from error
+
+
+def token_count(usage: Any, name: str) -> int | None:
+    """A count of tokens in a response, 0 to a million; None for anything but a number."""
+    count = getattr(usage, name, None)
+    if isinstance(count, bool) or not isinstance(count, int | float) or isnan(count):
+        return None
+    return int(min(max(count, 0), _MAX_TOKENS))
 
 
 def cause_without_key(error: BaseException, key: str) -> BaseException | None:

@@ -5,6 +5,7 @@ Sources of the tables: https://ai.google.dev/gemini-api/docs/troubleshooting, go
 in the SDK's issues; read 2026-11-21.
 """
 
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.endpoints import Endpoint
 from darkroom.formatting import clean_text
 from darkroom.images import codec
-from darkroom.models.catalog import Model, find_model, token_cost
+from darkroom.models.catalog import Model, model_at, token_cost
 from darkroom.providers.adapter import SdkImageEditor
 from darkroom.providers.errors import (
     Failure,
@@ -25,13 +26,16 @@ from darkroom.providers.errors import (
     malformed_response,
     names,
     retry_after,
+    token_count,
     unusable_images,
 )
-from darkroom.providers.registry import Provider
+from darkroom.providers.google_auth import google_credentials, refresh
+from darkroom.providers.http import deadline, last_response
 
 if TYPE_CHECKING:
     from google.genai import Client, types
 
+_MAX_NAME = 64
 BASE_URL = "https://generativelanguage.googleapis.com/"
 API_VERSION = "v1"
 
@@ -64,6 +68,9 @@ GEMINI_TABLE: tuple[Rule, ...] = (
     ),
     Rule(Outcome.RATE_LIMITED, names=names("quota:day"), daily=True),
     Rule(Outcome.RATE_LIMITED, statuses=(429,), text=r"\bper day\b", daily=True),
+    Rule(Outcome.RATE_LIMITED, names=names("quota:minute")),
+    # The flex tier sheds load with 429 and 503 when it has no capacity: not a limit of the account.
+    Rule(Outcome.UNAVAILABLE, statuses=(429,), names=names("tier:flex")),
     Rule(Outcome.RATE_LIMITED, statuses=(429,)),
     Rule(Outcome.RATE_LIMITED, names=names("resource_exhausted")),
     Rule(Outcome.KEY_REJECTED, statuses=(401,)),
@@ -148,7 +155,11 @@ BY_CHANCE = frozenset({"NO_IMAGE", "IMAGE_OTHER", "OTHER", "MALFORMED_FUNCTION_C
 
 
 class GeminiImageEditor(SdkImageEditor["Client"]):
-    """Edits with up to the model's number of references; generates without any."""
+    """Edits with up to the model's number of references; generates without any.
+
+    An endpoint with a `location` is on Google's enterprise platform: the Google Cloud project and
+    the credentials, or an API key of that platform, take the place of a Gemini API key.
+    """
 
     sdk = "google.genai"
     table = GEMINI_TABLE
@@ -157,10 +168,15 @@ class GeminiImageEditor(SdkImageEditor["Client"]):
         from google import genai  # noqa: PLC0415 - see SdkImageEditor
         from google.genai import types  # noqa: PLC0415
 
-        base_url, version = address
+        base_url, version, project, location, credentials = address
+        account: dict[str, Any] = {"api_key": "given-per-call"}
+        if credentials is not None:
+            account = {"project": project, "credentials": google_credentials(credentials)}
+        if location is not None:
+            account |= {"location": location}
         return genai.Client(
-            vertexai=False,
-            api_key="given-per-call",
+            vertexai=location is not None,
+            **account,
             http_options=types.HttpOptions(
                 base_url=base_url,
                 api_version=version,
@@ -178,17 +194,30 @@ class GeminiImageEditor(SdkImageEditor["Client"]):
     ) -> EditResult:
         from google.genai import types  # noqa: PLC0415 - see SdkImageEditor
 
+        # The SDK warns of values it does not know, with the provider's text.
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"google\.genai")
+        on_platform = endpoint.location is not None
+        credentials = None if endpoint.credentials is None else key
         # The client must outlive the call: it closes its connections when it is deleted.
-        client = self._client(endpoint.base_url or BASE_URL, endpoint.api_version or API_VERSION)
+        client = self._client(
+            endpoint.base_url or (None if on_platform else BASE_URL),
+            endpoint.api_version or (None if on_platform else API_VERSION),
+            endpoint.project,
+            endpoint.location,
+            credentials,
+        )
+        if credentials is not None:
+            with deadline(timeout_seconds):  # of its own, so that it does not count as the call
+                refresh(google_credentials(credentials), self._http)
         images: Any = (types.Part.from_bytes(data=i.data, mime_type=i.mime) for i in plan.images)
         response = client.models.generate_content(
             model=plan.model,
             contents=[plan.prompt, *images],
-            config=_config(plan, key, timeout_seconds),
+            config=_config(plan, endpoint, key, timeout_seconds),
         )
-        return _read(response, plan, key)
+        return _read(response, plan, model_at(endpoint, plan.model), key)
 
-    def _failure(self, response: httpx2.Response) -> Failure:
+    def _failure(self, response: httpx2.Response, endpoint: Endpoint) -> Failure:
         body = error_body(response) or {}
         error = body.get("error")
         fields = error if isinstance(error, dict) else {}
@@ -196,9 +225,10 @@ class GeminiImageEditor(SdkImageEditor["Client"]):
         details = [d for d in details if isinstance(d, dict)] if isinstance(details, list) else []
         text = error_text(response, fields.get("message"))
         delay = _retry_delay(details)
+        tier = endpoint.service_tier and f"tier:{endpoint.service_tier}"
         return Failure(
             status=response.status_code,
-            names=names(fields.get("status"), *_reasons(details)),
+            names=names(fields.get("status"), tier, *_reasons(details)),
             text=text,
             is_json=bool(fields),
             retry_after_seconds=retry_after(response.headers, text) if delay is None else delay,
@@ -209,33 +239,42 @@ def _unsupported(request: httpx2.Request) -> httpx2.Response:
     raise httpx2.UnsupportedProtocol("Darkroom makes no asynchronous calls", request=request)
 
 
-def _config(plan: CallPlan, key: str, timeout_seconds: float) -> "types.GenerateContentConfig":
+def _config(
+    plan: CallPlan, endpoint: Endpoint, key: str, timeout_seconds: float
+) -> "types.GenerateContentConfig":
     from google.genai import types  # noqa: PLC0415 - see SdkImageEditor
 
     image_config = None
     if plan.aspect_ratio is not None or plan.resolution is not None:
         image_config = types.ImageConfig(aspect_ratio=plan.aspect_ratio, image_size=plan.resolution)
+    headers = {name: value.get_secret_value() for name, value in endpoint.headers.items()}
+    if endpoint.credentials is None:
+        headers["x-goog-api-key"] = key
+    settings: dict[str, Any] = dict(plan.settings)
+    if level := settings.pop("thinking_level", None):
+        settings["thinking_config"] = types.ThinkingConfig(thinking_level=level)
     return types.GenerateContentConfig(
+        **settings,
         response_modalities=["IMAGE"],
         image_config=image_config,
+        service_tier=endpoint.service_tier and types.ServiceTier(endpoint.service_tier),
         automatic_continuation=False,
         automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
         http_options=types.HttpOptions(
-            timeout=max(1, int(timeout_seconds * 1000)), headers={"x-goog-api-key": key}
+            timeout=max(1, int(timeout_seconds * 1000)), headers=headers
         ),
     )
 
 
-def _read(response: Any, plan: CallPlan, key: str) -> EditResult:
+def _read(response: Any, plan: CallPlan, model: Model, key: str) -> EditResult:
     """The images outside the thoughts, decoded in full. Raises CallFailed."""
     parts = list(_parts(response))
     blobs = [p.inline_data for p in parts if p.inline_data is not None]
     images = tuple(b.data for b in blobs if (b.mime_type or "image/").startswith("image/"))
-    model = find_model(Provider.GEMINI, plan.model)
     cost = _cost(model, response.usage_metadata, has_images=bool(images))
     if not images:
-        text = clean_text(" ".join(p.text for p in parts if p.text), key)
-        raise _no_image_failure(response, text, cost)
+        texts = [p.text for p in parts if p.text] + [_finish_message()]
+        raise _no_image_failure(response, clean_text(" ".join(texts), key), cost, key)
     with unusable_images(cost):
         for image in images:
             codec.verify(image or b"")
@@ -251,13 +290,23 @@ def _parts(response: Any) -> Iterator[Any]:
                 yield part
 
 
-def _no_image_failure(response: Any, text: str, cost: int | None) -> CallFailed:
+def _finish_message() -> str:
+    """The first candidate's `finishMessage`, which says why. The SDK leaves it out."""
+    response = last_response()
+    candidates = ((response and error_body(response)) or {}).get("candidates")
+    first = candidates[0] if isinstance(candidates, list) and candidates else None
+    message = first.get("finishMessage") if isinstance(first, dict) else None
+    return message if isinstance(message, str) else ""
+
+
+def _no_image_failure(response: Any, text: str, cost: int | None, key: str) -> CallFailed:
     """A refusal, a text in place of an image, or a malformed response."""
     feedback = response.prompt_feedback
-    if not response.candidates and feedback is None and response.usage_metadata is None:
+    ended = any(c.finish_reason or c.content for c in response.candidates or ())
+    if not ended and feedback is None and response.usage_metadata is None:
         return malformed_response(ValueError("neither candidates nor feedback"), "")
     if feedback is not None and feedback.block_reason is not None:
-        message = feedback.block_reason_message or text
+        message = clean_text(feedback.block_reason_message or "", key) or text
         detail = f"the prompt was blocked: {_name(feedback.block_reason)}"
         detail += f" ({message})" if message else ""
         return CallFailed(Outcome.REFUSED, detail, cost_micro_usd=cost)
@@ -285,16 +334,17 @@ def _no_image_failure(response: Any, text: str, cost: int | None) -> CallFailed:
 
 def _name(reason: Any) -> str:
     """An enum's value, or the text of a value that the SDK does not define yet."""
-    return str(getattr(reason, "value", reason)).upper()
+    return clean_text(str(getattr(reason, "value", reason))).upper()[:_MAX_NAME]
 
 
 def _cost(model: Model, usage: Any, *, has_images: bool) -> int | None:
     """By the tokens counted, in micro-USD; None without counts or without a price."""
-    if usage is None or usage.prompt_token_count is None:
+    prompt = token_count(usage, "prompt_token_count")
+    if prompt is None:
         return None
-    output = usage.candidates_token_count or 0
+    output = token_count(usage, "candidates_token_count") or 0
     image_output = sum(
-        detail.token_count or 0
+        token_count(detail, "token_count") or 0
         for detail in usage.candidates_tokens_details or ()
         if _name(detail.modality) == "IMAGE"
     )
@@ -302,9 +352,9 @@ def _cost(model: Model, usage: Any, *, has_images: bool) -> int | None:
         image_output = output
     return token_cost(
         model,
-        image_in=usage.prompt_token_count + (usage.tool_use_prompt_token_count or 0),
+        image_in=prompt + (token_count(usage, "tool_use_prompt_token_count") or 0),
         image_out=image_output,
-        text_out=max(0, output - image_output) + (usage.thoughts_token_count or 0),
+        text_out=max(0, output - image_output) + (token_count(usage, "thoughts_token_count") or 0),
     )
 
 

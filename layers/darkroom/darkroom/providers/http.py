@@ -7,7 +7,9 @@ left of the deadline. The image fetcher uses the same back end, with a check of 
 A response is read completely, up to a limit that counts its bytes after decompression.
 """
 
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +23,8 @@ import httpx2
 
 MAX_RESPONSE_BYTES = 256 * 1024 * 1024  # ten 4K images in base64
 MAX_CONNECTIONS = 64
+MAX_LOOKUPS = 32  # of host names at a time
+RESOLVE_SECONDS = 20.0
 _WRITE_BYTES = 64 * 1024
 
 
@@ -44,9 +48,11 @@ def deadline(seconds: float) -> Iterator[Exchange]:
     """Bounds all requests of this thread inside the block, in seconds from now.
 
     When the time is up they raise a subclass of httpcore2.TimeoutException or, with `new_client`,
-    of httpx2.TimeoutException.
+    of httpx2.TimeoutException. Within another deadline, the earlier end counts.
     """
-    exchange = Exchange(time.monotonic() + seconds)
+    outer = _exchange.get()
+    end = time.monotonic() + seconds
+    exchange = Exchange(end if outer is None else min(end, outer.end))
     token = _exchange.set(exchange)
     try:
         yield exchange
@@ -66,6 +72,60 @@ def time_left(
     if left <= 0:
         raise expired("the call's deadline has passed")
     return left if timeout is None else min(timeout, left)
+
+
+def last_response() -> httpx2.Response | None:
+    """The last response inside the current deadline, as the SDK got it."""
+    exchange = _exchange.get()
+    return None if exchange is None else exchange.response
+
+
+class HostUnknown(httpcore2.ConnectError):
+    """The host name does not exist."""
+
+
+_lookups = threading.BoundedSemaphore(MAX_LOOKUPS)
+
+
+def resolve(host: str, port: int) -> Sequence[str]:
+    """All addresses of a host, from the system's resolver, within the deadline.
+
+    The resolver cannot be interrupted, so it runs in a thread that is abandoned when the time is
+    up. Raises HostUnknown, httpcore2.ConnectError, or ConnectTimeout.
+    """
+    timeout = time_left(RESOLVE_SECONDS, httpcore2.ConnectTimeout)
+    ended = threading.Event()
+    found: list[Sequence[str] | Exception] = []
+
+    def look_up() -> None:
+        try:
+            found.append(_addresses(host, port))
+        except Exception as error:  # noqa: BLE001 - raised in the thread that waits
+            found.append(error)
+        finally:
+            _lookups.release()
+            ended.set()
+
+    if not _lookups.acquire(timeout=timeout):
+        raise httpcore2.ConnectTimeout("too many name lookups are waiting for the resolver")
+    threading.Thread(target=look_up, name="lookup", daemon=True).start()
+    if not ended.wait(time_left(timeout, httpcore2.ConnectTimeout)):
+        raise httpcore2.ConnectTimeout(f"the address of {host} was not found in time")
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
+
+
+def _addresses(host: str, port: int) -> Sequence[str]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        if error.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)):
+            raise HostUnknown(host) from error
+        raise httpcore2.ConnectError(f"name resolution failed: {error.strerror}") from error
+    except UnicodeError as error:
+        raise HostUnknown(host) from error
+    return list(dict.fromkeys(str(address[4][0]) for address in found))
 
 
 class _Stream(httpcore2.NetworkStream):
@@ -108,12 +168,12 @@ class _Stream(httpcore2.NetworkStream):
 class DeadlineBackend(httpcore2.NetworkBackend):
     """Connections bounded by the deadline.
 
-    With `lookup`, a host is connected to only at the addresses that it returns, tried in order; it
-    may refuse the host by raising.
+    A host is connected to only at the addresses that `lookup` returns, tried in order; it may
+    refuse the host by raising.
     """
 
     def __init__(
-        self, lookup: AddressLookup | None = None, inner: httpcore2.NetworkBackend | None = None
+        self, lookup: AddressLookup = resolve, inner: httpcore2.NetworkBackend | None = None
     ) -> None:
         self._lookup = lookup
         self._inner = inner or httpcore2.SyncBackend()
@@ -127,7 +187,7 @@ class DeadlineBackend(httpcore2.NetworkBackend):
         socket_options: SocketOptions = None,
     ) -> httpcore2.NetworkStream:
         failure: Exception = httpcore2.ConnectError(f"no address of {host} can be used")
-        for address in [host] if self._lookup is None else self._lookup(host, port):
+        for address in self._lookup(host, port):
             left = time_left(timeout, httpcore2.ConnectTimeout)
             try:
                 return _Stream(
@@ -165,7 +225,7 @@ class _BoundedTransport(httpx2.BaseTransport):
         received = self._inner.handle_request(request)
         response = httpx2.Response(
             received.status_code,
-            headers=[h for h in received.headers.multi_items() if h[0] not in _OF_ENCODED_BODIES],
+            headers=[h for h in received.headers.raw if h[0].lower() not in _OF_ENCODED_BODIES],
             content=_decoded_body(received),
             request=request,
         )
@@ -177,7 +237,7 @@ class _BoundedTransport(httpx2.BaseTransport):
         self._inner.close()
 
 
-_OF_ENCODED_BODIES = ("content-encoding", "content-length", "transfer-encoding")
+_OF_ENCODED_BODIES = (b"content-encoding", b"content-length", b"transfer-encoding")
 
 
 def _decoded_body(response: httpx2.Response) -> bytes:

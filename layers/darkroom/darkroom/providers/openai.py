@@ -5,28 +5,34 @@ content filter codes, and error responses quoted in the SDK's issue tracker; rea
 """
 
 import base64
+import os
 import re
-from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, ProviderLimits, SourceImage
 from darkroom.endpoints import Endpoint
+from darkroom.errors import RetryRow, RowRejected
+from darkroom.fetcher import WebImageFetcher
 from darkroom.formatting import clean_text
 from darkroom.images import codec
-from darkroom.models.catalog import Model, find_model, planned_image_price, token_cost
+from darkroom.images.references import ImageRules
+from darkroom.models.catalog import Model, model_at, planned_image_price, token_cost
 from darkroom.providers.adapter import SdkImageEditor
 from darkroom.providers.errors import (
     Failure,
     Rule,
+    classify,
     error_body,
     error_text,
     names,
     retry_after,
+    token_count,
     unusable_images,
 )
-from darkroom.providers.registry import Provider
+from darkroom.providers.http import last_response
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -137,20 +143,46 @@ _LIMIT_IN_TEXT = re.compile(
 
 
 class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
-    """Edits with one or many images and a mask; generates without any."""
+    """Edits with one or many images and a mask; generates without any.
+
+    `web` loads images that a compatible service answers with a URL of.
+    """
 
     sdk = "openai"
     table = OPENAI_TABLE
+
+    def __init__(
+        self, http: httpx2.Client | None = None, web: WebImageFetcher | None = None
+    ) -> None:
+        super().__init__(http)
+        self._given_web = web
+
+    def close(self) -> None:
+        super().close()
+        if "_web" in vars(self):
+            self._web.close()
+
+    @cached_property
+    def _web(self) -> WebImageFetcher:
+        return self._given_web or WebImageFetcher(ImageRules(buckets=()))
 
     def _new_client(self, *address: str | None) -> "OpenAI":
         import openai  # noqa: PLC0415 - see SdkImageEditor
 
         url, version, deployment = address
-        options: Any = {"api_key": "given-per-call", "max_retries": 0, "http_client": self._http}
+        options: Any = {
+            "api_key": "given-per-call",
+            "max_retries": 0,
+            "http_client": self._http,
+            "default_headers": _without_environment(),
+        }
         if version is None:
-            return openai.OpenAI(base_url=url, **options)
-        options |= {"azure_endpoint": url, "azure_deployment": deployment}
-        return openai.AzureOpenAI(api_version=version, **options)
+            client = openai.OpenAI(base_url=url, **options)
+        else:
+            options |= {"azure_endpoint": url, "azure_deployment": deployment}
+            client = openai.AzureOpenAI(api_version=version, **options)
+        client.organization = client.project = None  # of the environment
+        return client
 
     def _call(
         self, plan: CallPlan, endpoint: Endpoint, key: str, timeout_seconds: float
@@ -158,10 +190,15 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
         version = endpoint.api_version
         deployment = None if version is None else plan.model
         client = self._client(endpoint.base_url or BASE_URL, version, deployment)
-        response = _send(client.with_options(api_key=key, timeout=timeout_seconds), plan)
-        return self._read(response, plan)
+        model = model_at(endpoint, plan.model)
+        options = _options(plan, model) | {
+            "extra_headers": _headers(endpoint, key),
+            "timeout": timeout_seconds,
+        }
+        response = _send(client, plan, model, options)
+        return self._read(response, plan, endpoint, key)
 
-    def _failure(self, response: httpx2.Response) -> Failure:
+    def _failure(self, response: httpx2.Response, endpoint: Endpoint) -> Failure:  # noqa: ARG002
         body = error_body(response) or {}
         # Compatible servers also write {"error": "…"}, {"message": "…"} and {"detail": "…"}.
         error = body.get("error", body)
@@ -190,23 +227,34 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
                 found[f"{unit}_per_minute"] = int(limit["n"])
         return ProviderLimits(**{name: value for name, value in found.items() if value > 0})
 
-    def _read(self, response: Any, plan: CallPlan) -> EditResult:
+    def _read(self, response: Any, plan: CallPlan, endpoint: Endpoint, key: str) -> EditResult:
         if isinstance(response, str):  # a 200 that is not JSON
             raise CallFailed(
                 Outcome.UNAVAILABLE,
-                f"a page instead of a response of the API: {clean_text(response)}",
+                f"not a response of this API: {clean_text(response, key) or 'an empty body'}",
                 maybe_charged=True,
             )
-        if not hasattr(response, "data") or not isinstance(response.data, list | None):
-            raise TypeError("no list of images")
-        model = find_model(Provider.OPENAI, plan.model)
-        data: Sequence[Any] = response.data or ()
-        cost = _cost(model, plan, getattr(response, "usage", None), len(data))
+        data = getattr(response, "data", None)
         if not data:
-            raise CallFailed(Outcome.NO_IMAGE, "a response without an image", cost_micro_usd=cost)
+            self._raise_error_of_200(endpoint, key)
+        if not isinstance(data, list | None) or not hasattr(response, "data"):
+            raise TypeError("no list of images")
+        model = model_at(endpoint, plan.model)
+        cost = _cost(model, plan, getattr(response, "usage", None), len(data or ()))
+        if not data:
+            detail = "a response without an image"
+            raise CallFailed(Outcome.NO_IMAGE, detail, cost_micro_usd=cost, retry_once=True)
         with unusable_images(cost):
-            images = tuple(self._image(item) for item in data)
+            images = tuple(self._image(item) for item in data[: plan.n])
         return EditResult(images, plan.model, cost)
+
+    def _raise_error_of_200(self, endpoint: Endpoint, key: str) -> None:
+        """Raises CallFailed if the body is an error: seen with rate limits, status 200."""
+        response = last_response()
+        if response is None or not isinstance((error_body(response) or {}).get("error"), dict):
+            return
+        failure = self._failure(response, endpoint)
+        raise classify(self.table, failure, model_from_row=False, key=key)
 
     def _image(self, item: Any) -> bytes:
         """One image, decoded in full. Raises ValueError (binascii's error is one too)."""
@@ -214,35 +262,59 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
         if item.b64_json or url.startswith("data:"):
             image = base64.b64decode(item.b64_json or url.partition(",")[2], validate=True)
         elif url:  # some compatible services store the image; the key is not sent there
-            response = self._http.get(url)
-            if response.status_code != httpx2.codes.OK:
-                raise ValueError(f"its URL returned {response.status_code}")
-            image = response.content
+            try:
+                image = self._web.fetch(url)
+            except (RowRejected, RetryRow) as error:
+                raise ValueError(f"the {error.detail}") from error
         else:
             raise ValueError("it has neither data nor a URL")
         codec.verify(image)
         return image
 
 
-def _send(client: "OpenAI", plan: CallPlan) -> Any:
-    model = find_model(Provider.OPENAI, plan.model)
+def _without_environment() -> dict[str, Any]:
+    """Removes the headers that the SDK takes from OPENAI_CUSTOM_HEADERS and sends to any server."""
+    from openai import Omit  # noqa: PLC0415 - see SdkImageEditor
+
+    lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
+    return {name.strip(): Omit() for name, colon, _ in (x.partition(":") for x in lines) if colon}
+
+
+def _headers(endpoint: Endpoint, key: str) -> dict[str, str]:
+    """Those of one call: the key, the account, and the endpoint's own."""
+    authentication = {"Authorization": f"Bearer {key}"}
+    if endpoint.api_version is not None:
+        authentication = {"api-key": key}
+    account = {"OpenAI-Organization": endpoint.organization, "OpenAI-Project": endpoint.project}
+    return {
+        **authentication,
+        **{name: value for name, value in account.items() if value is not None},
+        **{name: value.get_secret_value() for name, value in endpoint.headers.items()},
+    }
+
+
+def _options(plan: CallPlan, model: Model) -> dict[str, Any]:
     options: dict[str, Any] = {
         **plan.settings,
+        "model": plan.model,
+        "prompt": plan.prompt,
         "size": plan.size,
         "quality": plan.quality,
         "output_format": plan.output_format,
         "n": plan.n if plan.n > 1 else None,
         "response_format": "b64_json" if model.needs_response_format else None,
     }
-    options = {name: value for name, value in options.items() if value is not None}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _send(client: "OpenAI", plan: CallPlan, model: Model, options: dict[str, Any]) -> Any:
     if not plan.images:
-        return client.images.generate(model=plan.model, prompt=plan.prompt, **options)
+        return client.images.generate(**options)
     files = [_file(image, f"image-{i}") for i, image in enumerate(plan.images)]
     if plan.mask is not None:
         options["mask"] = _file(plan.mask, "mask")
     # A list is sent as `image[]`, which a model that takes one image rejects.
-    image = files if model.max_images > 1 else files[0]
-    return client.images.edit(model=plan.model, prompt=plan.prompt, image=image, **options)
+    return client.images.edit(image=files if model.max_images > 1 else files[0], **options)
 
 
 def _file(image: SourceImage, stem: str) -> tuple[str, bytes, str]:
@@ -252,20 +324,20 @@ def _file(image: SourceImage, stem: str) -> tuple[str, bytes, str]:
 
 def _cost(model: Model, plan: CallPlan, usage: Any, images: int) -> int | None:
     """In micro-USD by the tokens counted, or by the image where the response counts none."""
-    output = getattr(usage, "output_tokens", None)
-    if not isinstance(output, int) or model.token_prices is None:
+    output = token_count(usage, "output_tokens")
+    if output is None or model.token_prices is None:
         if not images:
             return None
         price = planned_image_price(model, plan)
         return None if price is None else price * images
     input_details = getattr(usage, "input_tokens_details", None)
     output_details = getattr(usage, "output_tokens_details", None)
-    text_in = getattr(input_details, "text_tokens", None) or 0
-    text_out = getattr(output_details, "text_tokens", None) or 0
+    text_in = token_count(input_details, "text_tokens") or 0
+    text_out = token_count(output_details, "text_tokens") or 0
     return token_cost(
         model,
         text_in=text_in,
-        image_in=max(0, (getattr(usage, "input_tokens", None) or 0) - text_in),
+        image_in=max(0, (token_count(usage, "input_tokens") or 0) - text_in),
         text_out=text_out,
         image_out=max(0, output - text_out),
     )

@@ -20,13 +20,16 @@ class ProviderEntry:
     """Times in seconds. `tier` to `retry_delay_seconds` are the defaults of an endpoint."""
 
     display_name: str
+    company: str
     adapter: str  # "module:class" of its ports.ImageEditor, imported when first needed
     sdk_logger: str  # kept above DEBUG, where SDKs log whole requests
     model: str
     tier: int
     timeout_seconds: float
+    min_timeout_seconds: float  # the shortest deadline that the API accepts
     max_retries: int
     retry_delay_seconds: float
+    base_url_ending: str  # of services with a compatible API
     key_variables: tuple[str, ...]  # environment variables with one key, the first that is set
     model_prefixes: tuple[str, ...]  # of the names that it gives its models
     model_keywords: tuple[str, ...]  # parts of a name that suggest it where no prefix matches
@@ -54,13 +57,18 @@ def likely_provider_of(model: str) -> Provider:
 PROVIDERS: dict[Provider, ProviderEntry] = {
     Provider.GEMINI: ProviderEntry(
         display_name="Gemini",
+        company="Google",
         adapter="darkroom.providers.gemini:GeminiImageEditor",
         sdk_logger="google_genai",
         model="gemini-3-pro-image",
         tier=1,
         timeout_seconds=60,
+        # "Manually set deadline 1s is too short. Minimum allowed deadline is 10s.": the SDK sends
+        # the time-out as X-Server-Timeout.
+        min_timeout_seconds=10,
         max_retries=2,
         retry_delay_seconds=5,
+        base_url_ending="",
         key_variables=(
             "DG_GEMINI_API_KEY",
             "GEMINI_API_KEY",
@@ -68,18 +76,21 @@ PROVIDERS: dict[Provider, ProviderEntry] = {
             "GOOGLE_API_KEY",
         ),
         model_prefixes=("gemini-",),
-        model_keywords=("gemini", "imagen"),
+        model_keywords=("gemini", "imagen", "nano-banana"),
         time_zone="America/Los_Angeles",
     ),
     Provider.OPENAI: ProviderEntry(
         display_name="OpenAI",
+        company="OpenAI",
         adapter="darkroom.providers.openai:OpenAIImageEditor",
         sdk_logger="openai",
-        model="gpt-image-1.5",
+        model="gpt-image-2.6-sunburst",
         tier=2,
         timeout_seconds=300,
+        min_timeout_seconds=0,
         max_retries=0,
         retry_delay_seconds=1,
+        base_url_ending="/v1",
         key_variables=("DG_OPENAI_API_KEY", "OPENAI_API_KEY"),
         model_prefixes=("gpt-image-", "chatgpt-image-", "dall-e-"),
         model_keywords=(),

@@ -8,6 +8,7 @@ from base64 import b64encode
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache, partial
 from hashlib import sha256
 from itertools import batched, product
@@ -16,7 +17,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from darkroom.errors import remediation
-from darkroom.formatting import duration, money
+from darkroom.formatting import duration, money, plural, redact_url
 from darkroom.jobs import ResultPaths
 from darkroom.providers.registry import Provider
 from darkroom.report.rows import ReportRow
@@ -64,6 +65,7 @@ def gallery_pages(
             pager_numbers=_pager_numbers(number, last_page),
             page_file=partial(_page_file, summary.job),
             failure_links=_failure_links(summary.job, rows) if number == 1 else {},
+            is_sample=summary.counts.rows - summary.counts.skipped > len(rows),
             filters=_filters(shown),
             choices_without_card=_choices_without_card(shown),
             rows=zip(shown, load(shown), strict=True),
@@ -127,9 +129,14 @@ def _environment() -> Environment:
         data_uri=_data_uri,
         duration=duration,
         image_name=_image_name,
+        is_public_link=_is_public_link,
+        later=lambda start, seconds: start + timedelta(seconds=seconds),
         money=money,
         percent="{:.1%}".format,
+        plural=plural,
         provider_class=_provider_class,
+        rate=_rate,
+        redact_url=redact_url,
         remediation=remediation,
         seconds=lambda ms: f"{ms / 1000:.1f} s",
         thousands="{:,}".format,
@@ -157,7 +164,20 @@ def _data_uri(thumb: bytes | None) -> str | None:
 def _image_name(reference: str | None) -> str:
     if reference is None or reference.startswith("data:"):
         return "the image"
-    return reference.split("?", 1)[0].rsplit("/", 1)[-1] or "the image"
+    return redact_url(reference).removesuffix("?…").rsplit("/", 1)[-1] or "the image"
+
+
+def _is_public_link(reference: str) -> bool:
+    """A URL without what gives access. Anybody with the page can read what it links to."""
+    return reference.startswith("https://") and redact_url(reference) == reference
+
+
+def _rate(per_second: float) -> str:
+    """`38.4 a minute`; slower ones by the hour or the day: `3.0 an hour`."""
+    for unit, seconds in (("a minute", 60), ("an hour", 3_600)):
+        if per_second * seconds >= 1:
+            return f"{per_second * seconds:,.1f} {unit}"
+    return f"{per_second * 86_400:,.1f} a day"
 
 
 def _provider_class(row: ReportRow) -> str:

@@ -28,30 +28,34 @@ _CELLS: dict[str, Callable[[ReportRow], str]] = {
 OWN_COLUMNS = tuple(_CELLS)
 
 # A spreadsheet runs a cell that starts with one of these as a formula (OWASP, "CSV Injection",
-# full-width forms included). A leading ' is guarded too, so that the guard can be undone.
-_GUARDED_STARTS = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20'")
-_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+# full-width forms included). A leading ' is guarded too, so that the guard can be undone. One that
+# separates by semicolons or tabs, as in many countries, begins cells in the middle of ours.
+_SIGNS = "=+\\-@\uff1d\uff0b\uff0d\uff20"
+_FORMULA = re.compile(rf"'*[{_SIGNS}\t\r\n]")
+_INNER_FORMULA = re.compile(rf"([;\t\r\n])('*[{_SIGNS}][^;\t\r\n]*)")
+_GUARDED_INNER_FORMULA = re.compile(rf"([;\t\r\n])'('*[{_SIGNS}])")
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d+)*|[.,]\d+)([eE][+-]?\d+)?%?", re.ASCII)
 
 
 def guard(cell: str) -> str:
-    """The cell, after a ' if a spreadsheet would run it as a formula.
+    """The cell, with a ' before what a spreadsheet would run as a formula.
 
     A plain number such as -5 or +1.5e3 is not a formula and stays unchanged.
     """
-    if (
-        not cell
-        or cell[0] not in _GUARDED_STARTS
-        or not _FORMULA.match(cell)
-        or _NUMBER.fullmatch(cell)
-    ):
-        return cell
-    return f"'{cell}"
+    is_formula = _FORMULA.match(cell) and not _NUMBER.fullmatch(cell)
+    return ("'" if is_formula else "") + _INNER_FORMULA.sub(_guard_inner, cell)
+
+
+def _guard_inner(found: re.Match[str]) -> str:
+    separator, text = found.groups()
+    return found[0] if _NUMBER.fullmatch(text) else f"{separator}'{text}"
 
 
 def unguard(cell: str) -> str:
     """The cell as it was before `guard`."""
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+    if cell.startswith("'") and _FORMULA.match(cell):
+        cell = cell[1:]
+    return _GUARDED_INNER_FORMULA.sub(r"\1\2", cell)
 
 
 def header(columns: Sequence[str]) -> tuple[str, ...]:

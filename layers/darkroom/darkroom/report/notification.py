@@ -1,6 +1,6 @@
 """The notification to the jobs topic: one per report, so another one after a redrive."""
 
-from darkroom.formatting import duration, money
+from darkroom.formatting import duration, money, plural, printable
 from darkroom.report.summary import JobSummary, unsuccessful
 from darkroom.rows import SETTLED_STATUSES
 
@@ -13,13 +13,14 @@ def notification(summary: JobSummary) -> tuple[str, str]:
     if summary.state == "failed":
         headline, figures = "file rejected", [summary.reason or "", ""]
     else:
-        headline = f"{counts.succeeded:,} of {counts.rows:,} rows succeeded"
+        headline = f"{counts.succeeded:,} of {plural(counts.rows, 'row')} succeeded"
         headline += f", {failed:,} did not" if failed else ""
         figures = _figures(summary)
     again = f" (report made again, {summary.revision})" if summary.revision > 1 else ""
     subject = f"Darkroom: {headline}{again} - {summary.job}"
     lines = [f"Job {summary.job}: {summary.state}{again}.", "", *figures, *_result_keys(summary)]
-    return _ascii_subject(subject), "\n".join(lines) + "\n"
+    # Names and reasons come from outside: a line break in one must not add a line of its own.
+    return _ascii_subject(subject), "\n".join(map(printable, lines)) + "\n"
 
 
 def _figures(summary: JobSummary) -> list[str]:
@@ -34,8 +35,9 @@ def _figures(summary: JobSummary) -> list[str]:
         *(f"{s.capitalize()}: {getattr(counts, s):,}{notes.get(s, '')}" for s in SETTLED_STATUSES),
         f"Skipped: {counts.skipped:,}",
         f"Cost of this upload: {money(cost.this_run_usd)}"
-        + (f" without {cost.unpriced_rows:,} unpriced rows" if cost.unpriced_rows else ""),
+        + (f" without {plural(cost.unpriced_rows, 'unpriced row')}" if cost.unpriced_rows else ""),
         f"Made by fallback: {summary.fallback.rate:.1%}",
+        *([summary.fallback.note] if summary.fallback.note else []),
         f"Possible duplicate charges: {summary.possible_duplicate_charges:,}",
         f"Took: {duration(summary.duration_seconds)}",
         "",
@@ -46,8 +48,13 @@ def _figures(summary: JobSummary) -> list[str]:
 def _result_keys(summary: JobSummary) -> list[str]:
     results = summary.results
     more_pages = len(results.pages) - 1
-    gallery = results.report + (f" and {more_pages} more pages" if more_pages > 0 else "")
-    keys = {"Gallery": gallery, "Manifest": results.manifest, "Images": results.images}
+    further = f" and {plural(more_pages, 'more page')}" if more_pages > 0 else ""
+    keys = {
+        "Gallery": results.report and f"{results.report}{further}",
+        "Manifest": results.manifest,
+        "Rows that failed": results.failed_rows,
+        "Images": results.images,
+    }
     return [f"{label} (in the results bucket): {key}" for label, key in keys.items() if key]
 
 

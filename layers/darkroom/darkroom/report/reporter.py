@@ -18,7 +18,7 @@ from darkroom.report.builder import HTML, JSON, OutOfTime, ReportBuilder
 from darkroom.report.gallery import page_count, rejected_page
 from darkroom.report.notification import notification
 from darkroom.report.staging import ReportVersion, Staging, Superseded
-from darkroom.report.summary import Aggregate, JobSummary, rejected_summary
+from darkroom.report.summary import Aggregate, JobSummary, rejected_summary, running_summary
 from darkroom.rows import SETTLED_STATUSES
 
 # Just over the reporter's time-out (900 s): the lease of a reporter that was killed ends before
@@ -32,6 +32,7 @@ _MAX_TRIES = 5  # of one key that several reporters write at the same time
 class ReportOutcome(StrEnum):
     MADE = "made"
     CONTINUES = "continues"  # in another invocation
+    PROGRESS = "progress"  # job.json of an unfinished run
     NOT_READY = "not_ready"  # rows are unsettled, or another reporter is active
     ALREADY_MADE = "already_made"
     NO_SUCH_JOB = "no_such_job"
@@ -80,12 +81,36 @@ class Reporter:
             except Superseded as newer:
                 self.telemetry.info("report_superseded", job=job, run=run.run, why=str(newer))
                 continue
-            if self.runs.finish_report(run, summary.finished_at.timestamp()):
+            if self.runs.finish_report(run, self.clock.now()):
                 self._log_and_notify(summary)
                 return ReportOutcome.MADE
         if self.runs.report_due(job):
             raise ServiceUnavailable(f"{job}: rows were redriven each time its report was made")
         return ReportOutcome.NOT_READY
+
+    def progress(self, job: str) -> ReportOutcome:
+        """Write job.json alone, for a run under way: its counts, and what it waits for.
+
+        The ledger is read after the object that is replaced, so that of two writers the one that
+        writes last has read last.
+        """
+        for _ in range(_MAX_TRIES):
+            stored = self.store.metadata(ResultPaths(job).summary)
+            run = self.runs.current(job)
+            if run is None:
+                return ReportOutcome.NO_SUCH_JOB
+            if run.finished_at is not None or run.state is RunState.FAILED:
+                return ReportOutcome.ALREADY_MADE
+            counters, previous = self.runs.counters(job, run.run), self._previous_summary(job)
+            version = ReportVersion(run.number, counters.transitions, final=False)
+            body = running_summary(run, counters, self.clock.now(), previous).to_json()
+            try:
+                staging = Staging(self.store, version)
+                if staging.put(ResultPaths(job).summary, body, JSON, stored):
+                    return ReportOutcome.PROGRESS
+            except Superseded:
+                return ReportOutcome.ALREADY_MADE
+        raise ServiceUnavailable(f"job.json of {job} is written by too many reporters at once")
 
     def _make(self, run: Run, remaining_seconds: Callable[[], float]) -> JobSummary:
         """Raises OutOfTime, Superseded."""
@@ -178,15 +203,11 @@ class Reporter:
             raise Superseded(f"run {run.run} of job {run.job} is no longer the current one")
 
     def _check_counters(self, run: Run, aggregate: Aggregate) -> None:
-        """Log an error if the ledger's counters and the manifest disagree on the settled rows.
-
-        Up to `redriven` rows of an earlier upload may be missing from this upload's CSV.
-        """
+        """Log an error if the ledger's counters and the manifest disagree on the settled rows."""
         counters = self.runs.counters(run.job, run.run)
         counted = [getattr(counters, status) for status in SETTLED_STATUSES]
         reported = [aggregate.settled[status] for status in SETTLED_STATUSES]
-        missing = [c - r for c, r in zip(counted, reported, strict=True)]
-        if aggregate.unaccounted or min(missing) < 0 or sum(missing) > counters.redriven:
+        if aggregate.unaccounted or counted != reported:
             self.telemetry.error(
                 "manifest_disagrees_with_counters",
                 job=run.job,

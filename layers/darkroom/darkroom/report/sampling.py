@@ -91,10 +91,16 @@ class GallerySelection:
 
 def _trimmed(row: ReportRow) -> ReportRow:
     """Without cells, and with texts of limited length."""
-    detail = row.result.detail[:MAX_TEXT_CHARS]
     return replace(
         row,
         cells=(),
-        instruction=row.instruction[:MAX_TEXT_CHARS],
-        result=replace(row.result, detail=detail),
+        instruction=_cut(row.instruction),
+        result=replace(row.result, detail=_cut(row.result.detail)),
     )
+
+
+def _cut(text: str) -> str:
+    if len(text) <= MAX_TEXT_CHARS:
+        return text
+    cut = f"cut here, after {MAX_TEXT_CHARS:,} of {len(text):,} characters: see manifest.csv"
+    return f"{text[:MAX_TEXT_CHARS]} … [{cut}]"

@@ -5,7 +5,7 @@ docs/results.md shows an example.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from math import log
 from typing import Any, Literal, Self
@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from darkroom.errors import remediation
-from darkroom.jobs import JobOptions, ResultPaths, Run, RunState
+from darkroom.jobs import Counters, JobOptions, ResultPaths, Run, RunState
 from darkroom.report.rows import ReportRow
 from darkroom.rows import SETTLED_STATUSES, UNSUCCESSFUL_STATUSES, RowState
 
@@ -56,13 +56,14 @@ class Fallback(_Value):
 
     rows: int = 0
     rate: float = Field(default=0.0, description="share of the rows edited in this upload, 0 to 1")
+    note: str | None = Field(default=None, description="if keys of an earlier tier were rejected")
 
 
 class EndpointSummary(_Value):
-    """The rows that one endpoint settled in this upload."""
+    """The rows that one endpoint settled in this upload; null: those for which none was called."""
 
-    endpoint: str
-    provider: str
+    endpoint: str | None
+    provider: str | None
     succeeded: int = 0
     failed: int = 0
     dead: int = 0
@@ -113,9 +114,25 @@ class Results(_Value):
 
     manifest: str | None = None
     failed_rows: str | None = Field(default=None, description="a CSV of the rows that failed")
-    report: str
+    report: str | None = None
     pages: tuple[str, ...] = Field(default=(), description="of the gallery, the first is `report`")
     images: str = Field(description="prefix of the images")
+
+
+class WaitingSummary(_Value):
+    """Why no endpoint can process rows at the moment, and what to do."""
+
+    reason: str
+    detail: str
+    since: datetime
+
+
+class RejectedUploadSummary(_Value):
+    """A later upload of the CSV that could not be used: the run under way continued."""
+
+    version_id: str | None = None
+    reason: str
+    rejected_at: datetime
 
 
 class SourceSummary(_Value):
@@ -125,19 +142,26 @@ class SourceSummary(_Value):
 
 
 class JobSummary(_Value):
-    """The content of job.json. Its presence with the run's id means that the report is complete."""
+    """The content of job.json.
+
+    With the run's id, and a state other than `running`, it means that the report is complete. While
+    a run is under way it is written only when there is something to say (`waiting`,
+    `rejected_uploads`); its counts are those of the moment then.
+    """
 
     version: Literal[1] = 1
     job: str
     run: str = Field(description="one upload of the CSV")
     revision: int = Field(default=1, description="2 and up: made again, after a redrive")
-    state: Literal["done", "failed", "stopped"]
+    state: Literal["running", "done", "failed", "stopped"]
     reason: str | None = Field(default=None, description="why the file was rejected")
     source: SourceSummary
     options: JobOptions
     started_at: datetime
-    finished_at: datetime
+    finished_at: datetime | None = Field(default=None, description="null while running")
     duration_seconds: float
+    waiting: WaitingSummary | None = None
+    rejected_uploads: tuple[RejectedUploadSummary, ...] = ()
     counts: RowCounts = RowCounts()
     by_reason: dict[str, int] = Field(default_factory=dict, description="failed and dead rows")
     cost: Cost = Cost()
@@ -167,23 +191,92 @@ def rejected_summary(run: Run, finished_at: float, previous: JobSummary | None) 
     return _summary(
         run,
         finished_at,
+        finished_at,
         state="failed",
         reason=run.reason,
         results=Results(report=report, pages=(report, *earlier_pages), images=f"{run.job}/images/"),
     )
 
 
-def _summary(
-    run: Run, finished_at: float, warnings: list[WarningSummary] | None = None, **values: Any
+def counts_so_far(run: Run, counters: Counters) -> RowCounts:
+    """The rows of a run under way that have ended; `rows` are those read so far."""
+    totals = run.totals if run.split_done else run.checkpoint.totals
+    return RowCounts(
+        rows=totals.rows,
+        succeeded=counters.succeeded + totals.resumed,
+        failed=counters.failed + totals.invalid + totals.kept_failed,
+        dead=counters.dead,
+        skipped=totals.skipped,
+        resumed=totals.resumed,
+        kept_failed=totals.kept_failed,
+    )
+
+
+def running_summary(
+    run: Run, counters: Counters, now: float, previous: JobSummary | None
 ) -> JobSummary:
+    """The summary of a run under way; `previous` is the job.json written last.
+
+    `results` are those of the last report until this run's takes its place.
+    """
+    is_same_run = previous is not None and previous.run == run.run
+    images = f"{run.job}/images/"
+    return _summary(
+        run,
+        None,
+        now,
+        revision=previous.revision if previous and is_same_run else 0,
+        state="running",
+        counts=counts_so_far(run, counters),
+        cost=Cost(
+            this_run_usd=counters.cost_micro_usd / _MILLION,
+            total_usd=counters.cost_micro_usd / _MILLION,
+            unpriced_rows=counters.unpriced,
+        ),
+        fallback=_fallback(counters.fallback, counters.succeeded),
+        attempts=counters.attempts,
+        possible_duplicate_charges=counters.possible_duplicate_charges,
+        results=previous.results if previous else Results(images=images),
+    )
+
+
+def _fallback(rows: int, edited: int, causes: Counter[str] | None = None) -> Fallback:
+    rate = round(rows / edited, 4) if edited else 0.0
+    note = None
+    for cause, _ in causes.most_common(1) if causes else ():
+        images = "All images" if rows == edited else f"{rate:.0%} of the images"
+        note = f"{images} came from the fallback: {cause}. See `darkroom endpoints show`."
+    return Fallback(rows=rows, rate=rate, note=note)
+
+
+def _summary(
+    run: Run,
+    finished_at: float | None,
+    now: float,
+    warnings: list[WarningSummary] | None = None,
+    **values: Any,
+) -> JobSummary:
+    waiting = run.waiting
     return JobSummary(
         job=run.job,
         run=run.run,
         source=SourceSummary.model_validate(run.source, from_attributes=True),
         options=run.options,
         started_at=_utc(run.started_at),
-        finished_at=_utc(finished_at),
-        duration_seconds=round(finished_at - run.started_at, 3),
+        finished_at=None if finished_at is None else _utc(finished_at),
+        duration_seconds=round(now - run.started_at, 3),
+        waiting=waiting
+        and WaitingSummary(
+            reason=waiting.reason.value, detail=waiting.detail, since=_utc(waiting.since)
+        ),
+        rejected_uploads=tuple(
+            RejectedUploadSummary(
+                version_id=upload.version_id,
+                reason=upload.reason,
+                rejected_at=_utc(upload.rejected_at),
+            )
+            for upload in run.rejected_uploads
+        ),
         warnings=(*(WarningSummary(text=text) for text in run.warnings), *(warnings or ())),
         **values,
     )
@@ -257,8 +350,8 @@ class _EndpointAggregate:
 
     def summary(self, endpoint: str) -> EndpointSummary:
         return EndpointSummary(
-            endpoint=endpoint,
-            provider=self.provider,
+            endpoint=endpoint or None,
+            provider=self.provider or None,
             **self.counts,
             cost_usd=self.cost_micro_usd / _MILLION,
             latency_ms_p50=self.latencies.percentile(0.5),
@@ -309,6 +402,7 @@ class Aggregate:
     _warnings: Counter[str] = field(default_factory=Counter)
     _further_warnings: int = 0
     _fallback_rows: int = 0
+    _fallback_causes: Counter[str] = field(default_factory=Counter)
     _attempts: int = 0
     _possible_duplicate_charges: int = 0
     _unpriced: int = 0
@@ -331,10 +425,7 @@ class Aggregate:
                 self._failures[group] = _FailureAggregate.of(row)
             self._failures[group].rows += 1
         for warning in result.warnings:
-            if warning in self._warnings or len(self._warnings) < MAX_WARNINGS:
-                self._warnings[warning] += 1
-            else:
-                self._further_warnings += 1
+            self._further_warnings += not _count(self._warnings, warning)
         if row.earlier:
             self._counts["resumed"] += row.status is RowState.SUCCEEDED
             self._counts["kept_failed"] += row.status.unsuccessful
@@ -347,13 +438,16 @@ class Aggregate:
         self._attempts += row.attempts
         self._cost_this_run += result.cost_micro_usd or 0
         self._fallback_rows += row.edited_by_fallback
+        if row.edited_by_fallback and result.fallback_cause:
+            _count(self._fallback_causes, result.fallback_cause)
         if row.settled_at is not None:
             self.settled[row.status] += 1
             self._timeline.add(row.settled_at, row.status)
-        if result.endpoint:
-            if result.endpoint not in self._endpoints:
-                self._endpoints[result.endpoint] = _EndpointAggregate(result.provider or "")
-            self._endpoints[result.endpoint].add(row)
+        if row.status in SETTLED_STATUSES:
+            endpoint = result.endpoint or ""
+            if endpoint not in self._endpoints:
+                self._endpoints[endpoint] = _EndpointAggregate(result.provider or "")
+            self._endpoints[endpoint].add(row)
 
     @property
     def unsuccessful(self) -> int:
@@ -372,7 +466,8 @@ class Aggregate:
         paths = ResultPaths(run.job)
         edited = self._counts["succeeded"] - self._counts["resumed"]
         return _summary(
-            run,
+            replace(run, waiting=None),
+            finished_at,
             finished_at,
             revision=previous.revision + 1 if previous and previous.run == run.run else 1,
             state="stopped" if run.state is RunState.STOPPED else "done",
@@ -384,14 +479,12 @@ class Aggregate:
                 total_usd=(self._cost_this_run + self._cost_earlier) / _MILLION,
                 unpriced_rows=self._unpriced,
             ),
-            fallback=Fallback(
-                rows=self._fallback_rows,
-                rate=round(self._fallback_rows / edited, 4) if edited else 0.0,
-            ),
+            fallback=_fallback(self._fallback_rows, edited, self._fallback_causes),
             attempts=self._attempts,
             possible_duplicate_charges=self._possible_duplicate_charges,
             endpoints=tuple(
-                endpoint.summary(name) for name, endpoint in sorted(self._endpoints.items())
+                self._endpoints[name].summary(name)
+                for name in sorted(self._endpoints, key=lambda name: (not name, name))
             ),
             models=dict(self._models.most_common()),
             errors=self._failure_groups(),
@@ -417,6 +510,14 @@ class Aggregate:
             more = f"{self._further_warnings:,} more warnings: the gallery shows each row's with it"
             texts.append((more, 0))
         return [WarningSummary(text=text, rows=rows) for text, rows in texts]
+
+
+def _count(texts: Counter[str], text: str) -> bool:
+    """Count a text from outside; False for one more than MAX_WARNINGS different ones."""
+    if text not in texts and len(texts) >= MAX_WARNINGS:
+        return False
+    texts[text] += 1
+    return True
 
 
 def unsuccessful(counts: RowCounts | EndpointSummary) -> int:

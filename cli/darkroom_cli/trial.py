@@ -1,0 +1,92 @@
+"""`darkroom submit --try`: edits a few rows first, shows the price of the rest, and asks."""
+
+import sys
+from array import array
+from dataclasses import replace
+
+import typer
+
+from darkroom.csv_input.reader import JobRows
+from darkroom.errors import RowRejected
+from darkroom.formatting import money, plural
+from darkroom.jobs import RunState
+from darkroom_cli.endpoints import load_current
+from darkroom_cli.estimate import Estimate, Throughput, estimate
+from darkroom_cli.local_files import open_csv
+from darkroom_cli.session import Session
+from darkroom_cli.status import Progress
+from darkroom_cli.submit import Upload, submit
+
+_CALL_SECONDS = 20.0  # has no effect on the price
+
+
+def submit_trial(
+    session: Session, upload: Upload, *, count: int, assume_yes: bool
+) -> Progress | None:
+    """Submit `count` rows spread over the CSV and, on consent, the rest as the same job.
+
+    The rows tried are not edited again: the job resumes. Without a terminal and `assume_yes` the
+    command ends after them.
+    """
+    rows = open_csv(upload.path, upload.options)
+    with session.spinner(f"Reading {upload.path.name}"):
+        selected = _rows_to_do(rows)
+    tried = _spread(selected, count)
+    if not tried or len(tried) == len(selected):
+        return submit(session, upload)
+    options = {**upload.options, "filter_rows": ",".join(map(str, tried))}
+    progress = submit(session, replace(upload, options=options, wait=True))
+    if progress is None or progress.state is not RunState.DONE:
+        return progress
+    with session.spinner("Estimating the rest"):
+        rest = estimate(
+            (row for row in rows if row.row not in tried),
+            load_current(session),
+            Throughput(_CALL_SECONDS),
+            session.today,
+        )
+    _show_price(session, progress, rest, len(tried))
+    if assume_yes or _confirmed(session, rest.to_do):
+        return submit(session, upload)
+    session.note(
+        "Nothing else was started. To edit the rest, submit again without --try: rows that are "
+        "done are kept and not paid for again."
+    )
+    return progress
+
+
+def _rows_to_do(rows: JobRows) -> array[int]:
+    return array(
+        "Q", (r.row for r in rows if not r.skipped and not isinstance(r.request, RowRejected))
+    )
+
+
+def _spread(rows: array[int], count: int) -> list[int]:
+    """`count` of the rows at equal distances, with the first and the last."""
+    last = len(rows) - 1
+    places = {round(i * last / max(count - 1, 1)) for i in range(min(count, len(rows)))}
+    return [rows[place] for place in sorted(places)]
+
+
+def _show_price(session: Session, progress: Progress, rest: Estimate, tried: int) -> None:
+    cost = progress.cost_usd
+    least, most = rest.least / 1e6, rest.expected_most / 1e6
+    if session.json:
+        session.print_json(
+            {"job": progress.job, "tried": tried, "cost_usd": cost, "rest": rest.to_do}
+            | {"rest_least_usd": least, "rest_most_usd": most}
+        )
+        return
+    price = (
+        f"{plural(rest.to_do, 'row')}: {money(least)} to {money(most)} by the price list, "
+        f"{money(cost / tried * rest.to_do)} at the price of those tried"
+    )
+    session.print_fields(
+        [("tried", f"{plural(tried, 'row')} for {money(cost)}"), ("the rest", price)]
+    )
+
+
+def _confirmed(session: Session, rest: int) -> bool:
+    if session.json or not (sys.stdin.isatty() and session.err.is_terminal):
+        return False
+    return typer.confirm(f"Edit the other {plural(rest, 'row')}?", err=True)

@@ -1,0 +1,104 @@
+"""Rows that wait: for how long their messages are hidden, and what their job shows meanwhile."""
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from darkroom.errors import Waiting
+from darkroom.jobs import Run
+from darkroom.ports import Clock, Readiness, RunLedger, Telemetry
+
+RUN_MAX_AGE_SECONDS = 15.0  # a stopped job is noticed after this, before its next call
+HOUR = 3600.0
+# Hidden messages notice neither `stop` nor a higher limit, so none is hidden for longer than this.
+MAX_HIDDEN_SECONDS = 4 * HOUR
+# Messages return somewhat faster than the limits allow, so that live workers always have some.
+SUPPLY_FACTOR = 1.25
+UNLIMITED_ROWS_PER_SECOND = 10.0  # at which messages return while endpoints without limits are down
+# While all endpoints are out of service, a corrected secret is noticed within about this time.
+MAX_OUTAGE_HIDDEN_SECONDS = 300.0
+MAX_GRID_SECONDS = 256.0
+RETRY_HIDDEN_SECONDS = 30.0  # of a row that was called for before
+
+
+def hide_seconds(
+    readiness: Readiness, backlog: int, now: float, random: Callable[[], float], *, retry: bool
+) -> float:
+    """How long to hide messages whose rows have no slot now, in proportion to the backlog.
+
+    The messages of all workers return evenly over the time that the backlog takes. They return on a
+    common grid of times, many at once: a live worker then receives as many as it can use, whereas
+    each single message would start an invocation of its own.
+    """
+    until_slot = max(0.0, readiness.start_at - now)
+    if readiness.waiting is not None:
+        until_slot = min(until_slot, MAX_OUTAGE_HIDDEN_SECONDS)
+    if retry:
+        return until_slot + random() * RETRY_HIDDEN_SECONDS
+    rate = (readiness.rows_per_second or UNLIMITED_ROWS_PER_SECOND) * SUPPLY_FACTOR
+    drain_seconds = min(backlog / rate, MAX_HIDDEN_SECONDS)
+    return_at = now + until_slot + random() * drain_seconds
+    grid = 2.0 ** math.floor(math.log2(max(1.0, min(drain_seconds / 8, MAX_GRID_SECONDS))))
+    return math.ceil(return_at / grid) * grid - now
+
+
+@dataclass(slots=True)
+class CurrentRuns:
+    """The current runs of jobs as of the last RUN_MAX_AGE_SECONDS; one per process. Thread-safe."""
+
+    ledger: RunLedger
+    clock: Clock
+    _known: dict[str, tuple[float, Run | None]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def get(self, job: str) -> Run | None:
+        """Raises ServiceUnavailable."""
+        with self._lock:
+            read_at, run = self._known.get(job, (-math.inf, None))
+        if run is not None and self.clock.now() - read_at < RUN_MAX_AGE_SECONDS:
+            return run
+        return self.keep(job, self.ledger.current(job))
+
+    def known(self, job: str) -> Run | None:
+        """The run as it was last read, however long ago."""
+        with self._lock:
+            return self._known.get(job, (0.0, None))[1]
+
+    def keep(self, job: str, run: Run | None) -> Run | None:
+        with self._lock:
+            self._known[job] = self.clock.now(), run
+        return run
+
+
+@dataclass(frozen=True, slots=True)
+class JobWaits:
+    """Records in the ledger what jobs wait for. `on_change` has a job's progress reported."""
+
+    runs: CurrentRuns
+    ledger: RunLedger
+    on_change: Callable[[str], None]
+    clock: Clock
+    telemetry: Telemetry
+
+    def record(self, run: Run, waiting: Waiting) -> bool:
+        """Record it, if it is new. True when the job has waited for longer than its option says."""
+        known = run.waiting
+        if known is None or (known.reason, known.detail) != (waiting.reason, waiting.detail):
+            changed = self.ledger.set_waiting(run, waiting.reason, waiting.detail)
+            if changed is not None:
+                self._changed(changed)
+                known = changed.waiting
+        since = self.clock.now() if known is None else known.since
+        return self.clock.now() - since >= run.options.give_up_after_hours * HOUR
+
+    def clear(self, run: Run) -> None:
+        """A row of the job was edited."""
+        if run.waiting is not None and (changed := self.ledger.clear_waiting(run)) is not None:
+            self._changed(changed)
+
+    def _changed(self, run: Run) -> None:
+        self.runs.keep(run.job, run)
+        detail = run.waiting.detail if run.waiting else None
+        self.telemetry.warning("job_waiting_changed", job=run.job, waiting=detail)
+        self.on_change(run.job)
