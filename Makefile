@@ -14,8 +14,8 @@ LOCKED := uv.lock scripts/sync scripts/uv scripts/python313
 PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 LINT_TRANSFORMED := build/transformed.json
 
-.PHONY: help setup demo test check checkov test-sam-local test-iam soak fuzz fuzz-answers fuzz-csv bench bench-limits bench-outage \
-	bench-report build deploy lock clean
+.PHONY: help setup demo test check checkov sam-local test-sam-local test-iam soak fuzz fuzz-answers fuzz-csv \
+	bench bench-limits bench-outage bench-report build deploy attach lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -61,6 +61,9 @@ check: .venv/.synced .venv-sam/.synced ## format, lint, types, template
 checkov: .venv-checkov/.synced ## security findings of the template
 	.venv-checkov/bin/checkov --config-file .checkov.yaml
 
+sam-local: setup ## prepare `sam local invoke FUNCTION -e events/FILE` (STACK=darkroom for a stack on AWS)
+	@$(PYTHON) -m darkroom_local.sam_local $(if $(STACK),--stack $(STACK)) $(ARGS)
+
 test-sam-local: setup ## `sam local invoke` of the three functions, where containers can run
 	$(PYTHON) -m tests.sam_local $(ARGS)
 
@@ -102,6 +105,9 @@ build: .venv/.synced .venv-sam/.synced ## sam build, and a check of its wheels (
 
 deploy: .venv/.synced .venv-sam/.synced ## build and deploy to your AWS account (ARGS="WorkerProcesses=8")
 	@$(DEPLOY) $(ARGS)
+
+attach: .venv/.synced ## a new stack with the data of a deleted one (SUFFIX=the last part of its buckets' names)
+	@$(PYTHON) -m darkroom_local.attach $(SUFFIX) $(ARGS)
 
 # ---------------------------------------------------------------- upkeep
 

@@ -178,6 +178,10 @@ def download(
 def quote(
     session: Session,
     csv: CsvOrFolder,
+    *,
+    to: Annotated[
+        str, typer.Option(help="Folder in the input bucket, as for submit.", metavar="PREFIX")
+    ] = DEFAULT_FOLDER,
     call_seconds: Annotated[
         float,
         typer.Option(min=0.1, help="Assumed duration of a call.", metavar="SECONDS"),
@@ -196,12 +200,19 @@ def quote(
 ) -> None:
     """Estimate a job's cost and duration.
 
-    Starts nothing and calls no provider. Uses the models and limits of the stack's endpoints.
+    Starts nothing and calls no provider. Uses the models and limits of the stack's endpoints, and
+    leaves out rows that an earlier upload of the same CSV has done.
     """
     from darkroom_cli.quote import quote
 
     quote(
-        session, csv, options, call_seconds=call_seconds, endpoints=endpoints_file, workers=workers
+        session,
+        csv,
+        options,
+        to=to,
+        call_seconds=call_seconds,
+        endpoints=endpoints_file,
+        workers=workers,
     )
 
 

@@ -56,7 +56,7 @@ def submit(session: Session, upload: Upload) -> Progress | None:
     job = job_id(key)
     with session.spinner(f"Reading {path.name}"):
         survey = _survey(rows)
-        plan = _plan_images(survey.references, upload.images_beside or path, key)
+        plan = plan_images(survey.references, upload.images_beside or path, key)
     for warning in rows.columns.warnings:
         session.warn(warning)
     if plan.outside and not upload.allow_outside:
@@ -130,7 +130,7 @@ def _survey(rows: JobRows) -> _Survey:
 
 
 @dataclass(slots=True)
-class _ImagePlan:
+class ImagePlan:
     """Where the CSV's image references are, and where they go in the input bucket."""
 
     found: dict[str, Path] = field(default_factory=dict)  # by key
@@ -140,13 +140,13 @@ class _ImagePlan:
     renamed: dict[str, str] = field(default_factory=dict)  # reference -> its name in the upload
 
 
-def _plan_images(references: Iterable[str], csv_path: Path, key: str) -> _ImagePlan:
+def plan_images(references: Iterable[str], csv_path: Path, key: str) -> ImagePlan:
     """Map local references to keys. Files in the CSV's folder keep their place relative to it.
 
     Others go to a folder named after the CSV. References that are not valid in the bucket
     (absolute paths, and those that leave the folder) are in `renamed`.
     """
-    plan, csv_folder = _ImagePlan(), csv_path.parent.resolve()
+    plan, csv_folder = ImagePlan(), csv_path.parent.resolve()
     prefix, csv_name = posixpath.split(key)
     stem = csv_name.removesuffix(".gz").removesuffix(".csv")
     for reference in references:
@@ -176,7 +176,7 @@ def _plan_images(references: Iterable[str], csv_path: Path, key: str) -> _ImageP
 
 
 def _upload_images(
-    session: Session, plan: _ImagePlan, job: str, options: JobOptions
+    session: Session, plan: ImagePlan, job: str, options: JobOptions
 ) -> dict[str, object]:
     """Upload images that are missing or changed in the bucket. Returns their counts for --json.
 

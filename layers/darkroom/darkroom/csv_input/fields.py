@@ -90,19 +90,16 @@ FIELDS = (
         values.parse_budget,
         help="Never spend more than this; rows beyond it fail as `budget`.",
         metavar="USD",
-        in_quote=False,
     ),
     Field(
         "resume",
         values.parse_switch,
         help="Keep rows that succeeded in an earlier upload (the default), or edit them again.",
-        in_quote=False,
     ),
     Field(
         "retry_failed",
         values.parse_switch,
         help="Also retry rows that failed in an earlier upload.",
-        in_quote=False,
     ),
     Field(
         "model",
