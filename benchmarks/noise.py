@@ -25,6 +25,9 @@ from tests.fakes.fleet import Fleet
 from tests.fakes.strict_provider import most_within
 from tests.fakes.virtual_time import START
 
+if TYPE_CHECKING:
+    from mypy_boto3_secretsmanager import SecretsManagerClient
+
 HOUR = 3600.0
 
 
