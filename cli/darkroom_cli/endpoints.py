@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields
 from datetime import UTC, date, datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,10 +30,11 @@ from darkroom.providers.registry import PROVIDERS, provider_of
 from darkroom_cli.error_messages import CommandFailed, UsageMistake
 from darkroom_cli.session import Session
 
-# Fields of EndpointState that a failure, a 429 or a rejected key sets.
-_OUT_OF_SERVICE = (
-    *("breaker_open", "breaker_until", "probe", "opens", "cause", "failures", "failed_at", "good"),
-    *("paused_until", "slowdown", "slowdowns", "slowed_at", "slowed_base", "key_cooldowns"),
+# What `reset` keeps of an EndpointState: what enforces the limits, and orders the writes.
+_KEPT = frozenset(
+    {"next_slot", "calls", "day", "day_calls", "leases", "revision"}
+    | {"last_interval", "epoch", "slowed_base", "volume"}
+    | {"counted_at", "counted_calls", "counted_span"}
 )
 
 
@@ -76,8 +77,9 @@ def reset(session: Session, name: str) -> None:
 
 def _in_service(state: EndpointState) -> EndpointState:
     """Without what takes an endpoint out of service: breaker, pause, slowdown and cooldowns."""
-    defaults = EndpointState()
-    return replace(state, **{name: getattr(defaults, name) for name in _OUT_OF_SERVICE})
+    return EndpointState(
+        **{f.name: getattr(state, f.name) for f in fields(state) if f.name in _KEPT}
+    )
 
 
 def load_file(file: Path) -> EndpointsSecret:
