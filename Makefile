@@ -14,8 +14,8 @@ LOCKED := uv.lock scripts/sync scripts/uv scripts/python313
 PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 LINT_TRANSFORMED := build/transformed.json
 
-.PHONY: help setup demo test check checkov test-sam-local test-iam soak fuzz fuzz-csv bench bench-limits bench-outage \
-	bench-report build deploy lock clean
+.PHONY: help setup demo test check checkov sam-local test-sam-local test-iam soak fuzz fuzz-answers fuzz-csv fuzz-images \
+	bench bench-limits bench-outage bench-report bench-memory build deploy attach lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -61,6 +61,9 @@ check: .venv/.synced .venv-sam/.synced ## format, lint, types, template
 checkov: .venv-checkov/.synced ## security findings of the template
 	.venv-checkov/bin/checkov --config-file .checkov.yaml
 
+sam-local: setup ## prepare `sam local invoke FUNCTION -e events/FILE` (STACK=darkroom for a stack on AWS)
+	@$(PYTHON) -m darkroom_local.sam_local $(if $(STACK),--stack $(STACK)) $(ARGS)
+
 test-sam-local: setup ## `sam local invoke` of the three functions, where containers can run
 	$(PYTHON) -m tests.sam_local $(ARGS)
 
@@ -73,14 +76,20 @@ soak: setup ## the long tests: crashes, outages, hours of faults
 fuzz: .venv/.synced ## many more, random examples for the property tests
 	$(BIN)/pytest tests/unit --hypothesis-profile=fuzz --hypothesis-show-statistics $(ARGS)
 
+fuzz-answers: .venv/.synced ## mutated answers of the providers, through both SDKs (20,000)
+	$(BIN)/pytest tests/contract/test_provider_fuzzing.py --hypothesis-profile=fuzz --hypothesis-show-statistics $(ARGS)
+
 fuzz-csv: .venv/.synced ## coverage-guided fuzzing of the CSV reader (FUZZ_SECONDS=300)
 	@env -u UV_PYTHON UV_SYSTEM_CERTS=1 "$$(scripts/uv)" pip install --quiet --python $(PYTHON) --target .local/atheris atheris
 	@mkdir -p build/fuzz/csv
 	PYTHONPATH=.local/atheris $(PYTHON) -m tests.fuzz.fuzz_csv -max_total_time=$(or $(FUZZ_SECONDS),300) build/fuzz/csv
 
+fuzz-images: .venv/.synced ## mutated images, with the memory and time of each (FUZZ_SECONDS=600)
+	$(PYTHON) -m tests.fuzz.fuzz_images --seconds $(or $(FUZZ_SECONDS),600) $(ARGS)
+
 # ---------------------------------------------------------------- figures
 
-bench: bench-limits bench-outage bench-report ## every figure in the docs
+bench: bench-limits bench-outage bench-report bench-memory ## every figure in the docs
 
 bench-limits: setup ## rate limits over all workers, compared with other systems
 	$(PYTHON) -m benchmarks.limits $(ARGS)
@@ -92,6 +101,9 @@ bench-report: .venv/.synced ## the report on a million rows, and on ten million 
 	$(PYTHON) -m benchmarks.report_million $(ARGS)
 	$(PYTHON) -m benchmarks.report_million --simulate 10000000 3000
 
+bench-memory: .venv/.synced ## the memory of a worker with ten 4K rows, and with images at every limit
+	$(PYTHON) -m benchmarks.memory $(ARGS)
+
 # ---------------------------------------------------------------- AWS
 
 build: .venv/.synced .venv-sam/.synced ## sam build, and a check of its wheels (ARCHITECTURE=arm64 for Graviton)
@@ -99,6 +111,9 @@ build: .venv/.synced .venv-sam/.synced ## sam build, and a check of its wheels (
 
 deploy: .venv/.synced .venv-sam/.synced ## build and deploy to your AWS account (ARGS="WorkerProcesses=8")
 	@$(DEPLOY) $(ARGS)
+
+attach: .venv/.synced ## a new stack with the data of a deleted one (SUFFIX=the last part of its buckets' names)
+	@$(PYTHON) -m darkroom_local.attach $(SUFFIX) $(ARGS)
 
 # ---------------------------------------------------------------- upkeep
 

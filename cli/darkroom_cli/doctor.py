@@ -16,8 +16,7 @@ from darkroom.endpoints import EndpointsSecret
 from darkroom_cli.endpoints import load_current
 from darkroom_cli.error_messages import CommandFailed, describe_error
 from darkroom_cli.session import Session
-from darkroom_cli.status import find_run, measure_run
-from darkroom_cli.submit import submit
+from darkroom_cli.submit import Upload, submit
 
 # Each event makes its function import its code, read its settings and end: nothing is in it.
 _HARMLESS_EVENTS: dict[str, dict[str, object]] = {
@@ -83,7 +82,8 @@ def _edit_one_row(session: Session) -> None:
     with tempfile.TemporaryDirectory(prefix="darkroom-") as folder:
         csv = Path(folder) / f"{started:%Y%m%dT%H%M%SZ}.csv"
         csv.write_text(_ROW, encoding="utf-8")
-        submit(session, csv, "doctor", {}, wait=True, every=2.0)
-    job = f"doctor/{csv.stem}"
-    if measure_run(session, find_run(session, job)).succeeded != 1:
-        raise CommandFailed(f"The row did not succeed: `darkroom failures {job}` says why.")
+        progress = submit(session, Upload(csv, "doctor", {}, wait=True, every=2.0))
+    if progress is None or progress.succeeded != 1:
+        raise CommandFailed(
+            f"The row did not succeed: `darkroom failures doctor/{csv.stem}` says why."
+        )

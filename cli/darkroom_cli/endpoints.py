@@ -4,12 +4,14 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from datetime import UTC, datetime
+from dataclasses import fields
+from datetime import UTC, date, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr
 
 from darkroom.dispatch import circuit_breaker
 from darkroom.endpoint_state import SECOND, EndpointState
@@ -17,16 +19,21 @@ from darkroom.endpoints import (
     Endpoint,
     EndpointsSecret,
     endpoints_from_environment,
+    environment_notes,
     key_fingerprint,
+    parse_endpoints,
 )
-from darkroom.formatting import describe_validation, duration, plural
+from darkroom.errors import ConfigurationError
+from darkroom.formatting import duration, plural
+from darkroom.models.catalog import MODELS, find_model, retirement_notice
+from darkroom.providers.registry import PROVIDERS, provider_of
 from darkroom_cli.error_messages import CommandFailed, UsageMistake
 from darkroom_cli.session import Session
 
-# Fields of EndpointState that a failure, a 429 or a rejected key sets.
-_OUT_OF_SERVICE = (
-    *("breaker_open", "breaker_until", "opens", "failures", "failed_at"),
-    *("paused_until", "slowed_interval", "slowed_at", "key_cooldowns"),
+# What `reset` keeps of an EndpointState: what enforces the limits, and orders the writes.
+_KEPT = frozenset(
+    {"next_slot", "calls", "day", "day_calls", "leases", "revision"}
+    | {"last_interval", "epoch", "slowed_base", "volume", "counted_at", "counted_calls"}
 )
 
 
@@ -34,6 +41,7 @@ def push(session: Session, file: Path | None, *, from_env: bool, dry_run: bool) 
     if (file is None) != from_env:
         raise UsageMistake("Give a file with the endpoints (- for standard input), or --from-env.")
     secret = endpoints_from_environment(os.environ) if file is None else load_file(file)
+    _reject_foreign_models(secret)
     count = plural(len(secret.endpoints), "endpoint")
     if dry_run:
         session.note(f"Would push {count}:")
@@ -41,12 +49,17 @@ def push(session: Session, file: Path | None, *, from_env: bool, dry_run: bool) 
         session.stack.write_secret(_with_keys(secret))
         session.note(f"Pushed {count} to {session.stack.name}; workers use it within 5 minutes.")
     _print(session, secret, {})
+    if file is None:
+        for note in environment_notes(os.environ, secret):
+            session.warn(note)
+    _warn(session, secret)
 
 
 def show(session: Session) -> None:
     secret = load_current(session)
     states = {e.name: session.stack.endpoint_states.read(e.name) for e in secret.endpoints}
     _print(session, secret, states)
+    _warn(session, secret)
 
 
 def reset(session: Session, name: str) -> None:
@@ -63,8 +76,9 @@ def reset(session: Session, name: str) -> None:
 
 def _in_service(state: EndpointState) -> EndpointState:
     """Without what takes an endpoint out of service: breaker, pause, slowdown and cooldowns."""
-    defaults = EndpointState()
-    return replace(state, **{name: getattr(defaults, name) for name in _OUT_OF_SERVICE})
+    return EndpointState(
+        **{f.name: getattr(state, f.name) for f in fields(state) if f.name in _KEPT}
+    )
 
 
 def load_file(file: Path) -> EndpointsSecret:
@@ -86,9 +100,59 @@ def load_current(session: Session) -> EndpointsSecret:
 def _parse(text: str, name: str) -> EndpointsSecret:
     """Raises CommandFailed that names the field, or the place in the JSON; never a value."""
     try:
-        return EndpointsSecret.model_validate_json(text)
-    except ValidationError as error:
-        raise CommandFailed(f"{describe_validation(error, name)}.") from None
+        return parse_endpoints(text, name)
+    except ConfigurationError as error:
+        raise CommandFailed(f"{error}.") from None
+
+
+def _reject_foreign_models(secret: EndpointsSecret) -> None:
+    """A model of another provider cannot exist at the provider's own URL."""
+    for endpoint in secret.endpoints:
+        owner = provider_of(endpoint.model)
+        if endpoint.base_url is None and owner not in (None, endpoint.provider):
+            names = PROVIDERS[owner].display_name, PROVIDERS[endpoint.provider].display_name
+            raise CommandFailed(
+                f"{endpoint.name}: the model {endpoint.model} is {names[0]}'s and the provider is "
+                f"{names[1]}. Correct one of them, or give the base_url of a service that has it."
+            )
+
+
+def _warn(session: Session, secret: EndpointsSecret) -> None:
+    for endpoint in secret.endpoints:
+        for warning in endpoint_warnings(endpoint, session.today):
+            session.warn(warning)
+    if all(endpoint.weight == 0 for endpoint in secret.endpoints):
+        session.warn("Every endpoint has weight 0: rows wait until one has more.")
+
+
+def endpoint_warnings(endpoint: Endpoint, today: date) -> Iterator[str]:
+    """What is likely a mistake, and the end of the endpoint's model."""
+    if notice := retirement_notice(endpoint, endpoint.model, today):
+        yield f"{endpoint.name}: {notice}."
+    name = endpoint.model_is or endpoint.model
+    model = find_model(endpoint.provider, name)
+    if not model.known and (endpoint.base_url is None or endpoint.model_is is not None):
+        names = [m.name for m in MODELS if m.provider is endpoint.provider]
+        close = get_close_matches(name, names, n=1)
+        hint = f": did you mean {close[0]}?" if close else ", docs/models.md lists those it knows."
+        yield f"{endpoint.name}: Darkroom does not know the model {name}{hint}"
+    elif not model.known and not endpoint.prices.image:
+        yield (
+            f"{endpoint.name}: the price of the model {name} is not known; model_is (the model "
+            "behind it) or prices give it one."
+        )
+    if endpoint.service_tier and endpoint.service_tier not in model.service_tiers:
+        yield f"{endpoint.name}: {model.name} has no service_tier {endpoint.service_tier}."
+    if endpoint.base_url is not None:
+        yield from _url_warnings(endpoint, urlsplit(endpoint.base_url))
+
+
+def _url_warnings(endpoint: Endpoint, url: SplitResult) -> Iterator[str]:
+    ending = PROVIDERS[endpoint.provider].base_url_ending
+    if ending and endpoint.api_version is None and not url.path.strip("/"):
+        yield f"{endpoint.name}: base_url has no path, most services need {ending}."
+    if url.scheme == "http" and url.hostname not in ("localhost", "127.0.0.1", "::1"):
+        yield f"{endpoint.name}: base_url is http, keys and images are sent unencrypted."
 
 
 def _with_keys(secret: EndpointsSecret) -> str:
@@ -112,9 +176,18 @@ def _print(session: Session, secret: EndpointsSecret, states: Mapping[str, Endpo
 def _fields(endpoint: Endpoint, state: EndpointState | None, now: int) -> Iterator[tuple[str, str]]:
     yield "endpoint", endpoint.name
     yield "tier", f"{endpoint.tier}, {endpoint.provider.value}, weight {endpoint.weight:g}"
-    yield "model", endpoint.model
-    if endpoint.base_url:
-        yield "base URL", endpoint.base_url
+    yield "model", endpoint.model + (f" ({endpoint.model_is})" if endpoint.model_is else "")
+    for label, value in (
+        ("quality", endpoint.quality),
+        ("service tier", endpoint.service_tier),
+        ("base URL", endpoint.base_url),
+        ("organization", endpoint.organization),
+        ("project", endpoint.project),
+        ("location", endpoint.location),
+        ("headers", ", ".join(endpoint.headers)),
+    ):
+        if value:
+            yield label, value
     yield "limits", _limits(endpoint)
     retries = f"{endpoint.max_retries} {'retry' if endpoint.max_retries == 1 else 'retries'}"
     yield "timing", f"{endpoint.timeout_seconds:g} s per call, {retries}"
@@ -132,6 +205,8 @@ def _limits(endpoint: Endpoint) -> str:
         f"{limit:,} {unit}"
         for limit, unit in (
             (endpoint.requests_per_minute, "a minute"),
+            (endpoint.images_per_minute, "images a minute"),
+            (endpoint.input_images_per_minute, "input images a minute"),
             (endpoint.requests_per_day, "a day"),
             (endpoint.max_in_flight, "at a time"),
         )
@@ -183,7 +258,8 @@ def _in_flight(state: EndpointState, now: int) -> int:
 
 
 def _as_json(endpoint: Endpoint, state: EndpointState | None, now: int) -> dict[str, Any]:
-    dumped = endpoint.model_dump(mode="json", exclude={"api_keys"})
+    dumped = endpoint.model_dump(mode="json", exclude={"api_keys", "credentials", "headers"})
+    dumped["headers"] = list(endpoint.headers)
     dumped["keys"] = _fingerprints(endpoint)
     if state is not None:
         dumped["state"] = {

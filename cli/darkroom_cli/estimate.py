@@ -4,7 +4,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from math import ceil
 
@@ -63,16 +63,27 @@ class Throughput:
 
     call_seconds: float  # assumed duration of a call
     workers: int | None = None  # rows in work at once, over all processes
+    images_per_call: float = 1.0  # on average
+    input_images_per_call: float = 1.0
 
     def calls_per_second(self, endpoint: Endpoint) -> float:
         """Within the endpoint's limits, except its daily one."""
         limits = rate_limiter.limits_of(endpoint)
         bounds = [self.workers / self.call_seconds] if self.workers else []
-        if limits.interval:
-            bounds.append(SECOND / limits.interval)
+        if seconds := self._seconds_between_calls(endpoint):
+            bounds.append(1 / seconds)
         if limits.max_in_flight:
             bounds.append(limits.max_in_flight / self.call_seconds)
         return min(bounds, default=_UNLIMITED_CALLS_PER_SECOND)
+
+    def _seconds_between_calls(self, endpoint: Endpoint) -> float:
+        """By the limit per minute that is the tightest for calls with that many images."""
+        of_images = (
+            (endpoint.images_per_minute, self.images_per_call),
+            (endpoint.input_images_per_minute, self.input_images_per_call),
+        )
+        by_images = [60 * each / limit for limit, each in of_images if limit]
+        return max([rate_limiter.limits_of(endpoint).interval / SECOND, *by_images])
 
     def job_seconds(self, calls: Mapping[str, int], secret: EndpointsSecret) -> float:
         """Until the last call ends, for `calls` by endpoint."""
@@ -89,7 +100,7 @@ class Throughput:
         calls -= full_days * daily
         limits = rate_limiter.limits_of(endpoint)
         # The last call begins after all others have begun, and lasts as long as any.
-        spaced = (calls - 1) * limits.interval / SECOND + self.call_seconds
+        spaced = (calls - 1) * self._seconds_between_calls(endpoint) + self.call_seconds
         parallel = min((n for n in (limits.max_in_flight, self.workers) if n), default=calls)
         return full_days * DAY_SECONDS + max(spaced, ceil(calls / parallel) * self.call_seconds)
 
@@ -103,6 +114,10 @@ class Estimate:
     invalid: FailureGroups = field(default_factory=FailureGroups)
     impossible: FailureGroups = field(default_factory=FailureGroups)  # no endpoint can take them
     images: int = 0
+    input_images: int = 0
+    kept: int = 0  # rows that an earlier upload did: neither called for nor paid again
+    open_quality: int = 0  # rows whose quality, and with it their price, is left to the provider
+    within_budget: int = 0  # rows that a budget is sure to pay for
     least: int = 0  # each row at the cheapest endpoint of its first tier, output images alone
     expected_most: int = 0  # at the most expensive of its first tier, text and thoughts included
     most: int = 0  # at its most expensive endpoint of any tier
@@ -114,13 +129,27 @@ class Estimate:
 
     @property
     def to_do(self) -> int:
-        return self.rows - self.skipped - self.invalid.count - self.impossible.count
+        others = self.skipped + self.kept + self.invalid.count + self.impossible.count
+        return self.rows - others
+
+    def throughput(self, of_calls: Throughput) -> Throughput:
+        """`of_calls` with the average numbers of images of these rows."""
+        rows = self.to_do or 1
+        images, inputs = self.images / rows, self.input_images / rows
+        return replace(of_calls, images_per_call=images, input_images_per_call=inputs)
 
 
 def estimate(
-    rows: Iterable[JobRow], secret: EndpointsSecret, throughput: Throughput, today: date
+    rows: Iterable[JobRow],
+    secret: EndpointsSecret,
+    throughput: Throughput,
+    today: date,
+    budget: int | None = None,
 ) -> Estimate:
-    """One pass over the rows, in memory that does not grow with their number."""
+    """One pass over the rows, in memory that does not grow with their number.
+
+    `budget` in micro-USD. Rows are counted against it at the price that the workers reserve.
+    """
     totals = Estimate()
     planner = _CachingPlanner(secret, today)
     rows_by_endpoints: Counter[tuple[str, ...]] = Counter()
@@ -135,8 +164,9 @@ def estimate(
             if not candidates.all:
                 totals.impossible.add(row.row, candidates.rejections)
                 continue
-            _add_row(totals, row.request, candidates)
+            _add_row(totals, row.request, candidates, budget)
             rows_by_endpoints[tuple(c.endpoint.name for c in candidates.all)] += 1
+    throughput = totals.throughput(throughput)
     for names, count in rows_by_endpoints.items():
         tiers = [[e for e in tier if e.name in names] for tier in secret.tiers()]
         _distribute(totals, [tier for tier in tiers if tier], count, throughput)
@@ -154,6 +184,7 @@ class _Candidate:
     least: int | None
     most: float | None
     per_instruction_byte: float
+    open_quality: bool = False  # the model has qualities, and the row and endpoint name none
 
     def worst_price(self, request: RowRequest) -> int:
         """0 if the price is unknown: such rows are counted as `unpriced`."""
@@ -168,9 +199,13 @@ class _Candidates:
     rejections: str  # why the other endpoints cannot take the row
 
 
-def _add_row(totals: Estimate, request: RowRequest, candidates: _Candidates) -> None:
+def _add_row(
+    totals: Estimate, request: RowRequest, candidates: _Candidates, budget: int | None
+) -> None:
     first_tier = candidates.first_tier
     totals.images += first_tier[0].plan.n
+    totals.input_images += len(request.images)
+    totals.open_quality += any(c.open_quality for c in first_tier)
     for warning in {w for c in first_tier for w in c.plan.warnings}:
         known = warning in totals.warnings or len(totals.warnings) < MAX_GROUPS
         totals.warnings[warning if known else "other warnings"] += 1
@@ -180,6 +215,8 @@ def _add_row(totals: Estimate, request: RowRequest, candidates: _Candidates) -> 
     unpriced = [c.plan.model for c in candidates.all if c.most is None]
     totals.unpriced += bool(unpriced)
     totals.unpriced_models.update(unpriced[:MAX_GROUPS])
+    if budget is not None and totals.expected_most <= budget:
+        totals.within_budget += not any(c.most is None for c in first_tier)
 
 
 @dataclass(slots=True)
@@ -208,6 +245,8 @@ class _CachingPlanner:
         candidates: list[_Candidate] = []
         rejections: dict[str, None] = {}
         for endpoint in self.secret.endpoints:
+            if not endpoint.weight:  # drained
+                continue
             try:
                 candidates.append(_candidate(endpoint, request, self.today))
             except Ineligible as error:
@@ -224,14 +263,15 @@ def _candidate(endpoint: Endpoint, request: RowRequest, today: date) -> _Candida
     plan = plan_call(request, (), None, endpoint, today)
     image, worst = least_image_price(model, plan), plan.worst_cost_micro_usd
     least = None if image is None else image * plan.n
+    open_quality = bool(model.qualities) and plan.quality is None
     if worst is None or model.token_prices is None:
-        return _Candidate(endpoint, plan, least, worst, 0.0)
+        return _Candidate(endpoint, plan, least, worst, 0.0, open_quality)
     prices = model.token_prices
     inputs = min(len(request.images), model.max_images)
     input_price = ceil(inputs * prices.input_image_tokens * prices.image_in)
     instruction_price = len(request.instruction.encode()) * prices.text_in
     most = worst + input_price - instruction_price
-    return _Candidate(endpoint, plan, least, most, prices.text_in)
+    return _Candidate(endpoint, plan, least, most, prices.text_in, open_quality)
 
 
 def _distribute(

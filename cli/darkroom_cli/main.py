@@ -92,6 +92,14 @@ def submit(
     yes: Annotated[
         bool, typer.Option("--yes", help="With --try: edit the rest without asking.")
     ] = False,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            "--compare",
+            help="With --try: edit the rows with each of these models, and show them side by side.",
+            metavar="MODEL,MODEL",
+        ),
+    ] = None,
     job: Annotated[
         str | None,
         typer.Option(
@@ -116,12 +124,17 @@ def submit(
     from darkroom_cli.local_files import csv_of_folder
     from darkroom_cli.status import exit_as
     from darkroom_cli.submit import Upload, submit
-    from darkroom_cli.trial import submit_trial
+    from darkroom_cli.trial import submit_comparison, submit_trial
 
     path = csv_of_folder(session, csv, options) if csv.is_dir() else csv
     upload = Upload(path, to, options, wait, every, allow_outside)
     if job is not None and trial is not None:
         raise UsageMistake("--try is for a whole CSV: leave it out with --job.")
+    if compare is not None:
+        if trial is None:
+            raise UsageMistake("--compare needs --try with the number of rows to edit.")
+        submit_comparison(session, upload, count=trial, models=compare)
+        return
     if job is not None:
         progress = submit_corrections(session, upload, job)
     elif trial is not None:
@@ -178,6 +191,10 @@ def download(
 def quote(
     session: Session,
     csv: CsvOrFolder,
+    *,
+    to: Annotated[
+        str, typer.Option(help="Folder in the input bucket, as for submit.", metavar="PREFIX")
+    ] = DEFAULT_FOLDER,
     call_seconds: Annotated[
         float,
         typer.Option(min=0.1, help="Assumed duration of a call.", metavar="SECONDS"),
@@ -196,12 +213,19 @@ def quote(
 ) -> None:
     """Estimate a job's cost and duration.
 
-    Starts nothing and calls no provider. Uses the models and limits of the stack's endpoints.
+    Starts nothing and calls no provider. Uses the models and limits of the stack's endpoints, and
+    leaves out rows that an earlier upload of the same CSV has done.
     """
     from darkroom_cli.quote import quote
 
     quote(
-        session, csv, options, call_seconds=call_seconds, endpoints=endpoints_file, workers=workers
+        session,
+        csv,
+        options,
+        to=to,
+        call_seconds=call_seconds,
+        endpoints=endpoints_file,
+        workers=workers,
     )
 
 
@@ -263,6 +287,25 @@ def open_gallery(
     from darkroom_cli.download import open_gallery
 
     open_gallery(session, job, folder, session.wiring.launch)
+
+
+@app.command("compare")
+@with_session
+def compare_jobs(
+    session: Session,
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB JOB…", help="Jobs of the same CSV.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="DIR", file_okay=False, help="Download to this folder."),
+    ] = None,
+) -> None:
+    """Show the rows of several jobs side by side.
+
+    Downloads them, writes one page with images, price, time and outcome of each row, and opens it.
+    """
+    from darkroom_cli.compare import compare
+
+    compare(session, jobs, folder)
 
 
 @app.command("lost-events")

@@ -1,19 +1,33 @@
 """`darkroom quote`: rows, cost and time of a job before it is started."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from itertools import batched
 from pathlib import Path
 from typing import Any
 
+from darkroom.csv_input.reader import JobRow, JobRows
 from darkroom.endpoints import EndpointsSecret
-from darkroom.formatting import duration, money, plural
+from darkroom.errors import RowRejected
+from darkroom.formatting import duration, money, plural, quoted, quoted_list
+from darkroom.jobs import Run, RunState, Source, job_id
+from darkroom.models.catalog import retirement_notice
+from darkroom.ports import RowLedger
+from darkroom.rows import RowRecord, RowRequest
+from darkroom.splitter import ResumeDecision, resume_decision
 from darkroom_cli.endpoints import load_current, load_file
 from darkroom_cli.estimate import RETENTION_SECONDS, Estimate, FailureGroups, Throughput, estimate
-from darkroom_cli.local_files import csv_of_folder, open_csv
+from darkroom_cli.local_files import csv_of_folder, object_name, open_csv
 from darkroom_cli.session import Session
+from darkroom_cli.submit import plan_images
 
 _SHOWN_GROUPS = 10
-_DEFAULT_WORKERS = 16  # the template's WorkerProcesses times RowsPerWorker
+_SHOWN_IMAGES = 3
+_BATCH_ROWS = 1_000
+_WIDE = 3  # times the least cost: such a range is explained
+_DEFAULT_WORKERS = 40  # the template's WorkerProcesses times RowsPerWorker
 
 
 def quote(
@@ -21,33 +35,101 @@ def quote(
     csv: Path,
     options: Mapping[str, object],
     *,
+    to: str,
     call_seconds: float,
     endpoints: Path | None = None,
     workers: int | None = None,
 ) -> None:
-    """With an `endpoints` file no stack is needed."""
-    rows = open_csv(csv_of_folder(session, csv, options) if csv.is_dir() else csv, options)
+    """With an `endpoints` file no stack is needed, and no earlier upload is known."""
+    path = csv_of_folder(session, csv, options) if csv.is_dir() else csv
+    rows = open_csv(path, options)
     secret = load_current(session) if endpoints is None else load_file(endpoints)
     if workers is None:
         workers = session.stack.workers if endpoints is None else _DEFAULT_WORKERS
     throughput = Throughput(call_seconds, workers)
-    with session.spinner(f"Reading {csv.name}"):
+    survey = _Survey(rows)
+    key = posixpath.join(to.strip("/"), object_name(path))
+    if endpoints is None:
+        survey.find_earlier_upload(session, job_id(key))
+    with session.spinner(f"Reading {path.name}"):
         rows.check()
-        totals = estimate(rows, secret, throughput, session.today)
+        budget = rows.options.budget_micro_usd
+        totals = estimate(survey.rows_to_do(), secret, throughput, session.today, budget)
+        images = plan_images(survey.references, path, key)
+    totals.kept = survey.kept
+    totals.rows += survey.kept
+    throughput = totals.throughput(throughput)
     seconds = throughput.job_seconds(totals.calls, secret)
+    absent = [*images.absent.values(), *images.not_images]
     if session.json:
-        session.print_json(_as_json(totals, throughput, seconds))
+        session.print_json(_as_json(totals, throughput, seconds) | {"images_missing": absent})
         return
-    session.print_fields(_fields(totals, call_seconds, seconds))
+    session.print_fields(_fields(totals, call_seconds, seconds, budget))
     _print_groups(session, "Rows that will fail", totals.invalid)
     _print_groups(session, "Rows that no endpoint can take", totals.impossible)
-    for warning in (*rows.columns.warnings, *_warnings(totals, secret, seconds)):
+    for warning in (
+        *rows.columns.warnings,
+        *_warnings(totals, secret, seconds),
+        *_image_warnings(absent, images.outside, survey),
+        *_retirements(totals, secret, session.today),
+    ):
         session.warn(warning)
 
 
-def _fields(totals: Estimate, call_seconds: float, seconds: float) -> Iterator[tuple[str, str]]:
+@dataclass(slots=True)
+class _Survey:
+    """The rows of a CSV that an upload would start, and the images that they name."""
+
+    rows: JobRows
+    earlier: RowLedger | None = None
+    run: Run | None = None  # of the upload in question
+    kept: int = 0
+    plain_http: int = 0  # rows with a reference that only trusted hosts may have
+    references: dict[str, None] = field(default_factory=dict)
+
+    def find_earlier_upload(self, session: Session, job: str) -> None:
+        ledger = session.stack.ledger
+        if ledger.current(job) is None:
+            return
+        now, source = session.clock.now(), Source("", "", None)
+        self.earlier = ledger
+        self.run = Run(job, "", RunState.SPLITTING, source, self.rows.options, now)
+
+    def rows_to_do(self) -> Iterator[JobRow]:
+        """Without those that an earlier upload did, by the splitter's own rule."""
+        for batch in batched(self.rows, _BATCH_ROWS, strict=False):
+            for row in self._without_kept(batch):
+                if not row.skipped and isinstance(row.request, RowRequest):
+                    self._note_references(row.request)
+                yield row
+
+    def _without_kept(self, batch: Sequence[JobRow]) -> Iterable[JobRow]:
+        if self.earlier is None or self.run is None:
+            return batch
+        records = self.earlier.get_many(self.run.job, [row.key for row in batch])
+        left = [row for row in batch if not self._is_kept(row, records, self.run)]
+        self.kept += len(batch) - len(left)
+        return left
+
+    @staticmethod
+    def _is_kept(row: JobRow, records: Mapping[str, RowRecord], run: Run) -> bool:
+        if row.skipped or isinstance(row.request, RowRejected):
+            return False
+        decision = resume_decision(records.get(row.key), row.request.fingerprint(), run)
+        return decision in (ResumeDecision.RESUMED, ResumeDecision.KEPT_FAILED)
+
+    def _note_references(self, request: RowRequest) -> None:
+        named = [*request.images, *([request.mask] if request.mask else [])]
+        self.references.update(dict.fromkeys(named))
+        self.plain_http += any(name.lower().startswith("http://") for name in named)
+
+
+def _fields(
+    totals: Estimate, call_seconds: float, seconds: float, budget: int | None
+) -> Iterator[tuple[str, str]]:
     parts = [f"{totals.to_do:,} to do"]
     for count, label in (
+        (totals.kept, "done in an earlier upload, not paid for again"),
         (totals.skipped, "outside filter-rows"),
         (totals.invalid.count, "invalid"),
         (totals.impossible.count, "that no endpoint can take"),
@@ -57,6 +139,8 @@ def _fields(totals: Estimate, call_seconds: float, seconds: float) -> Iterator[t
     yield "rows", f"{totals.rows:,}: {', '.join(parts)}"
     yield "images", f"{totals.images:,}"
     yield "cost", _cost(totals)
+    if budget is not None:
+        yield "budget", _budget(totals, budget)
     assumption = f"if a call takes {call_seconds:g} s and no provider fails"
     yield "time", f"about {duration(seconds)}, {assumption}"
     for name, calls in totals.calls.items():
@@ -73,9 +157,55 @@ def _cost(totals: Estimate) -> str:
     return text
 
 
+def _budget(totals: Estimate, budget: int) -> str:
+    """Each call reserves the most that it can cost, so a budget may end before it is spent."""
+    if totals.within_budget >= totals.to_do:
+        return f"{money(budget / 1e6)}, enough for all rows"
+    unpriced = "; rows of unknown price fail" if totals.unpriced else ""
+    return (
+        f"{money(budget / 1e6)}, enough for {totals.within_budget:,} of "
+        f"{plural(totals.to_do, 'row')} at the most that they can cost{unpriced}"
+    )
+
+
+def _image_warnings(
+    absent: Sequence[str], outside: Sequence[str], survey: _Survey
+) -> Iterator[str]:
+    shown = quoted_list(absent[:_SHOWN_IMAGES]) if absent else ""
+    if absent:
+        more = f" and {len(absent) - _SHOWN_IMAGES:,} more" if len(absent) > _SHOWN_IMAGES else ""
+        yield (
+            f"{plural(len(absent), 'image')} cannot be uploaded from here: {shown}{more}. Their "
+            "rows will fail unless the images are in the bucket already."
+        )
+    if outside:
+        yield (
+            f"{plural(len(outside), 'image')} outside the folder of the CSV, such as "
+            f"{quoted(outside[0])}: submit needs --allow-outside."
+        )
+    if survey.plain_http:
+        yield (
+            f"{plural(survey.plain_http, 'row')} with an http:// image, which only hosts in the "
+            "stack's TrustedImageHosts may have: write https://."
+        )
+
+
+def _retirements(totals: Estimate, secret: EndpointsSecret, today: date) -> Iterator[str]:
+    """The end of models of endpoints that no row goes to first."""
+    for endpoint in secret.endpoints:
+        notice = retirement_notice(endpoint, endpoint.model, today)
+        if notice is not None and notice not in totals.warnings:
+            yield f"{endpoint.name}: {notice}."
+
+
 def _warnings(totals: Estimate, secret: EndpointsSecret, seconds: float) -> Iterator[str]:
     for text, count in totals.warnings.items():
         yield f"{text} ({plural(count, 'row')})"
+    if totals.open_quality and totals.expected_most > _WIDE * totals.least:
+        yield (
+            f"The price is this uncertain because {plural(totals.open_quality, 'row')} of the CSV "
+            "leave the quality to the provider: --quality medium narrows it."
+        )
     last_tier = max(endpoint.tier for endpoint in secret.endpoints)
     for endpoint in secret.endpoints:
         if over := totals.over_daily_limit[endpoint.name]:
@@ -112,6 +242,7 @@ def _as_json(totals: Estimate, throughput: Throughput, seconds: float) -> dict[s
     return {
         "rows": totals.rows,
         "to_do": totals.to_do,
+        "kept": totals.kept,
         "skipped": totals.skipped,
         "invalid": totals.invalid.count,
         "invalid_reasons": [asdict(group) for group in totals.invalid.groups.values()],
@@ -123,6 +254,8 @@ def _as_json(totals: Estimate, throughput: Throughput, seconds: float) -> dict[s
             "expected_most": totals.expected_most / 1e6,
             "most": totals.most / 1e6,
         },
+        "within_budget": totals.within_budget,
+        "open_quality_rows": totals.open_quality,
         "unpriced_rows": totals.unpriced,
         "unpriced_models": sorted(totals.unpriced_models),
         "seconds": round(seconds, 1),

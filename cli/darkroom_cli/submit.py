@@ -45,18 +45,25 @@ class Upload:
     wait: bool
     every: float
     allow_outside: bool = False
+    label: str = ""  # added to the job's name, to submit one CSV as several jobs
     images_beside: Path | None = None  # relative paths start at its folder, not at the CSV's
+
+
+def _key(upload: Upload) -> str:
+    stem, dot, suffix = object_name(upload.path).rpartition(".csv")
+    label = f".{upload.label}" if upload.label else ""
+    return posixpath.join(upload.to.strip("/"), f"{stem}{label}{dot}{suffix}")
 
 
 def submit(session: Session, upload: Upload) -> Progress | None:
     """Upload a CSV and its images. If it waits, the progress of the job at its end."""
     path, options = upload.path, upload.options
     rows, bucket = open_csv(path, options), session.stack.input_bucket
-    key = posixpath.join(upload.to.strip("/"), object_name(path))
+    key = _key(upload)
     job = job_id(key)
     with session.spinner(f"Reading {path.name}"):
         survey = _survey(rows)
-        plan = _plan_images(survey.references, upload.images_beside or path, key)
+        plan = plan_images(survey.references, upload.images_beside or path, key)
     for warning in rows.columns.warnings:
         session.warn(warning)
     if plan.outside and not upload.allow_outside:
@@ -130,7 +137,7 @@ def _survey(rows: JobRows) -> _Survey:
 
 
 @dataclass(slots=True)
-class _ImagePlan:
+class ImagePlan:
     """Where the CSV's image references are, and where they go in the input bucket."""
 
     found: dict[str, Path] = field(default_factory=dict)  # by key
@@ -140,13 +147,13 @@ class _ImagePlan:
     renamed: dict[str, str] = field(default_factory=dict)  # reference -> its name in the upload
 
 
-def _plan_images(references: Iterable[str], csv_path: Path, key: str) -> _ImagePlan:
+def plan_images(references: Iterable[str], csv_path: Path, key: str) -> ImagePlan:
     """Map local references to keys. Files in the CSV's folder keep their place relative to it.
 
     Others go to a folder named after the CSV. References that are not valid in the bucket
     (absolute paths, and those that leave the folder) are in `renamed`.
     """
-    plan, csv_folder = _ImagePlan(), csv_path.parent.resolve()
+    plan, csv_folder = ImagePlan(), csv_path.parent.resolve()
     prefix, csv_name = posixpath.split(key)
     stem = csv_name.removesuffix(".gz").removesuffix(".csv")
     for reference in references:
@@ -176,7 +183,7 @@ def _plan_images(references: Iterable[str], csv_path: Path, key: str) -> _ImageP
 
 
 def _upload_images(
-    session: Session, plan: _ImagePlan, job: str, options: JobOptions
+    session: Session, plan: ImagePlan, job: str, options: JobOptions
 ) -> dict[str, object]:
     """Upload images that are missing or changed in the bucket. Returns their counts for --json.
 

@@ -242,6 +242,7 @@ def _build(architecture: str) -> None:
         raise LocalStackError(f"Architecture is {' or '.join(_MACHINES)}, not {architecture}")
     _sam("build", DARKROOM_ARCHITECTURE=architecture)
     check_wheels(architecture)
+    sam.record_build(architecture)
 
 
 def _sam(*arguments: str, **variables: str) -> None:

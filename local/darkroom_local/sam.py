@@ -15,6 +15,7 @@ from darkroom_local.processes import ROOT, LocalStackError, run
 
 BIN = ROOT / ".venv-sam" / "bin"
 BUILD = ROOT / ".aws-sam" / "build"
+MACHINE = "arm64" if platform.machine() in ("aarch64", "arm64") else "x86_64"
 SOURCES_DIGEST = BUILD / ".sources"  # gone when another `sam build` ran
 TIMEOUT_SECONDS = 600
 # A profile or endpoint of the shell must not lead a local deployment into a real account.
@@ -23,12 +24,21 @@ _EXCLUDED_PREFIXES = ("AWS_", "UV_PYTHON", "VIRTUAL_ENV", "SAM_", "DARKROOM_")
 
 def build() -> None:
     """`sam build`, unless nothing changed since the last one. Raises LocalStackError."""
-    digest = _sources_digest()
-    if SOURCES_DIGEST.exists() and SOURCES_DIGEST.read_text() == digest:
+    if SOURCES_DIGEST.exists() and SOURCES_DIGEST.read_text() == _sources_digest():
         return
-    SOURCES_DIGEST.unlink(missing_ok=True)
-    _sam("build")
-    SOURCES_DIGEST.write_text(digest)
+    _sam("build", DARKROOM_ARCHITECTURE=MACHINE)
+    record_build(MACHINE)
+
+
+def record_build(architecture: str) -> None:
+    """Note what the last `sam build` was made from, so that `build` does not repeat it.
+
+    MiniStack runs the functions on this machine: a build for another processor does not count.
+    """
+    if architecture == MACHINE:
+        SOURCES_DIGEST.write_text(_sources_digest())
+    else:
+        SOURCES_DIGEST.unlink(missing_ok=True)
 
 
 def deploy(url: str, stack: str, parameters: Mapping[str, str]) -> None:
@@ -85,8 +95,5 @@ def _sam(*arguments: str, **variables: str) -> None:
     if not (BIN / "sam").exists():
         raise LocalStackError(f"{BIN / 'sam'} is missing: run `make setup` in {ROOT}")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(_EXCLUDED_PREFIXES)}
-    # MiniStack runs the functions on this machine's processor.
-    architecture = "arm64" if platform.machine() in ("aarch64", "arm64") else "x86_64"
-    own = {"DARKROOM_ARCHITECTURE": architecture, **toolchain()}
-    environment = inherited | own | variables
+    environment = inherited | toolchain() | variables
     run([BIN / "sam", *arguments], environment, timeout_seconds=TIMEOUT_SECONDS, error_lines=30)

@@ -32,7 +32,7 @@ from darkroom_local.providers.config import Config, Fixed, SimulatedEndpoint
 STATE = ROOT / ".local" / "stack.json"
 DEFAULT_STACK = "darkroom"
 DEFAULT_PARAMETERS = {
-    # As many rows at once as by default, in half as many processes: each takes seconds to start.
+    # In half as many processes as by default: each takes seconds to start.
     "WorkerProcesses": "2",
     "RowsPerWorker": "8",
     # Images may come from this machine; the default allows public hosts over https only.
@@ -102,46 +102,68 @@ def running(
         )
 
 
-def up(*, stack: str = DEFAULT_STACK, progress: Progress = lambda _: None) -> StackInfo:
+def up(
+    *,
+    stack: str = DEFAULT_STACK,
+    state: Path = STATE,
+    parameters: Mapping[str, str] | None = None,
+    auth: bool = True,
+    progress: Progress = lambda _: None,
+) -> StackInfo:
     """Start the background stack of this checkout, or return the one that already runs.
 
-    It runs until `down()`; its logs are in `.local/stack/`. Raises LocalStackError.
+    It runs until `down()`; its logs are in `.local/stack/`. Another file for its `state` is another
+    stack. `parameters` are added to the default ones; without `auth` any credentials will do.
+    Raises LocalStackError.
     """
-    if (info := current()) is not None:
+    if (info := current(state)) is not None:
         return info
-    down()
-    work = STATE.parent / "stack"
+    down(state)
+    work = state.with_suffix("")
     work.mkdir(parents=True)
     with ExitStack() as cleanup:
         info = _start(
-            stack, work, DEFAULT_CONFIG, None, progress=progress, cleanup=cleanup, detached=True
+            stack,
+            work,
+            DEFAULT_CONFIG,
+            None,
+            parameters=parameters,
+            auth=auth,
+            progress=progress,
+            cleanup=cleanup,
+            detached=True,
         )
-        STATE.write_bytes(TypeAdapter(StackInfo).dump_json(info, indent=2))
+        record(info, state)
         cleanup.pop_all()  # started: keep it running
     return info
 
 
-def down() -> bool:
+def record(info: StackInfo, state: Path = STATE) -> None:
+    """Remember a background stack for `current` and `down`."""
+    state.write_bytes(TypeAdapter(StackInfo).dump_json(info, indent=2))
+
+
+def down(state: Path = STATE) -> bool:
     """Stop the background stack and remove its state and logs; False if there was none."""
-    existed = STATE.exists()
+    existed = state.exists()
     if existed:
-        for group in _read_state().groups:
+        for group in _read_state(state).groups:
             stop_group(group)
-        STATE.unlink()
-    shutil.rmtree(STATE.parent / "stack", ignore_errors=True)
+        state.unlink()
+    shutil.rmtree(state.with_suffix(""), ignore_errors=True)
     return existed
 
 
-def current() -> StackInfo | None:
+def current(state: Path = STATE) -> StackInfo | None:
     """The background stack of this checkout, if it answers."""
-    if not STATE.exists():
+    if not state.exists():
         return None
-    info = _read_state()
+    info = _read_state(state)
     return info if ministack.edition(info.url) else None
 
 
-def _read_state() -> StackInfo:
-    return TypeAdapter(StackInfo).validate_json(STATE.read_text())
+def _read_state(state: Path) -> StackInfo:
+    return TypeAdapter(StackInfo).validate_json(state.read_text())
 
 
 def _start(
@@ -150,12 +172,14 @@ def _start(
     config: Config | None,  # None: no simulated providers
     overrides: Mapping[str, Mapping[str, Any]] | None,
     *,
+    parameters: Mapping[str, str] | None = None,
+    auth: bool = True,
     progress: Progress,
     cleanup: ExitStack,
     detached: bool,
 ) -> StackInfo:
     progress("starting MiniStack")
-    aws = ministack.start(state_dir=work / "ministack", detached=detached)
+    aws = ministack.start(auth=auth, state_dir=work / "ministack", detached=detached)
     cleanup.callback(aws.stop)
     groups = [aws.process.pid]
     providers_url = None
@@ -168,7 +192,7 @@ def _start(
         progress("building the layers and functions (sam build)")
         sam.build()
         progress("deploying the template (sam deploy)")
-        sam.deploy(aws.url, stack, DEFAULT_PARAMETERS)
+        sam.deploy(aws.url, stack, DEFAULT_PARAMETERS | dict(parameters or {}))
     info = StackInfo(
         stack=stack,
         url=aws.url,

@@ -1,6 +1,7 @@
 """The gallery of 500 rows in a real Chromium; screenshots go to build/screenshots."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -135,18 +136,17 @@ def test_links_in_the_failure_list_lead_to_the_row(page: Tab) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("device", "width"), [("desktop", DESKTOP), ("phone", PHONE)])
-def test_it_fits_the_window_and_is_legible(
-    tab: Tab, folder: Path, scheme: str, device: str, width: int
-) -> None:
+@pytest.mark.parametrize("width", [1400, 1024, 768, PHONE])
+def test_it_fits_the_window_and_is_legible(tab: Tab, folder: Path, scheme: str, width: int) -> None:
     tab.emulate(width=width, height=1000, scheme=scheme, zoom=2 if width == PHONE else 1)
     tab.open((folder / "report.html").as_uri())
-    tab.screenshot(SHOTS / f"{device}-{scheme}-top.png")
+    tab.screenshot(SHOTS / f"{width}-{scheme}-top.png")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     contrast, where = tab.evaluate(LOWEST_CONTRAST)
     assert contrast >= 4.5, where
     tab.evaluate("document.querySelector('.toolbar').scrollIntoView()")
-    tab.screenshot(SHOTS / f"{device}-{scheme}-rows.png")
+    tab.screenshot(SHOTS / f"{width}-{scheme}-rows.png")
     background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     red = int(background.split("(")[1].split(",")[0])
     assert (red < 60) is (scheme == "dark")
@@ -159,11 +159,95 @@ def test_it_prints_in_light_colours_with_every_row_and_without_filters(page: Tab
         assert page.evaluate(LOWEST_CONTRAST)[0] >= 4.5
         assert "255, 255, 255" in page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert not page.evaluate("document.querySelector('.toolbar').checkVisibility()")
+        columns = "getComputedStyle(document.querySelector('.cards')).gridTemplateColumns"
+        assert len(page.evaluate(columns).split()) == 3
         assert page.evaluate(f"{VISIBLE}.length") == 100
         page.pdf(SHOTS / "print.pdf")
     finally:
         page.call("Emulation.setEmulatedMedia", media="")
     assert (SHOTS / "print.pdf").stat().st_size > 50_000
+
+
+def test_a_print_of_a_filtered_page_names_the_filter(page: Tab) -> None:
+    page.evaluate("document.querySelector('#s-failed').checked = true")
+    page.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        shown = page.evaluate("document.querySelector('.toolbar').innerText").split()
+        assert " ".join(shown) == "Status on this page failed 8"
+    finally:
+        page.call("Emulation.setEmulatedMedia", media="")
+
+
+def test_a_linked_row_shows_although_a_filter_hides_it(page: Tab) -> None:
+    page.evaluate("document.querySelector('#s-failed').checked = true")
+    visible = "document.querySelector('#r-0').checkVisibility()"
+    assert not page.evaluate(visible)
+    page.evaluate("location.hash = '#r-0'")
+    assert page.evaluate(visible)
+
+
+@pytest.mark.parametrize("width", [1400, 1024])
+def test_the_first_card_is_on_the_first_screen(tab: Tab, folder: Path, width: int) -> None:
+    tab.emulate(width=width, height=900)
+    tab.open((folder / "report.html").as_uri())
+    top = tab.evaluate("document.querySelector('.card').getBoundingClientRect().top")
+    assert top < 700
+
+
+def test_a_tablet_has_two_columns_of_cards(tab: Tab, folder: Path) -> None:
+    tab.emulate(width=768)
+    tab.open((folder / "report.html").as_uri())
+    columns = tab.evaluate("getComputedStyle(document.querySelector('.cards')).gridTemplateColumns")
+    assert len(columns.split()) == 2
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_bars_differ_in_luminance_for_everybody(tab: Tab, folder: Path, scheme: str) -> None:
+    tab.emulate(width=DESKTOP, scheme=scheme)
+    tab.open((folder / "report.html").as_uri())
+    tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    colours = [
+        tab.evaluate(f"getComputedStyle(document.querySelector('rect.bar-{status}')).fill")
+        for status in ("succeeded", "failed")
+    ]
+    succeeded, failed = ([int(n) for n in re.findall(r"\d+", colour)] for colour in colours)
+    for seen in (NORMAL, PROTANOPIA, DEUTERANOPIA):
+        assert contrast_of(seen_by(seen, succeeded), seen_by(seen, failed)) >= 3
+
+
+NORMAL = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+# Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation of Color Vision
+# Deficiency" (2009), severity 1.0, applied to linear RGB.
+PROTANOPIA = (
+    (0.152286, 1.052583, -0.204868),
+    (0.114503, 0.786281, 0.099216),
+    (-0.003882, -0.048116, 1.051998),
+)
+DEUTERANOPIA = (
+    (0.367322, 0.860646, -0.227968),
+    (0.280085, 0.672501, 0.047413),
+    (-0.011820, 0.042940, 0.968881),
+)
+
+
+def seen_by(matrix: Sequence[Sequence[float]], colour: Sequence[int]) -> list[float]:
+    """Linear RGB as a person with this vision sees an sRGB colour."""
+    return [sum(a * _linear(b) for a, b in zip(row, colour, strict=True)) for row in matrix]
+
+
+def _linear(channel: int) -> float:
+    c = channel / 255
+    return float(c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4)
+
+
+def _luminance(linear: Sequence[float]) -> float:
+    return sum(a * b for a, b in zip(linear, (0.2126, 0.7152, 0.0722), strict=True))
+
+
+def contrast_of(one: Sequence[float], other: Sequence[float]) -> float:
+    """WCAG's ratio of two colours in linear RGB."""
+    darker, lighter = sorted((_luminance(one), _luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
 
 
 # WCAG contrast of every piece of text that has a plain background of its own or above it.

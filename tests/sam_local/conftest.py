@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from darkroom_local import sam, sam_local, stack
+from darkroom_local.forwarding import forwarded
 from darkroom_local.processes import ROOT, LocalStackError
-from darkroom_local.sam_local import ENDPOINT, VARIABLES
+from darkroom_local.sam_local import VARIABLES, disable_triggers, for_containers
 from tests.e2e.harness import StackHarness
 from tests.sam_local import __main__ as make
 from tests.sam_local.engine import Engine
-from tests.sam_local.forwarding import forwarded
 
 INVOKE_SECONDS = 180
 
@@ -76,7 +76,7 @@ def harness(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         forwarded(info.url, gateway) as aws_url,
         forwarded(str(info.providers_url), gateway) as providers_url,
     ):
-        _disable_triggers(info)
+        disable_triggers(info)
         info.push_secret(stack.endpoints_secret(providers_url))
         deployed = sam_local.deployed_variables(info.session(), info.url, info.stack)
         files = sam_local.prepared_events(for_containers(deployed, info.url, aws_url))
@@ -86,22 +86,3 @@ def harness(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         with sam.exclusive():  # a copy, which no later build changes
             shutil.copytree(ROOT / ".aws-sam" / "build", build)
         yield SamLocalHarness(engine, image, build / "template.yaml", StackHarness(info), events)
-
-
-def for_containers(variables: Mapping[str, str], url: str, forwarded_url: str) -> dict[str, str]:
-    """The environment for containers, which reach the AWS at `url` by `forwarded_url`."""
-    replaced = {name: value.replace(url, forwarded_url) for name, value in variables.items()}
-    return replaced | {ENDPOINT: forwarded_url}
-
-
-def _disable_triggers(info: stack.StackInfo) -> None:
-    """Uploads, messages and finished jobs no longer start the deployed functions."""
-    info.client("s3").put_bucket_notification_configuration(
-        Bucket=info.outputs["InputBucketName"], NotificationConfiguration={}
-    )
-    functions = info.client("lambda")
-    for source in functions.list_event_source_mappings()["EventSourceMappings"]:
-        functions.update_event_source_mapping(UUID=source["UUID"], Enabled=False)
-    functions.put_function_concurrency(
-        FunctionName=info.outputs["ReporterFunctionName"], ReservedConcurrentExecutions=0
-    )

@@ -7,11 +7,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_network
 from pathlib import Path
 
 from darkroom.errors import DarkroomError
 from darkroom_local.processes import ROOT, LocalStackError, run, spawn, wait_until
+from darkroom_local.sam_local import docker_gateway
 
 DATA = ROOT / ".local" / "docker"  # images are kept between runs; `make clean` removes them
 START_SECONDS = 60.0
@@ -45,14 +45,8 @@ class Engine:
         return True
 
     def gateway(self) -> str:
-        """The address at which containers reach this machine.
-
-        `network inspect` leaves the gateway empty unless it was configured or docker0 existed
-        before the engine started. It is then the first address of the subnet, Docker's default.
-        """
-        template = "{{with index .IPAM.Config 0}}{{.Subnet}} {{.Gateway}}{{end}}"
-        network = self.docker("network", "inspect", "bridge", "--format", template).split()
-        return network[1] if len(network) > 1 else str(ip_network(network[0])[1])
+        """The address at which containers reach this machine."""
+        return docker_gateway(self.environment())
 
 
 @contextmanager

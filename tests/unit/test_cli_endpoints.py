@@ -2,6 +2,7 @@
 
 import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_a_dry_run_pushes_nothing(cli: CliHarness, file: Path) -> None:
     [
         (text(api_key=KEYS[0]), "endpoints[0].api_key: no such field"),
         (text(api_keys=KEYS[0]), "endpoints[0].api_keys: "),
-        (text(api_keys=[]), "endpoints[0]: api_keys: "),
+        (text(api_keys=[]), "endpoints[0].api_keys: is missing or empty"),
         (text(api_keys=[[KEYS[0]]]), "endpoints[0].api_keys[0]: "),
         (text(provider="gemni"), "endpoints[0].provider: "),
         (text(requests_per_minute=-1), "endpoints[0].requests_per_minute: "),
@@ -120,3 +121,104 @@ def test_an_endpoint_without_calls_is_shown_as_never_used(cli: CliHarness) -> No
     shown = cli.run("endpoints", "show").stdout
     assert "state: never used" in shown
     assert "limits: none" in shown
+
+
+def pushed(cli: CliHarness, **fields: object) -> str:
+    """What a push of one endpoint prints to standard error."""
+    file = cli.write("endpoints.json", text(**fields))
+    return cli.succeed("endpoints", "push", file, "--dry-run").stderr
+
+
+def test_every_field_survives_a_push(cli: CliHarness) -> None:
+    credentials = {"type": "service_account", "private_key": KEYS[0]}
+    cli.succeed(
+        *("endpoints", "push"),
+        cli.write(
+            "endpoints.json",
+            text(
+                api_keys=None,
+                credentials=credentials,
+                project="p",
+                location="global",
+                headers={"x-team": KEYS[1]},
+                quality="high",
+                service_tier="flex",
+                prices={"image": 0.05},
+                weight=0,
+                images_per_minute=5,
+                input_images_per_minute=9,
+            ),
+        ),
+    )
+    (endpoint,) = EndpointsSecret.model_validate_json(cli.secret or "").endpoints
+    assert json.loads(endpoint.keys[0].get_secret_value()) == credentials
+    assert endpoint.headers["x-team"].get_secret_value() == KEYS[1]
+    assert (endpoint.prices.image, endpoint.weight, endpoint.quality) == (0.05, 0, "high")
+    result = cli.run("endpoints", "show")
+    assert "5 images a minute, 9 input images a minute" in result.stdout
+    assert has_no_key(result.output)
+    assert has_no_key(json.dumps(cli.json("endpoints", "show")))
+    assert "Every endpoint has weight 0" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("fields", "warning"),
+    [
+        ({"model": "gemini-3-pro-imag"}, "did you mean gemini-3-pro-image?"),
+        ({"model": "gemini-9-ultra"}, "Darkroom does not know the model gemini-9-ultra"),
+        ({"model": "gemini-2.5-flash-image"}, "use gemini-nano-banana-2.1"),
+        ({"provider": "openai", "model": "gpt-image-1.5"}, "use gpt-image-2.6-sunburst"),
+        ({"provider": "openai", "service_tier": "flex"}, "has no service_tier flex"),
+        ({"provider": "openai", "base_url": "https://h.example"}, "base_url has no path"),
+        ({"base_url": "http://h.example/x"}, "sent unencrypted"),
+        ({"base_url": "https://h.example/", "model": "flux-9"}, "the price of the model flux-9"),
+        ({"model": "m", "model_is": "gemini-3-pro-imag"}, "did you mean gemini-3-pro-image?"),
+    ],
+)
+def test_what_is_likely_a_mistake_is_a_warning_of_push_and_show(
+    cli: CliHarness, fields: dict[str, object], warning: str
+) -> None:
+    cli.clock.time = datetime(2026, 11, 21, tzinfo=UTC).timestamp()
+    assert warning in pushed(cli, **fields)
+    cli.secret = text(**fields)
+    assert warning in cli.run("endpoints", "show").stderr
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"provider": "openai"},
+        {"provider": "openai", "base_url": "https://h.example/v1", "model": "gpt-image-2"},
+        {"provider": "openai", "base_url": "https://x.openai.azure.com", "api_version": "1"},
+        {"base_url": "http://127.0.0.1:8080"},
+        {"base_url": "https://h.example/v1", "model": "gpt-9", "prices": {"image": 0.1}},
+        {"service_tier": "flex", "model": "gemini-nano-banana-2.1"},
+    ],
+)
+def test_a_plain_endpoint_has_no_warning(cli: CliHarness, fields: dict[str, object]) -> None:
+    cli.clock.time = datetime(2026, 11, 21, tzinfo=UTC).timestamp()
+    assert [line for line in pushed(cli, **fields).splitlines() if "Warning" in line] == []
+
+
+def test_a_model_of_another_provider_is_rejected_unless_a_service_may_have_it(
+    cli: CliHarness,
+) -> None:
+    file = cli.write("endpoints.json", text(model="gpt-image-2"))
+    error = cli.error("endpoints", "push", file)
+    assert "the model gpt-image-2 is OpenAI's and the provider is Gemini" in error
+    pushed(cli, model="gpt-image-2", base_url="https://gateway.example")
+
+
+def test_what_is_changed_on_purpose_is_printed_when_the_environment_is_pushed(
+    cli: CliHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(os.environ):
+        if any(part in name for part in ("OPENAI", "GEMINI", "GOOGLE", "DG_", "IMAGE_GEN")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("DG_GEMINI_API_KEYS", ";".join(KEYS))
+    monkeypatch.setenv("DG_GEMINI_MAX_WORKERS", "8")
+    result = cli.succeed("endpoints", "push", "--from-env")
+    assert "gemini-1, gemini-2: 10 calls a minute, since no limit is set" in result.stderr
+    assert "DG_GEMINI_MAX_WORKERS is not used" in result.stderr
+    assert has_no_key(result.output)

@@ -1,18 +1,21 @@
 """`darkroom quote`: what a job costs and how long it takes, before it starts."""
 
 import json
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any
 
 import pytest
 
 from darkroom.endpoints import Endpoint
+from darkroom.errors import Reason
 from darkroom.models.catalog import find_model
 from darkroom.models.planner import plan_call
 from darkroom.providers.registry import Provider
-from darkroom.rows import RowRequest
+from darkroom.rows import Claim, RowRequest, RowResult, RowState
 from darkroom_cli.estimate import MAX_GROUPS, FailureGroups
 from tests.fakes.command import CliHarness
+from tests.fakes.editing import row_message
+from tests.fakes.ledger import running
 
 GEMINI = {"name": "g", "provider": "gemini", "api_keys": ["k1"], "model": "gemini-2.5-flash-image"}
 OPENAI = {"name": "o", "provider": "openai", "api_keys": ["k2"], "model": "gpt-image-1.5"}
@@ -197,4 +200,116 @@ def test_a_quote_needs_endpoints_of_a_stack_or_of_a_file(cli: CliHarness) -> Non
     endpoints = cli.write("endpoints.json", json.dumps({"endpoints": [GEMINI]}))
     quoted = cli.json("quote", file, "--endpoints", endpoints, "--workers", 2)
     assert (quoted["calls"], quoted["workers"]) == ({"g": 1}, 2)
-    assert cli.json("quote", file, "--endpoints", endpoints)["workers"] == 16
+    assert cli.json("quote", file, "--endpoints", endpoints)["workers"] == 40
+
+
+# --- this upload: what an earlier one did, its images, its budget ---------------------------------
+
+INDEXED = "index,image_url,instruction"
+
+
+def settle(cli: CliHarness, status: RowState, **request: object) -> None:
+    """An earlier upload of jobs/p.csv, whose row `a` ended with that status."""
+    run = cli.ledger.start(running("jobs/p", run="r1"), 60)
+    assert run is not None
+    message = row_message("r1", "0", job="jobs/p", instruction="warm", **request)
+    claim = cli.ledger.claim(message.model_copy(update={"key": "a"}), run, "worker", 60)
+    assert isinstance(claim, Claim)
+    assert cli.ledger.settle(claim, RowResult(status=status, reason=Reason.REFUSED))
+
+
+def test_rows_that_an_earlier_upload_did_are_not_quoted_again(cli: CliHarness) -> None:
+    settle(cli, RowState.SUCCEEDED)
+    file = cli.csv("a,,warm", "b,,new", header=INDEXED)
+    quoted = cli.json("quote", file)
+    assert (quoted["rows"], quoted["kept"], quoted["to_do"]) == (2, 1, 1)
+    assert quoted["calls"] == {"g": 1}
+    assert "1 done in an earlier upload, not paid for again" in cli.run("quote", file).stdout
+    for again in (["--no-resume"], ["--to", "other"], ["--aspect-ratio", "1:1"]):
+        assert cli.json("quote", file, *again)["kept"] == 0
+
+
+def test_rows_that_failed_before_are_quoted_with_retry_failed(cli: CliHarness) -> None:
+    settle(cli, RowState.FAILED)
+    file = cli.csv("a,,warm", "b,,new", header=INDEXED)
+    assert cli.json("quote", file)["kept"] == 1
+    assert cli.json("quote", file, "--retry-failed")["kept"] == 0
+
+
+def test_images_that_cannot_be_uploaded_are_counted_before_anything_starts(
+    cli: CliHarness,
+) -> None:
+    cli.image("here.png")
+    cli.write("text.png", "not an image")
+    rows = ["here.png,x", "gone.png,x", "gone.png,y", "text.png,x", "/no/such.png,x"]
+    file = cli.csv(*rows, "http://h/a.png,x")
+    quoted = cli.json("quote", file)
+    assert [name.split("'")[-2] if "'" in name else name for name in quoted["images_missing"]] == [
+        "gone.png",
+        "/no/such.png",
+        "text.png",
+    ]
+    warnings = cli.run("quote", file).stderr
+    assert "3 images cannot be uploaded from here" in warnings
+    assert "1 row with an http:// image" in warnings
+
+
+@pytest.mark.parametrize(("budget", "rows"), [("100", 10), ("0.20", None), ("0", 0)])
+def test_a_budget_is_compared_with_what_the_workers_reserve(
+    cli: CliHarness, budget: str, rows: int | None
+) -> None:
+    cli.push_endpoints(GEMINI)
+    file = cli.csv(*[",a fox"] * 10)
+    plan = plan_call(
+        RowRequest(instruction="a fox"), (), None, Endpoint.model_validate(GEMINI), date(1970, 1, 1)
+    )
+    each = (plan.worst_cost_micro_usd or 0) / 1e6
+    expected = int(float(budget) / each) if rows is None else rows
+    quoted = cli.json("quote", file, "--budget-usd", budget)
+    assert quoted["within_budget"] == expected
+    shown = cli.run("quote", file, "--budget-usd", budget).stdout
+    assert ("enough for all rows" in shown) == (rows == 10)
+
+
+def test_a_wide_range_is_explained_by_the_quality_left_open(cli: CliHarness) -> None:
+    cli.push_endpoints(OPENAI | {"model": "gpt-image-2"})
+    file = cli.csv(*["https://h/a.png,warm"] * 12)
+    open_range, narrow = cli.json("quote", file), cli.json("quote", file, "--quality", "medium")
+    assert open_range["open_quality_rows"] == 12
+    assert "12 rows of the CSV leave the quality to the provider: --quality medium" in (
+        cli.run("quote", file).stderr
+    )
+    spread = [q["cost_usd"]["expected_most"] / q["cost_usd"]["least"] for q in (open_range, narrow)]
+    assert spread[0] > 20
+    assert spread[1] < 4
+    assert "narrows" not in cli.run("quote", file, "--quality", "medium").stderr
+    cli.push_endpoints(OPENAI | {"model": "gpt-image-2", "quality": "medium"})
+    assert cli.json("quote", file)["open_quality_rows"] == 0
+
+
+def test_the_least_cost_of_a_free_size_is_the_cheapest_of_its_quality(cli: CliHarness) -> None:
+    """A 4K image of gpt-image-2 costs more than a megapixel, but less than eight of them."""
+    cli.push_endpoints(OPENAI | {"model": "gpt-image-2"})
+    file = cli.csv(",a fox", header="image_url,instruction")
+    size = ["--resolution", "4K", "--aspect-ratio", "16:9", "--quality", "high"]
+    cost = cli.json("quote", file, *size)["cost_usd"]
+    assert cost["least"] == 0.165
+    assert cost["expected_most"] > 7 * 0.211
+
+
+def test_the_end_of_the_fallbacks_model_is_quoted_too(cli: CliHarness) -> None:
+    cli.clock.time = datetime(2026, 11, 21, tzinfo=UTC).timestamp()
+    cli.push_endpoints({**GEMINI, "model": "gemini-3-pro-image"}, OPENAI)
+    warnings = cli.run("quote", cli.csv(",a fox")).stderr
+    assert "o: gpt-image-1.5 will be shut down by OpenAI on 2026-12-01" in warnings
+
+
+def test_limits_by_image_lengthen_a_job_and_a_drained_endpoint_gets_no_row(
+    cli: CliHarness,
+) -> None:
+    fast = GEMINI | {"requests_per_minute": 0, "max_in_flight": 0}
+    file = cli.csv(*[f'"{"|".join(["https://h/a.png"] * 3)}",x'] * 100)
+    cli.push_endpoints(fast | {"input_images_per_minute": 30})
+    assert cli.json("quote", file)["seconds"] == pytest.approx(10 * 60, rel=0.05)
+    cli.push_endpoints(fast | {"name": "old", "weight": 0}, fast)
+    assert cli.json("quote", file)["calls"] == {"g": 100}

@@ -9,7 +9,9 @@ from darkroom.endpoints import (
     Endpoint,
     EndpointsSecret,
     endpoints_from_environment,
+    environment_notes,
     key_fingerprint,
+    parse_endpoints,
 )
 from darkroom.errors import ConfigurationError
 from darkroom.formatting import describe_validation
@@ -49,26 +51,105 @@ def test_unknown_keys_are_named_first_among_many_errors() -> None:
     with pytest.raises(ValidationError) as error:
         secret(**wrong, request_per_minute=3)
     text = describe_validation(error.value)
-    assert text.startswith("endpoints[0].request_per_minute: no such field, remove it; ")
+    assert text.startswith("endpoints[0].request_per_minute: no such field; ")
     assert text.endswith("; and 1 more")
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("provider", "gemnii"),
-        ("weight", -1),
-        ("api_keys", []),
-        ("api_keys", [KEY, 5]),
-        ("name", "no spaces"),
-        ("timeout_seconds", 900),
-        ("surprise", KEY),
-    ],
-)
-def test_validation_errors_never_show_a_key(field: str, value: object) -> None:
-    with pytest.raises(ValidationError) as caught:
-        secret(**{field: value})
+URL = "https://proxy.example/v1"
+ONE_ERROR = [
+    # What was written, and the whole sentence: each cause is one error.
+    ({"rpm": 3}, "rpm: no such field, did you mean requests_per_minute?"),
+    ({"Requests_Per_Min": 3}, "Requests_Per_Min: no such field, did you mean requests_per_minute?"),
+    ({"api_key": KEY}, "api_key: no such field, did you mean api_keys?"),
+    ({"surprise": KEY}, "surprise: no such field"),
+    ({"prices": {"imge": 1}}, "prices.imge: no such field, did you mean image?"),
+    ({"provider": "gemnii", "model": None}, "provider: input should be 'gemini' or 'openai'"),
+    ({"provider": None}, "provider: is missing"),
+    ({"api_keys": KEY}, 'api_keys: write a list: ["…"]'),
+    ({"api_keys": []}, 'api_keys: is missing or empty, write a list: ["…"]'),
+    ({"api_keys": None}, 'api_keys: is missing or empty, write a list: ["…"]'),
+    ({"api_keys": [KEY, 5]}, "api_keys[1]: input should be a valid string"),
+    ({"api_keys": [[KEY]]}, "api_keys[0]: input should be a valid string"),
+    ({"api_keys": [""]}, "api_keys[0]: is empty"),
+    *(
+        ({"api_keys": [key]}, "api_keys[0]: is a placeholder of an example, put your key in its pl")
+        for key in ("…", "...", "sk-…", "<your key>", "YOUR_API_KEY", "***")
+    ),
+    *(
+        (
+            {"api_keys": [key]},
+            "api_keys[0]: contains a blank, a line break or a charact",
+        )
+        for key in (f"{KEY}\n", f"{KEY} ", f"a\r\nx-evil: {KEY}", f"{KEY}ü", f"{KEY}\u200b")
+    ),
+    (
+        {"base_url": f"https://user:{KEY}@h/v1"},
+        "base_url: contains a user or password, put",
+    ),
+    ({"base_url": f"https://h/v1?key={KEY}"}, "base_url: contains a query"),
+    *(
+        ({"base_url": url}, "base_url: is not a URL such as https://host/v1")
+        for url in (
+            "h/v1",
+            "ftp://h",
+            "https://",
+            "https://h:99999",
+            "https://h/a b",
+            "https://h\n",
+        )
+    ),
+    (
+        {"headers": {"x y": "1"}},
+        "headers: contains a name or value that an HTTP h",
+    ),
+    (
+        {"headers": {"x": f"1\n{KEY}"}},
+        "headers: contains a name or value that an HT",
+    ),
+    *(
+        ({"model": model}, "model: is not a valid model name")
+        for model in ("gemini/../x", "a\nb", "a b", "", KEY + "/")
+    ),
+    ({"model_is": "a/../b"}, "model_is: is not a valid model name"),
+    ({"quality": "best"}, "quality: input should be 'auto', 'low'"),
+    ({"service_tier": "fast"}, "service_tier: input should be 'flex'"),
+    ({"prices": {"image": -1}}, "prices.image: input should be greater than or equal to 0"),
+    ({"weight": -1}, "weight: input should be greater than or equal to 0"),
+    ({"name": "no spaces"}, "name: string should match pattern"),
+    ({"timeout_seconds": 900}, "timeout_seconds: input should be less than or equal to 840"),
+    ({"credentials": "not json"}, "credentials: is not the JSON of a service account"),
+    ({"credentials": {"type": "service_account"}}, ": credentials take the place of api_keys"),
+]
+
+
+@pytest.mark.parametrize(("fields", "sentence"), ONE_ERROR)
+def test_each_mistake_is_one_error_that_names_the_field_and_never_the_value(
+    fields: dict[str, object], sentence: str
+) -> None:
+    endpoint = {"name": "a", "provider": "gemini", "api_keys": [KEY], **fields}
+    with pytest.raises(ConfigurationError) as caught:
+        parse_endpoints(json.dumps({"endpoints": [endpoint]}), "")
+    assert str(caught.value).removeprefix("endpoints[0]").startswith((sentence, f".{sentence}"))
+    assert "; " not in str(caught.value)
     assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ['{"endpoints": []}', "{}", '{"endpoint": []}', "[]", "{"])
+def test_a_secret_without_endpoints_is_rejected(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="not usable: "):
+        parse_endpoints(text)
+
+
+def test_the_fields_of_enterprise_access_are_read() -> None:
+    account = {"type": "service_account", "private_key": KEY}
+    (endpoint,) = secret(api_keys=None, credentials=account, project="my-project").endpoints
+    assert (endpoint.project, endpoint.location) == ("my-project", "global")
+    (key,) = endpoint.keys
+    assert json.loads(key.get_secret_value()) == account
+    assert KEY not in repr(endpoint)
+    (endpoint,) = secret(headers={"cf-aig-authorization": KEY}, weight=0).endpoints
+    assert KEY not in repr(endpoint)
+    assert endpoint.weight == 0
 
 
 def test_a_key_is_not_in_repr_or_dump_but_has_a_fingerprint() -> None:
@@ -184,7 +265,10 @@ def test_the_dg_variable_takes_precedence_and_empty_means_not_set() -> None:
         ({"OPENAI_API_KEY": "k", "DG_OPENAI_WEIGHTS": "-1"}, "openai.weight: input should be gr"),
         ({"OPENAI_API_KEY": "k", "DG_OPENAI_RATE_LIMIT": "1.5"}, "openai.requests_per_minute"),
         ({"OPENAI_API_KEY": "k", "DG_OPENAI_TIMEOUT": "0"}, "openai.timeout_seconds"),
-        ({"DG_OPENAI_API_KEYS": "a;b"}, "DG_OPENAI_API_KEYS has 2 groups of keys for 1"),
+        (
+            {"DG_OPENAI_API_KEYS": "a;b;c", "DG_OPENAI_ENDPOINTS": "https://a.b,https://c.d"},
+            "DG_OPENAI_API_KEYS has 3 groups of keys for 2 endpoints",
+        ),
         (
             {"DG_OPENAI_API_KEYS": "a;", "DG_OPENAI_ENDPOINTS": "https://a.b,https://c.d"},
             "group 2 has no key",
@@ -203,3 +287,63 @@ def test_no_error_shows_a_key() -> None:
             endpoints(OPENAI_API_KEY="sk-very-secret", **faulty)
         assert "sk-very-secret" not in str(caught.value)
         assert caught.value.__cause__ is None
+
+
+def notes(**variables: str) -> list[str]:
+    return [*environment_notes(variables, endpoints_from_environment(variables))]
+
+
+def test_groups_of_keys_without_urls_are_quotas_of_their_own() -> None:
+    made = endpoints(DG_GEMINI_API_KEYS="k1,k2;k3", DG_GEMINI_RATE_LIMITS="10,60")
+    assert [e.name for e in made] == ["gemini-1", "gemini-2"]
+    assert [keys(e) for e in made] == [["k1", "k2"], ["k3"]]
+    assert [e.requests_per_minute for e in made] == [10, 60]
+    assert [e.base_url for e in made] == [None, None]
+
+
+def test_images_per_minute_and_concurrency_of_the_fallback_guide_are_read() -> None:
+    limits = {"IMAGE_GEN_IPM": "60", "IMAGE_GEN_MAX_CONCURRENT": "8"}
+    first, second = endpoints(GEMINI_API_KEY="g", OPENAI_API_KEY="o", **limits)
+    for endpoint in (first, second):
+        assert (endpoint.images_per_minute, endpoint.requests_per_minute) == (60, 60)
+        assert endpoint.max_in_flight == 8
+    (only,) = endpoints(OPENAI_API_KEY="o", DG_OPENAI_RATE_LIMIT="7", **limits)
+    assert (only.images_per_minute, only.requests_per_minute) == (60, 7)
+    assert notes(OPENAI_API_KEY="o", **limits) == []
+    with pytest.raises(ConfigurationError, match=r"openai\.images_per_minute"):
+        endpoints(OPENAI_API_KEY="o", IMAGE_GEN_IPM="many")
+
+
+def test_an_account_is_sent_to_its_provider_only() -> None:
+    account = {"OPENAI_API_KEY": "k", "OPENAI_ORG_ID": "org-1", "OPENAI_PROJECT_ID": "proj_1"}
+    (only,) = endpoints(**account)
+    assert (only.organization, only.project) == ("org-1", "proj_1")
+    (only,) = endpoints(**account, OPENAI_API_BASE=URL)
+    assert (only.organization, only.project) == (None, None)
+
+
+def test_what_differs_from_other_tools_is_noted() -> None:
+    (note,) = notes(OPENAI_API_KEY="k")
+    assert "openai: 10 calls a minute, since no limit is set; DG_OPENAI_RATE_LIMIT" in note
+    assert notes(OPENAI_API_KEY="k", DG_OPENAI_RATE_LIMIT="0") == []
+    assert notes(OPENAI_API_KEY="k", OPENAI_RATE_LIMITS="5", PATH="/bin", OPENAI_LOG="x") == []
+    (note,) = notes(OPENAI_API_KEY="k", DG_OPENAI_RATE_LIMIT="5", DG_OPENAI_MAX_WORKERS="8")
+    assert "DG_OPENAI_MAX_WORKERS is not used: calls at a time are max_in_flight" in note
+
+
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("DG_OPENAI_API_KEY_2", "did you mean DG_OPENAI_API_KEYS?"),
+        ("DG_GEMINI_RATELIMIT", "did you mean DG_GEMINI_RATE_LIMIT?"),
+        ("OPENAI_RATE_LIMT", "did you mean OPENAI_RATE_LIMIT?"),
+        ("DG_LOG_LEVEL", "DG_LOG_LEVEL is not used"),
+        ("IMAGE_GEN_RETRIES", "IMAGE_GEN_RETRIES is not used"),
+    ],
+)
+def test_a_variable_that_looks_like_ours_and_is_not_is_noted(name: str, note: str) -> None:
+    value = "sk-very-secret"
+    (found,) = notes(OPENAI_API_KEY="k", DG_OPENAI_RATE_LIMIT="5", **{name: value})
+    assert found.startswith(f"{name} is not used")
+    assert note in found
+    assert value not in found

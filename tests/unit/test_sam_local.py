@@ -6,10 +6,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from darkroom_local import sam_local
+from darkroom_local.forwarding import forwarded
 from darkroom_local.processes import serving
-from tests.sam_local.conftest import for_containers
+from darkroom_local.sam_local import for_containers
 from tests.sam_local.engine import Engine
-from tests.sam_local.forwarding import forwarded
 
 LARGE = b"x" * 3_000_000
 
@@ -65,5 +66,5 @@ def test_containers_get_urls_that_they_can_reach() -> None:
 def test_gateway_of_a_network_that_does_not_list_one_is_its_first_address(
     monkeypatch: pytest.MonkeyPatch, configured: str, expected: str
 ) -> None:
-    monkeypatch.setattr(Engine, "docker", lambda self, *arguments: f"{configured}\n")
+    monkeypatch.setattr(sam_local, "run", lambda *_, **__: f"{configured}\n")
     assert Engine().gateway() == expected

@@ -9,6 +9,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 
 from darkroom.aws.secrets import SecretsManagerSource
 from darkroom.errors import ConfigurationError
+from darkroom.metrics import Metric
 from tests.fakes.services import FakeClock, FakeTelemetry
 
 KEY = "sk-very-secret-99"
@@ -79,6 +80,7 @@ def test_an_unusable_secret_leaves_the_last_valid_one_in_use_and_logs_an_error(
     harness.put(unusable, after=301)
     assert harness.names() == ["a"]
     assert harness.telemetry.logged("error") == ["secret_not_usable"]
+    assert harness.telemetry.metrics[Metric.SECRET_UNUSABLE] == 1
     assert KEY not in repr(harness.telemetry.events)
     for _ in range(50):
         harness.names()

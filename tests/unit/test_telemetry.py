@@ -9,6 +9,7 @@ import pytest
 
 from darkroom.aws.telemetry import PowertoolsTelemetry
 from darkroom.metrics import Metric
+from tests.fakes.services import FakeClock
 
 
 class TelemetryHarness:
@@ -81,3 +82,29 @@ def test_fields_named_like_logging_attributes_are_kept(harness: TelemetryHarness
     harness.telemetry.warning("odd", name="image.png", args=3)
     (line,) = harness.lines()
     assert (line["name_"], line["args_"]) == ("image.png", 3)
+
+
+def test_a_long_invocation_prints_its_metrics_every_minute(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clock = FakeClock()
+    telemetry = PowertoolsTelemetry("shop", uuid.uuid4().hex, clock=clock.now)
+
+    def count_after(seconds: float) -> None:
+        clock.sleep(seconds)
+        telemetry.metric(Metric.ROWS_SUCCEEDED)
+
+    def printed() -> list[float]:
+        lines = map(json.loads, capsys.readouterr().out.splitlines())
+        return [value for line in lines for value in line["RowsSucceeded"]]
+
+    for seconds in (0, 20, 39.9):
+        count_after(seconds)
+    assert printed() == []
+    count_after(0.1)
+    assert printed() == [1.0] * 4
+    count_after(59)  # a minute counts from the first metric after the last ones were printed
+    count_after(51)
+    assert printed() == []
+    telemetry.flush()
+    assert printed() == [1.0, 1.0]

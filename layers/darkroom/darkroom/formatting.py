@@ -1,11 +1,13 @@
 """How values appear in sentences: quoting, redaction, money, durations, validation errors."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 _SHOWN_CHARS = 80
 _LISTED = 12
@@ -19,9 +21,9 @@ _KEY_LIKE = re.compile(
     r"\b(?:sk-[\w*.-]{4,}|AIza[\w*-]{8,}|AQ\.[\w*-]{8,}|ya29\.[\w*.-]{8,}|(?:AKIA|ASIA)[A-Z0-9]{12,}"
     r"|Bearer\s{1,9}[\w.~+/*-]{8,}=*)"
 )
-_URL = re.compile(r"\bhttps?://[^\s<>\"']+")
+_URL = re.compile(r"https?://[^\s<>\"']+")
 _TITLE = re.compile(r"<title[^<>]*>([^<]*)</title", re.IGNORECASE)
-_UNSEEN = re.compile(r"<(script|style)\b.*?</\1", re.IGNORECASE | re.DOTALL)
+_UNSEEN = re.compile(r"<(script|style)\b.*?</\1\s{0,9}>", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[^<>]*>")
 
 
@@ -106,16 +108,22 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def describe_validation(error: "ValidationError", subject: str = "") -> str:
+def describe_validation(
+    error: "ValidationError", subject: str = "", fields: Mapping[str, str] | None = None
+) -> str:
     """Every problem by its field, never with the value (it may be a key).
 
-    A problem that only follows from one inside the same field is left out.
+    A problem that only follows from one inside the same field is left out. `fields` are the fields
+    that an unknown one may mean, by their names and other names that people use.
     """
+    fields = fields or {}
     found = error.errors(include_input=False, include_url=False, include_context=False)
     found.sort(key=lambda problem: problem["type"] != "extra_forbidden")  # unknown fields first
     inner = {p["loc"][:depth] for p in found for depth in range(len(p["loc"]))}
     problems = [
-        f"{_field_path(problem['loc'])}: {_validation_message(problem['msg'])}".removeprefix(": ")
+        f"{_field_path(problem['loc'])}: {_validation_message(problem, fields or {})}".removeprefix(
+            ": "
+        )
         for problem in found
         if problem["loc"] not in inner
     ]
@@ -130,8 +138,10 @@ def _field_path(location: tuple[int | str, ...]) -> str:
     return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).removeprefix(".")
 
 
-def _validation_message(message: str) -> str:
-    message = message.removeprefix("Value error, ").rstrip(".")
-    message = message.replace("Extra inputs are not permitted", "no such field, remove it")
+def _validation_message(problem: "ErrorDetails", fields: Mapping[str, str]) -> str:
+    if problem["type"] == "extra_forbidden":
+        close = get_close_matches(str(problem["loc"][-1]).lower(), fields, n=1)
+        return f"no such field, did you mean {fields[close[0]]}?" if close else "no such field"
+    message = problem["msg"].removeprefix("Value error, ").rstrip(".")
     message = message.replace("Field required", "is missing")
     return message[:1].lower() + message[1:]

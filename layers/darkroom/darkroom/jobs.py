@@ -21,6 +21,7 @@ class JobOptions(EditSettings):
     filter_rows: str | None = None
     resume: bool = True
     retry_failed: bool = False
+    fallback: bool = True
     instruction: str | None = None  # for rows without one; may contain {column}
     instruction_column: str | None = None
     output_name_column: str | None = None

@@ -91,13 +91,17 @@ async def _serve(state: EndpointState, http_request: Request, path: str) -> Resp
     if (exceeded := state.exceeded_limit(http_request.arrived)) is not None:
         return api.rate_limited(config.limit_hint, *exceeded)
     decode = config.mode == "effects"
-    parse = functools.partial(api.parse, http_request, path, decode=decode)
+    parse = functools.partial(api.parse, http_request, path, config, decode=decode)
     try:
         request = await asyncio.to_thread(parse) if decode else parse()
     except RequestRejected as rejected:
         return rejected.response
+    if (over := state.exceeded_image_limit(http_request.arrived, request)) is not None:
+        return api.too_many_images(config.limit_hint, *over)
     state.record_request(request)
-    return await _respond(state, api, request, http_request.arrived)
+    response = await _respond(state, api, request, http_request.arrived)
+    response.headers = {**api.limit_headers(config), **response.headers}
+    return response
 
 
 async def _respond(

@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -14,6 +15,7 @@ from aws_lambda_powertools.metrics.provider.cloudwatch_emf.cloudwatch import (
 from darkroom.metrics import NAMESPACE, Metric
 from darkroom.providers.registry import PROVIDERS
 
+_FLUSH_SECONDS = 60.0
 _RESERVED = {*vars(logging.makeLogRecord({})), "message", "asctime"}
 
 _bound: ContextVar[dict[str, object] | None] = ContextVar("darkroom_log_fields", default=None)
@@ -22,14 +24,20 @@ _bound: ContextVar[dict[str, object] | None] = ContextVar("darkroom_log_fields",
 class PowertoolsTelemetry:
     """Implements ports.Telemetry. `flush` prints the metrics, at the end of an invocation.
 
-    A metric that has 100 values, the most that one EMF line may contain, is printed before.
+    In a long invocation they are printed once a minute as well: alarms must not wait for its end,
+    and CloudWatch counts a metric in the minute that its line names. A metric that has 100 values,
+    the most that one EMF line may contain, is printed before.
 
     Dimensions: `Stack` alone, and for metrics about an endpoint also `Stack` with `Endpoint`, so
     that an alarm needs no list of endpoints.
     """
 
-    def __init__(self, stack: str, service: str) -> None:
+    def __init__(
+        self, stack: str, service: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._stack = stack
+        self._clock = clock  # in seconds
+        self._flush_at = float("inf")
         self._logger = Logger(service=service)
         # The SDKs log whole requests, with keys and images, at DEBUG.
         sdk_loggers = (entry.sdk_logger for entry in PROVIDERS.values())
@@ -55,6 +63,11 @@ class PowertoolsTelemetry:
             if endpoint not in self._pending:
                 self._pending[endpoint] = self._provider(endpoint)
             self._pending[endpoint].add_metric(metric.value, metric.unit, value)
+            now = self._clock()
+            self._flush_at = min(self._flush_at, now + _FLUSH_SECONDS)
+            due = now >= self._flush_at
+        if due:
+            self.flush()
 
     def info(self, event: str, **fields: object) -> None:
         self._logger.info(event, extra=self._fields(fields), stacklevel=3)
@@ -73,6 +86,7 @@ class PowertoolsTelemetry:
         """Print the pending metrics, one EMF line per set of dimensions."""
         with self._lock:
             pending, self._pending = self._pending, {}
+            self._flush_at = float("inf")
         for provider in pending.values():
             if provider.metric_set:  # a full set was printed already
                 provider.flush_metrics()

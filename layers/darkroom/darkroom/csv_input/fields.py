@@ -90,18 +90,21 @@ FIELDS = (
         values.parse_budget,
         help="Never spend more than this; rows beyond it fail as `budget`.",
         metavar="USD",
-        in_quote=False,
     ),
     Field(
         "resume",
         values.parse_switch,
         help="Keep rows that succeeded in an earlier upload (the default), or edit them again.",
-        in_quote=False,
     ),
     Field(
         "retry_failed",
         values.parse_switch,
         help="Also retry rows that failed in an earlier upload.",
+    ),
+    Field(
+        "fallback",
+        values.parse_switch,
+        help="Fall back to another model or a later tier when calls fail (the default), or wait.",
         in_quote=False,
     ),
     Field(

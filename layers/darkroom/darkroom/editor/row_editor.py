@@ -14,6 +14,7 @@ from darkroom.endpoints import Endpoint
 from darkroom.errors import (
     ConfigurationError,
     DeferRow,
+    Ineligible,
     LeaseLost,
     Reason,
     RetryRow,
@@ -63,14 +64,20 @@ class RowCallContext:
     images: Sequence[SourceImage] = ()
     mask: SourceImage | None = None
     calls: int = 0
+    tier: int | None = None  # the first that can take the row: endpoints are planned in that order
 
     @property
     def is_last_attempt(self) -> bool:
         return self.claim.attempt >= self.run.options.max_attempts
 
     def plan(self, endpoint: Endpoint) -> CallPlan:
-        images = tuple(self.images)
-        return plan_call(self.message.request, images, self.mask, endpoint, self.today)
+        request, images = self.message.request, tuple(self.images)
+        plan = plan_call(request, images, self.mask, endpoint, self.today)
+        self.tier = endpoint.tier if self.tier is None else self.tier
+        first_choice = plan.model_of_row if request.model else endpoint.tier == self.tier
+        if not (self.run.options.fallback or first_choice):
+            raise Ineligible("the job's option fallback is off")
+        return plan
 
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
         self.reject_if_stopped()

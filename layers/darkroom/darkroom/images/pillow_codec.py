@@ -296,7 +296,9 @@ def _cmyk_to_rgb(image: Image.Image) -> Image.Image:
             converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
             if converted is not None:
                 return converted
-    return image.convert("RGB")
+    converted = image.convert("RGB")
+    converted.info.pop("icc_profile", None)  # of colours that it no longer has
+    return converted
 
 
 def _encodings(

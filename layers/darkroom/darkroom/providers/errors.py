@@ -20,7 +20,7 @@ from darkroom.calls import CallFailed, Outcome
 from darkroom.formatting import clean_text
 
 _MAX_ERROR_BYTES = 1024 * 1024  # of a body that is parsed
-_MAX_TOKENS = 10_000_000  # of a call: more is not a count
+_MAX_TOKENS = 1_000_000  # of a call: more is not a count
 MAX_RULE_TEXT = 4_096  # characters that rules are matched against
 _DELAY_IN_TEXT = re.compile(
     r"(?:retry|try again)\s{1,9}(?:after|in)\s{1,9}"
@@ -191,7 +191,7 @@ def unusable_images(cost_micro_usd: int | None) -> Iterator[None]:
 
 
 def token_count(usage: Any, name: str) -> int | None:
-    """A count of tokens in a response, 0 to ten million; None for anything but a number."""
+    """A count of tokens in a response, 0 to a million; None for anything but a number."""
     count = getattr(usage, name, None)
     if isinstance(count, bool) or not isinstance(count, int | float) or isnan(count):
         return None

@@ -302,7 +302,8 @@ def _finish_message() -> str:
 def _no_image_failure(response: Any, text: str, cost: int | None, key: str) -> CallFailed:
     """A refusal, a text in place of an image, or a malformed response."""
     feedback = response.prompt_feedback
-    if not response.candidates and feedback is None and response.usage_metadata is None:
+    ended = any(c.finish_reason or c.content for c in response.candidates or ())
+    if not ended and feedback is None and response.usage_metadata is None:
         return malformed_response(ValueError("neither candidates nor feedback"), "")
     if feedback is not None and feedback.block_reason is not None:
         message = clean_text(feedback.block_reason_message or "", key) or text

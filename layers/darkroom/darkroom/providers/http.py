@@ -225,7 +225,7 @@ class _BoundedTransport(httpx2.BaseTransport):
         received = self._inner.handle_request(request)
         response = httpx2.Response(
             received.status_code,
-            headers=[h for h in received.headers.multi_items() if h[0] not in _OF_ENCODED_BODIES],
+            headers=[h for h in received.headers.raw if h[0].lower() not in _OF_ENCODED_BODIES],
             content=_decoded_body(received),
             request=request,
         )
@@ -237,7 +237,7 @@ class _BoundedTransport(httpx2.BaseTransport):
         self._inner.close()
 
 
-_OF_ENCODED_BODIES = ("content-encoding", "content-length", "transfer-encoding")
+_OF_ENCODED_BODIES = (b"content-encoding", b"content-length", b"transfer-encoding")
 
 
 def _decoded_body(response: httpx2.Response) -> bytes:

@@ -7,6 +7,7 @@ content filter codes, and error responses quoted in the SDK's issue tracker; rea
 import base64
 import os
 import re
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -154,11 +155,16 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
         self, http: httpx2.Client | None = None, web: WebImageFetcher | None = None
     ) -> None:
         super().__init__(http)
-        self._web = web or WebImageFetcher(ImageRules(buckets=()))
+        self._given_web = web
 
     def close(self) -> None:
         super().close()
-        self._web.close()
+        if "_web" in vars(self):
+            self._web.close()
+
+    @cached_property
+    def _web(self) -> WebImageFetcher:
+        return self._given_web or WebImageFetcher(ImageRules(buckets=()))
 
     def _new_client(self, *address: str | None) -> "OpenAI":
         import openai  # noqa: PLC0415 - see SdkImageEditor
@@ -225,7 +231,7 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
         if isinstance(response, str):  # a 200 that is not JSON
             raise CallFailed(
                 Outcome.UNAVAILABLE,
-                f"a page instead of a response of the API: {clean_text(response, key)}",
+                f"not a response of this API: {clean_text(response, key) or 'an empty body'}",
                 maybe_charged=True,
             )
         data = getattr(response, "data", None)

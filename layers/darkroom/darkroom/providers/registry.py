@@ -29,6 +29,7 @@ class ProviderEntry:
     min_timeout_seconds: float  # the shortest deadline that the API accepts
     max_retries: int
     retry_delay_seconds: float
+    base_url_ending: str  # of services with a compatible API
     key_variables: tuple[str, ...]  # environment variables with one key, the first that is set
     model_prefixes: tuple[str, ...]  # of the names that it gives its models
     model_keywords: tuple[str, ...]  # parts of a name that suggest it where no prefix matches
@@ -67,6 +68,7 @@ PROVIDERS: dict[Provider, ProviderEntry] = {
         min_timeout_seconds=10,
         max_retries=2,
         retry_delay_seconds=5,
+        base_url_ending="",
         key_variables=(
             "DG_GEMINI_API_KEY",
             "GEMINI_API_KEY",
@@ -88,6 +90,7 @@ PROVIDERS: dict[Provider, ProviderEntry] = {
         min_timeout_seconds=0,
         max_retries=0,
         retry_delay_seconds=1,
+        base_url_ending="/v1",
         key_variables=("DG_OPENAI_API_KEY", "OPENAI_API_KEY"),
         model_prefixes=("gpt-image-", "chatgpt-image-", "dall-e-"),
         model_keywords=(),

@@ -129,6 +129,7 @@ def _environment() -> Environment:
         data_uri=_data_uri,
         duration=duration,
         image_name=_image_name,
+        iso="{:%Y-%m-%dT%H:%M:%SZ}".format,
         is_public_link=_is_public_link,
         later=lambda start, seconds: start + timedelta(seconds=seconds),
         money=money,

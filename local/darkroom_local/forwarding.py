@@ -1,8 +1,15 @@
-"""Forwards connections, so that containers reach servers that listen on loopback only."""
+"""Forwards connections, so that containers reach servers that listen on loopback only.
+
+`python -m darkroom_local.forwarding ADDRESS URL ...` runs until it is ended, and prints the
+forwarded URLs as a JSON list.
+"""
 
 import asyncio
+import json
+import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from urllib.parse import urlsplit
 
 from darkroom_local.processes import in_event_loop
@@ -45,3 +52,15 @@ async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
             sink.write(data)
             await sink.drain()
     sink.close()
+
+
+def main(address: str, urls: list[str]) -> None:
+    with ExitStack() as stack:
+        found = [stack.enter_context(forwarded(url, address)) for url in urls]
+        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.flush()
+        signal.sigwait({signal.SIGTERM, signal.SIGINT})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
