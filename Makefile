@@ -14,8 +14,8 @@ LOCKED := uv.lock scripts/sync scripts/uv scripts/python313
 PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 LINT_TRANSFORMED := build/transformed.json
 
-.PHONY: help setup demo test check checkov sam-local test-sam-local test-iam soak fuzz fuzz-answers fuzz-csv \
-	bench bench-limits bench-outage bench-report build deploy attach lock clean
+.PHONY: help setup demo test check checkov sam-local test-sam-local test-iam soak fuzz fuzz-answers fuzz-csv fuzz-images \
+	bench bench-limits bench-outage bench-report bench-memory build deploy attach lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -84,9 +84,12 @@ fuzz-csv: .venv/.synced ## coverage-guided fuzzing of the CSV reader (FUZZ_SECON
 	@mkdir -p build/fuzz/csv
 	PYTHONPATH=.local/atheris $(PYTHON) -m tests.fuzz.fuzz_csv -max_total_time=$(or $(FUZZ_SECONDS),300) build/fuzz/csv
 
+fuzz-images: .venv/.synced ## mutated images, with the memory and time of each (FUZZ_SECONDS=600)
+	$(PYTHON) -m tests.fuzz.fuzz_images --seconds $(or $(FUZZ_SECONDS),600) $(ARGS)
+
 # ---------------------------------------------------------------- figures
 
-bench: bench-limits bench-outage bench-report ## every figure in the docs
+bench: bench-limits bench-outage bench-report bench-memory ## every figure in the docs
 
 bench-limits: setup ## rate limits over all workers, compared with other systems
 	$(PYTHON) -m benchmarks.limits $(ARGS)
@@ -97,6 +100,9 @@ bench-outage: setup ## the effect of an outage of the first provider
 bench-report: .venv/.synced ## the report on a million rows, and on ten million simulated
 	$(PYTHON) -m benchmarks.report_million $(ARGS)
 	$(PYTHON) -m benchmarks.report_million --simulate 10000000 3000
+
+bench-memory: .venv/.synced ## the memory of a worker with ten 4K rows, and with images at every limit
+	$(PYTHON) -m benchmarks.memory $(ARGS)
 
 # ---------------------------------------------------------------- AWS
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from darkroom.csv_input.names import is_portable
-from darkroom.formatting import plural, quoted_list
+from darkroom.formatting import plural, quoted, quoted_list
 from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.session import Session
 from darkroom_cli.stack import Bucket, StoredObject
@@ -39,7 +39,7 @@ def open_gallery(
     session: Session, job: str, folder: Path | None, launch: Callable[[str], object]
 ) -> None:
     """Downloads the job, unless `folder` has it already, and opens its gallery in the browser."""
-    folder = folder or Path(typer.get_app_dir("darkroom")) / session.stack.name / job
+    folder = folder or job_folder(app_folder(session), job)
     fetch_results(session, job, folder)
     report = folder / "report.html"
     if not report.exists():
@@ -47,6 +47,17 @@ def open_gallery(
     if not session.json:
         launch(report.resolve().as_uri())
     session.print_result(str(report), {"job": job, "report": str(report)})
+
+
+def app_folder(session: Session) -> Path:
+    return Path(typer.get_app_dir("darkroom")) / session.stack.name
+
+
+def job_folder(root: Path, job: str) -> Path:
+    """Raises CommandFailed for a job whose name would lead out of `root`."""
+    if not all(map(is_portable, job.split("/"))):
+        raise CommandFailed(f"{quoted(job)} cannot be the name of a folder: choose one with --to.")
+    return root / job
 
 
 def fetch_results(session: Session, job: str, folder: Path) -> tuple[int, int]:
@@ -82,7 +93,7 @@ def _is_result(name: str) -> bool:
     """False for results of another job whose name continues this one's: `products/summer`."""
     head, _, rest = name.partition("/")
     if rest:
-        return head in _FOLDERS
+        return head in _FOLDERS and not rest.startswith(".")  # the editor's write check
     return name in _FILES or (name.startswith("report") and name.endswith(".html"))
 
 

@@ -92,6 +92,14 @@ def submit(
     yes: Annotated[
         bool, typer.Option("--yes", help="With --try: edit the rest without asking.")
     ] = False,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            "--compare",
+            help="With --try: edit the rows with each of these models, and show them side by side.",
+            metavar="MODEL,MODEL",
+        ),
+    ] = None,
     job: Annotated[
         str | None,
         typer.Option(
@@ -116,12 +124,17 @@ def submit(
     from darkroom_cli.local_files import csv_of_folder
     from darkroom_cli.status import exit_as
     from darkroom_cli.submit import Upload, submit
-    from darkroom_cli.trial import submit_trial
+    from darkroom_cli.trial import submit_comparison, submit_trial
 
     path = csv_of_folder(session, csv, options) if csv.is_dir() else csv
     upload = Upload(path, to, options, wait, every, allow_outside)
     if job is not None and trial is not None:
         raise UsageMistake("--try is for a whole CSV: leave it out with --job.")
+    if compare is not None:
+        if trial is None:
+            raise UsageMistake("--compare needs --try with the number of rows to edit.")
+        submit_comparison(session, upload, count=trial, models=compare)
+        return
     if job is not None:
         progress = submit_corrections(session, upload, job)
     elif trial is not None:
@@ -276,6 +289,25 @@ def open_gallery(
     open_gallery(session, job, folder, session.wiring.launch)
 
 
+@app.command("compare")
+@with_session
+def compare_jobs(
+    session: Session,
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB JOB…", help="Jobs of the same CSV.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="DIR", file_okay=False, help="Download to this folder."),
+    ] = None,
+) -> None:
+    """Show the rows of several jobs side by side.
+
+    Downloads them, writes one page with images, price, time and outcome of each row, and opens it.
+    """
+    from darkroom_cli.compare import compare
+
+    compare(session, jobs, folder)
+
+
 @app.command("lost-events")
 @with_session
 def lost_events(
@@ -366,6 +398,26 @@ def endpoints_push(
     from darkroom_cli.endpoints import push
 
     push(session, file, from_env=from_env, dry_run=dry_run)
+
+
+@endpoints.command("check")
+@with_session
+def endpoints_check(
+    session: Session,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="Endpoints to check; without it the stack's."),
+    ] = None,
+) -> None:
+    """Ask the providers which keys and models they accept.
+
+    One request per key, for its list of models: nothing is charged. Exits with 1 if a key is
+    rejected or does not have its endpoint's model.
+    """
+    from darkroom_cli.endpoints_check import check
+
+    if not check(session, file):
+        raise typer.Exit(1)
 
 
 @endpoints.command("show")

@@ -27,7 +27,7 @@ _SHOWN_GROUPS = 10
 _SHOWN_IMAGES = 3
 _BATCH_ROWS = 1_000
 _WIDE = 3  # times the least cost: such a range is explained
-_DEFAULT_WORKERS = 16  # the template's WorkerProcesses times RowsPerWorker
+_DEFAULT_WORKERS = 40  # the template's WorkerProcesses times RowsPerWorker
 
 
 def quote(

@@ -45,14 +45,21 @@ class Upload:
     wait: bool
     every: float
     allow_outside: bool = False
+    label: str = ""  # added to the job's name, to submit one CSV as several jobs
     images_beside: Path | None = None  # relative paths start at its folder, not at the CSV's
+
+
+def _key(upload: Upload) -> str:
+    stem, dot, suffix = object_name(upload.path).rpartition(".csv")
+    label = f".{upload.label}" if upload.label else ""
+    return posixpath.join(upload.to.strip("/"), f"{stem}{label}{dot}{suffix}")
 
 
 def submit(session: Session, upload: Upload) -> Progress | None:
     """Upload a CSV and its images. If it waits, the progress of the job at its end."""
     path, options = upload.path, upload.options
     rows, bucket = open_csv(path, options), session.stack.input_bucket
-    key = posixpath.join(upload.to.strip("/"), object_name(path))
+    key = _key(upload)
     job = job_id(key)
     with session.spinner(f"Reading {path.name}"):
         survey = _survey(rows)
@@ -69,6 +76,11 @@ def submit(session: Session, upload: Upload) -> Progress | None:
         session.warn(
             f"{plural(len(plan.not_images), 'file')} not uploaded, their rows will fail: "
             f"{_examples(plan.not_images[:_EXAMPLES], len(plan.not_images))}."
+        )
+    if survey.invalid and survey.invalid == survey.rows - survey.skipped:
+        raise CommandFailed(
+            f"No row can be edited, so nothing was started: "
+            f"{_examples(survey.first_invalid, survey.invalid)}."
         )
     if survey.invalid:
         session.warn(
@@ -148,7 +160,7 @@ def plan_images(references: Iterable[str], csv_path: Path, key: str) -> ImagePla
     """
     plan, csv_folder = ImagePlan(), csv_path.parent.resolve()
     prefix, csv_name = posixpath.split(key)
-    stem = csv_name.removesuffix(".gz").removesuffix(".csv")
+    stem = job_id(csv_name)
     for reference in references:
         if "://" in reference:
             continue

@@ -10,13 +10,17 @@ from darkroom.csv_input.reader import JobRows
 from darkroom.errors import RowRejected
 from darkroom.formatting import money, plural
 from darkroom.jobs import RunState
+from darkroom_cli.compare import compare
+from darkroom_cli.download import open_gallery
 from darkroom_cli.endpoints import load_current
+from darkroom_cli.error_messages import UsageMistake
 from darkroom_cli.estimate import Estimate, Throughput, estimate
 from darkroom_cli.local_files import open_csv
 from darkroom_cli.session import Session
 from darkroom_cli.status import Progress
 from darkroom_cli.submit import Upload, submit
 
+_FEWEST_COMPARED = 2
 _CALL_SECONDS = 20.0  # has no effect on the price
 
 
@@ -45,6 +49,8 @@ def submit_trial(
             Throughput(_CALL_SECONDS),
             session.today,
         )
+    if session.shows_progress:
+        open_gallery(session, progress.job, None, session.wiring.launch)
     _show_price(session, progress, rest, len(tried))
     if assume_yes or _confirmed(session, rest.to_do):
         return submit(session, upload)
@@ -53,6 +59,27 @@ def submit_trial(
         "done are kept and not paid for again."
     )
     return progress
+
+
+def submit_comparison(session: Session, upload: Upload, *, count: int, models: str) -> None:
+    """Submit `count` rows as one job for each of the models, then show them side by side.
+
+    `models` separates names by commas. No job falls back to another model.
+    """
+    names = dict.fromkeys(name.strip() for name in models.split(",") if name.strip())
+    if len(names) < _FEWEST_COMPARED:
+        raise UsageMistake("--compare needs at least two models, separated by a comma.")
+    rows = open_csv(upload.path, upload.options)
+    with session.spinner(f"Reading {upload.path.name}"):
+        tried = _spread(_rows_to_do(rows), count)
+    jobs = []
+    for name in names:
+        chosen = {"filter_rows": ",".join(map(str, tried)), "model": name, "fallback": False}
+        options = {**upload.options, **chosen}
+        progress = submit(session, replace(upload, options=options, label=name, wait=True))
+        if progress is not None:
+            jobs.append(progress.job)
+    compare(session, jobs, None)
 
 
 def _rows_to_do(rows: JobRows) -> array[int]:

@@ -22,7 +22,7 @@ import boto3
 
 from darkroom.aws.events import uploads_in
 from darkroom_local import stack
-from darkroom_local.processes import LOOPBACK, ROOT, LocalStackError, run, spawn, wait_until
+from darkroom_local.processes import ROOT, LocalStackError, run, spawn, wait_until
 
 EVENTS = ROOT / "events"
 PREPARED = ROOT / ".local" / "sam-local"
@@ -76,9 +76,11 @@ def _prepare(info: stack.StackInfo) -> stack.StackInfo:
 
 def _reachable(info: stack.StackInfo) -> tuple[stack.StackInfo, list[str]]:
     """The URLs at which containers reach the stack and its providers; a process forwards them."""
+    if platform.system() != "Linux":
+        # Only there do containers reach this machine by an IP address; under a host name the SDK
+        # puts the bucket into the name.
+        raise LocalStackError("it needs Docker on Linux; for a stack on AWS use STACK=NAME")
     urls = [info.url, str(info.providers_url)]
-    if platform.system() != "Linux":  # Docker Desktop's name for the machine, loopback included
-        return info, [url.replace(LOOPBACK, "host.docker.internal") for url in urls]
     module = [sys.executable, "-m", "darkroom_local.forwarding"]
     log = Path(info.work) / "forwarding.log"
     process = spawn([*module, docker_gateway(), *urls], os.environ, log, detached=True)

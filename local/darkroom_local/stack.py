@@ -32,7 +32,7 @@ from darkroom_local.providers.config import Config, Fixed, SimulatedEndpoint
 STATE = ROOT / ".local" / "stack.json"
 DEFAULT_STACK = "darkroom"
 DEFAULT_PARAMETERS = {
-    # As many rows at once as by default, in half as many processes: each takes seconds to start.
+    # In half as many processes as by default: each takes seconds to start.
     "WorkerProcesses": "2",
     "RowsPerWorker": "8",
     # Images may come from this machine; the default allows public hosts over https only.

@@ -67,7 +67,8 @@ class Harness:
         self.simulator.configure({"endpoints": {NAME: {"mode": "fast", **endpoint}}})
 
     def fault(self, **fault: Any) -> None:
-        self.set_up(faults=[fault])
+        """Calls may have shorter time-outs than Gemini's API accepts."""
+        self.set_up(faults=[fault], min_server_timeout=0)
 
     def stats(self) -> dict[str, Any]:
         stats: dict[str, Any] = self.simulator.stats()[NAME]

@@ -18,7 +18,7 @@ from darkroom_local import ministack
 from tests.conftest import ClientFactory
 
 _BUCKETS = ("InputBucket", "ResultsBucket")
-_QUEUES = ("RowsQueue", "DeadLetterQueue")
+_QUEUES = ("RowsQueue", "DeadLetterQueue", "LostEventsQueue")
 
 
 def template() -> str:
@@ -167,6 +167,37 @@ def test_an_unfiltered_redrive_works_without_sqs_move_tasks(stack: DeployedStack
     assert {json.loads(m["Body"])["row"] for m in moved} == set(range(23))
     assert {m["Attributes"]["MessageGroupId"] for m in moved} == {"jobs/a_b", "jobs/_"}
     assert drain(sqs, stack.outputs["DeadLetterQueueUrl"]) == []
+
+
+def test_lost_events_are_listed_and_stay_visible(stack: DeployedStack) -> None:
+    sqs, url = stack.client("sqs"), stack.outputs["LostEventsQueueUrl"]
+    for job in ("jobs/a", "jobs/b"):
+        record = {
+            "timestamp": "2026-11-21T09:00:00Z",
+            "requestContext": {
+                "functionArn": "arn:aws:lambda:us-east-1:000000000000:function:x-reporter:live",
+                "condition": "RetriesExhausted",
+            },
+            "requestPayload": {"job": job},
+            "responsePayload": {"errorMessage": "out of memory"},
+        }
+        sqs.send_message(QueueUrl=url, MessageBody=json.dumps(record))
+    for _ in range(2):
+        listed = stack.json("lost-events")
+        assert {entry["event"] for entry in listed} == {"report of jobs/a", "report of jobs/b"}
+        assert {(e["function"], e["error"]) for e in listed} == {("x-reporter", "out of memory")}
+    # The functions of this stack have other names: nothing is started, nothing removed.
+    assert "not one of this stack" in stack.run("lost-events", "--replay").stderr
+    assert len(drain(sqs, url)) == 2
+
+
+def test_a_dry_run_of_a_redrive_leaves_every_message_visible(stack: DeployedStack) -> None:
+    sqs, dead = stack.client("sqs"), stack.outputs["DeadLetterQueueUrl"]
+    send_dead_letters(sqs, dead, 14)
+    counted = stack.json("redrive", "--reason", "quota_spent", "--dry-run")
+    assert (counted["would_redrive"], counted["of"]) == (7, 14)
+    assert len(drain(sqs, dead)) == 14
+    assert drain(sqs, stack.outputs["RowsQueueUrl"]) == []
 
 
 def test_pushed_endpoints_are_shown_as_never_used(stack: DeployedStack, tmp_path: Path) -> None:

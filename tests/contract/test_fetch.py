@@ -9,14 +9,20 @@ from uuid import uuid4
 
 import boto3
 import httpcore2
+import httpx2
 import pytest
 from botocore.config import Config
 from PIL import Image
+from pydantic import SecretStr
 
+from darkroom.calls import CallFailed, CallPlan, EditResult
+from darkroom.endpoints import Endpoint
 from darkroom.errors import Reason, RetryRow, RowRejected
-from darkroom.fetcher import FetchLimits, SafeImageFetcher
+from darkroom.fetcher import FetchLimits, SafeImageFetcher, WebImageFetcher
 from darkroom.images.references import HostList, ImageRules
-from darkroom.providers.http import HostUnknown, resolve
+from darkroom.providers.http import HostUnknown, new_client, resolve
+from darkroom.providers.openai import OpenAIImageEditor
+from darkroom.providers.registry import Provider
 from darkroom.settings import Settings
 from tests.corpus.images import saved
 from tests.fakes.network import FakeNetwork, http_response, redirect_to
@@ -540,3 +546,65 @@ def test_only_the_buckets_of_image_object_arns_may_be_read(aws_client: Any, buck
         assert with_grant.fetch(reference, "s3://x/") == IMAGE
         with pytest.raises(RowRejected, match=bucket):
             without_grant.fetch(reference, "s3://x/")
+
+
+# --- images that a provider's answer names by a URL ---------------------------------------------
+
+
+def answer_with(harness: Harness, url: str) -> EditResult:
+    """A compatible service answers with a URL of an image, at a price of one image."""
+    body = {"created": 1, "data": [{"url": url}]}
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, json=body))
+    web = WebImageFetcher(
+        harness.rules,
+        harness.limits,
+        resolver=harness.network.resolve,
+        network=harness.network,
+        ssl_context=harness.tls.client,
+    )
+    fields = {"name": "e", "provider": "openai", "api_keys": ["k"], "model": "dall-e-3"}
+    endpoint = Endpoint.model_validate(fields | {"base_url": "https://compatible.example/v1"})
+    plan = CallPlan(Provider.OPENAI, endpoint.model, "a boat", size="1024x1024", quality="hd")
+    with closing(new_client(transport)) as http, closing(OpenAIImageEditor(http, web)) as editor:
+        return editor.edit(plan, endpoint, SecretStr("k"), 20)
+
+
+def test_an_answers_url_is_loaded_without_the_key(harness: Harness) -> None:
+    server = harness.serve()
+    assert answer_with(harness, f"https://{HOST}/made.png").images == (IMAGE,)
+    assert "authorization" not in server.heads[0].lower()
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("http://127.0.0.1:9001/2018-06-01/runtime/invocation/next", "is not encrypted"),
+        ("https://127.0.0.1/", "has no public address"),
+        ("https://inside.example.com/", "has no public address"),
+        ("https://169.254.169.254/latest/meta-data/", "has no public address"),
+        (f"https://{HOST}:8443/", "uses port 8443"),
+        ("s3://in/a.png", "is not an https:// URL"),
+        (f"https://{HOST}/gone?{SECRET}", "does not exist"),
+    ],
+)
+def test_an_answers_url_inside_the_network_is_not_loaded_and_the_image_is_still_paid(
+    harness: Harness, url: str, problem: str
+) -> None:
+    harness.serve(respond(http_response(b"no", status="404 Not Found")))
+    inside = harness.serve(address=PRIVATE)
+    with pytest.raises(CallFailed, match=problem) as caught:
+        answer_with(harness, url)
+    assert inside.connections == 0
+    assert caught.value.maybe_charged
+    assert caught.value.cost_micro_usd == 80_000
+    assert "5ecret" not in caught.value.detail
+
+
+def test_whatever_a_server_makes_the_library_raise_is_an_unavailable_image(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raise_anything(*_: object, **__: object) -> None:
+        raise KeyError("undocumented")
+
+    monkeypatch.setattr(harness.network, "connect_tcp", raise_anything)
+    assert "cannot be reached" in harness.unavailable().detail

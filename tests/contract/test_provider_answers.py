@@ -11,7 +11,7 @@ from tests.corpus.answers import KEY, Answer, answers, outcome_of, sources
 from tests.corpus.answers_page import PAGE, written
 
 FLAGS = ("daily", "maybe_charged", "unknown", "retry_once", "too_large_for_limit")
-SECONDS = 5.0  # of a busy machine, for the longest answer
+SECONDS = 5.0  # of CPU: nothing else takes time here, and the machine may be busy
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,9 +33,9 @@ def _no_warning_is_an_error() -> None:
 
 @pytest.mark.parametrize("answer", answers(), ids=name_of)
 def test_every_answer_has_its_outcome_and_its_sentence(answer: Answer) -> None:
-    before = time.monotonic()
+    before = time.thread_time()
     made = outcome_of(answer.response(), answer.endpoint(), model_of_row=answer.model_of_row)
-    assert time.monotonic() - before < SECONDS
+    assert time.thread_time() - before < SECONDS
     limits = made.provider_limits
     stated = {n: v for n in limits.__slots__ if (v := getattr(limits, n)) is not None}
     assert stated == answer.limits

@@ -1,10 +1,16 @@
 """The deadline of a call, with servers that misbehave below HTTP."""
 
+import gzip
+import socket
+import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import date
 from pathlib import Path
 
+import httpcore2
 import httpx2
 import pytest
 from pydantic import SecretStr
@@ -15,6 +21,7 @@ from darkroom.providers import http as provider_http
 from darkroom.providers.adapter import SdkImageEditor
 from darkroom.providers.errors import Failure
 from darkroom.providers.registry import Provider
+from tests.fakes.network import http_response
 from tests.fakes.web_server import Exchange, Handler, disconnect, web_server
 
 DEADLINE = 0.4
@@ -81,6 +88,60 @@ def test_a_response_larger_than_any_image_is_cut_off(
         client.post(f"http://127.0.0.1:{server.port}/")
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "gzip, gzip"])
+def test_the_size_limit_counts_decompressed_bytes(
+    client: httpx2.Client, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    """20 MB of zeros are 19 kB of gzip, and less when that is compressed again."""
+    monkeypatch.setattr(provider_http, "MAX_RESPONSE_BYTES", 1_000_000)
+    body = bytes(20_000_000)
+    for coding in encoding.split(", "):
+        body = zlib.compress(body) if coding == "deflate" else gzip.compress(body)
+    assert len(body) < 100_000
+    response = http_response(body, f"content-encoding: {encoding}")
+    with (
+        web_server(lambda exchange: exchange.send(response)) as server,
+        pytest.raises(httpx2.ReadError, match="larger"),
+        provider_http.deadline(20),
+    ):
+        client.post(f"http://127.0.0.1:{server.port}/")
+
+
+def test_a_compressed_response_is_read_and_recorded(client: httpx2.Client) -> None:
+    response = http_response(gzip.compress(b'{"a": 1}'), "content-encoding: gzip")
+    with (
+        web_server(lambda exchange: exchange.send(response)) as server,
+        provider_http.deadline(20) as exchange,
+    ):
+        assert client.post(f"http://127.0.0.1:{server.port}/").json() == {"a": 1}
+        assert "accept-encoding: identity" in server.heads[0].lower()
+    assert exchange.sent
+    assert exchange.response is not None
+    assert exchange.response.content == b'{"a": 1}'
+
+
+def test_the_earlier_of_two_deadlines_counts() -> None:
+    with provider_http.deadline(0.0), provider_http.deadline(60):  # noqa: SIM117 - the inner one
+        with pytest.raises(httpcore2.ReadTimeout):
+            provider_http.time_left()
+
+
+def test_looking_up_a_host_name_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's resolver cannot be interrupted."""
+    answered = threading.Event()
+
+    def never(*_: object, **__: object) -> list[object]:
+        answered.wait(20)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", never)
+    before = time.monotonic()
+    with pytest.raises(httpcore2.ConnectTimeout), provider_http.deadline(DEADLINE):
+        provider_http.resolve("slow.example", 443)
+    assert time.monotonic() - before < LATE
+    answered.set()
+
+
 def test_a_redirect_is_not_followed(client: httpx2.Client) -> None:
     """It would carry the key along."""
     redirect = (
@@ -112,6 +173,9 @@ class SlowSdkEditor(SdkImageEditor[None]):
         __import__(self.sdk)
         provider_http.time_left()
         return EditResult((), plan.model)
+
+    def _list_models(self, *_: object) -> dict[str, date | None]:
+        raise NotImplementedError
 
     def _failure(self, response: httpx2.Response, endpoint: Endpoint) -> Failure:
         raise NotImplementedError

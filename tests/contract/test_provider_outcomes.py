@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, SourceImage
+from darkroom.calls import (
+    CallFailed,
+    CallPlan,
+    EditResult,
+    Outcome,
+    ProviderLimits,
+    SourceImage,
+)
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import Reason, RetryRow, RowRejected
 from darkroom.models.planner import plan_call
@@ -80,6 +87,8 @@ EXPECTED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"kind": "empty"}, {"outcome": "no_image"}),
     ({"kind": "bad_request"}, {"outcome": "bad_request"}),
     ({"kind": "bad_image"}, {"outcome": "bad_image"}),
+    ({"kind": "account_blocked"}, {"outcome": "key_rejected"}),
+    ({"kind": "conflict"}, {"outcome": "unavailable"}),
 ]
 FAULT_IDS = [" ".join(map(str, fault.values())) for fault, _ in EXPECTED]
 FAULT_OF = {Outcome(expected["outcome"]): fault for fault, expected in EXPECTED}
@@ -147,7 +156,8 @@ def test_a_call_to_a_hanging_provider_ends_within_its_timeout_and_a_second(
 def test_a_base_url_without_a_provider_is_unavailable_and_charges_nothing(
     harness: Harness, provider: Provider, base_url: str
 ) -> None:
-    endpoint = harness.endpoint(provider, base_url=base_url)
+    # The secret refuses the last two.
+    endpoint = harness.endpoint(provider).model_copy(update={"base_url": base_url})
     failed = harness.failure(provider, photo(), endpoint=endpoint)
     assert failed.outcome is Outcome.UNAVAILABLE
     assert not failed.maybe_charged
@@ -181,6 +191,58 @@ def test_the_detail_is_geminis_reason_or_text(
     failed = harness.failure(GEMINI, photo())
     assert (failed.outcome, failed.detail) == (outcome, detail)
     assert failed.cost_micro_usd
+
+
+@pytest.mark.parametrize("reason", ["IMAGE_OTHER", "RECITATION"])
+def test_geminis_own_words_about_an_image_that_it_does_not_show_are_kept(
+    harness: Harness, reason: str
+) -> None:
+    harness.fault(
+        kind="refused", category=reason, message="Unable to\x1b[2J <b>show</b> the image."
+    )
+    assert "Unable to�[2J show the image." in harness.failure(GEMINI, photo()).detail
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "insufficient_quota",
+        "credit_balance_exhausted",
+        "organization_spend_limit_exceeded",
+        "project_spend_limit_exceeded",
+        "organization_usage_limit_exceeded",
+    ],
+)
+def test_every_code_of_spent_money_is_about_the_account(harness: Harness, code: str) -> None:
+    harness.fault(kind="quota_spent", code=code, message="no more")
+    assert harness.failure(OPENAI, photo()).outcome is Outcome.QUOTA_SPENT
+
+
+def test_a_limit_of_input_images_is_told_apart_from_a_call_that_exceeds_it(
+    harness: Harness,
+) -> None:
+    harness.set_up(input_images_per_minute=2, requests_per_minute=60, limit_hint="body")
+    stated = harness.call(OPENAI, photo(), photo(name="b")).provider_limits
+    assert stated == ProviderLimits(requests_per_minute=60, input_images_per_minute=2)
+    failed = harness.failure(OPENAI, photo())
+    assert failed.outcome is Outcome.RATE_LIMITED
+    assert 50 < (failed.retry_after_seconds or 0) <= 60
+    assert failed.provider_limits.input_images_per_minute == 2
+    too_many = harness.failure(OPENAI, *(photo(name=str(i)) for i in range(3)))
+    assert too_many.too_large_for_limit
+    assert too_many.outcome is Outcome.BAD_REQUEST
+
+
+@pytest.mark.parametrize("provider", BOTH)
+def test_a_retired_model_is_the_endpoints_and_its_error_names_a_successor(
+    harness: Harness, provider: Provider
+) -> None:
+    endpoint = harness.endpoint(provider)
+    harness.set_up(retired_models=[endpoint.model])
+    failed = harness.failure(provider, photo(), endpoint=endpoint)
+    assert failed.outcome is Outcome.MODEL_UNAVAILABLE
+    assert endpoint.model in failed.detail
+    assert "name another model" in failed.detail
 
 
 @pytest.mark.filterwarnings("ignore:.*is not a valid FinishReason:UserWarning")
@@ -319,7 +381,10 @@ class Tiers:
         """Dispatches one row; `first` and `second` are the faults of the two providers."""
         simulator = self.harness.simulator
         faults = {"gemini": first, "openai": second}
-        scripts = {n: {"mode": "fast", "faults": [f] if f else []} for n, f in faults.items()}
+        scripts = {
+            n: {"mode": "fast", "faults": [f] if f else [], "min_server_timeout": 0}
+            for n, f in faults.items()
+        }
         simulator.configure({"endpoints": scripts})
         # Only a call that never ends needs a short time-out; others may be slow on a busy machine.
         timeout = TIMEOUT if first is not None and first["kind"] in SLOW else 30

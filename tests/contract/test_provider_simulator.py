@@ -115,7 +115,7 @@ def test_openai_accepts_a_well_formed_edit(simulator: Simulator) -> None:
         ([IMAGE], {"model": "gpt-image-2", "size": "3840x3840"}, "invalid_value"),
         ([IMAGE, ("mask", "image/png", PNG)], {}, "invalid_mask_image_format"),
         ([IMAGE, SMALL_MASK], {}, "invalid_mask_size"),
-        ([IMAGE], {"model": "gpt-image-99"}, "model_not_found"),
+        ([IMAGE], {"model": "gpt-image-99"}, "invalid_value"),
         ([IMAGE_PNG], {"model": "dall-e-3"}, "invalid_value"),
         ([("image", "image/jpeg", JPEG)], {"model": "dall-e-2"}, "unsupported_file_mimetype"),
         ([IMAGE_PNG], {"model": "dall-e-2"}, "invalid_value"),
@@ -181,6 +181,62 @@ def test_gemini_rejects_what_the_real_api_rejects(
 ) -> None:
     status, answer = content(simulator, *parts, **config)
     assert (status, answer["error"]["status"]) == (400, "INVALID_ARGUMENT")
+
+
+@pytest.mark.parametrize(
+    ("body", "seconds", "problem"),
+    [
+        ({"content": []}, "30", 'Unknown name "content"'),
+        ({"generationConfig": {"imageSizes": 1}}, "30", 'Unknown name "imageSizes"'),
+        ({"generationConfig": {"responseModalities": ["TEXT"]}}, "30", "modalities"),
+        ({}, "9", "Manually set deadline 9s is too short. Minimum allowed deadline is 10s."),
+    ],
+)
+def test_gemini_rejects_unknown_fields_texts_and_short_deadlines(
+    simulator: Simulator, body: dict[str, Any], seconds: str, problem: str
+) -> None:
+    request = {"contents": [{"parts": [TEXT]}], **body}
+    headers = {"x-goog-api-key": "k", "x-server-timeout": seconds}
+    url = simulator.url + GENERATE_CONTENT
+    response = httpx2.post(url, headers=headers, json=request, verify=False)
+    assert response.status_code == 400
+    assert problem in response.json()["error"]["message"]
+
+
+def test_a_retired_model_and_an_invalid_image_have_openais_own_bodies(
+    simulator: Simulator,
+) -> None:
+    restart(simulator, retired_models=["gpt-image-1.5"], mode="effects")
+    gone = {
+        "message": "The model 'gpt-image-1.5' does not exist.",
+        "type": "image_generation_user_error",
+        "param": "model",
+        "code": "invalid_value",
+    }
+    assert edit(simulator, IMAGE) == (400, {"error": gone})
+    _, answer = edit(simulator, ("image[]", "image/png", JPEG), model="gpt-image-2")
+    assert answer["error"]["type"] == "image_generation_user_error"
+    assert answer["error"]["code"] == "invalid_image_file"
+
+
+def test_images_are_counted_by_the_minute_and_a_call_above_the_limit_never_passes(
+    simulator: Simulator,
+) -> None:
+    restart(simulator, images_per_minute=3)
+    assert [generate(simulator, n=n)[0] for n in (2, 2, 1, 1)] == [200, 429, 200, 429]
+    status, answer = generate(simulator, n=4)
+    assert status == 429
+    assert "Limit 3, Used 3, Requested 4" in answer["error"]["message"]
+    assert "try again" not in answer["error"]["message"]
+
+
+def test_azure_knows_its_deployments_only(simulator: Simulator) -> None:
+    restart(simulator, deployments={"my-images": "gpt-image-2"})
+    path = "/x/openai/deployments/{}/images/generations?api-version=2026-10-01"
+    body = {"prompt": "a red boat"}
+    assert post(simulator, path.format("my-images"), json=body)[0] == 200
+    status, answer = post(simulator, path.format("gpt-image-2"), json=body)
+    assert (status, answer["error"]["code"]) == (404, "DeploymentNotFound")
 
 
 def test_gemini_rejects_a_resolution_for_a_model_without_one(simulator: Simulator) -> None:

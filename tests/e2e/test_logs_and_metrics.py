@@ -81,6 +81,8 @@ HEALTHY_PROMPTS = (
     "slow down, please",
 )
 PROMPTS = (*HEALTHY_PROMPTS, *(f"outage number {n}" for n in range(14)), "a dead end")
+# Of a stack that cannot work at all; the unit tests of the secret and of the editor emit them.
+NOT_IN_THIS_RUN = {"SecretUnusable", "RowsWaiting"}
 # The contract of the README; FallbackRate is metric math over the others.
 CONTRACT = {
     "RowsSucceeded",
@@ -257,7 +259,8 @@ def test_every_metric_in_use_is_emitted_and_every_metric_of_the_contract_is_in_u
     used_metrics: set[NamedMetric], emitted_metrics: set[NamedMetric]
 ) -> None:
     ours = {metric for metric in used_metrics if metric.namespace == "Darkroom"}
-    assert [m for m in ours if not any(m.matches(e) for e in emitted_metrics)] == []
+    missing = {m.name for m in ours if not any(m.matches(e) for e in emitted_metrics)}
+    assert missing <= NOT_IN_THIS_RUN
     assert {m.name for m in ours} >= CONTRACT
     assert {m.name for m in emitted_metrics} >= CONTRACT
 

@@ -244,6 +244,14 @@ def last_line(result: Result) -> dict[str, object]:
     return dict(json.loads(result.stdout.splitlines()[-1]))
 
 
+def test_the_doctor_finds_nothing_wrong(darkroom: Command) -> None:
+    checked = darkroom("doctor", "--json")
+    findings = json.loads(checked.stdout)
+    assert checked.exit_code == 0, findings
+    versions = [f["detail"] for f in findings if f["check"].endswith("function")]
+    assert versions == ["version 1 runs"] * 3
+
+
 def test_a_folder_becomes_a_gallery_and_dead_rows_can_be_redriven(
     darkroom: Command, end_outage: Callable[[], None], folder: Path
 ) -> None:

@@ -200,7 +200,7 @@ def test_a_quote_needs_endpoints_of_a_stack_or_of_a_file(cli: CliHarness) -> Non
     endpoints = cli.write("endpoints.json", json.dumps({"endpoints": [GEMINI]}))
     quoted = cli.json("quote", file, "--endpoints", endpoints, "--workers", 2)
     assert (quoted["calls"], quoted["workers"]) == ({"g": 1}, 2)
-    assert cli.json("quote", file, "--endpoints", endpoints)["workers"] == 16
+    assert cli.json("quote", file, "--endpoints", endpoints)["workers"] == 40
 
 
 # --- this upload: what an earlier one did, its images, its budget ---------------------------------

@@ -107,6 +107,7 @@ def test_every_option_is_parsed_and_has_a_default() -> None:
         "resume": ("false", False),
         "retry-failed": ("TRUE", True),
         "instruction": ("Paint the {Name} red", "Paint the {Name} red"),
+        "fallback": ("off", False),
         "instruction-column": ("Anweisung", "Anweisung"),
         "output-name-column": ("Datei", "Datei"),
         "budget-usd": ("$2.50", 2.5),

@@ -16,6 +16,8 @@ from darkroom.errors import ServiceUnavailable
 from darkroom.images import process
 from darkroom.images.process import ImageProcess, Rejected
 from tests.corpus.images import patched, photo, saved
+from tests.fakes.measured_images import measured_images
+from tests.fuzz.fuzz_images import run
 
 PNG = saved(photo(), "PNG")
 
@@ -131,3 +133,12 @@ def test_an_answer_is_decoded_as_a_whole(images: ImageProcess) -> None:
         images.run("verify", PNG[:-60], {})
     thumb = images.run("thumbnail", PNG, {"longest_side": 32}).data
     assert Image.open(io.BytesIO(thumb)).size == (32, 24)
+
+
+def test_mutated_images_end_as_an_image_or_a_sentence() -> None:
+    """A small share of `make fuzz-images`, the same at every run."""
+    with measured_images() as measured:
+        findings = run(measured, seed=1, count=60, seconds=float("inf"))
+    assert findings.images == 60
+    assert findings.broken_rules == []
+    assert measured.started == 1

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from PIL import Image
@@ -65,6 +66,11 @@ class ModelRules[Rules]:
     """The rules of a format's models, by a pattern of their names; the first match counts."""
 
     rules: tuple[tuple[str, Rules], ...]
+
+    def check_not_retired(self, model: str, retired: Collection[str]) -> None:
+        """Raises RequestRejected."""
+        if model in retired:
+            raise RequestRejected(self.model_not_found(model))
 
     def rules_for(self, model: str) -> Rules:
         """Raises RequestRejected for an unknown model."""

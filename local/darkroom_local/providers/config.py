@@ -10,7 +10,7 @@ class FaultKind(StrEnum):
     """Ways in which the real APIs have failed."""
 
     RATE_LIMITED = "rate_limited"  # 429; see `hint`, `retry_after`, `per`
-    QUOTA_SPENT = "quota_spent"  # 429 that does not pass with time
+    QUOTA_SPENT = "quota_spent"  # 429 that does not pass with time; see `code`
     KEY_REJECTED = "key_rejected"  # `status` 401, 403 or 400 (Gemini's API_KEY_INVALID)
     SERVER_ERROR = "server_error"  # `status` 500, 502, 503, 504
     OVERLOADED = "overloaded"  # 503 UNAVAILABLE
@@ -28,7 +28,9 @@ class FaultKind(StrEnum):
     BROKEN_IMAGE = "broken_image"  # base64 that is not an image
     BAD_REQUEST = "bad_request"  # 400 about an argument
     BAD_IMAGE = "bad_image"  # 400 about an input image
-    MODEL_RETIRED = "model_retired"  # 404
+    MODEL_RETIRED = "model_retired"  # Gemini: 404; OpenAI: 400, as for any unknown image model
+    ACCOUNT_BLOCKED = "account_blocked"  # 403 about the key's account, not about the row
+    CONFLICT = "conflict"  # 409, to be retried
     TEAPOT = "teapot"  # 418: an undocumented status
 
 
@@ -59,7 +61,8 @@ class Fault(_Frozen):
     category: str = "SAFETY"  # Gemini's finish or block reason; OpenAI's safety category
     blocked: Literal["prompt", "response"] = "response"  # where Gemini reports the refusal
     seconds: float = 30  # HANG, TRICKLE
-    message: str | None = None
+    code: str | None = None  # QUOTA_SPENT at OpenAI, such as project_spend_limit_exceeded
+    message: str | None = None  # of the error; Gemini's finishMessage of a refusal
 
 
 class Fixed(_Frozen):
@@ -79,7 +82,14 @@ class SimulatedEndpoint(_Frozen):
 
     requests_per_minute: int = Field(default=0, ge=0)  # 0: no limit
     requests_per_day: int = Field(default=0, ge=0)
+    images_per_minute: int = Field(default=0, ge=0)  # made, `n` of a call
+    input_images_per_minute: int = Field(default=0, ge=0)
+    retired_models: tuple[str, ...] = ()
+    deployments: dict[str, str] = {}  # Azure: a deployment's own name, and its model
+    min_server_timeout: float = 10  # Gemini: seconds of X-Server-Timeout
     keys: tuple[str, ...] = ()  # empty: any key is valid
+    # What a list of models contains: names, and the dates of their end (OpenAI).
+    models: dict[str, str | None] = Field(default_factory=dict)
     limit_hint: Literal["header", "body", "none"] = "body"
     latency: Annotated[Fixed | Lognormal, Field(discriminator="kind")] = Fixed()
     mode: Literal["effects", "fast"] = "effects"  # fast: always the same small image

@@ -4,6 +4,7 @@ import random
 from bisect import bisect_right
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from darkroom_local.providers.api import ImageRequest
@@ -14,22 +15,36 @@ MINUTE_SECONDS, DAY_SECONDS = 60, 86_400
 
 @dataclass(slots=True)
 class SlidingWindow:
-    """At most `limit` allowed arrivals in any `seconds`; rejected ones do not count."""
+    """At most `limit` allowed arrivals in any `seconds`; rejected ones do not count.
+
+    An arrival of several (images, say) counts as so many.
+    """
 
     limit: int  # 0: no limit
     seconds: float
     _allowed: deque[float] = field(default_factory=deque)
 
-    def take(self, now: float) -> float:
+    def take(self, now: float, count: int = 1) -> float:
         """0 when the arrival is allowed, else the seconds until the next one would be."""
-        if not self.limit:
-            return 0.0
+        wait = self.wait(now, count)
+        if wait == 0 and self.limit:
+            self._allowed.extend([now] * count)
+        return wait
+
+    def wait(self, now: float, count: int = 1) -> float:
+        """The same without counting it; infinite for more than the limit."""
         while self._allowed and self._allowed[0] <= now - self.seconds:
             self._allowed.popleft()
-        if len(self._allowed) < self.limit:
-            self._allowed.append(now)
+        too_many = len(self._allowed) + count - self.limit
+        if not self.limit or too_many <= 0:
             return 0.0
-        return max(1e-6, self._allowed[0] + self.seconds - now)
+        if count > self.limit:
+            return inf
+        return max(1e-6, self._allowed[too_many - 1] + self.seconds - now)
+
+    @property
+    def used(self) -> int:
+        return len(self._allowed)
 
 
 def max_in_window(arrivals: list[float], seconds: float) -> int:
@@ -109,6 +124,10 @@ class EndpointState:
         self.since = now
         self.minute = SlidingWindow(config.requests_per_minute, MINUTE_SECONDS)
         self.day = SlidingWindow(config.requests_per_day, DAY_SECONDS)
+        self.images = {
+            "images": SlidingWindow(config.images_per_minute, MINUTE_SECONDS),
+            "input-images": SlidingWindow(config.input_images_per_minute, MINUTE_SECONDS),
+        }
         self.faults = FaultScript(config.faults, f"{seed}/{name}/faults")
         self.stats = EndpointStats()
         self._rng = random.Random(f"{seed}/{name}/latency")  # noqa: S311 - not secret
@@ -133,6 +152,19 @@ class EndpointState:
                 self.stats.refused += 1
                 return wait, period
         self.stats.allowed_arrivals.append(arrived - self.since)
+        return None
+
+    def exceeded_image_limit(
+        self, arrived: float, request: ImageRequest
+    ) -> tuple[str, SlidingWindow, int, float] | None:
+        """The first limit of images that the request exceeds: unit, window, count, wait."""
+        counts = {"images": request.n, "input-images": len(request.images)}
+        for unit, count in counts.items():
+            if (wait := self.images[unit].wait(arrived, count)) > 0:
+                self.stats.refused += 1
+                return unit, self.images[unit], count, wait
+        for unit, count in counts.items():
+            self.images[unit].take(arrived, count)
         return None
 
     def record_request(self, request: ImageRequest) -> None:

@@ -7,14 +7,13 @@ Source: the Gemini API's image generation guide, read on 2026-11-21.
 import base64
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 
 from darkroom_local.providers.api import (
     BROKEN_IMAGE,
-    MIB,
     ImageRequest,
     InputImage,
     ModelRules,
@@ -23,16 +22,25 @@ from darkroom_local.providers.api import (
     retry_after_header,
     text_tokens,
 )
-from darkroom_local.providers.config import Fault, FaultKind
+from darkroom_local.providers.config import Fault, FaultKind, SimulatedEndpoint
+from darkroom_local.providers.endpoint import SlidingWindow
 from darkroom_local.providers.http import Request, Response
 
-MAX_REQUEST_BYTES = 20 * MIB
+MAX_REQUEST_BYTES = 100_000_000  # since 2026-01-08
 _PATH = re.compile(r"/v1(?:beta|alpha)?/models/([^/:]+):generateContent")
 _INPUT_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/heic", "image/heif"})
 _URL_SAFE = str.maketrans("-_", "+/")
 _EDGES = {"512": 512, "1K": 1024, "2K": 2048, "4K": 4096}
 _RPC = "type.googleapis.com/google.rpc."
 _METRIC = "generativelanguage.googleapis.com/generate_content_paid_tier_requests"
+_REQUEST_FIELDS = {
+    *("contents", "generationConfig", "safetySettings", "systemInstruction", "serviceTier"),
+    *("tools", "toolConfig", "cachedContent", "labels"),
+}
+_GENERATION_FIELDS = {
+    *("responseModalities", "imageConfig", "seed", "thinkingConfig", "temperature", "topP", "topK"),
+    *("candidateCount", "maxOutputTokens", "stopSequences", "mediaResolution"),
+}
 _PERIODS = {"minute": ("Minute",), "day": ("Day",), "both": ("Minute", "Day")}
 _ERRORS = {
     FaultKind.QUOTA_SPENT: (
@@ -48,6 +56,12 @@ _ERRORS = {
         "INVALID_ARGUMENT",
         "Unable to process input image. Please retry or report.",
     ),
+    FaultKind.ACCOUNT_BLOCKED: (
+        403,
+        "PERMISSION_DENIED",
+        "Your API key was reported as leaked. Please use another API key.",
+    ),
+    FaultKind.CONFLICT: (409, "ABORTED", "The operation was aborted."),
     FaultKind.TEAPOT: (418, "TEAPOT", "I am a teapot."),
 }
 
@@ -99,12 +113,23 @@ class GeminiApi(ModelRules[GeminiRules]):
     def key(self, request: Request) -> str:
         return request.headers.get("x-goog-api-key") or request.query.get("key", "")
 
-    def parse(self, request: Request, path: str, *, decode: bool) -> ImageRequest:
+    def models(self, listed: Mapping[str, str | None]) -> Response:
+        actions = ["generateContent", "countTokens", "batchGenerateContent"]
+        models = [
+            {"name": f"models/{name}", "supportedGenerationMethods": actions} for name in listed
+        ]
+        return Response.json({"models": models})
+
+    def parse(
+        self, request: Request, path: str, endpoint: SimulatedEndpoint, *, decode: bool
+    ) -> ImageRequest:
         match = _PATH.fullmatch(path)
         if not match:
             raise RequestRejected(_error(404, "NOT_FOUND", "Requested entity was not found."))
+        self.check_not_retired(match[1], endpoint.retired_models)
         if len(request.body) > MAX_REQUEST_BYTES:
-            raise _invalid("Request payload size exceeds the limit: 20971520 bytes.")
+            raise _invalid(f"Request payload size exceeds the limit: {MAX_REQUEST_BYTES} bytes.")
+        _check_deadline(request, endpoint.min_server_timeout)
         try:
             body = json.loads(request.body, object_hook=_camel_case)
             parts = [part for content in body["contents"] for part in content["parts"]]
@@ -117,9 +142,13 @@ class GeminiApi(ModelRules[GeminiRules]):
         images = tuple(_input_image(part, decode=decode) for part in parts if "text" not in part)
         if len(images) > rules.max_images:
             raise _invalid(f"Too many images in the request: at most {rules.max_images}.")
-        config = (body.get("generationConfig") or {}).get("imageConfig") or {}
-        if unknown := sorted(config.keys() - {"aspectRatio", "imageSize"}):
-            raise _invalid(f'Invalid JSON payload received. Unknown name "{unknown[0]}".')
+        generation = body.get("generationConfig") or {}
+        config = generation.get("imageConfig") or {}
+        _check_names(body, _REQUEST_FIELDS)
+        _check_names(generation, _GENERATION_FIELDS)
+        _check_names(config, {"aspectRatio", "imageSize"})
+        if "IMAGE" not in generation.get("responseModalities", ["IMAGE"]):
+            raise _invalid("The requested response modalities do not include IMAGE.")
         ratio, resolution = config.get("aspectRatio"), config.get("imageSize")
         if ratio is not None and ratio not in rules.ratios:
             raise _invalid(f"aspect_ratio must be one of {sorted(rules.ratios)}")
@@ -163,6 +192,19 @@ class GeminiApi(ModelRules[GeminiRules]):
         headers = retry_after_header(hint, retry_after)
         return _error(429, "RESOURCE_EXHAUSTED", message, details, headers)
 
+    def too_many_images(
+        self,
+        hint: str,
+        unit: str,  # noqa: ARG002 - this API names no figures
+        window: SlidingWindow,
+        count: int,  # noqa: ARG002
+        wait: float,
+    ) -> Response:
+        return self.rate_limited(hint, min(wait, window.seconds), "minute")
+
+    def limit_headers(self, endpoint: SimulatedEndpoint) -> dict[str, str]:  # noqa: ARG002
+        return {}  # this API has none
+
     def model_not_found(self, model: str) -> Response:
         message = (
             f"models/{model} is not found for API version v1, or is not supported for "
@@ -191,7 +233,7 @@ class GeminiApi(ModelRules[GeminiRules]):
                 usage = {"promptTokenCount": text_tokens(request.prompt), "totalTokenCount": 9}
                 return Response.json({"promptFeedback": feedback, "usageMetadata": usage})
             case FaultKind.REFUSED:
-                return self._candidate(request, None, fault.category)
+                return self._candidate(request, None, fault.category, message=fault.message)
             case FaultKind.TEXT_ONLY:
                 message = fault.message or "I can see a product photo. What should I change?"
                 return self._candidate(request, [{"text": message}])
@@ -207,6 +249,7 @@ class GeminiApi(ModelRules[GeminiRules]):
         parts: list[dict[str, Any]] | None,
         finish_reason: str = "STOP",
         *,
+        message: str | None = None,
         images: int = 0,
         thinking_tokens: int = 0,
     ) -> Response:
@@ -227,6 +270,8 @@ class GeminiApi(ModelRules[GeminiRules]):
         if thinking_tokens:
             usage["thoughtsTokenCount"] = thinking_tokens
         candidate: dict[str, Any] = {"finishReason": finish_reason, "index": 0}
+        if message is not None:
+            candidate["finishMessage"] = message
         if parts is not None:
             candidate["content"] = {"role": "model", "parts": parts}
         return Response.json(
@@ -249,6 +294,21 @@ def _error(
     if details:
         body["details"] = details
     return Response.json({"error": body}, status, headers)
+
+
+def _check_names(fields: dict[str, Any], known: Collection[str]) -> None:
+    if unknown := sorted(fields.keys() - known):
+        raise _invalid(
+            f'Invalid JSON payload received. Unknown name "{unknown[0]}": Cannot find field.'
+        )
+
+
+def _check_deadline(request: Request, least: float) -> None:
+    """The text: quoted in several public repositories."""
+    seconds = request.headers.get("x-server-timeout", "")
+    if seconds.isdecimal() and int(seconds) < least:
+        limit = f"Minimum allowed deadline is {least:g}s."
+        raise _invalid(f"Manually set deadline {seconds}s is too short. {limit}")
 
 
 def _invalid(message: str) -> RequestRejected:

@@ -7,8 +7,10 @@ image_generate_params), read on 2026-11-21.
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
+from math import inf
 from typing import Any
 
 from darkroom_local.providers.api import (
@@ -22,7 +24,8 @@ from darkroom_local.providers.api import (
     retry_after_header,
     text_tokens,
 )
-from darkroom_local.providers.config import Fault, FaultKind
+from darkroom_local.providers.config import Fault, FaultKind, SimulatedEndpoint
+from darkroom_local.providers.endpoint import SlidingWindow
 from darkroom_local.providers.http import FormPart, Request, Response, parse_multipart
 
 _PATH = re.compile(
@@ -44,6 +47,10 @@ _REFUSAL = (
     "at help.openai.com and include the request ID."
 )
 _QUOTA_SPENT = "You exceeded your current quota, please check your plan and billing."
+_BLOCKED = (  # Azure's: https://github.com/pollinations/pollinations/issues/9319
+    "Your resource has been temporarily blocked because we detected behavior that may violate our "
+    "content policy."
+)
 _INVALID = "invalid_request_error"
 _USER_ERROR = "image_generation_user_error"
 _INVALID_IMAGE = "Invalid image file or mode for image 1, please check your image file."
@@ -53,6 +60,8 @@ _ERRORS = {
     FaultKind.OVERLOADED: (503, "server_error", None, "The engine is currently overloaded."),
     FaultKind.BAD_REQUEST: (400, _INVALID, "invalid_value", "Invalid value: 'size'."),
     FaultKind.BAD_IMAGE: (400, _USER_ERROR, "invalid_image_file", _INVALID_IMAGE),
+    FaultKind.ACCOUNT_BLOCKED: (403, _INVALID, "Forbidden", _BLOCKED),
+    FaultKind.CONFLICT: (409, _INVALID, None, "Another request holds a lock. Please retry."),
     FaultKind.TEAPOT: (418, "teapot", None, "I am a teapot."),
 }
 
@@ -123,7 +132,14 @@ class OpenAIApi(ModelRules[OpenAIRules]):
         azure = request.headers.get("api-key")
         return azure or request.headers.get("authorization", "").removeprefix("Bearer ")
 
-    def parse(self, request: Request, path: str, *, decode: bool) -> ImageRequest:
+    def models(self, listed: Mapping[str, str | None]) -> Response:
+        owned = {"object": "model", "created": 1_776_729_600, "owned_by": "system"}
+        data = [{"id": name, **owned, "shutdown_date": end} for name, end in listed.items()]
+        return Response.json({"object": "list", "data": data})
+
+    def parse(
+        self, request: Request, path: str, endpoint: SimulatedEndpoint, *, decode: bool
+    ) -> ImageRequest:
         match = _PATH.fullmatch(path)
         if not match:
             raise RequestRejected(_error(404, "Invalid URL"))
@@ -132,6 +148,9 @@ class OpenAIApi(ModelRules[OpenAIRules]):
         edits = (match[1] or match[3]) == "edits"
         fields, files = _parse_form(request) if edits else (_parse_json(request), [])
         model = match[2] or str(fields.get("model", "dall-e-2"))
+        if match[2] and endpoint.deployments:
+            model = _deployed(match[2], endpoint)
+        self.check_not_retired(model, endpoint.retired_models)
         rules = self.rules_for(model)
         if edits and not rules.edits:
             raise _invalid(f"Model {model} does not support this operation.", "model")
@@ -179,9 +198,31 @@ class OpenAIApi(ModelRules[OpenAIRules]):
         headers = retry_after_header(hint, retry_after)
         return _error(429, message, kind="requests", code="rate_limit_exceeded", headers=headers)
 
+    def too_many_images(
+        self, hint: str, unit: str, window: SlidingWindow, count: int, wait: float
+    ) -> Response:
+        message = (
+            f"Rate limit reached for gpt-image (for limit gpt-image) in organization org-1 on "
+            f"{unit} per min: Limit {window.limit}, Used {window.used}, Requested {count}."
+        )
+        if wait == inf:
+            return _error(429, message, kind=unit, code="rate_limit_exceeded")
+        message += f" Please try again in {wait:g}s." if hint == "body" else ""
+        headers = retry_after_header(hint, wait)
+        return _error(429, message, kind=unit, code="rate_limit_exceeded", headers=headers)
+
+    def limit_headers(self, endpoint: SimulatedEndpoint) -> dict[str, str]:
+        limits = {
+            "requests": endpoint.requests_per_minute,
+            "images": endpoint.images_per_minute,
+            "input-images": endpoint.input_images_per_minute,
+        }
+        return {f"x-ratelimit-limit-{unit}": str(n) for unit, n in limits.items() if n}
+
     def model_not_found(self, model: str) -> Response:
-        message = f"The model `{model}` does not exist or you do not have access to it."
-        return _error(404, message, code="model_not_found")
+        """https://github.com/openai/codex/issues/25966"""
+        message = f"The model '{model}' does not exist."
+        return _error(400, message, kind=_USER_ERROR, code="invalid_value", param="model")
 
     def invalid_key(self, status: int) -> Response:
         if status == HTTPStatus.FORBIDDEN:
@@ -193,14 +234,14 @@ class OpenAIApi(ModelRules[OpenAIRules]):
     def failure(self, fault: Fault, request: ImageRequest) -> Response:
         if fault.kind in _ERRORS:
             status, kind, code, message = _ERRORS[fault.kind]
+            code = fault.code or code
             return _error(fault.status or status, fault.message or message, kind=kind, code=code)
         match fault.kind:
             case FaultKind.REFUSED if fault.category == "content_filter":
                 return _error(400, _AZURE_REFUSAL, code="content_filter", param="prompt")
             case FaultKind.REFUSED:
                 message = f"{_REFUSAL} safety_violations=[{fault.category}]."
-                kind = "image_generation_user_error"
-                return _error(400, message, kind=kind, code="moderation_blocked")
+                return _error(400, message, kind=_USER_ERROR, code="moderation_blocked")
             case FaultKind.TEXT_ONLY:
                 return _images([])
             case FaultKind.EMPTY:
@@ -223,6 +264,13 @@ def _error(
     body = {"message": message, "type": kind, "param": param, "code": code}
     headers = {"x-request-id": "req_simulated", **(headers or {})}
     return Response.json({"error": body}, status, headers)
+
+
+def _deployed(deployment: str, endpoint: SimulatedEndpoint) -> str:
+    if deployment in endpoint.deployments:
+        return endpoint.deployments[deployment]
+    message = "The API deployment for this resource does not exist."
+    raise RequestRejected(_error(404, message, code="DeploymentNotFound"))
 
 
 def _invalid(message: str, param: str, code: str = "invalid_value") -> RequestRejected:
@@ -314,8 +362,8 @@ def _input_image(part: FormPart, rules: OpenAIRules, *, decode: bool) -> InputIm
         try:
             decoded = image.decode()
         except ValueError as error:
-            message = "Invalid image file or mode for image, please check your image file."
-            raise _invalid(message, part.name, "invalid_image_file") from error
+            failed = _error(400, _INVALID_IMAGE, kind=_USER_ERROR, code="invalid_image_file")
+            raise RequestRejected(failed) from error
         square = decoded.width == decoded.height and decoded.mode in {"RGBA", "LA", "L", "RGB"}
         if not rules.gpt and not square:
             raise _invalid("Uploaded image must be square and in RGBA, LA or L.", part.name)

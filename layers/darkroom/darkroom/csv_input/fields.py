@@ -102,6 +102,12 @@ FIELDS = (
         help="Also retry rows that failed in an earlier upload.",
     ),
     Field(
+        "fallback",
+        values.parse_switch,
+        help="Fall back to another model or a later tier when calls fail (the default), or wait.",
+        in_quote=False,
+    ),
+    Field(
         "model",
         values.parse_model,
         ("model",),

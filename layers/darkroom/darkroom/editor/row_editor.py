@@ -14,6 +14,7 @@ from darkroom.endpoints import Endpoint
 from darkroom.errors import (
     ConfigurationError,
     DeferRow,
+    Ineligible,
     LeaseLost,
     Reason,
     RetryRow,
@@ -63,14 +64,20 @@ class RowCallContext:
     images: Sequence[SourceImage] = ()
     mask: SourceImage | None = None
     calls: int = 0
+    tier: int | None = None  # the first that can take the row: endpoints are planned in that order
 
     @property
     def is_last_attempt(self) -> bool:
         return self.claim.attempt >= self.run.options.max_attempts
 
     def plan(self, endpoint: Endpoint) -> CallPlan:
-        images = tuple(self.images)
-        return plan_call(self.message.request, images, self.mask, endpoint, self.today)
+        request, images = self.message.request, tuple(self.images)
+        plan = plan_call(request, images, self.mask, endpoint, self.today)
+        self.tier = endpoint.tier if self.tier is None else self.tier
+        first_choice = plan.model_of_row if request.model else endpoint.tier == self.tier
+        if not (self.run.options.fallback or first_choice):
+            raise Ineligible("the job's option fallback is off")
+        return plan
 
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
         self.reject_if_stopped()
@@ -190,7 +197,8 @@ class RowEditor:
             return ReturnRow(self.timings.held_delay_seconds)
         except ServiceUnavailable as error:
             self.telemetry.warning("service_unavailable", error=str(error))
-            return self._defer(context, self.timings.aws_delay_seconds)
+            refund = context.calls == 0
+            return self._defer(context, self.timings.aws_delay_seconds, refund_attempt=refund)
 
     def _attempt(
         self, context: RowCallContext, deadline: float, given_up: Waiting | None
@@ -229,10 +237,11 @@ class RowEditor:
             if self.waits.record(context.run, error.waiting):
                 self._dead_letter(context, _given_up(error.waiting))
                 return None
-        return self._defer(context, error.delay_seconds)
+        # Also after a call: what failed then was the endpoint's, not the row's.
+        return self._defer(context, error.delay_seconds, refund_attempt=True)
 
-    def _defer(self, context: RowCallContext, seconds: float) -> ReturnRow:
-        self._release(context, refund_attempt=context.calls == 0)
+    def _defer(self, context: RowCallContext, seconds: float, *, refund_attempt: bool) -> ReturnRow:
+        self._release(context, refund_attempt=refund_attempt)
         return ReturnRow(with_jitter(seconds, self.rng), called=context.calls > 0)
 
     def _clear_waiting(self, run: Run) -> None:

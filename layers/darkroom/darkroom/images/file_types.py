@@ -3,7 +3,8 @@
 import re
 
 _MARKUP = re.compile(
-    rb"\s*(?:\xef\xbb\xbf)?\s*(<!doctype html|<html|<svg|<\?xml|[{\[])", re.IGNORECASE
+    rb"\s*(?:\xef\xbb\xbf)?\s*(<!doctype html|<html|<svg|<\?xml|\{|\[(?=\s*[\[{\"\d\]]))",
+    re.IGNORECASE,
 )
 _WEB_PAGE = "is a web page, not an image: does its URL lead to the image itself?"
 _MARKUP_PROBLEMS = {

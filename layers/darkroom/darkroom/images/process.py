@@ -140,6 +140,8 @@ def serve(connection: "Connection[Any, Any]", memory_bytes: int, cpu_seconds: in
     """The child's loop, until the parent closes its end."""
     from darkroom.images import pillow_codec  # noqa: PLC0415 - Pillow is loaded in the child only
 
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), sys.stderr.fileno())  # libraries print what images contain
     _limit_memory(memory_bytes)
     connection.send_bytes(_READY)
     while True:

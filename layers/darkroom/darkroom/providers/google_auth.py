@@ -21,17 +21,27 @@ _refreshing = Lock()
 @lru_cache(maxsize=32)
 def google_credentials(text: str) -> Any:
     """google.auth's credentials, one object per text. Raises CallFailed (key_rejected)."""
-    import google.auth  # noqa: PLC0415 - only endpoints on that platform need it
-
     try:
         info = json.loads(text)
-        load: Any = google.auth.load_credentials_from_dict  # untyped
-        credentials, _ = load(info, scopes=_SCOPES)
+        return _loader(info)(info, scopes=_SCOPES)
     except Exception as error:  # noqa: BLE001 - whatever the JSON contains
         # Neither chained nor quoted: the message may contain what was typed.
         problem = f"the endpoint's credentials are not usable ({type(error).__name__})"
         raise CallFailed(Outcome.KEY_REJECTED, problem) from None
-    return credentials
+
+
+def _loader(info: dict[str, Any]) -> Any:
+    """The function that makes credentials of this type; of no type that runs a program."""
+    # Only endpoints on that platform need them.
+    from google.auth import aws, identity_pool  # noqa: PLC0415
+    from google.oauth2 import service_account  # noqa: PLC0415
+
+    if info["type"] == "service_account":
+        return service_account.Credentials.from_service_account_info
+    if info["type"] == "external_account":
+        of_aws = "environment_id" in info["credential_source"]
+        return (aws if of_aws else identity_pool).Credentials.from_info
+    raise ValueError("type is neither service_account nor external_account")
 
 
 def refresh(credentials: Any, http: httpx2.Client) -> None:

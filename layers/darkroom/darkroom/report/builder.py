@@ -92,7 +92,9 @@ class ReportBuilder:
             self.state.failed_rows = self.staging.create(key, CSV)
             self.state.selection.describe_columns(source.columns)
         rows = report_rows(source.from_row(self.state.row, self.state.offset), self.rows, self.run)
-        self._stream(rows, ManifestFormat(source.header), FailedRowsFormat(source.columns))
+        has_template = source.columns.template is not None
+        manifest = ManifestFormat(source.header, instructions=has_template)
+        self._stream(rows, manifest, FailedRowsFormat(source.columns))
 
     def _stream(
         self, rows: Iterator[ReportRow], manifest: ManifestFormat, failed: FailedRowsFormat | None

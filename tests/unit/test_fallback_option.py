@@ -1,0 +1,63 @@
+"""The job option `fallback`: which endpoints may serve a row when it is off."""
+
+from datetime import date
+
+import pytest
+
+from darkroom.editor.row_editor import RowCallContext
+from darkroom.editor.waiting import CurrentRuns
+from darkroom.endpoints import Endpoint
+from darkroom.errors import Ineligible
+from darkroom.jobs import JobOptions
+from darkroom.rows import Claim
+from tests.fakes.editing import row_message
+from tests.fakes.ledger import FakeLedger, running
+from tests.fakes.services import FakeClock, FakeTelemetry
+
+
+def context(model: str | None, *, fallback: bool) -> RowCallContext:
+    clock = FakeClock()
+    ledger = FakeLedger(clock)
+    run = ledger.start(running("jobs/p", options=JobOptions(fallback=fallback)), 60)
+    assert run is not None
+    message = row_message(run.run, job="jobs/p", model=model)
+    claim = ledger.claim(message, run, "worker", 60)
+    assert isinstance(claim, Claim)
+    runs = CurrentRuns(ledger, clock)
+    return RowCallContext(claim, run, message, ledger, runs, FakeTelemetry(), date(2026, 11, 21))
+
+
+def endpoint(provider: str, model: str, tier: int) -> Endpoint:
+    return Endpoint.model_validate(
+        {"name": f"{provider}-{tier}", "provider": provider, "tier": tier, "model": model}
+        | {"api_keys": ["k"]}
+    )
+
+
+GEMINI = endpoint("gemini", "gemini-3-pro-image", 1)
+OPENAI = endpoint("openai", "gpt-image-2", 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "eligible"),
+    [
+        (None, [GEMINI]),
+        ("gemini-3-pro-image", [GEMINI]),
+        ("gpt-image-2", [OPENAI]),  # its own model, although in a later tier
+    ],
+)
+def test_without_fallback_a_row_gets_its_first_choice_or_waits(
+    model: str | None, eligible: list[Endpoint]
+) -> None:
+    row = context(model, fallback=False)
+    for each in (GEMINI, OPENAI):
+        if each in eligible:
+            assert row.plan(each).model == each.model
+        else:
+            with pytest.raises(Ineligible, match="option fallback is off"):
+                row.plan(each)
+
+
+def test_with_fallback_every_endpoint_may_serve_a_row() -> None:
+    row = context("gemini-3-pro-image", fallback=True)
+    assert [row.plan(each).model for each in (GEMINI, OPENAI)] == [GEMINI.model, OPENAI.model]
