@@ -155,7 +155,10 @@ class Reporter:
             previous,
             failed_rows=failed.key if failed and state.aggregate.unsuccessful else None,
         )
-        surplus = previous.results.pages[len(summary.results.pages) :] if previous else ()
+        earlier, results = previous.results if previous else None, summary.results
+        surplus = earlier.pages[len(results.pages) :] if earlier else ()
+        if earlier and earlier.problems and not results.problems:
+            surplus = (*surplus, earlier.problems)
         pages = builder.stage_pages(summary, rows, surplus)
         for staged in (state.manifest, *((failed,) if failed else ()), *pages):
             builder.staging.publish(staged)
@@ -179,9 +182,11 @@ class Reporter:
         summary = rejected_summary(run, run.finished_at or self.clock.now(), previous)
         try:
             self._replace(staging, paths.report, rejected_page(summary), HTML)
-            if not self._replace(staging, paths.summary, summary.to_json(), JSON):
-                return ReportOutcome.ALREADY_MADE
+            is_new = self._replace(staging, paths.summary, summary.to_json(), JSON)
         except Superseded:
+            return ReportOutcome.ALREADY_MADE
+        self.runs.finish_report(run, self.clock.now())
+        if not is_new:
             return ReportOutcome.ALREADY_MADE
         self._log_and_notify(summary)
         return ReportOutcome.MADE
