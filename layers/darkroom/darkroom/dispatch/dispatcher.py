@@ -43,6 +43,7 @@ from darkroom.retry import backoff, with_jitter
 
 AFTER_CALL_SECONDS = 30.0  # kept after a call's time-out, to store the image and settle the row
 RETRY_ROW_SECONDS = 30.0
+READINESS_AGE = SECOND  # an older state is read again before a row is started
 REJECTED_KEYS_SECONDS = 300.0  # time to correct the keys before another attempt is spent
 MAX_DEFER_SECONDS = 900.0
 _REASONS = {
@@ -109,6 +110,9 @@ class TieredDispatcher:
             unusable = Waiting(Reason.NO_ENDPOINT, str(error), self._clock.now())
             return Readiness(self._clock.now() + RETRY_ROW_SECONDS, unusable)
         try:
+            for endpoint in (e for tier in tiers for e in tier):
+                if self._state_cache.age(endpoint.name, now) > READINESS_AGE:
+                    self._state_cache.read(endpoint.name)
             available = {
                 e.name: self._state_cache.availability(e, now) for tier in tiers for e in tier
             }
