@@ -14,11 +14,11 @@ from darkroom.endpoint_state import (
     Rejection,
     Reservation,
     ReservationRequest,
-    Settlement,
 )
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import Reason, Waiting
 from darkroom.jobs import Checkpoint, Counters, Run, Source, Totals
+from darkroom.ledger.runs import RunRecord, UnfinishedJob
 from darkroom.metrics import Metric
 from darkroom.rows import Claim, NotClaimed, NotSent, Received, RowMessage, RowRecord, RowResult
 
@@ -101,7 +101,7 @@ class DispatchResult:
     result: EditResult
     plan: CallPlan
     endpoint: Endpoint
-    fallback: bool  # another tier than the first one configured
+    fallback: bool  # an endpoint of an earlier tier failed, or was out of service
     latency_ms: int  # of the successful call
     slot_wait_ms: int
     calls: int  # all calls made for this attempt
@@ -130,9 +130,9 @@ class Dispatcher(Protocol):
         """Choose an endpoint, call it, retry and fall back; done by `deadline` (Unix seconds).
 
         Raises RowRejected (refused, no_image, bad_request; or no endpoint can honour the row),
-        RetryRow (all calls failed: the first tier's error; or every key is cooling down), DeferRow
-        (no slot in time, or every endpoint is out of service; nothing was called), LeaseLost, and
-        ConfigurationError when no usable secret was ever read.
+        RetryRow (all calls failed at endpoints that serve other rows: the first tier's error),
+        DeferRow (no slot in time, an endpoint that fails for all rows, rejected keys, no usable
+        secret: costs no attempt, even if calls were made), LeaseLost.
         """
 
 
@@ -152,10 +152,10 @@ class EndpointStates(Protocol):
         A `last_known` state saves a round trip.
         """
 
-    def settle(self, endpoint: str, settlement: Settlement) -> EndpointState:
-        """End a reservation: release its lease and count its call for the endpoint's health."""
+    def settle(self, endpoint: str, lease: str, *, good: bool) -> EndpointState:
+        """Release the lease of a call that was not a probe: a good answer, or a call not made."""
 
-    def change(
+    def report(
         self, endpoint: str, transition: Callable[[EndpointState], EndpointState]
     ) -> tuple[EndpointState, EndpointState]:
         """Apply a pure `transition`, maybe more than once; the states before and after."""
@@ -214,6 +214,21 @@ class RunLedger(Protocol):
 
     def finish_split(self, run: Run, totals: Totals, warnings: Sequence[str]) -> None: ...
 
+    def unfinished(self) -> Iterator[UnfinishedJob]:
+        """Jobs whose current run is not known to be reported."""
+
+    def finish(self, job: UnfinishedJob) -> None:
+        """Take the job from the unfinished ones, unless it was added again since it was read."""
+
+    def inspect(self, job: str) -> tuple[RunRecord, Counters] | None:
+        """The job's current run with its counters."""
+
+    def queue_again(self, run: Run) -> bool:
+        """Reset the splitter's progress, so that it queues all unsettled rows again."""
+
+    def dropped_settled(self, run: Run) -> None:
+        """The rows that earlier uploads left unsettled are settled."""
+
     def set_waiting(self, run: Run, reason: Reason, detail: str) -> Run | None:
         """Record why no endpoint can process rows; the run, or None when nothing has changed.
 
@@ -268,6 +283,12 @@ class RowLedger(Protocol):
 
     def all(self, job: str) -> Iterator[RowRecord]:
         """All records of a job in key order, streamed."""
+
+    def unsettled(self, job: str) -> Iterator[RowRecord]:
+        """All records of a job that have no outcome, streamed in any order."""
+
+    def drop(self, job: str, record: RowRecord) -> bool:
+        """End a row of an earlier run that the current one does not have; False: it has changed."""
 
     def claim(
         self, message: RowMessage, run: Run, owner: str, lease_seconds: float
