@@ -6,7 +6,7 @@ from tests.fakes.cost_fleet import CostFleet
 
 
 @pytest.mark.parametrize(
-    ("processes", "threads", "rate", "rows"), [(4, 4, 10, 200), (20, 10, 10, 200), (8, 4, 60, 600)]
+    ("processes", "threads", "rate", "rows"), [(4, 4, 10, 200), (20, 10, 10, 200), (20, 4, 60, 900)]
 )
 def test_workers_are_billed_for_little_more_than_their_calls(
     processes: int, threads: int, rate: int, rows: int
@@ -15,8 +15,8 @@ def test_workers_are_billed_for_little_more_than_their_calls(
     fleet.run()
     assert fleet.provider.refused == 0
     assert fleet.counts["done"] == rows
-    # Slots are 62 s / rate apart, so 96.8 % is the most.
-    assert fleet.utilisation >= 0.93
+    # Slots are 62 s / rate apart, so 96.8 % is the most. Longer jobs: benchmarks/cost.py.
+    assert fleet.utilisation >= 0.9
     assert fleet.billed_per_row <= 1.5 * fleet.floor_per_row
     assert fleet.counts["deferred_with_images"] <= 0.02 * rows
     assert fleet.source.most_at_once <= processes
