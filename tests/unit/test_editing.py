@@ -1,6 +1,7 @@
 """One row through the editor: what each outcome leads to, and what is recorded of it."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from darkroom.errors import (
 )
 from darkroom.jobs import ResultPaths, RunState
 from darkroom.models.planner import model_for
-from darkroom.rows import RowMessage, RowState
+from darkroom.rows import RowMessage, RowResult, RowState
 from tests.fakes.editing import JOB, EditorHarness, endpoint, png
 from tests.fakes.services import fail_once
 
@@ -418,6 +419,14 @@ def test_a_slower_worker_keeps_the_image_of_the_faster_one(harness: EditorHarnes
     assert harness.handle(EDITED) == HELD
     assert harness.store.objects[IMAGE_KEY][0] == png("blue")
     assert harness.row.possible_duplicate_charges == 1
+
+
+def test_the_warnings_of_a_row_are_bounded() -> None:
+    many = RowResult(RowState.SUCCEEDED, warnings=tuple(f"{n}: {'x' * 30_000}" for n in range(16)))
+    assert len(many.warnings) == 8
+    assert many.warnings[-1] == "and 9 more warnings"
+    assert max(map(len, many.warnings)) == 200
+    assert replace(many, warnings=many.warnings) == many
 
 
 def test_rows_of_a_stopped_job_fail_without_a_call(harness: EditorHarness) -> None:
