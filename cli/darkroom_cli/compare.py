@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from darkroom.csv_input.fields import COLUMN_FIELDS, normalize_name
 from darkroom.formatting import duration, money
-from darkroom.report.manifest import OWN_COLUMNS, unguard
+from darkroom.report.manifest import INSTRUCTION_SENT, OWN_COLUMNS, unguard
 from darkroom.rows import RowState
 from darkroom_cli.download import app_folder, fetch_results, job_folder
 from darkroom_cli.error_messages import CommandFailed, UsageMistake
@@ -133,7 +133,7 @@ def _line(root: Path, job: str, given: Mapping[str, str], own: Mapping[str, str]
     return _Line(
         number=row,
         name=texts["index"] or texts["images"] or f"row {row}",
-        instruction=texts["instruction"],
+        instruction=given.get(INSTRUCTION_SENT) or texts["instruction"],
         status=own["status"],
         reason=own["reason"],
         detail=own["detail"],

@@ -12,7 +12,7 @@ from typing import Any
 
 from darkroom.errors import Reason
 from darkroom.formatting import plural, quoted
-from darkroom.jobs import ResultPaths, RunState, job_id
+from darkroom.jobs import CSV_SUFFIXES, ResultPaths, RunState, job_id
 from darkroom.report.manifest import OWN_COLUMNS, unguard
 from darkroom.rows import UNSUCCESSFUL_STATUSES
 from darkroom_cli.error_messages import UsageMistake
@@ -23,7 +23,7 @@ from darkroom_cli.status import find_run, measure_run
 
 def list_jobs(session: Session, prefix: str, limit: int) -> None:
     listed = session.stack.input_bucket.list(prefix)
-    uploads = (o for o in listed if o.key.endswith((".csv", ".csv.gz")))
+    uploads = (o for o in listed if o.key.endswith(CSV_SUFFIXES))
     jobs = [_as_json(session, o) for o in nlargest(limit, uploads, key=lambda o: o.modified)]
     if session.json:
         session.print_json(jobs)

@@ -400,6 +400,26 @@ def endpoints_push(
     push(session, file, from_env=from_env, dry_run=dry_run)
 
 
+@endpoints.command("check")
+@with_session
+def endpoints_check(
+    session: Session,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="Endpoints to check; without it the stack's."),
+    ] = None,
+) -> None:
+    """Ask the providers which keys and models they accept.
+
+    One request per key, for its list of models: nothing is charged. Exits with 1 if a key is
+    rejected or does not have its endpoint's model.
+    """
+    from darkroom_cli.endpoints_check import check
+
+    if not check(session, file):
+        raise typer.Exit(1)
+
+
 @endpoints.command("show")
 @with_session
 def endpoints_show(session: Session) -> None:

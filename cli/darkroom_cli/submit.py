@@ -77,6 +77,11 @@ def submit(session: Session, upload: Upload) -> Progress | None:
             f"{plural(len(plan.not_images), 'file')} not uploaded, their rows will fail: "
             f"{_examples(plan.not_images[:_EXAMPLES], len(plan.not_images))}."
         )
+    if survey.invalid and survey.invalid == survey.rows - survey.skipped:
+        raise CommandFailed(
+            f"No row can be edited, so nothing was started: "
+            f"{_examples(survey.first_invalid, survey.invalid)}."
+        )
     if survey.invalid:
         session.warn(
             f"{survey.invalid:,} of {plural(survey.rows, 'row')} will fail: "
@@ -155,7 +160,7 @@ def plan_images(references: Iterable[str], csv_path: Path, key: str) -> ImagePla
     """
     plan, csv_folder = ImagePlan(), csv_path.parent.resolve()
     prefix, csv_name = posixpath.split(key)
-    stem = csv_name.removesuffix(".gz").removesuffix(".csv")
+    stem = job_id(csv_name)
     for reference in references:
         if "://" in reference:
             continue

@@ -7,6 +7,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import date
 from pathlib import Path
 
 import httpcore2
@@ -172,6 +173,9 @@ class SlowSdkEditor(SdkImageEditor[None]):
         __import__(self.sdk)
         provider_http.time_left()
         return EditResult((), plan.model)
+
+    def _list_models(self, *_: object) -> dict[str, date | None]:
+        raise NotImplementedError
 
     def _failure(self, response: httpx2.Response, endpoint: Endpoint) -> Failure:
         raise NotImplementedError

@@ -1,12 +1,13 @@
 """Small fakes of the other ports: time, telemetry, the queue, the results bucket."""
 
 import hashlib
+import heapq
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count
 
 from darkroom.errors import ServiceUnavailable, UploadLost
 from darkroom.metrics import Metric
@@ -92,9 +93,10 @@ class _Queued:
 
 @dataclass
 class FakeQueue:
-    """RowQueue in memory, in the order of sending. Also records what it is called with.
+    """RowQueue in memory. Also records what it is called with.
 
-    A receipt is valid until the message is received again.
+    The message that has been visible for longest is received first. A receipt is valid until the
+    message is received again. `requests` counts requests as SQS bills them.
     """
 
     clock: Clock = field(default_factory=FakeClock)
@@ -105,29 +107,33 @@ class FakeQueue:
     messages: dict[str, _Queued] = field(default_factory=dict)
     requests: Counter[str] = field(default_factory=Counter)
     poll_seconds: float = 0.25
+    request_seconds: float = 0.0  # of a receive
     extra_backlog: int = 0  # messages that others have received
+    _by_receipt: dict[str, _Queued] = field(default_factory=dict)
+    _order: list[tuple[float, int, str]] = field(default_factory=list)  # heap of message ids
+    _numbers: Iterator[int] = field(default_factory=count, repr=False)
 
     def send(self, messages: Sequence[RowMessage], *, delay_seconds: int = 0) -> None:
         self.requests["send"] += -(-len(messages) // 10)
         self.sent.extend(messages)
         now = self.clock.now()
         for message in messages:
-            queued = _Queued(
-                f"message-{len(self.sent)}-{len(self.messages)}-{message.key}",
-                message.model_dump_json(exclude_defaults=True),
-                now,
-                now + delay_seconds,
-            )
-            self.messages[queued.message_id] = queued
+            message_id = f"message-{next(self._numbers)}"
+            body = message.model_dump_json(exclude_defaults=True)
+            queued = self.messages[message_id] = _Queued(message_id, body, now, 0.0)
+            self._hide(queued, now + delay_seconds)
 
     def receive(self, limit: int, *, hide_seconds: int, wait_seconds: int) -> Sequence[Received]:
         self.requests["receive"] += 1
         until = self.clock.now() + wait_seconds
         while True:
             now = self.clock.now()
-            visible = (m for m in self.messages.values() if m.visible_at <= now)
-            taken = [self._take(m, now + hide_seconds) for m in islice(visible, min(limit, 10))]
+            taken = list[Received]()
+            while len(taken) < min(limit, 10) and (message := self._next_visible(now)):
+                taken.append(self._take(message, now + hide_seconds))
             if taken or now >= until:
+                if self.request_seconds:
+                    self.clock.sleep(self.request_seconds)
                 return taken
             self.clock.sleep(min(self.poll_seconds, until - now))
 
@@ -138,24 +144,45 @@ class FakeQueue:
     def extend(self, receipts: Sequence[str], seconds: int) -> None:
         self.requests["extend"] += -(-len(receipts) // 10)
         self.visibility.update(dict.fromkeys(receipts, seconds))
-        for message in self.messages.values():
-            if message.receipt in receipts:
-                message.visible_at = self.clock.now() + seconds
+        for receipt in receipts:
+            if receipt in self._by_receipt:
+                self._hide(self._by_receipt[receipt], self.clock.now() + seconds)
 
     def delete(self, receipts: Sequence[str]) -> None:
         self.requests["delete"] += -(-len(receipts) // 10)
         self.deleted.extend(receipts)
-        for message_id in [i for i, m in self.messages.items() if m.receipt in receipts]:
-            del self.messages[message_id]
+        for receipt in receipts:
+            if message := self._by_receipt.pop(receipt, None):
+                del self.messages[message.message_id]
 
     def backlog(self) -> int:
         self.requests["backlog"] += 1
         return len(self.messages) + self.extra_backlog
 
+    def has_visible(self) -> bool:
+        message = self._next_visible(self.clock.now())
+        if message is not None:
+            self._hide(message, message.visible_at)
+        return message is not None
+
+    def _hide(self, message: _Queued, until: float) -> None:
+        message.visible_at = until
+        heapq.heappush(self._order, (until, next(self._numbers), message.message_id))
+
+    def _next_visible(self, now: float) -> _Queued | None:
+        while self._order and self._order[0][0] <= now:
+            visible_at, _, message_id = heapq.heappop(self._order)
+            message = self.messages.get(message_id)
+            if message is not None and message.visible_at == visible_at:
+                return message
+        return None
+
     def _take(self, message: _Queued, visible_at: float) -> Received:
+        self._by_receipt.pop(message.receipt, None)
         message.receives += 1
-        message.visible_at = visible_at
         message.receipt = f"{message.message_id}/{message.receives}"
+        self._by_receipt[message.receipt] = message
+        self._hide(message, visible_at)
         return Received(
             message.message_id, message.receipt, message.body, message.receives, message.sent_at
         )

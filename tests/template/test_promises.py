@@ -85,7 +85,7 @@ def test_every_kind_of_upload_and_no_result_starts_a_job(resources: dict[str, An
         (c["Event"], c["Filter"]["S3Key"]["Rules"][0]["Value"])
         for c in configuration["LambdaConfigurations"]
     }
-    assert notified == {("s3:ObjectCreated:*", ".csv"), ("s3:ObjectCreated:*", ".csv.gz")}
+    assert notified == {("s3:ObjectCreated:*", s) for s in (".csv", ".CSV", ".csv.gz")}
     assert "NotificationConfiguration" not in resources["ResultsBucket"]["Properties"]
 
 

@@ -106,7 +106,7 @@ def test_an_absolute_path_into_the_folder_is_not_uploaded_twice(cli: CliHarness)
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("credentials", b"[default]\naws_secret_access_key = s3cr3t\n", "is JSON, not an image"),
+        ("credentials", b"[default]\naws_secret_access_key = s3cr3t\n", "is not an image"),
         ("environ.png", b"HOME=/root\0OPENAI_API_KEY=s3cr3t\0", "is not an image"),
         ("page.jpg", b"<!doctype html><title>s3cr3t", "is a web page"),
         ("empty.png", b"", "is empty"),
@@ -218,6 +218,13 @@ def test_an_image_that_exists_only_in_the_bucket_is_not_missing(cli: CliHarness)
     result = cli.run("submit", cli.csv("a.png,warm"), "--json")
     assert json.loads(result.stdout)["images_missing"] == []
     assert result.stderr == ""
+
+
+def test_a_csv_without_a_row_that_can_be_edited_starts_nothing(cli: CliHarness) -> None:
+    cli.image("a.png")
+    error = cli.error("submit", cli.csv("a.png,", "a.png,warm", "a.png,"), "--filter-rows", "0,2")
+    assert "No row can be edited, so nothing was started: row 0: column instruction" in error
+    assert cli.input_bucket.puts == []
 
 
 def test_images_of_rows_outside_the_filter_are_not_uploaded(cli: CliHarness) -> None:

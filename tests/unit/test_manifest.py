@@ -161,3 +161,12 @@ def test_short_rows_are_padded_and_long_ones_do_not_shift_our_columns() -> None:
     lines = manifest_of(*rows, columns=("x", "y"))
     cells = [(line["x"], line["y"], line["row"]) for line in lines]
     assert cells == [("a", "", "0"), ("a", "b", "1")]
+
+
+def test_a_job_with_one_instruction_shows_it_as_it_was_sent() -> None:
+    manifest = ManifestFormat(("image_url", "name"), instructions=True)
+    row = report_row(0, cells=("a.png", "mug"), instruction="Paint the mug red")
+    names, cells = csv.reader([manifest.header().decode(), manifest.line(row).decode()])
+    line = dict(zip(names, cells, strict=True))
+    assert line["instruction_sent"] == "Paint the mug red"
+    assert tuple(names[3:]) == OWN_COLUMNS

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from datetime import date
 from enum import StrEnum
 from math import isnan
 
@@ -105,6 +106,14 @@ class ProviderLimits:
     requests_per_minute: int | None = None
     images_per_minute: int | None = None
     input_images_per_minute: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AvailableModels:
+    """What a key may use, by the provider's list of models: their names, with the end if stated."""
+
+    ends: Mapping[str, date | None]
+    provider_limits: ProviderLimits = ProviderLimits()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,12 @@ from pydantic import Field
 from darkroom.errors import Waiting
 from darkroom.rows import EditSettings, StatusCounts
 
+CSV_SUFFIXES = (".csv.gz", ".csv", ".CSV")  # whose uploads start a job: events in template.yaml
+
 
 def job_id(key: str) -> str:
-    """`jobs/products.csv` -> `jobs/products` (also for `.csv.gz`)."""
-    return key.removesuffix(".gz").removesuffix(".csv")
+    """`jobs/products.csv` -> `jobs/products` (also for `.csv.gz` and `.CSV`)."""
+    return next((key[: -len(s)] for s in CSV_SUFFIXES if key.endswith(s)), key)
 
 
 class JobOptions(EditSettings):
@@ -152,7 +154,7 @@ class ResultPaths:
     @property
     def write_check(self) -> str:
         """An empty object, written to prove that results can be stored."""
-        return f"{self.job}/.write-check"
+        return f"{self.job}/thumbs/.write-check"
 
     @property
     def failed_rows(self) -> str:

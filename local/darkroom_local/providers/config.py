@@ -88,6 +88,8 @@ class SimulatedEndpoint(_Frozen):
     deployments: dict[str, str] = {}  # Azure: a deployment's own name, and its model
     min_server_timeout: float = 10  # Gemini: seconds of X-Server-Timeout
     keys: tuple[str, ...] = ()  # empty: any key is valid
+    # What a list of models contains: names, and the dates of their end (OpenAI).
+    models: dict[str, str | None] = Field(default_factory=dict)
     limit_hint: Literal["header", "body", "none"] = "body"
     latency: Annotated[Fixed | Lognormal, Field(discriminator="kind")] = Fixed()
     mode: Literal["effects", "fast"] = "effects"  # fast: always the same small image

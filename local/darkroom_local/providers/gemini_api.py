@@ -7,7 +7,7 @@ Source: the Gemini API's image generation guide, read on 2026-11-21.
 import base64
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
@@ -112,6 +112,13 @@ class GeminiApi(ModelRules[GeminiRules]):
 
     def key(self, request: Request) -> str:
         return request.headers.get("x-goog-api-key") or request.query.get("key", "")
+
+    def models(self, listed: Mapping[str, str | None]) -> Response:
+        actions = ["generateContent", "countTokens", "batchGenerateContent"]
+        models = [
+            {"name": f"models/{name}", "supportedGenerationMethods": actions} for name in listed
+        ]
+        return Response.json({"models": models})
 
     def parse(
         self, request: Request, path: str, endpoint: SimulatedEndpoint, *, decode: bool

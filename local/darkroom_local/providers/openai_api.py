@@ -7,6 +7,7 @@ image_generate_params), read on 2026-11-21.
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from math import inf
@@ -130,6 +131,11 @@ class OpenAIApi(ModelRules[OpenAIRules]):
     def key(self, request: Request) -> str:
         azure = request.headers.get("api-key")
         return azure or request.headers.get("authorization", "").removeprefix("Bearer ")
+
+    def models(self, listed: Mapping[str, str | None]) -> Response:
+        owned = {"object": "model", "created": 1_776_729_600, "owned_by": "system"}
+        data = [{"id": name, **owned, "shutdown_date": end} for name, end in listed.items()]
+        return Response.json({"object": "list", "data": data})
 
     def parse(
         self, request: Request, path: str, endpoint: SimulatedEndpoint, *, decode: bool

@@ -62,9 +62,12 @@ class SimulatedProviders:
             return self._control(request)
         _, name, *path = request.path.split("/", 2)
         state = self._endpoints.get(name)
+        rest = "/" + "".join(path)
+        if state is not None and request.method == "GET" and rest.endswith("/models"):
+            return _list_models(state, request)
         if state is None or request.method != "POST":
             return Response.json({"error": {"message": "no such simulated endpoint"}}, 404)
-        response = await _serve(state, request, "/" + "".join(path))
+        response = await _serve(state, request, rest)
         state.stats.statuses[response.status] += 1
         return response
 
@@ -79,6 +82,15 @@ class SimulatedProviders:
                     return Response.json({"error": str(error)}, 400)
                 return Response.json({"ok": True})
         return Response.json({"error": "unknown"}, 404)
+
+
+def _list_models(state: EndpointState, request: Request) -> Response:
+    """The models of a key. Both formats have the same path: the header with the key differs."""
+    api: Api = _GEMINI if "x-goog-api-key" in request.headers else _OPENAI
+    key = api.key(request)
+    if not key or (state.config.keys and key not in state.config.keys):
+        return api.invalid_key(400 if api is _GEMINI and key else 401)
+    return api.models(state.config.models)
 
 
 async def _serve(state: EndpointState, http_request: Request, path: str) -> Response:

@@ -49,6 +49,8 @@ def parse_output_name(text: str) -> str:
         problem = part_problems[0]
     elif any(part.casefold() in _RESERVED_FOLDERS for part in parts[:-1]):
         problem = "uses a folder named images or thumbs, which are reserved for Darkroom's files"
+    elif any(part.lower().endswith(OUTPUT_SUFFIXES) for part in parts[:-1]):
+        problem = "uses a folder that is named like an image: no folder can hold both"
     elif suffix in _OTHER_FORMATS:
         problem = f"has the extension {suffix}: the formats are {', '.join(OUTPUT_SUFFIXES)}"
     else:

@@ -44,14 +44,19 @@ _MAX_SEND_DELAY_SECONDS = 900.0
 
 # An invocation without rows in work takes one only if a slot is this near. One with rows takes the
 # next row when a slot is within AHEAD_SECONDS, or within two slots of a slow endpoint; with few
-# busy threads, within a share of that. So full invocations keep the slots, and the others end.
+# busy threads or a low rank, within a share of that. So some invocations stay full, and the others
+# end. Those that could start at the same moment check again after a random part of an interval.
 ABOUT_NOW_SECONDS = 1.0
 AHEAD_SECONDS = 5.0
 MAX_AHEAD_SECONDS = 15.0  # the dispatcher reserves at most 20 s ahead
+MAX_START_DELAY_SECONDS = 2.0
 RESERVED_AFTER_SECONDS = 2.0  # by then a row taken has loaded its images and reserved its slot
 # While the limits leave no free slot, this supply of messages is held for the threads.
-SUPPLY_SECONDS = 300.0
+SUPPLY_SECONDS = 600.0
 MAX_SUPPLY = 200
+FREE_SLOT_CHECK_SECONDS = 2.0
+FREE_SLOT_CHECKS = 2  # in a row that find a free slot, before the supply is shared
+SHARED_MESSAGES = 10
 TYPICAL_ROW_SECONDS = 20.0
 
 
@@ -65,7 +70,7 @@ class Timings:
     backoff_cap_seconds: float = 900.0
     step_seconds: float = 0.25  # how often a free thread looks for work
     flush_seconds: float = 60.0  # between two prints of the metrics and completion checks
-    receive_wait_seconds: int = 1  # of a request for further messages
+    receive_wait_seconds: int = 2  # of a request for further messages
 
 
 TIMINGS = Timings()
@@ -217,7 +222,7 @@ class EditorBatch:
         leases = Leases(self.queue, self.rows, self.telemetry, self.timings, alone=False)
         leases.hold(received.receipt for received in batch)
         leases.renew()  # a crash must not hide the messages for the queue's visibility time-out
-        work = _Invocation(self, leases, deadline, invocation)
+        work = _Invocation(self, leases, deadline, invocation, self.rng())
         work.add(batch)
         if work.can_start():
             threads = [work.keep_alive, work.receive, *[work.process_rows] * self.threads]
@@ -245,6 +250,7 @@ class _Invocation:
     leases: Leases
     deadline: float
     name: str
+    rank: float  # 0 to 1, random: among invocations with free threads, which takes the next slot
     kept: set[str] = field(default_factory=set)  # ids of messages that return to the queue
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _held: deque[_Task] = field(default_factory=deque)  # not in work yet
@@ -254,6 +260,7 @@ class _Invocation:
     _alone: bool = False  # the row in work may kill its worker
     _ended_threads: int = 0
     _idle_receives: int = 0  # since a message was received or taken
+    _free_slot_checks: int = 0  # in a row
     _taken_at: deque[float] = field(default_factory=deque)
     _rows_done: int = 0
     _busy_seconds: float = 0.0
@@ -323,7 +330,10 @@ class _Invocation:
         for retry in (True, False):
             returned = [task.received for task in tasks if task.message.retry is retry]
             if returned:
-                seconds = hide_seconds(readiness, backlog, now, self.batch.rng, retry=retry)
+                receives = min(message.receive_count for message in returned)
+                seconds = hide_seconds(
+                    readiness, backlog, now, self.batch.rng, receives=receives, retry=retry
+                )
                 self._keep(returned, seconds)
         self.batch.telemetry.info("rows_deferred", rows=len(tasks))
 
@@ -360,6 +370,15 @@ class _Invocation:
         # The dispatcher defers a row that finds less time than it may need.
         self._last_start = max(self.deadline - self._readiness.row_seconds, now + 1.0)
         self._record_waiting()
+        with self._lock:
+            startable = self._next_held()
+        if startable is None or not self._needs_slot(startable):
+            return startable is not None
+        rate = self._readiness.rows_per_second
+        self.batch.clock.sleep(
+            self.batch.rng() * min(MAX_START_DELAY_SECONDS, rate and 0.25 / rate)
+        )
+        self._update_readiness()
         with self._lock:
             return self._next_held() is not None
 
@@ -416,8 +435,9 @@ class _Invocation:
             self._taken_at.popleft()
         interval = 1 / readiness.rows_per_second if readiness.rows_per_second else 0.0
         slot = max(now, readiness.start_at) + len(self._taken_at) * interval
-        ahead = min(MAX_AHEAD_SECONDS, max(AHEAD_SECONDS, 2 * interval))
-        return slot - now <= max(ABOUT_NOW_SECONDS, ahead * self._busy / self.batch.threads)
+        ahead = min(MAX_AHEAD_SECONDS, max(AHEAD_SECONDS, 2 * interval)) if self._busy else 0.0
+        share = (self._busy / self.batch.threads + self.rank) / 2
+        return slot - now <= max(ABOUT_NOW_SECONDS, ahead * share)
 
     def _is_over(self) -> bool:
         """No row is in work, and none can be started."""
@@ -477,25 +497,28 @@ class _Invocation:
 
     def receive(self) -> None:
         """Receive further messages for as long as rows are in work."""
-        timings = self.batch.timings
         while not self._ended():
             wanted = self._wanted()
-            messages: Sequence[Received] = ()
-            try:
-                if wanted > 0:
-                    messages = self.batch.queue.receive(
-                        wanted,
-                        hide_seconds=ceil(timings.lease_seconds),
-                        wait_seconds=timings.receive_wait_seconds,
-                    )
-            except Exception as error:  # noqa: BLE001  # Lambda receives what this does not
-                self.batch.telemetry.warning("not_received", error=str(error))
-            self.leases.hold(m.receipt for m in messages)
-            self.add(messages)
+            if wanted <= 0:
+                self.batch.clock.sleep(self.batch.timings.step_seconds)
+                continue
+            messages = self._request_messages(wanted)
             with self._lock:
-                self._idle_receives = 0 if messages else self._idle_receives + (wanted > 0)
-            if not messages:
-                self.batch.clock.sleep(timings.step_seconds)
+                self._idle_receives = 0 if messages else self._idle_receives + 1
+
+    def _request_messages(self, wanted: int) -> Sequence[Received]:
+        timings, messages = self.batch.timings, list[Received]()
+        try:
+            messages += self.batch.queue.receive(
+                wanted,
+                hide_seconds=ceil(timings.lease_seconds),
+                wait_seconds=timings.receive_wait_seconds,
+            )
+        except Exception as error:  # noqa: BLE001  # Lambda receives what this does not
+            self.batch.telemetry.warning("not_received", error=str(error))
+        self.leases.hold(m.receipt for m in messages)
+        self.add(messages)
+        return messages
 
     def _wanted(self) -> int:
         """How many further messages to receive: for the free threads, or as a supply.
@@ -519,17 +542,36 @@ class _Invocation:
     def keep_alive(self) -> None:
         """Renew the leases, print the metrics and delete what is done, now and then."""
         timings, clock = self.batch.timings, self.batch.clock
-        renewed_at = flushed_at = clock.now()
+        renewed_at = flushed_at = shared_at = clock.now()
         while not self._ended():
             clock.sleep(timings.step_seconds)
             now = clock.now()
             if now - renewed_at >= timings.heartbeat_seconds:
                 renewed_at = now
                 self.leases.renew()
+            if now - shared_at >= FREE_SLOT_CHECK_SECONDS:
+                shared_at = now
+                self._share_supply()
             if now - flushed_at >= timings.flush_seconds:
                 flushed_at = now
                 self.batch.telemetry.flush()
                 self._delete_done()
+
+    def _share_supply(self) -> None:
+        """A slot was left unused: return some of the supply, for another invocation to start."""
+        if not self._readiness.rows_per_second:
+            return
+        self._update_readiness()
+        is_free = self._readiness.start_at <= self.batch.clock.now()
+        self._free_slot_checks = self._free_slot_checks + 1 if is_free else 0
+        if self._free_slot_checks < FREE_SLOT_CHECKS:
+            return
+        self._free_slot_checks = 0
+        with self._lock:
+            excess = min(SHARED_MESSAGES, len(self._held) - self.batch.threads)
+            shared = [self._held.pop() for _ in range(max(0, excess))]
+        if shared:
+            self._keep([task.received for task in shared], 0.0)
 
     def _ended(self) -> bool:
         with self._lock:

@@ -14,33 +14,37 @@ HOUR = 3600.0
 # Hidden messages notice neither `stop` nor a higher limit, so none is hidden for longer than this.
 MAX_HIDDEN_SECONDS = 4 * HOUR
 # Messages return somewhat faster than the limits allow, so that live workers always have some.
-SUPPLY_FACTOR = 1.25
+SUPPLY_FACTOR = 2.0
 UNLIMITED_ROWS_PER_SECOND = 10.0  # at which messages return while endpoints without limits are down
 # While all endpoints are out of service, a corrected secret is noticed within about this time.
 MAX_OUTAGE_HIDDEN_SECONDS = 300.0
-MAX_GRID_SECONDS = 256.0
-RETRY_HIDDEN_SECONDS = 30.0  # of a row that was called for before
+# Of a message that has returned already, or whose row was called for: doubles with each receive.
+NEAR_SECONDS = 15.0
+MAX_NEAR_SECONDS = 240.0
 
 
 def hide_seconds(
-    readiness: Readiness, backlog: int, now: float, random: Callable[[], float], *, retry: bool
+    readiness: Readiness,
+    backlog: int,
+    now: float,
+    random: Callable[[], float],
+    *,
+    receives: int = 1,
+    retry: bool = False,
 ) -> float:
-    """How long to hide messages whose rows have no slot now, in proportion to the backlog.
+    """How long to hide messages whose rows have no slot now.
 
-    The messages of all workers return evenly over the time that the backlog takes. They return on a
-    common grid of times, many at once: a live worker then receives as many as it can use, whereas
-    each single message would start an invocation of its own.
+    At first in proportion to the backlog: the messages of all workers return evenly over the time
+    that the backlog takes. One that has returned stays near, for a live worker to receive it.
     """
     until_slot = max(0.0, readiness.start_at - now)
+    rate = (readiness.rows_per_second or UNLIMITED_ROWS_PER_SECOND) * SUPPLY_FACTOR
+    spread = min(backlog / rate, MAX_HIDDEN_SECONDS)
     if readiness.waiting is not None:
         until_slot = min(until_slot, MAX_OUTAGE_HIDDEN_SECONDS)
-    if retry:
-        return until_slot + random() * RETRY_HIDDEN_SECONDS
-    rate = (readiness.rows_per_second or UNLIMITED_ROWS_PER_SECOND) * SUPPLY_FACTOR
-    drain_seconds = min(backlog / rate, MAX_HIDDEN_SECONDS)
-    return_at = now + until_slot + random() * drain_seconds
-    grid = 2.0 ** math.floor(math.log2(max(1.0, min(drain_seconds / 8, MAX_GRID_SECONDS))))
-    return math.ceil(return_at / grid) * grid - now
+    elif retry or receives > 1:
+        spread = min(spread, MAX_NEAR_SECONDS, NEAR_SECONDS * 2.0 ** min(receives - 1, 10))
+    return until_slot + random() * spread
 
 
 @dataclass(slots=True)

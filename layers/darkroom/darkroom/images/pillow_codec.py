@@ -76,9 +76,10 @@ type Result = Encoded | bytes | bool | None
 
 def open_source(data: bytes) -> Encoded:
     """See codec.open_source."""
-    if _is_ready(data):
-        with suppress(ValueError):  # of segments that cannot be read, though pixels may
-            return _checked(strip_metadata(data))
+    with suppress(ValueError):  # of segments that cannot be read, though pixels may
+        stripped = strip_metadata(data)
+        if _is_ready(data, has_metadata=stripped is not data):
+            return _checked(stripped)
     image, _ = _open_source(data)
     lossy = image.format in _JPEG_FORMATS
     return _encoded(_normalise(image), "JPEG" if lossy else "PNG")
@@ -251,8 +252,8 @@ def _checked(data: bytes) -> Encoded:
     return Encoded(data, MIME_TYPES[image.format or ""], image.width, image.height)
 
 
-def _is_ready(data: bytes) -> bool:
-    """Whether a source is sent as it is, without its metadata.
+def _is_ready(data: bytes, *, has_metadata: bool) -> bool:
+    """Whether a source is sent as it is, without its metadata. (Pillow decodes a PNG to find any.)
 
     An MPO, a JPEG followed by further images, is: without metadata it is a JPEG. The image opened
     here is freed on return: a WebP's decoder has twice the memory of its image.
@@ -261,7 +262,8 @@ def _is_ready(data: bytes) -> bool:
     if scale > 1 or image.format not in {*MIME_TYPES, "MPO"} or image.mode not in _PLAIN_MODES:
         return False
     animated = image.format != "MPO" and getattr(image, "n_frames", 1) > 1
-    return not animated and not is_16_bit_png(data) and _transposition(image) is None
+    turned = has_metadata and _transposition(image) is not None
+    return not animated and not is_16_bit_png(data) and not turned
 
 
 def _transposition(image: Image.Image) -> Image.Transpose | None:

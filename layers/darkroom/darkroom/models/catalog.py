@@ -386,11 +386,16 @@ def find_model(provider: Provider, model: str) -> Model:
 
     A name that is not in the catalogue gets the provider's defaults, with `known` False.
     """
-    name = _SNAPSHOT.sub("", model.removeprefix("models/"))
+    name = without_snapshot(model)
     for entry in MODELS:
         if entry.provider is provider and name in (entry.name, *entry.aliases):
             return entry
     return replace(DEFAULTS[provider], name=model)
+
+
+def without_snapshot(name: str) -> str:
+    """ "models/gpt-image-2-2026-04-21" -> "gpt-image-2"."""
+    return _SNAPSHOT.sub("", name.removeprefix("models/"))
 
 
 def model_at(endpoint: Endpoint, name: str) -> Model:

@@ -1,8 +1,9 @@
 """What the adapters share: cached SDK clients, and one call whose errors become CallFailed."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
 from importlib import import_module
 from threading import Lock
 from typing import ClassVar
@@ -10,7 +11,14 @@ from typing import ClassVar
 import httpx2
 from pydantic import SecretStr
 
-from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, ProviderLimits
+from darkroom.calls import (
+    AvailableModels,
+    CallFailed,
+    CallPlan,
+    EditResult,
+    Outcome,
+    ProviderLimits,
+)
 from darkroom.endpoints import Endpoint
 from darkroom.models.catalog import model_advice
 from darkroom.providers.errors import (
@@ -25,6 +33,16 @@ from darkroom.providers.errors import (
 from darkroom.providers.http import Exchange, close_shared_client, deadline, shared_client
 
 _TRANSPORT_ERRORS = (httpx2.HTTPError, httpx2.InvalidURL)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Whose a call is, for the description of its failure."""
+
+    endpoint: Endpoint
+    key: str = field(repr=False)
+    timeout_seconds: float
+    model_of_row: bool
 
 
 class SdkImageEditor[Client](ABC):
@@ -46,18 +64,38 @@ class SdkImageEditor[Client](ABC):
     def edit(
         self, plan: CallPlan, endpoint: Endpoint, key: SecretStr, timeout_seconds: float
     ) -> EditResult:
-        secret = key.get_secret_value()
+        call = _Call(endpoint, key.get_secret_value(), timeout_seconds, plan.model_of_row)
+        result, limits = self._bounded(
+            call, lambda: self._call(plan, endpoint, call.key, timeout_seconds)
+        )
+        return replace(result, provider_limits=limits)
+
+    def available_models(
+        self, endpoint: Endpoint, key: SecretStr, timeout_seconds: float
+    ) -> AvailableModels:
+        """The models that the provider lists for the key. Costs nothing. Raises CallFailed."""
+        # A list that is not found says nothing about the endpoint's model.
+        call = _Call(endpoint, key.get_secret_value(), timeout_seconds, model_of_row=True)
+        ends, limits = self._bounded(
+            call, lambda: self._list_models(endpoint, call.key, timeout_seconds)
+        )
+        return AvailableModels(ends, limits)
+
+    def _bounded[Result](
+        self, call: _Call, send: Callable[[], Result]
+    ) -> tuple[Result, ProviderLimits]:
+        """The result of `send` and the limits that its response states. Raises CallFailed."""
         import_module(self.sdk)  # seconds on a busy machine, which are not the provider's
-        with deadline(timeout_seconds) as exchange:
+        with deadline(call.timeout_seconds) as exchange:
             try:
-                result = self._call(plan, endpoint, secret, timeout_seconds)
+                result = send()
             except CallFailed as failure:
                 failure.provider_limits = self._provider_limits(exchange)
                 raise
             except Exception as error:  # noqa: BLE001 - SDKs raise what they never documented
-                failed = self._failed(error, exchange, plan, endpoint, secret, timeout_seconds)
-                raise failed from cause_without_key(error, secret)
-        return replace(result, provider_limits=self._provider_limits(exchange))
+                failed = self._failed(error, exchange, call)
+                raise failed from cause_without_key(error, call.key)
+        return result, self._provider_limits(exchange)
 
     def close(self) -> None:
         """Closes the connections; a later call opens new ones."""
@@ -77,19 +115,11 @@ class SdkImageEditor[Client](ABC):
                 self._clients[address] = self._new_client(*address)
             return self._clients[address]
 
-    def _failed(  # noqa: PLR0917 - of one call
-        self,
-        error: Exception,
-        exchange: Exchange,
-        plan: CallPlan,
-        endpoint: Endpoint,
-        key: str,
-        timeout_seconds: float,
-    ) -> CallFailed:
-        response = exchange.response
+    def _failed(self, error: Exception, exchange: Exchange, call: _Call) -> CallFailed:
+        response, endpoint, key = exchange.response, call.endpoint, call.key
         if response is not None and response.status_code != httpx2.codes.OK:
             failure = self._failure(response, endpoint)
-            failed = classify(self.table, failure, model_from_row=plan.model_of_row, key=key)
+            failed = classify(self.table, failure, model_from_row=call.model_of_row, key=key)
             if failed.outcome is Outcome.MODEL_UNAVAILABLE:
                 failed.detail = f"{failed.detail.rstrip('.')}: {model_advice(endpoint)}"
             failed.provider_limits = self._provider_limits(exchange)
@@ -98,7 +128,7 @@ class SdkImageEditor[Client](ABC):
         transport = error if isinstance(error, _TRANSPORT_ERRORS) else error.__cause__
         of_endpoint = exchange.sent or not _is_http_url(endpoint.base_url)
         if isinstance(transport, _TRANSPORT_ERRORS) and of_endpoint:
-            return transport_failed(transport, timeout_seconds)
+            return transport_failed(transport, call.timeout_seconds)
         return malformed_response(error, key) if exchange.sent else not_sent(error, key)
 
     def _limits_in(self, response: httpx2.Response) -> ProviderLimits:  # noqa: ARG002 - an adapter's own
@@ -117,6 +147,12 @@ class SdkImageEditor[Client](ABC):
         self, plan: CallPlan, endpoint: Endpoint, key: str, timeout_seconds: float
     ) -> EditResult:
         """Sends the plan and reads the response."""
+
+    @abstractmethod
+    def _list_models(
+        self, endpoint: Endpoint, key: str, timeout_seconds: float
+    ) -> Mapping[str, date | None]:
+        """Each model's name with its end, if the provider states one."""
 
     @abstractmethod
     def _failure(self, response: httpx2.Response, endpoint: Endpoint) -> Failure:

@@ -6,7 +6,8 @@ in the SDK's issues; read 2026-11-21.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _MAX_NAME = 64
 BASE_URL = "https://generativelanguage.googleapis.com/"
 API_VERSION = "v1"
+_MODELS_OF_A_PAGE = 1000  # the most that one request returns
 
 # `names` are the status ("resource_exhausted"), the reasons of google.rpc.ErrorInfo, and for each
 # quota violated "quota:minute" or "quota:day".
@@ -194,11 +196,34 @@ class GeminiImageEditor(SdkImageEditor["Client"]):
     ) -> EditResult:
         from google.genai import types  # noqa: PLC0415 - see SdkImageEditor
 
+        # The client must outlive the call: it closes its connections when it is deleted.
+        client = self._authenticated(endpoint, key, timeout_seconds)
+        images: Any = (types.Part.from_bytes(data=i.data, mime_type=i.mime) for i in plan.images)
+        response = client.models.generate_content(
+            model=plan.model,
+            contents=[plan.prompt, *images],
+            config=_config(plan, endpoint, key, timeout_seconds),
+        )
+        return _read(response, plan, model_at(endpoint, plan.model), key)
+
+    def _list_models(
+        self, endpoint: Endpoint, key: str, timeout_seconds: float
+    ) -> Mapping[str, date | None]:
+        from google.genai import types  # noqa: PLC0415 - see SdkImageEditor
+
+        client = self._authenticated(endpoint, key, timeout_seconds)
+        options = _http_options(endpoint, key, timeout_seconds)
+        config = types.ListModelsConfig(page_size=_MODELS_OF_A_PAGE, http_options=options)
+        return {
+            (model.name or "").rpartition("/")[2]: None
+            for model in client.models.list(config=config).page
+        }
+
+    def _authenticated(self, endpoint: Endpoint, key: str, timeout_seconds: float) -> "Client":
         # The SDK warns of values it does not know, with the provider's text.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"google\.genai")
         on_platform = endpoint.location is not None
         credentials = None if endpoint.credentials is None else key
-        # The client must outlive the call: it closes its connections when it is deleted.
         client = self._client(
             endpoint.base_url or (None if on_platform else BASE_URL),
             endpoint.api_version or (None if on_platform else API_VERSION),
@@ -209,13 +234,7 @@ class GeminiImageEditor(SdkImageEditor["Client"]):
         if credentials is not None:
             with deadline(timeout_seconds):  # of its own, so that it does not count as the call
                 refresh(google_credentials(credentials), self._http)
-        images: Any = (types.Part.from_bytes(data=i.data, mime_type=i.mime) for i in plan.images)
-        response = client.models.generate_content(
-            model=plan.model,
-            contents=[plan.prompt, *images],
-            config=_config(plan, endpoint, key, timeout_seconds),
-        )
-        return _read(response, plan, model_at(endpoint, plan.model), key)
+        return client
 
     def _failure(self, response: httpx2.Response, endpoint: Endpoint) -> Failure:
         body = error_body(response) or {}
@@ -247,9 +266,6 @@ def _config(
     image_config = None
     if plan.aspect_ratio is not None or plan.resolution is not None:
         image_config = types.ImageConfig(aspect_ratio=plan.aspect_ratio, image_size=plan.resolution)
-    headers = {name: value.get_secret_value() for name, value in endpoint.headers.items()}
-    if endpoint.credentials is None:
-        headers["x-goog-api-key"] = key
     settings: dict[str, Any] = dict(plan.settings)
     if level := settings.pop("thinking_level", None):
         settings["thinking_config"] = types.ThinkingConfig(thinking_level=level)
@@ -260,10 +276,17 @@ def _config(
         service_tier=endpoint.service_tier and types.ServiceTier(endpoint.service_tier),
         automatic_continuation=False,
         automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
-        http_options=types.HttpOptions(
-            timeout=max(1, int(timeout_seconds * 1000)), headers=headers
-        ),
+        http_options=_http_options(endpoint, key, timeout_seconds),
     )
+
+
+def _http_options(endpoint: Endpoint, key: str, timeout_seconds: float) -> "types.HttpOptions":
+    from google.genai import types  # noqa: PLC0415 - see SdkImageEditor
+
+    headers = {name: value.get_secret_value() for name, value in endpoint.headers.items()}
+    if endpoint.credentials is None:
+        headers["x-goog-api-key"] = key
+    return types.HttpOptions(timeout=max(1, int(timeout_seconds * 1000)), headers=headers)
 
 
 def _read(response: Any, plan: CallPlan, model: Model, key: str) -> EditResult:

@@ -7,6 +7,8 @@ content filter codes, and error responses quoted in the SDK's issue tracker; rea
 import base64
 import os
 import re
+from collections.abc import Mapping
+from datetime import date
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -198,6 +200,14 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
         response = _send(client, plan, model, options)
         return self._read(response, plan, endpoint, key)
 
+    def _list_models(
+        self, endpoint: Endpoint, key: str, timeout_seconds: float
+    ) -> Mapping[str, date | None]:
+        client = self._client(endpoint.base_url or BASE_URL, endpoint.api_version, None)
+        headers = _headers(endpoint, key)
+        listed = client.models.list(extra_headers=headers, timeout=timeout_seconds).data
+        return {model.id: _date(getattr(model, "shutdown_date", None)) for model in listed}
+
     def _failure(self, response: httpx2.Response, endpoint: Endpoint) -> Failure:  # noqa: ARG002
         body = error_body(response) or {}
         # Compatible servers also write {"error": "…"}, {"message": "…"} and {"detail": "…"}.
@@ -270,6 +280,14 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
             raise ValueError("it has neither data nor a URL")
         codec.verify(image)
         return image
+
+
+def _date(text: Any) -> date | None:
+    """None also for what is not a date."""
+    try:
+        return date.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None
 
 
 def _without_environment() -> dict[str, Any]:

@@ -91,7 +91,9 @@ class ReportBuilder:
             key = ResultPaths(self.run.job).failed_rows
             self.state.failed_rows = self.staging.create(key, CSV)
         rows = report_rows(source.from_row(self.state.row, self.state.offset), self.rows, self.run)
-        self._stream(rows, ManifestFormat(source.header), FailedRowsFormat(source.columns))
+        has_template = source.columns.template is not None
+        manifest = ManifestFormat(source.header, instructions=has_template)
+        self._stream(rows, manifest, FailedRowsFormat(source.columns))
 
     def _stream(
         self, rows: Iterator[ReportRow], manifest: ManifestFormat, failed: FailedRowsFormat | None

@@ -26,6 +26,7 @@ _CELLS: dict[str, Callable[[ReportRow], str]] = {
     "possible_duplicate_charges": lambda row: str(row.possible_duplicate_charges),
 }
 OWN_COLUMNS = tuple(_CELLS)
+INSTRUCTION_SENT = "instruction_sent"
 
 # A spreadsheet runs a cell that starts with one of these as a formula (OWASP, "CSV Injection",
 # full-width forms included). A leading ' is guarded too, so that the guard can be undone. One that
@@ -74,11 +75,15 @@ def header(columns: Sequence[str]) -> tuple[str, ...]:
 
 
 class ManifestFormat:
-    """Formats the header and report rows as lines of CSV. `columns` are the input's."""
+    """Formats the header and report rows as lines of CSV. `columns` are the input's.
 
-    def __init__(self, columns: Sequence[str]) -> None:
-        self._header = header(columns)
+    With `instructions`, for a job with one instruction for all rows, each row's follows them.
+    """
+
+    def __init__(self, columns: Sequence[str], *, instructions: bool = False) -> None:
+        self._header = header((*columns, INSTRUCTION_SENT) if instructions else columns)
         self._width = len(columns)
+        self._instructions = instructions
         # csv.writer returns what write() returns: the finished line.
         self._format = csv.writer(_Echo(), lineterminator="\n").writerow
 
@@ -88,7 +93,8 @@ class ManifestFormat:
     def line(self, row: ReportRow) -> bytes:
         cells = row.cells[: self._width]
         padding = ("",) * (self._width - len(cells))
-        return self._line((*cells, *padding, *(cell(row) for cell in _CELLS.values())))
+        sent = (row.instruction,) if self._instructions else ()
+        return self._line((*cells, *padding, *sent, *(cell(row) for cell in _CELLS.values())))
 
     def _line(self, cells: Sequence[str]) -> bytes:
         text: object = self._format([guard(c) for c in cells])

@@ -1,0 +1,164 @@
+"""A job on Lambda's event source, the real editor's invocations and dispatcher, on a virtual clock.
+
+Counts what AWS would bill. Loading and storing take a fixed time each; a call about `call_seconds`.
+"""
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+from darkroom.editor.batch import Completion, EditorBatch, Leases, ReturnRow
+from darkroom.editor.waiting import CurrentRuns, JobWaits
+from darkroom.errors import DeferRow, Waiting
+from darkroom.jobs import Run, Totals
+from darkroom.ports import Dispatcher
+from darkroom.providers.registry import Provider
+from darkroom.rows import RowMessage
+from tests.fakes.dispatching import DispatchHarness, FakeCallContext, gemini
+from tests.fakes.editing import JOB, row_message
+from tests.fakes.event_source import EventSource
+from tests.fakes.ledger import FakeLedger, running
+from tests.fakes.services import FakeQueue
+from tests.fakes.strict_provider import NetworkEditor, StrictProvider
+from tests.fakes.virtual_time import START, SkewedClock, VirtualTime, run_all
+
+LOAD_SECONDS = 0.5
+STORE_SECONDS = 0.7
+
+
+@dataclass
+class SimulatedRows:
+    """A RowHandler that dispatches each row, with the time that its images take."""
+
+    dispatcher: Dispatcher
+    clock: SkewedClock
+    counts: Counter[str]
+
+    def handle(
+        self,
+        message: RowMessage,
+        run: Run,
+        owner: str,
+        deadline: float,
+        leases: Leases,
+        *,
+        given_up: Waiting | None = None,
+    ) -> ReturnRow | None:
+        self.clock.sleep(LOAD_SECONDS)
+        try:
+            self.dispatcher.dispatch(FakeCallContext(), deadline)
+        except DeferRow as deferred:
+            self.counts["deferred_with_images"] += 1
+            return ReturnRow(deferred.delay_seconds)
+        self.clock.sleep(STORE_SECONDS)
+        self.counts["done"] += 1
+        return None
+
+
+@dataclass
+class VariedProvider(StrictProvider):
+    """Calls take up to 10 % more or less than `typical_seconds`."""
+
+    typical_seconds: float = 20.0
+    rng: random.Random = field(default_factory=lambda: random.Random(3))
+
+    def serve(self, clock: SkewedClock, timeout: float):  # type: ignore[no-untyped-def,override]
+        self.latency = self.typical_seconds * self.rng.uniform(0.9, 1.1)
+        return super().serve(clock, timeout)
+
+
+@dataclass
+class CostFleet:
+    """`rows` of one job, with `processes` of `threads` at most, against one endpoint."""
+
+    rows: int
+    processes: int
+    threads: int
+    rate: int  # requests per minute; 0: no limit
+    call_seconds: float = 20.0
+    max_in_flight: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.time = VirtualTime()
+        self.clock = SkewedClock(self.time)
+        self.harness = DispatchHarness(
+            gemini(requests_per_minute=self.rate, max_in_flight=self.max_in_flight)
+        )
+        self.provider = VariedProvider(
+            self.time, per_minute=self.rate, typical_seconds=self.call_seconds
+        )
+        self.ledger = FakeLedger(self.clock)
+        self.queue = FakeQueue(self.clock, poll_seconds=0.2, request_seconds=0.015)
+        self.source = EventSource(
+            self.time,
+            self.queue,
+            self._environment,
+            self.threads,
+            self.processes,
+            lambda: self.counts["done"] >= self.rows,
+        )
+
+    def run(self) -> None:
+        run = self.ledger.start(running(JOB, run="run-1", started_at=START), 90.0)
+        assert run is not None
+        self.ledger.finish_split(run, Totals(rows=self.rows, queued=self.rows), ())
+        self.time.start(self._split)
+        self.source.start()
+        self.time.run()
+        self.seconds = self.time.at - START
+
+    def _split(self) -> None:
+        """Queue the rows as the splitter does, about a thousand a second."""
+        for first in range(0, self.rows, 100):
+            numbers = range(first, min(first + 100, self.rows))
+            self.queue.send([row_message("run-1", f"{n:06d}") for n in numbers])
+            self.time.sleep(0.1)
+
+    def _environment(self, number: int) -> EditorBatch:
+        rng = random.Random(number)
+        editors = {Provider.GEMINI: NetworkEditor(self.provider, self.clock, rng, 0.2)}
+        dispatcher = self.harness.worker(editors.__getitem__, self.clock, rng)
+        runs, telemetry = CurrentRuns(self.ledger, self.clock), self.harness.telemetry
+        return EditorBatch(
+            editor=SimulatedRows(dispatcher, self.clock, self.counts),
+            dispatcher=dispatcher,
+            rows=self.ledger,
+            runs=runs,
+            waits=JobWaits(runs, self.ledger, lambda job: None, self.clock, telemetry),
+            queue=self.queue,
+            completion=Completion(self.ledger, lambda job: None, telemetry),
+            clock=self.clock,
+            telemetry=telemetry,
+            threads=self.threads,
+            rng=rng.random,
+            run_all=lambda works: run_all(self.time, works),
+        )
+
+    # Results
+
+    @property
+    def deferrals_per_row(self) -> float:
+        """Messages returned to the queue unclaimed, or claimed and deferred."""
+        return (sum(m for m in self._receives()) - self.rows) / self.rows
+
+    def _receives(self) -> list[int]:
+        return [int(receipt.rpartition("/")[2]) for receipt in set(self.queue.deleted)]
+
+    @property
+    def billed_per_row(self) -> float:
+        return self.source.billed_seconds / self.rows
+
+    @property
+    def floor_per_row(self) -> float:
+        """Threads that call all the time; or one invocation, where the rate keeps fewer busy."""
+        floor = self.call_seconds / self.threads
+        return max(floor, 62 / self.rate) if self.rate else floor
+
+    @property
+    def utilisation(self) -> float:
+        """Of the rate, from the second minute until 95 % of the rows are called for."""
+        arrivals = sorted(self.provider.allowed)
+        measured = [t for t in arrivals[: int(0.95 * self.rows)] if t >= START + 60]
+        seconds = measured[-1] - measured[0]
+        return (len(measured) - 1) / (seconds / 60) / self.rate
