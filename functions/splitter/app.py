@@ -1,4 +1,7 @@
-"""Splits an uploaded CSV; invoked by S3, or by itself to continue with a long file."""
+"""Splits an uploaded CSV; invoked by S3, or by itself to continue with a long file.
+
+A schedule invokes it with `{"sweep": true}`, to restart what stopped in unfinished jobs.
+"""
 
 from typing import Any
 
@@ -9,6 +12,11 @@ from darkroom.aws.events import uploads_in
 
 
 def handler(event: dict[str, Any], context: LambdaContext) -> None:
+    def remaining_seconds() -> float:
+        return context.get_remaining_time_in_millis() / 1000
+
     with bootstrap.invocation(context.aws_request_id) as wiring:
+        if event.get("sweep"):
+            wiring.sweep.sweep(remaining_seconds)
         for upload in uploads_in(event):
-            wiring.splitter.split(upload, lambda: context.get_remaining_time_in_millis() / 1000)
+            wiring.splitter.split(upload, remaining_seconds)

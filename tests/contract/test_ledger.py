@@ -13,6 +13,7 @@ from botocore.exceptions import EndpointConnectionError
 from darkroom.aws.ledger_table import LedgerTable
 from darkroom.errors import Reason, Waiting
 from darkroom.jobs import Checkpoint, Counters, JobOptions, Run, RunState, Totals
+from darkroom.ledger.runs import UnfinishedJob
 from darkroom.ports import RowLedger, RunLedger
 from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowResult, RowState
 from tests.conftest import ClientFactory
@@ -632,3 +633,69 @@ def test_a_redriven_row_is_claimed_even_if_its_run_stays_closed(
     failing.append(f"run#{run.run}")
     assert harness.claim(message(run, generation=1)).attempt == 1
     assert harness.current.state is RunState.DONE
+
+
+def unfinished(harness: Harness) -> list[UnfinishedJob]:
+    return [found for found in harness.ledger.unfinished() if found.job == harness.job]
+
+
+def test_a_job_is_unfinished_until_the_sweep_ends_it_and_again_after_a_redrive(
+    harness: Harness,
+) -> None:
+    run, ledger = harness.begin(max_attempts=1), harness.ledger
+    harness.settle(message(run), DEATH)
+    harness.report(run, 5.0)
+    (found,) = unfinished(harness)
+    inspected = ledger.inspect(harness.job)
+    assert inspected is not None
+    record, counters = inspected
+    assert (record.run, counters.dead) == (harness.current, 1)
+    ledger.finish(found)
+    assert unfinished(harness) == []
+    harness.claim(message(run, generation=1))
+    (again,) = unfinished(harness)
+    harness.begin("run-2")
+    ledger.finish(again)  # a newer upload has come meanwhile
+    (newest,) = unfinished(harness)
+    ledger.finish(newest)
+    assert unfinished(harness) == []
+    assert ledger.inspect("jobs/none") is None
+
+
+def test_rows_are_queued_again_by_another_pass_of_the_splitter(harness: Harness) -> None:
+    run, ledger = harness.begin(queued=2), harness.ledger
+    ledger.stop(harness.job)
+    assert ledger.queue_again(run)
+    assert not ledger.queue_again(run)
+    assert (harness.current.split_done, harness.current.checkpoint) == (False, Checkpoint())
+    taken = ledger.start(running(harness.job, sequencer="001"), LEASE)
+    assert taken is not None
+    ledger.fail(run, "the CSV was deleted")  # since the run began: its queued rows are edited
+    assert (harness.current.state, harness.current.totals.queued) == (RunState.STOPPED, 2)
+    harness.settle(message(run), SUCCESS)
+    assert not harness.report_due()
+    harness.settle(message(run, "000001"), SUCCESS)
+    harness.report(run, 1.0)
+    assert not ledger.queue_again(run)
+
+
+def test_a_row_that_a_later_upload_dropped_is_ended_with_its_possible_charge(
+    harness: Harness,
+) -> None:
+    old, ledger = harness.begin(queued=3), harness.ledger
+    harness.send(harness.claim(message(old)))
+    claimed = harness.claim(message(old, "000001"))
+    harness.settle(message(old, "000002"), SUCCESS)
+    ledger.dropped_settled(harness.begin("run-2", queued=0))
+    records = {record.key: record for record in ledger.unsettled(harness.job)}
+    assert sorted(records) == ["000000", "000001"]
+    assert ledger.drop(harness.job, records["000000"])
+    harness.send(claimed)
+    assert not ledger.drop(harness.job, records["000001"])  # it has changed since it was read
+    (left,) = ledger.unsettled(harness.job)
+    assert left.key == "000001"
+    counters = harness.counters("run-1")
+    assert (counters.failed, counters.possible_duplicate_charges) == (1, 1)
+    ended = ledger.get_many(harness.job, ["000000"])["000000"]
+    assert ended.result is not None
+    assert ended.result.reason is Reason.OUTCOME_UNKNOWN

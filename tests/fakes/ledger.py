@@ -8,7 +8,7 @@ from darkroom.errors import Reason
 from darkroom.jobs import Checkpoint, Counters, JobOptions, Run, RunState, Source, Totals
 from darkroom.ledger import rows, runs
 from darkroom.ledger.rows import LEASE_SECONDS, Change, ClaimRequest
-from darkroom.ledger.runs import JobRecord, RunRecord
+from darkroom.ledger.runs import JobRecord, RunRecord, UnfinishedJob
 from darkroom.ports import Clock
 from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowRecord, RowResult
 
@@ -22,6 +22,7 @@ class FakeLedger:
     runs: dict[tuple[str, str], RunRecord] = field(default_factory=dict)
     jobs: dict[str, JobRecord] = field(default_factory=dict)
     sums: dict[tuple[str, str], Counters] = field(default_factory=dict)
+    marks: dict[str, int] = field(default_factory=dict)  # unfinished jobs
     committed: dict[str, int] = field(default_factory=dict)  # micro-USD
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
@@ -32,6 +33,13 @@ class FakeLedger:
 
     def all(self, job: str) -> Iterator[RowRecord]:
         return iter([self.rows[job, key] for j, key in sorted(self.rows) if j == job])
+
+    def unsettled(self, job: str) -> Iterator[RowRecord]:
+        return (record for record in self.all(job) if not record.state.terminal)
+
+    def drop(self, job: str, record: RowRecord) -> bool:
+        claim = Claim(job, record.lease_owner or "", record)
+        return isinstance(self._apply(claim, rows.drop(record, self.clock.now())), Claim)
 
     def claim(
         self, message: RowMessage, run: Run, owner: str, lease_seconds: float
@@ -44,7 +52,9 @@ class FakeLedger:
             if decision.change is not None:
                 self._write(message.job, decision.change)
                 if decision.change.counters:
-                    self._update(run, runs.reopen)
+                    now = self.clock.now()
+                    self._update(run, lambda record: runs.reopen(record, now))
+                    self._mark_unfinished(run.job)
         return decision.verdict
 
     def renew(self, claims: Sequence[Claim], lease_seconds: float) -> None:
@@ -137,13 +147,37 @@ class FakeLedger:
             for (job, name), earlier in self.runs.items()
             if job == run.job and earlier.run.options.budget_micro_usd is None
         )
-        return runs.start(run, self.jobs.get(run.job), spent, until)
+        current = self.jobs.get(run.job)
+        previous = self.runs[run.job, current.run] if current else None
+        return runs.start(run, previous, spent, until)
 
     def _make_current(self, record: RunRecord) -> Run:
         run = record.run
         self.jobs[run.job] = JobRecord(run.job, run.run, run.number, run.sequencer, run.number)
         self.runs[run.job, run.run] = record
+        self._mark_unfinished(run.job)
         return run
+
+    def _mark_unfinished(self, job: str) -> None:
+        self.marks[job] = self.marks.get(job, 0) + 1
+
+    def unfinished(self) -> Iterator[UnfinishedJob]:
+        return iter([UnfinishedJob(job, marks) for job, marks in sorted(self.marks.items())])
+
+    def finish(self, job: UnfinishedJob) -> None:
+        if self.marks.get(job.job) == job.marks:
+            del self.marks[job.job]
+
+    def inspect(self, job: str) -> tuple[RunRecord, Counters] | None:
+        run = self.current(job)
+        return (self.runs[job, run.run], self.counters(job, run.run)) if run else None
+
+    def queue_again(self, run: Run) -> bool:
+        now = self.clock.now()
+        return self._update(run, lambda record: runs.queue_again(record, now)) is not None
+
+    def dropped_settled(self, run: Run) -> None:
+        self._update(run, runs.dropped_settled)
 
     def checkpoint(self, run: Run, checkpoint: Checkpoint, lease_seconds: float) -> bool:
         if self.jobs[run.job].run != run.run:

@@ -1,9 +1,9 @@
 """Whatever happens to messages and workers, every row ends once, and is counted and paid for once.
 
-A state machine around the real RowEditor and the real Splitter: deliveries and upload events
-duplicated, reordered and late, workers and splitters killed at every step or cut off from AWS,
-several uploads, broken ones too, redrives, stops and reporters. At the end the remaining events and
-messages are processed, and the ledger is checked.
+A state machine around the real RowEditor, Splitter and Sweep: deliveries and upload events
+duplicated, reordered, late and lost, workers and splitters killed at every step or cut off from
+AWS, several uploads, broken ones too, redrives, stops and reporters. At the end the sweep and the
+workers do what is left, and the ledger is checked.
 """
 
 import itertools
@@ -33,6 +33,7 @@ from darkroom.ledger.rows import contribution
 from darkroom.ports import CallContext, DispatchResult, RowLedger, RowQueue, RunLedger
 from darkroom.rows import RowMessage, RowState
 from darkroom.splitter import CsvUploaded, Splitter
+from darkroom.sweep import Sweep
 from tests.fakes.editing import JOB, EditorHarness, ScriptedDispatcher, png
 from tests.fakes.lockstep import Fault, Stepped, Worker, step
 from tests.fakes.splitting import CsvBucket
@@ -95,6 +96,17 @@ SPLITTER_STEPS = st.sampled_from(
 
 
 @dataclass
+class Backlog:
+    """What the sweep knows of the queue."""
+
+    machine: "LedgerMachine"
+
+    def backlog(self) -> int:
+        hidden = [d for d in self.machine.deliveries if not d.is_duplicate]
+        return len(self.machine.visible) + len(hidden)
+
+
+@dataclass
 class Split:
     """An upload event that a splitter is processing."""
 
@@ -140,6 +152,15 @@ class LedgerMachine(RuleBasedStateMachine):
             request_report=lambda _: None,
             show_progress=lambda _: None,
             check_complete=lambda _: None,
+        )
+        self.sweep = Sweep(
+            runs=self.ledger,
+            rows=self.ledger,
+            queue=cast("RowQueue", Backlog(self)),
+            clock=self.clock,
+            telemetry=self.harness.telemetry,
+            start_splitter=lambda event: self._start_split(event, "the end"),
+            request_report=lambda _: self.begin_report(),
         )
         self.events: list[CsvUploaded] = []
         self.unfinished_events: list[CsvUploaded] = []
@@ -233,7 +254,19 @@ class LedgerMachine(RuleBasedStateMachine):
         self._kill(self.deliveries[pick % len(self.deliveries)])
         self.clock.time += seconds
 
-    @rule(seconds=st.sampled_from([1, 40, 100]), heartbeat=st.booleans())
+    @precondition(lambda self: self.visible)
+    @rule(pick=PICK)
+    def lose_message(self, pick: int) -> None:
+        """SQS deletes a message after 14 days. (Without its letter, a dead row stays dead.)"""
+        message = self.visible[pick % len(self.visible)]
+        if message.generation == 0:
+            self.visible.remove(message)
+
+    @rule()
+    def run_sweep(self) -> None:
+        self.sweep.sweep(lambda: 900.0)
+
+    @rule(seconds=st.sampled_from([1, 40, 100, 4_000]), heartbeat=st.booleans())
     def time_passes(self, seconds: int, heartbeat: bool) -> None:
         """Without a heartbeat, workers lose their leases without noticing."""
         self.clock.time += seconds
@@ -261,7 +294,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def begin_report(self) -> None:
         run = self.harness.run
-        if self.ledger.begin_report(run, 1e9):
+        if run.state is RunState.FAILED:
+            self.ledger.finish_report(run, self.clock.now())
+        elif self.ledger.begin_report(run, 915.0):
             self.reporting = (run, self._results(run))
 
     @precondition(lambda self: self.reporting is not None)
@@ -319,16 +354,16 @@ class LedgerMachine(RuleBasedStateMachine):
         while self.deliveries:
             self._kill(self.deliveries[0])
         self._finish_splits()
-        self._drain()
+        self._finish_jobs()
         run = self.harness.run
         if run.state is not RunState.FAILED:
             assert run.split_done
             assert self.ledger.counters(JOB, run.run).settled == run.totals.queued
-            self._report()
             assert not self.ledger.report_due(JOB)
             assert self.reported == (run.run, self._results(run))
             for number in range(run.totals.rows):
                 assert self.ledger.rows[JOB, f"{number:06d}"].state.terminal
+        assert list(self.ledger.unsettled(JOB)) == []
         for record in self.ledger.all(JOB):
             if record.state is RowState.SUCCEEDED and record.result is not None:
                 assert all(output in self.harness.store.objects for output in record.result.outputs)
@@ -338,13 +373,25 @@ class LedgerMachine(RuleBasedStateMachine):
         self.the_budget_holds()
 
     def _finish_splits(self) -> None:
-        """The events that no splitter has finished are delivered again, without further faults."""
+        """Splitters die. Lambda delivers events again; of runs that began, the sweep takes care."""
         for split in self.splits:
             split.worker.kill()
         self.splits.clear()
         for event in list(self.unfinished_events):
-            self._start_split(event, "the end")
-        assert self.unfinished_events == []
+            if (JOB, event.run) not in self.ledger.runs:
+                self._start_split(event, "the end")
+
+    def _finish_jobs(self) -> None:
+        """Without further faults, the sweep and the workers end every run in a few hours."""
+        for _ in range(8):
+            self._drain()
+            if self.reporting is not None:
+                self.finish_report()
+            if not self.ledger.marks:
+                return
+            self.clock.time += 3_700
+            self.sweep.sweep(lambda: 900.0)
+        pytest.fail("the job is never finished")
 
     def _drain(self) -> None:
         """Process the remaining messages without further faults."""
@@ -358,15 +405,6 @@ class LedgerMachine(RuleBasedStateMachine):
             delivery.worker.finish()
             self._finish(delivery)
         pytest.fail("the messages are delivered forever")
-
-    def _report(self) -> None:
-        if self.reporting is not None:
-            self.finish_report()
-        for _ in range(3):
-            if self.ledger.report_due(JOB):
-                self.begin_report()
-                if self.reporting is not None:
-                    self.finish_report()
 
     def _check_dead_letters(self) -> None:
         """A dead row can be redriven: a copy with the next generation exists."""

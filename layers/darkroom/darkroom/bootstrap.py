@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from darkroom.ports import ImageEditor, Telemetry
     from darkroom.report.reporter import Reporter
     from darkroom.splitter import CsvUploaded, Splitter
+    from darkroom.sweep import Sweep
 
 
 @contextmanager
@@ -106,6 +107,20 @@ class Wiring:
             show_progress=self._report_progress,
             retention_seconds=self._settings.results_retention_days * 86_400.0 or inf,
             check_complete=self._completion.check,
+        )
+
+    @cached_property
+    def sweep(self) -> "Sweep":
+        from darkroom.sweep import Sweep
+
+        return Sweep(
+            runs=self.ledger,
+            rows=self.ledger,
+            queue=self._queue,
+            clock=self._clock,
+            telemetry=self._telemetry,
+            start_splitter=self._continue_later,
+            request_report=self._request_report,
         )
 
     @cached_property

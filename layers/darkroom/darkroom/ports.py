@@ -19,6 +19,7 @@ from darkroom.endpoint_state import (
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import Reason, Waiting
 from darkroom.jobs import Checkpoint, Counters, Run, Source, Totals
+from darkroom.ledger.runs import RunRecord, UnfinishedJob
 from darkroom.metrics import Metric
 from darkroom.rows import Claim, NotClaimed, NotSent, Received, RowMessage, RowRecord, RowResult
 
@@ -214,6 +215,21 @@ class RunLedger(Protocol):
 
     def finish_split(self, run: Run, totals: Totals, warnings: Sequence[str]) -> None: ...
 
+    def unfinished(self) -> Iterator[UnfinishedJob]:
+        """Jobs whose current run is not known to be reported."""
+
+    def finish(self, job: UnfinishedJob) -> None:
+        """Take the job from the unfinished ones, unless it was added again since it was read."""
+
+    def inspect(self, job: str) -> tuple[RunRecord, Counters] | None:
+        """The job's current run with its counters."""
+
+    def queue_again(self, run: Run) -> bool:
+        """Reset the splitter's progress, so that it queues all unsettled rows again."""
+
+    def dropped_settled(self, run: Run) -> None:
+        """The rows that earlier uploads left unsettled are settled."""
+
     def set_waiting(self, run: Run, reason: Reason, detail: str) -> Run | None:
         """Record why no endpoint can process rows; the run, or None when nothing has changed.
 
@@ -268,6 +284,12 @@ class RowLedger(Protocol):
 
     def all(self, job: str) -> Iterator[RowRecord]:
         """All records of a job in key order, streamed."""
+
+    def unsettled(self, job: str) -> Iterator[RowRecord]:
+        """All records of a job that have no outcome, streamed in any order."""
+
+    def drop(self, job: str, record: RowRecord) -> bool:
+        """End a row of an earlier run that the current one does not have; False: it has changed."""
 
     def claim(
         self, message: RowMessage, run: Run, owner: str, lease_seconds: float

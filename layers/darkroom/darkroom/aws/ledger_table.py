@@ -7,6 +7,7 @@ Items by partition key (`job`) and sort key (`item`):
     <job>              budget        micro-USD spent or reserved by runs with a budget
     <job>#shard#<n>    run#<run>     a share of the run's counters
     <job>#rows#<n>     row#<key>     a row, from its first claim on
+    unfinished         job#<job>     a job that the sweep looks at
 
 One partition key takes 1,000 write units a second, so rows and counters are spread over several.
 A hundred neighbouring rows ("000100" to "000199") share one: they are read by one query, and take
@@ -28,7 +29,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from darkroom.aws.items import Item, ItemCodec, to_attribute
 from darkroom.aws.table import ConditionFailed, Conflict, Table, key
@@ -36,7 +38,7 @@ from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.jobs import Checkpoint, Counters, Run, Totals
 from darkroom.ledger import rows, runs
 from darkroom.ledger.rows import LEASE_SECONDS, Change, ClaimRequest
-from darkroom.ledger.runs import JobRecord, RunRecord
+from darkroom.ledger.runs import JobRecord, RunRecord, UnfinishedJob
 from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowRecord, RowResult
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ _JOBS = ItemCodec(JobRecord)
 _COUNTERS = ItemCodec(Counters)
 _SERVICE = "the ledger (DynamoDB)"
 _JOB_ITEM = "job"
+_UNFINISHED = "unfinished"
+_FINISHED_KEPT_SECONDS = 86_400
 _MAX_ROW_TRIES = 10
 _MAX_RUN_TRIES = 10
 
@@ -99,6 +103,15 @@ class LedgerTable:
         streams = (self._table.query(p, "row#", page_items=_PAGE_ROWS) for p in partitions)
         return map(ROWS.from_item, heapq.merge(*streams, key=lambda item: item["item"]["S"]))
 
+    def unsettled(self, job: str) -> Iterator[RowRecord]:
+        for n in range(_ROW_PARTITIONS):
+            items = self._table.query(f"{job}#rows#{n}", "row#", without="result")
+            yield from map(ROWS.from_item, items)
+
+    def drop(self, job: str, record: RowRecord) -> bool:
+        claim = Claim(job, record.lease_owner or "", record)
+        return isinstance(self._apply(claim, rows.drop(record, self._now())), Claim)
+
     def claim(
         self, message: RowMessage, run: Run, owner: str, lease_seconds: float
     ) -> Claim | NotClaimed:
@@ -116,7 +129,7 @@ class LedgerTable:
                     return decision.verdict
                 continue
             try:
-                self._write_change(message.job, decision.change, before=record)
+                self._write_change(message.job, decision.change, before=record, claims=True)
             except ConditionFailed as failed:
                 record = ROWS.from_item(failed.item) if failed.item else None
             except Conflict:
@@ -125,7 +138,7 @@ class LedgerTable:
                 if decision.change.counters:  # redriven into a run that may have finished
                     # The row is claimed already: raising would only cost it an attempt.
                     with suppress(ServiceUnavailable):
-                        self._update_run(run, runs.reopen)
+                        self._update_run(run, partial(runs.reopen, now=self._now()))
                 return decision.verdict
         raise ServiceUnavailable(f"row {message.key} is claimed by too many workers at once")
 
@@ -144,12 +157,12 @@ class LedgerTable:
             _row_partition(claim.job, claim.key),
             _row_item(claim.key),
             "SET lease_until = :until",
-            "lease_owner = :owner AND lease_until > :zero",
             {
                 ":until": to_attribute(self._now() + lease_seconds),
                 ":owner": to_attribute(claim.owner),
                 ":zero": to_attribute(0),
             },
+            "lease_owner = :owner AND lease_until > :zero",
         )
         failure = f"the lease of row {claim.key} conflicts with other writes"
         with suppress(ConditionFailed):  # a lost lease is not renewed
@@ -202,7 +215,13 @@ class LedgerTable:
         return self._table.retry(attempt, failure, _MAX_ROW_TRIES)
 
     def _write_change(
-        self, job: str, change: Change, *, before: RowRecord | None, limit: int | None = None
+        self,
+        job: str,
+        change: Change,
+        *,
+        before: RowRecord | None,
+        limit: int | None = None,
+        claims: bool = False,
     ) -> None:
         """Write the row if it is still as `before`, together with its counters and money.
 
@@ -231,7 +250,17 @@ class LedgerTable:
                 room = to_attribute(limit - change.budget)
                 budget["Update"]["ExpressionAttributeValues"][":room"] = room
             writes.append(budget)
+        if claims and change.counters:  # redriven into a run that may have finished
+            writes.append(self._mark_unfinished(job))
         table.write(*writes)
+
+    def _mark_unfinished(self, job: str) -> Any:
+        return self._table.update(
+            _UNFINISHED,
+            f"job#{job}",
+            "ADD marks :one REMOVE finished, expires_at",
+            {":one": to_attribute(1)},
+        )
 
     # -- runs
 
@@ -266,8 +295,9 @@ class LedgerTable:
         return self._retry_run(attempt, f"job {run.job} is started by too many uploads at once")
 
     def _next_run(self, run: Run, current: JobRecord | None, lease_seconds: float) -> RunRecord:
+        previous = self._read_run(run.job, current.run) if current else None
         spent = self._spent_without_budget(run.job) if current else 0
-        return runs.start(run, current, spent, self._now() + lease_seconds)
+        return runs.start(run, previous, spent, self._now() + lease_seconds)
 
     def checkpoint(self, run: Run, checkpoint: Checkpoint, lease_seconds: float) -> bool:
         if not self._is_current(run):
@@ -278,6 +308,37 @@ class LedgerTable:
 
     def finish_split(self, run: Run, totals: Totals, warnings: Sequence[str]) -> None:
         self._update_run(run, lambda record: runs.finish_split(record, totals, warnings))
+
+    def unfinished(self) -> Iterator[UnfinishedJob]:
+        for item in self._table.query(_UNFINISHED, "job#", without="finished"):
+            job = item["item"]["S"].removeprefix("job#")
+            yield UnfinishedJob(job, int(item["marks"]["N"]))
+
+    def finish(self, job: UnfinishedJob) -> None:
+        # Left out of the list, and removed by DynamoDB: no function may delete items.
+        update = self._table.update(
+            _UNFINISHED,
+            f"job#{job.job}",
+            "SET finished = :marks, expires_at = :expiry",
+            {
+                ":marks": to_attribute(job.marks),
+                ":expiry": to_attribute(int(self._now() + _FINISHED_KEPT_SECONDS)),
+            },
+            "marks = :marks",
+        )
+        with suppress(ConditionFailed):  # added again meanwhile
+            self._retry_run(lambda: self._table.write(update), f"{job.job} changes too often")
+
+    def inspect(self, job: str) -> tuple[RunRecord, Counters] | None:
+        current = self._read_job(job)
+        return self._snapshot(job, current.run) if current else None
+
+    def queue_again(self, run: Run) -> bool:
+        now = self._now()
+        return self._update_run(run, partial(runs.queue_again, now=now)) is not None
+
+    def dropped_settled(self, run: Run) -> None:
+        self._update_run(run, runs.dropped_settled)
 
     def set_waiting(self, run: Run, reason: Reason, detail: str) -> Run | None:
         if runs.waits_for(run, reason, detail):
@@ -370,6 +431,7 @@ class LedgerTable:
             self._table.write(
                 self._table.put(run.job, _run_item(run.run), _RUNS.to_item(record), None),
                 self._table.put(run.job, _JOB_ITEM, _JOBS.to_item(job), previous),
+                self._mark_unfinished(run.job),
             )
         except (ConditionFailed, Conflict) as failed:
             written = self._read_run(run.job, run.run)

@@ -95,19 +95,32 @@ class Table:
         return found
 
     def query(
-        self, partition: str, prefix: str, *, page_items: int | None = None
+        self,
+        partition: str,
+        prefix: str,
+        *,
+        page_items: int | None = None,
+        without: str | None = None,
     ) -> Iterator[Item]:
-        """Items of the partition whose sort key begins with `prefix`, in its order, by pages."""
-        condition = "begins_with(#item, :first)"
-        return self._query(partition, condition, {":first": {"S": prefix}}, page_items)
+        """Items of the partition whose sort key begins with `prefix`, in its order, by pages.
+
+        Those that have the attribute `without` are read, and cost, but are not sent.
+        """
+        values = {":first": {"S": prefix}}
+        return self._query(partition, "begins_with(#item, :first)", values, page_items, without)
 
     def query_between(self, partition: str, first: str, last: str) -> Iterator[Item]:
         """Items of the partition with a sort key from `first` to `last`, both included."""
         values = {":first": {"S": first}, ":last": {"S": last}}
-        return self._query(partition, "#item BETWEEN :first AND :last", values, None)
+        return self._query(partition, "#item BETWEEN :first AND :last", values)
 
     def _query(
-        self, partition: str, condition: str, values: Item, page_items: int | None
+        self,
+        partition: str,
+        condition: str,
+        values: Item,
+        page_items: int | None = None,
+        without: str | None = None,
     ) -> Iterator[Item]:
         request: dict[str, Any] = {
             "TableName": self._name,
@@ -118,6 +131,9 @@ class Table:
         }
         if page_items is not None:
             request["Limit"] = page_items
+        if without is not None:
+            request["FilterExpression"] = "attribute_not_exists(#without)"
+            request["ExpressionAttributeNames"]["#without"] = without
         while True:
             with translate_errors(self._service):
                 page = self._db.query(**request)
@@ -148,9 +164,6 @@ class Table:
             put["ExpressionAttributeValues"] = {":version": to_attribute(version)}
         return {"Put": put}
 
-    def overwrite(self, partition: str, item: str, attributes: Item) -> Any:
-        return {"Put": {"TableName": self._name, "Item": attributes | key(partition, item)}}
-
     def add(self, partition: str, item: str, numbers: Item) -> Any:
         """An update that adds `numbers` to the item's attributes."""
         return {
@@ -164,17 +177,15 @@ class Table:
         }
 
     def update(
-        self, partition: str, item: str, expression: str, condition: str, values: Item
+        self, partition: str, item: str, expression: str, values: Item, condition: str | None = None
     ) -> Any:
-        return {
-            "Update": {
-                "TableName": self._name,
-                "Key": key(partition, item),
-                "UpdateExpression": expression,
-                "ConditionExpression": condition,
-                "ExpressionAttributeValues": values,
-            }
+        update = {
+            "TableName": self._name,
+            "Key": key(partition, item),
+            "UpdateExpression": expression,
+            "ExpressionAttributeValues": values,
         }
+        return {"Update": update | ({"ConditionExpression": condition} if condition else {})}
 
     def write(self, *writes: Any) -> None:
         """Write all or nothing. Raises ConditionFailed, Conflict, ServiceUnavailable."""
@@ -184,8 +195,6 @@ class Table:
                     self._db.transact_write_items(TransactItems=writes)
                 elif "Put" in writes[0]:
                     self._db.put_item(**writes[0]["Put"])
-                elif "Delete" in writes[0]:
-                    self._db.delete_item(**writes[0]["Delete"])
                 else:
                     self._db.update_item(**writes[0]["Update"])
         except ServiceUnavailable as error:

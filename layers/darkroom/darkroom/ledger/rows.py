@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from darkroom.errors import Reason
 from darkroom.jobs import Counters, Run, RunState
 from darkroom.rows import Claim, NotClaimed, RowMessage, RowRecord, RowResult, RowState
 
@@ -103,6 +104,25 @@ def settle(claim: Claim, result: RowResult, now: float) -> Change:
     if before.reserved and not unknown and result.cost_micro_usd is not None:
         budget = result.cost_micro_usd - before.spent - before.reserved
     return Change(record, {before.run: contribution(record) + _ONE_TRANSITION}, budget=budget)
+
+
+def drop(record: RowRecord, now: float) -> Change:
+    """End a row that a later upload no longer has. Its call, if one was sent, may be charged."""
+    sent = record.state is RowState.SENT
+    reason = Reason.OUTCOME_UNKNOWN if sent else Reason.SUPERSEDED
+    detail = "a later upload of the CSV no longer has this row"
+    ended = _next(
+        record,
+        now,
+        state=RowState.FAILED,
+        result=RowResult(RowState.FAILED, reason, detail, cost_micro_usd=record.spent),
+        lease_owner=None,
+        lease_until=0.0,
+        sent_run=None,
+        reserved=0,
+        possible_duplicate_charges=record.possible_duplicate_charges + int(sent),
+    )
+    return Change(ended, {record.run: contribution(ended) + _ONE_TRANSITION})
 
 
 def _renewed(record: RowRecord, now: float, lease_seconds: float) -> RowRecord:

@@ -7,11 +7,21 @@ another value, so no order of crashes, redrives and late deliveries can leave an
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any
 
 from darkroom.errors import Reason, Waiting
 from darkroom.jobs import Checkpoint, Counters, RejectedUpload, Run, RunState, Totals
 
+# Lambda retries a crashed invocation after one and two minutes.
+# Source: "Asynchronous invocation" in the Lambda developer guide.
+SPLITTER_RETRIES_SECONDS = 300.0
+# SQS deletes a message 14 days after it was sent, received or not ("SetQueueAttributes",
+# MessageRetentionPeriod). Two days are left for the rows to be queued again, and processed.
+QUEUE_AGAIN_SECONDS = 12 * 86_400.0
+# The numbers of messages that SQS reports are approximate for a minute; a worker may also have sent
+# a copy of its message.
+MESSAGES_IN_TRANSIT_SECONDS = 3_600.0
 _SEQUENCER_DIGITS = 64
 _MAX_REJECTED_UPLOADS = 10  # bounds the run's item
 _FINAL_STATES = (RunState.FAILED, RunState.STOPPED)
@@ -29,10 +39,21 @@ class JobRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class UnfinishedJob:
+    """A job in the sweep's list; `marks` counts how often it was added."""
+
+    job: str
+    marks: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """A run with what only the ledger uses."""
 
     run: Run
+    queued_at: float = 0.0  # when the splitter began to queue the rows, for the last time
+    split_before: Totals | None = None  # set while the rows are queued again
+    replaces_unfinished: bool = False  # rows of an earlier run may be left unsettled
     split_until: float = 0.0  # lease of the splitter
     report_until: float = 0.0  # lease of the reporter
     report_owner: str = ""
@@ -49,11 +70,21 @@ def is_newer(sequencer: str, current: JobRecord) -> bool:
     return padded > current.sequencer.lower().ljust(_SEQUENCER_DIGITS, "0")
 
 
-def start(run: Run, current: JobRecord | None, spent_before: int, until: float) -> RunRecord:
+def start(run: Run, current: RunRecord | None, spent_before: int, until: float) -> RunRecord:
     """The job's next run. `spent_before` is the cost of its unbudgeted runs, in micro-USD."""
-    number = current.number + 1 if current else 1
+    number = current.run.number + 1 if current else 1
     started = replace(run, number=number, spent_before=spent_before, state=RunState.SPLITTING)
-    return RunRecord(started, split_until=until)
+    return RunRecord(
+        started,
+        queued_at=run.started_at,
+        replaces_unfinished=current is not None
+        and (current.replaces_unfinished or not _is_done(current)),
+        split_until=until,
+    )
+
+
+def _is_done(record: RunRecord) -> bool:
+    return record.run.state is RunState.DONE and record.run.finished_at is not None
 
 
 def start_rejected(record: RunRecord, reason: str, now: float) -> RunRecord:
@@ -94,10 +125,25 @@ def finish_split(record: RunRecord, totals: Totals, warnings: Sequence[str]) -> 
         warnings=tuple(warnings),
         state=RunState.RUNNING if state is RunState.SPLITTING else state,
     )
-    return _next(record, run=run, split_until=0.0)
+    return _next(record, run=run, split_until=0.0, split_before=None)
+
+
+def queue_again(record: RunRecord, now: float) -> RunRecord | None:
+    """Start another pass of the splitter, which queues the rows that are not settled.
+
+    Its totals will be the same: it decides as before, and counts as queued what was settled since.
+    None when a pass is under way, or the run has ended.
+    """
+    if not record.run.split_done or not is_under_way(record):
+        return None
+    run = replace(record.run, split_done=False, checkpoint=Checkpoint())
+    return _next(record, run=run, queued_at=now, split_before=record.run.totals, split_until=0.0)
 
 
 def fail(record: RunRecord, reason: str, now: float) -> RunRecord:
+    """The file cannot be used. Rows queued before are edited, if it became so since then."""
+    if record.split_before is not None:
+        return finish_split(record, record.split_before, record.run.warnings)
     run = replace(record.run, state=RunState.FAILED, reason=reason, finished_at=now)
     return _next(record, run=run, split_until=0.0)
 
@@ -128,12 +174,13 @@ def stop(record: RunRecord) -> RunRecord | None:
     return _next(record, run=replace(record.run, state=RunState.STOPPED))
 
 
-def reopen(record: RunRecord) -> RunRecord | None:
+def reopen(record: RunRecord, now: float) -> RunRecord | None:
     """Rows were redriven: the run continues. The changed counters make its report due."""
     if record.run.finished_at is None or record.run.state is RunState.FAILED:
         return None
     state = RunState.RUNNING if record.run.state is RunState.DONE else record.run.state
-    return _next(record, run=replace(record.run, state=state, finished_at=None))
+    run = replace(record.run, state=state, finished_at=None)
+    return _next(record, run=run, queued_at=now)
 
 
 def all_settled(run: Run, counters: Counters) -> bool:
@@ -172,11 +219,49 @@ def finish_report(
     record: RunRecord, counters: Counters, finished_at: float
 ) -> tuple[bool, RunRecord]:
     """Whether the report is still current, and what to write."""
+    if record.run.state is RunState.FAILED:
+        return True, _next(record, reported=counters.transitions)
     if record.reporting != counters.transitions:
         run = _in_state(record.run, RunState.RUNNING)
         return False, _next(record, run=run, report_until=0.0)
     run = replace(_in_state(record.run, RunState.DONE), finished_at=finished_at)
     return True, _next(record, run=run, report_until=0.0, reported=record.reporting)
+
+
+class SweepStep(StrEnum):
+    """What the sweep does about a job."""
+
+    WAIT = "wait"  # it is in progress
+    SPLIT = "split"  # its splitter died, and Lambda's retries are over: start another
+    QUEUE_AGAIN = "queue_again"  # messages of unsettled rows are gone, or will be soon
+    REPORT = "report"  # start a reporter
+    FINISH = "finish"  # nothing is left to do for the run
+
+
+def sweep_step(
+    record: RunRecord, counters: Counters, now: float, *, queue_is_empty: bool
+) -> SweepStep:
+    """A step too many does no harm: claims, leases and versions decide who does the work."""
+    run = record.run
+    if run.state is RunState.FAILED:
+        return SweepStep.FINISH if record.reported >= 0 else SweepStep.REPORT
+    if not run.split_done:
+        died = record.split_until + SPLITTER_RETRIES_SECONDS < now
+        return SweepStep.SPLIT if died else SweepStep.WAIT
+    if all_settled(run, counters):
+        if not report_due(record, counters):
+            return SweepStep.FINISH
+        return SweepStep.WAIT if record.report_until > now else SweepStep.REPORT
+    idle_seconds = now - record.queued_at
+    lost = queue_is_empty and idle_seconds > MESSAGES_IN_TRANSIT_SECONDS
+    if lost or idle_seconds > QUEUE_AGAIN_SECONDS:
+        return SweepStep.QUEUE_AGAIN
+    return SweepStep.WAIT
+
+
+def dropped_settled(record: RunRecord) -> RunRecord | None:
+    """The rows that earlier uploads left unsettled are settled."""
+    return _next(record, replaces_unfinished=False) if record.replaces_unfinished else None
 
 
 def _in_state(run: Run, state: RunState) -> Run:

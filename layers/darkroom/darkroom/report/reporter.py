@@ -179,9 +179,11 @@ class Reporter:
         summary = rejected_summary(run, run.finished_at or self.clock.now(), previous)
         try:
             self._replace(staging, paths.report, rejected_page(summary), HTML)
-            if not self._replace(staging, paths.summary, summary.to_json(), JSON):
-                return ReportOutcome.ALREADY_MADE
+            is_new = self._replace(staging, paths.summary, summary.to_json(), JSON)
         except Superseded:
+            return ReportOutcome.ALREADY_MADE
+        self.runs.finish_report(run, self.clock.now())
+        if not is_new:
             return ReportOutcome.ALREADY_MADE
         self._log_and_notify(summary)
         return ReportOutcome.MADE

@@ -1,0 +1,98 @@
+"""The sweep: every few minutes, looks at the jobs that are not finished and restarts what stopped.
+
+Messages are lost after 14 days, splitters and reporters after three minutes of AWS errors. Nothing
+here decides who does the work: a step too many meets a lease, a claim or a finished report.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from darkroom.errors import ServiceUnavailable
+from darkroom.jobs import Run, RunState
+from darkroom.ledger.runs import RunRecord, SweepStep, UnfinishedJob, sweep_step
+from darkroom.metrics import Metric
+from darkroom.ports import Clock, RowLedger, RowQueue, RunLedger, Telemetry
+from darkroom.rows import RowState
+from darkroom.splitter import CsvUploaded
+
+_STOP_BEFORE_SECONDS = 60.0  # the other jobs are looked at next time
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """`start_splitter` and `request_report` invoke those functions asynchronously."""
+
+    runs: RunLedger
+    rows: RowLedger
+    queue: RowQueue
+    clock: Clock
+    telemetry: Telemetry
+    start_splitter: Callable[[CsvUploaded], None]
+    request_report: Callable[[str], None]
+
+    def sweep(self, remaining_seconds: Callable[[], float]) -> None:
+        """Raises ServiceUnavailable when the list of unfinished jobs cannot be read."""
+        queue_is_empty = self._queue_is_empty()
+        for unfinished in self.runs.unfinished():
+            if remaining_seconds() < _STOP_BEFORE_SECONDS:
+                self.telemetry.warning("sweep_incomplete", next_job=unfinished.job)
+                return
+            try:
+                self._sweep(unfinished, queue_is_empty=queue_is_empty)
+            except ServiceUnavailable as error:
+                self.telemetry.warning("job_not_swept", job=unfinished.job, error=str(error))
+            except Exception:  # noqa: BLE001  # one job must not keep the others from being swept
+                self.telemetry.exception("sweep_crashed", job=unfinished.job)
+
+    def _queue_is_empty(self) -> bool:
+        try:
+            return self.queue.backlog() == 0
+        except ServiceUnavailable as error:
+            self.telemetry.warning("service_unavailable", error=str(error))
+            return False
+
+    def _sweep(self, unfinished: UnfinishedJob, *, queue_is_empty: bool) -> None:
+        inspected = self.runs.inspect(unfinished.job)
+        if inspected is None:
+            return
+        record, counters = inspected
+        run = record.run
+        step = sweep_step(record, counters, self.clock.now(), queue_is_empty=queue_is_empty)
+        if step is SweepStep.FINISH:
+            if not record.replaces_unfinished or self._settle_dropped(record):
+                self.runs.finish(unfinished)
+            return
+        if step is SweepStep.WAIT:
+            return
+        self.telemetry.warning("job_resumed", job=run.job, run=run.run, step=step.value)
+        if step is SweepStep.REPORT:
+            self.request_report(run.job)
+        elif step is SweepStep.SPLIT or self.runs.queue_again(run):
+            self.start_splitter(_upload_of(run))
+
+    def _settle_dropped(self, record: RunRecord) -> bool:
+        """End the rows that earlier uploads left unsettled, and that this one does not have.
+
+        Called when the current run has ended: what it has is settled. True when all have ended.
+        """
+        run, all_ended = record.run, True
+        for row in self.rows.unsettled(run.job):
+            redriven = row.run == run.run and run.state is not RunState.FAILED
+            leased = row.lease_until > self.clock.now()
+            if redriven or leased or not self.rows.drop(run.job, row):
+                all_ended = False
+                continue
+            self.telemetry.info("dropped_row_settled", job=run.job, row=row.key, run=row.run)
+            if row.state is RowState.SENT:
+                self.telemetry.metric(Metric.POSSIBLE_DUPLICATE_CHARGES)
+        if all_ended:
+            self.runs.dropped_settled(run)
+        return all_ended
+
+
+def _upload_of(run: Run) -> CsvUploaded:
+    """The upload event from which the run was made."""
+    source = run.source
+    return CsvUploaded(
+        source.bucket, source.key, source.version_id, run.sequencer, source.size, run.etag
+    )

@@ -1,0 +1,224 @@
+"""The sweep, on virtual time: what stopped is started again, and what goes on is left alone."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from darkroom.errors import Reason, ServiceUnavailable
+from darkroom.jobs import RunState
+from darkroom.rows import Claim, NotSent, RowMessage, RowResult, RowState
+from darkroom.splitter import CsvUploaded
+from darkroom.sweep import Sweep
+from tests.fakes.csv_files import HEADER
+from tests.fakes.services import fail_once
+from tests.fakes.splitting import JOB, Crash, SplitterHarness
+
+HOUR, DAY = 3600.0, 86_400.0
+SCHEDULE = 300.0
+
+
+@dataclass
+class SweepHarness(SplitterHarness):
+    """Messages are in the queue until they are edited."""
+
+    others: int = 0  # messages of other jobs
+    started: list[CsvUploaded] = field(default_factory=list)
+
+    def backlog(self) -> int:
+        return len(self.queue.sent) - self.edited + self.others
+
+    def sweep(self, seconds: float = 0.0) -> None:
+        """After `seconds`; a splitter that it starts runs to its end."""
+        self.clock.time += seconds
+        Sweep(
+            runs=self.ledger,
+            rows=self.ledger,
+            queue=self,  # type: ignore[arg-type]  # of RowQueue, only the backlog
+            clock=self.clock,
+            telemetry=self.telemetry,
+            start_splitter=self.started.append,
+            request_report=self.reports.append,
+        ).sweep(lambda: 900.0)
+        for upload in self.started:
+            self.split(upload)
+        self.started.clear()
+
+    def lose_all(self) -> None:
+        """SQS has deleted all messages."""
+        self.edited = len(self.queue.sent)
+
+    def report(self) -> None:
+        assert self.ledger.begin_report(self.run, 915.0)
+        assert self.ledger.finish_report(self.run, self.clock.now())
+
+    @property
+    def unfinished(self) -> list[str]:
+        return [unfinished.job for unfinished in self.ledger.unfinished()]
+
+
+@pytest.fixture
+def harness() -> SweepHarness:
+    return SweepHarness()
+
+
+def csv_of(rows: int) -> str:
+    return HEADER + "".join(f"photos/{row}.jpg,red\n" for row in range(rows))
+
+
+def test_a_job_in_progress_is_left_alone_and_a_reported_one_is_forgotten(
+    harness: SweepHarness,
+) -> None:
+    harness.split(harness.upload(csv_of(3)))
+    for _ in range(20):
+        harness.sweep(SCHEDULE)
+    assert (len(harness.queue.sent), harness.reports) == (3, [])
+    harness.edit()
+    harness.report()
+    harness.sweep()
+    assert harness.unfinished == []
+
+
+def test_rows_whose_messages_are_gone_are_queued_again(harness: SweepHarness) -> None:
+    harness.split(harness.upload(csv_of(250)))
+    harness.edit(100)
+    harness.lose_all()
+    totals = harness.run.totals
+    harness.sweep(HOUR)  # not yet: a worker may be about to send a copy of its message
+    assert len(harness.queue.sent) == 250
+    harness.sweep(SCHEDULE)
+    assert [message.row for message in harness.queue.sent[250:]] == list(range(100, 250))
+    assert (harness.run.totals, harness.run.split_done) == (totals, True)
+    harness.edit()
+    assert harness.is_settled()
+
+
+def test_rows_are_queued_again_before_their_messages_are_14_days_old(
+    harness: SweepHarness,
+) -> None:
+    """Whatever else is in the queue, and as often as a job of any length needs."""
+    harness.others = 1_000_000
+    harness.split(harness.upload(csv_of(40)))
+    days = 0.0
+    sent_at = dict.fromkeys(range(40), 0.0)
+    while not harness.is_settled():
+        before = len(harness.queue.sent)
+        harness.sweep(DAY)
+        days += 1
+        sent_at |= {message.row: days for message in harness.queue.sent[before:]}
+        waiting = [row for row in range(40) if (JOB, f"{row:06d}") not in harness.ledger.rows]
+        assert all(days - sent_at[row] < 14 for row in waiting), "SQS deletes their messages"
+        harness.edit(1)  # and duplicates of rows that are settled change nothing
+        assert days < 400
+    assert harness.ledger.counters(JOB, harness.run.run).succeeded == 40
+
+
+def test_a_splitter_that_died_is_started_again_at_its_checkpoint(harness: SweepHarness) -> None:
+    upload = harness.upload(csv_of(1_500))
+    harness.faults.at = 22
+    with pytest.raises(Crash):
+        harness.split(upload)
+    sent = len(harness.queue.sent)
+    assert 0 < sent < 1_500
+    harness.sweep(SCHEDULE)  # Lambda is still retrying
+    assert len(harness.queue.sent) == sent
+    harness.sweep(SCHEDULE)
+    harness.edit()
+    assert harness.run.totals.queued == 1_500
+    assert harness.is_settled()
+
+
+def test_a_reporter_that_died_is_started_again_when_its_lease_ends(harness: SweepHarness) -> None:
+    harness.split(harness.upload(csv_of(1)))
+    harness.edit()
+    harness.sweep()
+    assert harness.reports == [JOB]
+    assert harness.ledger.begin_report(harness.run, 915.0)
+    harness.sweep(SCHEDULE)
+    assert harness.reports == [JOB]
+    harness.sweep(915.0)
+    assert harness.reports == [JOB, JOB]
+
+
+def test_the_report_of_a_rejected_file_is_retried_until_it_is_made(harness: SweepHarness) -> None:
+    harness.split(harness.upload(""))
+    harness.reports.clear()
+    for _ in range(2):
+        harness.sweep(SCHEDULE)
+    assert harness.reports == [JOB, JOB]
+    harness.ledger.finish_report(harness.run, harness.clock.now())
+    harness.sweep(SCHEDULE)
+    assert (harness.unfinished, harness.reports) == ([], [JOB, JOB])
+
+
+def test_a_redriven_row_makes_its_finished_job_unfinished_again(harness: SweepHarness) -> None:
+    harness.outcome = lambda _: RowResult(RowState.DEAD, Reason.UNAVAILABLE)
+    harness.split(harness.upload(csv_of(1)))
+    harness.edit()
+    harness.report()
+    harness.sweep()
+    assert harness.unfinished == []
+    letter = harness.queue.sent[0].model_copy(update={"generation": 1})
+    assert isinstance(harness.ledger.claim(letter, harness.run, "killed", 90), Claim)
+    assert harness.unfinished == [JOB]
+    harness.sweep(HOUR + SCHEDULE)  # its message is gone with its worker
+    assert harness.queue.sent[-1].row == 0
+
+
+def leave_sent(harness: SweepHarness, message: RowMessage) -> None:
+    """A worker sends the row's call and dies."""
+    claim = harness.ledger.claim(message, harness.run, "killed", 90)
+    assert isinstance(claim, Claim)
+    assert not isinstance(harness.ledger.mark_sent(claim, "gemini-main"), NotSent)
+
+
+def test_a_call_sent_for_a_row_that_the_next_upload_drops_is_counted(harness: SweepHarness) -> None:
+    harness.split(harness.upload(csv_of(2)))
+    first = harness.run.run
+    leave_sent(harness, harness.queue.sent[1])
+    harness.queue.sent.clear()
+    harness.split(harness.upload(csv_of(1)))
+    harness.edit()
+    harness.report()
+    harness.sweep()  # the lease of the lost worker has not ended
+    assert harness.ledger.rows[JOB, "000001"].state is RowState.SENT
+    harness.sweep(SCHEDULE)
+    dropped = harness.ledger.rows[JOB, "000001"]
+    assert (dropped.state, dropped.possible_duplicate_charges) == (RowState.FAILED, 1)
+    assert harness.ledger.counters(JOB, first).possible_duplicate_charges == 1
+    assert harness.telemetry.metrics["PossibleDuplicateCharges"] == 1
+    assert harness.unfinished == []
+    assert not harness.ledger.report_due(JOB)
+
+
+def test_a_csv_deleted_meanwhile_leaves_its_run_as_it_was(harness: SweepHarness) -> None:
+    harness.split(harness.upload(csv_of(3)))
+    totals = harness.run.totals
+    harness.lose_all()
+    harness.bucket.versions["v1"] = (b"", {})
+    harness.sweep(HOUR + SCHEDULE)
+    assert (harness.run.state, harness.run.totals) == (RunState.RUNNING, totals)
+
+
+def test_an_error_of_one_job_does_not_keep_the_others_from_being_swept(
+    harness: SweepHarness,
+) -> None:
+    for key in ("jobs/a.csv", "jobs/b.csv"):
+        harness.split(harness.upload("", key=key))
+    harness.reports.clear()
+    fail_once(harness.ledger, "inspect")
+    harness.sweep(SCHEDULE)
+    assert harness.reports == ["jobs/b"]
+    assert harness.telemetry.logged("warning")[-2:] == ["job_not_swept", "job_resumed"]
+
+
+def test_a_queue_that_does_not_answer_is_not_taken_for_an_empty_one(
+    harness: SweepHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: SweepHarness) -> int:
+        raise ServiceUnavailable("no answer")
+
+    monkeypatch.setattr(SweepHarness, "backlog", fail)
+    harness.split(harness.upload(csv_of(1)))
+    harness.lose_all()
+    harness.sweep(DAY)
+    assert len(harness.queue.sent) == 1
