@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import SecretStr
 
 from darkroom.dispatch import circuit_breaker
-from darkroom.endpoint_state import SECOND, EndpointState
+from darkroom.endpoint_state import SECOND, EndpointState, KeyCooldown
 from darkroom.endpoints import (
     Endpoint,
     EndpointsSecret,
@@ -33,7 +33,8 @@ from darkroom_cli.session import Session
 # What `reset` keeps of an EndpointState: what enforces the limits, and orders the writes.
 _KEPT = frozenset(
     {"next_slot", "calls", "day", "day_calls", "leases", "revision"}
-    | {"last_interval", "epoch", "slowed_base", "volume", "counted_at", "counted_calls"}
+    | {"last_interval", "epoch", "slowed_base", "volume"}
+    | {"counted_at", "counted_calls", "counted_span"}
 )
 
 
@@ -47,7 +48,7 @@ def push(session: Session, file: Path | None, *, from_env: bool, dry_run: bool) 
         session.note(f"Would push {count}:")
     else:
         session.stack.write_secret(_with_keys(secret))
-        session.note(f"Pushed {count} to {session.stack.name}; workers use it within 5 minutes.")
+        session.note(f"Pushed {count} to {session.stack.name}; workers use it within a minute.")
     _print(session, secret, {})
     if file is None:
         for note in environment_notes(os.environ, secret):
@@ -67,7 +68,7 @@ def reset(session: Session, name: str) -> None:
     names = [endpoint.name for endpoint in load_current(session).endpoints]
     if name not in names:
         raise UsageMistake(f"No endpoint is named {name}: there are {', '.join(names)}.")
-    before, after = session.stack.endpoint_states.change(name, _in_service)
+    before, after = session.stack.endpoint_states.report(name, _in_service)
     now = int(session.clock.now() * SECOND)
     text = f"{name} was: {_describe_state(before, now)}."
     text += " It is in service again." if before != after else " Nothing had to be reset."
@@ -191,7 +192,8 @@ def _fields(endpoint: Endpoint, state: EndpointState | None, now: int) -> Iterat
     yield "limits", _limits(endpoint)
     retries = f"{endpoint.max_retries} {'retry' if endpoint.max_retries == 1 else 'retries'}"
     yield "timing", f"{endpoint.timeout_seconds:g} s per call, {retries}"
-    yield "keys", ", ".join(_key(k, state, now) for k in _fingerprints(endpoint))
+    cooldowns = _cooldowns(endpoint, state, now)
+    yield "keys", ", ".join(_key(f, cooldowns.get(f), now) for f in _fingerprints(endpoint))
     if state is not None:
         yield "state", _describe_state(state, now)
 
@@ -215,9 +217,18 @@ def _limits(endpoint: Endpoint) -> str:
     return ", ".join(parts) or "none"
 
 
-def _key(fingerprint: str, state: EndpointState | None, now: int) -> str:
-    cooldown = state.key_cooldowns.get(fingerprint) if state else None
-    if cooldown is None or cooldown.until <= now:
+def _cooldowns(endpoint: Endpoint, state: EndpointState | None, now: int) -> dict[str, KeyCooldown]:
+    """Of the keys that are cooling down, by fingerprint."""
+    cooldowns = state.key_cooldowns if state else {}
+    return {
+        key_fingerprint(key): cooldowns[key_id]
+        for key_id, key in endpoint.key_ids().items()
+        if key_id in cooldowns and cooldowns[key_id].until > now
+    }
+
+
+def _key(fingerprint: str, cooldown: KeyCooldown | None, now: int) -> str:
+    if cooldown is None:
         return fingerprint
     remaining = duration((cooldown.until - now) / SECOND)
     reason = cooldown.reason.value.replace("_", " ")
@@ -272,8 +283,7 @@ def _as_json(endpoint: Endpoint, state: EndpointState | None, now: int) -> dict[
             "calls": state.calls,
             "cooling_down_keys": {
                 fingerprint: {"until": _timestamp(cooldown.until), "reason": cooldown.reason.value}
-                for fingerprint, cooldown in state.key_cooldowns.items()
-                if cooldown.until > now
+                for fingerprint, cooldown in _cooldowns(endpoint, state, now).items()
             },
         }
     return dumped

@@ -11,19 +11,17 @@ import pytest
 
 from darkroom.aws.endpoint_table import DynamoDBEndpointStates
 from darkroom.calls import Outcome
-from darkroom.dispatch import circuit_breaker, rate_limiter
+from darkroom.dispatch import circuit_breaker
+from darkroom.dispatch.circuit_breaker import Failure
 from darkroom.endpoint_state import (
     SECOND,
     Day,
     EndpointState,
-    Health,
-    KeyCooldown,
     Limits,
     Rejection,
     RejectionReason,
     Reservation,
     ReservationRequest,
-    Settlement,
     StatesUnavailable,
 )
 from darkroom.ports import EndpointStates
@@ -69,17 +67,30 @@ class EndpointHarness:
         assert isinstance(rejection, Rejection)
         return rejection
 
-    def settle(
-        self, health: Health, now: int = NOW, lease: str = "a", **fields: Any
+    def settle(self, lease: str = "a", *, good: bool = True) -> EndpointState:
+        return self.states.settle(self.name, lease, good=good)
+
+    def fail(
+        self,
+        now: int = NOW,
+        lease: str = "a",
+        outcome: Outcome = Outcome.UNAVAILABLE,
+        **fields: Any,
     ) -> EndpointState:
-        return self.states.settle(self.name, Settlement(lease, now, health, **fields))
+        facts = Failure(lease, now, now - 1, outcome, **fields)
+        return self.report(lambda state: circuit_breaker.after_failure(state, facts))
 
-    def change(self, transition: Transition, *arguments: Any) -> EndpointState:
-        return self.states.change(self.name, lambda state: transition(state, *arguments))[1]
+    def open_breaker(self, now: int) -> EndpointState:
+        """By four failures at `now`: it is open until ten seconds after."""
+        for _ in range(4):
+            state = self.fail(now)
+        return state
 
-    def open_breaker(self, now: int) -> bool:
-        before, after = self.states.change(self.name, lambda s: circuit_breaker.opened(s, now))
-        return before != after
+    def end_probe(self, lease: str, now: int, change: Transition) -> EndpointState:
+        return self.report(lambda s: circuit_breaker.without_lease(change(s, now), lease))
+
+    def report(self, transition: Transition) -> EndpointState:
+        return self.states.report(self.name, transition)[1]
 
     def state(self) -> EndpointState:
         return self.states.read(self.name)
@@ -138,7 +149,7 @@ def test_a_place_in_flight_is_taken_until_its_lease_is_released(endpoint: Endpoi
     endpoint.reserve("a", max_in_flight=2)
     endpoint.reserve("b", max_in_flight=2)
     assert endpoint.rejection("c", max_in_flight=2).reason is RejectionReason.IN_FLIGHT
-    endpoint.settle(Health.GOOD)
+    endpoint.settle()
     assert endpoint.slot("c", max_in_flight=2)
 
 
@@ -161,79 +172,97 @@ def test_the_daily_limit_is_kept_and_restarts_the_next_day(endpoint: EndpointHar
     assert endpoint.slot(now=now, day=tomorrow, per_day=2) == now
 
 
+def test_a_limit_lowered_below_the_leases_of_many_dead_workers_recovers(
+    endpoint: EndpointHarness,
+) -> None:
+    for number in range(20):
+        endpoint.reserve(f"dead-{number}", max_in_flight=20)
+    full = endpoint.rejection("b", now=NOW + 20 * SECOND, max_in_flight=2)
+    assert full.reason is RejectionReason.IN_FLIGHT
+    assert full.retry_at > NOW + 20 * SECOND
+    later = NOW + 200 * SECOND
+    assert endpoint.slot("c", now=later, max_in_flight=2) == later
+    assert set(endpoint.state().leases) == {"c"}
+
+
+def test_a_request_that_takes_more_keeps_its_distance_on_both_sides(
+    endpoint: EndpointHarness,
+) -> None:
+    intervals = [2, 6, 2, 2]
+    slots = [endpoint.slot(str(n), interval=i * SECOND) for n, i in enumerate(intervals)]
+    assert [(slot - NOW) // SECOND for slot in slots] == [0, 6, 12, 14]
+
+
 def test_an_open_breaker_allows_one_probe_at_a_time(endpoint: EndpointHarness) -> None:
     endpoint.reserve()
-    assert endpoint.open_breaker(NOW) is True
-    assert endpoint.open_breaker(NOW + 80 * SECOND) is False
+    epoch = endpoint.state().epoch
+    assert endpoint.open_breaker(NOW).epoch == epoch + 1
     assert endpoint.rejection("b") == Rejection(RejectionReason.BREAKER, NOW + 10 * SECOND)
     later = NOW + 11 * SECOND
     assert endpoint.is_probe("b", later)
-    assert endpoint.rejection("c", now=later).reason is RejectionReason.BREAKER
+    rejection = endpoint.rejection("c", now=later)
+    assert rejection == Rejection(RejectionReason.BREAKER, later + 10 * SECOND)
     assert endpoint.rejection("c", now=later + 29 * SECOND).reason is RejectionReason.BREAKER
     assert endpoint.is_probe("d", later + 31 * SECOND)  # the first one was lost
 
 
 def test_a_good_probe_closes_the_breaker_and_resets_failures(endpoint: EndpointHarness) -> None:
-    for _ in range(4):
-        endpoint.reserve()
-        endpoint.settle(Health.FAILED)
-    assert endpoint.state().failures == 4
     endpoint.open_breaker(NOW - 10 * SECOND)
     endpoint.reserve("p", now=NOW + 1)
-    after = endpoint.settle(Health.GOOD, NOW + 2, "p", probe=True)
-    assert after.breaker_open is False
-    assert (after.breaker_until, after.opens, after.failures) == (0, 0, 0)
+    after = endpoint.end_probe("p", NOW + 2, circuit_breaker.closed)
+    assert (after.breaker_open, after.breaker_until, after.probe) == (False, 0, "")
+    assert (after.opens, after.failures, after.leases) == (0, 0, {})
 
 
 def test_a_failed_probe_keeps_the_breaker_open_and_one_not_sent_leaves_its_turn(
     endpoint: EndpointHarness,
 ) -> None:
-    endpoint.reserve()
     endpoint.open_breaker(NOW - 10 * SECOND)
     endpoint.reserve("p", now=NOW + 1)
-    unsent = endpoint.settle(Health.NOT_CALLED, NOW + 2, "p", probe=True)
+    unsent = endpoint.end_probe("p", NOW + 2, circuit_breaker.probe_not_sent)
     assert (unsent.breaker_open, unsent.breaker_until) == (True, NOW + 2)
     assert endpoint.is_probe("q", NOW + 3)
-    failed = endpoint.settle(Health.FAILED, NOW + 4, "q", probe=True)
+    failed = endpoint.fail(NOW + 4, "q")
     until = NOW + 4 + 20 * SECOND
     assert (failed.breaker_open, failed.breaker_until, failed.opens) == (True, until, 2)
 
 
-def test_failures_raise_the_count_and_good_calls_lower_it(endpoint: EndpointHarness) -> None:
+def test_good_answers_offset_failures(endpoint: EndpointHarness) -> None:
     endpoint.reserve()
     for _ in range(3):
-        endpoint.settle(Health.FAILED)
-    assert endpoint.settle(Health.GOOD, NOW + 9, sent_at=NOW - 1).failures == 3
-    assert endpoint.settle(Health.GOOD, NOW + 9, sent_at=NOW + 1).failures == 2
-    later = NOW + 1000 * SECOND
-    assert endpoint.settle(Health.FAILED, later).failures == 1
-    endpoint.settle(Health.GOOD, later + 2, sent_at=later + 1)
-    assert endpoint.settle(Health.GOOD, later + 4, sent_at=later + 3).failures == 0
+        endpoint.fail()
+    for _ in range(2):
+        state = endpoint.settle()
+    assert circuit_breaker.net_failures(state) == 1
+    endpoint.settle(good=False)  # a call that was not made is no evidence
+    assert circuit_breaker.net_failures(endpoint.state()) == 1
+    assert endpoint.fail().failures == 2
 
 
-def test_a_pause_or_suspension_is_never_shortened(endpoint: EndpointHarness) -> None:
+def test_a_pause_voids_reservations_and_delays_the_next_slot(endpoint: EndpointHarness) -> None:
+    for number in range(30):
+        endpoint.reserve(str(number))
+    epoch = endpoint.state().epoch
+    paused = endpoint.fail(outcome=Outcome.RATE_LIMITED, retry_after_seconds=25.0)
+    assert paused.epoch == epoch + 1
+    slots = [endpoint.slot(f"after-{n}") for n in range(3)]
+    assert [(slot - NOW) // SECOND for slot in slots] == [25, 27, 29]
+
+
+def test_a_reservation_made_on_a_state_of_an_earlier_epoch_gets_the_current_one(
+    endpoint: EndpointHarness,
+) -> None:
     endpoint.reserve()
-    for seconds in (30, 10):
-        after = endpoint.change(rate_limiter.paused, NOW + seconds * SECOND)
-        assert after.paused_until == NOW + 30 * SECOND
-    assert endpoint.slot("b") == NOW + 30 * SECOND
-    for seconds in (300, 10):
-        after = endpoint.change(circuit_breaker.suspended, NOW + seconds * SECOND)
-        assert after.breaker_until == NOW + 300 * SECOND
-
-
-def test_one_incident_slows_an_endpoint_down_once(endpoint: EndpointHarness) -> None:
-    endpoint.reserve()
-    endpoint.change(rate_limiter.slowed_down, 8 * SECOND, NOW, NOW - 5)
-    sent_before = NOW - 3
-    late = endpoint.change(rate_limiter.slowed_down, 16 * SECOND, NOW + 1, sent_before)
-    assert (late.slowed_interval, late.slowed_at) == (8 * SECOND, NOW)
-    assert [endpoint.slot(str(i)) for i in range(2)] == [NOW + 2 * SECOND, NOW + 10 * SECOND]
+    stale = endpoint.state()
+    endpoint.fail(outcome=Outcome.RATE_LIMITED, retry_after_seconds=25.0)
+    reservation, _ = endpoint.states.reserve(endpoint.name, a_request("b"), last_known=stale)
+    assert isinstance(reservation, Reservation)
+    assert (reservation.epoch, reservation.slot) == (stale.epoch + 1, NOW + 25 * SECOND)
 
 
 def test_an_endpoint_never_used_can_be_read_and_written(endpoint: EndpointHarness) -> None:
     assert endpoint.state() == EndpointState()
-    assert endpoint.settle(Health.FAILED).failures == 1
+    assert endpoint.fail().failures == 1
 
 
 def test_concurrent_workers_never_exceed_the_limits(endpoint: EndpointHarness) -> None:
@@ -254,19 +283,15 @@ def test_concurrent_workers_never_exceed_the_limits(endpoint: EndpointHarness) -
     assert full.reason is RejectionReason.IN_FLIGHT
 
 
-def test_of_concurrent_key_cooldowns_none_is_lost(endpoint: EndpointHarness) -> None:
-    cooldowns = {
-        f"fingerprint-{number}": KeyCooldown(NOW + number, Outcome.QUOTA_SPENT)
-        for number in range(12)
-    }
+def test_of_concurrent_reports_none_is_lost(endpoint: EndpointHarness) -> None:
+    keys = [f"fingerprint-{number}" for number in range(12)]
 
-    def add(fingerprint: str) -> None:
-        added = {fingerprint: cooldowns[fingerprint]}
-        endpoint.change(lambda s: replace(s, key_cooldowns={**s.key_cooldowns, **added}))
+    def reject(key_id: str) -> None:
+        endpoint.fail(outcome=Outcome.QUOTA_SPENT, key_id=key_id)
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(add, cooldowns))
-    assert endpoint.state().key_cooldowns == cooldowns
+        list(pool.map(reject, keys))
+    assert set(endpoint.state().key_cooldowns) == set(keys)
 
 
 def outcome_of(reservation: Reservation | Rejection) -> object:
@@ -297,17 +322,14 @@ def test_fake_and_table_agree_on_any_history(
                 assert outcome_of(one) == outcome_of(two)
                 last_known = state if rng.random() < 0.5 else last_known
             case 4 | 5:
-                sent_at = now - rng.choice([0, SECOND])
-                health, probe = rng.choice(list(Health)), fake.state().breaker_open
-                for endpoint in (fake, real):
-                    endpoint.settle(health, now, lease, sent_at=sent_at, probe=probe)
-            case 6:
-                assert fake.open_breaker(now) == real.open_breaker(now)
+                good = rng.random() < 0.7
+                assert fake.settle(lease, good=good).good == real.settle(lease, good=good).good
             case _:
-                interval = rng.randrange(5 * SECOND)
+                kind = rng.choice([Outcome.UNAVAILABLE, Outcome.RATE_LIMITED, Outcome.KEY_REJECTED])
+                retry_after = rng.choice([None, 5.0, 90.0])
+                probe = fake.state().probe or lease
                 for endpoint in (fake, real):
-                    endpoint.change(rate_limiter.slowed_down, interval, now, now - 1)
-                    endpoint.change(rate_limiter.paused, now + interval)
+                    endpoint.fail(now, probe, kind, retry_after_seconds=retry_after, key_id=lease)
         assert fake.comparable_state(now) == real.comparable_state(now)
 
 
@@ -331,4 +353,18 @@ def test_a_reservation_takes_one_round_trip_when_the_last_known_state_is_current
     for turn in range(5):
         _, state = dynamodb_states.reserve(name, a_request(str(turn)), state)
     assert calls == ["UpdateItem"] * 5
-    assert rate_limiter.slowed_interval(state, NOW) == 0
+
+
+def test_an_item_of_an_earlier_version_is_brought_up_to_date(
+    aws_client: ClientFactory, dynamodb_states: DynamoDBEndpointStates
+) -> None:
+    name = next(_names)
+    item: dict[str, Any] = {
+        "endpoint": {"S": name},
+        "revision": {"N": "7"},
+        "next_slot": {"N": str(NOW + 4 * SECOND)},
+        "leases": {"M": {}},
+    }
+    aws_client("dynamodb").put_item(TableName="endpoints-contract", Item=item)
+    # What the last reservation took is not known: a whole interval more.
+    assert EndpointHarness(dynamodb_states, name).slot() == NOW + 6 * SECOND

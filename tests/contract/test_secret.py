@@ -15,17 +15,17 @@ def _document(name: str) -> str:
     return json.dumps({"endpoints": [endpoint]})
 
 
-def test_a_new_version_is_used_after_five_minutes(aws_client: ClientFactory) -> None:
+def test_a_new_version_is_used_after_half_a_minute(aws_client: ClientFactory) -> None:
     client = aws_client("secretsmanager")
     arn = client.create_secret(Name="limits/endpoints", SecretString=_document("one"))["ARN"]
     clock, telemetry = FakeClock(), FakeTelemetry()
     source = SecretsManagerSource(client, arn, clock, telemetry)
     assert [e.name for e in source.endpoints().endpoints] == ["one"]
     client.put_secret_value(SecretId=arn, SecretString=_document("two"))
-    clock.time += 301
+    clock.time += 31
     assert [e.name for e in source.endpoints().endpoints] == ["two"]
     client.put_secret_value(SecretId=arn, SecretString="not json")
-    clock.time += 301
+    clock.time += 31
     assert [e.name for e in source.endpoints().endpoints] == ["two"]
     assert telemetry.logged("error") == ["secret_not_usable"]
 

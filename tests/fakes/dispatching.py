@@ -13,8 +13,8 @@ from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.dispatch.dispatcher import TieredDispatcher
 from darkroom.endpoint_state import EndpointState
 from darkroom.endpoints import Endpoint, EndpointsSecret
-from darkroom.errors import Ineligible
-from darkroom.ports import Clock, DispatchResult, ImageEditor
+from darkroom.errors import DeferRow, Ineligible
+from darkroom.ports import Clock, DispatchResult, EndpointStates, ImageEditor, SecretSource
 from darkroom.providers.registry import Provider
 from tests.fakes.endpoint_states import InMemoryEndpointStates
 from tests.fakes.services import FakeClock, FakeTelemetry
@@ -108,15 +108,19 @@ class FakeCallContext:
     ineligible: dict[str, str] = field(default_factory=dict)  # endpoint: why
     raises: dict[str, BaseException] = field(default_factory=dict)
     events: list[str] = field(default_factory=list)
+    model: str | None = None  # that the row names
+    n: int = 1
+    during_before_call: Callable[[], object] = lambda: None
 
     def plan(self, endpoint: Endpoint) -> CallPlan:
         self.events.append(f"plan {endpoint.name}")
         if endpoint.name in self.ineligible:
             raise Ineligible(self.ineligible[endpoint.name])
-        return CallPlan(endpoint.provider, endpoint.model, "make it red")
+        return CallPlan(endpoint.provider, self.model or endpoint.model, "make it red", n=self.n)
 
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
         self.events.append(f"before {endpoint.name}")
+        self.during_before_call()
         if "before" in self.raises:
             raise self.raises["before"]
 
@@ -145,11 +149,13 @@ class DispatchHarness:
         editor_of: Callable[[Provider], ImageEditor] | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
+        states: EndpointStates | None = None,
+        secret_source: SecretSource | None = None,
     ) -> TieredDispatcher:
         """A new worker, whose cache of endpoint state is empty."""
         return TieredDispatcher(
-            self.secret_source,
-            self.states,
+            secret_source or self.secret_source,
+            states or self.states,
             editor_of or (lambda _: self.editor),
             clock or self.clock,
             rng or random.Random(7),
@@ -168,6 +174,16 @@ class DispatchHarness:
     ) -> DispatchResult:
         deadline = self.clock.now() + seconds
         return (worker or self.first_worker).dispatch(context or FakeCallContext(), deadline)
+
+    def dispatch_until_done(
+        self, context: FakeCallContext | None = None, *, worker: TieredDispatcher | None = None
+    ) -> DispatchResult:
+        """Dispatch again after each deferral, as the queue does."""
+        while True:
+            try:
+                return self.dispatch(context, worker=worker)
+            except DeferRow as deferred:
+                self.clock.sleep(deferred.delay_seconds)
 
     def endpoints_used(self, rows: int, *workers: TieredDispatcher) -> list[str]:
         """The endpoints that edited so many rows, dispatched by the workers in turn."""

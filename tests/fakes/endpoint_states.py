@@ -8,11 +8,9 @@ from dataclasses import replace
 from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.endpoint_state import (
     EndpointState,
-    Health,
     Rejection,
     Reservation,
     ReservationRequest,
-    Settlement,
     StatesUnavailable,
 )
 
@@ -33,30 +31,35 @@ class InMemoryEndpointStates:
     def reserve(
         self, endpoint: str, request: ReservationRequest, last_known: EndpointState | None = None
     ) -> tuple[Reservation | Rejection, EndpointState]:
+        self._count("reserve")
         with self._lock:
-            self._count("reserve")
             state = self.items[endpoint]
             planned = rate_limiter.plan_reservation(state, request)
             if isinstance(planned, Rejection):
                 return planned, state
-            after = self.items[endpoint] = reserved(state, request, planned)
-            return planned, after
+            return planned, self._store(endpoint, reserved(state, request, planned))
 
-    def settle(self, endpoint: str, settlement: Settlement) -> EndpointState:
+    def settle(self, endpoint: str, lease: str, *, good: bool) -> EndpointState:
+        self._count("settle")
         with self._lock:
-            self._count("settle")
-            after = self.items[endpoint] = settled(self.items[endpoint], settlement)
-            return after
+            before = self.items[endpoint]
+            state = circuit_breaker.without_lease(before, lease)
+            good_answers = before.good + (1 if good else 0)
+            return self._store(endpoint, replace(state, good=good_answers))
 
-    def change(
+    def report(
         self, endpoint: str, transition: Callable[[EndpointState], EndpointState]
     ) -> tuple[EndpointState, EndpointState]:
+        self._count("report")
         with self._lock:
             before = self.items[endpoint]
             after = transition(before)
-            if after != before:
-                after = self.items[endpoint] = replace(after, revision=before.revision + 1)
-            return before, after
+            return before, before if after == before else self._store(endpoint, after)
+
+    def _store(self, endpoint: str, state: EndpointState) -> EndpointState:
+        revision = self.items[endpoint].revision + 1
+        self.items[endpoint] = replace(state, revision=revision)
+        return self.items[endpoint]
 
     def _count(self, request: str) -> None:
         self.requests[request] += 1
@@ -69,33 +72,20 @@ def reserved(
 ) -> EndpointState:
     """The state after the update that `planned` describes."""
     leases = {i: until for i, until in state.leases.items() if i not in planned.expired_leases}
-    base = request.now if planned.idle else state.next_slot
-    lease_end = base + request.lease_duration
+    base = planned.earliest if planned.idle else state.next_slot + planned.extra
+    lease_end = base - (0 if planned.idle else planned.extra) + request.lease_duration
     if request.limits.max_in_flight:
         leases[request.lease] = lease_end
     after = replace(
         state,
         next_slot=base + planned.interval,
+        last_interval=planned.interval,
         calls=state.calls + 1,
         leases=leases,
         breaker_until=lease_end if planned.probe else state.breaker_until,
-        revision=state.revision + 1,
+        probe=request.lease if planned.probe else state.probe,
     )
     if request.day is None:
         return after
     day_calls = 1 if planned.new_day else state.day_calls + 1
     return replace(after, day=max(state.day, request.day.number), day_calls=day_calls)
-
-
-def settled(state: EndpointState, settlement: Settlement) -> EndpointState:
-    """The state after a reservation's end."""
-    state = replace(state, revision=state.revision + 1)
-    if settlement.probe:
-        return circuit_breaker.probed(state, settlement)
-    leases = {i: until for i, until in state.leases.items() if i != settlement.lease}
-    state = replace(state, leases=leases)
-    if settlement.health is Health.FAILED:
-        return circuit_breaker.failed(state, settlement.now)
-    good = settlement.health is Health.GOOD
-    recovers = good and state.failures > 0 and settlement.sent_at > state.failed_at
-    return replace(state, failures=state.failures - 1) if recovers else state

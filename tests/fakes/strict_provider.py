@@ -2,7 +2,7 @@
 
 import random
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import SecretStr
@@ -29,9 +29,11 @@ class StrictProvider:
     failure_latency: float = 0.1
     per_minute: int = 0
     outage: tuple[float, float] = (0.0, 0.0)  # seconds since the start
+    noise: Callable[[float], CallFailed | None] = lambda _: None  # a stray failure at that second
     arrivals: list[float] = field(default_factory=list)
     allowed: list[float] = field(default_factory=list)
     refused: int = 0
+    stray: int = 0
     failed: list[float] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
     most_in_flight: int = 0
@@ -43,6 +45,11 @@ class StrictProvider:
             self.failed.append(now)
             clock.sleep(self.failure_latency)
             raise CallFailed(Outcome.UNAVAILABLE, "503")
+        stray = self.noise(now - START)
+        if stray is not None:
+            clock.sleep(min(self.failure_latency, timeout))
+            self.stray += 1
+            raise stray
         in_last_minute = sum(t > now - 60 for t in self.allowed[-self.per_minute :])
         if self.per_minute and in_last_minute >= self.per_minute:
             self.refused += 1

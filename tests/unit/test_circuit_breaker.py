@@ -1,6 +1,9 @@
-"""Breaker, weights and key cooldowns as pure functions; and the cache of endpoint state."""
+"""Breaker, weights, 429s and key cooldowns as pure functions; and the cache of endpoint state."""
 
-from collections.abc import Iterator
+import random
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,21 +11,36 @@ from hypothesis import strategies as st
 
 from darkroom.calls import Outcome
 from darkroom.dispatch import circuit_breaker
+from darkroom.dispatch.circuit_breaker import Failure, after_failure
 from darkroom.dispatch.state_cache import StateCache
-from darkroom.endpoint_state import SECOND, EndpointState, Health, KeyCooldown, Settlement
-from tests.fakes.endpoint_states import InMemoryEndpointStates, settled
+from darkroom.endpoint_state import SECOND, EndpointState, KeyCooldown
+from tests.fakes.endpoint_states import InMemoryEndpointStates
 from tests.fakes.services import FakeClock, FakeTelemetry
 
 START = 1_795_000_000
 NOW = START * SECOND
 
 
-def states_after(calls: list[Health]) -> Iterator[EndpointState]:
-    """The state after each call of an endpoint."""
-    state = EndpointState()
-    for turn, health in enumerate(calls):
-        state = settled(state, Settlement("l", NOW + turn, health, sent_at=NOW + turn))
-        yield state
+def failure(at: float = 0, outcome: Outcome = Outcome.UNAVAILABLE, **fields: object) -> Failure:
+    """A failure `at` seconds after NOW of a call sent just before."""
+    now = NOW + int(at * SECOND)
+    facts = {"lease": "l", "now": now, "sent_at": now - 1, "outcome": outcome, "detail": "why"}
+    return Failure(**{**facts, **fields})  # type: ignore[arg-type]  # fields of a Failure
+
+
+def after(*failures: Failure, state: EndpointState | None = None) -> EndpointState:
+    state = state or EndpointState()
+    for one in failures:
+        state = after_failure(replace(state, calls=state.calls + 1), one)
+    return state
+
+
+def rate_limited(at: float = 0, **fields: object) -> Failure:
+    return failure(at, Outcome.RATE_LIMITED, **fields)
+
+
+def a_run(start: float = 0) -> Iterable[Failure]:
+    return [rate_limited(start + n / 10) for n in range(3)]
 
 
 def test_cooldowns_double_up_to_a_minute() -> None:
@@ -50,14 +68,121 @@ def test_failures_decay_by_half_in_a_minute() -> None:
     assert circuit_breaker.recent_failures(state, NOW + 60 * SECOND) == 2
 
 
-@given(st.lists(st.sampled_from(list(Health)), max_size=40))
-def test_the_count_of_failures_never_goes_below_zero(calls: list[Health]) -> None:
-    assert all(state.failures >= 0 for state in states_after(calls))
+# The breaker
 
 
-def test_the_breaker_stays_closed_when_half_of_the_calls_succeed() -> None:
-    states = states_after([Health.GOOD, Health.FAILED] * 50)
-    assert not any(circuit_breaker.should_open(state) for state in states)
+def test_four_failures_without_a_good_answer_open_the_breaker_and_void_reservations() -> None:
+    reserved = EndpointState(next_slot=NOW + 300 * SECOND, last_interval=6 * SECOND)
+    three = after(*[failure(n) for n in range(3)], state=reserved)
+    assert not three.breaker_open
+    four = after(failure(3), state=three)
+    assert four.breaker_open
+    assert four.breaker_until == NOW + 13 * SECOND
+    assert four.epoch == three.epoch + 1
+    assert four.next_slot <= NOW + 3 * SECOND + circuit_breaker.EPOCH_GUARD + 6 * SECOND
+    assert "why" in four.cause
+
+
+@pytest.mark.parametrize("rate", [10, 60, 300, 1000])
+def test_scattered_failures_never_open_the_breaker(rate: int) -> None:
+    """5 % of failures, each known at once; the good answers come 20 s after their calls."""
+    rng, state, answers = random.Random(rate), EndpointState(), deque[float]()
+    for call in range(10_000):
+        at = call * 60 / rate
+        state = replace(state, calls=state.calls + 1)
+        while answers and answers[0] <= at:
+            answers.popleft()
+            state = replace(state, good=state.good + 1)
+        if rng.random() < 0.05:
+            state = after_failure(state, failure(at, interval=60 * SECOND // rate))
+        else:
+            answers.append(at + 20)
+        assert not state.breaker_open, call
+
+
+def test_the_breaker_stays_closed_while_most_calls_succeed_and_opens_when_most_fail() -> None:
+    state = EndpointState()
+    for turn in range(200):
+        state = replace(after(failure(turn), state=state), good=2)
+    assert not state.breaker_open
+    opened_at = 0
+    for turn in range(200, 300):
+        state = after(failure(turn), failure(turn), failure(turn), state=state)
+        state = replace(state, good=state.good + 1, calls=state.calls + 1)
+        opened_at = opened_at or (turn if state.breaker_open else 0)
+    assert 200 < opened_at < 215
+
+
+def test_time_outs_far_apart_add_up() -> None:
+    window = 600 * SECOND
+    state = after(*[failure(300 * n, window=window) for n in range(4)])
+    assert state.breaker_open
+    assert not after(*[failure(300 * n) for n in range(4)]).breaker_open
+
+
+def test_a_probe_that_fails_keeps_the_breaker_open_for_longer() -> None:
+    state = after(*[failure(n) for n in range(4)])
+    probing = replace(state, probe="p", breaker_until=NOW + 90 * SECOND)
+    unrelated = after(failure(20), state=probing)
+    assert (unrelated.probe, unrelated.breaker_until) == ("p", NOW + 90 * SECOND)
+    failed = after(failure(20, lease="p"), state=probing)
+    assert (failed.probe, failed.opens) == ("", 2)
+    assert failed.breaker_until == NOW + 40 * SECOND
+    good = circuit_breaker.closed(probing, NOW)
+    assert (good.breaker_open, good.opens, good.failures) == (False, 0, 0)
+    rejected = failure(20, Outcome.KEY_REJECTED, lease="p", key_id="k")
+    assert not after(rejected, state=probing).breaker_open  # the provider answers
+
+
+# 429s
+
+
+def test_a_stray_429_changes_nothing_but_its_own_retry_after() -> None:
+    calm = EndpointState(volume=80.0, counted_at=NOW, counted_span=80.0 * SECOND, next_slot=NOW)
+    state = after(rate_limited(1), rate_limited(20), state=calm)
+    assert (state.epoch, state.slowdown, state.paused_until) == (0, 0.0, 0)
+    state = after(rate_limited(1, retry_after_seconds=7.0), state=calm)
+    assert (state.slowdown, state.paused_until) == (0.0, NOW + 8 * SECOND)
+    assert state.epoch == 1
+
+
+def test_a_run_of_429s_withholds_a_quarter_which_halves_in_two_minutes() -> None:
+    state = after(*a_run())
+    assert state.slowdown == 0.25
+    assert state.paused_until > NOW
+    later = state.slowed_at + 120 * SECOND
+    assert circuit_breaker.slowdown(state, later) == pytest.approx(0.125)
+    assert circuit_breaker.slowdown(state, later + 600 * SECOND) == 0.0
+    again = after(*a_run(100), state=state)
+    assert again.slowdown > 0.25
+    slower_recovery = circuit_breaker.slowdown(again, again.slowed_at + 120 * SECOND)
+    assert slower_recovery > again.slowdown / 2
+
+
+def test_429s_of_calls_sent_before_a_slowdown_do_not_slow_down_again() -> None:
+    state = after(*a_run())
+    more = [rate_limited(1, sent_at=NOW) for _ in range(20)]
+    assert after(*more, state=replace(state, breaker_open=True)).slowdown == 0.25
+
+
+def test_a_retry_after_pauses_and_is_never_shortened() -> None:
+    state = after(rate_limited(retry_after_seconds=30.0), rate_limited(retry_after_seconds=5.0))
+    assert state.paused_until == NOW + 30 * SECOND
+    hours = after(rate_limited(retry_after_seconds=7200.0), state=state)
+    assert (hours.breaker_open, hours.breaker_until) == (True, NOW + 7200 * SECOND)
+    assert after(rate_limited(retry_after_seconds=90.0), state=hours).breaker_until == (
+        hours.breaker_until
+    )
+
+
+def test_a_spent_daily_quota_lasts_until_midnight_whatever_retry_after_says() -> None:
+    midnight = NOW + 9 * 3600 * SECOND
+    state = after(rate_limited(retry_after_seconds=38.0, quota_until=midnight))
+    assert (state.breaker_open, state.breaker_until) == (True, midnight)
+    assert "quota of the day" in state.cause
+
+
+# Keys
 
 
 def test_a_key_is_skipped_until_its_cooldown_ends() -> None:
@@ -68,12 +193,18 @@ def test_a_key_is_skipped_until_its_cooldown_ends() -> None:
     assert circuit_breaker.usable_keys(["a", "b", "c"], cooldowns, NOW) == ["b", "c"]
 
 
-@pytest.mark.parametrize(("retry_after", "seconds"), [(None, 600), (5, 600), (7200, 7200)])
+@pytest.mark.parametrize(("retry_after", "seconds"), [(None, 600), (5.0, 600), (7200.0, 7200)])
 def test_a_key_cools_down_as_the_provider_says_but_at_least_ten_minutes(
     retry_after: float | None, seconds: int
 ) -> None:
-    cooldown = circuit_breaker.key_cooldown(Outcome.QUOTA_SPENT, retry_after, NOW)
-    assert cooldown.until == NOW + seconds * SECOND
+    rejected = failure(0, Outcome.QUOTA_SPENT, key_id="k", retry_after_seconds=retry_after)
+    state = after(
+        rejected, state=EndpointState(key_cooldowns={"old": KeyCooldown(NOW, Outcome.QUOTA_SPENT)})
+    )
+    assert state.key_cooldowns == {
+        "k": KeyCooldown(NOW + seconds * SECOND, Outcome.QUOTA_SPENT, "why")
+    }
+    assert state.failures == 0
 
 
 # The cache
@@ -104,14 +235,3 @@ def test_a_lower_revision_replaces_the_known_state_only_after_a_while(
     clock.time += seconds
     cache.update("e", later)
     assert cache.state("e") == (later if replaces else known)
-
-
-def test_the_call_interval_of_all_workers_is_observed_from_the_count_of_calls(
-    cache: StateCache, clock: FakeClock
-) -> None:
-    for second in range(100):
-        clock.time = START + second
-        cache.update("e", EndpointState(revision=second + 1, calls=4 * second))
-    assert cache.observed_interval("e") == SECOND // 4
-    cache.update("f", EndpointState(revision=1, calls=1))
-    assert cache.observed_interval("f") == 0

@@ -98,13 +98,15 @@ def test_show_without_a_secret_explains_how_to_push_one(cli: CliHarness) -> None
 def test_show_includes_breaker_calls_and_keys_that_are_cooling_down(cli: CliHarness) -> None:
     cli.secret = text()
     now = int(cli.clock.now() * SECOND)
+    (endpoint,) = EndpointsSecret.model_validate_json(text()).endpoints
+    rejected = list(endpoint.key_ids())[1]
     cli.endpoint_states.items["gemini-main"] = EndpointState(
         revision=7,
         calls=12,
         breaker_open=True,
         breaker_until=now + 20 * SECOND,
         leases={"a": now + SECOND, "b": now - SECOND},
-        key_cooldowns={FINGERPRINTS[1]: KeyCooldown(now + 300 * SECOND, Outcome.KEY_REJECTED)},
+        key_cooldowns={rejected: KeyCooldown(now + 300 * SECOND, Outcome.KEY_REJECTED)},
     )
     result = cli.run("endpoints", "show")
     assert "state: breaker open for 20 s, 1 call in flight, 12 calls so far" in result.stdout

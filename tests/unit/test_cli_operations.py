@@ -191,7 +191,7 @@ def out_of_service(cli: CliHarness) -> EndpointState:
 def test_a_reset_puts_an_endpoint_back_into_service_and_keeps_its_limits(cli: CliHarness) -> None:
     cli.push_endpoints(GEMINI)
     state = out_of_service(cli)
-    cli.endpoint_states.change("gemini-main", lambda _: state)
+    cli.endpoint_states.report("gemini-main", lambda _: state)
     printed = cli.succeed("endpoints", "reset", "gemini-main").stdout
     assert "breaker open" in printed
     assert "in service again" in printed

@@ -189,6 +189,16 @@ def test_a_longer_delay_is_obeyed_and_deferring_costs_no_attempt() -> None:
     assert (harness.row.state, harness.row.attempts) == (RowState.SUCCEEDED, 2)
 
 
+def test_a_call_that_failed_for_all_rows_costs_no_attempt() -> None:
+    harness = EditorHarness.with_job(max_attempts=2)
+    rejected = CallFailed(Outcome.KEY_REJECTED, "401")
+    for _ in range(5):
+        waited = harness.handle(rejected, DeferRow("every key was rejected", delay_seconds=77))
+        assert waited == ReturnRow(77, called=True)
+    assert harness.row.attempts == 0
+    assert harness.handle(EDITED) is None
+
+
 def test_a_row_held_by_another_worker_is_delivered_again_later(harness: EditorHarness) -> None:
     harness.ledger.claim(harness.message(), harness.run, "other", 90)
     assert harness.handle() == HELD

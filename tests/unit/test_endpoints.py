@@ -116,7 +116,7 @@ ONE_ERROR = [
     ({"prices": {"image": -1}}, "prices.image: input should be greater than or equal to 0"),
     ({"weight": -1}, "weight: input should be greater than or equal to 0"),
     ({"name": "no spaces"}, "name: string should match pattern"),
-    ({"timeout_seconds": 900}, "timeout_seconds: input should be less than or equal to 840"),
+    ({"timeout_seconds": 900}, "timeout_seconds: input should be less than or equal to 780"),
     ({"credentials": "not json"}, "credentials: is not the JSON of a service account"),
     ({"credentials": {"type": "service_account"}}, ": credentials take the place of api_keys"),
 ]

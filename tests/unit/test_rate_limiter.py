@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from darkroom.calls import CallPlan, SourceImage
 from darkroom.dispatch import rate_limiter
-from darkroom.dispatch.outcomes import slower_interval
 from darkroom.endpoint_state import (
     SECOND,
     Day,
@@ -25,6 +25,7 @@ from darkroom.endpoint_state import (
     Reservation,
     ReservationRequest,
 )
+from darkroom.errors import Ineligible
 from darkroom.providers.registry import Provider
 from tests.fakes.dispatching import gemini, secret
 from tests.fakes.endpoint_states import reserved
@@ -144,25 +145,80 @@ def test_a_worker_whose_clock_lags_cannot_reserve_a_slot_twice() -> None:
 # Slowdown after 429s
 
 
-def test_a_429_doubles_the_interval_which_then_halves_in_five_minutes() -> None:
+@given(slowdown=st.floats(0, 0.95), minutes=st.floats(0, 600))
+def test_a_slowdown_never_makes_an_endpoint_faster(slowdown: float, minutes: float) -> None:
     limits = Slots(requests_per_minute=60).limits
-    interval = slower_interval(EndpointState(), limits, 0, NOW)
-    assert interval == 2 * limits.interval
-    state = EndpointState(slowed_interval=interval, slowed_at=NOW)
-    halved = rate_limiter.slowed_interval(state, NOW + 300 * SECOND)
-    assert halved == pytest.approx(interval / 2, abs=1)
-    assert rate_limiter.slowed_interval(state, NOW + 3600 * SECOND) == 0
-    assert rate_limiter.rate_in_force(state, limits, NOW + 301 * SECOND)[0] == limits.interval
-    again = slower_interval(state, limits, 0, NOW + 60 * SECOND)
-    assert again == pytest.approx(2 * interval * 0.5**0.2, abs=2)
-
-
-@given(interval=st.integers(1, 100 * SECOND), minutes=st.floats(0, 600))
-def test_a_slowdown_never_makes_an_endpoint_faster(interval: int, minutes: float) -> None:
-    limits = Slots(requests_per_minute=60).limits
-    state = EndpointState(slowed_interval=interval, slowed_at=NOW)
+    state = EndpointState(slowdown=slowdown, slowdowns=1, slowed_at=NOW)
     now = NOW + int(minutes * MINUTE)
     assert rate_limiter.rate_in_force(state, limits, now)[0] >= limits.interval
+
+
+def test_a_slowed_endpoint_keeps_its_rate_but_for_what_is_withheld() -> None:
+    limits = Slots(requests_per_minute=60, burst=5).limits
+    state = EndpointState(slowdown=0.25, slowdowns=1, slowed_at=NOW)
+    interval, tolerance = rate_limiter.rate_in_force(state, limits, NOW)
+    assert interval == pytest.approx(limits.interval / 0.75, abs=1)
+    assert tolerance == 0
+
+
+# Images
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rate=st.integers(1, 60),
+    images=st.integers(1, 40),
+    inputs=st.integers(1, 40),
+    requests=st.lists(st.tuples(st.integers(1, 10), st.integers(0, 16)), min_size=5, max_size=80),
+    load=st.floats(0.2, 5.0),
+    seed=st.integers(0, 1 << 32),
+)
+def test_no_sliding_minute_holds_more_than_the_limit_of_any_kind(  # noqa: PLR0917 - drawn by name
+    rate: int,
+    images: int,
+    inputs: int,
+    requests: list[tuple[int, int]],
+    load: float,
+    seed: int,
+) -> None:
+    rng = random.Random(seed)
+    (endpoint,) = secret(
+        gemini(
+            requests_per_minute=rate,
+            images_per_minute=images,
+            input_images_per_minute=inputs,
+            burst=3,
+        )
+    ).endpoints
+    slots, now = Slots(), NOW
+    sent: list[tuple[int, int, int]] = []  # (slot, images out, images in)
+    for out, into in requests:
+        now += int(rng.expovariate(1) * MINUTE / rate / load)
+        try:
+            slots.limits = rate_limiter.limits_of(endpoint, a_plan(out, into))
+        except Ineligible:
+            assert out > images or into > inputs
+            continue
+        late = rng.randint(0, rate_limiter.MAX_LATENESS)
+        sent.append((slots.reserve(now) + late, out, into))
+    for start, _, _ in sent:
+        window = [row for row in sent if start <= row[0] < start + MINUTE]
+        assert len(window) <= rate
+        assert sum(out for _, out, _ in window) <= images
+        assert sum(into for _, _, into in window) <= inputs
+
+
+def test_equal_requests_use_most_of_an_image_limit() -> None:
+    for limit, count, least in ((5, 1, 4.8), (20, 2, 8.5), (10, 5, 1.0)):
+        (endpoint,) = secret(gemini(input_images_per_minute=limit)).endpoints
+        slots = Slots(rate_limiter.limits_of(endpoint, a_plan(1, count)))
+        times = [slots.reserve() for _ in range(60)]
+        assert 59 * MINUTE / (times[-1] - times[0]) >= least
+
+
+def a_plan(images: int, input_images: int) -> CallPlan:
+    source = SourceImage(b"", "image/png", 1, 1, "name")
+    return CallPlan(Provider.GEMINI, "m", "p", images=(source,) * input_images, n=images)
 
 
 # In flight, leases, breaker, day: in any order of events

@@ -52,12 +52,12 @@ class Harness:
         return [e.name for e in self.source.endpoints().endpoints]
 
 
-def test_the_secret_is_read_once_in_five_minutes() -> None:
+def test_the_secret_is_read_every_half_minute() -> None:
     harness = Harness()
     for _ in range(100):
         assert harness.names() == ["a"]
     assert harness.ids == ["arn:secret"]
-    harness.put(text("b"), after=299)
+    harness.put(text("b"), after=29)
     assert harness.names() == ["a"]
     harness.clock.time += 2
     assert harness.names() == ["b"]
@@ -133,3 +133,18 @@ def test_other_threads_use_the_old_secret_while_one_reads() -> None:
     reader.join()
     assert harness.names() == ["b"]
     assert len(harness.ids) == 2
+
+
+@pytest.mark.parametrize("value", ["", "{}", '{"endpoints": []}'])
+def test_a_secret_that_nobody_has_pushed_says_what_to_do(value: str) -> None:
+    harness = Harness()
+    harness.put(value)
+    with pytest.raises(ConfigurationError, match="no endpoints are configured: push them with"):
+        harness.names()
+
+
+def test_a_corrected_secret_is_used_within_a_minute_by_a_process_that_saw_no_failure() -> None:
+    harness = Harness()
+    harness.names()
+    harness.put(text("corrected"), after=31)
+    assert harness.names() == ["corrected"]

@@ -34,10 +34,11 @@ class RejectionReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KeyCooldown:
-    """A key that the provider rejected: not used before `until`."""
+    """A key that the provider rejected: not used before `until`. `detail` is for users."""
 
     until: int
-    reason: Outcome  # KEY_REJECTED or QUOTA_SPENT
+    reason: Outcome  # one whose `key_at_fault` holds
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +46,33 @@ class EndpointState:
     """One endpoint's item in the table. The defaults are those of an endpoint never used."""
 
     next_slot: int = 0  # the earliest slot by the rate (with a burst: theoretical arrival time)
-    paused_until: int = 0  # earlier slots were reserved before a 429: they are void
-    slowed_interval: int = 0  # interval set by a 429 at `slowed_at`; decays with time
-    slowed_at: int = 0
+    last_interval: int = 0  # between the last slot reserved and `next_slot`
+    epoch: int = 0  # reservations of an earlier epoch are void
+    paused_until: int = 0  # no slot is earlier; set by a 429
     calls: int = 0  # reservations ever made
     day: int = 0  # the provider's day that `day_calls` counts
     day_calls: int = 0
     breaker_open: bool = False  # until `breaker_until`, then half open: one probe at a time
     breaker_until: int = 0
+    probe: str = ""  # the lease of the probe in flight
     opens: int = 0  # times the breaker opened since it last closed
-    failures: int = 0  # recent: one up per transient failure, one down per good call
-    failed_at: int = 0
+    cause: str = ""  # why the endpoint is out of service, for users
+    failures: int = 0  # transient failures, less the good answers in between
+    failed_at: int = 0  # the last one
+    failing_since: int = 0  # the first of `failures`
+    failing_calls: int = 0  # `calls` at that time
+    good: int = 0  # good answers since `failed_at`
+    volume: float = 0.0  # recent calls at `counted_at`, decaying
+    counted_span: float = 0.0  # the time in which `volume` calls were made, decaying
+    limited: float = 0.0  # recent 429s at `counted_at`, decaying
+    counted_at: int = 0
+    counted_calls: int = 0  # `calls` at `counted_at`
+    slowdown: float = 0.0  # the share of the rate withheld since `slowed_at`; decays
+    slowdowns: int = 0  # in a row
+    slowed_at: int = 0
+    slowed_base: int = 0  # the full rate's interval at an endpoint without a configured one
     leases: Mapping[str, int] = field(default_factory=dict)  # calls in flight: id -> expiry
-    key_cooldowns: Mapping[str, KeyCooldown] = field(default_factory=dict)  # by fingerprint
+    key_cooldowns: Mapping[str, KeyCooldown] = field(default_factory=dict)  # by Endpoint.key_ids
     revision: int = 0  # one up per write: orders two copies of the state
 
 
@@ -72,9 +87,9 @@ class Day:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """An endpoint's limits as the rate limiter needs them; 0 means no limit."""
+    """An endpoint's limits as the rate limiter needs them, for one request; 0 means no limit."""
 
-    interval: int = 0
+    interval: int = 0  # what the request takes of the rate
     tolerance: int = 0  # how far `next_slot` may lie ahead of a call: the burst
     per_day: int = 0
     max_in_flight: int = 0
@@ -82,7 +97,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ReservationRequest:
-    """A request for a slot no later than `latest_slot`, leased for `lease_duration` from it on."""
+    """A request for a slot from `now` to `latest_slot`, leased for `lease_duration` from it on.
+
+    `now` is the earliest time at which the call can be sent.
+    """
 
     lease: str
     now: int
@@ -103,29 +121,13 @@ class Reservation:
     """A slot, and the update that reserves it: which of its conditional forms applies."""
 
     slot: int
-    idle: bool  # no backlog: `next_slot` restarts from now
+    epoch: int
+    earliest: int
+    idle: bool  # no backlog: `next_slot` restarts from `earliest`
     probe: bool
     new_day: bool
-    interval: int  # added to `next_slot`
+    interval: int  # from the slot to `next_slot`
+    extra: int  # added to `next_slot` before: this request takes more than the last one
     tolerance: int
     horizon: int  # the latest `next_slot` that leaves a slot in time
     expired_leases: tuple[str, ...] = ()  # of workers that died; removed by the same update
-
-
-class Health(StrEnum):
-    """What a reservation's call shows about its endpoint."""
-
-    GOOD = "good"  # the provider answered, even if it refused the row
-    FAILED = "failed"  # a transient failure
-    NOT_CALLED = "not_called"
-
-
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    """The end of a reservation: its lease to release, and the endpoint's health."""
-
-    lease: str
-    now: int
-    health: Health
-    sent_at: int = 0  # a good call sent before the last failure does not count as recovery
-    probe: bool = False

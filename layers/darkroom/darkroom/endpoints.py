@@ -32,8 +32,13 @@ from darkroom.providers.registry import PROVIDERS, Provider
 from darkroom.rows import Quality
 
 _DEFAULTS_BY_PROVIDER = ("model", "tier", "timeout_seconds", "max_retries", "retry_delay_seconds")
+# A worker has 900 s. Beside its calls, a row needs time:
+SLOT_WAIT_SECONDS = 20.0  # for its slot at each tier
+AFTER_CALL_SECONDS = 30.0  # after a call, to store the image and settle the row
+BEFORE_CALL_SECONDS = 60.0  # to claim the row and load its images
+WORKER_SECONDS = 900.0
 _MAX_PRICE = 1_000_000.0  # US dollars
-MAX_TIMEOUT_SECONDS = 840.0  # of a call, within a worker's 900
+MAX_TIMEOUT_SECONDS = 780.0  # of a call
 # What an HTTP header can carry. Examples in documentation have dots in place of a key.
 _PRINTABLE = re.compile(r"[\x21-\x7e]+")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -197,6 +202,13 @@ class Endpoint(BaseModel):
             )
         return self
 
+    def key_ids(self) -> dict[str, SecretStr]:
+        """The keys by what a cooldown belongs to: the key with the model and the base URL."""
+        target = f"\n{self.model}\n{self.base_url or ''}"
+        return {
+            key_fingerprint(SecretStr(key.get_secret_value() + target)): key for key in self.keys
+        }
+
     @property
     def keys(self) -> tuple[SecretStr, ...]:
         """What calls authenticate with: the API keys, or the credentials as the only one."""
@@ -220,6 +232,17 @@ class EndpointsSecret(BaseModel):
         if repeated:
             raise ValueError(f"endpoint names must be unique, {', '.join(repeated)} is used twice")
         return endpoints
+
+    @model_validator(mode="after")
+    def _calls_fit_into_a_workers_time(self) -> Self:
+        longest = [max(e.timeout_seconds for e in tier) for tier in self.tiers()]
+        at_most = MAX_TIMEOUT_SECONDS - (len(longest) - 1) * SLOT_WAIT_SECONDS
+        if sum(longest) > at_most:
+            raise ValueError(
+                f"timeout_seconds: one call at each tier may take {sum(longest):g} s, but a worker "
+                f"has at most {at_most:g} s for all of them; shorten the time-outs"
+            )
+        return self
 
     def tiers(self) -> Iterator[tuple[Endpoint, ...]]:
         """Endpoints grouped by tier, in the order in which the tiers are tried."""

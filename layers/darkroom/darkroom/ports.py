@@ -14,7 +14,6 @@ from darkroom.endpoint_state import (
     Rejection,
     Reservation,
     ReservationRequest,
-    Settlement,
 )
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import Reason, Waiting
@@ -102,7 +101,7 @@ class DispatchResult:
     result: EditResult
     plan: CallPlan
     endpoint: Endpoint
-    fallback: bool  # another tier than the first one configured
+    fallback: bool  # an endpoint of an earlier tier failed, or was out of service
     latency_ms: int  # of the successful call
     slot_wait_ms: int
     calls: int  # all calls made for this attempt
@@ -131,9 +130,9 @@ class Dispatcher(Protocol):
         """Choose an endpoint, call it, retry and fall back; done by `deadline` (Unix seconds).
 
         Raises RowRejected (refused, no_image, bad_request; or no endpoint can honour the row),
-        RetryRow (all calls failed: the first tier's error; or every key is cooling down), DeferRow
-        (no slot in time, or every endpoint is out of service; nothing was called), LeaseLost, and
-        ConfigurationError when no usable secret was ever read.
+        RetryRow (all calls failed at endpoints that serve other rows: the first tier's error),
+        DeferRow (no slot in time, an endpoint that fails for all rows, rejected keys, no usable
+        secret: costs no attempt, even if calls were made), LeaseLost.
         """
 
 
@@ -153,10 +152,10 @@ class EndpointStates(Protocol):
         A `last_known` state saves a round trip.
         """
 
-    def settle(self, endpoint: str, settlement: Settlement) -> EndpointState:
-        """End a reservation: release its lease and count its call for the endpoint's health."""
+    def settle(self, endpoint: str, lease: str, *, good: bool) -> EndpointState:
+        """Release the lease of a call that was not a probe: a good answer, or a call not made."""
 
-    def change(
+    def report(
         self, endpoint: str, transition: Callable[[EndpointState], EndpointState]
     ) -> tuple[EndpointState, EndpointState]:
         """Apply a pure `transition`, maybe more than once; the states before and after."""

@@ -10,7 +10,7 @@ The rare writes replace the item, on condition that its revision is the one that
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -22,11 +22,9 @@ from darkroom.aws.items import ItemCodec, to_attribute
 from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.endpoint_state import (
     EndpointState,
-    Health,
     Rejection,
     Reservation,
     ReservationRequest,
-    Settlement,
     StatesUnavailable,
 )
 from darkroom.retry import backoff
@@ -35,21 +33,10 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 MAX_TRIES = 25  # of one write, when other workers' writes come in between
+MAX_EXPIRED_LEASES = 8  # of dead workers, that a reservation removes on the way
 _PAUSE_SECONDS = 0.01
 _PAUSE_CAP_SECONDS = 0.5
 _STATES = ItemCodec(EndpointState)
-# The forms of a settlement, the usual one first: (clauses, condition).
-_SETTLEMENTS: Mapping[Health, list[tuple[list[str], list[str]]]] = {
-    Health.NOT_CALLED: [([], [])],
-    Health.GOOD: [
-        ([], ["(#failures <= :zero OR #failed_at >= :sent_at)"]),
-        (["#failures = #failures - :one"], []),
-    ],
-    Health.FAILED: [
-        (["#failed_at = :now", "#failures = #failures + :one"], ["#failed_at >= :recent"]),
-        (["#failed_at = :now", "#failures = :one"], []),
-    ],
-}
 
 
 @dataclass
@@ -108,26 +95,25 @@ class DynamoDBEndpointStates:
             if isinstance(planned, Rejection):
                 is_current = state is not last_known
                 return (planned, state) if is_current else self.reserve(endpoint, request)
+            if len(planned.expired_leases) > MAX_EXPIRED_LEASES:
+                state = self._remove_expired_leases(endpoint, request.now)
+                continue
             done, state = self._apply(endpoint, _reservation(request, planned, state))
             if done:
-                base = request.now if planned.idle else state.next_slot - planned.interval
-                return replace(planned, slot=max(request.now, base - planned.tolerance)), state
+                slot = state.next_slot - planned.interval - planned.tolerance
+                return replace(planned, slot=max(planned.earliest, slot)), state
         raise StatesUnavailable(f"no slot at {endpoint}: too many workers reserved at once")
 
-    def settle(self, endpoint: str, settlement: Settlement) -> EndpointState:
-        if settlement.probe:
-            return self.change(endpoint, lambda s: circuit_breaker.probed(s, settlement))[1]
-        recent = settlement.now - circuit_breaker.FAILURES_EXPIRE_AFTER
-        values = {"now": settlement.now, "sent_at": settlement.sent_at, "recent": recent}
-        leases = {"lease": settlement.lease}
-        for sets, conditions in _SETTLEMENTS[settlement.health]:
-            update = _Update(values, leases, sets, ["#leases.#lease"], conditions)
-            done, state = self._apply(endpoint, update)
-            if done:
-                break
-        return state
+    def _remove_expired_leases(self, endpoint: str, now: int) -> EndpointState:
+        return self.report(endpoint, lambda s: circuit_breaker.without_expired_leases(s, now))[1]
 
-    def change(
+    def settle(self, endpoint: str, lease: str, *, good: bool) -> EndpointState:
+        update = _Update({}, {"lease": lease}, removes=["#leases.#lease"])
+        if good:
+            update.sets.append("#good = #good + :one")
+        return self._apply(endpoint, update)[1]
+
+    def report(
         self, endpoint: str, transition: Callable[[EndpointState], EndpointState]
     ) -> tuple[EndpointState, EndpointState]:
         for tries in range(1, MAX_TRIES + 1):
@@ -157,10 +143,12 @@ class DynamoDBEndpointStates:
                     )
                 return True, _STATES.from_item(response["Attributes"])
             except self._client.exceptions.ConditionalCheckFailedException as failure:
-                item = cast("dict[str, Any]", failure.response).get("Item")
-                if item:
-                    return False, _STATES.from_item(item)
-                self._put(endpoint, EndpointState(revision=1))
+                item = cast("dict[str, Any]", failure.response).get("Item", {})
+                state = _STATES.from_item(item)
+                if "epoch" in item:
+                    return False, state
+                # There is no item, or an earlier version of Darkroom wrote it.
+                self._put(endpoint, replace(state, revision=state.revision + 1))
         return False, EndpointState()
 
     def _put(self, endpoint: str, state: EndpointState) -> bool:
@@ -183,27 +171,42 @@ def _reservation(
     request: ReservationRequest, planned: Reservation, state: EndpointState
 ) -> _Update:
     """The form of the update that `planned` names, with the conditions it assumes."""
-    limits, base = request.limits, ":now" if planned.idle else "#next_slot"
+    limits, base = request.limits, ":earliest" if planned.idle else "#next_slot"
     values = {
+        "earliest": planned.earliest,
+        "free_at": planned.earliest - planned.extra,
         "now": request.now,
         "duration": request.lease_duration,
         "interval": planned.interval,
+        "step": planned.interval + (0 if planned.idle else planned.extra),
         "horizon": planned.horizon,
-        "slowed_at": state.slowed_at,
+        "last_interval": state.last_interval,
+        "epoch": planned.epoch,
         "probe": planned.probe,
         "room": limits.max_in_flight + len(planned.expired_leases),
         "per_day": limits.per_day,
+        "lease": request.lease,
     }
     update = _Update(values, {"lease": request.lease})
-    update.sets += [f"#next_slot = {base} + :interval", "#calls = #calls + :one"]
-    update.conditions += ["#slowed_at = :slowed_at", "#breaker_open = :probe"]
+    update.sets += [
+        f"#next_slot = {base} + :step",
+        "#last_interval = :interval",
+        "#calls = #calls + :one",
+    ]
+    same = "=" if planned.extra else ">="  # without extra: this one takes no more than the last
+    values["last_interval"] = state.last_interval if planned.extra else planned.interval
+    update.conditions += [
+        "#epoch = :epoch",
+        "#breaker_open = :probe",
+        f"#last_interval {same} :last_interval",
+    ]
     if planned.idle:
-        update.conditions.append("#next_slot <= :now")
+        update.conditions.append("#next_slot <= :free_at")
     else:
-        update.conditions += ["#next_slot > :now", "#next_slot <= :horizon"]
+        update.conditions += ["#next_slot > :free_at", "#next_slot <= :horizon"]
     if planned.probe:
         update.conditions.append("#breaker_until <= :now")
-        update.sets.append(f"#breaker_until = {base} + :duration")
+        update.sets += [f"#breaker_until = {base} + :duration", "#probe = :lease"]
     if limits.max_in_flight:
         update.sets.append(f"#leases.#lease = {base} + :duration")
         update.conditions.append("size(#leases) < :room")

@@ -1,5 +1,6 @@
 """The endpoints secret, read from Secrets Manager and cached."""
 
+import re
 import threading
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,8 @@ from darkroom.ports import Clock, Telemetry
 if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
 
-CACHE_SECONDS = 300.0
+CACHE_SECONDS = 30.0  # with the wait for a slot, a change is used everywhere within a minute
+_NO_ENDPOINTS = re.compile(r'\s*\{\s*("endpoints"\s*:\s*\[\s*\]\s*)?\}\s*')  # as deployed
 REFRESH_SECONDS = 15.0  # between two reads, however many keys are rejected
 
 
@@ -80,4 +82,9 @@ class SecretsManagerSource:
         except (ClientError, BotoCoreError) as error:
             kind = error_code(error) if isinstance(error, ClientError) else type(error).__name__
             raise ConfigurationError(f"the endpoints secret cannot be read ({kind})") from error
-        return parse_endpoints(response.get("SecretString", "")), response["VersionId"]
+        text = response.get("SecretString", "")
+        if not text.strip() or _NO_ENDPOINTS.fullmatch(text):
+            raise ConfigurationError(
+                "no endpoints are configured: push them with `darkroom endpoints push FILE`"
+            )
+        return parse_endpoints(text), response["VersionId"]

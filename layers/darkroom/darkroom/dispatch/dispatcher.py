@@ -4,20 +4,30 @@ Per endpoint: the first call and `max_retries` more, with backoff; then the next
 tier; then the next tier. Only transient failures and rejected keys move on to another endpoint. A
 failure that is the row's own ends it at once. An endpoint that is out of service (breaker open, all
 keys cooling down, daily limit reached) is skipped without a call; one that is merely busy is waited
-for.
+for, a short time in the worker and otherwise in the queue.
 """
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, timeout_of_call
-from darkroom.dispatch.outcomes import MAX_PAUSE_SECONDS, OutcomeRecorder
-from darkroom.dispatch.selector import Permit, Selector
-from darkroom.dispatch.state_cache import StateCache
-from darkroom.endpoint_state import SECOND, Rejection, RejectionReason, StatesUnavailable
-from darkroom.endpoints import Endpoint, EndpointsSecret
+from darkroom.dispatch import circuit_breaker, rate_limiter
+from darkroom.dispatch.outages import describe
+from darkroom.dispatch.outcomes import OutcomeRecorder
+from darkroom.dispatch.selector import NoSlot, Permit, Selector
+from darkroom.dispatch.state_cache import Availability, Candidate, StateCache
+from darkroom.endpoint_state import SECOND, RejectionReason, StatesUnavailable
+from darkroom.endpoints import (
+    AFTER_CALL_SECONDS,
+    BEFORE_CALL_SECONDS,
+    SLOT_WAIT_SECONDS,
+    WORKER_SECONDS,
+    Endpoint,
+    key_fingerprint,
+)
 from darkroom.errors import (
     ConfigurationError,
     DeferRow,
@@ -39,17 +49,11 @@ from darkroom.ports import (
     Telemetry,
 )
 from darkroom.providers.registry import Provider
-from darkroom.retry import backoff, with_jitter
+from darkroom.retry import JITTER, backoff, with_jitter
 
-AFTER_CALL_SECONDS = 30.0  # kept after a call's time-out, to store the image and settle the row
 RETRY_ROW_SECONDS = 30.0
-REJECTED_KEYS_SECONDS = 300.0  # time to correct the keys before another attempt is spent
-MAX_DEFER_SECONDS = 900.0
-_REASONS = {
-    RejectionReason.BREAKER: Reason.UNAVAILABLE,
-    RejectionReason.DAY: Reason.RATE_LIMITED,
-    RejectionReason.KEYS: Reason.KEY_REJECTED,
-}
+MAX_DEFER_SECONDS = 60.0  # so that a corrected secret is used by then
+READINESS_AGE = 2 * SECOND  # of the states that readiness is judged by
 
 
 @dataclass(slots=True)
@@ -58,21 +62,19 @@ class _Attempt:
 
     context: CallContext
     deadline: float
-    secret: EndpointsSecret
+    first_latest: int  # the latest slot of the row's first call, unless there is less time
     calls: int = 0
     slot_wait_ms: int = 0
     failures: list[tuple[Endpoint, CallFailed]] = field(default_factory=list)
+    transient: Counter[str] = field(default_factory=Counter)
+    rejected_keys: Counter[str] = field(default_factory=Counter)
+    retrying: str | None = None  # the endpoint that the next call goes to
     exhausted: set[str] = field(default_factory=set)  # no retries left
-    empty_answers: dict[str, CallFailed] = field(default_factory=dict)  # each worth one more call
-    plans: dict[str, CallPlan] = field(default_factory=dict)
+    plans: dict[str, tuple[Endpoint, CallPlan, Candidate]] = field(default_factory=dict)
     ineligible: dict[str, str] = field(default_factory=dict)  # and why
+    repeated: set[str] = field(default_factory=set)  # after a failure that may be by chance
     without_editor: set[str] = field(default_factory=set)
-    out_of_service: dict[str, Rejection] = field(default_factory=dict)
-
-    def latest_slot(self, endpoint: Endpoint) -> int:
-        """The latest slot from which a call still ends before the deadline."""
-        timeout = timeout_of_call(self.plans[endpoint.name], endpoint)
-        return int((self.deadline - timeout - AFTER_CALL_SECONDS) * SECOND)
+    out_of_service: dict[str, Availability] = field(default_factory=dict)
 
 
 class TieredDispatcher:
@@ -104,283 +106,306 @@ class TieredDispatcher:
     def readiness(self) -> Readiness:
         now = self._state_cache.now()
         try:
-            tiers = list(self._secret_source.endpoints().tiers())
+            tiers = self._tiers()
+            available: dict[str, Availability] = {}
+            for tier in tiers:
+                for endpoint in tier:
+                    self._state_cache.fresh(endpoint.name, READINESS_AGE)
+                    limits = rate_limiter.limits_of(endpoint)
+                    candidate = Candidate(endpoint, limits, endpoint.timeout_seconds)
+                    available[endpoint.name] = self._state_cache.availability(candidate, now)
+                in_service = [
+                    a.available_at for e in tier if not (a := available[e.name]).out_of_service
+                ]
+                if in_service:
+                    return _readiness(tiers, min(in_service))
         except ConfigurationError as error:
-            unusable = Waiting(Reason.NO_ENDPOINT, str(error), self._clock.now())
-            return Readiness(self._clock.now() + RETRY_ROW_SECONDS, unusable)
-        try:
-            available = {
-                e.name: self._state_cache.availability(e, now) for tier in tiers for e in tier
-            }
+            return Readiness(self._clock.now() + MAX_DEFER_SECONDS, self._unusable(str(error)))
         except StatesUnavailable as error:
             raise ServiceUnavailable(str(error)) from error
-        in_service = [a.available_at for a in available.values() if not a.out_of_service]
-        waiting = None
-        if not in_service:
-            names = ", ".join(f"{name} ({a.reason})" for name, a in sorted(available.items()))
-            first = min(available.values(), key=lambda a: a.available_at).reason
-            reason = _REASONS[first] if first else Reason.UNAVAILABLE
-            detail = f"every endpoint is out of service: {names}"
-            waiting = Waiting(reason, detail, self._clock.now())
-        start_at = min(in_service or [a.available_at for a in available.values()])
-        longest = sum(max(e.timeout_seconds for e in tier) for tier in tiers)
-        return Readiness(
-            start_at=start_at / SECOND,
-            waiting=waiting,
-            rows_per_second=_rows_per_second(tiers),
-            row_seconds=longest + AFTER_CALL_SECONDS,
-        )
+        soonest = min(a.available_at for a in available.values())
+        start_at = min(soonest, now + int(MAX_DEFER_SECONDS * SECOND))
+        return _readiness(tiers, start_at, self._waiting(available))
 
     def dispatch(self, context: CallContext, deadline: float) -> DispatchResult:
-        secret = self._secret_source.endpoints()
-        if len({e.tier for e in secret.endpoints}) == 1:
-            providers = ", ".join(sorted({e.provider.value for e in secret.endpoints}))
-            self._warn_once("no_fallback", detail=f"only one tier is configured ({providers})")
-        attempt = _Attempt(context, deadline, secret)
+        soon = self._state_cache.now() + int(SLOT_WAIT_SECONDS * SECOND)
+        attempt = _Attempt(context, deadline, soon)
         try:
-            while True:
-                attempt.out_of_service.clear()
-                for tier in secret.tiers():
-                    result = self._try_tier(attempt, tier)
-                    if result is not None:
-                        return result
-                self._wait_for_service(attempt)
+            tiers = self._tiers()
+            if len(tiers) == 1:
+                providers = ", ".join(sorted({e.provider.value for e in tiers[0]}))
+                self._warn_once("no_fallback", detail=f"only one tier is configured ({providers})")
+            for tier in tiers:
+                result = self._try_tier(attempt, tier[0].tier)
+                if result is not None:
+                    return result
+            raise self._conclusion(attempt)
+        except ConfigurationError as error:
+            waiting = self._unusable(str(error))
+            raise self._deferral(waiting.detail, MAX_DEFER_SECONDS, waiting) from error
         except StatesUnavailable as error:
-            if not attempt.failures:
-                raise DeferRow(str(error), delay_seconds=RETRY_ROW_SECONDS) from error
-            raise self._failed_attempt(attempt) from error
+            raise self._deferral(str(error), RETRY_ROW_SECONDS) from error
+
+    def _tiers(self) -> list[tuple[Endpoint, ...]]:
+        """The endpoints in use. Raises ConfigurationError if there are none."""
+        tiers = [
+            tuple(e for e in tier if e.weight) for tier in self._secret_source.endpoints().tiers()
+        ]
+        in_use = [tier for tier in tiers if tier]
+        if not in_use:
+            raise ConfigurationError("every endpoint is drained: it has weight 0")
+        return in_use
 
     # One tier, one endpoint, one call
 
-    def _try_tier(self, attempt: _Attempt, tier: Sequence[Endpoint]) -> DispatchResult | None:
-        while candidates := [e for e in tier if self._is_candidate(attempt, e)]:
-            permit = self._selector.acquire(candidates, attempt.latest_slot)
-            if isinstance(permit, Permit):
-                result = self._call_with_retries(attempt, permit)
-                if result is not None:
-                    return result
-            elif permit.out_of_service:
-                for name, reason in permit.reasons.items():
-                    attempt.out_of_service[name] = Rejection(reason, permit.available_at)
-                return None
-            elif attempt.calls:
-                return None
-            else:  # a busy tier does not fall back
-                names = ", ".join(e.name for e in candidates)
-                detail = f"no slot at {names} within this worker's time"
-                raise self._deferral(detail, permit.available_at)
+    def _try_tier(self, attempt: _Attempt, number: int) -> DispatchResult | None:
+        """None when no endpoint of the tier can take the row now."""
+        while candidates := self._candidates(attempt, number):
+            retrying = [c for c in candidates if c.name == attempt.retrying]
+            latest = {c.name: self._latest_slot(attempt, c.endpoint) for c in candidates}
+            permit = self._selector.acquire(retrying or candidates, latest)
+            if isinstance(permit, NoSlot):
+                out = {n: a for n, a in permit.available.items() if a.out_of_service}
+                attempt.out_of_service |= out
+                if not permit.out_of_service:
+                    raise self._busy(permit)
+                if not retrying:
+                    return None
+                attempt.exhausted.add(retrying[0].name)
+                continue
+            outcome = self._call(attempt, permit)
+            if isinstance(outcome, DispatchResult):
+                return outcome
+            if outcome is not None:
+                name = permit.endpoint.name
+                again = self._retry_here(attempt, permit.endpoint, outcome)
+                attempt.retrying = name if again else None
+                if not again:
+                    attempt.exhausted.add(name)
         return None
 
-    def _is_candidate(self, attempt: _Attempt, endpoint: Endpoint) -> bool:
-        """The endpoint can honour the row and has retries left for it."""
+    def _candidates(self, attempt: _Attempt, number: int) -> list[Candidate]:
+        """Of the tier as the secret is now: a row may have waited while it was changed."""
+        tier = [e for tier in self._tiers() for e in tier if e.tier == number]
+        found = (self._candidate(attempt, e) for e in tier if e.name not in attempt.exhausted)
+        return [candidate for candidate in found if candidate is not None]
+
+    def _candidate(self, attempt: _Attempt, endpoint: Endpoint) -> Candidate | None:
+        """None when the endpoint cannot honour the row."""
         name = endpoint.name
-        if name in attempt.exhausted | attempt.ineligible.keys() | attempt.without_editor:
-            return False
-        if name in attempt.plans:
-            return True
+        if name in attempt.without_editor or name in attempt.ineligible:
+            return None
+        if name in attempt.plans and attempt.plans[name][0] == endpoint:
+            return attempt.plans[name][2]
         try:
             self._editor_of(endpoint.provider)
         except KeyError:
             self._warn_once("provider_missing", provider=endpoint.provider.value)
             attempt.without_editor.add(name)
-            return False
+            return None
         try:
-            attempt.plans[name] = attempt.context.plan(endpoint)
+            plan = attempt.context.plan(endpoint)
+            limits = rate_limiter.limits_of(endpoint, plan)
+            candidate = Candidate(endpoint, limits, timeout_of_call(plan, endpoint))
         except Ineligible as reason:
             attempt.ineligible[name] = str(reason)
+            return None
+        attempt.plans[name] = endpoint, plan, candidate
+        return candidate
+
+    def _latest_slot(self, attempt: _Attempt, endpoint: Endpoint) -> int:
+        """The latest slot that leaves time for the call, and for one at each later tier.
+
+        A first call waits in the worker for a short time only. Retries wait longer, so they are
+        not displaced by first calls.
+        """
+        later = [tier for tier in self._tiers() if tier[0].tier > endpoint.tier]
+        kept = sum(max(e.timeout_seconds for e in tier) + SLOT_WAIT_SECONDS for tier in later)
+        needed = attempt.plans[endpoint.name][2].timeout_seconds + AFTER_CALL_SECONDS
+        if needed + kept > WORKER_SECONDS - BEFORE_CALL_SECONDS:
+            kept = 0.0  # a call that may take longer than the endpoint's own time-out
+        in_time = int((attempt.deadline - needed - kept) * SECOND)
+        return in_time if attempt.calls else min(in_time, attempt.first_latest)
+
+    def _retry_here(self, attempt: _Attempt, endpoint: Endpoint, failure: CallFailed) -> bool:
+        """After the wait before it; False when there should be no retry at this endpoint."""
+        name = endpoint.name
+        if failure.too_large_for_limit:
+            attempt.ineligible[name] = failure.detail
             return False
-        return True
-
-    def _call_with_retries(self, attempt: _Attempt, permit: Permit) -> DispatchResult | None:
-        """None when the endpoint's retries are used up, or there is no time for more."""
-        endpoint, failures, rejected_keys = permit.endpoint, 0, 0
-
-        def latest_retry(endpoint: Endpoint) -> int:
-            soon = self._state_cache.now() + int(MAX_PAUSE_SECONDS * SECOND)
-            return min(soon, attempt.latest_slot(endpoint))
-
-        while True:
-            outcome = self._call(attempt, permit)
-            if isinstance(outcome, DispatchResult):
-                return outcome
-            if endpoint.name in attempt.ineligible:
-                return None
-            if outcome.outcome.key_at_fault:
-                rejected_keys += 1
-                endpoint = self._with_newest_keys(endpoint)
-                retry = rejected_keys <= len(endpoint.keys)
-            else:
-                # An empty answer has a call of its own, whatever failed before it.
-                failures = 1 if outcome.outcome.row_at_fault else failures + 1
-                retry = self._back_off(attempt, endpoint, failures, outcome)
-            next_permit = self._selector.acquire([endpoint], latest_retry) if retry else None
-            if not isinstance(next_permit, Permit):
-                if outcome.outcome.row_at_fault:
-                    raise _rejected(endpoint, attempt.plans[endpoint.name], outcome)
-                attempt.exhausted.add(endpoint.name)
-                return None
-            permit = next_permit
-
-    def _back_off(
-        self, attempt: _Attempt, endpoint: Endpoint, failures: int, failure: CallFailed
-    ) -> bool:
-        """Sleep before the next retry; False when there should be none."""
-        retries = failure.retries(endpoint.max_retries)
+        if failure.outcome.key_at_fault:
+            attempt.rejected_keys[name] += 1
+            self._secret_source.refresh()  # it may have been corrected already
+            return attempt.rejected_keys[name] <= len(endpoint.keys)
+        if failure.outcome.row_at_fault:
+            attempt.repeated.add(name)
+            return True
+        attempt.transient[name] += 1
+        failures = attempt.transient[name]
         delay = with_jitter(backoff(failures, endpoint.retry_delay_seconds), self._rng.random)
         until = self._state_cache.now() + int(delay * SECOND)
-        if failures > retries or until > attempt.latest_slot(endpoint):
+        if failures > failure.retries(endpoint.max_retries):
             return False
-        return self._selector.wait_until(
-            until, lambda: not self._state_cache.out_of_service(endpoint)
-        )
+        if until > self._latest_slot(attempt, endpoint):
+            return False
+        return self._selector.wait_until(until, lambda: self._in_service(attempt, endpoint))
 
-    def _with_newest_keys(self, endpoint: Endpoint) -> Endpoint:
-        """Read the secret again after a rejected key: it may have been corrected already."""
-        self._secret_source.refresh()
-        newest = {e.name: e for e in self._secret_source.endpoints().endpoints}
-        if endpoint.name not in newest:
-            return endpoint
-        found = newest[endpoint.name]
-        update = {"api_keys": found.api_keys, "credentials": found.credentials}
-        return endpoint.model_copy(update=update)
+    def _in_service(self, attempt: _Attempt, endpoint: Endpoint) -> bool:
+        candidate, now = attempt.plans[endpoint.name][2], self._state_cache.now()
+        return not self._state_cache.availability(candidate, now).out_of_service
 
-    def _call(self, attempt: _Attempt, permit: Permit) -> DispatchResult | CallFailed:
-        """Make one call and record its outcome. Raises RowRejected when the row is to blame."""
-        endpoint, plan = permit.endpoint, attempt.plans[permit.endpoint.name]
-        attempt.slot_wait_ms += permit.slot_wait_ms
-        sent_at, outcome = self._send(attempt, permit, plan)
+    def _call(self, attempt: _Attempt, permit: Permit) -> DispatchResult | CallFailed | None:
+        """Make one call and record its outcome; None when its slot passed before it was sent.
+
+        Raises RowRejected when the row is to blame.
+        """
+        endpoint, plan = permit.endpoint, attempt.plans[permit.endpoint.name][1]
+        sent = self._send(attempt, permit, plan)
+        if sent is None:
+            return None
+        sent_at, outcome = sent
         latency_ms = round((self._clock.now() - sent_at) * 1000)
+        attempt.slot_wait_ms += permit.slot_wait_ms
         try:
             attempt.context.after_call(outcome)
         finally:
             self._outcomes.record(permit, plan, outcome, int(sent_at * SECOND), latency_ms)
         if isinstance(outcome, CallFailed):
-            self._keep_failure(attempt, endpoint, outcome)
+            again = outcome.retry_once and endpoint.name not in attempt.repeated
+            if again or outcome.too_large_for_limit:
+                return outcome
+            if outcome.outcome.row_at_fault:
+                raise RowRejected(
+                    outcome.reason,
+                    f"{endpoint.name}: {outcome.detail}",
+                    provider=endpoint.provider.value,
+                    endpoint=endpoint.name,
+                    model=plan.model,
+                ) from outcome
+            attempt.failures.append((endpoint, outcome))
             return outcome
+        failed = {e.tier for e, _ in attempt.failures}
+        skipped = {attempt.plans[name][0].tier for name in attempt.out_of_service}
         return DispatchResult(
             result=outcome,
             plan=plan,
             endpoint=endpoint,
-            fallback=endpoint.tier != min(e.tier for e in attempt.secret.endpoints),
+            fallback=any(tier < endpoint.tier for tier in failed | skipped),
+            fallback_cause=_rejected_keys(attempt, endpoint.tier),
             latency_ms=latency_ms,
             slot_wait_ms=attempt.slot_wait_ms,
             calls=attempt.calls,
-            fallback_cause=self._fallback_cause(attempt, endpoint),
             warnings=tuple(
                 f"{name} was skipped: {why}" for name, why in attempt.ineligible.items()
             ),
         )
 
-    def _fallback_cause(self, attempt: _Attempt, endpoint: Endpoint) -> str:
-        """The endpoints of earlier tiers that rejected their keys; empty for other causes."""
-        rejected = {e.name for e, failure in attempt.failures if failure.outcome.key_at_fault}
-        rejected |= {
-            name
-            for name, rejection in attempt.out_of_service.items()
-            if rejection.reason is RejectionReason.KEYS
-        }
-        causes = list[str]()
-        for earlier in attempt.secret.endpoints:
-            if earlier.name in rejected and earlier.tier < endpoint.tier:
-                cooldowns = self._state_cache.state(earlier.name).key_cooldowns
-                spent = any(c.reason is Outcome.QUOTA_SPENT for c in cooldowns.values())
-                what = "has no credit left for" if spent else "rejected"
-                keys = ", ".join(sorted(cooldowns)) or "of the secret"
-                causes.append(f"{earlier.name} {what} its key ({keys})")
-        return "; ".join(causes)
-
-    @staticmethod
-    def _keep_failure(attempt: _Attempt, endpoint: Endpoint, failure: CallFailed) -> None:
-        """Raises RowRejected when the row is to blame and no further call makes sense."""
-        name = endpoint.name
-        if failure.too_large_for_limit:
-            attempt.ineligible[name] = failure.detail
-        elif not failure.outcome.row_at_fault:
-            attempt.failures.append((endpoint, failure))
-        elif not failure.retry_once or name in attempt.empty_answers:
-            raise _rejected(endpoint, attempt.plans[name], failure) from failure
-        else:
-            attempt.empty_answers[name] = failure
-
     def _send(
         self, attempt: _Attempt, permit: Permit, plan: CallPlan
-    ) -> tuple[float, EditResult | CallFailed]:
+    ) -> tuple[float, EditResult | CallFailed] | None:
         """(time of sending, outcome). Any other exception releases the reservation."""
-        endpoint = permit.endpoint
+        endpoint, probe = permit.endpoint, permit.reservation.probe
         try:
+            since = self._state_cache.now()
             attempt.context.before_call(endpoint, plan)
+            self._state_cache.took(since)
+            # Only now: the ledger may have been slow, and the slot may have passed meanwhile.
+            if not self._selector.confirm(permit):
+                self._state_cache.release(endpoint, permit.lease, probe=probe, good=False)
+                attempt.context.cancel_call()
+                return None
             attempt.calls += 1
             editor, sent_at = self._editor_of(endpoint.provider), self._clock.now()
             try:
-                timeout = timeout_of_call(plan, endpoint)
+                timeout = attempt.plans[endpoint.name][2].timeout_seconds
                 return sent_at, editor.edit(plan, endpoint, permit.key, timeout)
             except CallFailed as failure:
-                return sent_at, failure
+                return sent_at, _with_own_model(failure, endpoint, plan)
         except BaseException:
-            self._state_cache.release_unused(endpoint, permit.lease, probe=permit.probe)
+            self._state_cache.release(endpoint, permit.lease, probe=probe, good=False)
             raise
 
     # When no tier could take the row
 
-    def _wait_for_service(self, attempt: _Attempt) -> None:
-        """Wait for the first endpoint to be back in service, or raise how the row ends."""
-        if attempt.failures:
-            raise self._failed_attempt(attempt)
-        out = attempt.out_of_service
-        if not out:
-            raise _unplaceable(attempt)
-        temporary = {n: r.retry_at for n, r in out.items() if r.reason is not RejectionReason.KEYS}
-        if not temporary:
-            raise self._keys_rejected(attempt)
-        name = min(temporary, key=lambda n: temporary[n])
-        endpoint = next(e for e in attempt.secret.endpoints if e.name == name)
-        if temporary[name] > attempt.latest_slot(endpoint):
-            reasons = ", ".join(f"{n} ({r.reason})" for n, r in sorted(out.items()))
-            raise self._deferral(f"every endpoint is out of service: {reasons}", temporary[name])
-        self._selector.wait_until(
-            temporary[name], lambda: self._state_cache.out_of_service(endpoint)
-        )
+    def _conclusion(self, attempt: _Attempt) -> DeferRow | RetryRow | RowRejected:
+        """An attempt is spent only on failures at endpoints that serve other rows."""
+        own = [e for e, f in attempt.failures if f.outcome.transient and self._serves(attempt, e)]
+        if own:
+            return self._failed_attempt(attempt)
+        if not attempt.failures and not attempt.out_of_service:
+            return self._unplaceable(attempt)
+        now = self._state_cache.now()
+        available = {
+            name: self._state_cache.availability(candidate, now)
+            for name, (_, _, candidate) in attempt.plans.items()
+            if name not in attempt.ineligible
+        }
+        if not all(a.out_of_service for a in available.values()):
+            causes = "; ".join(f"{e.name}: {f.detail}" for e, f in attempt.failures)
+            return self._deferral(causes, RETRY_ROW_SECONDS)
+        waiting = self._waiting(available)
+        wait = (min(a.available_at for a in available.values()) - now) / SECOND
+        return self._deferral(waiting.detail, wait, waiting)
+
+    def _serves(self, attempt: _Attempt, endpoint: Endpoint) -> bool:
+        """The endpoint is in service, and only this row's calls failed there recently."""
+        state = self._state_cache.state(endpoint.name)
+        others = circuit_breaker.net_failures(state) - attempt.transient[endpoint.name]
+        return others <= 0 and self._in_service(attempt, endpoint)
 
     def _failed_attempt(self, attempt: _Attempt) -> RetryRow:
         """The first tier's error, even when it was skipped because it was out of service."""
         first_tier = min(e.tier for e, _ in attempt.failures)
         called, failure = [f for f in attempt.failures if f[0].tier == first_tier][-1]
-        for endpoint in attempt.secret.endpoints:
-            if endpoint.name in attempt.out_of_service and endpoint.tier < first_tier:
-                reason = attempt.out_of_service[endpoint.name].reason
-                detail = f"out of service ({reason}), and {called.name}: {failure.detail}"
-                return self._retry(endpoint, _REASONS[reason], detail, RETRY_ROW_SECONDS)
-        wait = REJECTED_KEYS_SECONDS if failure.outcome.key_at_fault else RETRY_ROW_SECONDS
-        model = attempt.plans[called.name].model
-        return self._retry(called, failure.reason, failure.detail, wait, model)
-
-    def _keys_rejected(self, attempt: _Attempt) -> RetryRow:
-        endpoint = next(e for e in attempt.secret.endpoints if e.name in attempt.out_of_service)
-        cooldowns = list(self._state_cache.state(endpoint.name).key_cooldowns.values())
-        reason = Reason(cooldowns[-1].reason.value) if cooldowns else Reason.KEY_REJECTED
-        detail = "every key was rejected recently and is cooling down; correct the endpoints secret"
-        return self._retry(endpoint, reason, detail, REJECTED_KEYS_SECONDS)
-
-    def _retry(
-        self,
-        endpoint: Endpoint,
-        reason: Reason,
-        detail: str,
-        seconds: float,
-        model: str | None = None,
-    ) -> RetryRow:
+        reason, detail, reported = failure.reason, f"{called.name}: {failure.detail}", called
+        for name, availability in attempt.out_of_service.items():
+            skipped = attempt.plans[name][0]
+            if skipped.tier < reported.tier:
+                state = self._state_cache.state(name)
+                reason, cause = describe(skipped, state, availability, self._state_cache.now())
+                reported, detail = skipped, f"{cause}; {detail}"
         return RetryRow(
             reason,
-            f"{endpoint.name}: {detail}",
-            delay_seconds=with_jitter(seconds, self._rng.random),
-            provider=endpoint.provider.value,
-            endpoint=endpoint.name,
-            model=model,
+            detail,
+            delay_seconds=with_jitter(RETRY_ROW_SECONDS, self._rng.random),
+            provider=reported.provider.value,
+            endpoint=reported.name,
+            model=attempt.plans[reported.name][1].model,
         )
 
-    def _deferral(self, detail: str, available_at: int) -> DeferRow:
-        wait = available_at / SECOND - self._clock.now()
-        return DeferRow(detail, delay_seconds=min(MAX_DEFER_SECONDS, max(1.0, wait)))
+    def _unplaceable(self, attempt: _Attempt) -> DeferRow | RowRejected:
+        """No endpoint is eligible."""
+        if attempt.without_editor:
+            names = ", ".join(sorted(attempt.without_editor))
+            waiting = self._unusable(f"this deployment cannot call {names}")
+            return self._deferral(waiting.detail, MAX_DEFER_SECONDS, waiting)
+        reasons = "; ".join(f"{name}: {why}" for name, why in sorted(attempt.ineligible.items()))
+        return RowRejected(Reason.BAD_REQUEST, f"no endpoint can honour this row: {reasons}")
+
+    def _busy(self, no_slot: NoSlot) -> DeferRow:
+        names = ", ".join(n for n, a in no_slot.available.items() if not a.out_of_service)
+        wait = (no_slot.available_at - self._state_cache.now()) / SECOND
+        return self._deferral(f"no slot at {names} within this worker's time", wait)
+
+    def _waiting(self, available: dict[str, Availability]) -> Waiting:
+        """Why all of these endpoints are out of service."""
+        now = self._state_cache.now()
+        endpoints = {e.name: e for e in self._secret_source.endpoints().endpoints}
+        causes = [
+            describe(endpoints[name], self._state_cache.state(name), availability, now)
+            for name, availability in available.items()
+            if name in endpoints
+        ]
+        reason = causes[0][0] if causes else Reason.NO_ENDPOINT
+        return Waiting(reason, "; ".join(cause for _, cause in causes), self._clock.now())
+
+    def _unusable(self, detail: str) -> Waiting:
+        return Waiting(Reason.NO_ENDPOINT, detail, self._clock.now())
+
+    def _deferral(self, detail: str, seconds: float, waiting: Waiting | None = None) -> DeferRow:
+        shortest = min(MAX_DEFER_SECONDS, max(1.0, seconds))
+        delay = with_jitter(shortest / (1 - JITTER), self._rng.random)
+        return DeferRow(detail, delay_seconds=delay, waiting=waiting)
 
     def _warn_once(self, event: str, **fields: object) -> None:
         if event not in self._warned:
@@ -388,27 +413,37 @@ class TieredDispatcher:
             self._telemetry.warning(event, **fields)
 
 
-def _rows_per_second(tiers: Sequence[Sequence[Endpoint]]) -> float:
-    """The rate of the fastest tier; 0 when one has no limit of its rate."""
-    rates = [sum(e.requests_per_minute or math.inf for e in tier) / 60 for tier in tiers]
-    fastest = max(rates)
-    return 0.0 if math.isinf(fastest) else fastest
-
-
-def _rejected(endpoint: Endpoint, plan: CallPlan, failure: CallFailed) -> RowRejected:
-    return RowRejected(
-        failure.reason,
-        f"{endpoint.name}: {failure.detail}",
-        provider=endpoint.provider.value,
-        endpoint=endpoint.name,
-        model=plan.model,
+def _rejected_keys(attempt: _Attempt, tier: int) -> str:
+    """The endpoints of earlier tiers that rejected their keys; empty for other causes."""
+    keys = RejectionReason.KEYS
+    names = [name for name, a in attempt.out_of_service.items() if a.reason is keys]
+    names += [e.name for e, failure in attempt.failures if failure.outcome.key_at_fault]
+    earlier = {n: e for n in names if (e := attempt.plans[n][0]).tier < tier}
+    return "; ".join(
+        f"{name} rejected its key ({', '.join(key_fingerprint(key) for key in endpoint.keys)})"
+        for name, endpoint in earlier.items()
     )
 
 
-def _unplaceable(attempt: _Attempt) -> RowRejected | RetryRow:
-    """No endpoint is eligible."""
-    if attempt.without_editor:
-        names = ", ".join(sorted(attempt.without_editor))
-        return RetryRow(Reason.NO_ENDPOINT, f"this deployment cannot call {names}")
-    reasons = "; ".join(f"{name}: {why}" for name, why in sorted(attempt.ineligible.items()))
-    return RowRejected(Reason.BAD_REQUEST, f"no endpoint can honour this row: {reasons}")
+def _with_own_model(failure: CallFailed, endpoint: Endpoint, plan: CallPlan) -> CallFailed:
+    """A model that the row names itself, and that the provider lacks, is the row's fault."""
+    if failure.outcome is Outcome.MODEL_UNAVAILABLE and plan.model != endpoint.model:
+        return CallFailed(Outcome.BAD_REQUEST, failure.detail)
+    return failure
+
+
+def _readiness(
+    tiers: Sequence[Sequence[Endpoint]], start_at: int, waiting: Waiting | None = None
+) -> Readiness:
+    rates = [sum(_calls_per_second(e) for e in tier) for tier in tiers]
+    return Readiness(
+        start_at=start_at / SECOND,
+        waiting=waiting,
+        rows_per_second=0.0 if math.isinf(max(rates)) else max(rates),
+        row_seconds=AFTER_CALL_SECONDS + sum(max(e.timeout_seconds for e in t) for t in tiers),
+    )
+
+
+def _calls_per_second(endpoint: Endpoint) -> float:
+    interval = rate_limiter.limits_of(endpoint).interval
+    return SECOND / interval if interval else math.inf

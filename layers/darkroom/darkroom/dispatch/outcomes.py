@@ -1,41 +1,17 @@
-"""Decides what the outcome of a call leads to, for all workers.
-
-Every call releases its reservation and reports the endpoint's health; enough failures open the
-breaker. A 429 also slows the endpoint down and pauses it, or takes it out of service if the wait is
-long. A rejected key cools down.
-"""
-
-from dataclasses import replace
+"""Records the outcome of each call in the shared endpoint state, and emits metrics."""
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.dispatch.selector import Permit
 from darkroom.dispatch.state_cache import StateCache
-from darkroom.endpoint_state import SECOND, EndpointState, Health, Limits, StatesUnavailable
-from darkroom.endpoints import Endpoint, key_fingerprint
+from darkroom.endpoint_state import SECOND
+from darkroom.endpoints import key_fingerprint
 from darkroom.metrics import Metric
 from darkroom.ports import Telemetry
-from darkroom.retry import backoff
-
-# After a 429 that was not for the quota of a day:
-SLOWDOWN_FACTOR = 2
-ASSUMED_INTERVAL = SECOND // 2  # without a configured limit or an observed rate
-MIN_PAUSE_SECONDS = 1.0  # the first, unless the provider says how long to wait
-MAX_PAUSE_SECONDS = 60.0  # for a longer wait, the endpoint is out of service
-
-
-def slower_interval(state: EndpointState, limits: Limits, observed: int, now: int) -> int:
-    """The interval between calls after an unexpected 429.
-
-    For an endpoint without a configured rate, `observed` is the interval between the calls of all
-    workers (0: not known).
-    """
-    in_force, _ = rate_limiter.rate_in_force(state, limits, now)
-    return SLOWDOWN_FACTOR * (in_force or observed or ASSUMED_INTERVAL)
 
 
 class OutcomeRecorder:
-    """Records the outcome of each call in the shared endpoint state, and emits metrics."""
+    """One per process, shared by its threads."""
 
     def __init__(self, state_cache: StateCache, telemetry: Telemetry) -> None:
         self._state_cache = state_cache
@@ -51,72 +27,41 @@ class OutcomeRecorder:
     ) -> None:
         """`sent_at` in microseconds. Does not raise StatesUnavailable."""
         failure = outcome if isinstance(outcome, CallFailed) else None
-        transient = failure is not None and failure.outcome.transient
-        health = Health.FAILED if transient else Health.GOOD
-        state = self._state_cache.release(
-            permit.endpoint, permit.lease, health, sent_at=sent_at, probe=permit.probe
-        )
-        if failure is not None and state is not None:
-            try:
-                self._share(permit, failure, state, sent_at)
-            except StatesUnavailable as error:
-                self._telemetry.warning(
-                    "outcome_not_shared", endpoint=permit.endpoint.name, detail=str(error)
-                )
+        if failure is not None and (failure.outcome.transient or failure.outcome.key_at_fault):
+            self._report(permit, failure, sent_at)
+        else:
+            probe = permit.reservation.probe
+            self._state_cache.release(permit.endpoint, permit.lease, probe=probe, good=True)
         self._emit(permit, plan, failure, latency_ms)
 
-    def _share(
-        self, permit: Permit, failure: CallFailed, state: EndpointState, sent_at: int
-    ) -> None:
-        if failure.outcome is Outcome.RATE_LIMITED:
-            state = self._rate_limited(permit.endpoint, failure, sent_at)
-        elif failure.outcome.key_at_fault:
-            self._cool_down_key(permit, failure)
-        if failure.outcome.transient and circuit_breaker.should_open(state):
-            name, now = permit.endpoint.name, self._state_cache.now()
-            before, after = self._state_cache.change(name, lambda s: circuit_breaker.opened(s, now))
-            if before != after:  # one worker only
-                self._telemetry.metric(Metric.BREAKER_OPENED, endpoint=name)
-                self._telemetry.warning("breaker_opened", endpoint=name)
-
-    def _rate_limited(self, endpoint: Endpoint, failure: CallFailed, sent_at: int) -> EndpointState:
-        self._telemetry.metric(Metric.RATE_LIMITED, endpoint=endpoint.name)
-        name, now, limits = endpoint.name, self._state_cache.now(), rate_limiter.limits_of(endpoint)
-        wait = failure.retry_after_seconds
-        if failure.daily or (wait or 0) > MAX_PAUSE_SECONDS:
-            until = now + int((wait or 0) * SECOND)
-            if failure.daily and wait is None:
-                until = rate_limiter.provider_day(endpoint.provider, now).end + rate_limiter.MARGIN
-            return self._state_cache.change(name, lambda s: circuit_breaker.suspended(s, until))[1]
-        observed = self._state_cache.observed_interval(name)
-
-        def slowed_and_paused(state: EndpointState) -> EndpointState:
-            interval = slower_interval(state, limits, observed, now)
-            # For a minute after a slowdown, calls made before it still count against the limit.
-            state = rate_limiter.slowed_down(state, interval, now, sent_at - rate_limiter.MINUTE)
-            base = max(endpoint.retry_delay_seconds, MIN_PAUSE_SECONDS)
-            pause = backoff(max(1, state.failures), base, MAX_PAUSE_SECONDS)
-            seconds = pause if wait is None else wait
-            return rate_limiter.paused(state, now + int(seconds * SECOND))
-
-        return self._state_cache.change(name, slowed_and_paused)[1]
-
-    def _cool_down_key(self, permit: Permit, failure: CallFailed) -> None:
-        name, fingerprint = permit.endpoint.name, key_fingerprint(permit.key)
-        cooldown = circuit_breaker.key_cooldown(
-            failure.outcome, failure.retry_after_seconds, self._state_cache.now()
-        )
-        self._state_cache.change(
-            name, lambda s: replace(s, key_cooldowns={**s.key_cooldowns, fingerprint: cooldown})
-        )
-        self._telemetry.metric(Metric.KEY_REJECTED, endpoint=name)
-        self._telemetry.error(
-            "key_rejected",
-            endpoint=name,
-            key=fingerprint,
-            outcome=failure.outcome.value,
+    def _report(self, permit: Permit, failure: CallFailed, sent_at: int) -> None:
+        endpoint, now = permit.endpoint, self._state_cache.now()
+        quota_until = None
+        if failure.daily:
+            day_end = rate_limiter.provider_day(endpoint.provider, now).end
+            quota_until = day_end + rate_limiter.MARGIN
+        facts = circuit_breaker.Failure(
+            lease=permit.lease,
+            now=now,
+            sent_at=sent_at,
+            outcome=failure.outcome,
             detail=failure.detail,
+            key_id=permit.key_id,
+            window=max(circuit_breaker.MIN_WINDOW, int(2 * endpoint.timeout_seconds * SECOND)),
+            retry_after_seconds=failure.retry_after_seconds,
+            quota_until=quota_until,
+            pause_seconds=max(1.0, endpoint.retry_delay_seconds),
+            interval=rate_limiter.limits_of(endpoint).interval,
         )
+        states = self._state_cache.report(
+            endpoint.name, lambda state: circuit_breaker.after_failure(state, facts)
+        )
+        if states is not None and states[1].breaker_open and not states[0].breaker_open:
+            name, after = endpoint.name, states[1]
+            self._telemetry.metric(Metric.BREAKER_OPENED, endpoint=name)
+            self._telemetry.warning(
+                "breaker_opened", endpoint=name, failures=after.failures, cause=after.cause
+            )
 
     def _emit(
         self, permit: Permit, plan: CallPlan, failure: CallFailed | None, latency_ms: int
@@ -127,6 +72,17 @@ class OutcomeRecorder:
         self._telemetry.metric(Metric.PROVIDER_CALLS, endpoint=name)
         if outcome.transient or outcome.key_at_fault:
             self._telemetry.metric(Metric.PROVIDER_ERRORS, endpoint=name)
+        if outcome is Outcome.RATE_LIMITED:
+            self._telemetry.metric(Metric.RATE_LIMITED, endpoint=name)
+        if failure is not None and outcome.key_at_fault:
+            self._telemetry.metric(Metric.KEY_REJECTED, endpoint=name)
+            self._telemetry.error(
+                "key_rejected",
+                endpoint=name,
+                key=key_fingerprint(permit.key),
+                outcome=outcome.value,
+                detail=failure.detail,
+            )
         self._telemetry.metric(Metric.PROVIDER_LATENCY, latency_ms, endpoint=name)
         self._telemetry.metric(Metric.SLOT_WAIT, permit.slot_wait_ms, endpoint=name)
         self._telemetry.info(

@@ -1,7 +1,6 @@
 """Per-process cache of endpoint state; makes and releases reservations."""
 
 import threading
-from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,23 +8,34 @@ from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.endpoint_state import (
     SECOND,
     EndpointState,
-    Health,
-    Rejection,
+    Limits,
     RejectionReason,
     Reservation,
     ReservationRequest,
-    Settlement,
     StatesUnavailable,
 )
-from darkroom.endpoints import Endpoint, key_fingerprint
+from darkroom.endpoints import Endpoint
 from darkroom.ports import Clock, EndpointStates, Telemetry
 
-OBSERVATION_WINDOW = 60 * SECOND  # over which the interval between calls is observed
-MIN_OBSERVED_CALLS = 5
 MAX_REORDERING = 5 * SECOND  # a lower revision is an old response; after this, it is a new item
-IN_FLIGHT_POLL = 10 * SECOND  # between reads, per process, for a free place in flight
-OUT_OF_SERVICE_POLL = 10 * SECOND  # between reads of an endpoint that is out of service
+IN_FLIGHT_POLL = 5 * SECOND  # between reads, per process, for a free place in flight
+OUT_OF_SERVICE_POLL = 3 * SECOND  # between reads of an endpoint that is out of service
+MAX_LEAD = 3 * SECOND  # assumed for one request
+PREPARATIONS = 3  # requests before a call: the reservation, a read of the state, `sent`
 FAR_FUTURE = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An endpoint that can take a row, and its limits for that row's call."""
+
+    endpoint: Endpoint
+    limits: Limits
+    timeout_seconds: float  # of the call
+
+    @property
+    def name(self) -> str:
+        return self.endpoint.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +43,7 @@ class Availability:
     """When an endpoint can be called, by its last known state; `reason` if that is not now."""
 
     available_at: int
-    reason: RejectionReason | None
+    reason: RejectionReason | None = None
 
     @property
     def out_of_service(self) -> bool:
@@ -43,7 +53,7 @@ class Availability:
 class StateCache:
     """The newest known state of each endpoint, shared by the process's threads.
 
-    Every method may raise StatesUnavailable, except `release`.
+    Every method may raise StatesUnavailable, except `release`. No lock is held during a request.
     """
 
     def __init__(self, states: EndpointStates, clock: Clock, telemetry: Telemetry) -> None:
@@ -51,9 +61,8 @@ class StateCache:
         self._clock = clock
         self._telemetry = telemetry
         self._known: dict[str, tuple[EndpointState, int]] = {}  # with the time of the update
-        self._call_counts: dict[str, deque[tuple[int, int]]] = defaultdict(deque)
         self._lock = threading.Lock()
-        self._reserving: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._lead = 0
 
     def now(self) -> int:
         return int(self._clock.now() * SECOND)
@@ -61,10 +70,6 @@ class StateCache:
     def state(self, name: str) -> EndpointState:
         """The last known state; the default one for an endpoint never read."""
         return self._known[name][0] if name in self._known else EndpointState()
-
-    def age(self, name: str, now: int) -> int:
-        """Time since the last update."""
-        return now - self._known[name][1] if name in self._known else now
 
     def update(self, name: str, state: EndpointState) -> EndpointState:
         """Keep `state`, unless a newer one is known; returns `state`."""
@@ -75,108 +80,93 @@ class StateCache:
                 if known.revision > state.revision and now - updated_at < MAX_REORDERING:
                     return state
             self._known[name] = (state, now)
-            counts = self._call_counts[name]
-            counts.append((now, state.calls))
-            while counts[0][0] < now - OBSERVATION_WINDOW:
-                counts.popleft()
         return state
 
-    def read(self, name: str) -> EndpointState:
+    def fresh(self, name: str, max_age: int) -> EndpointState:
+        """The state, read again if the last known one is older than `max_age`."""
+        if name in self._known and self.now() - self._known[name][1] <= max_age:
+            return self.state(name)
         return self.update(name, self._states.read(name))
 
-    def change(
-        self, name: str, transition: Callable[[EndpointState], EndpointState]
-    ) -> tuple[EndpointState, EndpointState]:
-        """Apply `transition` to the shared state; the states before and after."""
-        before, after = self._states.change(name, transition)
-        return before, self.update(name, after)
+    def lead(self) -> int:
+        """How long before its slot a call's preparation starts: a read and a write."""
+        return (PREPARATIONS - 1) * self._lead
 
-    def observed_interval(self, name: str) -> int:
-        """The interval between the recent calls of all workers; 0 when there were too few."""
-        with self._lock:
-            counts = self._call_counts[name]
-            if not counts:
-                return 0
-            (since, first), (until, last) = counts[0], counts[-1]
-            calls = last - first
-            return (until - since) // calls if calls >= MIN_OBSERVED_CALLS else 0
+    def took(self, since: int) -> None:
+        """One request of the preparation took the time since `since`."""
+        self._lead = min(MAX_LEAD, max(self.now() - since, self._lead * 4 // 5))
 
-    def availability(self, endpoint: Endpoint, now: int) -> Availability:
-        availability = self._availability(endpoint, now)
-        if availability.out_of_service and self.age(endpoint.name, now) > OUT_OF_SERVICE_POLL:
-            self.read(endpoint.name)  # a probe by another process may have succeeded
-            availability = self._availability(endpoint, now)
+    def availability(self, candidate: Candidate, now: int) -> Availability:
+        availability = self._availability(candidate, now)
+        if availability.out_of_service:  # a probe by another process may have succeeded
+            self.fresh(candidate.name, OUT_OF_SERVICE_POLL)
+            availability = self._availability(candidate, now)
         return availability
 
-    def out_of_service(self, endpoint: Endpoint) -> bool:
-        return self.availability(endpoint, self.now()).out_of_service
+    def reserve(self, candidate: Candidate, lease: str, latest_slot: int) -> Reservation | None:
+        """Reserve the earliest slot. None when there is none in time."""
+        name, now = candidate.name, self.now()
+        # When preparation is slow, a slot that is due at once would be missed.
+        slow = self._lead > rate_limiter.MAX_LATENESS // 4
+        earliest = now + PREPARATIONS * self._lead if slow else now
+        request = _request(candidate, lease, earliest, max(earliest, latest_slot))
+        last_known = self.state(name) if name in self._known else None
+        reservation, state = self._states.reserve(name, request, last_known)
+        self.took(now)
+        self.update(name, state)
+        return reservation if isinstance(reservation, Reservation) else None
 
-    def reserve(self, endpoint: Endpoint, lease: str, latest_slot: int) -> Reservation | None:
-        """Reserve the earliest slot. None when there is none in time.
+    def report(
+        self, name: str, transition: Callable[[EndpointState], EndpointState]
+    ) -> tuple[EndpointState, EndpointState] | None:
+        """Apply `transition` to the shared state; the states before and after.
 
-        One reservation at a time per endpoint and process: each starts from the newest state.
+        None when the table does not answer, which is not fatal here: a lease expires by itself.
         """
-        name = endpoint.name
-        with self._reserving[name]:
-            now = self.now()
-            request = self._request(endpoint, lease, now, max(now, latest_slot))
-            last_known = self.state(name) if name in self._known else None
-            if last_known is not None and self.age(name, now) < IN_FLIGHT_POLL:
-                planned = rate_limiter.plan_reservation(last_known, request)
-                if isinstance(planned, Rejection):
-                    return None
-            reservation, state = self._states.reserve(name, request, last_known)
-            self.update(name, state)
-            return reservation if isinstance(reservation, Reservation) else None
-
-    def release(
-        self,
-        endpoint: Endpoint,
-        lease: str,
-        health: Health,
-        *,
-        sent_at: int = 0,
-        probe: bool = False,
-    ) -> EndpointState | None:
-        """End a reservation and report how its call went.
-
-        None when the table does not answer, which is not fatal here: the lease expires by itself.
-        """
-        name, settlement = endpoint.name, Settlement(lease, self.now(), health, sent_at, probe)
         try:
-            return self.update(name, self._states.settle(name, settlement))
+            before, after = self._states.report(name, transition)
         except StatesUnavailable as error:
-            self._telemetry.warning("lease_not_released", endpoint=name, detail=str(error))
+            self._telemetry.warning("outcome_not_shared", endpoint=name, detail=str(error))
             return None
+        return before, self.update(name, after)
 
-    def release_unused(self, endpoint: Endpoint, lease: str, *, probe: bool) -> None:
-        """End a reservation that led to no call."""
-        if endpoint.max_in_flight or probe:
-            self.release(endpoint, lease, Health.NOT_CALLED, probe=probe)
+    def release(self, endpoint: Endpoint, lease: str, *, probe: bool, good: bool) -> None:
+        """End a reservation: its call had a good answer, or was not made. Does not raise."""
+        name, now = endpoint.name, self.now()
+        if probe:
 
-    def _availability(self, endpoint: Endpoint, now: int) -> Availability:
-        name = endpoint.name
-        state = self.state(name) if name in self._known else self.read(name)
-        fingerprints = [key_fingerprint(key) for key in endpoint.keys]
-        if not circuit_breaker.usable_keys(fingerprints, state.key_cooldowns, now):
-            until = min(state.key_cooldowns[f].until for f in fingerprints)
+            def ended(state: EndpointState) -> EndpointState:
+                if state.probe == lease:
+                    change = circuit_breaker.closed if good else circuit_breaker.probe_not_sent
+                    state = change(state, now)
+                return circuit_breaker.without_lease(state, lease)
+
+            self.report(name, ended)
+        elif good or endpoint.max_in_flight:
+            try:
+                self.update(name, self._states.settle(name, lease, good=good))
+            except StatesUnavailable as error:
+                self._telemetry.warning("lease_not_released", endpoint=name, detail=str(error))
+
+    def _availability(self, candidate: Candidate, now: int) -> Availability:
+        name, key_ids = candidate.name, candidate.endpoint.key_ids()
+        state = self.state(name) if name in self._known else self.fresh(name, 0)
+        if not circuit_breaker.usable_keys(key_ids, state.key_cooldowns, now):
+            until = min(state.key_cooldowns[i].until for i in key_ids)
             return Availability(until, RejectionReason.KEYS)
-        request = self._request(endpoint, "", now, FAR_FUTURE)
-        planned = rate_limiter.plan_reservation(state, request)
+        planned = rate_limiter.plan_reservation(state, _request(candidate, "", now, FAR_FUTURE))
         if isinstance(planned, Reservation):
-            busy = RejectionReason.RATE if planned.slot > now else None
-            return Availability(planned.slot, busy)
+            return Availability(planned.slot, RejectionReason.RATE if planned.slot > now else None)
         if planned.reason is RejectionReason.IN_FLIGHT:
-            next_poll = now - self.age(name, now) + IN_FLIGHT_POLL
-            return Availability(max(now, min(next_poll, planned.retry_at)), planned.reason)
+            next_poll = max(now, self._known[name][1] + IN_FLIGHT_POLL)
+            return Availability(min(next_poll, planned.retry_at), planned.reason)
         # Without a latest slot, RATE rejects only what would fall into the next day.
         spent_day = planned.reason is RejectionReason.RATE
         return Availability(planned.retry_at, RejectionReason.DAY if spent_day else planned.reason)
 
-    def _request(
-        self, endpoint: Endpoint, lease: str, now: int, latest_slot: int
-    ) -> ReservationRequest:
-        limits = rate_limiter.limits_of(endpoint)
-        day = rate_limiter.provider_day(endpoint.provider, now) if limits.per_day else None
-        duration = int(endpoint.timeout_seconds * SECOND) + rate_limiter.LEASE_GRACE
-        return ReservationRequest(lease, now, latest_slot, duration, limits, day)
+
+def _request(candidate: Candidate, lease: str, now: int, latest_slot: int) -> ReservationRequest:
+    limits = candidate.limits
+    day = rate_limiter.provider_day(candidate.endpoint.provider, now) if limits.per_day else None
+    duration = int(candidate.timeout_seconds * SECOND) + rate_limiter.LEASE_GRACE
+    return ReservationRequest(lease, now, latest_slot, duration, limits, day)
