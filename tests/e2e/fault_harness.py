@@ -56,6 +56,8 @@ class FaultRates:
     workers: int = 3
     threads: int = 4
     timeout_seconds: float = 55.0
+    # Rows that fail at every endpoint. Several at once look like an outage: no attempt is spent.
+    dead_ends: int = 3
 
 
 @dataclass
