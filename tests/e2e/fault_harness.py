@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.bootstrap import Wiring
-from darkroom.editor.batch import Timings
+from darkroom.editor.leases import Timings
 from darkroom.jobs import job_id
 from darkroom.report.reporter import ReportOutcome
 from darkroom.settings import Settings
