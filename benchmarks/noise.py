@@ -413,8 +413,8 @@ def scale() -> Iterator[Line]:
         "1,000 x 10 workers, 50 endpoints of 600/min, 10 million rows: extrapolated from 20 x 10 "
         f"workers and 10 endpoints of 60/min, {minutes} minutes",
         ">= 90 % of the rate, < 1,000 writes and 3,000 reads a second for each item",
-        f"{used:.1f} %; for each item {writes * of_each:.0f} writes and {reads * of_each:.0f} reads "
-        f"a second, in all {writes * in_all:,.0f} and {reads * in_all:,.0f}; "
+        f"{used:.1f} %; for each item {writes * of_each:.0f} writes and {reads * of_each:.0f} "
+        f"reads a second, in all {writes * in_all:,.0f} and {reads * in_all:,.0f}; "
         f"{writes:.2f} writes and {reads:.2f} reads a row, ${dollars:.2f} for all rows",
         used >= 90 and writes * of_each < 1000 and reads * of_each < 3000,
     )

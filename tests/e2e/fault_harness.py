@@ -127,6 +127,25 @@ class FaultHarness:
             return False
         return not (until_none_dead and self.wiring.ledger.counters(job, run.run).dead)
 
+    def counting(self, counts: Counter[str]) -> Wiring:
+        """The use cases again, without the faulting proxy; counts their AWS requests by name."""
+
+        def client(service: str) -> Any:
+            made = self.client(service)
+            made.meta.events.register(
+                "before-call",
+                lambda model, **_: counts.update([f"{service}:{model.name}"]),
+            )
+            return made
+
+        return Wiring(
+            self.settings,
+            FakeTelemetry(),
+            client=client,
+            timings=TIMINGS,
+            start_function=lambda function, event: None,
+        )
+
     def report(self, job: str) -> Results:
         assert self.wiring.reporter.report(job, "test") is ReportOutcome.MADE
         return Results(self.client("s3"), self.settings.results_bucket, job)

@@ -6,12 +6,14 @@ Counts what AWS would bill. Loading and storing take a fixed time each; a call a
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from math import ceil
 
+from darkroom.calls import EditResult
 from darkroom.editor.batch import Completion, EditorBatch, Leases, ReturnRow
 from darkroom.editor.waiting import CurrentRuns, JobWaits
 from darkroom.errors import DeferRow, Waiting
 from darkroom.jobs import Run, Totals
-from darkroom.ports import Dispatcher
+from darkroom.ports import Clock, Dispatcher
 from darkroom.providers.registry import Provider
 from darkroom.rows import RowMessage
 from tests.fakes.dispatching import DispatchHarness, FakeCallContext, gemini
@@ -62,7 +64,7 @@ class VariedProvider(StrictProvider):
     typical_seconds: float = 20.0
     rng: random.Random = field(default_factory=lambda: random.Random(3))
 
-    def serve(self, clock: SkewedClock, timeout: float):  # type: ignore[no-untyped-def,override]
+    def serve(self, clock: Clock, timeout: float) -> EditResult:
         self.latency = self.typical_seconds * self.rng.uniform(0.9, 1.1)
         return super().serve(clock, timeout)
 
@@ -139,11 +141,9 @@ class CostFleet:
 
     @property
     def deferrals_per_row(self) -> float:
-        """Messages returned to the queue unclaimed, or claimed and deferred."""
-        return (sum(m for m in self._receives()) - self.rows) / self.rows
-
-    def _receives(self) -> list[int]:
-        return [int(receipt.rpartition("/")[2]) for receipt in set(self.queue.deleted)]
+        """How often a message returned to the queue, nearly always unclaimed."""
+        receives = [int(receipt.rpartition("/")[2]) for receipt in set(self.queue.deleted)]
+        return sum(receives) / self.rows - 1
 
     @property
     def billed_per_row(self) -> float:
@@ -151,14 +151,28 @@ class CostFleet:
 
     @property
     def floor_per_row(self) -> float:
-        """Threads that call all the time; or one invocation, where the rate keeps fewer busy."""
-        floor = self.call_seconds / self.threads
-        return max(floor, 62 / self.rate) if self.rate else floor
+        """Of the fewest invocations, a whole number, that can serve the rate all the time.
+
+        Without a limit that binds, of threads that call all the time.
+        """
+        if not self.limit_binds:
+            return self.call_seconds / self.threads
+        return ceil(self._busy_threads / self.threads) * 62 / self.rate
+
+    @property
+    def limit_binds(self) -> bool:
+        """The workers could make more calls than the limit allows."""
+        return self.rate > 0 and self._busy_threads < self.processes * self.threads
+
+    @property
+    def _busy_threads(self) -> float:
+        """How many threads call at the limit's rate."""
+        return self.rate / 62 * self.call_seconds
 
     @property
     def utilisation(self) -> float:
-        """Of the rate, from the second minute until 95 % of the rows are called for."""
+        """Of the rate, from the second minute until 90 % of the rows are called for."""
         arrivals = sorted(self.provider.allowed)
-        measured = [t for t in arrivals[: int(0.95 * self.rows)] if t >= START + 60]
+        measured = [t for t in arrivals[: int(0.9 * self.rows)] if t >= START + 60]
         seconds = measured[-1] - measured[0]
         return (len(measured) - 1) / (seconds / 60) / self.rate

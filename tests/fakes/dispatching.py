@@ -116,7 +116,13 @@ class FakeCallContext:
         self.events.append(f"plan {endpoint.name}")
         if endpoint.name in self.ineligible:
             raise Ineligible(self.ineligible[endpoint.name])
-        return CallPlan(endpoint.provider, self.model or endpoint.model, "make it red", n=self.n)
+        return CallPlan(
+            endpoint.provider,
+            self.model or endpoint.model,
+            "make it red",
+            n=self.n,
+            model_of_row=self.model is not None,
+        )
 
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
         self.events.append(f"before {endpoint.name}")

@@ -38,9 +38,6 @@ class EventSource:
     invocations: int = 0
     cold_starts: int = 0
     most_at_once: int = 0
-    log: list[tuple[float, float, int, int]] = field(
-        default_factory=list
-    )  # begin, end, received, kept
     _idle: list[EditorBatch] = field(default_factory=list)
     _pollers: int = 0
     _running: int = 0
@@ -93,5 +90,4 @@ class EventSource:
         self._idle.append(editor)
         self._running -= 1
         self.billed_seconds += self.time.at - began_at
-        self.log.append((began_at, self.time.at, len(received), len(kept)))
         return kept

@@ -1,6 +1,7 @@
 """One row through the editor: what each outcome leads to, and what is recorded of it."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from darkroom.errors import (
 )
 from darkroom.jobs import ResultPaths, RunState
 from darkroom.models.planner import model_for
-from darkroom.rows import RowMessage, RowState
+from darkroom.rows import RowMessage, RowResult, RowState
 from tests.fakes.editing import JOB, EditorHarness, endpoint, png
 from tests.fakes.services import fail_once
 
@@ -160,6 +161,17 @@ def test_a_row_that_cannot_be_edited_fails_at_once_with_its_reason(
     assert harness.telemetry.metrics["RowsFailed"] == 1
 
 
+@pytest.mark.parametrize("error", [RowRejected, RetryRow])
+def test_a_row_that_failed_names_the_provider_endpoint_and_model_of_its_call(
+    error: type[RowRejected | RetryRow],
+) -> None:
+    harness = EditorHarness.with_job(max_attempts=1)
+    called = {"provider": "openai", "endpoint": "openai-main", "model": "gpt-image-2"}
+    assert harness.handle(error(Reason.UNAVAILABLE, "503", **called)) is None  # type: ignore[arg-type]
+    result = harness.result
+    assert {name: getattr(result, name) for name in called} == called
+
+
 def test_failed_attempts_are_retried_with_backoff_until_the_row_is_dead() -> None:
     harness = EditorHarness.with_job(max_attempts=3)
     assert [harness.handle(DOWN), harness.handle(DOWN)] == [CALLED_10, ReturnRow(20.0, called=True)]
@@ -187,6 +199,16 @@ def test_a_longer_delay_is_obeyed_and_deferring_costs_no_attempt() -> None:
         assert harness.handle(DeferRow("no slot", delay_seconds=77)) == ReturnRow(77)
     assert harness.handle(EDITED) is None
     assert (harness.row.state, harness.row.attempts) == (RowState.SUCCEEDED, 2)
+
+
+def test_a_call_that_failed_for_all_rows_costs_no_attempt() -> None:
+    harness = EditorHarness.with_job(max_attempts=2)
+    rejected = CallFailed(Outcome.KEY_REJECTED, "401")
+    for _ in range(5):
+        waited = harness.handle(rejected, DeferRow("every key was rejected", delay_seconds=77))
+        assert waited == ReturnRow(77, called=True)
+    assert harness.row.attempts == 0
+    assert harness.handle(EDITED) is None
 
 
 def test_a_row_held_by_another_worker_is_delivered_again_later(harness: EditorHarness) -> None:
@@ -397,6 +419,14 @@ def test_a_slower_worker_keeps_the_image_of_the_faster_one(harness: EditorHarnes
     assert harness.handle(EDITED) == HELD
     assert harness.store.objects[IMAGE_KEY][0] == png("blue")
     assert harness.row.possible_duplicate_charges == 1
+
+
+def test_the_warnings_of_a_row_are_bounded() -> None:
+    many = RowResult(RowState.SUCCEEDED, warnings=tuple(f"{n}: {'x' * 30_000}" for n in range(16)))
+    assert len(many.warnings) == 8
+    assert many.warnings[-1] == "and 9 more warnings"
+    assert max(map(len, many.warnings)) == 200
+    assert replace(many, warnings=many.warnings) == many
 
 
 def test_rows_of_a_stopped_job_fail_without_a_call(harness: EditorHarness) -> None:

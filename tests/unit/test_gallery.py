@@ -15,12 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from darkroom.csv_input.fields import Columns, read_columns
 from darkroom.errors import Reason
+from darkroom.jobs import JobOptions
 from darkroom.report.gallery import (
     ROWS_PER_PAGE,
     Thumbs,
     gallery_pages,
     page_count,
+    problems_page,
     rejected_page,
     stylesheet,
 )
@@ -209,7 +212,10 @@ def test_the_policy_allows_only_its_own_style_and_inline_images(page: str) -> No
         (EDITED | {"warnings": ("size changed",)}, ("size changed",)),
         (EDITED | {"possible_duplicate_charges": 1}, ("billed this row more than once",)),
         (FAILED, ("failed", "refused", "blocked for safety", "Next: ", "Reword the instruction")),
-        (FAILED | {"images": SOURCES}, (SOURCE_LINK, "<code>s3://b/k.png</code>", "and 1 more")),
+        (
+            FAILED | {"images": SOURCES},
+            (SOURCE_LINK, "<code>s3://b/k.png</code>", "<code>d.png</code>"),
+        ),
         *(
             (EDITED | {"cost_micro_usd": cost}, (f"<dt>Cost</dt><dd>{shown}</dd>",))
             for cost, shown in (
@@ -283,9 +289,7 @@ def test_rows_are_split_into_pages_that_link_to_each_other_and_to_failed_rows() 
 )
 def test_failed_and_dead_rows_have_tiles(statuses: list[RowState], tiles: dict[str, str]) -> None:
     (page,) = pages(*(report_row(n, status) for n, status in enumerate(statuses)))
-    parsed = Parsed(page)
-    names, values = ([e.text.strip() for e in parsed.all(tag)] for tag in ("dt", "dd"))
-    shown = dict(zip(names, values, strict=True))
+    shown = tiles_of(page)
     assert {name: shown[name] for name in ("Failed", "Dead") if name in shown} == tiles
 
 
@@ -325,9 +329,9 @@ def table_rows(page: str) -> dict[str, list[str]]:
     return {name: cells for name, *cells in rows}
 
 
-def tiles(page: str) -> dict[str, str]:
-    found = re.findall(r"<dt>(\w+)</dt><dd>([^<\s]+)", page[: page.index("</dl>")])
-    return dict(found)
+def tiles_of(page: str) -> dict[str, str]:
+    tile = r"<dt>(\w+)</dt><dd>(?:<a [^>]*>)?([^<\s]+)"
+    return dict(re.findall(tile, page[: page.index("</dl>")]))
 
 
 def test_the_endpoint_table_adds_up_to_the_tiles() -> None:
@@ -347,7 +351,7 @@ def test_the_endpoint_table_adds_up_to_the_tiles() -> None:
         report_row(6, **FAILED, earlier=True),
         report_row(7, status=RowState.SKIPPED),
     )
-    rows, figures = table_rows(made[0]), tiles(made[0])
+    rows, figures = table_rows(made[0]), tiles_of(made[0])
     assert rows == {
         "gemini-main": ["1", "0", "1", "$0.268", "8.3 s", "8.3 s"],
         "o2": ["0", "0", "1", "$0.134", "8.3 s", "8.3 s"],
@@ -432,3 +436,53 @@ def test_a_text_that_is_cut_says_so() -> None:
     assert row.instruction.endswith(
         "x … [cut here, after 4,000 of 5,000 characters: see manifest.csv]"
     )
+
+
+def test_all_rows_that_failed_are_on_one_page_linked_from_the_tiles() -> None:
+    rows = [report_row(n, **(FAILED if n % 2 else EDITED)) for n in range(500)]
+    first = pages(*rows)[0]
+    assert '<dd><a href="report-problems.html">250</a>' in first
+    page = problems_page(summary(*rows), rows).decode()
+    assert page.count("<article") == 250
+    assert page.count("Reword the instruction") == 1
+    assert "250 rows failed" in page
+    assert 'href="report.html"' in page
+    assert "report-problems.html" not in pages(report_row(0, **EDITED))[0]
+
+
+def test_a_thousand_failed_rows_fit_into_a_page_of_a_megabyte() -> None:
+    detail = "gemini-main: blocked by a safety filter of the provider (IMAGE_SAFETY)"
+    values = FAILED | {"detail": detail, "instruction": "Replace the background with grey. " * 6}
+    rows = [report_row(n, **values) for n in range(1_000)]
+    page = problems_page(summary(*rows), rows)
+    assert page.count(b"<article") == 1_000
+    assert len(page) < 1_000_000
+
+
+def columns(*header: str) -> Columns:
+    return read_columns(header, JobOptions())
+
+
+def test_a_card_shows_three_of_the_users_columns_and_the_name_of_the_file() -> None:
+    selection = GallerySelection("j")
+    selection.describe_columns(columns("sku", "image_url", "instruction", "shop", "note", "more"))
+    cells = ("A-1", "a.jpg", "make it blue", "Basel", "https://x.test/?sig=5ec2e7", "unseen")
+    selection.add(report_row(3, **EDITED, cells=cells))
+    (page,) = pages(*selection.rows())
+    for name, value in (
+        *(("sku", "A-1"), ("shop", "Basel")),
+        *(("note", "https://x.test/?…"), ("File", "a.jpg")),
+    ):
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in page
+    assert "unseen" not in page
+    assert "5ec2e7" not in page
+
+
+def test_a_row_that_could_not_be_read_shows_its_cells() -> None:
+    selection = GallerySelection("j")
+    selection.describe_columns(columns("image_url", "instruction", "n"))
+    bad: dict[str, Any] = {"reason": Reason.BAD_INPUT, "detail": "column n: 'x' is not a number"}
+    selection.add(report_row(3, RowState.FAILED, cells=("a.jpg", "make it blue", "x"), **bad))
+    (page,) = pages(*selection.rows())
+    for name, value in (("image_url", "a.jpg"), ("instruction", "make it blue"), ("n", "x")):
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in page

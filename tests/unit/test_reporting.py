@@ -488,6 +488,16 @@ def test_failed_rows_are_listed_as_a_csv_that_keeps_their_identity() -> None:
     assert again[0].request.fingerprint() == first.request.fingerprint()
 
 
+def test_the_page_of_failed_rows_is_replaced_when_none_failed_any_more() -> None:
+    harness = reported_job()
+    assert harness.summary["results"]["problems"] == f"{JOB}/report-problems.html"
+    assert harness.text("report-problems.html").count("<article") == 1
+    redrive_and_succeed(harness)
+    harness.report()
+    assert harness.summary["results"]["problems"] is None
+    assert "earlier report" in harness.text("report-problems.html")
+
+
 def test_an_index_of_the_csv_stays_in_its_column() -> None:
     harness = started_job(REFUSED, REFUSED, text="instruction,id\na cat,cat-1\na dog,\n")
     harness.report()

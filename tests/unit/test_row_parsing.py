@@ -275,3 +275,12 @@ def test_used_names_are_kept_while_the_table_grows() -> None:
     used = UsedNames()
     assert all(used.first_user(f"name {row}", row) is None for row in range(20_000))
     assert all(used.first_user(f"NAME {row}", 0) == row for row in range(20_000))
+
+
+@pytest.mark.parametrize("model", ["gemini/../x", "a\x07b", "a//b", "../x", "x/", "a b"])
+def test_a_model_that_would_change_the_requests_path_is_bad_input_of_its_row(model: str) -> None:
+    with pytest.raises(RowRejected) as caught:
+        parsed(model=model)
+    assert caught.value.reason is Reason.BAD_INPUT
+    assert "column model: " in caught.value.detail
+    assert "is not a valid model name" in caught.value.detail

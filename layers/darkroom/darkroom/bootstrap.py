@@ -197,6 +197,7 @@ class Wiring:
     def _dispatcher(self) -> "TieredDispatcher":
         from darkroom.aws.endpoint_table import DynamoDBEndpointStates
         from darkroom.aws.secrets import SecretsManagerSource
+        from darkroom.dispatch.account_limits import AccountLimits, ObservedEditor
         from darkroom.dispatch.dispatcher import TieredDispatcher
 
         secret = SecretsManagerSource(
@@ -205,9 +206,14 @@ class Wiring:
             self._clock,
             self._telemetry,
         )
+        limits = AccountLimits(secret, self._telemetry)
+
+        def editor_of(provider: Provider) -> "ImageEditor":
+            return ObservedEditor(_image_editor(provider), limits)
+
         states = DynamoDBEndpointStates(self._client("dynamodb"), self._settings.endpoints_table)
         rng = random.Random()  # noqa: S311  # for jitter
-        return TieredDispatcher(secret, states, _image_editor, self._clock, rng, self._telemetry)
+        return TieredDispatcher(limits, states, editor_of, self._clock, rng, self._telemetry)
 
     @cached_property
     def _current_runs(self) -> "CurrentRuns":

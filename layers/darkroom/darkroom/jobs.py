@@ -160,6 +160,11 @@ class ResultPaths:
     def failed_rows(self) -> str:
         return f"{self.job}/failed.csv"
 
+    @property
+    def problems(self) -> str:
+        """The page of all rows that failed."""
+        return f"{self.job}/report-problems.html"
+
     def report_state(self, run: str, changes: int) -> str:
         """Of a report that is being made, for one value of Counters.transitions."""
         return f"{self.job}/reports/{run}/{changes}.json"

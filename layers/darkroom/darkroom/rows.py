@@ -128,6 +128,22 @@ SETTLED_STATUSES = tuple(f.name for f in fields(StatusCounts))
 UNSUCCESSFUL_STATUSES = tuple(name for name in SETTLED_STATUSES if RowState(name).unsuccessful)
 
 
+# Bounds of a row's item: a write unit is 1 KB, and a row with sixteen images may warn of each.
+_MAX_WARNINGS = 8
+_MAX_WARNING_CHARS = 200
+
+
+def _bounded(warnings: tuple[str, ...]) -> tuple[str, ...]:
+    """The first warnings, cut to a length, and how many there are more."""
+    kept = warnings if len(warnings) <= _MAX_WARNINGS else warnings[: _MAX_WARNINGS - 1]
+    short = tuple(
+        text if len(text) <= _MAX_WARNING_CHARS else f"{text[: _MAX_WARNING_CHARS - 1]}…"
+        for text in kept
+    )
+    left = len(warnings) - len(kept)
+    return (*short, f"and {left} more warnings") if left else short
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallResult:
     """Which call a row's images come from. Stored as their metadata, in the ledger and manifest."""
@@ -139,7 +155,10 @@ class CallResult:
     fallback_cause: str = ""  # which endpoint of an earlier tier rejected its keys, if that is why
     latency_ms: int = 0
     cost_micro_usd: int | None = 0  # of all the row's calls; None: not known
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # bounded in number and length
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "warnings", _bounded(self.warnings))
 
 
 @dataclass(frozen=True, slots=True)

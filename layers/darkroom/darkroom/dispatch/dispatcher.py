@@ -320,7 +320,7 @@ class TieredDispatcher:
                 timeout = attempt.plans[endpoint.name][2].timeout_seconds
                 return sent_at, editor.edit(plan, endpoint, permit.key, timeout)
             except CallFailed as failure:
-                return sent_at, _with_own_model(failure, endpoint, plan)
+                return sent_at, _with_own_model(failure, plan)
         except BaseException:
             self._state_cache.release(endpoint, permit.lease, probe=probe, good=False)
             raise
@@ -425,9 +425,9 @@ def _rejected_keys(attempt: _Attempt, tier: int) -> str:
     )
 
 
-def _with_own_model(failure: CallFailed, endpoint: Endpoint, plan: CallPlan) -> CallFailed:
+def _with_own_model(failure: CallFailed, plan: CallPlan) -> CallFailed:
     """A model that the row names itself, and that the provider lacks, is the row's fault."""
-    if failure.outcome is Outcome.MODEL_UNAVAILABLE and plan.model != endpoint.model:
+    if failure.outcome is Outcome.MODEL_UNAVAILABLE and plan.model_of_row:
         return CallFailed(Outcome.BAD_REQUEST, failure.detail)
     return failure
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from math import ceil
 from typing import Protocol
 
@@ -54,6 +55,7 @@ RESERVED_AFTER_SECONDS = 2.0  # by then a row taken has loaded its images and re
 # While the limits leave no free slot, this supply of messages is held for the threads.
 SUPPLY_SECONDS = 600.0
 MAX_SUPPLY = 200
+RECEIVERS = 4  # that request a supply at the same time: Lambda polls with five
 FREE_SLOT_CHECK_SECONDS = 2.0
 FREE_SLOT_CHECKS = 2  # in a row that find a free slot, before the supply is shared
 SHARED_MESSAGES = 10
@@ -225,7 +227,10 @@ class EditorBatch:
         work = _Invocation(self, leases, deadline, invocation, self.rng())
         work.add(batch)
         if work.can_start():
-            threads = [work.keep_alive, work.receive, *[work.process_rows] * self.threads]
+            receivers: list[Callable[[], None]] = [
+                partial(work.receive, number) for number in range(RECEIVERS)
+            ]
+            threads = [work.keep_alive, *receivers, *[work.process_rows] * self.threads]
             self.run_all(threads)
         work.finish()
         return [received.message_id for received in batch if received.message_id in work.kept]
@@ -495,10 +500,13 @@ class _Invocation:
         with self._lock:
             self._done.append(task)
 
-    def receive(self) -> None:
-        """Receive further messages for as long as rows are in work."""
+    def receive(self, number: int) -> None:
+        """Receive further messages for as long as rows are in work.
+
+        The receivers after the first (`number` 0) help while a supply is wanted.
+        """
         while not self._ended():
-            wanted = self._wanted()
+            wanted = self._wanted(supply_only=number > 0)
             if wanted <= 0:
                 self.batch.clock.sleep(self.batch.timings.step_seconds)
                 continue
@@ -520,7 +528,7 @@ class _Invocation:
         self.add(messages)
         return messages
 
-    def _wanted(self) -> int:
+    def _wanted(self, *, supply_only: bool) -> int:
         """How many further messages to receive: for the free threads, or as a supply.
 
         Where the limits leave no free slot, other invocations return what they receive, so a supply
@@ -531,7 +539,7 @@ class _Invocation:
             stopping = now > self._last_start or readiness.waiting is not None
             if stopping or self._alone or any(task.alone for task in self._held):
                 return 0
-            wanted = self.batch.threads - self._busy
+            wanted = 0 if supply_only else self.batch.threads - self._busy
             if readiness.start_at > now + ABOUT_NOW_SECONDS:
                 row_seconds = self._busy_seconds / self._rows_done if self._rows_done else 0.0
                 seconds = min(SUPPLY_SECONDS, self._last_start - now)

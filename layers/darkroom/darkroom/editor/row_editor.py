@@ -197,7 +197,8 @@ class RowEditor:
             return ReturnRow(self.timings.held_delay_seconds)
         except ServiceUnavailable as error:
             self.telemetry.warning("service_unavailable", error=str(error))
-            return self._defer(context, self.timings.aws_delay_seconds)
+            refund = context.calls == 0
+            return self._defer(context, self.timings.aws_delay_seconds, refund_attempt=refund)
 
     def _attempt(
         self, context: RowCallContext, deadline: float, given_up: Waiting | None
@@ -236,10 +237,11 @@ class RowEditor:
             if self.waits.record(context.run, error.waiting):
                 self._dead_letter(context, _given_up(error.waiting))
                 return None
-        return self._defer(context, error.delay_seconds)
+        # Also after a call: what failed then was the endpoint's, not the row's.
+        return self._defer(context, error.delay_seconds, refund_attempt=True)
 
-    def _defer(self, context: RowCallContext, seconds: float) -> ReturnRow:
-        self._release(context, refund_attempt=context.calls == 0)
+    def _defer(self, context: RowCallContext, seconds: float, *, refund_attempt: bool) -> ReturnRow:
+        self._release(context, refund_attempt=refund_attempt)
         return ReturnRow(with_jitter(seconds, self.rng), called=context.calls > 0)
 
     def _clear_waiting(self, run: Run) -> None:

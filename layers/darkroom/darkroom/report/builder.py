@@ -9,7 +9,7 @@ from darkroom.csv_input.reader import JobRows
 from darkroom.errors import JobRejected
 from darkroom.jobs import ResultPaths, Run
 from darkroom.ports import Clock, ObjectStore, RowLedger, Telemetry
-from darkroom.report.gallery import Thumbs, gallery_pages, replaced_page
+from darkroom.report.gallery import Thumbs, gallery_pages, problems_page, replaced_page
 from darkroom.report.manifest import FailedRowsFormat, ManifestFormat
 from darkroom.report.rows import ReportRow, ledger_report_rows, report_rows
 from darkroom.report.sampling import GallerySelection
@@ -90,6 +90,7 @@ class ReportBuilder:
         if self.state.failed_rows is None:
             key = ResultPaths(self.run.job).failed_rows
             self.state.failed_rows = self.staging.create(key, CSV)
+            self.state.selection.describe_columns(source.columns)
         rows = report_rows(source.from_row(self.state.row, self.state.offset), self.rows, self.run)
         has_template = source.columns.template is not None
         manifest = ManifestFormat(source.header, instructions=has_template)
@@ -147,6 +148,9 @@ class ReportBuilder:
             pages = gallery_pages(summary, selected, note, load)
             for key, html in zip(summary.results.pages, pages, strict=True):
                 self._pages.append(self.staging.create_whole(key, html, HTML))
+        if summary.results.problems:
+            html = problems_page(summary, selected)
+            self._pages.append(self.staging.create_whole(summary.results.problems, html, HTML))
         replacement = replaced_page(self.run.job)
         self._pages += [self.staging.create_whole(key, replacement, HTML) for key in surplus]
         return self._pages

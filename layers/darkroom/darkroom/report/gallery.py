@@ -4,6 +4,7 @@ The HTML is in templates/, with automatic escaping. This module selects the rows
 computes the values that the templates show.
 """
 
+import re
 from base64 import b64encode
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ _MAX_THUMB_BYTES = 400_000
 _MAX_LINKS = 200  # to the rows of one group of failures
 _PAGER_REACH = 2  # pages linked on either side of the current one
 
+_INDENTATION = re.compile(rb"\n\s+<")
 _TEMPLATES = Path(__file__).parent / "templates"
 _STATUSES = [state.value for state in RowState if state.terminal]
 _PROVIDERS = [*(provider.value for provider in Provider), "none"]  # none: no provider was called
@@ -69,7 +71,26 @@ def gallery_pages(
             filters=_filters(shown),
             choices_without_card=_choices_without_card(shown),
             rows=zip(shown, load(shown), strict=True),
+            is_grouped=False,
         )
+
+
+def problems_page(summary: JobSummary, rows: Sequence[ReportRow]) -> bytes:
+    """Every row of the gallery that failed, on one page without previews."""
+    groups: defaultdict[tuple[str, str], list[ReportRow]] = defaultdict(list)
+    for row in rows:
+        if row.status.unsuccessful:
+            groups[row.status.value, row.reason].append(row)
+    largest_first = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+    return _render(
+        "problems.html",
+        summary=summary,
+        groups=largest_first,
+        shown=sum(map(len, groups.values())),
+        total=unsuccessful(summary.counts),
+        last_page=1,
+        is_grouped=True,
+    )
 
 
 def _failure_links(job: str, rows: Sequence[ReportRow]) -> Mapping[tuple[str, str], list[_Link]]:
@@ -112,7 +133,8 @@ def _render(template: str, **values: object) -> bytes:
     digest = b64encode(sha256(stylesheet().encode()).digest()).decode()
     page = _environment().get_template(template)
     pieces = page.generate(**values, stylesheet=stylesheet(), style_digest=digest)
-    return b"".join(piece.encode() for piece in pieces)
+    # Indentation is a fifth of a page without previews. No text of a row contains a "<".
+    return _INDENTATION.sub(b"\n<", b"".join(piece.encode() for piece in pieces))
 
 
 @cache

@@ -155,7 +155,10 @@ class Reporter:
             previous,
             failed_rows=failed.key if failed and state.aggregate.unsuccessful else None,
         )
-        surplus = previous.results.pages[len(summary.results.pages) :] if previous else ()
+        earlier, results = previous.results if previous else None, summary.results
+        surplus = earlier.pages[len(results.pages) :] if earlier else ()
+        if earlier and earlier.problems and not results.problems:
+            surplus = (*surplus, earlier.problems)
         pages = builder.stage_pages(summary, rows, surplus)
         for staged in (state.manifest, *((failed,) if failed else ()), *pages):
             builder.staging.publish(staged)

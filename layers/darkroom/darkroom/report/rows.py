@@ -42,6 +42,7 @@ class ReportRow:
     settled_at: float | None = None  # Unix seconds; None for a row that was never queued
     earlier: bool = False  # the outcome of an earlier upload
     unaccounted: bool = False  # queued, but without an outcome in the ledger
+    shown_cells: tuple[tuple[str, str], ...] = ()  # for the gallery: columns and values
     end: int = 0  # byte offset in the CSV where the next row begins
 
     @property

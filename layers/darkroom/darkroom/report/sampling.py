@@ -3,8 +3,11 @@
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from heapq import heappush, heappushpop
+from itertools import islice
 
-from darkroom.formatting import plural
+from darkroom.csv_input.fields import Columns
+from darkroom.errors import Reason
+from darkroom.formatting import plural, redact_url
 from darkroom.report.rows import ReportRow
 from darkroom.rows import RowState
 
@@ -12,6 +15,10 @@ SHOW_ALL_UP_TO = 5_000
 MAX_FAILED = 1_000
 MAX_OTHERS = 1_000
 MAX_TEXT_CHARS = 4_000  # of an instruction or detail kept for the gallery
+_MAX_CELL_CHARS = 120
+_MAX_OWN_COLUMNS = 3
+_MAX_BAD_CELLS = 20  # of a row that could not be read, its cells are shown
+_MAX_REFERENCES = 20
 
 
 @dataclass(slots=True)
@@ -25,12 +32,13 @@ class Sample:
     total: int = 0
     heap: list[tuple[int, int, ReportRow]] = field(default_factory=list)  # -rank, row number, row
 
+    def accepts(self, rank: int) -> bool:
+        return len(self.heap) < self.size or -rank > self.heap[0][0]
+
     def add(self, row: ReportRow, rank: int) -> None:
-        self.total += 1
-        if len(self.heap) < self.size:
-            heappush(self.heap, (-rank, row.row, _trimmed(row)))
-        elif -rank > self.heap[0][0]:
-            heappushpop(self.heap, (-rank, row.row, _trimmed(row)))
+        """Add a row whose rank was accepted."""
+        push = heappush if len(self.heap) < self.size else heappushpop
+        push(self.heap, (-rank, row.row, row))
 
     def rows(self) -> list[ReportRow]:
         return [row for _, _, row in self.heap]
@@ -53,18 +61,52 @@ class GallerySelection:
     failed: Sample = field(default_factory=lambda: Sample(MAX_FAILED))
     others: Sample = field(default_factory=lambda: Sample(MAX_OTHERS))
     left_out: int = 0
+    header: tuple[str, ...] = ()
+    own_columns: tuple[int, ...] = ()  # positions of those that are not Darkroom's
+
+    def describe_columns(self, columns: Columns) -> None:
+        known = set(columns.positions.values())
+        self.header = columns.header
+        own = (n for n in range(len(columns.header)) if n not in known)
+        self.own_columns = tuple(islice(own, _MAX_OWN_COLUMNS))
 
     def add(self, row: ReportRow) -> None:
         if row.status is RowState.SKIPPED and not row.result.outputs:
             self.left_out += 1
             return
         digest = blake2b(f"{self.job}/{row.row}".encode(), digest_size=7).digest()
-        sample = self.failed if row.status.unsuccessful else self.others
-        sample.add(row, int.from_bytes(digest))
+        sample, rank = (
+            self.failed if row.status.unsuccessful else self.others,
+            int.from_bytes(digest),
+        )
+        sample.total += 1
+        is_sampled = sample.accepts(rank)
+        if self.first is None and not is_sampled:
+            return
+        trimmed = self._trimmed(row)
+        if is_sampled:
+            sample.add(trimmed, rank)
         if self.first is not None:
-            self.first.append(_trimmed(row))
+            self.first.append(trimmed)
             if len(self.first) > SHOW_ALL_UP_TO:
                 self.first = None
+
+    def _trimmed(self, row: ReportRow) -> ReportRow:
+        """With the cells to show, and with texts of limited length."""
+        could_not_be_read = row.result.reason is Reason.BAD_INPUT
+        shown = range(len(self.header))[:_MAX_BAD_CELLS] if could_not_be_read else self.own_columns
+        return replace(
+            row,
+            cells=(),
+            shown_cells=tuple(
+                (self.header[n][:_MAX_CELL_CHARS], _cell(row.cells[n]))
+                for n in shown
+                if n < len(row.cells) and row.cells[n].strip()
+            ),
+            images=row.images[:_MAX_REFERENCES],
+            instruction=_cut(row.instruction),
+            result=replace(row.result, detail=_cut(row.result.detail)),
+        )
 
     def rows(self) -> list[ReportRow]:
         """The selected rows, in the order of the CSV."""
@@ -89,14 +131,9 @@ class GallerySelection:
         return " ".join(notes) or None
 
 
-def _trimmed(row: ReportRow) -> ReportRow:
-    """Without cells, and with texts of limited length."""
-    return replace(
-        row,
-        cells=(),
-        instruction=_cut(row.instruction),
-        result=replace(row.result, detail=_cut(row.result.detail)),
-    )
+def _cell(text: str) -> str:
+    text = redact_url(text.strip())
+    return text if len(text) <= _MAX_CELL_CHARS else f"{text[:_MAX_CELL_CHARS]}…"
 
 
 def _cut(text: str) -> str:

@@ -116,6 +116,7 @@ class Results(_Value):
     failed_rows: str | None = Field(default=None, description="a CSV of the rows that failed")
     report: str | None = None
     pages: tuple[str, ...] = Field(default=(), description="of the gallery, the first is `report`")
+    problems: str | None = Field(default=None, description="the page of all rows that failed")
     images: str = Field(description="prefix of the images")
 
 
@@ -494,6 +495,7 @@ class Aggregate:
                 manifest=paths.manifest,
                 failed_rows=failed_rows,
                 report=paths.report,
+                problems=paths.problems if self.unsuccessful else None,
                 pages=tuple(paths.report_page(n) for n in range(1, pages + 1)),
                 images=f"{run.job}/images/",
             ),
