@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from darkroom.calls import CallFailed, EditResult, Outcome
-from darkroom.editor.batch import TIMINGS, ReturnRow
+from darkroom.editor.batch import ReturnRow
+from darkroom.editor.leases import TIMINGS
 from darkroom.errors import (
     ConfigurationError,
     DeferRow,
@@ -159,6 +160,17 @@ def test_a_row_that_cannot_be_edited_fails_at_once_with_its_reason(
     assert set(harness.store.objects) <= {ResultPaths(JOB).write_check}
     assert harness.queue.dead == []
     assert harness.telemetry.metrics["RowsFailed"] == 1
+
+
+@pytest.mark.parametrize("error", [RowRejected, RetryRow])
+def test_a_row_that_failed_names_the_provider_endpoint_and_model_of_its_call(
+    error: type[RowRejected | RetryRow],
+) -> None:
+    harness = EditorHarness.with_job(max_attempts=1)
+    called = {"provider": "openai", "endpoint": "openai-main", "model": "gpt-image-2"}
+    assert harness.handle(error(Reason.UNAVAILABLE, "503", **called)) is None  # type: ignore[arg-type]
+    result = harness.result
+    assert {name: getattr(result, name) for name in called} == called
 
 
 def test_failed_attempts_are_retried_with_backoff_until_the_row_is_dead() -> None:

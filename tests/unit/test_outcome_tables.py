@@ -297,5 +297,5 @@ def test_a_larger_image_has_more_time(settings: dict[str, str], seconds: float) 
     assert timeout_of_call(plan, Endpoint.model_validate(fields)) == seconds
     flex = Endpoint.model_validate({**fields, "service_tier": "flex"})
     assert timeout_of_call(plan, flex) == 780
-    slow = Endpoint.model_validate({**fields, "timeout_seconds": 840})
-    assert timeout_of_call(plan, slow) == 840
+    slow = Endpoint.model_validate({**fields, "timeout_seconds": 780})
+    assert timeout_of_call(plan, slow) == 780

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from darkroom.aws.sqs import SqsRowQueue
     from darkroom.aws.telemetry import PowertoolsTelemetry
     from darkroom.dispatch.dispatcher import TieredDispatcher
-    from darkroom.editor.batch import Completion, EditorBatch, Timings
+    from darkroom.editor.batch import Completion, EditorBatch
+    from darkroom.editor.leases import Timings
     from darkroom.editor.row_editor import RowEditor
     from darkroom.editor.waiting import CurrentRuns, JobWaits
     from darkroom.ports import ImageEditor, Telemetry
@@ -197,6 +198,7 @@ class Wiring:
     def _dispatcher(self) -> "TieredDispatcher":
         from darkroom.aws.endpoint_table import DynamoDBEndpointStates
         from darkroom.aws.secrets import SecretsManagerSource
+        from darkroom.dispatch.account_limits import AccountLimits, ObservedEditor
         from darkroom.dispatch.dispatcher import TieredDispatcher
 
         secret = SecretsManagerSource(
@@ -205,9 +207,14 @@ class Wiring:
             self._clock,
             self._telemetry,
         )
+        limits = AccountLimits(secret, self._telemetry)
+
+        def editor_of(provider: Provider) -> "ImageEditor":
+            return ObservedEditor(_image_editor(provider), limits)
+
         states = DynamoDBEndpointStates(self._client("dynamodb"), self._settings.endpoints_table)
         rng = random.Random()  # noqa: S311  # for jitter
-        return TieredDispatcher(secret, states, _image_editor, self._clock, rng, self._telemetry)
+        return TieredDispatcher(limits, states, editor_of, self._clock, rng, self._telemetry)
 
     @cached_property
     def _current_runs(self) -> "CurrentRuns":
@@ -229,7 +236,7 @@ class Wiring:
 
     @cached_property
     def _timings(self) -> "Timings":
-        from darkroom.editor.batch import TIMINGS
+        from darkroom.editor.leases import TIMINGS
 
         return self._given_timings or TIMINGS
 
