@@ -15,7 +15,7 @@ PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 LINT_TRANSFORMED := build/transformed.json
 
 .PHONY: help setup demo test check checkov sam-local test-sam-local test-iam soak fuzz fuzz-answers fuzz-csv fuzz-images \
-	bench bench-limits bench-outage bench-cost bench-report bench-memory build deploy attach lock clean
+	bench bench-limits bench-outage bench-cost bench-noise bench-report bench-memory build deploy attach lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -89,10 +89,13 @@ fuzz-images: .venv/.synced ## mutated images, with the memory and time of each (
 
 # ---------------------------------------------------------------- figures
 
-bench: bench-limits bench-outage bench-report bench-memory ## every figure in the docs
+bench: bench-limits bench-outage bench-noise bench-report bench-memory ## every figure in the docs
 
 bench-limits: setup ## rate limits over all workers, compared with other systems
 	$(PYTHON) -m benchmarks.limits $(ARGS)
+
+bench-noise: .venv/.synced ## dispatch when providers are noisy, down or slow, on a virtual clock
+	$(PYTHON) -m benchmarks.noise $(ARGS)
 
 bench-outage: setup ## the effect of an outage of the first provider
 	$(PYTHON) -m benchmarks.outage $(ARGS)

@@ -57,7 +57,10 @@ class Results:
     def is_for(self, version: str | None) -> bool:
         """Whether job.json is there and reports on that version of the CSV."""
         try:
-            return bool(self.summary["source"]["version_id"] == version)
+            summary = self.summary
+            return bool(
+                summary["source"]["version_id"] == version and summary["state"] != "running"
+            )
         except self.s3.exceptions.NoSuchKey:
             return False
 

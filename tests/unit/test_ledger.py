@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 from darkroom.calls import CallFailed, EditResult, Outcome
-from darkroom.editor.batch import Leases
+from darkroom.editor.leases import Leases
 from darkroom.editor.row_editor import RowCallContext
 from darkroom.errors import DeferRow, ServiceUnavailable
 from darkroom.jobs import Counters, Run, RunState

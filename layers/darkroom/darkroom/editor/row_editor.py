@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, SourceImage
-from darkroom.editor.batch import TIMINGS, Leases, ReturnRow, Timings
+from darkroom.editor.batch import ReturnRow
 from darkroom.editor.image_loading import load_images
 from darkroom.editor.image_storage import ImageStorage
+from darkroom.editor.leases import TIMINGS, Leases, Timings
 from darkroom.editor.waiting import CurrentRuns, JobWaits
 from darkroom.endpoints import Endpoint
 from darkroom.errors import (
