@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from darkroom.calls import EditResult
-from darkroom.editor.batch import Completion, EditorBatch, Leases, ReturnRow
+from darkroom.editor.batch import Completion, EditorBatch, ReturnRow
+from darkroom.editor.leases import Leases
 from darkroom.editor.waiting import CurrentRuns, JobWaits
 from darkroom.errors import DeferRow, Waiting
 from darkroom.jobs import Run, Totals

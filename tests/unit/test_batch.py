@@ -6,13 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from darkroom.editor.batch import (
-    FRESH_COPY_RECEIVES,
-    FRESH_COPY_SECONDS,
-    TIMINGS,
-    Leases,
-    ReturnRow,
-)
+from darkroom.editor.batch import FRESH_COPY_RECEIVES, FRESH_COPY_SECONDS, ReturnRow
+from darkroom.editor.leases import TIMINGS, Leases
 from darkroom.editor.waiting import SUPPLY_FACTOR, hide_seconds
 from darkroom.errors import Reason, ServiceUnavailable, Waiting
 from darkroom.jobs import Run
