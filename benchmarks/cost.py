@@ -21,7 +21,7 @@ from tests.fakes.cost_fleet import CostFleet
 
 FLEETS = [(4, 4), (20, 4), (50, 4), (100, 10)]  # processes x threads
 RATES = [10, 60, 600]
-MAX_ROWS = 4000
+MAX_ROWS = 9600
 ROWS = 100  # of the run that counts operations
 
 # US East (N. Virginia), in US dollars: see docs/cost.md.
