@@ -21,7 +21,7 @@ from tests.fakes.cost_fleet import CostFleet
 
 FLEETS = [(4, 4), (20, 4), (50, 4), (100, 10)]  # processes x threads
 RATES = [10, 60, 600]
-MAX_ROWS = 4000
+MAX_ROWS = 9600
 ROWS = 100  # of the run that counts operations
 
 # US East (N. Virginia), in US dollars: see docs/cost.md.
@@ -70,7 +70,7 @@ def _fleet(processes: int, threads: int, rate: int, minutes: float) -> dict[str,
         "workers": f"{processes} x {threads}",
         "limit": rate or "none",
         "rows": rows,
-        "rate_used_percent": round(100 * fleet.utilisation, 1) if rate else None,
+        "rate_used_percent": round(100 * fleet.utilisation, 1) if fleet.limit_binds else None,
         "billed_seconds": round(fleet.billed_per_row, 2),
         "floor_seconds": round(fleet.floor_per_row, 2),
         "times_floor": round(fleet.billed_per_row / fleet.floor_per_row, 2),

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -21,7 +22,7 @@ from darkroom.aws.secrets import SecretsManagerSource
 from darkroom.calls import CallFailed, Outcome
 from darkroom_local.processes import ROOT
 from tests.fakes.dispatching import gemini, openai
-from tests.fakes.fleet import Fleet
+from tests.fakes.fleet import CHECK_SECONDS, Fleet
 from tests.fakes.strict_provider import most_within
 from tests.fakes.virtual_time import START
 
@@ -370,14 +371,15 @@ def billing() -> Iterator[Line]:
         for processes, threads in ((4, 4), (20, 4), (50, 4), (100, 10)):
             fleet = Fleet(gemini(requests_per_minute=rate))
             provider = fleet.provider(latency=20.0, per_minute=rate)
-            seconds = HOUR if rate < 600 else 900.0
+            seconds = {10: HOUR / 2, 60: HOUR, 600: 900.0}[rate]
             fleet.run(provider, processes=processes, threads=threads, seconds=seconds)
             possible = min(rate, processes * threads * 3)
             used = 100 * within(provider.allowed, 120, seconds) / (possible * (seconds - 120) / 60)
-            # As few invocations as can hold the calls in flight.
+            # As few invocations as can hold the calls in flight, each with all its threads.
             in_flight = min(processes * threads, rate * 20 / 62)
-            floor = max(1, in_flight / threads) * seconds
-            ratio = sum(p.billed for p in fleet.processes) / floor
+            floor = ceil(in_flight / threads) * seconds
+            billed = sum(p.billed + p.checks * CHECK_SECONDS for p in fleet.processes)
+            ratio = billed / floor
             wanted = 96 if possible == rate else 90
             yield Line(
                 18,
@@ -388,10 +390,40 @@ def billing() -> Iterator[Line]:
             )
 
 
+# On-demand prices of DynamoDB in us-east-1, in US dollars for a million (1 KB written, 4 KB read).
+WRITE_PRICE, READ_PRICE = 0.625, 0.125
+RATE_FACTOR, ENDPOINTS_FACTOR = 10, 5  # of the full size to the simulated one
+
+
+def scale() -> Iterator[Line]:
+    """20 workers x 10 threads at 10 endpoints of 60/min, for 1,000 x 10 at 50 of 600/min."""
+    endpoints, rate, minutes, rows = 10, 60, 5, 10_000_000
+    fleet = Fleet(*(gemini(f"e{n}", requests_per_minute=rate) for n in range(endpoints)))
+    provider = fleet.provider(latency=20.0)
+    fleet.run(provider, processes=20, threads=10, seconds=60 * minutes)
+    done, requests = len(provider.allowed), fleet.states.requests
+    used = 100 * within(provider.allowed, 60, 60 * minutes) / (endpoints * rate * (minutes - 1))
+    writes = (requests["reserve"] + requests["settle"] + requests["report"]) / done
+    reads = requests["read"] / done
+    of_each = rate * RATE_FACTOR / 60 * used / 100  # calls a second
+    in_all = of_each * endpoints * ENDPOINTS_FACTOR
+    dollars = rows / 1e6 * (writes * WRITE_PRICE + reads * READ_PRICE)
+    yield Line(
+        0,
+        "1,000 x 10 workers, 50 endpoints of 600/min, 10 million rows: extrapolated from 20 x 10 "
+        f"workers and 10 endpoints of 60/min, {minutes} minutes",
+        ">= 90 % of the rate, < 1,000 writes and 3,000 reads a second for each item",
+        f"{used:.1f} %; for each item {writes * of_each:.0f} writes and {reads * of_each:.0f} "
+        f"reads a second, in all {writes * in_all:,.0f} and {reads * in_all:,.0f}; "
+        f"{writes:.2f} writes and {reads:.2f} reads a row, ${dollars:.2f} for all rows",
+        used >= 90 and writes * of_each < 1000 and reads * of_each < 3000,
+    )
+
+
 SCENARIOS: list[Scenario] = [
     stray_429s, halved_limit, scattered_503s, wasted_calls, recovery, retry_after,
     outage_of_the_only_tier, daily_quota, rejected_keys, retries_under_load, stalled_ledger,
-    slow_table, hanging_endpoint, time_for_the_fallback, deferrals, billing,
+    slow_table, hanging_endpoint, time_for_the_fallback, deferrals, billing, scale,
 ]  # fmt: skip
 
 

@@ -48,12 +48,20 @@ def page(tab: Tab, folder: Path) -> Tab:
 
 
 def test_500_rows_open_with_an_empty_console(page: Tab, folder: Path) -> None:
-    rows = 0
+    rows = {}
     for path in folder.glob("report*.html"):
         page.open(path.as_uri())
         assert page.console == []
-        rows += page.evaluate("document.querySelectorAll('.card').length")
-    assert rows == ROWS
+        rows[path.stem] = page.evaluate("document.querySelectorAll('.card').length")
+    assert rows.pop("report-problems") == 45
+    assert sum(rows.values()) == ROWS
+
+
+def test_the_tile_of_failed_rows_leads_to_all_of_them(page: Tab) -> None:
+    page.open(page.evaluate("document.querySelector('.tile.failed a').href"))
+    assert page.evaluate("[...document.querySelectorAll('.card')].every(c => c.checkVisibility())")
+    assert page.evaluate("document.querySelector('main h2').innerText") == "45 rows failed"
+    page.screenshot(SHOTS / "problems-light.png")
 
 
 def test_a_page_requests_nothing_but_itself(page: Tab) -> None:

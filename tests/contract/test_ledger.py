@@ -88,6 +88,10 @@ class Harness:
     def settle(self, delivered: RowMessage, result: RowResult) -> None:
         assert self.ledger.settle(self.claim(delivered), result)
 
+    def settle_paid(self, delivered: RowMessage, *, reserve: int, limit: int) -> None:
+        sent = self.send(self.claim(delivered), reserve=reserve, limit=limit)
+        assert self.ledger.settle(sent, SUCCESS)
+
     def report(self, run: Run, finished_at: float) -> None:
         assert self.ledger.begin_report(run, LEASE)
         assert self.ledger.finish_report(run, finished_at)
@@ -122,13 +126,8 @@ def harness(request: pytest.FixtureRequest) -> Harness:
     client: Any = request.getfixturevalue("aws_client")("dynamodb")
     name: str = request.getfixturevalue("table")
 
-    def committed(job: str) -> int:
-        key = {"job": {"S": job}, "item": {"S": "budget"}}
-        response = client.get_item(TableName=name, Key=key, ConsistentRead=True)
-        return int(response["Item"]["committed"]["N"])
-
     ledger = LedgerTable(client, name, now=clock.now, sleep=clock.sleep)
-    return Harness(ledger, clock, committed)
+    return Harness(ledger, clock, ledger.committed)
 
 
 def test_a_row_is_claimed_settled_and_counted_once(harness: Harness) -> None:
@@ -253,7 +252,7 @@ def test_budget_is_reserved_by_the_call_and_corrected_afterwards(harness: Harnes
     first = harness.send(harness.claim(message(run)), **money)
     assert harness.committed(run.job) == 60_000
     other = harness.claim(message(run, "000001"))
-    assert ledger.mark_sent(other, "gemini-main", **money) is NotSent.NO_BUDGET
+    assert ledger.mark_sent(other, "gemini-main", **money) is NotSent.BUDGET_RESERVED
     assert ledger.settle(first, SUCCESS)
     assert harness.committed(run.job) == 40_000
     failed = ledger.mark_failed_call(harness.send(other, **money), cost_micro_usd=1_000)
@@ -549,8 +548,59 @@ def test_concurrent_workers_never_exceed_the_budget(harness: Harness) -> None:
     with ThreadPoolExecutor(12) as pool:
         outcomes = list(pool.map(work, range(12)))
     assert sum(isinstance(outcome, Claim) for outcome in outcomes) == 5
-    assert outcomes.count(NotSent.NO_BUDGET) == 7
+    assert outcomes.count(NotSent.BUDGET_RESERVED) == 7
     assert harness.committed(run.job) == 50_000
+    for outcome in outcomes:
+        if isinstance(outcome, Claim):
+            assert harness.ledger.settle(outcome, replace(SUCCESS, cost_micro_usd=10_000))
+    late = harness.claim(message(run, "000099"))
+    sent = harness.ledger.mark_sent(late, "gemini-main", reserve=1, limit=50_000)
+    assert sent is NotSent.NO_BUDGET
+    assert harness.committed(run.job) == 50_000
+
+
+def test_unused_room_is_found_wherever_it_is_until_the_budget_is_spent(harness: Harness) -> None:
+    """Rows cost a quarter of their reservation: all of the budget is used, and never more."""
+    run, ledger, limit = harness.begin(queued=99, budget_usd=0.1), harness.ledger, 100_000
+    spent = 0
+    for number in range(99):
+        claimed = harness.claim(message(run, f"{number:06d}"))
+        sent = ledger.mark_sent(claimed, "gemini-main", reserve=12_000, limit=limit)
+        if not isinstance(sent, Claim):
+            assert sent is NotSent.NO_BUDGET
+            assert limit - spent < 12_000
+            break
+        assert ledger.settle(sent, replace(SUCCESS, cost_micro_usd=3_000))
+        spent += 3_000
+        assert harness.committed(run.job) == spent
+    else:
+        pytest.fail("the budget was never spent")
+
+
+def test_another_limit_of_a_later_upload_takes_effect(harness: Harness) -> None:
+    ledger = harness.ledger
+    old = harness.begin(budget_usd=1)
+    harness.settle_paid(message(old), reserve=40_000, limit=1_000_000)
+    smaller = harness.begin("run-2", queued=2, budget_usd=0.05)
+    claimed = harness.claim(message(smaller, "000001"))
+    money = {"reserve": 40_000, "limit": 50_000}
+    assert ledger.mark_sent(claimed, "gemini-main", **money) is NotSent.NO_BUDGET
+    assert harness.committed(old.job) == 40_000
+    larger = harness.begin("run-3", budget_usd=2)
+    harness.clock.time += LEASE + 1
+    harness.settle_paid(message(larger, "000001"), reserve=40_000, limit=2_000_000)
+    assert harness.committed(old.job) == 80_000
+
+
+def test_a_dropped_call_keeps_its_commitment_but_nothing_waits_for_it(harness: Harness) -> None:
+    run, ledger = harness.begin(queued=2, budget_usd=0.1), harness.ledger
+    money = {"reserve": 60_000, "limit": 100_000}
+    sent = harness.send(harness.claim(message(run)), **money)
+    other = harness.claim(message(run, "000001"))
+    assert ledger.mark_sent(other, "gemini-main", **money) is NotSent.BUDGET_RESERVED
+    assert ledger.drop(run.job, sent.record)
+    assert ledger.mark_sent(other, "gemini-main", **money) is NotSent.NO_BUDGET
+    assert harness.committed(run.job) == 60_000
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.bootstrap import Wiring
-from darkroom.editor.batch import Timings
+from darkroom.editor.leases import Timings
 from darkroom.jobs import job_id
 from darkroom.report.reporter import ReportOutcome
 from darkroom.settings import Settings
@@ -56,6 +56,8 @@ class FaultRates:
     workers: int = 3
     threads: int = 4
     timeout_seconds: float = 55.0
+    # Rows that fail at every endpoint. Several at once look like an outage: no attempt is spent.
+    dead_ends: int = 3
 
 
 @dataclass

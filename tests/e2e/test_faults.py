@@ -22,6 +22,7 @@ SHORT = FaultRates(
     max_kills=6,
     max_attempts=2,
     timeout_seconds=240,
+    dead_ends=1,
 )
 SOAK = FaultRates(
     rows=int(os.environ.get("SOAK_ROWS", "2000")),
@@ -31,7 +32,6 @@ SOAK = FaultRates(
     workers=4,
     timeout_seconds=3600,
 )
-DEAD_ENDS = 3  # rows that fail at every endpoint
 
 
 def check(harness: FaultHarness, results: Results) -> None:
@@ -77,7 +77,7 @@ def test_kills_and_faults_lose_no_row_and_hide_no_charge(rates: FaultRates, tmp_
 def run_job_under_faults(harness: FaultHarness) -> None:
     options = {"max-attempts": str(harness.rates.max_attempts)}
     # Text-to-image rows whose instruction names the row to the simulated providers.
-    ends = [" dead end" if n < DEAD_ENDS else "" for n in range(harness.rates.rows)]
+    ends = [" dead end" if n < harness.rates.dead_ends else "" for n in range(harness.rates.rows)]
     instructions = [f"a hat{end} [row:{n:06d}]" for n, end in enumerate(ends)]
     job = harness.upload("jobs/faults.csv", instructions, **options)
     harness.process(job)
@@ -87,7 +87,7 @@ def run_job_under_faults(harness: FaultHarness) -> None:
     assert sum(n for name, n in harness.proxy.counts.items() if "requests" not in name) > 10
 
     dead = [line["row"] for line in results.manifest if line["status"] == "dead"]
-    assert len(dead) >= DEAD_ENDS
+    assert len(dead) >= harness.rates.dead_ends
     harness.stop_faults()
     assert harness.redrive() >= len(dead)
     harness.process(job, kill=False, until_none_dead=True)

@@ -14,7 +14,8 @@ from botocore.config import Config
 
 from darkroom.aws.telemetry import PowertoolsTelemetry
 from darkroom.bootstrap import Wiring
-from darkroom.editor.batch import EditorBatch, Timings
+from darkroom.editor.batch import EditorBatch
+from darkroom.editor.leases import Timings
 from darkroom.ports import Telemetry
 from darkroom.rows import Received
 from darkroom.settings import Settings

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from darkroom.calls import EditResult
-from darkroom.editor.batch import Completion, EditorBatch, Leases, ReturnRow
+from darkroom.editor.batch import Completion, EditorBatch, ReturnRow
+from darkroom.editor.leases import Leases
 from darkroom.editor.waiting import CurrentRuns, JobWaits
 from darkroom.errors import DeferRow, Waiting
 from darkroom.jobs import Run, Totals
@@ -155,10 +156,19 @@ class CostFleet:
 
         Without a limit that binds, of threads that call all the time.
         """
-        busy = self.rate / 62 * self.call_seconds  # threads
-        if not self.rate or busy >= self.processes * self.threads:
+        if not self.limit_binds:
             return self.call_seconds / self.threads
-        return ceil(busy / self.threads) * 62 / self.rate
+        return ceil(self._busy_threads / self.threads) * 62 / self.rate
+
+    @property
+    def limit_binds(self) -> bool:
+        """The workers could make more calls than the limit allows."""
+        return self.rate > 0 and self._busy_threads < self.processes * self.threads
+
+    @property
+    def _busy_threads(self) -> float:
+        """How many threads call at the limit's rate."""
+        return self.rate / 62 * self.call_seconds
 
     @property
     def utilisation(self) -> float:

@@ -7,8 +7,9 @@ from typing import Any, Self
 from PIL import Image
 
 from darkroom.calls import CallFailed, EditResult
-from darkroom.editor.batch import Completion, EditorBatch, Leases, ReturnRow, RowHandler
+from darkroom.editor.batch import Completion, EditorBatch, ReturnRow, RowHandler
 from darkroom.editor.image_storage import ImageStorage
+from darkroom.editor.leases import Leases
 from darkroom.editor.row_editor import RowEditor
 from darkroom.editor.waiting import CurrentRuns, JobWaits
 from darkroom.endpoints import Endpoint

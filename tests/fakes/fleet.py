@@ -28,6 +28,10 @@ from tests.fakes.virtual_time import START, SkewedClock, VirtualTime
 
 ABOUT_NOW_SECONDS = 1.0
 RETRY_SECONDS = 15.0
+LIVE_STEP_SECONDS = 1.0
+IDLE_STEP_SECONDS = 2.0
+SUPPLY_FACTOR = 1.25
+CHECK_SECONDS = 0.3  # what an invocation is billed that finds no slot
 
 
 @dataclass
@@ -82,8 +86,10 @@ class Process:
     rng: random.Random
     threads: int
     in_work: int = 0
+    looks_at: float = 0.0  # true time, while it is idle: its next message arrives
     live_since: float = 0.0
     billed: float = 0.0
+    checks: int = 0  # invocations that found no slot
 
     def start_row(self) -> None:
         if not self.in_work:
@@ -183,7 +189,9 @@ class Fleet(DispatchHarness):
             process.end_row()
 
     def _wait_before_row(self, process: Process) -> float:
-        """As in the editor: without a row in work, a process waits until a slot is free."""
+        """As in the editor: an idle process starts when it is sent messages and a slot is free."""
+        if not process.in_work and self.time.at < process.looks_at:
+            return IDLE_STEP_SECONDS
         now = process.clock.now()
         try:
             ready = process.dispatcher.readiness()
@@ -193,7 +201,17 @@ class Fleet(DispatchHarness):
         interval = 1 / ready.rows_per_second if ready.rows_per_second else 0.0
         longest = min(15.0, max(5.0, 2 * interval)) * process.in_work / process.threads
         ahead = 0.0 if ready.waiting else max(ABOUT_NOW_SECONDS, longest)
-        return 0.0 if wait <= ahead else with_jitter(min(wait, 60.0), process.rng.random)
+        if wait <= ahead:
+            return 0.0
+        if process.in_work:
+            return LIVE_STEP_SECONDS
+        process.checks += 1
+        hidden = with_jitter(min(wait, 60.0), process.rng.random)
+        if not ready.waiting:  # hidden messages return somewhat faster than the limits allow
+            together = len(self.processes) * process.threads * interval / SUPPLY_FACTOR
+            hidden += process.rng.expovariate(1 / together) if together else 0.0
+        process.looks_at = self.time.at + hidden
+        return min(hidden, IDLE_STEP_SECONDS)
 
     def _next_row(self) -> Row | None:
         if self._returned and self._returned[0][0] <= self.time.at:

@@ -23,6 +23,7 @@ class FakeLedger:
     jobs: dict[str, JobRecord] = field(default_factory=dict)
     sums: dict[tuple[str, str], Counters] = field(default_factory=dict)
     marks: dict[str, int] = field(default_factory=dict)  # unfinished jobs
+    reserved: dict[str, int] = field(default_factory=dict)  # micro-USD, for calls under way
     committed: dict[str, int] = field(default_factory=dict)  # micro-USD
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
@@ -102,7 +103,9 @@ class FakeLedger:
                 ours = stored is not None and rows.same_write(stored, change.record)
                 return after if ours else NotSent.LEASE_LOST
             if limit is not None and self.committed.get(claim.job, 0) + change.budget > limit:
-                return NotSent.NO_BUDGET
+                settled = self.committed.get(claim.job, 0) - self.reserved.get(claim.job, 0)
+                waits = settled + change.budget <= limit
+                return NotSent.BUDGET_RESERVED if waits else NotSent.NO_BUDGET
             self._write(claim.job, change)
         return after
 
@@ -112,6 +115,8 @@ class FakeLedger:
             self.sums[job, run] = self.counters(job, run) + delta
         if change.budget:
             self.committed[job] = self.committed.get(job, 0) + change.budget
+        if change.reserved:
+            self.reserved[job] = self.reserved.get(job, 0) + change.reserved
 
     # -- runs
 

@@ -6,13 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from darkroom.editor.batch import (
-    FRESH_COPY_RECEIVES,
-    FRESH_COPY_SECONDS,
-    TIMINGS,
-    Leases,
-    ReturnRow,
-)
+from darkroom.editor.batch import FRESH_COPY_RECEIVES, FRESH_COPY_SECONDS, ReturnRow
+from darkroom.editor.leases import TIMINGS, Leases
 from darkroom.editor.waiting import SUPPLY_FACTOR, hide_seconds
 from darkroom.errors import Reason, ServiceUnavailable, Waiting
 from darkroom.jobs import Run
@@ -389,13 +384,20 @@ def test_hidden_messages_return_evenly_over_the_time_that_the_backlog_takes() ->
     assert max(hidden) <= 10 + drain
 
 
-def test_a_message_that_has_returned_stays_near_for_longer_each_time() -> None:
+@pytest.mark.parametrize(("backlog", "longest"), [(600, 240), (10_000, 1875), (10**6, 15 * 1024)])
+def test_a_message_that_has_returned_stays_near_for_longer_each_time(
+    backlog: int, longest: float
+) -> None:
     readiness = Readiness(1_000_010.0, rows_per_second=1 / 6)
 
-    def longest(receives: int) -> float:
-        return hide_seconds(readiness, 10_000, 1_000_000.0, lambda: 1.0, receives=receives)
+    def hidden(receives: int, *, retry: bool = False) -> float:
+        return hide_seconds(
+            readiness, backlog, 1_000_000.0, lambda: 1.0, receives=receives, retry=retry
+        )
 
-    assert [longest(n) for n in (2, 3, 9)] == [10 + 30, 10 + 60, 10 + 240]
+    longest = min(longest, 4 * 3600)
+    assert [hidden(n) for n in (2, 3, 99)] == [10 + 30, 10 + 60, 10 + longest]
+    assert hidden(99, retry=True) == 10 + 240
 
 
 def test_no_message_is_hidden_for_longer_than_four_hours() -> None:

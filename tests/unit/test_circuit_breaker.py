@@ -40,7 +40,7 @@ def rate_limited(at: float = 0, **fields: object) -> Failure:
 
 
 def a_run(start: float = 0) -> Iterable[Failure]:
-    return [rate_limited(start + n / 10) for n in range(3)]
+    return [rate_limited(start + n / 10) for n in range(4)]
 
 
 def test_cooldowns_double_up_to_a_minute() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from darkroom.calls import CallFailed, EditResult, Outcome
-from darkroom.editor.batch import TIMINGS, ReturnRow
+from darkroom.editor.batch import ReturnRow
+from darkroom.editor.leases import TIMINGS
 from darkroom.errors import (
     ConfigurationError,
     DeferRow,

@@ -347,3 +347,12 @@ def test_a_variable_that_looks_like_ours_and_is_not_is_noted(name: str, note: st
     assert found.startswith(f"{name} is not used")
     assert note in found
     assert value not in found
+
+
+def test_a_deadline_that_gemini_rejects_is_refused_in_the_secret() -> None:
+    """ "Manually set deadline 4s is too short. Minimum allowed deadline is 10s." """
+    fields = {"name": "e", "provider": "gemini", "api_keys": ["k"]}
+    assert Endpoint.model_validate(fields | {"timeout_seconds": 10}).timeout_seconds == 10
+    with pytest.raises(ValidationError, match="Gemini rejects deadlines under 10 seconds"):
+        Endpoint.model_validate(fields | {"timeout_seconds": 9.9})
+    assert Endpoint.model_validate(fields | {"provider": "openai", "timeout_seconds": 5})

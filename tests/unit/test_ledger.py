@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 from darkroom.calls import CallFailed, EditResult, Outcome
-from darkroom.editor.batch import Leases
+from darkroom.editor.leases import Leases
 from darkroom.editor.row_editor import RowCallContext
 from darkroom.errors import DeferRow, ServiceUnavailable
 from darkroom.jobs import Counters, Run, RunState
@@ -441,7 +441,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _split(self, split: Split, until: str, fault: Fault = Fault.NONE) -> None:
         """Until that step, or to the end; AWS may fail first."""
-        worker = split.worker
+        worker, began_at = split.worker, self.clock.time
         try:
             if worker.at != "start":
                 worker.go(fault)
@@ -456,6 +456,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.splits.remove(split)
                 if split.event in self.unfinished_events:
                     self.unfinished_events.remove(split.event)
+        if self.clock.time > began_at:  # it waited for a lease, and nobody renewed the workers'
+            self.disturbances += len(self.deliveries)
         self.visible += self.queue.sent
         self.queue.sent.clear()
 

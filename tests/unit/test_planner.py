@@ -379,6 +379,7 @@ def test_a_retired_preview_name_is_sent_as_the_released_models() -> None:
     assert not planned.model_of_row
     planned = plan(PRO, photo(), model="models/gemini-3-pro-image-preview")
     assert (planned.model, planned.model_of_row) == ("gemini-3-pro-image", True)
+    assert not plan(PRO, photo(), model=PRO).model_of_row
 
 
 # --- an endpoint's own names and prices ---------------------------------------------------------

@@ -1,12 +1,14 @@
 """Many workers at once, each with its own dispatcher, on one virtual clock and one table."""
 
+import random
 import statistics
 from collections.abc import Callable
 
 import pytest
 
+from darkroom.calls import CallFailed, Outcome
 from tests.fakes.dispatching import gemini, openai
-from tests.fakes.fleet import Fleet
+from tests.fakes.fleet import CHECK_SECONDS, Fleet
 from tests.fakes.strict_provider import StrictProvider, most_within
 from tests.fakes.virtual_time import START
 
@@ -127,3 +129,95 @@ def test_reservations_made_before_a_429_are_void() -> None:
     stricter = harness.provider(latency=1.0, per_minute=30)
     harness.run(stricter, harness.provider(), seconds=150)
     assert stricter.refused <= 12
+
+
+# Providers that are noisy, down or slow: benchmarks/noise.py runs the same for hours
+
+
+def stray(share: float, outcome: Outcome) -> Callable[[float], CallFailed | None]:
+    """Answers that share of the calls with a failure."""
+    rng = random.Random(1)
+    return lambda _: CallFailed(outcome, "stray") if rng.random() < share else None
+
+
+def test_stray_429s_leave_most_of_the_rate() -> None:
+    fleet = Fleet(gemini(requests_per_minute=60, max_retries=2, retry_delay_seconds=5))
+    noise = stray(0.03, Outcome.RATE_LIMITED)
+    provider = fleet.provider(latency=5.0, per_minute=60, noise=noise)
+    fleet.run(provider, seconds=1200)
+    assert within(provider.allowed, 60, 1200) >= 0.85 * 60 * 19
+
+
+def test_a_limit_that_is_half_of_what_is_configured_is_found_with_few_refusals() -> None:
+    fleet = Fleet(gemini(requests_per_minute=60, max_retries=2, retry_delay_seconds=5))
+    provider = fleet.provider(latency=5.0, per_minute=30)
+    fleet.run(provider, seconds=1200)
+    assert provider.refused <= 0.1 * len(provider.arrivals)
+    assert within(provider.allowed, 300, 1200) >= 0.6 * 30 * 15
+
+
+def test_scattered_503s_send_no_rows_to_the_fallback() -> None:
+    fleet = Fleet(gemini(requests_per_minute=300, max_retries=2, retry_delay_seconds=5), openai())
+    noise = stray(0.05, Outcome.UNAVAILABLE)
+    provider = fleet.provider(latency=5.0, per_minute=300, noise=noise)
+    fleet.run(provider, fleet.provider(), processes=8, seconds=600)
+    assert fleet.telemetry.metrics["BreakerOpened"] == 0
+    assert sum(result.fallback for _, _, result in fleet.rows) <= 3
+
+
+@pytest.mark.parametrize("processes", [12, 50])
+def test_after_an_outage_the_full_rate_is_back_within_half_a_minute(processes: int) -> None:
+    fleet = Fleet(gemini(requests_per_minute=10, max_retries=2, retry_delay_seconds=5))
+    provider = fleet.provider(latency=5.0, per_minute=10, outage=(60.0, 120.0))
+    fleet.run(provider, processes=processes, seconds=500)
+    probe = min(t for t in provider.allowed if t - START >= 120) - START
+    assert within(provider.allowed, probe + 30, probe + 210) >= 0.95 * 10 * 3
+
+
+@pytest.mark.parametrize(("rows", "retries"), [(1, 2), (30, 2), (1, 0), (30, 0)])
+def test_no_row_is_dead_after_hours_of_an_outage_of_the_only_tier(rows: int, retries: int) -> None:
+    fleet = Fleet(gemini(requests_per_minute=10, max_retries=retries), rows=rows)
+    provider = fleet.provider(latency=5.0, per_minute=10, outage=(0.0, 7200.0))
+    fleet.run(provider, seconds=9000)
+    assert len(fleet.rows) == rows
+    assert len(fleet.errors) <= 1  # the first failure may be the row's own
+    assert len(provider.failed) <= 2 * 120 + 10
+
+
+def test_retries_are_not_displaced_by_a_backlog_of_first_calls() -> None:
+    fleet = Fleet(gemini(requests_per_minute=10, max_retries=2, retry_delay_seconds=5))
+    provider = fleet.provider(latency=5.0, per_minute=10, noise=stray(0.1, Outcome.UNAVAILABLE))
+    fleet.run(provider, processes=12, seconds=1800)
+    saved = sum(result.calls > 1 for _, _, result in fleet.rows)
+    assert saved >= 0.8 * provider.stray
+    assert len(fleet.errors) <= 1  # a row whose three calls all fail, by chance
+
+
+@pytest.mark.parametrize("stall", [3.0, 5.0, 10.0])
+def test_a_ledger_that_stalls_never_makes_a_call_late(stall: float) -> None:
+    fleet = Fleet(gemini(requests_per_minute=60))
+    provider = fleet.provider(latency=2.0, per_minute=60)
+
+    def delay(rng: random.Random) -> float:
+        return stall if rng.random() < 0.05 else 0.02
+
+    fleet.run(provider, processes=6, seconds=600, ledger_delay=delay)
+    assert most_within(60, provider.arrivals) <= 60
+    assert within(provider.allowed, 60, 600) >= 0.7 * 60 * 9
+
+
+def test_a_slow_table_and_ledger_cost_their_time_and_no_slots() -> None:
+    fleet = Fleet(gemini(requests_per_minute=60))
+    provider = fleet.provider(latency=5.0, per_minute=60)
+    fleet.run(provider, processes=8, seconds=400, table_seconds=0.6, ledger_delay=lambda _: 0.6)
+    assert within(provider.allowed, 60, 400) >= 0.9 * 340 * 60 / 62
+
+
+def test_many_idle_workers_defer_hardly_a_row_and_are_hardly_billed() -> None:
+    fleet = Fleet(gemini(requests_per_minute=10))
+    provider = fleet.provider(latency=20.0, per_minute=10)
+    fleet.run(provider, processes=50, seconds=1200)
+    assert len(fleet.deferred) <= len(fleet.rows)
+    billed = sum(p.billed + p.checks * CHECK_SECONDS for p in fleet.processes)
+    assert billed <= 1.5 * 1200  # one process holds the 3.3 calls in flight
+    assert within(provider.allowed, 120, 1200) >= 0.96 * 10 * 18

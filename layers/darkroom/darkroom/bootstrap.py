@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from darkroom.aws.sqs import SqsRowQueue
     from darkroom.aws.telemetry import PowertoolsTelemetry
     from darkroom.dispatch.dispatcher import TieredDispatcher
-    from darkroom.editor.batch import Completion, EditorBatch, Timings
+    from darkroom.editor.batch import Completion, EditorBatch
+    from darkroom.editor.leases import Timings
     from darkroom.editor.row_editor import RowEditor
     from darkroom.editor.waiting import CurrentRuns, JobWaits
     from darkroom.ports import ImageEditor, Telemetry
@@ -235,7 +236,7 @@ class Wiring:
 
     @cached_property
     def _timings(self) -> "Timings":
-        from darkroom.editor.batch import TIMINGS
+        from darkroom.editor.leases import TIMINGS
 
         return self._given_timings or TIMINGS
 

@@ -73,7 +73,7 @@ class CallPlan:
     output_format: str | None = None  # OpenAI: png, jpeg, webp
     n: int = 1
     settings: Mapping[str, str | int] = field(default_factory=dict)  # see Model.settings
-    model_of_row: bool = False  # the row or its job named the model, not the endpoint
+    model_of_row: bool = False  # the row or its job named another model than the endpoint's
     warnings: tuple[str, ...] = ()
     worst_cost_micro_usd: int | None = None  # None: unknown price
 

@@ -246,3 +246,4 @@ class NotSent(StrEnum):
 
     LEASE_LOST = "lease_lost"
     NO_BUDGET = "no_budget"
+    BUDGET_RESERVED = "budget_reserved"  # calls under way may leave room: try again later

@@ -4,10 +4,10 @@ Items by partition key (`job`) and sort key (`item`):
 
     <job>              job           which run is the current one
     <job>              run#<run>     a run
-    <job>              budget        micro-USD spent or reserved by runs with a budget
     <job>#shard#<n>    run#<run>     a share of the run's counters
     <job>#rows#<n>     row#<key>     a row, from its first claim on
     unfinished         job#<job>     a job that the sweep looks at
+    (and the budget's, in budget_table.py)
 
 One partition key takes 1,000 write units a second, so rows and counters are spread over several.
 A hundred neighbouring rows ("000100" to "000199") share one: they are read by one query, and take
@@ -32,6 +32,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from darkroom.aws.budget_table import SHARDS, BudgetTable, shard_partition
 from darkroom.aws.items import Item, ItemCodec, to_attribute
 from darkroom.aws.table import ConditionFailed, Conflict, Table, key
 from darkroom.errors import Reason, ServiceUnavailable
@@ -44,7 +45,6 @@ from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowRecord, Row
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-_SHARDS = 32  # 500 settlements a second are 16 for each: few of them meet in one transaction
 _ROW_PARTITIONS = 64
 _BLOCK_DIGITS = 2  # rows whose keys differ only in these share a partition key
 _MIN_QUERY_ROWS = 10  # of a block: fewer are read one by one
@@ -78,6 +78,7 @@ class LedgerTable:
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         self._table = Table(dynamodb, table, _SERVICE, sleep=sleep, rng=rng)
+        self._budget = BudgetTable(self._table)
         self._now = now
         self._lease_seconds = lease_seconds
 
@@ -93,7 +94,7 @@ class LedgerTable:
                 single += (_row_key(job, name) for name in members)
                 continue
             first, last = _row_item(min(members)), _row_item(max(members))
-            items += self._table.query_between(_row_partition(job, members[0]), first, last)
+            items += self._table.query_between(row_partition(job, members[0]), first, last)
         items += self._table.get_many(single, _MAX_ROW_TRIES)
         wanted = set(keys)
         return {r.key: r for r in map(ROWS.from_item, items) if r.key in wanted}
@@ -102,6 +103,10 @@ class LedgerTable:
         partitions = (f"{job}#rows#{n}" for n in range(_ROW_PARTITIONS))
         streams = (self._table.query(p, "row#", page_items=_PAGE_ROWS) for p in partitions)
         return map(ROWS.from_item, heapq.merge(*streams, key=lambda item: item["item"]["S"]))
+
+    def committed(self, job: str) -> int:
+        """Micro-USD spent or reserved by the job's runs with a budget."""
+        return self._budget.committed(job)
 
     def unsettled(self, job: str) -> Iterator[RowRecord]:
         for n in range(_ROW_PARTITIONS):
@@ -154,7 +159,7 @@ class LedgerTable:
 
     def _renew(self, claim: Claim, lease_seconds: float) -> None:
         update = self._table.update(
-            _row_partition(claim.job, claim.key),
+            row_partition(claim.job, claim.key),
             _row_item(claim.key),
             "SET lease_until = :until",
             {
@@ -198,21 +203,32 @@ class LedgerTable:
 
     def _apply(self, claim: Claim, change: Change, *, limit: int | None = None) -> Claim | NotSent:
         """The claim after the change, or why the change was not made."""
-        after = replace(claim, record=change.record)
 
         def attempt() -> Claim | NotSent:
-            try:
-                self._write_change(claim.job, change, before=claim.record, limit=limit)
-            except ConditionFailed as failed:
-                if failed.index > 0:
-                    return NotSent.NO_BUDGET
-                stored = ROWS.from_item(failed.item) if failed.item else None
-                ours = stored is not None and rows.same_write(stored, change.record)
-                return after if ours else NotSent.LEASE_LOST
-            return after
+            written = self._try(claim, change, limit)
+            if written is None and limit is not None:
+                shard = row_shard(claim.key)
+                refused = self._budget.make_room(claim.job, shard, change.budget, limit)
+                written = refused or self._try(claim, change, limit)
+            if written is None:
+                raise Conflict
+            return written
 
         failure = f"row {claim.key} is written by too many workers at once"
         return self._table.retry(attempt, failure, _MAX_ROW_TRIES)
+
+    def _try(self, claim: Claim, change: Change, limit: int | None) -> Claim | NotSent | None:
+        """None when the row's share of the budget has no room. Raises Conflict."""
+        after = replace(claim, record=change.record)
+        try:
+            self._write_change(claim.job, change, before=claim.record, limit=limit)
+        except ConditionFailed as failed:
+            if failed.index > 0:
+                return None
+            stored = ROWS.from_item(failed.item) if failed.item else None
+            ours = stored is not None and rows.same_write(stored, change.record)
+            return after if ours else NotSent.LEASE_LOST
+        return after
 
     def _write_change(
         self,
@@ -229,7 +245,7 @@ class LedgerTable:
         """
         record, table = change.record, self._table
         version = before.version if before else None
-        partition, item = _row_partition(job, record.key), _row_item(record.key)
+        partition, item = row_partition(job, record.key), _row_item(record.key)
         put = table.put(partition, item, ROWS.to_item(record), version)
         if before is not None and record.lease_owner not in (None, before.lease_owner):
             # The heartbeat renews a lease without a new version, so the lease is checked as well.
@@ -237,19 +253,12 @@ class LedgerTable:
                 " AND (attribute_not_exists(lease_until) OR lease_until <= :now)"
             )
             put["Put"]["ExpressionAttributeValues"][":now"] = to_attribute(record.updated_at)
-        writes = [put]
+        writes, shard = [put], row_shard(record.key)
         for run, counters in change.counters.items():
-            shard = zlib.crc32(record.key.encode()) % _SHARDS
             added = _COUNTERS.to_item(counters)
-            writes.append(table.add(_shard_partition(job, shard), _run_item(run), added))
-        if change.budget or limit is not None:
-            budget = table.add(job, "budget", {"committed": to_attribute(change.budget)})
-            if limit is not None:
-                missing = "attribute_not_exists(committed) OR " if change.budget <= limit else ""
-                budget["Update"]["ConditionExpression"] = f"{missing}committed <= :room"
-                room = to_attribute(limit - change.budget)
-                budget["Update"]["ExpressionAttributeValues"][":room"] = room
-            writes.append(budget)
+            writes.append(table.add(shard_partition(job, shard), _run_item(run), added))
+        if limit is None or change.budget:  # a call that costs nothing needs no room
+            writes += self._budget.writes(job, shard, change, limit)
         if claims and change.counters:  # redriven into a run that may have finished
             writes.append(self._mark_unfinished(job))
         table.write(*writes)
@@ -463,7 +472,7 @@ class LedgerTable:
         return self._table.get(_RUNS, job, _run_item(run))
 
     def _read_row(self, job: str, name: str) -> RowRecord | None:
-        return self._table.get(ROWS, _row_partition(job, name), _row_item(name))
+        return self._table.get(ROWS, row_partition(job, name), _row_item(name))
 
     def _retry_run[T](self, attempt: Callable[[], T], failure: str) -> T:
         return self._table.retry(attempt, failure, _MAX_RUN_TRIES)
@@ -478,7 +487,7 @@ def _block(name: str) -> str:
     return name[:-_BLOCK_DIGITS] if name[-_BLOCK_DIGITS:].isdecimal() else name
 
 
-def _row_partition(job: str, name: str) -> str:
+def row_partition(job: str, name: str) -> str:
     return f"{job}#rows#{zlib.crc32(_block(name).encode()) % _ROW_PARTITIONS}"
 
 
@@ -487,16 +496,17 @@ def _row_item(name: str) -> str:
 
 
 def _row_key(job: str, name: str) -> Item:
-    return key(_row_partition(job, name), _row_item(name))
+    return key(row_partition(job, name), _row_item(name))
 
 
 def _run_item(run: str) -> str:
     return f"run#{run}"
 
 
-def _shard_partition(job: str, shard: int) -> str:
-    return f"{job}#shard#{shard}"
+def row_shard(name: str) -> int:
+    """The row's share of the job's counters and budget."""
+    return zlib.crc32(name.encode()) % SHARDS
 
 
 def _shard_keys(job: str, run: str) -> list[Item]:
-    return [key(_shard_partition(job, n), _run_item(run)) for n in range(_SHARDS)]
+    return [key(shard_partition(job, n), _run_item(run)) for n in range(SHARDS)]

@@ -27,8 +27,8 @@ KEY_COOLDOWN_SECONDS = 600.0
 # Of 429s that come although our own limits were kept:
 MAX_PAUSE_SECONDS = 60.0  # when a longer wait is requested, the endpoint is out of service
 COUNT_HALF_LIFE = 60 * SECOND  # of the recent calls and 429s
-RUN_LENGTH = 2.5  # fewer recent 429s are stray ones
-RUN_SHARE = 0.08  # of the recent calls, and so are fewer than this
+RUN_LENGTH = 3.5  # fewer recent 429s are stray ones
+RUN_SHARE = 0.1  # of the recent calls, and so are fewer than this
 SLOWDOWN = 0.25  # share of the rate that one run of 429s withholds
 MAX_SLOWDOWN = 0.95
 NO_SLOWDOWN = 0.02  # below this, a slowdown is over

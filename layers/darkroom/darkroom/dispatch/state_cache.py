@@ -1,6 +1,7 @@
 """Per-process cache of endpoint state; makes and releases reservations."""
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,7 +21,8 @@ from darkroom.ports import Clock, EndpointStates, Telemetry
 MAX_REORDERING = 5 * SECOND  # a lower revision is an old response; after this, it is a new item
 IN_FLIGHT_POLL = 5 * SECOND  # between reads, per process, for a free place in flight
 OUT_OF_SERVICE_POLL = 3 * SECOND  # between reads of an endpoint that is out of service
-MAX_LEAD = 3 * SECOND  # assumed for one request
+MAX_DURATION = 2 * SECOND  # assumed for one request
+RECENT_REQUESTS = 16
 PREPARATIONS = 3  # requests before a call: the reservation, a read of the state, `sent`
 FAR_FUTURE = 1 << 62
 
@@ -62,7 +64,7 @@ class StateCache:
         self._telemetry = telemetry
         self._known: dict[str, tuple[EndpointState, int]] = {}  # with the time of the update
         self._lock = threading.Lock()
-        self._lead = 0
+        self._durations: deque[int] = deque([0] * RECENT_REQUESTS, RECENT_REQUESTS)
 
     def now(self) -> int:
         return int(self._clock.now() * SECOND)
@@ -90,11 +92,18 @@ class StateCache:
 
     def lead(self) -> int:
         """How long before its slot a call's preparation starts: a read and a write."""
-        return (PREPARATIONS - 1) * self._lead
+        return (PREPARATIONS - 1) * self._usual_duration()
 
     def took(self, since: int) -> None:
         """One request of the preparation took the time since `since`."""
-        self._lead = min(MAX_LEAD, max(self.now() - since, self._lead * 4 // 5))
+        duration = min(MAX_DURATION, self.now() - since)
+        with self._lock:
+            self._durations.append(duration)
+
+    def _usual_duration(self) -> int:
+        """What three quarters of the recent requests stay below: a rare stall does not count."""
+        with self._lock:
+            return sorted(self._durations)[RECENT_REQUESTS * 3 // 4]
 
     def availability(self, candidate: Candidate, now: int) -> Availability:
         availability = self._availability(candidate, now)
@@ -107,8 +116,8 @@ class StateCache:
         """Reserve the earliest slot. None when there is none in time."""
         name, now = candidate.name, self.now()
         # When preparation is slow, a slot that is due at once would be missed.
-        slow = self._lead > rate_limiter.MAX_LATENESS // 4
-        earliest = now + PREPARATIONS * self._lead if slow else now
+        lead = PREPARATIONS * self._usual_duration()
+        earliest = now + lead if lead > rate_limiter.MAX_LATENESS // 2 else now
         request = _request(candidate, lease, earliest, max(earliest, latest_slot))
         last_known = self.state(name) if name in self._known else None
         reservation, state = self._states.reserve(name, request, last_known)

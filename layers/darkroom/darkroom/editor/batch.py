@@ -3,16 +3,13 @@
 An invocation starts with the batch that Lambda received. While rows are in work it receives further
 messages itself, so that its threads stay full until its time is over. It takes a row only when a
 slot is near; messages without one return to the queue, unclaimed and within a fraction of a second.
-Leases end 90 s after the last heartbeat, so a crash is repaired within two minutes, whatever the
-time-out of the function is.
 """
 
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
@@ -20,11 +17,11 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
+from darkroom.editor.leases import TIMINGS, Leases, Timings
 from darkroom.editor.waiting import CurrentRuns, JobWaits, hide_seconds
 from darkroom.errors import Reason, ServiceUnavailable, Waiting
 from darkroom.formatting import describe_validation
 from darkroom.jobs import Run, RunState
-from darkroom.ledger.rows import LEASE_SECONDS
 from darkroom.metrics import Metric
 from darkroom.ports import (
     Clock,
@@ -35,12 +32,11 @@ from darkroom.ports import (
     RunLedger,
     Telemetry,
 )
-from darkroom.rows import Claim, Received, RowMessage
+from darkroom.rows import Received, RowMessage
 
 # The queue drops a message after 1,000 receives or 14 days: a fresh copy restarts both.
 FRESH_COPY_RECEIVES = 900
 FRESH_COPY_SECONDS = 10 * 86_400.0
-_MAX_HIDDEN_SECONDS = 11 * 3600.0  # SQS allows 12 h from the receive
 _MAX_SEND_DELAY_SECONDS = 900.0
 
 # An invocation without rows in work takes one only if a slot is this near. One with rows takes the
@@ -63,22 +59,6 @@ TYPICAL_ROW_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class Timings:
-    lease_seconds: float = LEASE_SECONDS  # of a row, and how long its message stays hidden
-    heartbeat_seconds: float = 30.0  # two may be missed
-    held_delay_seconds: float = 30.0  # before a retry of a row that another worker holds
-    aws_delay_seconds: float = 15.0  # before a retry after an AWS error
-    backoff_seconds: float = 10.0  # before the second attempt; doubles with each
-    backoff_cap_seconds: float = 900.0
-    step_seconds: float = 0.25  # how often a free thread looks for work
-    flush_seconds: float = 60.0  # between two prints of the metrics and completion checks
-    receive_wait_seconds: int = 2  # of a request for further messages
-
-
-TIMINGS = Timings()
-
-
-@dataclass(frozen=True, slots=True)
 class ReturnRow:
     """The row's message is to be delivered again, after `seconds`.
 
@@ -89,68 +69,6 @@ class ReturnRow:
     seconds: float
     called: bool = False
     alone: bool = False
-
-
-@dataclass(slots=True)
-class Leases:
-    """The messages and the claims of one invocation, which a heartbeat renews. Thread-safe."""
-
-    queue: RowQueue
-    rows: RowLedger
-    telemetry: Telemetry
-    timings: Timings = TIMINGS
-    alone: bool = True  # at most one row is in work
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _receipts: set[str] = field(default_factory=set)
-    _claims: dict[str, Claim] = field(default_factory=dict)
-
-    def hold(self, receipts: Iterable[str]) -> None:
-        """Renew these messages from now on."""
-        with self._lock:
-            self._receipts.update(receipts)
-
-    def drop(self, receipts: Iterable[str]) -> None:
-        with self._lock:
-            self._receipts.difference_update(receipts)
-
-    @contextmanager
-    def claimed(self, claim: Claim) -> Iterator[None]:
-        with self._lock:
-            self._claims[claim.owner] = claim
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._claims.pop(claim.owner, None)
-
-    def return_messages(self, receipts: Sequence[str], seconds: float) -> None:
-        """Hide the messages for `seconds` from now. Only a heartbeat under way may extend that."""
-        self.drop(receipts)
-        try:
-            self.queue.extend(receipts, ceil(min(max(seconds, 0.0), _MAX_HIDDEN_SECONDS)))
-        except ServiceUnavailable as error:  # delivered again when their visibility ends
-            self.telemetry.warning("not_hidden", error=str(error))
-
-    def renew(self) -> None:
-        """Hide the messages and lease the rows for another `lease_seconds`.
-
-        Errors are those of one message request or one row, and are left to the next heartbeat: a
-        lease lasts for three.
-        """
-        seconds = self.timings.lease_seconds
-        with self._lock:
-            receipts, claims = sorted(self._receipts), list(self._claims.values())
-        self._renew(lambda: self.queue.extend(receipts, ceil(seconds)))
-        for claim in claims:
-            self._renew(lambda claim=claim: self.rows.renew([claim], seconds))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
-
-    def _renew(self, request: Callable[[], None]) -> None:
-        try:
-            request()
-        except ServiceUnavailable as error:
-            self.telemetry.warning("heartbeat_missed", error=str(error))
-        except Exception:  # noqa: BLE001  # a bug must not stop the heartbeat
-            self.telemetry.exception("heartbeat_failed")
 
 
 @dataclass(frozen=True, slots=True)

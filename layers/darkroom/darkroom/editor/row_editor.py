@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, SourceImage
-from darkroom.editor.batch import TIMINGS, Leases, ReturnRow, Timings
+from darkroom.editor.batch import ReturnRow
 from darkroom.editor.image_loading import load_images
 from darkroom.editor.image_storage import ImageStorage
+from darkroom.editor.leases import TIMINGS, Leases, Timings
 from darkroom.editor.waiting import CurrentRuns, JobWaits
 from darkroom.endpoints import Endpoint
 from darkroom.errors import (
@@ -39,6 +40,7 @@ from darkroom.ports import (
 from darkroom.retry import backoff, with_jitter
 from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowResult, RowState
 
+_BUDGET_DELAY_SECONDS = 30.0  # about the time of a call
 _MAX_DETAIL_CHARS = 1000  # keeps the row's item near 1 KB, the size of a write unit
 _STATUS_METRICS = {
     RowState.SUCCEEDED: Metric.ROWS_SUCCEEDED,
@@ -92,6 +94,11 @@ class RowCallContext:
         sent = self.rows.mark_sent(self.claim, endpoint.name, reserve=worst or 0, limit=limit)
         if sent is NotSent.LEASE_LOST:
             raise self._lease_lost()
+        if sent is NotSent.BUDGET_RESERVED:
+            raise DeferRow(
+                "the rest of the job's budget is reserved for calls under way",
+                delay_seconds=_BUDGET_DELAY_SECONDS,
+            )
         if sent is NotSent.NO_BUDGET:
             raise RowRejected(
                 Reason.BUDGET,

@@ -27,6 +27,7 @@ class Change:
     record: RowRecord
     counters: Mapping[str, Counters] = field(default=_NO_COUNTERS)
     budget: int = 0
+    reserved: int = 0  # added to what the job has reserved for calls under way
 
 
 def contribution(record: RowRecord) -> Counters:
@@ -58,7 +59,7 @@ def send(claim: Claim, endpoint: str, reserve: int, now: float, lease_seconds: f
         sent_run=claim.run,
         reserved=reserve,
     )
-    return Change(record, budget=reserve)
+    return Change(record, budget=reserve, reserved=reserve)
 
 
 def call_failed(
@@ -75,7 +76,8 @@ def call_failed(
         spent=before.spent + cost,
         possible_duplicate_charges=before.possible_duplicate_charges + int(maybe_charged),
     )
-    return Change(record, budget=0 if unknown else cost - before.reserved)
+    budget = 0 if unknown else cost - before.reserved
+    return Change(record, budget=budget, reserved=-before.reserved)
 
 
 def release(claim: Claim, now: float, *, refund_attempt: bool) -> Change:
@@ -103,7 +105,8 @@ def settle(claim: Claim, result: RowResult, now: float) -> Change:
     budget = 0
     if before.reserved and not unknown and result.cost_micro_usd is not None:
         budget = result.cost_micro_usd - before.spent - before.reserved
-    return Change(record, {before.run: contribution(record) + _ONE_TRANSITION}, budget=budget)
+    counters = {before.run: contribution(record) + _ONE_TRANSITION}
+    return Change(record, counters, budget=budget, reserved=-before.reserved)
 
 
 def drop(record: RowRecord, now: float) -> Change:
@@ -122,7 +125,8 @@ def drop(record: RowRecord, now: float) -> Change:
         reserved=0,
         possible_duplicate_charges=record.possible_duplicate_charges + int(sent),
     )
-    return Change(ended, {record.run: contribution(ended) + _ONE_TRANSITION})
+    counters = {record.run: contribution(ended) + _ONE_TRANSITION}
+    return Change(ended, counters, reserved=-record.reserved)
 
 
 def _renewed(record: RowRecord, now: float, lease_seconds: float) -> RowRecord:
@@ -199,7 +203,7 @@ class ClaimRequest:
             return self._grant(record)
         if self._same_request(record) and not self.message.redo:
             return self._grant(replace(self._transferred(record), attempts=0))
-        return self._grant(self._restart(record))
+        return self._grant(self._restart(record), reserved=-record.reserved)
 
     def _redrive(self, record: RowRecord) -> Decision:
         """A dead row starts again with all its attempts; the counters no longer include it."""
@@ -247,7 +251,10 @@ class ClaimRequest:
         )
 
     def _grant(
-        self, record: RowRecord, counters: Mapping[str, Counters] = _NO_COUNTERS
+        self,
+        record: RowRecord,
+        counters: Mapping[str, Counters] = _NO_COUNTERS,
+        reserved: int = 0,
     ) -> Decision:
         crashed = record.lease_owner is not None and not record.state.terminal
         # Any row of the dead worker's batch may have been the cause: the first crash costs nothing.
@@ -263,7 +270,7 @@ class ClaimRequest:
             lease_until=self.now + self.lease_seconds,
         )
         claim = Claim(self.message.job, self.owner, granted, attempts_spent=spent)
-        return Decision(claim, Change(granted, counters))
+        return Decision(claim, Change(granted, counters, reserved=reserved))
 
     def _in_current_run(self, record: RowRecord) -> bool:
         return record.run == self.run.run

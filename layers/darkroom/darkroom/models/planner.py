@@ -83,7 +83,7 @@ def plan_call(
         output_format=output_format,
         n=draft.count(),
         settings=draft.settings(output_format, edits=bool(images or request.images)),
-        model_of_row=name == request.model,
+        model_of_row=name != endpoint.model,
     )
     cost = worst_cost(entry, plan)
     return replace(plan, warnings=tuple(draft.warnings), worst_cost_micro_usd=cost)
