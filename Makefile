@@ -15,7 +15,7 @@ PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 LINT_TRANSFORMED := build/transformed.json
 
 .PHONY: help setup demo test check checkov sam-local test-sam-local test-iam soak fuzz fuzz-answers fuzz-csv fuzz-images \
-	bench bench-limits bench-outage bench-cost bench-noise bench-report bench-memory build deploy attach lock clean
+	bench bench-limits bench-outage bench-cost bench-noise bench-ledger bench-report bench-memory build deploy attach lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -102,6 +102,9 @@ bench-outage: setup ## the effect of an outage of the first provider
 
 bench-cost: setup ## billed time and AWS operations per image, on a virtual clock and the one-machine stack
 	$(PYTHON) -m benchmarks.cost $(ARGS)
+
+bench-ledger: .venv/.synced ## a million rows split, and the load on each partition key (ARGS="10000000 500")
+	$(PYTHON) -m benchmarks.ledger_load $(ARGS)
 
 bench-report: .venv/.synced ## the report on a million rows, and on ten million simulated
 	$(PYTHON) -m benchmarks.report_million $(ARGS)

@@ -21,7 +21,6 @@ type Grant = tuple[str, str]  # action, and logical id of the resource
 # Reference" lists the actions of each service, and which operations they cover.
 ACTIONS = {
     ("s3", "head_object"): ("s3:GetObject",),
-    ("s3", "upload_fileobj"): ("s3:PutObject", "s3:AbortMultipartUpload"),
     ("s3", "create_multipart_upload"): ("s3:PutObject",),
     ("s3", "upload_part"): ("s3:PutObject",),
     ("s3", "complete_multipart_upload"): ("s3:PutObject",),

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from darkroom.calls import SourceImage
-from darkroom.errors import Reason, RowRejected
-from darkroom.images import codec
+from darkroom.errors import Reason, RowRejected, ServiceUnavailable
+from darkroom.images import codec, process
 from darkroom.images.codec import JPEG, PNG, WEBP
 from tests.corpus.images import png_16_bit, rotated, saved
 
@@ -230,6 +230,17 @@ def test_output_has_the_format_of_its_extension(
     assert content_type == mime
     assert Image.open(io.BytesIO(rendered)).format == kind
     assert (rendered is data) == (kind == given_kind)
+
+
+def test_an_answer_that_nothing_can_check_is_not_thrown_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was paid for."""
+    monkeypatch.setattr(process, "_START", ["/no/such/python"])
+    codec._process().close()
+    codec.verify(saved(photo(), "PNG"))
+    with pytest.raises(ServiceUnavailable):
+        codec.open_source(saved(photo(), "PNG"), "a")
 
 
 def test_transparency_becomes_white_in_a_jpeg() -> None:

@@ -20,7 +20,7 @@ from darkroom.errors import (
 )
 from darkroom.jobs import ResultPaths, RunState
 from darkroom.models.planner import model_for
-from darkroom.rows import RowMessage, RowResult, RowState
+from darkroom.rows import Claim, RowMessage, RowResult, RowState
 from tests.fakes.editing import JOB, EditorHarness, endpoint, png
 from tests.fakes.services import fail_once
 
@@ -428,6 +428,21 @@ def test_the_warnings_of_a_row_are_bounded() -> None:
     assert many.warnings[-1] == "and 9 more warnings"
     assert max(map(len, many.warnings)) == 200
     assert replace(many, warnings=many.warnings) == many
+
+
+def test_a_row_waits_while_calls_under_way_may_leave_room_in_the_budget() -> None:
+    harness = EditorHarness.with_job(queued=2, budget_usd=0.3)
+    other = harness.message().model_copy(update={"key": "000001", "row": 1})
+    claim = harness.ledger.claim(other, harness.run, "another worker", 90)
+    assert isinstance(claim, Claim)
+    sent = harness.ledger.mark_sent(claim, "openai-main", reserve=290_000, limit=300_000)
+    assert isinstance(sent, Claim)
+    returned = harness.handle(EDITED)
+    assert returned is not None
+    assert (returned.seconds, harness.row.attempts) == (30.0, 0)
+    assert harness.ledger.settle(sent, RowResult(RowState.SUCCEEDED, cost_micro_usd=1_000))
+    assert harness.handle(EDITED) is None
+    assert harness.row.state is RowState.SUCCEEDED
 
 
 def test_rows_of_a_stopped_job_fail_without_a_call(harness: EditorHarness) -> None:

@@ -18,10 +18,12 @@ from darkroom.editor.image_loading import load_images
 from darkroom.errors import Reason, RowRejected
 from darkroom.fetcher import SafeImageFetcher
 from darkroom.images.codec import open_source
+from darkroom.images.process import CPU_SECONDS, MEMORY_BYTES
 from darkroom.images.references import ImageRules
 from darkroom.rows import RowRequest
-from tests.corpus.images import CASES, DISPLAY_PROFILE, NAME, SECRET, Accepted
+from tests.corpus.images import CASES, DISPLAY_PROFILE, NAME, SECRET, Accepted, largest
 from tests.fakes.measured_images import MeasuredImages, measured_images
+from tests.fuzz.fuzz_images import OPERATIONS
 
 
 class OneObject:
@@ -112,3 +114,18 @@ _OPERATIONS: dict[str, dict[str, Any]] = {
     "verify": {},
     "thumbnail": {"longest_side": 320},
 }
+
+
+@pytest.mark.soak
+def test_no_image_at_a_limit_takes_the_image_process_beyond_its_own(
+    measured: MeasuredImages,
+) -> None:
+    """Minutes, and most of a gigabyte: `make soak ARGS=tests/unit/test_image_corpus.py`."""
+    for name, data in largest():
+        for operation, arguments in OPERATIONS.items():
+            used = measured.run(operation, data, **arguments)
+            peak, cpu = used.peak_bytes / 2**20, used.cpu_seconds
+            print(f"{name:30} {operation:17} {peak:6.0f} MiB {cpu:5.2f} s")  # noqa: T201 - with -s
+            assert used.peak_bytes < MEMORY_BYTES + (64 << 20), name
+            assert cpu < CPU_SECONDS / 2, name
+    assert measured.started == 1

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -15,11 +16,11 @@ EDIT = RowRequest(instruction="warm", images=("a.png",), resolution="1K")
 
 
 def test_a_share_covers_the_largest_image_until_the_images_are_loaded() -> None:
-    budget = MemoryBudget(400 * MIB)
+    budget = MemoryBudget(300 * MIB)
     with budget.share(EDIT) as share:
-        assert share.held > 150 * MIB
+        assert share.held > 100 * MIB
         share.images_loaded(1 * MIB)
-        assert 3 * MIB < share.held < 15 * MIB
+        assert 2 * MIB < share.held < 15 * MIB
         share.images_loaded(500 * MIB)  # a share never grows
         assert share.held < 15 * MIB
         with budget.share(EDIT), budget.share(EDIT):
@@ -54,7 +55,19 @@ def test_larger_answers_take_larger_shares() -> None:
         with budget.share(RowRequest.model_validate({"instruction": "x", **fields})) as share:
             held.append(share.held)
     assert held == sorted(held)
-    assert held[2] == pytest.approx(100 * MIB, rel=0.05)  # measured: make bench-memory
+    assert held[2] == pytest.approx(96 * MIB, rel=0.05)  # measured: make bench-memory
+
+
+@pytest.mark.parametrize(("resolution", "count"), [("1K", 10), ("2K", 10), ("4K", 8)])
+def test_so_many_rows_have_room_at_once_in_the_memory_of_the_template(
+    resolution: str, count: int
+) -> None:
+    budget = MemoryBudget.of_function(2048)
+    budget.wait_seconds = 0
+    row = EDIT.model_copy(update={"resolution": resolution})
+    with ExitStack() as rows:
+        for _ in range(count):
+            rows.enter_context(budget.share(row)).images_loaded(7 * MIB)
 
 
 def test_rows_get_their_shares_in_order_so_that_none_starves() -> None:

@@ -94,7 +94,7 @@ class LedgerTable:
                 single += (_row_key(job, name) for name in members)
                 continue
             first, last = _row_item(min(members)), _row_item(max(members))
-            items += self._table.query_between(_row_partition(job, members[0]), first, last)
+            items += self._table.query_between(row_partition(job, members[0]), first, last)
         items += self._table.get_many(single, _MAX_ROW_TRIES)
         wanted = set(keys)
         return {r.key: r for r in map(ROWS.from_item, items) if r.key in wanted}
@@ -159,7 +159,7 @@ class LedgerTable:
 
     def _renew(self, claim: Claim, lease_seconds: float) -> None:
         update = self._table.update(
-            _row_partition(claim.job, claim.key),
+            row_partition(claim.job, claim.key),
             _row_item(claim.key),
             "SET lease_until = :until",
             {
@@ -207,7 +207,7 @@ class LedgerTable:
         def attempt() -> Claim | NotSent:
             written = self._try(claim, change, limit)
             if written is None and limit is not None:
-                shard = _shard(claim.key)
+                shard = row_shard(claim.key)
                 refused = self._budget.make_room(claim.job, shard, change.budget, limit)
                 written = refused or self._try(claim, change, limit)
             if written is None:
@@ -245,7 +245,7 @@ class LedgerTable:
         """
         record, table = change.record, self._table
         version = before.version if before else None
-        partition, item = _row_partition(job, record.key), _row_item(record.key)
+        partition, item = row_partition(job, record.key), _row_item(record.key)
         put = table.put(partition, item, ROWS.to_item(record), version)
         if before is not None and record.lease_owner not in (None, before.lease_owner):
             # The heartbeat renews a lease without a new version, so the lease is checked as well.
@@ -253,7 +253,7 @@ class LedgerTable:
                 " AND (attribute_not_exists(lease_until) OR lease_until <= :now)"
             )
             put["Put"]["ExpressionAttributeValues"][":now"] = to_attribute(record.updated_at)
-        writes, shard = [put], _shard(record.key)
+        writes, shard = [put], row_shard(record.key)
         for run, counters in change.counters.items():
             added = _COUNTERS.to_item(counters)
             writes.append(table.add(shard_partition(job, shard), _run_item(run), added))
@@ -472,7 +472,7 @@ class LedgerTable:
         return self._table.get(_RUNS, job, _run_item(run))
 
     def _read_row(self, job: str, name: str) -> RowRecord | None:
-        return self._table.get(ROWS, _row_partition(job, name), _row_item(name))
+        return self._table.get(ROWS, row_partition(job, name), _row_item(name))
 
     def _retry_run[T](self, attempt: Callable[[], T], failure: str) -> T:
         return self._table.retry(attempt, failure, _MAX_RUN_TRIES)
@@ -487,7 +487,7 @@ def _block(name: str) -> str:
     return name[:-_BLOCK_DIGITS] if name[-_BLOCK_DIGITS:].isdecimal() else name
 
 
-def _row_partition(job: str, name: str) -> str:
+def row_partition(job: str, name: str) -> str:
     return f"{job}#rows#{zlib.crc32(_block(name).encode()) % _ROW_PARTITIONS}"
 
 
@@ -496,14 +496,14 @@ def _row_item(name: str) -> str:
 
 
 def _row_key(job: str, name: str) -> Item:
-    return key(_row_partition(job, name), _row_item(name))
+    return key(row_partition(job, name), _row_item(name))
 
 
 def _run_item(run: str) -> str:
     return f"run#{run}"
 
 
-def _shard(name: str) -> int:
+def row_shard(name: str) -> int:
     """The row's share of the job's counters and budget."""
     return zlib.crc32(name.encode()) % SHARDS
 

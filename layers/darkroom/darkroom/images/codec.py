@@ -1,17 +1,18 @@
 """Decodes, normalises and encodes images; bytes that already fit are passed on untouched.
 
 The work is done by pillow_codec in the image process, so that no image can take more memory or
-time than that process may, or crash this one. Every function raises ServiceUnavailable if the
-process cannot be started.
+time than that process may, or crash this one. Unless it says otherwise, a function raises
+ServiceUnavailable if the process cannot be started.
 """
 
 import atexit
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 from darkroom.calls import SourceImage
-from darkroom.errors import Reason, RowRejected
+from darkroom.errors import Reason, RowRejected, ServiceUnavailable
 from darkroom.images import file_types
 from darkroom.images.process import ImageProcess, Rejected, Reply
 
@@ -74,8 +75,12 @@ def fit(source: SourceImage, mime_types: Sequence[str], max_bytes: int) -> Sourc
 
 
 def verify(data: bytes) -> None:
-    """Decode a provider's image in full. Raises ValueError when that fails."""
-    _answer("verify", data)
+    """Decode a provider's image in full. Raises ValueError when that fails.
+
+    One that nothing can check, because the process cannot be started, was paid for: it passes.
+    """
+    with suppress(ServiceUnavailable):
+        _answer("verify", data)
 
 
 def render(data: bytes, extension: str) -> tuple[bytes, str]:

@@ -9,7 +9,6 @@ A request is a JSON object and the image's bytes; so is a reply.
 
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -26,7 +25,7 @@ from darkroom.errors import DarkroomError, ServiceUnavailable
 
 MEMORY_BYTES = 768 * 1024 * 1024  # of address space, beside what the started process has
 CPU_SECONDS = 30  # for one operation
-_WALL_SECONDS = 120.0  # for one operation that waits; its own time is bounded by CPU_SECONDS
+_WALL_SECONDS = 240.0  # for one operation that waits; CPU_SECONDS bounds what it works
 _START_SECONDS = 60.0
 _TRIES = 2  # another image or another process may have been at fault
 _READY = b"ready"
@@ -171,6 +170,9 @@ def serve(connection: "Connection[Any, Any]", memory_bytes: int, cpu_seconds: in
 
 def _limit_memory(more_bytes: int) -> None:
     """Let this process allocate so much more; any amount where the system has no such limit."""
+    import resource  # noqa: PLC0415 - Windows, where the command runs too, has no such module
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError, ValueError):
         with open("/proc/self/statm") as statm:  # noqa: PTH123
             used = int(statm.read().split()[0]) * resource.getpagesize()
@@ -179,6 +181,8 @@ def _limit_memory(more_bytes: int) -> None:
 
 def _limit_cpu_time(more_seconds: int) -> None:
     """SIGXCPU ends this process after so much more CPU time."""
+    import resource  # noqa: PLC0415 - see _limit_memory
+
     used = ceil(sum(os.times()[:2]))
     resource.setrlimit(resource.RLIMIT_CPU, (used + more_seconds, resource.RLIM_INFINITY))
 
@@ -187,7 +191,6 @@ def main(arguments: list[str]) -> None:
     """`arguments`: the socket's file descriptor, and the limits on memory and CPU time."""
     descriptor, memory_bytes, cpu_seconds = map(int, arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when it ends
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(EOFError, OSError), Connection(descriptor) as connection:
         serve(connection, memory_bytes, cpu_seconds)
 
