@@ -27,6 +27,8 @@ _FLAGS = (
     "--remote-debugging-address=127.0.0.1",
     "--remote-debugging-port=0",
 )
+SHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+DESKTOP = 1360  # CSS pixels
 _TIMEOUT_SECONDS = 60.0
 
 
@@ -102,10 +104,30 @@ class Tab:
         return response["result"].get("value")
 
     def press(self, key: str) -> None:
-        codes = {"Tab": 9, "ArrowRight": 39}
+        codes = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39}
         for kind in ("rawKeyDown", "keyUp"):
             event = {"type": kind, "key": key, "windowsVirtualKeyCode": codes[key]}
-            self.call("Input.dispatchKeyEvent", **event)
+            text = {"text": "\r"} if key == "Enter" and kind == "rawKeyDown" else {}
+            self.call("Input.dispatchKeyEvent", **event | text)
+
+    def click(self, selector: str) -> None:
+        """Click the middle of an element, as a person does."""
+        point = self.evaluate(
+            "(e => { e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect();"
+            " return {x: r.x + r.width / 2, y: r.y + r.height / 2} })"
+            f"(document.querySelector({json.dumps(selector)}))"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **point)
+
+    def wait_until(self, expression: str) -> None:
+        """Wait until a JavaScript expression is true."""
+        self.evaluate(
+            "new Promise((resolve, reject) => { const until = performance.now() + 10000;"
+            f" (function poll() {{ if ({expression}) resolve();"
+            " else if (performance.now() > until) reject(new Error('not within 10 s'));"
+            " else setTimeout(poll, 20); })() })"
+        )
 
     def screenshot(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

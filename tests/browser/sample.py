@@ -3,6 +3,7 @@
 import csv
 import io
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 from PIL import Image, ImageDraw, ImageFilter
@@ -15,6 +16,7 @@ from tests.fakes.reporting import EDITED, JOB, START, ReportHarness
 
 ROWS = 500
 WITH_IMAGES = 16  # rows whose images are in the folder too
+RESHAPED = 15  # the row whose edited image has another aspect ratio
 WITH_COPIES = 12  # the row with three images
 SIDE = 320
 INSTRUCTIONS = (
@@ -32,6 +34,18 @@ LONG = (
     "plaster texture. Leave a third of the frame free above the object for a headline."
 )
 HOSTILE = '<script>document.title="owned"</script><img src=x onerror=alert(1)> & "quotes"'
+ATTACKS = (
+    HOSTILE,
+    "</script><script>document.title='owned'</script>",
+    "<!--<script>",
+    '"><svg onload=alert(1)>',
+    "</style><style>*{display:none}</style>",
+    "javascript:alert(1)",
+    "]]>{{ summary }}{% raw %}",
+    "'; document.title = 'owned'; '",
+    "<iframe srcdoc='<script>parent.document.title=1</script>'>",
+    "\\u003cscript>\u2028\u202e<base href=https://evil.test/>",
+)
 ARABIC = "اجعل الخلفية بيضاء بالكامل مع ظل ناعم"
 
 GEMINI = replace(EDITED, outputs=(), latency_ms=0)
@@ -86,11 +100,56 @@ def sample_job() -> ReportHarness:
         )
         for side in ("before", "after") if result.outputs else ():
             if side == "after" or row.request.images:
-                thumb = draw(row.row, edited=side == "after")
+                seed = row.row + (side == "after" and row.row == RESHAPED)
+                thumb = draw(seed, edited=side == "after")
                 harness.store.put(ResultPaths(JOB).thumb(row.key, side), thumb, "image/webp")
         for copy, output in enumerate(result.outputs if row.row < WITH_IMAGES else ()):
-            harness.store.put(output, draw(row.row + copy, edited=True), "image/webp")
+            harness.store.put(
+                output, draw(row.row + copy + (row.row == RESHAPED), edited=True), "image/webp"
+            )
     harness.clock.time = START + 1_020
+    return harness
+
+
+def download(harness: ReportHarness, folder: Path) -> Path:
+    """Make the report, and store the job as `darkroom download` does."""
+    harness.report()
+    for key, (body, _, _) in harness.store.objects.items():
+        path = folder / key.removeprefix(f"{JOB}/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(body)
+    return folder
+
+
+def hostile_job() -> ReportHarness:
+    """30 rows whose every text tries to become markup or to break a policy."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(("image_url", "instruction", "<b onclick=alert(1)>sku"))
+    for row in range(30):
+        attack = ATTACKS[row % len(ATTACKS)]
+        writer.writerow((f"https://x.test/{row}.jpg", f"{row} {attack}", attack))
+    harness = ReportHarness(text.getvalue())
+    harness.start(warnings=ATTACKS)
+    for row in harness.job_rows:
+        attack = ATTACKS[row.row % len(ATTACKS)]
+        failed = replace(REFUSED, detail=attack, endpoint=attack)
+        edited = replace(GEMINI, outputs=(f"{JOB}/images/{row.key}.png",), warnings=(attack,))
+        harness.settle(row, failed if row.row % 3 == 0 else edited)
+    return harness
+
+
+def large_job(rows: int) -> ReportHarness:
+    """All succeeded, all with previews."""
+    lines = (f"https://cdn.example.com/item-{n:05d}.jpg,Make item {n} blue.\n" for n in range(rows))
+    harness = ReportHarness(f"image_url,instruction\n{''.join(lines)}")
+    harness.start()
+    images = {(n, edited): draw(n, edited=edited) for n in range(40) for edited in (False, True)}
+    for row in harness.job_rows:
+        harness.settle(row, replace(GEMINI, outputs=(f"{JOB}/images/{row.key}.png",)))
+        for side in ("before", "after"):
+            thumb = images[row.row % 40, side == "after"]
+            harness.store.put(ResultPaths(JOB).thumb(row.key, side), thumb, "image/webp")
     return harness
 
 

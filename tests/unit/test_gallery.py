@@ -1,5 +1,6 @@
 """The gallery's HTML: escaping, links, pages. tests/browser checks how it looks."""
 
+import json
 import re
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from darkroom.report.gallery import (
     page_count,
     problems_page,
     rejected_page,
+    script,
     stylesheet,
 )
 from darkroom.report.rows import ReportRow
@@ -155,7 +157,10 @@ def test_text_of_a_row_never_becomes_markup(a: str, b: str, c: str, d: str) -> N
     edited = report_row(4, **EDITED | {"outputs": (f"{JOB}/images/{b}.png",)})
     parsed = Parsed(pages(replace(row, key=d), edited, reason=a, note=b)[0])
     assert parsed.open == []
-    assert not parsed.all("script")
+    data, program = parsed.all("script")
+    assert data.attributes == {"type": "application/json", "id": "search-index"}
+    assert " ".join(a.split()).startswith(json.loads(data.text)["instructions"][0])
+    assert program.text == script()
     assert not any(name.startswith("on") for e in parsed.elements for name in e.attributes)
     assert not any(
         link.strip().lower().startswith("javascript:") for link in parsed.values("href", "src")
@@ -200,10 +205,13 @@ def test_the_policy_allows_only_its_own_style_and_images_of_its_job(page: str) -
     (style,) = parsed.all("style")
     assert style.text == stylesheet()
     assert "</" not in style.text
-    digest = b64encode(sha256(style.text.encode()).digest()).decode()
+    assert parsed.all("script")[-1].text == script()
+    style_digest, script_digest = (
+        b64encode(sha256(text.encode()).digest()).decode() for text in (style.text, script())
+    )
     assert policy == (
-        f"default-src 'none'; img-src data: 'self'; style-src 'sha256-{digest}'; base-uri 'none'; "
-        "form-action 'none'"
+        f"default-src 'none'; img-src data: 'self'; style-src 'sha256-{style_digest}'; "
+        f"script-src 'sha256-{script_digest}'; base-uri 'none'; form-action 'none'"
     )
     assert "style" not in {name for e in parsed.elements for name in e.attributes}
 

@@ -1,9 +1,10 @@
-"""report.html and its further pages: static, self-contained, readable without a script.
+"""report.html and its further pages: static, self-contained, readable without their script.
 
 The HTML is in templates/, with automatic escaping. This module selects the rows of each page and
 computes the values that the templates show.
 """
 
+import json
 import re
 from base64 import b64encode
 from collections import Counter, defaultdict
@@ -29,6 +30,11 @@ ROWS_PER_PAGE = 100
 _MAX_THUMB_BYTES = 400_000
 _MAX_LINKS = 200  # to the rows of one group of failures
 _PAGER_REACH = 2  # pages linked on either side of the current one
+
+# Of the search's index, which page 1 carries once for all rows: about 90 bytes a row.
+_INDEX_TEXT_BYTES = 36  # of a row's key, file name and own columns
+_INDEX_INSTRUCTION_BYTES = 40  # on average; instructions that many rows share are stored once
+_REMARKS = ("fallback", "warnings", "possible double charge")
 
 _INDENTATION = re.compile(rb"\n\s+<")
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -69,6 +75,7 @@ def gallery_pages(
             failure_links=_failure_links(summary.job, rows) if number == 1 else {},
             is_sample=summary.counts.rows - summary.counts.skipped > len(rows),
             scope="in the whole job" if len(shown) == summary.counts.rows else "on this page",
+            search_index=_search_index(summary.job, rows) if number == 1 else "",
             filters=_filters(shown),
             choices_without_card=_choices_without_card(shown),
             rows=zip(shown, load(shown), strict=True),
@@ -106,6 +113,58 @@ def _failure_links(job: str, rows: Sequence[ReportRow]) -> Mapping[tuple[str, st
     return links
 
 
+def _search_index(job: str, rows: Sequence[ReportRow]) -> str:
+    """JSON with one entry a row, for the script's search over all pages.
+
+    An entry is the row's number, the positions of its status and provider, its remarks as bits, the
+    position of its instruction, and its other text.
+    """
+    instructions = {row.instruction: None for row in rows}
+    limit = max(
+        _INDEX_INSTRUCTION_BYTES, _INDEX_INSTRUCTION_BYTES * len(rows) // (len(instructions) or 1)
+    )
+    position = {text: number for number, text in enumerate(instructions)}
+    index = {
+        "statuses": _STATUSES,
+        "providers": ["no call" if name == "none" else name for name in _PROVIDERS],
+        "remarks": _REMARKS,
+        "instructions": [_beginning(text, limit) for text in instructions],
+        "files": [_page_file(job, page) for page in range(1, page_count(rows) + 1)],
+        "per_page": ROWS_PER_PAGE,
+        "rows": [
+            (
+                row.row,
+                _STATUSES.index(row.status.value),
+                _PROVIDERS.index(_provider_class(row)),
+                sum(
+                    bool(value) << bit
+                    for bit, value in enumerate(
+                        (row.result.fallback, row.result.warnings, row.possible_duplicate_charges)
+                    )
+                ),
+                position[row.instruction],
+                _own_text(row),
+            )
+            for row in rows
+        ],
+    }
+    # Without "<" no text can end the element that contains the index.
+    return json.dumps(index, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _own_text(row: ReportRow) -> str:
+    key = "" if row.key.isdecimal() else row.key
+    file = _image_name(row.images[0]) if row.images else ""
+    return _beginning(
+        " ".join((key, *(value for _, value in row.shown_cells), file)), _INDEX_TEXT_BYTES
+    )
+
+
+def _beginning(text: str, size: int) -> str:
+    """The text with single spaces, cut after `size` bytes of UTF-8."""
+    return " ".join(text.split()).encode()[:size].decode(errors="ignore")
+
+
 def page_count(rows: Sequence[ReportRow]) -> int:
     return max(1, -(-len(rows) // ROWS_PER_PAGE))
 
@@ -129,11 +188,20 @@ def stylesheet() -> str:
     )
 
 
+@cache
+def script() -> str:
+    return (_TEMPLATES / "gallery.js").read_text("utf-8")
+
+
+def _digest(text: str) -> str:
+    """The hash by which a policy allows an inline style sheet or script."""
+    return b64encode(sha256(text.encode()).digest()).decode()
+
+
 def _render(template: str, **values: object) -> bytes:
     """A whole page, encoded piece by piece: with its thumbnails it may be many megabytes."""
-    digest = b64encode(sha256(stylesheet().encode()).digest()).decode()
     page = _environment().get_template(template)
-    pieces = page.generate(**values, stylesheet=stylesheet(), style_digest=digest)
+    pieces = page.generate(**values, stylesheet=stylesheet(), script=script())
     # Indentation is a fifth of a page without previews. No text of a row contains a "<".
     return _INDENTATION.sub(b"\n<", b"".join(piece.encode() for piece in pieces))
 
@@ -150,6 +218,7 @@ def _environment() -> Environment:
     environment.globals.update(settled_statuses=SETTLED_STATUSES)
     environment.filters.update(
         data_uri=_data_uri,
+        digest=_digest,
         duration=duration,
         image_name=_image_name,
         iso="{:%Y-%m-%dT%H:%M:%SZ}".format,
