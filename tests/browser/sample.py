@@ -126,9 +126,9 @@ def hostile_job() -> ReportHarness:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(("image_url", "instruction", "<b onclick=alert(1)>sku"))
-    for row in range(30):
-        attack = ATTACKS[row % len(ATTACKS)]
-        writer.writerow((f"https://x.test/{row}.jpg", f"{row} {attack}", attack))
+    for number in range(30):
+        attack = ATTACKS[number % len(ATTACKS)]
+        writer.writerow((f"https://x.test/{number}.jpg", f"{number} {attack}", attack))
     harness = ReportHarness(text.getvalue())
     harness.start(warnings=ATTACKS)
     for row in harness.job_rows:

@@ -31,6 +31,20 @@ def test_the_tile_of_failed_rows_leads_to_all_of_them(page: Tab) -> None:
     page.screenshot(SHOTS / "problems-light.png")
 
 
+def test_the_endpoints_add_up_to_the_tiles(page: Tab) -> None:
+    lines = page.evaluate(
+        "[...document.querySelectorAll('.endpoints tbody tr, .endpoints tfoot tr')].map("
+        "row => [...row.querySelectorAll('td.number')].map(cell => cell.textContent))"
+    )
+    *endpoints, total = [[int(made), int(failed)] for made, _, failed, *_ in lines]
+    assert [sum(column) for column in zip(*endpoints, strict=True)] == total
+    tiles = page.evaluate(
+        "['succeeded', 'failed', 'dead'].map(name =>"
+        " parseInt(document.querySelector(`.tile.${name} dd`).textContent))"
+    )
+    assert total == [tiles[0], tiles[1] + tiles[2]]
+
+
 def test_a_page_requests_nothing_but_itself(page: Tab) -> None:
     page.evaluate("scrollTo(0, document.body.scrollHeight)")
     assert {url.split(":")[0] for url in page.requests[1:]} <= {"data"}
