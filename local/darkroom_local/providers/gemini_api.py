@@ -310,7 +310,7 @@ def _error(
     return Response.json({"error": body}, status, headers)
 
 
-def _check_thinking(config: Mapping[str, Any], rules: GeminiRules) -> None:
+def _check_thinking(config: dict[str, Any], rules: GeminiRules) -> None:
     _check_names(config, {"thinkingLevel", "includeThoughts"})
     level = config.get("thinkingLevel")
     if level is not None and str(level).upper() not in rules.thinking_levels:
