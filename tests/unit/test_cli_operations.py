@@ -90,14 +90,16 @@ def test_no_row_is_edited_where_a_check_failed(cli: CliHarness) -> None:
 
 
 def test_lost_events_are_listed_and_stay_in_the_queue(cli: CliHarness) -> None:
-    cli.lost_events.visible = [event(1), event(2, "darkroom-reporter", {"job": "jobs/p"})]
+    sweep = event(3, payload={"sweep": True})
+    cli.lost_events.visible = [event(1), event(2, "darkroom-reporter", {"job": "jobs/p"}), sweep]
     rows = [line.split("\t") for line in cli.succeed("lost-events").stdout.splitlines()]
     assert [row[1:3] for row in rows] == [
         ["darkroom-splitter", "upload of jobs/a b.csv"],
         ["darkroom-reporter", "report of jobs/p"],
+        ["darkroom-splitter", "sweep of unfinished jobs"],
     ]
     assert rows[0][3] == "No module named 'x'"
-    assert len(cli.lost_events.visible) == 2
+    assert len(cli.lost_events.visible) == 3
 
 
 def test_replayed_events_are_started_once_and_removed_so_that_the_alarm_clears(
