@@ -205,6 +205,8 @@ def endpoint_warnings(endpoint: Endpoint, today: date) -> Iterator[str]:
         )
     if endpoint.service_tier and endpoint.service_tier not in model.service_tiers:
         yield f"{endpoint.name}: {model.name} has no service_tier {endpoint.service_tier}."
+    elif endpoint.service_tier and endpoint.location not in (None, "global"):
+        yield f"{endpoint.name}: service_tier {endpoint.service_tier} needs the location global."
     if endpoint.base_url is not None:
         yield from _url_warnings(endpoint, urlsplit(endpoint.base_url))
 

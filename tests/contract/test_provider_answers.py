@@ -63,7 +63,7 @@ def test_only_answers_about_policy_are_refusals() -> None:
     """An unknown body never becomes one, whatever its type says."""
     words = [
         *("safety", "policy", "policies", "filter", "blockReason", "SAFETY", "PROHIBITED"),
-        *("RECITATION", "SPII", "BLOCKLIST", "ESCALATION", "MODEL_ARMOR"),
+        *("RECITATION", "SPII", "BLOCKLIST", "ESCALATION", "MODEL_ARMOR", "Responsible AI"),
     ]
     refused = [a for a in answers() if a.outcome is Outcome.REFUSED]
     assert len(refused) > 15

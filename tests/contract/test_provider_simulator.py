@@ -190,6 +190,9 @@ def test_gemini_rejects_what_the_real_api_rejects(
         ({"content": []}, "30", 'Unknown name "content"'),
         ({"generationConfig": {"imageSizes": 1}}, "30", 'Unknown name "imageSizes"'),
         ({"generationConfig": {"responseModalities": ["TEXT"]}}, "30", "modalities"),
+        ({"generationConfig": {"thinkingConfig": {"thinkingLevel": "LOW"}}}, "30", "level LOW"),
+        ({"generationConfig": {"thinkingConfig": {"level": "LOW"}}}, "30", 'Unknown name "level"'),
+        ({"serviceTier": "fast"}, "30", "service_tier"),
         ({}, "9", "Manually set deadline 9s is too short. Minimum allowed deadline is 10s."),
     ],
 )

@@ -215,6 +215,7 @@ def test_every_field_survives_a_push(cli: CliHarness) -> None:
         ({"model": "gemini-2.5-flash-image"}, "use gemini-nano-banana-2.1"),
         ({"provider": "openai", "model": "gpt-image-1.5"}, "use gpt-image-2.6-sunburst"),
         ({"provider": "openai", "service_tier": "flex"}, "has no service_tier flex"),
+        ({"service_tier": "flex", "location": "eu", "project": "p"}, "needs the location global"),
         ({"provider": "openai", "base_url": "https://h.example"}, "base_url has no path"),
         ({"base_url": "http://h.example/x"}, "sent unencrypted"),
         ({"base_url": "https://h.example/", "model": "flux-9"}, "the price of the model flux-9"),

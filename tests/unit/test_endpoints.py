@@ -119,6 +119,8 @@ ONE_ERROR = [
     ({"timeout_seconds": 900}, "timeout_seconds: input should be less than or equal to 780"),
     ({"credentials": "not json"}, "credentials: is not the JSON of a service account"),
     ({"credentials": {"type": "service_account"}}, ": credentials take the place of api_keys"),
+    ({"api_keys": [], "credentials": {"type": "external_account"}}, ": project is missing"),
+    ({"location": "europe-west4"}, ": project is missing"),
 ]
 
 
@@ -310,7 +312,7 @@ def test_images_per_minute_and_concurrency_of_the_fallback_guide_are_read() -> N
     (only,) = endpoints(OPENAI_API_KEY="o", DG_OPENAI_RATE_LIMIT="7", **limits)
     assert (only.images_per_minute, only.requests_per_minute) == (60, 7)
     assert notes(OPENAI_API_KEY="o", **limits) == []
-    with pytest.raises(ConfigurationError, match=r"openai\.images_per_minute"):
+    with pytest.raises(ConfigurationError, match="IMAGE_GEN_IPM is not a whole number"):
         endpoints(OPENAI_API_KEY="o", IMAGE_GEN_IPM="many")
 
 

@@ -68,6 +68,7 @@ def gallery_pages(
             page_file=partial(_page_file, summary.job),
             failure_links=_failure_links(summary.job, rows) if number == 1 else {},
             is_sample=summary.counts.rows - summary.counts.skipped > len(rows),
+            scope="in the whole job" if len(shown) == summary.counts.rows else "on this page",
             filters=_filters(shown),
             choices_without_card=_choices_without_card(shown),
             rows=zip(shown, load(shown), strict=True),
