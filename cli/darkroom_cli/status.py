@@ -336,7 +336,8 @@ def _line_printer(clock: Clock) -> Callable[[Progress], None]:
 
 def _line(p: Progress) -> str:
     """`600/1,240 rows · 15 failed · 39/min · $22.19 · 16 min 25 s left`."""
-    parts = [f"{p.done:,}/{p.rows:,}{'' if p.split_done else '+'} rows"]
+    noun = "row" if p.rows == 1 and p.split_done else "rows"
+    parts = [f"{p.done:,}/{p.rows:,}{'' if p.split_done else '+'} {noun}"]
     parts += [p.state.value] if p.state is not RunState.RUNNING else []
     parts += [f"{rows:,} {s}" for s in UNSUCCESSFUL_STATUSES if (rows := getattr(p, s))]
     if p.rows_per_minute:

@@ -270,9 +270,9 @@ def test_watch_prints_a_line_when_a_job_begins_to_wait_and_when_it_ends(cli: Cli
     cli.clock.on_sleep = work
     result = cli.run("status", JOB, "--watch", "--every", "1")
     assert result.stderr.splitlines() == [
-        "0/1 rows",
-        "0/1 rows · waiting: every key was rejected",
-        "0/1 rows",
+        "0/1 row",
+        "0/1 row · waiting: every key was rejected",
+        "0/1 row",
     ]
 
 
