@@ -53,6 +53,7 @@ OPENAI_CASES = [
     (403, ["unsupported_country_region_territory"], "", Outcome.KEY_REJECTED),
     (403, ["forbidden"], "Your resource has been temporarily blocked", Outcome.KEY_REJECTED),
     (400, ["invalid_value"], "The model 'x' does not exist.", Outcome.MODEL_UNAVAILABLE),
+    (400, ["invalid_value", "param:model"], "Invalid value: 'x'.", Outcome.MODEL_UNAVAILABLE),
     (404, ["model_not_found"], "", Outcome.MODEL_UNAVAILABLE),
     (404, [], "Invalid URL", Outcome.MODEL_UNAVAILABLE),
     (400, ["invalid_image_file"], "", Outcome.BAD_IMAGE),
