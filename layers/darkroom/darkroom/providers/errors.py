@@ -181,13 +181,17 @@ def malformed_response(error: Exception, key: str) -> CallFailed:
 
 @contextmanager
 def unusable_images(cost_micro_usd: int | None) -> Iterator[None]:
-    """Raises CallFailed (unavailable) for a ValueError while images are decoded."""
+    """Raises CallFailed (unavailable) for any error while images are decoded.
+
+    The call may have been billed: its cost is kept whatever the response contains.
+    """
     try:
         yield
-    except ValueError as error:
+    except Exception as error:
+        problem = str(error) if isinstance(error, ValueError) else type(error).__name__
         raise CallFailed(
             Outcome.UNAVAILABLE,
-            f"the response's image cannot be used: {error}",
+            f"the response's image cannot be used: {problem}",
             maybe_charged=True,
             cost_micro_usd=cost_micro_usd,
         ) from error
