@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 
 from darkroom.errors import ServiceUnavailable, Waiting
-from darkroom.formatting import duration, money, plural
+from darkroom.formatting import duration, money, plural, printable
 from darkroom.jobs import Counters, RejectedUpload, ResultPaths, Run, RunState, job_id
 from darkroom.ports import Clock
 from darkroom.report.summary import JobSummary, counts_so_far
@@ -336,7 +336,8 @@ def _line_printer(clock: Clock) -> Callable[[Progress], None]:
 
 def _line(p: Progress) -> str:
     """`600/1,240 rows · 15 failed · 39/min · $22.19 · 16 min 25 s left`."""
-    parts = [f"{p.done:,}/{p.rows:,}{'' if p.split_done else '+'} rows"]
+    noun = "row" if p.rows == 1 and p.split_done else "rows"
+    parts = [f"{p.done:,}/{p.rows:,}{'' if p.split_done else '+'} {noun}"]
     parts += [p.state.value] if p.state is not RunState.RUNNING else []
     parts += [f"{rows:,} {s}" for s in UNSUCCESSFUL_STATUSES if (rows := getattr(p, s))]
     if p.rows_per_minute:
@@ -347,4 +348,4 @@ def _line(p: Progress) -> str:
         parts.append(f"{duration(p.eta_seconds)} left")
     if p.waiting:
         parts.append(f"waiting: {p.waiting.detail}")
-    return " · ".join(parts)
+    return printable(" · ".join(parts))

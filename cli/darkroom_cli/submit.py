@@ -61,7 +61,7 @@ def submit(session: Session, upload: Upload) -> Progress | None:
     rows, bucket = open_csv(path, options), session.stack.input_bucket
     key = _key(upload)
     job = job_id(key)
-    with session.spinner(f"Reading {path.name}"):
+    with session.spinner("Reading the CSV"):
         survey = _survey(rows)
         plan = plan_images(survey.references, upload.images_beside or path, key)
     for warning in rows.columns.warnings:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, timeout_of_call
 from darkroom.dispatch import circuit_breaker, rate_limiter
-from darkroom.dispatch.outages import describe
+from darkroom.dispatch.outages import cooldown_outcome, describe, fallback_cause
 from darkroom.dispatch.outcomes import OutcomeRecorder
 from darkroom.dispatch.selector import NoSlot, Permit, Selector
 from darkroom.dispatch.state_cache import Availability, Candidate, StateCache
@@ -26,7 +26,6 @@ from darkroom.endpoints import (
     SLOT_WAIT_SECONDS,
     WORKER_SECONDS,
     Endpoint,
-    key_fingerprint,
 )
 from darkroom.errors import (
     ConfigurationError,
@@ -304,7 +303,7 @@ class TieredDispatcher:
             plan=plan,
             endpoint=endpoint,
             fallback=any(tier < endpoint.tier for tier in failed | skipped),
-            fallback_cause=_rejected_keys(attempt, endpoint.tier),
+            fallback_cause=self._fallback_cause(attempt, endpoint.tier),
             latency_ms=latency_ms,
             slot_wait_ms=attempt.slot_wait_ms,
             calls=attempt.calls,
@@ -415,6 +414,19 @@ class TieredDispatcher:
     def _unusable(self, detail: str) -> Waiting:
         return Waiting(Reason.NO_ENDPOINT, detail, self._clock.now())
 
+    def _fallback_cause(self, attempt: _Attempt, tier: int) -> str:
+        """Why no key of an endpoint of an earlier tier can be used; empty for other causes."""
+        outcomes = dict[str, Outcome]()
+        for name, availability in attempt.out_of_service.items():
+            if availability.reason is RejectionReason.KEYS:
+                state = self._state_cache.state(name)
+                outcomes[name] = cooldown_outcome(attempt.plans[name][0], state)
+        for failed, failure in attempt.failures:
+            if failure.outcome.key_at_fault:
+                outcomes[failed.name] = failure.outcome
+        causes = ((attempt.plans[name][0], outcome) for name, outcome in outcomes.items())
+        return "; ".join(fallback_cause(e, outcome) for e, outcome in causes if e.tier < tier)
+
     def _deferral(self, detail: str, seconds: float, waiting: Waiting | None = None) -> DeferRow:
         shortest = min(MAX_DEFER_SECONDS, max(1.0, seconds))
         delay = with_jitter(shortest / (1 - JITTER), self._rng.random)
@@ -424,18 +436,6 @@ class TieredDispatcher:
         if event not in self._warned:
             self._warned.add(event)
             self._telemetry.warning(event, **fields)
-
-
-def _rejected_keys(attempt: _Attempt, tier: int) -> str:
-    """The endpoints of earlier tiers that rejected their keys; empty for other causes."""
-    keys = RejectionReason.KEYS
-    names = [name for name, a in attempt.out_of_service.items() if a.reason is keys]
-    names += [e.name for e, failure in attempt.failures if failure.outcome.key_at_fault]
-    earlier = {n: e for n in names if (e := attempt.plans[n][0]).tier < tier}
-    return "; ".join(
-        f"{name} rejected its key ({', '.join(key_fingerprint(key) for key in endpoint.keys)})"
-        for name, endpoint in earlier.items()
-    )
 
 
 def _with_own_model(failure: CallFailed, plan: CallPlan) -> CallFailed:
