@@ -93,7 +93,7 @@ def _is_result(name: str) -> bool:
     """False for results of another job whose name continues this one's: `products/summer`."""
     head, _, rest = name.partition("/")
     if rest:
-        return head in _FOLDERS and not rest.startswith(".")  # the editor's write check
+        return head in _FOLDERS and rest != ".write-check"  # the editor's
     return name in _FILES or (name.startswith("report") and name.endswith(".html"))
 
 
