@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 
 from darkroom.errors import ServiceUnavailable, Waiting
-from darkroom.formatting import duration, money, plural
+from darkroom.formatting import duration, money, plural, printable
 from darkroom.jobs import Counters, RejectedUpload, ResultPaths, Run, RunState, job_id
 from darkroom.ports import Clock
 from darkroom.report.summary import JobSummary, counts_so_far
@@ -348,4 +348,4 @@ def _line(p: Progress) -> str:
         parts.append(f"{duration(p.eta_seconds)} left")
     if p.waiting:
         parts.append(f"waiting: {p.waiting.detail}")
-    return " · ".join(parts)
+    return printable(" · ".join(parts))

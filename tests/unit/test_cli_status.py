@@ -276,6 +276,19 @@ def test_watch_prints_a_line_when_a_job_begins_to_wait_and_when_it_ends(cli: Cli
     ]
 
 
+def test_what_a_job_waits_for_cannot_control_the_terminal(cli: CliHarness) -> None:
+    run = start(cli, rows=1, queued=1)
+    cli.ledger.set_waiting(run, Reason.NOT_STORED, "denied \x1b[2J\x1b]0;owned\x07\rDone")
+
+    def stop() -> None:
+        cli.ledger.stop(JOB)
+
+    cli.clock.on_sleep = stop
+    printed = cli.run("status", JOB, "--watch", "--every", "1").output
+    assert "waiting: denied" in printed
+    assert not set("\x1b\x07\r") & set(printed)
+
+
 def test_status_of_a_job_made_by_the_fallback_says_why(cli: CliHarness) -> None:
     run = start(cli, rows=1, queued=1)
     result = replace(GOOD, fallback=True, fallback_cause="gemini-main rejected its key (1f3a9c2b)")

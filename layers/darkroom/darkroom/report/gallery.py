@@ -30,7 +30,7 @@ _MAX_THUMB_BYTES = 400_000
 _MAX_LINKS = 200  # to the rows of one group of failures
 _PAGER_REACH = 2  # pages linked on either side of the current one
 
-_INDENTATION = re.compile(rb"\n\s+<")
+_INDENTATION = re.compile(rb"\n[ \t]+<")  # without line breaks: rows may contain thousands
 _TEMPLATES = Path(__file__).parent / "templates"
 _STATUSES = [state.value for state in RowState if state.terminal]
 _PROVIDERS = [*(provider.value for provider in Provider), "none"]  # none: no provider was called
