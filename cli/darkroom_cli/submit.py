@@ -27,6 +27,7 @@ from darkroom_cli.local_files import (
     open_csv,
     open_for_writing,
 )
+from darkroom_cli.row_names import describe_row, row_name
 from darkroom_cli.session import Session
 from darkroom_cli.stack import PARALLEL_TRANSFERS, Bucket, StoredObject
 from darkroom_cli.status import Progress, watch
@@ -165,7 +166,8 @@ def _survey(rows: JobRows) -> _Survey:
         elif isinstance(row.request, RowRejected):
             survey.invalid += 1
             if len(survey.first_invalid) < _EXAMPLES:
-                survey.first_invalid.append(f"row {row.row}: {row.request.detail}")
+                name = describe_row(row.row, row_name(rows.header, row.cells))
+                survey.first_invalid.append(f"{name}: {row.request.detail}")
         else:
             survey.references.update(dict.fromkeys(_references(row.request)))
     return survey

@@ -13,6 +13,7 @@ from darkroom.report.manifest import ManifestFormat
 from darkroom.report.rows import ReportRow
 from darkroom.report.summary import Aggregate
 from darkroom.rows import Claim, RowResult, RowState
+from darkroom_cli.row_names import row_name
 from darkroom_cli.status import RecentRate
 from tests.fakes.command import CliHarness, FakeObject
 from tests.fakes.editing import row_message
@@ -233,8 +234,8 @@ def test_failures_of_a_running_job_come_from_the_ledger(cli: CliHarness) -> None
     settle(cli, run, 2, dead)
     result = cli.run("failures", JOB)
     assert result.stdout.splitlines() == [
-        "1\tfailed\trefused\tIt shows a person.",
-        "2\tdead\tunavailable\t503",
+        "3\t1\t\tfailed\trefused\tIt shows a person.",
+        "4\t2\t\tdead\tunavailable\t503",
     ]
     assert "2 rows: 1 refused, 1 unavailable." in result.stderr
     assert cli.run("failures", JOB, "--reason", "refused").stdout.count("\n") == 1
@@ -253,6 +254,23 @@ def test_failures_of_a_finished_job_come_from_its_manifest(cli: CliHarness) -> N
     cli.results_bucket.objects[f"{JOB}/manifest.csv"] = FakeObject(body)
     found = cli.json("failures", JOB)
     assert [(f["row"], f["reason"], f["detail"]) for f in found] == [(1, "bad_input", "=column n")]
+    assert [(f["line"], f["name"]) for f in found] == [(3, "x")]
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "name"),
+    [
+        (("ID", "Image URL"), ("shoe", "photos/a.png"), "shoe"),
+        (("ID", "Image URL"), ("", "photos/a.png|b.png"), "a.png"),
+        (("images",), ("https://cdn.example/w/a.png?signature=x",), "a.png"),
+        (("images",), ('["a',), ""),
+        (("prompt",), ("warm",), ""),
+    ],
+)
+def test_a_row_is_named_by_its_index_or_its_image(
+    header: tuple[str, ...], cells: tuple[str, ...], name: str
+) -> None:
+    assert row_name(header, cells) == name
 
 
 def test_status_and_list_show_what_a_job_waits_for(cli: CliHarness) -> None:

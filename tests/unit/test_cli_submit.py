@@ -267,7 +267,7 @@ def test_an_upper_case_suffix_is_uploaded_in_lower_case(cli: CliHarness) -> None
 
 def test_rows_that_will_fail_get_a_warning(cli: CliHarness) -> None:
     stderr = cli.succeed("submit", cli.csv("gone.png,warm", "https://h/x.png,")).stderr
-    assert "1 of 2 rows will fail: row 1:" in stderr
+    assert "1 of 2 rows will fail: line 3 ('x.png', row 1):" in stderr
     assert "gone.png" in stderr
     assert cli.input_bucket.puts == ["jobs/p.csv"]
 
@@ -282,7 +282,7 @@ def test_an_image_that_exists_only_in_the_bucket_is_not_missing(cli: CliHarness)
 def test_a_csv_without_a_row_that_can_be_edited_starts_nothing(cli: CliHarness) -> None:
     cli.image("a.png")
     error = cli.error("submit", cli.csv("a.png,", "a.png,warm", "a.png,"), "--filter-rows", "0,2")
-    assert "No row can be edited, so nothing was started: row 0: column instruction" in error
+    assert "No row can be edited, so nothing was started: line 2 ('a.png', row 0): column" in error
     assert cli.input_bucket.puts == []
 
 
