@@ -207,7 +207,6 @@ class LedgerMachine(RuleBasedStateMachine):
         self._upload(instructions, resume=resume, retry_failed=retry_failed)
         self._start_split(self.events[-1], until)
         if busy == "until the split ends":
-            self.clock.time += 1  # what is settled now is settled after the run began
             for delivery in list(self.deliveries):
                 self._work(delivery, "the end", "image")
 

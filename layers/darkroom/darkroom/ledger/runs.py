@@ -211,7 +211,10 @@ def reopen(record: RunRecord, now: float) -> RunRecord | None:
 
 
 def all_settled(run: Run, counters: Counters) -> bool:
-    complete = counters.settled >= run.totals.queued - run.lost
+    # More than were queued: the totals are corrected when the rows are queued again.
+    complete = counters.settled == run.totals.queued
+    if run.lost:  # one of them may arrive late
+        complete = counters.settled >= run.totals.queued - run.lost
     return run.split_done and run.state is not RunState.FAILED and complete
 
 
