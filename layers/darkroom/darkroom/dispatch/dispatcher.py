@@ -11,7 +11,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, timeout_of_call
 from darkroom.dispatch import circuit_breaker, rate_limiter
@@ -52,6 +52,9 @@ from darkroom.retry import JITTER, backoff, with_jitter
 
 RETRY_ROW_SECONDS = 30.0
 MAX_DEFER_SECONDS = 60.0  # so that a corrected secret is used by then
+# For the slot of a first call. Rows are taken when a slot is near, so only one that lost the race
+# for it waits for long; to return it would waste its claim and its loaded images.
+FIRST_CALL_WAIT_SECONDS = 120.0
 READINESS_AGE = 2 * SECOND  # of the states that readiness is judged by
 
 
@@ -117,7 +120,14 @@ class TieredDispatcher:
                     a.available_at for e in tier if not (a := available[e.name]).out_of_service
                 ]
                 if in_service:
-                    return _readiness(tiers, min(in_service))
+                    serving = [e for e in tier if not available[e.name].out_of_service]
+                    in_use = [self._places_in_use(e) for e in serving]
+                    free = sum(
+                        max(0, e.max_in_flight - n) if e.max_in_flight else math.inf
+                        for e, n in zip(serving, in_use, strict=True)
+                    )
+                    readiness = _readiness(tiers, min(in_service))
+                    return replace(readiness, free_places=free, places_in_use=sum(in_use))
         except ConfigurationError as error:
             return Readiness(self._clock.now() + MAX_DEFER_SECONDS, self._unusable(str(error)))
         except StatesUnavailable as error:
@@ -126,8 +136,12 @@ class TieredDispatcher:
         start_at = min(soonest, now + int(MAX_DEFER_SECONDS * SECOND))
         return _readiness(tiers, start_at, self._waiting(available))
 
+    def _places_in_use(self, endpoint: Endpoint) -> int:
+        leases, now = self._state_cache.state(endpoint.name).leases, self._state_cache.now()
+        return sum(until > now for until in leases.values())
+
     def dispatch(self, context: CallContext, deadline: float) -> DispatchResult:
-        soon = self._state_cache.now() + int(SLOT_WAIT_SECONDS * SECOND)
+        soon = self._state_cache.now() + int(FIRST_CALL_WAIT_SECONDS * SECOND)
         attempt = _Attempt(context, deadline, soon)
         try:
             tiers = self._tiers()
@@ -215,8 +229,7 @@ class TieredDispatcher:
     def _latest_slot(self, attempt: _Attempt, endpoint: Endpoint) -> int:
         """The latest slot that leaves time for the call, and for one at each later tier.
 
-        A first call waits in the worker for a short time only. Retries wait longer, so they are
-        not displaced by first calls.
+        Retries wait for longer than first calls, so they are not displaced by these.
         """
         later = [tier for tier in self._tiers() if tier[0].tier > endpoint.tier]
         kept = sum(max(e.timeout_seconds for e in tier) + SLOT_WAIT_SECONDS for tier in later)
@@ -440,7 +453,8 @@ def _readiness(
         start_at=start_at / SECOND,
         waiting=waiting,
         rows_per_second=0.0 if math.isinf(max(rates)) else max(rates),
-        row_seconds=AFTER_CALL_SECONDS + sum(max(e.timeout_seconds for e in t) for t in tiers),
+        row_seconds=AFTER_CALL_SECONDS
+        + sum(max(e.timeout_seconds for e in tier) + SLOT_WAIT_SECONDS for tier in tiers),
     )
 
 

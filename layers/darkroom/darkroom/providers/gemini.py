@@ -90,7 +90,7 @@ GEMINI_TABLE: tuple[Rule, ...] = (
         text=r"location is not supported|not available in your (?:country|region|location)",
     ),
     # The endpoint's own model does not exist: another endpoint may have one that does. Where the
-    # row named the model, `classify` rejects the row instead.
+    # row named the model, `SdkImageEditor` rejects the row instead.
     Rule(Outcome.MODEL_UNAVAILABLE, statuses=(404,), is_json=True),
     Rule(
         Outcome.MODEL_UNAVAILABLE,
