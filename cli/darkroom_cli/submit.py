@@ -95,6 +95,7 @@ def submit(session: Session, upload: Upload) -> Progress | None:
     outside = len(plan.renamed)
     images = _upload_images(session, plan, job, upload, resumes=rows.options.resume)
     _note_renamed(session, rows, plan, outside)
+    _warn_of_dropped_budget(session, key, options)
     previous = session.stack.ledger.current(job) if upload.wait else None
     with _renamed_csv(path, rows, plan.renamed) as file:
         content_type = "application/gzip" if key.endswith(".gz") else "text/csv"
@@ -111,6 +112,15 @@ def submit(session: Session, upload: Upload) -> Progress | None:
         return run.source.version_id == version or previous is None or run.run != previous.run
 
     return watch(session, job, every=upload.every, started=started)
+
+
+def _warn_of_dropped_budget(session: Session, key: str, options: Mapping[str, object]) -> None:
+    last = (session.stack.input_bucket.metadata(key) or {}).get("budget-usd")
+    if last is not None and "budget_usd" not in options:
+        session.warn(
+            f"The last upload had a budget of ${last} and this one has none: its rows may cost "
+            f"more. --budget-usd {last} keeps it."
+        )
 
 
 def _note_renamed(session: Session, rows: JobRows, plan: "ImagePlan", outside: int) -> None:

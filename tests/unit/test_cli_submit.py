@@ -211,6 +211,16 @@ def test_options_become_metadata_that_the_splitter_reads_back(cli: CliHarness) -
     assert (options.quality, options.background) == ("high", "transparent")
 
 
+def test_a_budget_that_the_next_upload_drops_is_said_before_it_is_spent(cli: CliHarness) -> None:
+    file = cli.csv("https://h/x.png,warm")
+    assert "Warning" not in cli.succeed("submit", file, "--budget-usd", "3").stderr
+    assert "Warning" not in cli.succeed("submit", file, "--budget-usd", "4").stderr
+    dropped = cli.succeed("submit", file).stderr
+    assert "The last upload had a budget of $4 and this one has none" in dropped
+    assert "--budget-usd 4 keeps it" in dropped
+    assert "Warning" not in cli.succeed("submit", file).stderr
+
+
 def test_every_job_option_is_an_option_of_submit(cli: CliHarness) -> None:
     printed = cli.run("submit", "--help").stdout
     assert [name for name in OPTION_FIELDS if f"--{name}" not in printed] == []

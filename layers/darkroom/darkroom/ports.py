@@ -253,6 +253,9 @@ class RunLedger(Protocol):
     def counters(self, job: str, run: str) -> Counters:
         """Sum of the run's shards, read consistently."""
 
+    def spent_earlier(self, run: Run) -> int:
+        """Micro-USD spent by the job's runs before this one."""
+
     def begin_report(self, run: Run, lease_seconds: float, owner: str = "") -> bool:
         """True for exactly one caller once all rows are settled and the report is not made yet.
 
