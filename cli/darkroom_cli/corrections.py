@@ -30,7 +30,9 @@ def submit_corrections(session: Session, upload: Upload, job: str) -> Progress |
     bucket, source = session.stack.input_bucket, find_run(session, job).source
     stored = bucket.metadata(source.key)
     if stored is None:
-        raise CommandFailed(f"{source.key} is no longer in the bucket: submit the whole CSV again.")
+        raise CommandFailed(
+            f"{source.key} was not found in bucket {source.bucket}: submit the whole CSV again."
+        )
     options: dict[str, object] = {
         name.replace("-", "_"): value for name, value in stored.items() if name not in _NOT_KEPT
     }

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from darkroom.calls import AvailableModels, CallFailed, Outcome
 from darkroom.endpoints import Endpoint, key_fingerprint
-from darkroom.models.catalog import without_snapshot
+from darkroom.models.catalog import current_name, without_snapshot
 from darkroom.providers.registry import PROVIDERS, Provider
 from darkroom_cli.endpoints import endpoint_warnings, load_current, load_file
 from darkroom_cli.session import Session
@@ -77,13 +77,20 @@ class _KeyCheck:
         return outcome is Outcome.BAD_REQUEST and self.endpoint.base_url is not None
 
     @property
+    def sent_model(self) -> str:
+        """The endpoint's, or what is sent for a name that was shut down."""
+        return current_name(self.endpoint, self.endpoint.model).removeprefix("models/")
+
+    @property
     def has_model(self) -> bool | None:
-        """None where the list does not tell: deployments and services with names of their own."""
+        """None where the list does not tell: other services, and Google's list is of pages."""
         if self.found is None:
             return None
-        if without_snapshot(self.endpoint.model) in map(without_snapshot, self.found.ends):
+        if without_snapshot(self.sent_model) in map(without_snapshot, self.found.ends):
             return True
-        return None if self.endpoint.base_url or self.endpoint.model_is else False
+        endpoint = self.endpoint
+        elsewhere = endpoint.base_url or endpoint.location or endpoint.model_is
+        return None if elsewhere else False
 
     @property
     def usable(self) -> bool:
@@ -111,7 +118,7 @@ class _KeyCheck:
         if not self.has_model:
             close = get_close_matches(self.endpoint.model, self.found.ends, n=1)
             return "not available to this key" + (f", did you mean {close[0]}?" if close else "")
-        end = self.found.ends.get(self.endpoint.model)
+        end = self.found.ends.get(self.sent_model)
         return "available" + (f" until {end}" if end else "")
 
     def _limits(self) -> dict[str, int]:
@@ -121,7 +128,7 @@ class _KeyCheck:
         return {name: n for name, n in stated.items() if n is not None}
 
     def as_json(self) -> dict[str, Any]:
-        end = self.found and self.found.ends.get(self.endpoint.model)
+        end = self.found and self.found.ends.get(self.sent_model)
         return {
             "endpoint": self.endpoint.name,
             "key": self.key,

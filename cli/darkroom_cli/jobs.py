@@ -78,13 +78,18 @@ class _FailedRow:
     attempts: int
 
 
-def failures(session: Session, job: str, reason: str | None) -> None:
+def check_reason(reason: str | None) -> None:
+    """Raises UsageMistake for a reason that does not exist."""
     if reason is not None and reason not in set(Reason):
         close = get_close_matches(reason, list(Reason), n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise UsageMistake(
             f"There is no reason {quoted(reason)}.{hint} The reasons are {', '.join(Reason)}."
         )
+
+
+def failures(session: Session, job: str, reason: str | None) -> None:
+    check_reason(reason)
     run = find_run(session, job)
     done = run.state is RunState.DONE
     rows = [*(_from_manifest(session, run.job) if done else _from_ledger(session, run.job))]

@@ -51,7 +51,7 @@ def quote(
     key = posixpath.join(to.strip("/"), object_name(path))
     if endpoints is None:
         survey.find_earlier_upload(session, job_id(key))
-    with session.spinner(f"Reading {path.name}"):
+    with session.spinner("Reading the CSV"):
         rows.check()
         budget = rows.options.budget_micro_usd
         totals = estimate(survey.rows_to_do(), secret, throughput, session.today, budget)

@@ -14,6 +14,8 @@ from darkroom.rows import RowRequest, RowResult, RowState
 from tests.fakes.reporting import EDITED, JOB, START, ReportHarness
 
 ROWS = 500
+WITH_IMAGES = 16  # rows whose images are in the folder too
+WITH_COPIES = 12  # the row with three images
 SIDE = 320
 INSTRUCTIONS = (
     "Replace the background with a seamless light grey studio sweep and keep the soft shadow.",
@@ -86,6 +88,8 @@ def sample_job() -> ReportHarness:
             if side == "after" or row.request.images:
                 thumb = draw(row.row, edited=side == "after")
                 harness.store.put(ResultPaths(JOB).thumb(row.key, side), thumb, "image/webp")
+        for copy, output in enumerate(result.outputs if row.row < WITH_IMAGES else ()):
+            harness.store.put(output, draw(row.row + copy, edited=True), "image/webp")
     harness.clock.time = START + 1_020
     return harness
 
@@ -119,9 +123,10 @@ def outcome(row: JobRow, random: Random) -> RowResult:
     if row.row % 83 == 20:
         return DOWN
     by_fallback = 180 <= row.row < 240 or kind == 7
+    copies = ("", "-1", "-2") if row.row == WITH_COPIES else ("",)
     edited = replace(
         OPENAI if by_fallback else GEMINI,
-        outputs=(f"{JOB}/images/{row.key}.png",),
+        outputs=tuple(f"{JOB}/images/{row.key}{copy}.png" for copy in copies),
         latency_ms=int(random.lognormvariate(9.1, 0.35)),
     )
     if kind == 13:

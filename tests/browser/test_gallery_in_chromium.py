@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.browser.chromium import Tab, browser, installed
-from tests.browser.sample import HOSTILE, LONG, ROWS, sample_job
+from tests.browser.sample import HOSTILE, LONG, ROWS, WITH_COPIES, sample_job
 from tests.fakes.reporting import JOB
 
 SHOTS = Path(__file__).parents[2] / "build" / "screenshots"
@@ -72,9 +72,21 @@ def test_a_page_requests_nothing_but_itself(page: Tab) -> None:
 
 def test_every_image_on_the_page_decodes(page: Tab) -> None:
     page.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
-    decode = "Promise.all([...document.images].map(i => i.decode())).then(all => all.length)"
+    shown = "[...document.images].filter(i => i.checkVisibility())"
+    decode = f"Promise.all({shown}.map(i => i.decode())).then(all => all.length)"
     assert page.evaluate(decode) > 150
-    assert page.evaluate("[...document.images].every(i => i.naturalWidth > 0 && i.alt)")
+    assert page.evaluate(f"{shown}.every(i => i.naturalWidth > 0 && i.alt)")
+
+
+def test_copies_of_a_row_show_when_they_are_opened(page: Tab) -> None:
+    copies = f"#r-{WITH_COPIES} .copies"
+    assert page.evaluate(f"document.querySelector('{copies}').innerText") == "2 more images"
+    page.evaluate(f"document.querySelector('{copies} summary').click()")
+    page.evaluate(f"document.querySelector('{copies}').scrollIntoView()")
+    decode = f"Promise.all([...document.querySelectorAll('{copies} img')].map(i => i.decode()))"
+    assert page.evaluate(f"{decode}.then(all => all.length)") == 2
+    assert page.console == []
+    page.screenshot(SHOTS / "copies.png")
 
 
 def test_before_and_after_are_side_by_side(page: Tab) -> None:

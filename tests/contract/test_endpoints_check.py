@@ -139,3 +139,12 @@ def test_limits_in_the_response_are_reported(harness: Harness) -> None:
     headers = {"x-ratelimit-limit-requests": "60"}
     response = httpx2.Response(200, json={"object": "list", "data": []}, headers=headers)
     assert listed(harness, OPENAI, response).provider_limits.requests_per_minute == 60
+
+
+def test_a_name_that_was_shut_down_is_checked_as_the_name_that_is_sent(
+    simulator: Simulator, cli: CliHarness
+) -> None:
+    old = endpoint(simulator, "gemini", api_keys=[GOOD], model="gemini-3-pro-image-preview")
+    code, (found,), warnings = checked(cli, old)
+    assert (code, found["model_available"]) == (0, True)
+    assert "it is sent as gemini-3-pro-image" in warnings

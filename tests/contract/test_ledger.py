@@ -262,6 +262,14 @@ def test_budget_is_reserved_by_the_call_and_corrected_afterwards(harness: Harnes
     assert harness.committed(run.job) == 41_000
 
 
+def test_what_a_job_has_spent_in_earlier_uploads_is_known(harness: Harness) -> None:
+    first = harness.begin(budget_usd=1)
+    harness.settle_paid(message(first), reserve=40_000, limit=1_000_000)
+    assert harness.ledger.spent_earlier(harness.ledger.current(first.job) or first) == 0
+    second = harness.begin("run-2")
+    assert harness.ledger.spent_earlier(second) == 40_000
+
+
 def test_a_possible_charge_of_unknown_cost_stays_committed(harness: Harness) -> None:
     run = harness.begin(budget_usd=1)
     claimed = harness.send(harness.claim(message(run)), reserve=60_000, limit=1_000_000)

@@ -28,6 +28,9 @@ ENVIRONMENT = {
     "GOOGLE_CLOUD_PROJECT": "of-the-environment",
     "GOOGLE_CLOUD_LOCATION": "of-the-environment",
     "GOOGLE_API_KEY": "of-the-environment",
+    "GOOGLE_GENAI_API_VERSION": "of-the-environment",
+    "GOOGLE_GEMINI_BASE_URL": "https://of-the-environment.example",
+    "GOOGLE_VERTEX_BASE_URL": "https://of-the-environment.example",
 }
 
 
@@ -62,8 +65,10 @@ def call(transport: Recorded, **fields: Any) -> EditResult:
         {"provider": "openai", "base_url": "https://compatible.example/v1"},
         {"provider": "openai", "base_url": "https://e.example", "api_version": "2026-10-01"},
         {"provider": "gemini"},
+        {"provider": "gemini", "location": "global"},
+        {"provider": "gemini", "location": "europe-west4", "project": "shop"},
     ],
-    ids=["compatible", "azure", "gemini"],
+    ids=["compatible", "azure", "gemini", "platform", "region"],
 )
 def test_nothing_of_the_environment_is_sent(
     monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
@@ -146,6 +151,43 @@ def test_googles_enterprise_platform_is_called_with_a_token_of_the_credentials()
     assert request.url.path.endswith(f"{model}:generateContent")
     assert request.headers["authorization"] == f"Bearer {TOKEN}"
     assert "x-goog-api-key" not in request.headers
+
+
+@pytest.mark.parametrize(
+    ("fields", "url"),
+    [
+        ({"location": "global"}, "aiplatform.googleapis.com/v1beta1/publishers/google"),
+        (
+            {"location": "global", "project": "shop"},
+            "aiplatform.googleapis.com/v1beta1/projects/shop/locations/global/publishers/google",
+        ),
+        (
+            {"location": "eu", "project": "shop", "api_version": "v1"},
+            "aiplatform.eu.rep.googleapis.com/v1/projects/shop/locations/eu/publishers/google",
+        ),
+    ],
+)
+def test_the_enterprise_platform_takes_keys_of_its_own(fields: dict[str, str], url: str) -> None:
+    transport = Recorded(Provider.GEMINI)
+    call(transport, provider="gemini", **fields)
+    (request,) = transport.requests
+    assert str(request.url) == f"https://{url}/models/gemini-3-pro-image:generateContent"
+    assert request.headers["x-goog-api-key"] == KEY
+
+
+def test_a_service_account_is_called_in_its_own_project() -> None:
+    transport = Recorded(Provider.GEMINI)
+    call(transport, provider="gemini", api_keys=[], credentials=service_account())
+    assert "/projects/p/locations/global/" in transport.requests[-1].url.path
+
+
+def test_the_enterprise_platform_is_asked_for_flex_in_headers() -> None:
+    transport = Recorded(Provider.GEMINI)
+    call(transport, provider="gemini", location="global", service_tier="flex")
+    (request,) = transport.requests
+    assert request.headers["x-vertex-ai-llm-request-type"] == "shared"
+    assert request.headers["x-vertex-ai-llm-shared-request-type"] == "flex"
+    assert "serviceTier" not in json.loads(request.content)
 
 
 @pytest.mark.parametrize(

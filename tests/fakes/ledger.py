@@ -157,6 +157,13 @@ class FakeLedger:
         previous = self.runs[run.job, current.run] if current else None
         return runs.start(run, previous, spent, until)
 
+    def spent_earlier(self, run: Run) -> int:
+        return sum(
+            self.counters(job, name).cost_micro_usd
+            for (job, name), earlier in self.runs.items()
+            if job == run.job and earlier.run.number < run.number
+        )
+
     def _make_current(self, record: RunRecord) -> Run:
         run = record.run
         self.jobs[run.job] = JobRecord(run.job, run.run, run.number, run.sequencer, run.number)

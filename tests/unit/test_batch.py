@@ -406,12 +406,6 @@ def test_no_message_is_hidden_for_longer_than_four_hours() -> None:
     assert 3 * 3600 < seconds <= 4 * 3600
 
 
-def test_in_an_outage_of_all_endpoints_a_correction_is_noticed_soon() -> None:
-    waiting = Waiting(Reason.QUOTA_SPENT, "the day's quota is spent", 0.0)
-    readiness = Readiness(1_040_000.0, waiting, rows_per_second=1.0)
-    assert hide_seconds(readiness, 1, 1_000_000.0, lambda: 0.999) <= 302
-
-
 @dataclass
 class SlotsEvery:
     """Readiness of an endpoint with one slot in `interval` seconds, taken by each row's start."""

@@ -3,11 +3,14 @@
 import csv
 import io
 import json
+import re
 from email.header import decode_header, make_header
+from pathlib import Path
 
 import pytest
 
 from darkroom.csv_input.fields import OPTION_FIELDS, parse_options
+from darkroom.csv_input.values import parse_images
 from darkroom.jobs import Source
 from tests.fakes.command import PNG_SIGNATURE, CliHarness, FakeObject
 from tests.fakes.ledger import running
@@ -53,6 +56,52 @@ def test_only_missing_and_changed_images_are_uploaded(cli: CliHarness, encrypted
     assert (printed["images_uploaded"], printed["images_unchanged"]) == (3, 1)
     assert "2 images changed since the last upload" in result.stderr
     assert "--no-resume" in result.stderr
+
+
+def submitted(cli: CliHarness, file: Path, *options: str) -> tuple[list[str], list[str], str]:
+    """The keys of images uploaded, the image of each row in the CSV, and the notes."""
+    cli.input_bucket.puts.clear()
+    notes = cli.succeed("submit", file, *options).stderr
+    images = ["|".join(parse_images(row["image_url"])) for row in uploaded_rows(cli)]
+    return cli.input_bucket.puts[:-1], images, notes
+
+
+@pytest.mark.parametrize("uploaded_before", [False, True], ids=["at once", "after the warning"])
+def test_a_replaced_image_changes_exactly_the_rows_that_use_it_and_only_once(
+    cli: CliHarness, uploaded_before: bool
+) -> None:
+    cli.image("photos/a.png", b"old")
+    cli.image("photos/b.png", b"same")
+    rows = ("photos/a.png,warm", "photos/b.png,warm", "photos/b.png|photos/a.png,warm")
+    file = cli.csv(*rows)
+    before = ["photos/a.png", "photos/b.png", "photos/b.png|photos/a.png"]
+    assert submitted(cli, file)[1] == before
+    cli.image("photos/a.png", b"retouched")
+    if uploaded_before:
+        _, images, notes = submitted(cli, file)
+        assert images == before
+        assert "1 image changed" in notes
+        assert "add --replace-images" in notes
+    uploaded, images, notes = submitted(cli, file, "--replace-images")
+    (key,) = uploaded
+    new = key.removeprefix("jobs/")
+    assert re.fullmatch(r"p\.images/[0-9a-f]{12}/a\.png", new)
+    assert images == [new, "photos/b.png", f"photos/b.png|{new}"]
+    assert cli.input_bucket.objects[key].body == PNG_SIGNATURE + b"retouched"
+    assert "1 image replaced: 2 rows will be edited again." in notes
+    for options in ((), ("--replace-images",)):
+        assert submitted(cli, file, *options)[:2] == ([], images)
+    cli.image("photos/a.png", b"retouched again")
+    uploaded, again, notes = submitted(cli, file, "--replace-images")
+    assert len(uploaded) == 1
+    assert again[0] not in (images[0], "photos/a.png")
+
+
+def test_an_image_that_is_not_changed_is_not_replaced(cli: CliHarness) -> None:
+    cli.image("a.png")
+    file = cli.csv("a.png,warm")
+    submitted(cli, file)
+    assert submitted(cli, file, "--replace-images")[:2] == ([], ["a.png"])
 
 
 def test_an_image_of_another_job_is_never_overwritten(cli: CliHarness) -> None:
@@ -160,6 +209,16 @@ def test_options_become_metadata_that_the_splitter_reads_back(cli: CliHarness) -
     assert (options.filter_rows, options.budget_usd, options.max_attempts) == ("0:5", 2.5, 3)
     assert (options.resume, options.retry_failed) == (False, True)
     assert (options.quality, options.background) == ("high", "transparent")
+
+
+def test_a_budget_that_the_next_upload_drops_is_said_before_it_is_spent(cli: CliHarness) -> None:
+    file = cli.csv("https://h/x.png,warm")
+    assert "Warning" not in cli.succeed("submit", file, "--budget-usd", "3").stderr
+    assert "Warning" not in cli.succeed("submit", file, "--budget-usd", "4").stderr
+    dropped = cli.succeed("submit", file).stderr
+    assert "The last upload had a budget of $4 and this one has none" in dropped
+    assert "--budget-usd 4 keeps it" in dropped
+    assert "Warning" not in cli.succeed("submit", file).stderr
 
 
 def test_every_job_option_is_an_option_of_submit(cli: CliHarness) -> None:

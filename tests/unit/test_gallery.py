@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import sha256
 from html.parser import HTMLParser
+from time import process_time
 from typing import Any
 
 import pytest
@@ -183,7 +184,14 @@ def test_one_choice_of_each_filter_is_checked(page: str) -> None:
     assert not any("disabled" in e.attributes for e in inputs)
 
 
-def test_the_policy_allows_only_its_own_style_and_inline_images(page: str) -> None:
+def test_filters_say_what_they_count() -> None:
+    (whole,) = pages(report_row(3, **EDITED))
+    assert "<legend>Status in the whole job</legend>" in whole
+    for page in pages(*(report_row(n, **EDITED) for n in range(ROWS_PER_PAGE + 1))):
+        assert "<legend>Status on this page</legend>" in page
+
+
+def test_the_policy_allows_only_its_own_style_and_images_of_its_job(page: str) -> None:
     parsed = Parsed(page)
     (policy,) = (
         e.attributes["content"]
@@ -195,7 +203,7 @@ def test_the_policy_allows_only_its_own_style_and_inline_images(page: str) -> No
     assert "</" not in style.text
     digest = b64encode(sha256(style.text.encode()).digest()).decode()
     assert policy == (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; "
+        f"default-src 'none'; img-src data: 'self'; style-src 'sha256-{digest}'; base-uri 'none'; "
         "form-action 'none'"
     )
     assert "style" not in {name for e in parsed.elements for name in e.attributes}
@@ -427,6 +435,21 @@ def test_rows_of_a_sample_are_not_called_the_first_ones() -> None:
     whole = summary(*failed)
     sampled = next(gallery_pages(whole, failed[:122], None, lambda rows: [BOTH] * len(rows)))
     assert b"Show 122 of the rows: those in this gallery" in sampled
+
+
+def test_a_page_of_texts_of_line_breaks_is_made_at_once() -> None:
+    instruction = "a" + "\n" * 30_000 + "b"
+    before = process_time()
+    (page,) = pages(report_row(3, **EDITED | {"instruction": instruction}))
+    assert process_time() - before < 0.5
+    assert instruction in page
+
+
+def test_urls_in_an_instruction_do_not_give_access() -> None:
+    selection = GallerySelection(JOB)
+    selection.add(report_row(instruction="Add https://me:5ecret@h/l.png?sig=5ecret at the top"))
+    (row,) = selection.rows()
+    assert row.instruction == "Add https://…@h/l.png?… at the top"
 
 
 def test_a_text_that_is_cut_says_so() -> None:

@@ -347,6 +347,7 @@ def test_an_endpoints_quality_is_the_default_of_its_rows() -> None:
 
 # --- the end of a model -------------------------------------------------------------------------
 
+FLASH = "gemini-3.1-flash-image"
 AZURE = {"base_url": "https://x.openai.azure.com", "api_version": "1"}
 
 
@@ -362,6 +363,13 @@ AZURE = {"base_url": "https://x.openai.azure.com", "api_version": "1"}
         ("gpt-image-2.6-sunburst", "2026-12-01", {}, None),
         ("gemini-2.5-flash-image", "2026-11-21", {}, "may have been shut down by Google from"),
         ("gemini-3-pro-image-preview", "2026-06-25", {}, "it is sent as gemini-3-pro-image"),
+        (
+            f"{FLASH}-preview",
+            "2026-11-21",
+            {},
+            f"{FLASH}, which may have been shut down",
+        ),
+        (f"{FLASH}-preview", "2026-11-21", {}, "on: use gemini-nano-banana-2.1"),
         ("my-deployment", "2026-12-01", {"model_is": GPT}, "gpt-image-1.5 was shut down"),
     ],
 )
@@ -371,6 +379,7 @@ def test_the_end_of_a_model_warns_60_days_ahead_and_names_its_successor(
     warnings = plan(endpoint(model, **fields), today=date.fromisoformat(day)).warnings
     assert len(warnings) == (0 if notice is None else 1)
     assert notice is None or notice in warnings[0]
+    assert all(len(warning) <= 200 for warning in warnings)  # what the ledger keeps
 
 
 def test_a_retired_preview_name_is_sent_as_the_released_models() -> None:

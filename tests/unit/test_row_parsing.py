@@ -118,7 +118,11 @@ REJECTED = [
     ("output_name", "U+D800", ["a\ud800.png"]),
     ("output_name", "begins with a dot", [".htaccess"]),
     ("output_name", "ends with a dot or a space", ["a /x.png", "a./x.png"]),
-    ("output_name", "Windows reserves for a device", ["nul", "COM1.png", "a/aux.v2/x.png"]),
+    (
+        "output_name",
+        "Windows reserves for a device",
+        ["nul", "COM1.png", "a/aux.v2/x.png", "COM¹.png", "conin$", "nul .png"],
+    ),
     ("output_name", "a folder named images or thumbs", ["a/Images/x.png"]),
     ("output_name", "has the extension .gif", ["x.gif"]),
     ("output_name", "a part of more than 200 bytes", ["\xe9" * 101 + ".png"]),

@@ -97,6 +97,15 @@ def _check_credentials(credentials: SecretStr) -> SecretStr:
     return credentials
 
 
+def _project_of(credentials: Any) -> str | None:
+    """The project of a service account; a workload identity names none."""
+    try:
+        project = json.loads(credentials)["project_id"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return project if isinstance(project, str) else None
+
+
 type _Price = Annotated[float, Field(ge=0, le=_MAX_PRICE)]
 type _ModelName = Annotated[str, AfterValidator(_check_model)]
 type _Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}$")]
@@ -167,6 +176,7 @@ class Endpoint(BaseModel):
                 given.pop("api_keys", None)
             if isinstance(given["credentials"], dict):
                 given["credentials"] = json.dumps(given["credentials"])
+            defaults["project"] = _project_of(given["credentials"])
         else:
             defaults["api_keys"] = ()
         return defaults | given
@@ -195,6 +205,8 @@ class Endpoint(BaseModel):
         entry = PROVIDERS[self.provider]
         if self.credentials is not None and self.api_keys:
             raise ValueError("credentials take the place of api_keys, remove one of them")
+        if self.project is None and (self.credentials or self.location not in (None, "global")):
+            raise ValueError("project is missing: write the ID of the Google Cloud project")
         if self.timeout_seconds < entry.min_timeout_seconds:
             raise ValueError(
                 f"timeout_seconds: {entry.display_name} rejects deadlines under "
@@ -417,10 +429,14 @@ def _endpoints_of(variables: _ProviderVariables) -> list[dict[str, Any]]:
 def _shared_limits(variables: _ProviderVariables) -> dict[str, Any]:
     """Limits of every endpoint; a call makes one image at least."""
     fields: dict[str, Any] = {}
-    if images := variables.first([_IMAGES_PER_MINUTE]):
-        fields["images_per_minute"] = fields["requests_per_minute"] = images.value
-    if concurrent := variables.first([_CONCURRENT]):
-        fields["max_in_flight"] = concurrent.value
+    for name, limits in (
+        (_IMAGES_PER_MINUTE, ("images_per_minute", "requests_per_minute")),
+        (_CONCURRENT, ("max_in_flight",)),
+    ):
+        if variable := variables.first([name]):
+            if re.fullmatch(r"[0-9]{1,9}", variable.value) is None:
+                raise ConfigurationError(f"{name} is not a whole number such as 60 (0: no limit)")
+            fields |= dict.fromkeys(limits, variable.value)
     return fields
 
 

@@ -1,5 +1,6 @@
 """Protocols of what lies outside the domain, and of what tests replace. Adapters implement them."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -117,6 +118,8 @@ class Readiness:
     waiting: Waiting | None = None  # set when every endpoint is out of service until `start_at`
     rows_per_second: float = 0.0  # what the limits of the fastest tier allow; 0: no limit
     row_seconds: float = 0.0  # the most that a row takes, with one call at every tier
+    free_places: float = math.inf  # calls that the limits in flight allow now
+    places_in_use: int = 0  # by calls under way or about to be sent, where there is such a limit
 
 
 class Dispatcher(Protocol):
@@ -252,6 +255,9 @@ class RunLedger(Protocol):
 
     def counters(self, job: str, run: str) -> Counters:
         """Sum of the run's shards, read consistently."""
+
+    def spent_earlier(self, run: Run) -> int:
+        """Micro-USD spent by the job's runs before this one."""
 
     def begin_report(self, run: Run, lease_seconds: float, owner: str = "") -> bool:
         """True for exactly one caller once all rows are settled and the report is not made yet.

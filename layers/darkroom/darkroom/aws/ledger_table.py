@@ -378,6 +378,12 @@ class LedgerTable:
     def counters(self, job: str, run: str) -> Counters:
         return _sum(self._table.get_many(_shard_keys(job, run), _MAX_RUN_TRIES))
 
+    def spent_earlier(self, run: Run) -> int:
+        if run.number <= 1:
+            return 0
+        earlier = (r for r in self._runs(run.job) if r.number < run.number)
+        return sum(self.counters(run.job, r.run).cost_micro_usd for r in earlier)
+
     def report_due(self, job: str) -> bool:
         current = self._read_job(job)
         return current is not None and runs.report_due(*self._snapshot(job, current.run))
@@ -465,9 +471,11 @@ class LedgerTable:
 
     def _spent_without_budget(self, job: str) -> int:
         """Micro-USD spent by the job's runs that had no budget."""
-        records = map(_RUNS.from_item, self._table.query(job, "run#"))
-        unbudgeted = [r.run.run for r in records if r.run.options.budget_micro_usd is None]
+        unbudgeted = [r.run for r in self._runs(job) if r.options.budget_micro_usd is None]
         return sum(self.counters(job, run).cost_micro_usd for run in unbudgeted)
+
+    def _runs(self, job: str) -> list[Run]:
+        return [_RUNS.from_item(item).run for item in self._table.query(job, "run#")]
 
     def _read_job(self, job: str) -> JobRecord | None:
         return self._table.get(_JOBS, job, _JOB_ITEM)

@@ -14,7 +14,10 @@ _OTHER_FORMATS = (
 )
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?<![.])", re.ASCII)
 _FORBIDDEN = re.compile(r'[\\:*?"<>|\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]')
-_WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.ASCII | re.IGNORECASE)
+# https://learn.microsoft.com/windows/win32/fileio/naming-a-file
+_WINDOWS_DEVICES = re.compile(
+    r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?", re.IGNORECASE
+)
 _RESERVED_FOLDERS = ("images", "thumbs")
 _MAX_PART_BYTES = 200  # file systems allow 255; copies and thumbnails add a few
 _MAX_NAME_BYTES = 500  # an S3 key may have 1,024 with the job's prefix

@@ -33,7 +33,7 @@ from darkroom.csv_input.text import (
 )
 from darkroom.csv_input.values import RowFilter, parse_instruction, parse_row_filter
 from darkroom.errors import JobRejected, Reason, RowRejected
-from darkroom.formatting import describe_validation, quoted
+from darkroom.formatting import describe_validation, plural, quoted
 from darkroom.jobs import JobOptions
 from darkroom.rows import RowRequest
 
@@ -220,7 +220,7 @@ class JobRows:
         if not selected:
             raise JobRejected(
                 f"The option filter-rows {quoted(self.options.filter_rows or '')} selects none of "
-                f"the file's {number + 1:,} rows (the first row is 0)."
+                f"the file's {plural(number + 1, 'row')} (the first row is 0)."
             )
 
     def _row(self, number: int, record: Record, used: UsedNames | None) -> JobRow:

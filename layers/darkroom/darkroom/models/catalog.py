@@ -433,7 +433,9 @@ def retirement_notice(endpoint: Endpoint, name: str, today: date) -> str | None:
     company = PROVIDERS[endpoint.provider].company
     if (sent := current_name(endpoint, name)) != name:
         day = model.retired_names[name.removeprefix("models/")].on
-        return f"the name {name} was shut down by {company} on {day}: it is sent as {sent}"
+        renamed = f"the name {name} was shut down on {day}: it is sent as {sent}"
+        end_of_sent = retirement_notice(endpoint, sent, today) or ""
+        return renamed + end_of_sent.replace(model.name, ", which", 1)
     end = model.retirement
     if end is None or today < end.on - RETIREMENT_NOTICE:
         return None
@@ -454,6 +456,12 @@ def model_advice(endpoint: Endpoint) -> str:
     end, default = model.retirement, PROVIDERS[endpoint.provider].model
     better = f"its successor {end.successor}" if end else f"another model, such as {default}"
     return f"name {better} in {endpoint.name} and push the endpoints again"
+
+
+def row_model_advice(endpoint: Endpoint, name: str) -> str:
+    """The same for the model of a row or its job; empty where the catalogue has no successor."""
+    end = find_model(endpoint.provider, name).retirement
+    return f"name its successor {end.successor} in the column or option model" if end else ""
 
 
 # --- Prices -------------------------------------------------------------------------------------

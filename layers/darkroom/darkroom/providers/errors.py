@@ -30,7 +30,7 @@ _DELAY_IN_TEXT = re.compile(
 )
 # "input-images per min (IPM): Limit 5, Used 5, Requested 8." with or without colons.
 _LIMIT_IN_TEXT = re.compile(
-    r"\blimit:?\s{1,3}(?P<limit>\d{1,9})\b.{0,80}?\brequested:?\s{1,3}(?P<requested>\d{1,9})\b",
+    r"\blimit:?\s{1,3}(?P<limit>\d[\d,]{0,11}).{0,80}?\brequested:?\s{1,3}(?P<asked>\d[\d,]{0,11})",
     re.IGNORECASE | re.ASCII,
 )
 # Cut JSON, or a page of a proxy; any other shape of a response is unknown.
@@ -95,10 +95,8 @@ def error_text(response: httpx2.Response, *messages: Any) -> str:
     return (text if found is None else found)[:MAX_RULE_TEXT]
 
 
-def classify(
-    table: Sequence[Rule], failure: Failure, *, model_from_row: bool, key: str
-) -> CallFailed:
-    """The error to raise. `model_from_row`: the row named the model, not the endpoint."""
+def classify(table: Sequence[Rule], failure: Failure, *, key: str) -> CallFailed:
+    """The error to raise."""
     detail = clean_text(failure.text, key) or f"HTTP status {failure.status}"
     rule = next((rule for rule in table if rule.matches(failure)), None)
     if rule is None:
@@ -111,7 +109,7 @@ def classify(
         )
     outcome = rule.outcome
     too_large = outcome is Outcome.RATE_LIMITED and _exceeds_limit_alone(failure.text)
-    if too_large or (outcome is Outcome.MODEL_UNAVAILABLE and model_from_row):
+    if too_large:
         outcome = Outcome.BAD_REQUEST
     return CallFailed(
         outcome,
@@ -128,7 +126,12 @@ def classify(
 def _exceeds_limit_alone(text: str) -> bool:
     """ "Limit 5, Used 0, Requested 8": the request can never pass."""
     found = _LIMIT_IN_TEXT.search(text)
-    return found is not None and int(found["requested"]) > int(found["limit"])
+    return found is not None and _whole(found["asked"]) > _whole(found["limit"])
+
+
+def _whole(text: str) -> int:
+    """ "10,000" -> 10000."""
+    return int(text.replace(",", ""))
 
 
 # What to report of a transport error, and whether the provider may have done the work. The first
@@ -178,13 +181,17 @@ def malformed_response(error: Exception, key: str) -> CallFailed:
 
 @contextmanager
 def unusable_images(cost_micro_usd: int | None) -> Iterator[None]:
-    """Raises CallFailed (unavailable) for a ValueError while images are decoded."""
+    """Raises CallFailed (unavailable) for any error while images are decoded.
+
+    The call may have been billed: its cost is kept whatever the response contains.
+    """
     try:
         yield
-    except ValueError as error:
+    except Exception as error:
+        problem = str(error) if isinstance(error, ValueError) else type(error).__name__
         raise CallFailed(
             Outcome.UNAVAILABLE,
-            f"the response's image cannot be used: {error}",
+            f"the response's image cannot be used: {problem}",
             maybe_charged=True,
             cost_micro_usd=cost_micro_usd,
         ) from error

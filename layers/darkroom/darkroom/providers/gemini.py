@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
+from darkroom.csv_input.values import parse_model
 from darkroom.endpoints import Endpoint
 from darkroom.formatting import clean_text
 from darkroom.images import codec
@@ -39,6 +40,13 @@ if TYPE_CHECKING:
 _MAX_NAME = 64
 BASE_URL = "https://generativelanguage.googleapis.com/"
 API_VERSION = "v1"
+_PLATFORM_VERSION = "v1beta1"  # of the enterprise platform
+_MULTI_REGIONS = ("eu", "us")
+# https://docs.cloud.google.com/gemini-enterprise-agent-platform/models/flex-paygo
+_FLEX_ON_PLATFORM = {
+    "X-Vertex-AI-LLM-Request-Type": "shared",
+    "X-Vertex-AI-LLM-Shared-Request-Type": "flex",
+}
 _MODELS_OF_A_PAGE = 1000  # the most that one request returns
 
 # `names` are the status ("resource_exhausted"), the reasons of google.rpc.ErrorInfo, and for each
@@ -82,7 +90,7 @@ GEMINI_TABLE: tuple[Rule, ...] = (
         text=r"location is not supported|not available in your (?:country|region|location)",
     ),
     # The endpoint's own model does not exist: another endpoint may have one that does. Where the
-    # row named the model, `classify` rejects the row instead.
+    # row named the model, `SdkImageEditor` rejects the row instead.
     Rule(Outcome.MODEL_UNAVAILABLE, statuses=(404,), is_json=True),
     Rule(
         Outcome.MODEL_UNAVAILABLE,
@@ -101,7 +109,8 @@ GEMINI_TABLE: tuple[Rule, ...] = (
     Rule(
         Outcome.REFUSED,
         statuses=(400,),
-        text=r"violat\w{1,9} .{0,80}polic|prohibited (?:content|use)|safety (?:filter|polic)",
+        text=r"violat\w{1,9} .{0,80}(?:polic|responsible ai)|prohibited (?:content|use)"
+        r"|safety (?:filter|polic)",
         is_json=True,
     ),
     # The API asks to retry, and an image that was decoded here is rarely at fault.
@@ -173,9 +182,9 @@ class GeminiImageEditor(SdkImageEditor["Client"]):
         base_url, version, project, location, credentials = address
         account: dict[str, Any] = {"api_key": "given-per-call"}
         if credentials is not None:
-            account = {"project": project, "credentials": google_credentials(credentials)}
-        if location is not None:
-            account |= {"location": location}
+            account = {"credentials": google_credentials(credentials)}
+        if location is not None and project is not None:  # a key alone belongs to one project
+            account |= {"project": project, "location": location}
         return genai.Client(
             vertexai=location is not None,
             **account,
@@ -222,13 +231,14 @@ class GeminiImageEditor(SdkImageEditor["Client"]):
     def _authenticated(self, endpoint: Endpoint, key: str, timeout_seconds: float) -> "Client":
         # The SDK warns of values it does not know, with the provider's text.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"google\.genai")
-        on_platform = endpoint.location is not None
+        location = endpoint.location
         credentials = None if endpoint.credentials is None else key
+        # Always given: the SDK would read them from the environment.
         client = self._client(
-            endpoint.base_url or (None if on_platform else BASE_URL),
-            endpoint.api_version or (None if on_platform else API_VERSION),
+            endpoint.base_url or (BASE_URL if location is None else _platform_url(location)),
+            endpoint.api_version or (API_VERSION if location is None else _PLATFORM_VERSION),
             endpoint.project,
-            endpoint.location,
+            location,
             credentials,
         )
         if credentials is not None:
@@ -254,6 +264,15 @@ class GeminiImageEditor(SdkImageEditor["Client"]):
         )
 
 
+def _platform_url(location: str) -> str:
+    """Of Google's enterprise platform: global, a multi-region or a region."""
+    if location == "global":
+        return "https://aiplatform.googleapis.com/"
+    if location in _MULTI_REGIONS:
+        return f"https://aiplatform.{location}.rep.googleapis.com/"
+    return f"https://{location}-aiplatform.googleapis.com/"
+
+
 def _unsupported(request: httpx2.Request) -> httpx2.Response:
     raise httpx2.UnsupportedProtocol("Darkroom makes no asynchronous calls", request=request)
 
@@ -266,6 +285,7 @@ def _config(
     image_config = None
     if plan.aspect_ratio is not None or plan.resolution is not None:
         image_config = types.ImageConfig(aspect_ratio=plan.aspect_ratio, image_size=plan.resolution)
+    tier = endpoint.service_tier if endpoint.location is None else None  # else in the headers
     settings: dict[str, Any] = dict(plan.settings)
     if level := settings.pop("thinking_level", None):
         settings["thinking_config"] = types.ThinkingConfig(thinking_level=level)
@@ -273,7 +293,7 @@ def _config(
         **settings,
         response_modalities=["IMAGE"],
         image_config=image_config,
-        service_tier=endpoint.service_tier and types.ServiceTier(endpoint.service_tier),
+        service_tier=tier and types.ServiceTier(tier),
         automatic_continuation=False,
         automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
         http_options=_http_options(endpoint, key, timeout_seconds),
@@ -284,6 +304,8 @@ def _http_options(endpoint: Endpoint, key: str, timeout_seconds: float) -> "type
     from google.genai import types  # noqa: PLC0415 - see SdkImageEditor
 
     headers = {name: value.get_secret_value() for name, value in endpoint.headers.items()}
+    if endpoint.location is not None and endpoint.service_tier is not None:
+        headers = _FLEX_ON_PLATFORM | headers
     if endpoint.credentials is None:
         headers["x-goog-api-key"] = key
     return types.HttpOptions(timeout=max(1, int(timeout_seconds * 1000)), headers=headers)
@@ -301,7 +323,16 @@ def _read(response: Any, plan: CallPlan, model: Model, key: str) -> EditResult:
     with unusable_images(cost):
         for image in images:
             codec.verify(image or b"")
-    return EditResult(images, response.model_version or plan.model, cost)
+    return EditResult(images, _model_name(response.model_version, key) or plan.model, cost)
+
+
+def _model_name(version: str | None, key: str) -> str | None:
+    """None for what is not a model's name: it becomes metadata of the stored image."""
+    try:
+        name = parse_model(version or "")
+    except ValueError:
+        return None
+    return name if clean_text(name, key) == name else None
 
 
 def _parts(response: Any) -> Iterator[Any]:

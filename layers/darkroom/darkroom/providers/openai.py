@@ -45,7 +45,7 @@ _EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 # Sources of the rules: tests/corpus/answers.yaml has the bodies, each with where it was seen.
 OPENAI_TABLE: tuple[Rule, ...] = (
     # Azure blocks the whole resource for what its rows contained together. Not the row's.
-    Rule(Outcome.KEY_REJECTED, statuses=(403,), text=r"resource has been temporarily blocked"),
+    Rule(Outcome.KEY_REJECTED, text=r"resource has been temporarily blocked"),
     # These are refusals whatever their status. The type `image_generation_user_error` is not one by
     # itself: unknown models, invalid images and unsupported parameters have it too.
     Rule(Outcome.REFUSED, names=names("moderation_blocked", "content_policy_violation")),
@@ -88,11 +88,13 @@ OPENAI_TABLE: tuple[Rule, ...] = (
     Rule(Outcome.KEY_REJECTED, names=names("invalid_api_key", "account_deactivated")),
     # Azure's path without a deployment of that name; a retired model at OpenAI is a 400.
     Rule(Outcome.MODEL_UNAVAILABLE, names=names("model_not_found", "deploymentnotfound")),
+    Rule(Outcome.MODEL_UNAVAILABLE, statuses=(400, 404), names=names("param:model")),
     Rule(
         Outcome.MODEL_UNAVAILABLE,
-        statuses=(400, 403, 404),
+        statuses=(400, 403, 404, 410),
         text=r"\b(?:model|deployment)\b.{0,120}?\b(?:does not exist|not found|do(?:es)? not have"
-        r" access|no longer available|(?:is|has been) (?:deprecated|retired|shut ?down))",
+        r" access|no longer available|(?:is|has been) (?:deprecated|retired|shut ?down))"
+        r"|\bmust be verified to use the model\b",
         is_json=True,
     ),
     Rule(Outcome.KEY_REJECTED, statuses=(403,), is_json=True),
@@ -139,7 +141,7 @@ _LIMIT_HEADERS = {
     "x-ratelimit-limit-input-images": "input_images_per_minute",
 }
 _LIMIT_IN_TEXT = re.compile(
-    r"\bon (?P<unit>requests|images|input-images) per min\b.{0,40}?\blimit:? (?P<n>\d{1,9})",
+    r"\bon (?P<unit>requests|images|input-images) per min\b.{0,40}?\blimit:? (?P<n>[\d,]{1,12})",
     re.IGNORECASE | re.ASCII,
 )
 
@@ -216,9 +218,10 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
         inner = fields.get("innererror")
         code = inner.get("code") if isinstance(inner, dict) else None
         text = error_text(response, fields.get("message"), body.get("detail"))
+        of_model = "param:model" if fields.get("param") == "model" else None
         return Failure(
             status=response.status_code,
-            names=names(fields.get("code"), fields.get("type"), code),
+            names=names(fields.get("code"), fields.get("type"), code, of_model),
             text=text,
             is_json=bool(body),
             retry_after_seconds=retry_after(response.headers, text),
@@ -234,7 +237,7 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
             text = error_text(response)
             for limit in _LIMIT_IN_TEXT.finditer(text):
                 unit = limit["unit"].lower().replace("-", "_")
-                found[f"{unit}_per_minute"] = int(limit["n"])
+                found[f"{unit}_per_minute"] = int(limit["n"].replace(",", "") or 0)
         return ProviderLimits(**{name: value for name, value in found.items() if value > 0})
 
     def _read(self, response: Any, plan: CallPlan, endpoint: Endpoint, key: str) -> EditResult:
@@ -264,7 +267,7 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
         if response is None or not isinstance((error_body(response) or {}).get("error"), dict):
             return
         failure = self._failure(response, endpoint)
-        raise classify(self.table, failure, model_from_row=False, key=key)
+        raise classify(self.table, failure, key=key)
 
     def _image(self, item: Any) -> bytes:
         """One image, decoded in full. Raises ValueError (binascii's error is one too)."""

@@ -30,7 +30,7 @@ _MAX_THUMB_BYTES = 400_000
 _MAX_LINKS = 200  # to the rows of one group of failures
 _PAGER_REACH = 2  # pages linked on either side of the current one
 
-_INDENTATION = re.compile(rb"\n\s+<")
+_INDENTATION = re.compile(rb"\n[ \t]+<")  # without line breaks: rows may contain thousands
 _TEMPLATES = Path(__file__).parent / "templates"
 _STATUSES = [state.value for state in RowState if state.terminal]
 _PROVIDERS = [*(provider.value for provider in Provider), "none"]  # none: no provider was called
@@ -68,6 +68,7 @@ def gallery_pages(
             page_file=partial(_page_file, summary.job),
             failure_links=_failure_links(summary.job, rows) if number == 1 else {},
             is_sample=summary.counts.rows - summary.counts.skipped > len(rows),
+            scope="in the whole job" if len(shown) == summary.counts.rows else "on this page",
             filters=_filters(shown),
             choices_without_card=_choices_without_card(shown),
             rows=zip(shown, load(shown), strict=True),
