@@ -5,7 +5,7 @@ import hashlib
 import json
 import posixpath
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -108,11 +108,28 @@ def submit(session: Session, upload: Upload) -> Progress | None:
     if not upload.wait:
         return None
 
+    started = _has_started(version, previous)
+    return watch(session, job, every=upload.every, started=started)
+
+
+def _has_started(version: str | None, previous: Run | None) -> Callable[[Run], bool]:
+    """Whether a run is that of the upload `version`; `previous` was current before it.
+
+    Raises CommandFailed when the upload was rejected and the earlier run goes on.
+    """
+    known = previous.rejected_uploads if previous else ()
+
     def started(run: Run) -> bool:
+        for rejected in run.rejected_uploads:
+            if rejected.version_id == version and rejected not in known:
+                raise CommandFailed(
+                    f"The upload was rejected, and the earlier one of {run.job} goes on: "
+                    f"{rejected.reason}"
+                )
         # A still newer upload may have replaced it: that counts, or the wait would never end.
         return run.source.version_id == version or previous is None or run.run != previous.run
 
-    return watch(session, job, every=upload.every, started=started)
+    return started
 
 
 def _warn_of_dropped_budget(session: Session, key: str, options: Mapping[str, object]) -> None:

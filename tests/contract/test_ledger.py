@@ -757,3 +757,25 @@ def test_a_row_that_a_later_upload_dropped_is_ended_with_its_possible_charge(
     ended = ledger.get_many(harness.job, ["000000"])["000000"]
     assert ended.result is not None
     assert ended.result.reason is Reason.OUTCOME_UNKNOWN
+
+
+def test_a_run_ends_without_rows_that_are_gone_and_takes_one_that_arrives_late(
+    harness: Harness,
+) -> None:
+    run, ledger = harness.begin(queued=3), harness.ledger
+    harness.settle(message(run), SUCCESS)
+    claimed = harness.claim(message(run, "000001"))
+    assert ledger.drop(run.job, claimed.record, lost=True)
+    assert ledger.queue_again(run)
+    assert ledger.give_up_lost(run) is None  # they may be queued again
+    ledger.fail(run, "The file is no longer in the bucket.")
+    inspected = ledger.inspect(run.job)
+    assert inspected is not None
+    assert inspected[0].not_queued == "The file is no longer in the bucket."
+    assert not harness.report_due()
+    given_up = ledger.give_up_lost(run)
+    assert given_up is not None
+    assert (given_up.lost, given_up.totals.queued) == (1, 3)
+    harness.report(run, 1.0)
+    harness.settle(message(run, "000002"), SUCCESS)
+    assert harness.report_due()

@@ -38,9 +38,10 @@ class FakeLedger:
     def unsettled(self, job: str) -> Iterator[RowRecord]:
         return (record for record in self.all(job) if not record.state.terminal)
 
-    def drop(self, job: str, record: RowRecord) -> bool:
+    def drop(self, job: str, record: RowRecord, *, lost: bool = False) -> bool:
         claim = Claim(job, record.lease_owner or "", record)
-        return isinstance(self._apply(claim, rows.drop(record, self.clock.now())), Claim)
+        change = rows.drop(record, self.clock.now(), lost=lost)
+        return isinstance(self._apply(claim, change), Claim)
 
     def claim(
         self, message: RowMessage, run: Run, owner: str, lease_seconds: float
@@ -187,6 +188,10 @@ class FakeLedger:
     def queue_again(self, run: Run) -> bool:
         now = self.clock.now()
         return self._update(run, lambda record: runs.queue_again(record, now)) is not None
+
+    def give_up_lost(self, run: Run) -> Run | None:
+        settled = self.counters(run.job, run.run).settled
+        return self._update(run, lambda record: runs.give_up_lost(record, settled))
 
     def dropped_settled(self, run: Run) -> None:
         self._update(run, runs.dropped_settled)

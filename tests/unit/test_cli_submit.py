@@ -313,6 +313,23 @@ def test_wait_follows_the_new_run_and_not_an_older_one(cli: CliHarness) -> None:
     assert len(cli.clock.slept) == 4
 
 
+def test_wait_ends_when_the_upload_is_rejected_while_another_run_is_under_way(
+    cli: CliHarness,
+) -> None:
+    old = running("jobs/p", source=Source("in", "jobs/p.csv", "v0"))
+    cli.ledger.start(old, 10)
+
+    def reject_the_upload() -> None:
+        if len(cli.clock.slept) == 2:
+            cli.ledger.reject(running("jobs/p", run="run-2"), "Two columns mean the same.")
+
+    cli.clock.on_sleep = reject_the_upload
+    result = cli.run("submit", cli.csv("https://h/x.png,warm"), "--wait")
+    assert result.exit_code == 1
+    assert "goes on: Two columns mean the same." in result.stderr
+    assert len(cli.clock.slept) == 2
+
+
 def test_wait_gives_up_if_the_job_does_not_start(cli: CliHarness) -> None:
     result = cli.run("submit", cli.csv("https://h/x.png,warm"), "--wait")
     assert result.exit_code == 1

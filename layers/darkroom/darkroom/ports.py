@@ -229,6 +229,9 @@ class RunLedger(Protocol):
     def queue_again(self, run: Run) -> bool:
         """Reset the splitter's progress, so that it queues all unsettled rows again."""
 
+    def give_up_lost(self, run: Run) -> Run | None:
+        """Let the run end without its unsettled rows, which are gone; None: it has no such rows."""
+
     def dropped_settled(self, run: Run) -> None:
         """The rows that earlier uploads left unsettled are settled."""
 
@@ -273,6 +276,13 @@ class RunLedger(Protocol):
         """All rows of the current run are settled, and no report covers their outcomes yet."""
 
 
+class LostEvents(Protocol):
+    """The queue of events that their functions failed three times."""
+
+    def restart_uploads(self) -> int:
+        """Start the splitter again for lost uploads; how many. Raises ServiceUnavailable."""
+
+
 class RowLedger(Protocol):
     """Rows: claims, transitions and outcomes. Every write is one conditional put or transaction.
 
@@ -293,8 +303,11 @@ class RowLedger(Protocol):
     def unsettled(self, job: str) -> Iterator[RowRecord]:
         """All records of a job that have no outcome, streamed in any order."""
 
-    def drop(self, job: str, record: RowRecord) -> bool:
-        """End a row of an earlier run that the current one does not have; False: it has changed."""
+    def drop(self, job: str, record: RowRecord, *, lost: bool = False) -> bool:
+        """End a row of an earlier run that the current one does not have; False: it has changed.
+
+        `lost`: a row of the current run, whose message and CSV are gone.
+        """
 
     def claim(
         self, message: RowMessage, run: Run, owner: str, lease_seconds: float

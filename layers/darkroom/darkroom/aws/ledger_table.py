@@ -113,9 +113,9 @@ class LedgerTable:
             items = self._table.query(f"{job}#rows#{n}", "row#", without="result")
             yield from map(ROWS.from_item, items)
 
-    def drop(self, job: str, record: RowRecord) -> bool:
+    def drop(self, job: str, record: RowRecord, *, lost: bool = False) -> bool:
         claim = Claim(job, record.lease_owner or "", record)
-        return isinstance(self._apply(claim, rows.drop(record, self._now())), Claim)
+        return isinstance(self._apply(claim, rows.drop(record, self._now(), lost=lost)), Claim)
 
     def claim(
         self, message: RowMessage, run: Run, owner: str, lease_seconds: float
@@ -345,6 +345,10 @@ class LedgerTable:
     def queue_again(self, run: Run) -> bool:
         now = self._now()
         return self._update_run(run, partial(runs.queue_again, now=now)) is not None
+
+    def give_up_lost(self, run: Run) -> Run | None:
+        settled = self.counters(run.job, run.run).settled
+        return self._update_run(run, lambda record: runs.give_up_lost(record, settled))
 
     def dropped_settled(self, run: Run) -> None:
         self._update_run(run, runs.dropped_settled)
