@@ -13,6 +13,7 @@ from darkroom.csv_input.reader import CsvInput, JobRows
 from darkroom.formatting import quoted
 from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.local_files import open_csv, open_for_writing, read_chunks
+from darkroom_cli.row_names import describe_row
 from darkroom_cli.session import Session
 from darkroom_cli.status import Progress, find_run
 from darkroom_cli.submit import Upload, submit
@@ -61,7 +62,7 @@ def _read(path: Path) -> dict[str, dict[str, str]]:
     for number, record in enumerate(opened.records()):
         cells = record.cells
         if len(cells) <= index or not (key := cells[index].strip()):
-            raise CommandFailed(f"{path.name}: row {number} has no index.")
+            raise CommandFailed(f"{path.name}: {describe_row(number)} has no index.")
         rows[key] = dict(zip(opened.header, cells, strict=False))
     return rows
 

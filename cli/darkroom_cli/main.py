@@ -119,6 +119,13 @@ def submit(
         bool,
         typer.Option("--allow-outside", help="Also upload images outside the folder of the CSV."),
     ] = False,
+    replace_images: Annotated[
+        bool,
+        typer.Option(
+            "--replace-images",
+            help="Edit the rows again whose images on this machine have changed.",
+        ),
+    ] = False,
     **options: object,
 ) -> None:
     """Start a job from a CSV, or from a folder of images and an instruction.
@@ -134,7 +141,7 @@ def submit(
     from darkroom_cli.trial import submit_comparison, submit_trial
 
     path = csv_of_folder(session, csv, options) if csv.is_dir() else csv
-    upload = Upload(path, to, options, wait, every, allow_outside)
+    upload = Upload(path, to, options, wait, every, allow_outside, replace_images=replace_images)
     if job is not None and trial is not None:
         raise UsageMistake("--try is for a whole CSV: leave it out with --job.")
     if compare is not None:

@@ -445,6 +445,13 @@ def test_a_page_of_texts_of_line_breaks_is_made_at_once() -> None:
     assert instruction in page
 
 
+def test_urls_in_an_instruction_do_not_give_access() -> None:
+    selection = GallerySelection(JOB)
+    selection.add(report_row(instruction="Add https://me:5ecret@h/l.png?sig=5ecret at the top"))
+    (row,) = selection.rows()
+    assert row.instruction == "Add https://…@h/l.png?… at the top"
+
+
 def test_a_text_that_is_cut_says_so() -> None:
     selection = GallerySelection("j")
     selection.add(report_row(0, **EDITED | {"instruction": "x" * 5_000}))

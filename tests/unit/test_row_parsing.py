@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from darkroom.csv_input.fields import COLUMN_FIELDS, read_columns
 from darkroom.csv_input.names import (
     OUTPUT_SUFFIXES,
+    TooManyNames,
     UsedNames,
     image_names,
     parse_key,
@@ -288,3 +289,12 @@ def test_a_model_that_would_change_the_requests_path_is_bad_input_of_its_row(mod
     assert caught.value.reason is Reason.BAD_INPUT
     assert "column model: " in caught.value.detail
     assert "is not a valid model name" in caught.value.detail
+
+
+def test_a_full_table_of_names_refuses_new_ones_and_knows_the_others() -> None:
+    used = UsedNames(max_slots=1024)
+    for row in range(682):
+        assert used.first_user(f"name {row}", row) is None
+    with pytest.raises(TooManyNames):
+        used.first_user("name 682", 682)
+    assert used.first_user("name 5", 700) == 5

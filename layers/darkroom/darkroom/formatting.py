@@ -40,6 +40,11 @@ def redact_url(reference: str) -> str:
     return signed.sub("?…", _USER_INFO.sub(r"\1…@", reference))
 
 
+def redact_urls(text: str) -> str:
+    """A text whose URLs do not give access."""
+    return _URL.sub(lambda url: redact_url(url[0]), text)
+
+
 def printable(text: str, keep: str = "") -> str:
     """The text with a placeholder for each control, format and surrogate character not in `keep`.
 
@@ -63,7 +68,7 @@ def clean_text(text: str, *secrets: str) -> str:
         text = title[1]
     text = _TAG.sub(" ", _UNSEEN.sub(" ", text))
     text = printable(" ".join(text.split()))
-    text = _URL.sub(lambda url: redact_url(url[0]), text)
+    text = redact_urls(text)
     text = _KEY_LIKE.sub("[key]", _DATA.sub("[data]", text))
     text = " ".join(text.split())
     return text if len(text) <= DETAIL_CHARACTERS else f"{text[: DETAIL_CHARACTERS - 2]} …"

@@ -21,7 +21,7 @@ from darkroom.csv_input.fields import (
     read_columns,
 )
 from darkroom.csv_input.instructions import InstructionTemplate
-from darkroom.csv_input.names import UsedNames, image_names, parse_key
+from darkroom.csv_input.names import TooManyNames, UsedNames, image_names, parse_key
 from darkroom.csv_input.text import (
     HEAD_BYTES,
     MAX_FIELD_CHARS,
@@ -247,7 +247,13 @@ class JobRows:
             ("index", "key", key),
             *((image_field, "image", image) for image in images),
         ):
-            first = used.first_user(f"{kind} {name}", number)
+            try:
+                first = used.first_user(f"{kind} {name}", number)
+            except TooManyNames:
+                raise _rejected(
+                    "the rows before name so many images that a name used twice could no longer "
+                    "be found: split the file"
+                ) from None
             if first is not None and first != number:
                 raise _rejected(
                     f"column {self.columns.name(field)}: row {first} already uses the name "
