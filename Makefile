@@ -36,6 +36,7 @@ help: ## show this
 	@scripts/sync .venv-checkov --only-group checkov
 
 setup: .venv/.synced .venv-ministack/.synced .venv-sam/.synced ## install uv, Python 3.13, SAM CLI and MiniStack as locked
+	@$(if $(filter setup,$(MAKECMDGOALS)),echo 'Ready: .venv/bin/darkroom --help. To type just "darkroom": export PATH="$(CURDIR)/.venv/bin:$$PATH"',:)
 
 # ---------------------------------------------------------------- the main job
 

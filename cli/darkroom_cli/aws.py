@@ -170,12 +170,20 @@ class AwsStack:
         return f"version {response.get('ExecutedVersion', 'unknown')} runs"
 
     def read_secret(self) -> str | None:
+        secret = self._read_secret()
+        return str(secret["SecretString"]) if secret else None
+
+    def secret_written_at(self) -> float | None:
+        secret = self._read_secret()
+        return float(secret["CreatedDate"].timestamp()) if secret else None
+
+    def _read_secret(self) -> Mapping[str, Any] | None:
         client = self._client("secretsmanager")
         try:
-            response = client.get_secret_value(SecretId=self.outputs.EndpointsSecretArn)
+            found = client.get_secret_value(SecretId=self.outputs.EndpointsSecretArn)
         except client.exceptions.ResourceNotFoundException:
             return None
-        return str(response["SecretString"])
+        return dict(found)
 
     def write_secret(self, text: str) -> None:
         client = self._client("secretsmanager")

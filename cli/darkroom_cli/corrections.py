@@ -13,6 +13,7 @@ from darkroom.csv_input.reader import CsvInput, JobRows
 from darkroom.formatting import quoted
 from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.local_files import open_csv, open_for_writing, read_chunks
+from darkroom_cli.row_names import describe_row
 from darkroom_cli.session import Session
 from darkroom_cli.status import Progress, find_run
 from darkroom_cli.submit import Upload, submit
@@ -30,7 +31,9 @@ def submit_corrections(session: Session, upload: Upload, job: str) -> Progress |
     bucket, source = session.stack.input_bucket, find_run(session, job).source
     stored = bucket.metadata(source.key)
     if stored is None:
-        raise CommandFailed(f"{source.key} is no longer in the bucket: submit the whole CSV again.")
+        raise CommandFailed(
+            f"{source.key} was not found in bucket {source.bucket}: submit the whole CSV again."
+        )
     options: dict[str, object] = {
         name.replace("-", "_"): value for name, value in stored.items() if name not in _NOT_KEPT
     }
@@ -59,7 +62,7 @@ def _read(path: Path) -> dict[str, dict[str, str]]:
     for number, record in enumerate(opened.records()):
         cells = record.cells
         if len(cells) <= index or not (key := cells[index].strip()):
-            raise CommandFailed(f"{path.name}: row {number} has no index.")
+            raise CommandFailed(f"{path.name}: {describe_row(number)} has no index.")
         rows[key] = dict(zip(opened.header, cells, strict=False))
     return rows
 

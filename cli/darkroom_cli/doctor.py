@@ -13,6 +13,7 @@ from pathlib import Path
 import typer
 
 from darkroom.endpoints import EndpointsSecret
+from darkroom.formatting import plural
 from darkroom_cli.endpoints import load_current
 from darkroom_cli.error_messages import CommandFailed, describe_error
 from darkroom_cli.session import Session
@@ -54,7 +55,7 @@ def _findings(session: Session) -> Iterator[Finding]:
     yield _checked("ledger", lambda: _readable(stack.ledger.current("darkroom doctor")))
     yield _checked("endpoints table", lambda: _readable(stack.endpoint_states.read("doctor")))
     yield _checked("rows queue", stack.queue_state)
-    yield _checked("dead letters", lambda: f"{stack.dead_letters.count():,} messages")
+    yield _checked("dead letters", lambda: plural(stack.dead_letters.count(), "message"))
     for name, event in _HARMLESS_EVENTS.items():
         yield _checked(f"{name} function", partial(stack.invoke, name, event))
 
@@ -73,7 +74,7 @@ def _readable(_record: object) -> str:
 
 def _describe(secret: EndpointsSecret) -> str:
     names = [endpoint.name for tier in secret.tiers() for endpoint in tier]
-    return f"{len(names)} endpoints: {', '.join(names)}"
+    return f"{plural(len(names), 'endpoint')}: {', '.join(names)}"
 
 
 def _edit_one_row(session: Session) -> None:

@@ -8,12 +8,14 @@ import typer
 
 from darkroom.csv_input.names import is_portable
 from darkroom.formatting import plural, quoted, quoted_list
+from darkroom.jobs import ResultPaths
 from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.session import Session
 from darkroom_cli.stack import Bucket, StoredObject
 from darkroom_cli.status import find_run
 
 _FOLDERS = ("images", "thumbs")
+_WRITE_CHECK = ResultPaths("").write_check.removeprefix("/")
 _FILES = ("manifest.csv", "failed.csv", "job.json")
 
 
@@ -93,7 +95,7 @@ def _is_result(name: str) -> bool:
     """False for results of another job whose name continues this one's: `products/summer`."""
     head, _, rest = name.partition("/")
     if rest:
-        return head in _FOLDERS and not rest.startswith(".")  # the editor's write check
+        return head in _FOLDERS and name != _WRITE_CHECK
     return name in _FILES or (name.startswith("report") and name.endswith(".html"))
 
 

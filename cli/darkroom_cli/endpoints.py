@@ -4,17 +4,19 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, date, datetime
 from difflib import get_close_matches
+from math import ceil
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import SecretStr
 
+from darkroom.calls import Outcome
 from darkroom.dispatch import circuit_breaker
-from darkroom.endpoint_state import SECOND, EndpointState, KeyCooldown
+from darkroom.endpoint_state import SECOND, EndpointState, KeyCooldown, StatesUnavailable
 from darkroom.endpoints import (
     Endpoint,
     EndpointsSecret,
@@ -30,6 +32,13 @@ from darkroom.providers.registry import PROVIDERS, provider_of
 from darkroom_cli.error_messages import CommandFailed, UsageMistake
 from darkroom_cli.session import Session
 
+_COOLDOWNS = {
+    Outcome.KEY_REJECTED: "was rejected recently and is paused",
+    Outcome.QUOTA_SPENT: "its account has no quota left, paused",
+    Outcome.MODEL_UNAVAILABLE: "model {model} not found, paused",
+}
+# From a push until every worker uses the new secret: the age of its cache, and a wait for a slot.
+_TAKEOVER_SECONDS = 60.0
 # What `reset` keeps of an EndpointState: what enforces the limits, and orders the writes.
 _KEPT = frozenset(
     {"next_slot", "calls", "day", "day_calls", "leases", "revision"}
@@ -47,8 +56,14 @@ def push(session: Session, file: Path | None, *, from_env: bool, dry_run: bool) 
     if dry_run:
         session.note(f"Would push {count}:")
     else:
+        previous = _previous(session)
         session.stack.write_secret(_with_keys(secret))
-        session.note(f"Pushed {count} to {session.stack.name}; workers use it within a minute.")
+        until = _time_of_day(session.clock.now() + _TAKEOVER_SECONDS)
+        session.note(
+            f"Pushed {count} to {session.stack.name}: in use by all workers by {until}. Until then "
+            "some may still use the previous secret."
+        )
+        _clear_cooldowns(session, previous, secret)
     _print(session, secret, {})
     if file is None:
         for note in environment_notes(os.environ, secret):
@@ -60,7 +75,53 @@ def show(session: Session) -> None:
     secret = load_current(session)
     states = {e.name: session.stack.endpoint_states.read(e.name) for e in secret.endpoints}
     _print(session, secret, states)
+    written_at = session.stack.secret_written_at()
+    if written_at and session.clock.now() < written_at + _TAKEOVER_SECONDS:
+        session.note(
+            f"The secret was pushed at {_time_of_day(written_at)}: in use by all workers by "
+            f"{_time_of_day(written_at + _TAKEOVER_SECONDS)}. Until then some may still use the "
+            "previous one."
+        )
     _warn(session, secret)
+
+
+def _time_of_day(at: float) -> str:
+    """Local time, rounded up to a second."""
+    return f"{datetime.fromtimestamp(ceil(at)):%H:%M:%S}"  # noqa: DTZ006 - for people
+
+
+def _previous(session: Session) -> Mapping[str, Endpoint]:
+    """The endpoints by name before a push; none if there are no valid ones."""
+    try:
+        current = session.stack.read_secret()
+        secret = parse_endpoints(current) if current else None
+    except ConfigurationError:
+        return {}
+    return {endpoint.name: endpoint for endpoint in secret.endpoints} if secret else {}
+
+
+def _clear_cooldowns(
+    session: Session, previous: Mapping[str, Endpoint], secret: EndpointsSecret
+) -> None:
+    """End the cooldowns of endpoints that the push changed: they need no longer apply."""
+    cleared = list[str]()
+    for endpoint in secret.endpoints:
+        before = previous.get(endpoint.name)
+        if before == endpoint:
+            continue
+        try:
+            states = session.stack.endpoint_states.report(
+                endpoint.name, lambda state: replace(state, key_cooldowns={})
+            )
+        except StatesUnavailable:
+            session.warn(
+                f"The cooldowns of {endpoint.name} could not be ended: run "
+                f"`darkroom endpoints reset {endpoint.name}`."
+            )
+            continue
+        cleared += [endpoint.name] if states[0].key_cooldowns else []
+    if cleared:
+        session.note(f"Ended the cooldowns of {', '.join(cleared)}.")
 
 
 def reset(session: Session, name: str) -> None:
@@ -195,7 +256,8 @@ def _fields(endpoint: Endpoint, state: EndpointState | None, now: int) -> Iterat
     retries = f"{endpoint.max_retries} {'retry' if endpoint.max_retries == 1 else 'retries'}"
     yield "timing", f"{endpoint.timeout_seconds:g} s per call, {retries}"
     cooldowns = _cooldowns(endpoint, state, now)
-    yield "keys", ", ".join(_key(f, cooldowns.get(f), now) for f in _fingerprints(endpoint))
+    keys = (_key(f, endpoint.model, cooldowns.get(f), now) for f in _fingerprints(endpoint))
+    yield "keys", ", ".join(keys)
     if state is not None:
         yield "state", _describe_state(state, now)
 
@@ -229,12 +291,12 @@ def _cooldowns(endpoint: Endpoint, state: EndpointState | None, now: int) -> dic
     }
 
 
-def _key(fingerprint: str, cooldown: KeyCooldown | None, now: int) -> str:
+def _key(fingerprint: str, model: str, cooldown: KeyCooldown | None, now: int) -> str:
     if cooldown is None:
         return fingerprint
+    what = _COOLDOWNS.get(cooldown.reason, _COOLDOWNS[Outcome.KEY_REJECTED]).format(model=model)
     remaining = duration((cooldown.until - now) / SECOND)
-    reason = cooldown.reason.value.replace("_", " ")
-    return f"{fingerprint} (cooling down for {remaining}: {reason})"
+    return f"{fingerprint} ({what} for {remaining})"
 
 
 def _describe_state(state: EndpointState, now: int) -> str:

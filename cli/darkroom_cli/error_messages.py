@@ -51,12 +51,15 @@ def _describe_aws(error: BaseException | None) -> str | None:
         case aws.NoCredentialsError() | aws.PartialCredentialsError():
             text = (
                 "No AWS credentials found: set AWS_PROFILE, run `aws configure`, or add --local "
-                "for the stack on this machine."
+                f"for the stack {_local_stack()}."
             )
         case aws.ProfileNotFound() | aws.TokenRetrievalError() | aws.SSOTokenLoadError():
             text += ": check AWS_PROFILE, or run `aws sso login`."
         case aws.NoRegionError():
-            text = "No AWS region given: use --region, or set AWS_REGION."
+            text = (
+                "No AWS region given: use --region, or set AWS_REGION; or add --local for the "
+                f"stack {_local_stack()}."
+            )
         case aws.HTTPClientError():
             text += (
                 ": check --endpoint-url and the network (for the stack on this machine: "
@@ -69,6 +72,13 @@ def _describe_aws(error: BaseException | None) -> str | None:
         case _:
             return None
     return text
+
+
+def _local_stack() -> str:
+    from darkroom_local import stack  # noqa: PLC0415 - only for this error
+
+    runs = stack.current() is not None
+    return "that runs on this machine" if runs else "on this machine (`darkroom local up`)"
 
 
 def _describe_client_error(error: "ClientError") -> str:

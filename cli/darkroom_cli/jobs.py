@@ -16,6 +16,7 @@ from darkroom.jobs import CSV_SUFFIXES, ResultPaths, RunState, job_id
 from darkroom.report.manifest import OWN_COLUMNS, unguard
 from darkroom.rows import UNSUCCESSFUL_STATUSES
 from darkroom_cli.error_messages import UsageMistake
+from darkroom_cli.row_names import row_name, spreadsheet_line
 from darkroom_cli.session import Session
 from darkroom_cli.stack import StoredObject
 from darkroom_cli.status import find_run, measure_run
@@ -71,6 +72,8 @@ def stop(session: Session, job: str) -> None:
 @dataclass(frozen=True, slots=True)
 class _FailedRow:
     row: int
+    line: int  # of the spreadsheet
+    name: str  # its index, or the file name of its image; may be empty
     status: str
     reason: str
     detail: str
@@ -78,13 +81,18 @@ class _FailedRow:
     attempts: int
 
 
-def failures(session: Session, job: str, reason: str | None) -> None:
+def check_reason(reason: str | None) -> None:
+    """Raises UsageMistake for a reason that does not exist."""
     if reason is not None and reason not in set(Reason):
         close = get_close_matches(reason, list(Reason), n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise UsageMistake(
             f"There is no reason {quoted(reason)}.{hint} The reasons are {', '.join(Reason)}."
         )
+
+
+def failures(session: Session, job: str, reason: str | None) -> None:
+    check_reason(reason)
     run = find_run(session, job)
     done = run.state is RunState.DONE
     rows = [*(_from_manifest(session, run.job) if done else _from_ledger(session, run.job))]
@@ -103,9 +111,12 @@ def failures(session: Session, job: str, reason: str | None) -> None:
         others = f" for the reason {reason}, {len(rows):,} for others" if rows else ""
         session.note(f"No row failed{others}.")
         return
-    cells = ((str(r.row), r.status, r.reason, " ".join(r.detail.split())) for r in found)
-    columns = ("row", "status", "reason", "detail")
-    session.print_table(columns, cells, right=("row",), folded="detail")
+    cells = (
+        (str(r.line), str(r.row), r.name, r.status, r.reason, " ".join(r.detail.split()))
+        for r in found
+    )
+    columns = ("line", "row", "name", "status", "reason", "detail")
+    session.print_table(columns, cells, right=("line", "row"), folded="detail")
     counts = Counter(row.reason for row in found).most_common()
     by_reason = ", ".join(f"{count:,} {name}" for name, count in counts)
     session.note(f"{plural(len(found), 'row')}: {by_reason}.")
@@ -117,13 +128,16 @@ def _from_manifest(session: Session, job: str) -> Iterator[_FailedRow]:
         session.stack.results_bucket.fetch(ResultPaths(job).manifest, path)
         with path.open(encoding="utf-8", newline="") as text:
             lines = csv.reader(text)
-            next(lines, None)
+            header = next(lines, [])[: -len(OWN_COLUMNS)]
             for cells in lines:
                 own = map(unguard, cells[-len(OWN_COLUMNS) :])
                 line = dict(zip(OWN_COLUMNS, own, strict=True))
                 if line["status"] in UNSUCCESSFUL_STATUSES:
+                    row, of_input = int(line["row"]), [*map(unguard, cells[: len(header)])]
                     yield _FailedRow(
-                        int(line["row"]),
+                        row,
+                        spreadsheet_line(row),
+                        row_name(header, of_input),
                         line["status"],
                         line["reason"],
                         line["detail"],
@@ -138,6 +152,8 @@ def _from_ledger(session: Session, job: str) -> Iterator[_FailedRow]:
         if result is not None and result.status.unsuccessful:
             yield _FailedRow(
                 record.row,
+                spreadsheet_line(record.row),
+                "" if record.key == f"{record.row:06d}" else record.key,
                 result.status.value,
                 result.reason.value if result.reason else "",
                 result.detail,

@@ -46,6 +46,8 @@ def _receive_all(queue: LostEvents) -> list[LostEvent]:
 
 def describe(event: LostEvent) -> str:
     """The upload or the job that the event is about."""
+    if event.payload.get("sweep"):
+        return "sweep of unfinished jobs"
     if job := event.payload.get("job"):
         return f"report of {job}"
     try:

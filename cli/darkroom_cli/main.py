@@ -31,13 +31,20 @@ def _typer(help_text: str) -> typer.Typer:
 
 app = _typer("""Edit images in bulk: a CSV in, edited images, a manifest and a gallery out.
 
-A first job, after `darkroom local up` or a deployment to AWS:
+A first job on this machine, from a folder of photos, with simulated providers:
+
+\b
+  darkroom local up
+  darkroom submit --local photos/ --instruction "Make it a watercolour" --wait
+  darkroom open --local jobs/photos
+
+On AWS, after `make deploy`:
 
 \b
   darkroom endpoints push --from-env
   darkroom quote products.csv
   darkroom submit products.csv --wait
-  darkroom download jobs/products out
+  darkroom open jobs/products
 """)
 endpoints = _typer("Push and show providers, keys and limits.")
 local = _typer("Run the whole stack on this machine.")
@@ -112,6 +119,13 @@ def submit(
         bool,
         typer.Option("--allow-outside", help="Also upload images outside the folder of the CSV."),
     ] = False,
+    replace_images: Annotated[
+        bool,
+        typer.Option(
+            "--replace-images",
+            help="Edit the rows again whose images on this machine have changed.",
+        ),
+    ] = False,
     **options: object,
 ) -> None:
     """Start a job from a CSV, or from a folder of images and an instruction.
@@ -127,7 +141,7 @@ def submit(
     from darkroom_cli.trial import submit_comparison, submit_trial
 
     path = csv_of_folder(session, csv, options) if csv.is_dir() else csv
-    upload = Upload(path, to, options, wait, every, allow_outside)
+    upload = Upload(path, to, options, wait, every, allow_outside, replace_images=replace_images)
     if job is not None and trial is not None:
         raise UsageMistake("--try is for a whole CSV: leave it out with --job.")
     if compare is not None:
@@ -260,14 +274,18 @@ def redrive(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be returned, but return nothing.")
     ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Return the rows of all jobs without asking.")
+    ] = False,
 ) -> None:
     """Return dead rows to the rows queue.
 
-    Without JOB and --reason, all of them. An interrupted redrive loses nothing: run it again.
+    Without JOB, those of all jobs: it asks before that. An interrupted redrive loses nothing: run
+    it again.
     """
     from darkroom_cli.redrive import redrive
 
-    redrive(session, job, reason, dry_run=dry_run)
+    redrive(session, job, reason, dry_run=dry_run, assume_yes=yes)
 
 
 @app.command("open")
@@ -425,7 +443,7 @@ def endpoints_check(
 def endpoints_show(session: Session) -> None:
     """Show endpoints, limits and state.
 
-    The state includes the circuit breaker, calls in flight and keys that are cooling down.
+    The state includes the circuit breaker, calls in flight and keys on cooldown, with the reason.
     """
     from darkroom_cli.endpoints import show
 

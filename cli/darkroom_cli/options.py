@@ -33,7 +33,7 @@ Job = Annotated[
 ]
 Every = Annotated[
     float,
-    typer.Option(min=0.2, help="Seconds between two updates.", metavar="SECONDS"),
+    typer.Option(min=0.2, help="Polling interval in seconds.", metavar="SECONDS"),
 ]
 
 

@@ -20,6 +20,7 @@ from darkroom.splitter import ResumeDecision, resume_decision
 from darkroom_cli.endpoints import load_current, load_file
 from darkroom_cli.estimate import RETENTION_SECONDS, Estimate, FailureGroups, Throughput, estimate
 from darkroom_cli.local_files import csv_of_folder, object_name, open_csv
+from darkroom_cli.row_names import describe_row
 from darkroom_cli.session import Session
 from darkroom_cli.submit import plan_images
 
@@ -51,7 +52,7 @@ def quote(
     key = posixpath.join(to.strip("/"), object_name(path))
     if endpoints is None:
         survey.find_earlier_upload(session, job_id(key))
-    with session.spinner(f"Reading {path.name}"):
+    with session.spinner("Reading the CSV"):
         rows.check()
         budget = rows.options.budget_micro_usd
         totals = estimate(survey.rows_to_do(), secret, throughput, session.today, budget)
@@ -230,7 +231,7 @@ def _print_groups(session: Session, title: str, failures: FailureGroups) -> None
         return
     session.note(f"{title}:")
     for group in list(failures.groups.values())[:_SHOWN_GROUPS]:
-        rows = f"row {group.first_rows[0]}"
+        rows = describe_row(group.first_rows[0])
         if group.rows > 1:
             rows = f"{plural(group.rows, 'row')}, such as {rows}"
         session.note(f"  {rows}: {group.detail}")

@@ -1,21 +1,37 @@
 """`darkroom redrive`: returns dead letters to the rows queue, each sent before it is deleted."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
+import typer
+
 from darkroom.formatting import plural
-from darkroom_cli.error_messages import CommandFailed
+from darkroom_cli.error_messages import CommandFailed, UsageMistake
+from darkroom_cli.jobs import check_reason
 from darkroom_cli.session import Session
 from darkroom_cli.stack import DeadLetter, DeadLetterQueue
+from darkroom_cli.status import find_run
 
 _BATCH_BYTES = 900_000  # SQS takes 1 MiB per request, attributes included
 _POLL_SECONDS = 2.0
 
 
 def redrive(
-    session: Session, job: str | None, reason: str | None, *, dry_run: bool = False
+    session: Session,
+    job: str | None,
+    reason: str | None,
+    *,
+    dry_run: bool = False,
+    assume_yes: bool = False,
 ) -> None:
+    """Raises CommandFailed for an unknown job, UsageMistake if all jobs were not confirmed."""
+    check_reason(reason)
     queue = session.stack.dead_letters
+    if job is not None:
+        job = find_run(session, job).job
+    elif not (dry_run or assume_yes):
+        _confirm_all_jobs(session, queue, reason)
     if job is None and reason is None and not dry_run and _moved_by_sqs(session, queue):
         return
 
@@ -39,6 +55,21 @@ def redrive(
     session.print_result(
         text, {"redriven": moved.total(), "by_reason": dict(moved), "kept": dict(kept)}
     )
+
+
+def _confirm_all_jobs(session: Session, queue: DeadLetterQueue, reason: str | None) -> None:
+    if not _is_interactive(session):
+        raise UsageMistake(
+            "Name a job, or add --yes to return the dead rows of all jobs; --dry-run shows them."
+        )
+    scope = f", those with reason {reason}" if reason else ""
+    waiting = plural(queue.count(), "dead row")
+    if not typer.confirm(f"Return the dead rows of all jobs{scope} ({waiting} in all)?", err=True):
+        raise typer.Exit(1)
+
+
+def _is_interactive(session: Session) -> bool:
+    return not session.json and sys.stdin.isatty() and session.err.is_terminal
 
 
 def _print_matching(

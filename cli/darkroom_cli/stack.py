@@ -169,4 +169,7 @@ class Stack(Protocol):
     def read_secret(self) -> str | None:
         """The text of the endpoints secret, or None if it has never been written."""
 
+    def secret_written_at(self) -> float | None:
+        """When the secret was last written, in Unix seconds; None if it never was."""
+
     def write_secret(self, text: str) -> None: ...

@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 
 from darkroom.errors import ServiceUnavailable, Waiting
-from darkroom.formatting import duration, money, plural
+from darkroom.formatting import duration, money, plural, printable
 from darkroom.jobs import Counters, RejectedUpload, ResultPaths, Run, RunState, job_id
 from darkroom.ports import Clock
 from darkroom.report.summary import JobSummary, counts_so_far
@@ -56,6 +56,8 @@ class Progress(StatusCounts):
     rows_per_minute: float | None
     eta_seconds: float | None
     reason: str | None = None
+    earlier_cost_usd: float = 0.0  # of earlier uploads of the job
+    budget_usd: float | None = None
     fallback_note: str | None = None  # of a job that is done
     waiting: Waiting | None = None
     rejected_uploads: tuple[RejectedUpload, ...] = ()
@@ -95,6 +97,7 @@ def measure(
         elapsed_seconds=elapsed,
         rows_per_minute=rate,
         eta_seconds=eta,
+        budget_usd=run.options.budget_usd,
         reason=run.reason,
         waiting=None if ended else run.waiting,
         rejected_uploads=run.rejected_uploads,
@@ -162,7 +165,9 @@ def _fallback_note(session: Session, run: Run) -> str | None:
 
 def status(session: Session, job: str) -> None:
     """Exits with 1 if the job failed or was stopped."""
-    progress = measure_run(session, find_run(session, job))
+    run = find_run(session, job)
+    earlier = session.stack.ledger.spent_earlier(run) / 1e6
+    progress = replace(measure_run(session, run), earlier_cost_usd=earlier)
     if session.json:
         session.print_json(asdict(progress))
     _show(session, progress)
@@ -205,8 +210,7 @@ def _fields(p: Progress, now: float) -> Iterator[tuple[str, str]]:
     if p.skipped:
         yield "skipped", f"{p.skipped:,}"
     yield "fallback", f"{p.fallback_rate:.1%}"
-    unpriced = f" and {plural(p.unpriced, 'call')} of unknown price" if p.unpriced else ""
-    yield "cost", money(p.cost_usd) + unpriced
+    yield "cost", _cost(p)
     if p.possible_duplicate_charges:
         yield "maybe charged twice", plural(p.possible_duplicate_charges, "call")
     rate = f", {p.rows_per_minute:,.1f} rows/min" if p.rows_per_minute else ""
@@ -214,6 +218,16 @@ def _fields(p: Progress, now: float) -> Iterator[tuple[str, str]]:
     if p.eta_seconds is not None:
         yield "left", f"about {duration(p.eta_seconds)}"
     yield from _notes(p, now)
+
+
+def _cost(p: Progress) -> str:
+    """`$1.90 this upload, $2.85 in all, budget $3.00`, as far as they differ and are given."""
+    cost = money(p.cost_usd)
+    if p.unpriced:
+        cost += f" and {plural(p.unpriced, 'call')} of unknown price"
+    if p.earlier_cost_usd:
+        cost += f" this upload, {money(p.cost_usd + p.earlier_cost_usd)} in all"
+    return cost if p.budget_usd is None else f"{cost}, budget {money(p.budget_usd)}"
 
 
 def _notes(p: Progress, now: float) -> Iterator[tuple[str, str]]:
@@ -277,9 +291,14 @@ def _await_run(session: Session, job: str, every: float, started: Callable[[Run]
 def _poll(session: Session, job: str, every: float) -> Iterator[Progress]:
     """Yields at least once; ends with the job."""
     recent, unavailable = RecentRate(), 0
+    earlier = dict[str, float]()  # cost of the uploads before a run: read once
     while True:
         try:
-            progress = measure_run(session, find_run(session, job), recent)
+            run = find_run(session, job)
+            if run.run not in earlier:
+                earlier[run.run] = session.stack.ledger.spent_earlier(run) / 1e6
+            progress = measure_run(session, run, recent)
+            progress = replace(progress, earlier_cost_usd=earlier[run.run])
         except ServiceUnavailable:
             unavailable += 1
             if unavailable == _MAX_UNAVAILABLE:
@@ -336,7 +355,8 @@ def _line_printer(clock: Clock) -> Callable[[Progress], None]:
 
 def _line(p: Progress) -> str:
     """`600/1,240 rows · 15 failed · 39/min · $22.19 · 16 min 25 s left`."""
-    parts = [f"{p.done:,}/{p.rows:,}{'' if p.split_done else '+'} rows"]
+    noun = "row" if p.rows == 1 and p.split_done else "rows"
+    parts = [f"{p.done:,}/{p.rows:,}{'' if p.split_done else '+'} {noun}"]
     parts += [p.state.value] if p.state is not RunState.RUNNING else []
     parts += [f"{rows:,} {s}" for s in UNSUCCESSFUL_STATUSES if (rows := getattr(p, s))]
     if p.rows_per_minute:
@@ -347,4 +367,4 @@ def _line(p: Progress) -> str:
         parts.append(f"{duration(p.eta_seconds)} left")
     if p.waiting:
         parts.append(f"waiting: {p.waiting.detail}")
-    return " · ".join(parts)
+    return printable(" · ".join(parts))

@@ -33,7 +33,7 @@ def submit_trial(
     command ends after them.
     """
     rows = open_csv(upload.path, upload.options)
-    with session.spinner(f"Reading {upload.path.name}"):
+    with session.spinner("Reading the CSV"):
         selected = _rows_to_do(rows)
     tried = _spread(selected, count)
     if not tried or len(tried) == len(selected):
@@ -70,7 +70,7 @@ def submit_comparison(session: Session, upload: Upload, *, count: int, models: s
     if len(names) < _FEWEST_COMPARED:
         raise UsageMistake("--compare needs at least two models, separated by a comma.")
     rows = open_csv(upload.path, upload.options)
-    with session.spinner(f"Reading {upload.path.name}"):
+    with session.spinner("Reading the CSV"):
         tried = _spread(_rows_to_do(rows), count)
     jobs = []
     for name in names:

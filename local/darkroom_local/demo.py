@@ -145,7 +145,7 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 
 def _summary(manifest: Sequence[Mapping[str, str]]) -> Table:
-    table = Table(title=f"{len(manifest)} rows", title_justify="left", title_style="bold")
+    table = Table(title=plural(len(manifest), "row"), title_justify="left", title_style="bold")
     table.add_column("row", justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)
     table.add_column("by", no_wrap=True)

@@ -5,6 +5,8 @@ selects the wheels of the layer and the parameter Architecture, and the built fi
 """
 
 import argparse
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import boto3
 from botocore.exceptions import ClientError
+from cfnlint.decode.cfn_yaml import load
 
 from darkroom.aws.errors import error_code
 from darkroom.formatting import plural
@@ -75,7 +78,7 @@ def _run(options: argparse.Namespace) -> None:
     check_wheels(parameters["Architecture"])
     overrides = [f"{name}={value}" for name, value in parameters.items()]
     region = ("--region", options.region) if options.region else ()
-    template = ("--template-file", options.template_file) if options.template_file else ()
+    template = Path(options.template_file or sam.BUILD / "template.yaml")
     config = ("--config-file", str(ROOT / "samconfig.toml"), "--config-env", options.config_env)
     _sam(
         "deploy",
@@ -83,7 +86,8 @@ def _run(options: argparse.Namespace) -> None:
         "--stack-name",
         stack,
         *region,
-        *template,
+        "--template-file",
+        str(stamped(template, deployed | parameters)),
         "--parameter-overrides",
         *overrides,
     )
@@ -146,6 +150,25 @@ def chosen(given: Mapping[str, str], deployed: Mapping[str, str]) -> dict[str, s
     """
     kept = {name: deployed[name] for name in ("Architecture",) if name in deployed}
     return kept | dict(given)
+
+
+def stamped(template: Path, parameters: Mapping[str, str]) -> Path:
+    """A copy of the template, with a digest of its parameters' values in every environment.
+
+    SAM publishes a version, and moves the alias to it, when the text of a function changes. A new
+    value of a parameter leaves the text as it is: the functions would go on with the old one.
+    https://github.com/aws/serverless-application-model/issues/3820
+    """
+    source = json.loads(json.dumps(load(str(template))))
+    values = {
+        name: str(parameters.get(name, parameter.get("Default", "")))
+        for name, parameter in source["Parameters"].items()
+    }
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+    source["Globals"]["Function"]["Environment"]["Variables"]["PARAMETERS_DIGEST"] = digest
+    copy = template.with_name("deploy.json")  # beside the code, to which its paths are relative
+    copy.write_text(json.dumps(source))
+    return copy
 
 
 def account_concurrency(client: "LambdaClient") -> Concurrency | None:

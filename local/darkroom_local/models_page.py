@@ -50,6 +50,8 @@ _UNCONFIRMED = """\
   do not mention it. An endpoint with `service_tier: flex` asks for it with every Gemini model.
 - Azure and other compatible services have dates of their own. Microsoft's pages were not found with
   the image models of 2026.
+- `moderation` of an edit: OpenAI's description of its API has it in JSON requests, the SDK's form
+  with files has not. It is sent for generated images only; an edit's is left out, with a warning.
 - `seed` is in the SDK's request; that an image model repeats a result with it is not documented.
 - Which project may use a model: OpenAI and Google offer some of them only to verified or billed
   accounts. `darkroom endpoints check` asks the provider.

@@ -17,6 +17,8 @@ import boto3
 from botocore.config import Config as ClientConfig
 from pydantic import TypeAdapter
 
+from darkroom.models.catalog import MODELS
+from darkroom.providers.registry import Provider
 from darkroom_local import ministack, sam
 from darkroom_local.processes import (
     ROOT,
@@ -40,10 +42,16 @@ DEFAULT_PARAMETERS = {
 }
 PROVIDERS_START_SECONDS = 30.0
 LATENCY = Fixed(seconds=0.3)  # short enough for a demo; real providers take 5 s to 60 s
+_PROVIDERS = {"gemini-main": Provider.GEMINI, "openai-main": Provider.OPENAI}
+# As the real providers do, it rejects keys and models that it does not know.
 DEFAULT_CONFIG = Config(
     endpoints={
-        "gemini-main": SimulatedEndpoint(latency=LATENCY),
-        "openai-main": SimulatedEndpoint(latency=LATENCY),
+        name: SimulatedEndpoint(
+            latency=LATENCY,
+            keys=(f"simulated-key-of-{name}",),
+            models={model.name: None for model in MODELS if model.provider is provider},
+        )
+        for name, provider in _PROVIDERS.items()
     }
 )
 Progress = Callable[[str], None]

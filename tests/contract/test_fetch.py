@@ -502,8 +502,8 @@ def test_objects_load_by_url_and_by_path(s3_harness: Harness, bucket: str) -> No
 @pytest.mark.parametrize(
     ("name", "body", "problem"),
     [
-        (f"s3://{GONE}/a.png", b"", "does not exist in the bucket"),
-        ("missing.png", b"", "does not exist in the bucket"),
+        (f"s3://{GONE}/a.png", b"", "was not found in bucket"),
+        ("missing.png", b"", "was not found in bucket"),
         ("a.png", b"", "is empty"),
         ("a.png", IMAGE + bytes(100_000), "is larger than"),
         ("a.png", b"<html>", "is a web page"),

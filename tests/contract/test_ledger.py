@@ -262,6 +262,14 @@ def test_budget_is_reserved_by_the_call_and_corrected_afterwards(harness: Harnes
     assert harness.committed(run.job) == 41_000
 
 
+def test_what_a_job_has_spent_in_earlier_uploads_is_known(harness: Harness) -> None:
+    first = harness.begin(budget_usd=1)
+    harness.settle_paid(message(first), reserve=40_000, limit=1_000_000)
+    assert harness.ledger.spent_earlier(harness.ledger.current(first.job) or first) == 0
+    second = harness.begin("run-2")
+    assert harness.ledger.spent_earlier(second) == 40_000
+
+
 def test_a_possible_charge_of_unknown_cost_stays_committed(harness: Harness) -> None:
     run = harness.begin(budget_usd=1)
     claimed = harness.send(harness.claim(message(run)), reserve=60_000, limit=1_000_000)
@@ -749,3 +757,25 @@ def test_a_row_that_a_later_upload_dropped_is_ended_with_its_possible_charge(
     ended = ledger.get_many(harness.job, ["000000"])["000000"]
     assert ended.result is not None
     assert ended.result.reason is Reason.OUTCOME_UNKNOWN
+
+
+def test_a_run_ends_without_rows_that_are_gone_and_takes_one_that_arrives_late(
+    harness: Harness,
+) -> None:
+    run, ledger = harness.begin(queued=3), harness.ledger
+    harness.settle(message(run), SUCCESS)
+    claimed = harness.claim(message(run, "000001"))
+    assert ledger.drop(run.job, claimed.record, lost=True)
+    assert ledger.queue_again(run)
+    assert ledger.give_up_lost(run) is None  # they may be queued again
+    ledger.fail(run, "The file is no longer in the bucket.")
+    inspected = ledger.inspect(run.job)
+    assert inspected is not None
+    assert inspected[0].not_queued == "The file is no longer in the bucket."
+    assert not harness.report_due()
+    given_up = ledger.give_up_lost(run)
+    assert given_up is not None
+    assert (given_up.lost, given_up.totals.queued) == (1, 3)
+    harness.report(run, 1.0)
+    harness.settle(message(run, "000002"), SUCCESS)
+    assert harness.report_due()

@@ -7,6 +7,7 @@ import warnings
 import pytest
 
 from darkroom.calls import CallFailed, EditResult, Outcome
+from darkroom.csv_input.values import parse_model
 from tests.corpus.answers import KEY, Answer, answers, outcome_of, sources
 from tests.corpus.answers_page import PAGE, written
 
@@ -42,6 +43,7 @@ def test_every_answer_has_its_outcome_and_its_sentence(answer: Answer) -> None:
     if isinstance(made, EditResult):
         assert answer.outcome is Outcome.SUCCEEDED
         assert f"{len(made.images)} images, cost {made.cost_micro_usd}" == answer.detail
+        assert parse_model(made.model) == made.model != KEY  # it is stored and shown
         return
     assert (made.outcome, made.detail) == (answer.outcome, answer.detail)
     assert {flag for flag in FLAGS if getattr(made, flag)} == set(answer.flags)

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom.calls import MAX_RETRY_AFTER_SECONDS, CallFailed, EditResult
+from darkroom.csv_input.values import parse_model
 from tests.contract.test_provider_answers import SECONDS, assert_safe
 from tests.corpus.answers import Answer, answers, outcome_of
 
@@ -120,6 +121,7 @@ def test_a_mutated_answer_is_a_result_or_a_failure_in_time(
     assert made.cost_micro_usd is None or 0 <= made.cost_micro_usd <= MAX_COST
     if isinstance(made, EditResult):
         assert made.images
+        assert parse_model(made.model) == made.model
         return
     assert isinstance(made, CallFailed)
     assert_safe(made)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from darkroom_local import stack
 from darkroom_local.providers import Simulator, running
 from darkroom_local.providers.api import ImageRequest
 from darkroom_local.providers.config import Config, Fault, Lognormal, SimulatedEndpoint, When
@@ -189,6 +190,9 @@ def test_gemini_rejects_what_the_real_api_rejects(
         ({"content": []}, "30", 'Unknown name "content"'),
         ({"generationConfig": {"imageSizes": 1}}, "30", 'Unknown name "imageSizes"'),
         ({"generationConfig": {"responseModalities": ["TEXT"]}}, "30", "modalities"),
+        ({"generationConfig": {"thinkingConfig": {"thinkingLevel": "LOW"}}}, "30", "level LOW"),
+        ({"generationConfig": {"thinkingConfig": {"level": "LOW"}}}, "30", 'Unknown name "level"'),
+        ({"serviceTier": "fast"}, "30", "service_tier"),
         ({}, "9", "Manually set deadline 9s is too short. Minimum allowed deadline is 10s."),
     ],
 )
@@ -401,3 +405,20 @@ def test_invalid_configuration_file_is_reported_on_the_command_line(tmp_path: Pa
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2
     assert "endpoint" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "model", "status"),
+    [
+        ("simulated-key-of-gemini-main", "gemini-3-pro-image", 200),
+        ("simulated-key-of-gemini-main", "gemini-3-pro-imag", 404),
+        ("another-key", "gemini-3-pro-image", 400),
+    ],
+)
+def test_the_one_machine_stack_rejects_keys_and_models_that_it_does_not_know(
+    simulator: Simulator, key: str, model: str, status: int
+) -> None:
+    simulator.configure(stack.DEFAULT_CONFIG.model_dump(mode="json"))
+    path = f"/gemini-main/v1beta/models/{model}:generateContent"
+    body = {"contents": [{"parts": [TEXT]}]}
+    assert post(simulator, path, key, json=body)[0] == status

@@ -100,3 +100,4 @@ def test_a_row_that_names_the_model_itself_is_told_so(harness: Harness) -> None:
     assert result is not None
     assert (result.status, result.reason) == (RowState.FAILED, Reason.BAD_REQUEST)
     assert ENDS in result.detail
+    assert f"name its successor {SUCCESSOR} in the column or option model" in result.detail

@@ -61,7 +61,7 @@ def test_each_version_has_its_own_options(harness: S3Harness) -> None:
 
 
 def test_a_deleted_file_fails_the_job_with_a_clear_reason(harness: S3Harness) -> None:
-    with pytest.raises(JobRejected, match="no longer in the bucket"):
+    with pytest.raises(JobRejected, match="was not found in bucket"):
         harness.read(Source(harness.bucket, "jobs/gone.csv", None))
 
 

@@ -244,6 +244,7 @@ def _create_resources(url: str, secret: Mapping[str, Any], threads: int) -> Sett
         endpoints_secret_arn=created["ARN"],
         rows_queue_url=sqs.create_queue(QueueName="rows")["QueueUrl"],
         dead_letter_queue_url=sqs.create_queue(QueueName="dead")["QueueUrl"],
+        lost_events_queue_url=sqs.create_queue(QueueName="lost-events")["QueueUrl"],
         jobs_topic_arn="none",
         splitter_function="none",
         reporter_function="none",

@@ -7,7 +7,8 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from darkroom_local import stack
 from darkroom_local.processes import wait_until
 from darkroom_local.providers import Config, Fault, FaultKind, SimulatedEndpoint, When
 from tests.e2e.harness import Results, StackHarness, encoded_image
+from tests.e2e.terminal import run_in_terminal
 
 pytestmark = pytest.mark.e2e
 Command = Callable[..., Result]
@@ -213,8 +215,9 @@ def test_a_bad_file_or_option_fails_with_one_clear_sentence(
 
 @pytest.fixture
 def darkroom(harness: StackHarness) -> Command:
-    def invoke(*arguments: object) -> Result:
-        result = CliRunner(env=harness.info.environment()).invoke(app, [str(a) for a in arguments])
+    def invoke(*arguments: object, env: Mapping[str, str] | None = None) -> Result:
+        environment = harness.info.environment() | dict(env or {})
+        result = CliRunner(env=environment).invoke(app, [str(a) for a in arguments])
         assert result.exception is None or isinstance(result.exception, SystemExit)
         return result
 
@@ -282,3 +285,80 @@ def test_a_folder_becomes_a_gallery_and_dead_rows_can_be_redriven(
     assert names == {f"00000{row}.png" for row in range(3)}
     again = json.loads(darkroom("download", "cli/people", out, "--json").stdout)
     assert again["downloaded"] == 0
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> dict[str, str]:
+    """Where the command keeps galleries, and a browser that opens nothing."""
+    return {"HOME": str(tmp_path / "home"), "BROWSER": "true", "PATH": os.environ["PATH"]}
+
+
+def test_a_folder_and_a_sentence_are_tried_continued_and_opened_in_a_terminal(
+    harness: StackHarness, home: dict[str, str], tmp_path: Path
+) -> None:
+    for number in range(1, 11):
+        path = tmp_path / f"holiday/IMG_{number}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 48), (number * 20, 90, 120)).save(path)
+    (tmp_path / "holiday/notes.txt").write_text("sun cream")
+    (tmp_path / "holiday/broken.jpg").write_bytes(b"not an image")
+    ended = run_in_terminal(
+        *("submit", tmp_path / "holiday", "--to", "trial", "--try", 3, "--every", "0.5", "--wait"),
+        *("--instruction", "Make it {{bright}}"),
+        env=harness.info.environment() | home,
+        answers={"Edit the other 7 rows?": "y"},
+    )
+    assert ended.exit_code == 0, ended.screen
+    assert "2 other files skipped" in ended.screen
+    assert "3 rows for $" in ended.screen
+    results = Results(harness.s3, harness.info.outputs["ResultsBucketName"], "trial/holiday")
+    assert outcomes(results) == [SUCCEEDED] * 10
+    assert {line["instruction_sent"] for line in results.manifest} == {"Make it {bright}"}
+    names = [f"trial/holiday/images/IMG_{number}.png" for number in range(1, 11)]
+    assert [line["output"] for line in results.manifest] == names
+    assert results.summary["counts"]["resumed"] == 3
+    (gallery,) = (tmp_path / "home").rglob("report.html")
+    assert "trial/holiday" in gallery.read_text()
+
+
+def test_corrected_rows_of_failed_csv_are_edited_and_no_others(
+    harness: StackHarness, darkroom: Command, tmp_path: Path
+) -> None:
+    table = tmp_path / "goods.csv"
+    table.write_text("image_url,name\n,mug\n,not allowed\n,cup\n")
+    submit = ("submit", table, "--to", "corrected", "--wait", "--every", "0.5", "--json")
+    submitted = darkroom(*submit, "--instruction", "Draw a {name}")
+    assert last_line(submitted)["failed"] == 1
+    out = tmp_path / "out"
+    assert darkroom("download", "corrected/goods", out).exit_code == 0
+    failed = (out / "failed.csv").read_text()
+    assert failed.splitlines()[0] == "index,image_url,name"
+    (out / "failed.csv").write_text(failed.replace("not allowed", "plate"))
+
+    calls = harness.simulator.stats()["gemini-main"]["calls"]
+    again = darkroom(
+        *("submit", out / "failed.csv", "--job", "corrected/goods", "--wait", "--every", "0.5"),
+        "--json",
+    )
+    ended = last_line(again)
+    assert (ended["state"], ended["succeeded"], ended["failed"]) == ("done", 3, 0), again.stderr
+    assert harness.simulator.stats()["gemini-main"]["calls"] == calls + 1
+    results = Results(harness.s3, harness.info.outputs["ResultsBucketName"], "corrected/goods")
+    sent = [line["instruction_sent"] for line in results.manifest]
+    assert sent == ["Draw a mug", "Draw a plate", "Draw a cup"]
+
+
+def test_two_models_are_compared_on_one_page(
+    darkroom: Command, home: dict[str, str], tmp_path: Path
+) -> None:
+    table = tmp_path / "both.csv"
+    table.write_text("instruction\n" + "".join(f"Draw {n} trees\n" for n in range(6)))
+    models = "gemini-3-pro-image,gemini-3.1-flash-image"
+    submitted = darkroom(
+        *("submit", table, "--to", "models", "--try", 2, "--compare", models, "--every", "0.5"),
+        env=home,
+    )
+    assert submitted.exit_code == 0, submitted.stderr
+    page = Path(submitted.stdout.splitlines()[-1])
+    assert all(f"models/both.{model}" in page.read_text() for model in models.split(","))
+    assert page.read_text().count("<img") == 4

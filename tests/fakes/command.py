@@ -163,6 +163,7 @@ class CliHarness:
     input_bucket: FakeBucket = field(default_factory=lambda: FakeBucket("in"))
     results_bucket: FakeBucket = field(default_factory=lambda: FakeBucket("out"))
     secret: str | None = None
+    pushed_at: float | None = None  # when the command wrote the secret
     dead_letters: FakeDeadLetterQueue = field(default_factory=FakeDeadLetterQueue)
     lost_events: FakeLostEvents = field(default_factory=FakeLostEvents)
     failing: dict[str, str] = field(
@@ -195,8 +196,11 @@ class CliHarness:
     def read_secret(self) -> str | None:
         return self.secret
 
+    def secret_written_at(self) -> float | None:
+        return self.pushed_at
+
     def write_secret(self, text: str) -> None:
-        self.secret = text
+        self.secret, self.pushed_at = text, self.clock.now()
 
     def run(self, *arguments: object, stdin: str | None = None) -> Result:
         wiring = Wiring(self.connect, self.clock, self.opened.append)

@@ -6,13 +6,13 @@ Counts what AWS would bill. Loading and storing take a fixed time each; a call a
 import random
 from collections import Counter
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, inf
 
 from darkroom.calls import EditResult
 from darkroom.editor.batch import Completion, EditorBatch, ReturnRow
 from darkroom.editor.leases import Leases
 from darkroom.editor.waiting import CurrentRuns, JobWaits
-from darkroom.errors import DeferRow, Waiting
+from darkroom.errors import DeferRow, RetryRow, Waiting
 from darkroom.jobs import Run, Totals
 from darkroom.ports import Clock, Dispatcher
 from darkroom.providers.registry import Provider
@@ -53,6 +53,9 @@ class SimulatedRows:
         except DeferRow as deferred:
             self.counts["deferred_with_images"] += 1
             return ReturnRow(deferred.delay_seconds)
+        except RetryRow as failed:
+            self.counts["attempts_spent"] += 1
+            return ReturnRow(failed.delay_seconds)
         self.clock.sleep(STORE_SECONDS)
         self.counts["done"] += 1
         return None
@@ -80,6 +83,7 @@ class CostFleet:
     rate: int  # requests per minute; 0: no limit
     call_seconds: float = 20.0
     max_in_flight: int = 0
+    outage: tuple[float, float] = (0.0, 0.0)  # seconds since the start
     counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -89,7 +93,10 @@ class CostFleet:
             gemini(requests_per_minute=self.rate, max_in_flight=self.max_in_flight)
         )
         self.provider = VariedProvider(
-            self.time, per_minute=self.rate, typical_seconds=self.call_seconds
+            self.time,
+            per_minute=self.rate,
+            typical_seconds=self.call_seconds,
+            outage=self.outage,
         )
         self.ledger = FakeLedger(self.clock)
         self.queue = FakeQueue(self.clock, poll_seconds=0.2, request_seconds=0.015)
@@ -152,28 +159,31 @@ class CostFleet:
 
     @property
     def floor_per_row(self) -> float:
-        """Of the fewest invocations, a whole number, that can serve the rate all the time.
+        """Of the fewest invocations, a whole number, that can use the limits all the time.
 
         Without a limit that binds, of threads that call all the time.
         """
         if not self.limit_binds:
             return self.call_seconds / self.threads
-        return ceil(self._busy_threads / self.threads) * 62 / self.rate
+        return ceil(self._busy_threads / self.threads) * self.call_seconds / self._busy_threads
 
     @property
     def limit_binds(self) -> bool:
-        """The workers could make more calls than the limit allows."""
-        return self.rate > 0 and self._busy_threads < self.processes * self.threads
+        """The workers could make more calls than the limits allow."""
+        return self._busy_threads < self.processes * self.threads
 
     @property
     def _busy_threads(self) -> float:
-        """How many threads call at the limit's rate."""
-        return self.rate / 62 * self.call_seconds
+        """How many threads call when the limits are used."""
+        by_rate = self.rate / 62 * self.call_seconds if self.rate else inf
+        return min(by_rate, self.max_in_flight or inf)
 
     @property
     def utilisation(self) -> float:
-        """Of the rate, from the second minute until 90 % of the rows are called for."""
+        """Of what the limits allow, from minute 2 until 90 % of the rows are called for."""
         arrivals = sorted(self.provider.allowed)
         measured = [t for t in arrivals[: int(0.9 * self.rows)] if t >= START + 60]
         seconds = measured[-1] - measured[0]
-        return (len(measured) - 1) / (seconds / 60) / self.rate
+        by_places = self.max_in_flight * 60 / self.call_seconds
+        possible = min(self.rate or inf, by_places or inf)
+        return (len(measured) - 1) / (seconds / 60) / possible

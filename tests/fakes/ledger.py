@@ -38,9 +38,10 @@ class FakeLedger:
     def unsettled(self, job: str) -> Iterator[RowRecord]:
         return (record for record in self.all(job) if not record.state.terminal)
 
-    def drop(self, job: str, record: RowRecord) -> bool:
+    def drop(self, job: str, record: RowRecord, *, lost: bool = False) -> bool:
         claim = Claim(job, record.lease_owner or "", record)
-        return isinstance(self._apply(claim, rows.drop(record, self.clock.now())), Claim)
+        change = rows.drop(record, self.clock.now(), lost=lost)
+        return isinstance(self._apply(claim, change), Claim)
 
     def claim(
         self, message: RowMessage, run: Run, owner: str, lease_seconds: float
@@ -156,6 +157,13 @@ class FakeLedger:
         previous = self.runs[run.job, current.run] if current else None
         return runs.start(run, previous, spent, until)
 
+    def spent_earlier(self, run: Run) -> int:
+        return sum(
+            self.counters(job, name).cost_micro_usd
+            for (job, name), earlier in self.runs.items()
+            if job == run.job and earlier.run.number < run.number
+        )
+
     def _make_current(self, record: RunRecord) -> Run:
         run = record.run
         self.jobs[run.job] = JobRecord(run.job, run.run, run.number, run.sequencer, run.number)
@@ -180,6 +188,10 @@ class FakeLedger:
     def queue_again(self, run: Run) -> bool:
         now = self.clock.now()
         return self._update(run, lambda record: runs.queue_again(record, now)) is not None
+
+    def give_up_lost(self, run: Run) -> Run | None:
+        settled = self.counters(run.job, run.run).settled
+        return self._update(run, lambda record: runs.give_up_lost(record, settled))
 
     def dropped_settled(self, run: Run) -> None:
         self._update(run, runs.dropped_settled)

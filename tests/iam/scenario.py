@@ -61,7 +61,7 @@ class Scenario:
         # The reporter reads the CSV for the user's own columns.
         self._observed["first, instruction"] = results.manifest[0].get("instruction")
         # With ListBucket S3 answers "missing", without it "forbidden".
-        missing = "does not exist in the bucket" in results.manifest[2]["detail"]
+        missing = "was not found in bucket" in results.manifest[2]["detail"]
         self._observed["first, missing"] = missing
         self._count_until("first, dead letters", lambda: self._dead_letters(job), 1)
 

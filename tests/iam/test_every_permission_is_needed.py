@@ -79,6 +79,9 @@ NOT_CHECKED_HERE = {
 # Actions that no run of a new stack needs, and what the role has them for.
 FOR_OTHER_CASES = {
     "EditorRole-TakeRows-sqs:SendMessage": "a row that has waited for ten days",
+    "SplitterRole-RestartLostUploads": "uploads that failed three times",
+    "SplitterRole-RestartLostUploads-sqs:ReceiveMessage": "the same",
+    "SplitterRole-RestartLostUploads-sqs:DeleteMessage": "the same",
     "SplitterRole-ReadUploads-s3:GetObject": "uploads while versioning is suspended",
     "ReporterRole-ReadUploads-s3:GetObject": "uploads while versioning is suspended",
     "ReporterRole-ReadAndWriteResults-s3:AbortMultipartUpload": "a report abandoned half written",

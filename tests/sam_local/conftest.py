@@ -45,16 +45,19 @@ class SamLocalHarness:
         command += ["--event", self.events / event, "--env-vars", self.events / VARIABLES]
         if self.image:
             command += ["--skip-pull-image", "--invoke-image", self.image]
-        done = subprocess.run(
-            command,
-            env=self.engine.environment()
-            | self.stack.info.environment()
-            | {"SAM_CLI_TELEMETRY": "0"},
-            capture_output=True,
-            text=True,
-            timeout=INVOKE_SECONDS,
-            check=False,
-        )
+        environment = self.engine.environment() | self.stack.info.environment()
+        try:
+            done = subprocess.run(
+                command,
+                env=environment | {"SAM_CLI_TELEMETRY": "0"},
+                capture_output=True,
+                text=True,
+                timeout=INVOKE_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as late:  # its output is bytes, also in text mode
+            log = (late.stderr or b"")[-2000:].decode(errors="replace")
+            raise LocalStackError(f"sam local invoke {function} did not end: {log}") from late
         if done.returncode != 0:
             raise LocalStackError(f"sam local invoke {function} failed: {done.stderr[-2000:]}")
         # The function's log is on stderr, its answer is the last line of stdout.

@@ -45,6 +45,7 @@ RESOURCES: dict[str | tuple[str, str], tuple[str, ...]] = {
     "SecretsManagerSource": ("EndpointsSecret",),
     "SqsRowQueue": ("RowsQueue",),
     ("SqsRowQueue", "send_message"): ("DeadLetterQueue",),
+    "LostUploads": ("AsyncFailuresQueue",),
     "Wiring": ("JobsTopic",),
 }
 STARTED = {

@@ -37,6 +37,30 @@ def test_the_deploy_role_may_create_every_resource_of_the_template(
     assert {PREFIXES.get(service, service.lower()) for service in services} <= allowed
 
 
+def test_the_deploy_role_may_tag_the_event_source_and_delete_the_roles() -> None:
+    """CloudFormation puts the stack's tags on it, and lists a role's policies to delete it.
+
+    https://docs.aws.amazon.com/lambda/latest/dg/tags-esm.html
+    """
+    (policy,) = [p for p in policies() if "iam:PassRole" in str(p)]
+    statements = {statement["Sid"]: statement for statement in policy["Statement"]}
+    assert statements["Functions"]["Action"] == "lambda:*"
+    event_sources = "arn:aws:lambda:REGION:ACCOUNT:event-source-mapping:*"
+    assert event_sources in statements["Functions"]["Resource"]
+    assert {"iam:ListRolePolicies", "iam:ListAttachedRolePolicies"} <= set(
+        statements["Roles"]["Action"]
+    )
+
+
+def test_the_deploy_role_may_use_no_service_that_the_template_lacks(
+    resources: dict[str, Any],
+) -> None:
+    (policy,) = [p for p in policies() if "iam:PassRole" in str(p)]
+    services = {resource["Type"].split("::")[1] for resource in resources.values()}
+    expected = {PREFIXES.get(service, service.lower()) for service in services}
+    assert {a.partition(":")[0] for a in actions(policy)} == expected | {"cloudformation"}
+
+
 def test_cloudwatch_logs_may_use_the_key_of_the_logs_in_its_region(
     key_policy: dict[str, dict[str, Any]],
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from darkroom.endpoints import EndpointsSecret
+from darkroom_local.deploy import stamped
 from darkroom_local.processes import ROOT
 from tests.tables import KEYS
 from tests.template.transform import transformed
@@ -126,6 +127,20 @@ def test_a_change_of_a_layer_alone_makes_a_new_version_of_every_function(tmp_pat
     )
     assert len(before) == len(after) == len(FUNCTIONS)
     assert not before & after
+
+
+def test_a_new_value_of_a_parameter_makes_a_new_version_of_every_function(tmp_path: Path) -> None:
+    """SAM hashes the reference to a parameter, not its value: AllowedImageHosts had no effect."""
+    template = tmp_path / "template.yaml"
+    template.write_text((ROOT / "template.yaml").read_text())
+
+    def versions(**parameters: str) -> set[str]:
+        copy = stamped(template, parameters)
+        return set(of_type(transformed(copy)["Resources"], "AWS::Lambda::Version"))
+
+    assert len(versions()) == len(FUNCTIONS)
+    assert not versions() & versions(AllowedImageHosts="images.example.com")
+    assert versions() == versions(RowsPerWorker="10"), "its default: nothing changed"
 
 
 def test_access_logs_may_be_delivered_before_a_bucket_sends_them(resources: dict[str, Any]) -> None:

@@ -396,7 +396,7 @@ def test_a_message_that_has_returned_stays_near_for_longer_each_time(
         )
 
     longest = min(longest, 4 * 3600)
-    assert [hidden(n) for n in (2, 3, 99)] == [10 + 30, 10 + 60, 10 + longest]
+    assert [hidden(n) for n in (2, 3, 99)] == [10 + 120, 10 + 240, 10 + longest]
     assert hidden(99, retry=True) == 10 + 240
 
 
@@ -404,12 +404,6 @@ def test_no_message_is_hidden_for_longer_than_four_hours() -> None:
     readiness = Readiness(1_000_000.0, rows_per_second=1 / 6)
     seconds = hide_seconds(readiness, 10**7, 1_000_000.0, lambda: 0.999)
     assert 3 * 3600 < seconds <= 4 * 3600
-
-
-def test_in_an_outage_of_all_endpoints_a_correction_is_noticed_soon() -> None:
-    waiting = Waiting(Reason.QUOTA_SPENT, "the day's quota is spent", 0.0)
-    readiness = Readiness(1_040_000.0, waiting, rows_per_second=1.0)
-    assert hide_seconds(readiness, 1, 1_000_000.0, lambda: 0.999) <= 302
 
 
 @dataclass

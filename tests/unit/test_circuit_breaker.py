@@ -159,6 +159,12 @@ def test_a_run_of_429s_withholds_a_quarter_which_halves_in_two_minutes() -> None
     assert slower_recovery > again.slowdown / 2
 
 
+def test_two_429s_slow_down_further_while_the_rate_is_lowered() -> None:
+    slowed, two = after(*a_run()), [rate_limited(100), rate_limited(100.1)]
+    assert after(*two, state=slowed).slowdowns == 2
+    assert after(*two).slowdowns == 0
+
+
 def test_429s_of_calls_sent_before_a_slowdown_do_not_slow_down_again() -> None:
     state = after(*a_run())
     more = [rate_limited(1, sent_at=NOW) for _ in range(20)]

@@ -87,7 +87,7 @@ def test_a_compressed_csv_stays_compressed(cli: CliHarness) -> None:
     [
         ("image_url,instruction\nx,y\n", "has no column index"),
         ("index,instruction\n000007,y\n", "the job has no row with the index '000007'"),
-        ("index,instruction\n,y\n", "row 0 has no index"),
+        ("index,instruction\n,y\n", "line 2 (row 0) has no index"),
     ],
 )
 def test_corrections_that_name_no_row_of_the_job_change_nothing(

@@ -2,8 +2,11 @@
 
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.fakes.command import UPLOADED_AT, CliHarness, FakeBucket, FakeObject
 from tests.fakes.ledger import running
@@ -97,3 +100,53 @@ def test_a_job_without_results_yet_points_to_its_status(cli: CliHarness, out: Pa
     assert "darkroom status jobs/q" in cli.error("download", "q", out)
     assert "has no job jobs/r" in cli.error("download", "jobs/r", out)
     assert not out.exists()
+
+
+_PARTS = st.sampled_from(
+    [
+        *(
+            "..",
+            ".",
+            "",
+            "a",
+            "A",
+            "a.png",
+            "A.PNG",
+            "images",
+            "thumbs",
+            "report.html",
+            "C:",
+            "nul",
+        ),
+        *(
+            "COM\u00b9.png",
+            "a ",
+            "a.",
+            ".ssh",
+            "\\\\host",
+            "a\x1b[2J",
+            "\u202egnp",
+            "a\nError: b",
+            "é",
+        ),
+        *("a.png.part", "~", "-rf", "*", "\ud800", "n" * 300),
+    ]
+) | st.text(max_size=6)
+_KEYS = st.lists(_PARTS, min_size=1, max_size=4).map("/".join)
+
+
+@given(
+    st.lists(_KEYS, min_size=1, max_size=8), st.sampled_from(["", "images/", "thumbs/", "report"])
+)
+def test_no_key_leaves_the_folder_or_controls_the_terminal(keys: list[str], start: str) -> None:
+    with TemporaryDirectory() as root:
+        cli = CliHarness(Path(root) / "user")
+        cli.folder.mkdir()
+        for key in keys:
+            cli.results_bucket.objects[f"jobs/p/{start}{key}"] = FakeObject(b"x")
+        result = cli.run("download", "jobs/p", cli.folder / "out")
+        assert result.exit_code in (0, 1)
+        assert "bug in darkroom" not in result.output
+        assert result.output.replace("\n", "").isprintable()
+        written = {path for path in Path(root).rglob("*") if path.is_file()}
+        assert all(path.is_relative_to(cli.folder / "out") for path in written)

@@ -110,12 +110,56 @@ def test_show_includes_breaker_calls_and_keys_that_are_cooling_down(cli: CliHarn
     )
     result = cli.run("endpoints", "show")
     assert "state: breaker open for 20 s, 1 call in flight, 12 calls so far" in result.stdout
-    assert f"{FINGERPRINTS[1]} (cooling down for 5 min: key rejected)" in result.stdout
+    assert f"{FINGERPRINTS[1]} (was rejected recently and is paused for 5 min)" in result.stdout
     assert has_no_key(result.output)
     (shown,) = cli.json("endpoints", "show")
     assert shown["state"]["breaker"] == "open"
     assert shown["state"]["cooling_down_keys"][FINGERPRINTS[1]]["reason"] == "key_rejected"
     assert has_no_key(json.dumps(shown))
+
+
+def cool_down(cli: CliHarness, outcome: Outcome) -> None:
+    (endpoint,) = EndpointsSecret.model_validate_json(cli.secret or "").endpoints
+    until = int(cli.clock.now() + 300) * SECOND
+    cooldowns = {key_id: KeyCooldown(until, outcome) for key_id in endpoint.key_ids()}
+    state = EndpointState(revision=7, calls=12, key_cooldowns=cooldowns)
+    cli.endpoint_states.items["gemini-main"] = state
+
+
+def test_a_model_that_does_not_exist_is_not_shown_as_a_rejected_key(cli: CliHarness) -> None:
+    cli.secret = text(model="gemini-3-pro-imag")
+    cool_down(cli, Outcome.MODEL_UNAVAILABLE)
+    shown = cli.succeed("endpoints", "show").stdout
+    assert f"{FINGERPRINTS[0]} (model gemini-3-pro-imag not found, paused for " in shown
+    assert "rejected" not in shown
+
+
+def test_a_push_ends_the_cooldowns_of_endpoints_that_it_changes_and_of_no_other(
+    cli: CliHarness,
+) -> None:
+    cli.secret = text(project="wrong")
+    cool_down(cli, Outcome.KEY_REJECTED)
+    same = cli.write("same.json", text(project="wrong"))
+    assert "Ended" not in cli.succeed("endpoints", "push", same).stderr
+    assert len(cli.endpoint_states.read("gemini-main").key_cooldowns) == 2
+    corrected = cli.write("corrected.json", text(project="right"))
+    assert (
+        "Ended the cooldowns of gemini-main." in cli.succeed("endpoints", "push", corrected).stderr
+    )
+    state = cli.endpoint_states.read("gemini-main")
+    assert (state.key_cooldowns, state.calls) == ({}, 12)
+
+
+def test_push_and_show_say_until_when_workers_may_use_the_previous_secret(
+    cli: CliHarness, file: Path
+) -> None:
+    cli.clock.time = datetime(2026, 11, 21, 12, 47, 10).timestamp()  # noqa: DTZ001 - local
+    expected = "in use by all workers by 12:48:10. Until then some may still use the previous"
+    assert expected in cli.succeed("endpoints", "push", file).stderr
+    cli.clock.time += 59
+    assert expected in cli.succeed("endpoints", "show").stderr
+    cli.clock.time += 1
+    assert "previous" not in cli.succeed("endpoints", "show").stderr
 
 
 def test_an_endpoint_without_calls_is_shown_as_never_used(cli: CliHarness) -> None:

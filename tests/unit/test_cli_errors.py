@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from darkroom.errors import ServiceUnavailable
 from darkroom_cli.options import Target
 from darkroom_cli.session import Session, with_session
+from darkroom_local import stack
 from tests.fakes.command import CliHarness
 
 
@@ -69,6 +70,17 @@ def test_an_error_is_one_line_on_stderr(cli: CliHarness, error: Exception, messa
     line = cli.error("status", "jobs/p")
     assert message in line
     assert line.startswith("Error: ")
+
+
+@pytest.mark.parametrize("error", [NoRegionError(), NoCredentialsError()])
+def test_a_stack_that_runs_on_this_machine_is_offered(
+    cli: CliHarness, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    cli.connection_error = error
+    monkeypatch.setattr(stack, "current", lambda: None)
+    assert "add --local for the stack on this machine (`darkroom local up`)." in cli.error("list")
+    monkeypatch.setattr(stack, "current", object)
+    assert "add --local for the stack that runs on this machine." in cli.error("list")
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,17 @@ from botocore.stub import Stubber
 
 from darkroom.calls import Outcome
 from darkroom.endpoint_state import SECOND, EndpointState, KeyCooldown
+from darkroom.errors import Reason
+from darkroom.jobs import Source, Totals, job_id
+from darkroom.rows import Claim, RowResult, RowState
 from darkroom_cli.aws import SqsLostEvents, lost_event
 from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.stack import LostEvent
 from darkroom_local import stack
 from darkroom_local.ministack import REGION
 from tests.fakes.command import CliHarness, FakeObject
+from tests.fakes.editing import row_message
+from tests.fakes.ledger import running
 
 GEMINI = {"name": "gemini-main", "provider": "gemini", "api_keys": ["AIza-1"]}
 UPLOAD = {"Records": [{"s3": {"bucket": {"name": "in"}, "object": {"key": "jobs/a+b.csv"}}}]}
@@ -86,18 +91,55 @@ def test_no_row_is_edited_where_a_check_failed(cli: CliHarness) -> None:
     assert cli.input_bucket.puts == []
 
 
+@pytest.mark.parametrize(
+    ("result", "exit_code"),
+    [
+        (RowResult(RowState.SUCCEEDED, endpoint="gemini-main"), 0),
+        (RowResult(RowState.FAILED, Reason.REFUSED, "No."), 1),
+    ],
+)
+def test_a_row_that_goes_all_the_way_decides(
+    cli: CliHarness, result: RowResult, exit_code: int
+) -> None:
+    cli.push_endpoints(GEMINI)
+
+    def edit_what_was_uploaded() -> None:
+        (upload,) = cli.input_bucket.puts
+        if cli.ledger.current(job_id(upload)) is None:
+            new = running(job_id(upload), source=Source("in", upload, "v1"))
+            run = cli.ledger.start(new, 60)
+            assert run is not None
+            cli.ledger.finish_split(run, Totals(1, queued=1), [])
+            claim = cli.ledger.claim(row_message(run.run, job=run.job), run, "worker", 60)
+            assert isinstance(claim, Claim)
+            assert cli.ledger.settle(claim, result)
+            assert cli.ledger.begin_report(run, 60)
+            assert cli.ledger.finish_report(run, cli.clock.now())
+
+    cli.clock.on_sleep = edit_what_was_uploaded
+    done = cli.run("doctor", "--row")
+    assert done.exit_code == exit_code, done.output
+    (upload,) = cli.input_bucket.puts
+    body = cli.input_bucket.objects[upload].body.decode()
+    assert body == "image_url,instruction\n,A plain grey square\n"
+    advice = f"`darkroom failures {job_id(upload)}` says why"
+    assert (advice in done.stderr) is bool(exit_code)
+
+
 # ------------------------------------------------------------------ lost events
 
 
 def test_lost_events_are_listed_and_stay_in_the_queue(cli: CliHarness) -> None:
-    cli.lost_events.visible = [event(1), event(2, "darkroom-reporter", {"job": "jobs/p"})]
+    sweep = event(3, payload={"sweep": True})
+    cli.lost_events.visible = [event(1), event(2, "darkroom-reporter", {"job": "jobs/p"}), sweep]
     rows = [line.split("\t") for line in cli.succeed("lost-events").stdout.splitlines()]
     assert [row[1:3] for row in rows] == [
         ["darkroom-splitter", "upload of jobs/a b.csv"],
         ["darkroom-reporter", "report of jobs/p"],
+        ["darkroom-splitter", "sweep of unfinished jobs"],
     ]
     assert rows[0][3] == "No module named 'x'"
-    assert len(cli.lost_events.visible) == 2
+    assert len(cli.lost_events.visible) == 3
 
 
 def test_replayed_events_are_started_once_and_removed_so_that_the_alarm_clears(

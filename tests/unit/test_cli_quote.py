@@ -35,7 +35,7 @@ def test_rows_are_counted_by_kind_and_invalid_ones_named(cli: CliHarness) -> Non
     assert [group["first_rows"] for group in quoted["invalid_reasons"]] == [[1]]
     shown = cli.run("quote", file)
     assert "rows: 4: 3 to do, 1 invalid" in shown.stdout
-    assert "row 1: column instruction: it is empty" in shown.stderr
+    assert "line 3 (row 1): column instruction: it is empty" in shown.stderr
     assert cli.input_bucket.puts == []  # a quote starts nothing
 
 
@@ -169,7 +169,7 @@ def test_rows_that_fail_alike_are_grouped_whatever_their_values(cli: CliHarness)
     assert (ratio["rows"], ratio["first_rows"]) == (500, [0, 1, 2, 3, 4])
     assert "1:10" in ratio["detail"]
     assert (empty["rows"], empty["first_rows"]) == (1, [500])
-    assert "500 rows, such as row 0: column aspect_ratio" in cli.run("quote", file).stderr
+    assert "500 rows, such as line 2 (row 0): column aspect_ratio" in cli.run("quote", file).stderr
 
 
 def test_the_number_of_failure_groups_is_bounded() -> None:

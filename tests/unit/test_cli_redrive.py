@@ -8,11 +8,13 @@ import boto3
 import pytest
 from botocore.stub import Stubber
 
+from darkroom_cli import redrive
 from darkroom_cli.aws import SqsDeadLetterQueue
 from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.stack import DeadLetter
 from darkroom_local.ministack import REGION
 from tests.fakes.command import CliHarness
+from tests.fakes.ledger import running
 
 
 def dead_letter(number: int) -> DeadLetter:
@@ -24,6 +26,7 @@ def dead_letter(number: int) -> DeadLetter:
 @pytest.fixture
 def cli(cli: CliHarness) -> CliHarness:
     cli.dead_letters.visible = [dead_letter(i) for i in range(48)]
+    cli.ledger.start(running("jobs/a"), 60)
     return cli
 
 
@@ -42,15 +45,38 @@ def test_a_redrive_by_job_and_reason_moves_only_those(cli: CliHarness) -> None:
 
 def test_without_a_filter_sqs_moves_all_messages(cli: CliHarness) -> None:
     cli.dead_letters.has_move_task = True
-    assert cli.json("redrive") == {"redriven": 48}
+    assert cli.json("redrive", "--yes") == {"redriven": 48}
     assert len(cli.dead_letters.rows_queue) == 48
 
 
 def test_the_command_moves_messages_where_sqs_cannot(cli: CliHarness) -> None:
-    result = cli.run("redrive")
+    result = cli.run("redrive", "--yes")
     assert "Redrove 48 rows: 24 unavailable, 24 quota_spent." in result.stdout
     assert len(ids(cli.dead_letters.rows_queue)) == 48
     assert cli.dead_letters.count() == 0
+
+
+def test_rows_of_all_jobs_are_returned_only_if_that_is_confirmed(
+    cli: CliHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for arguments in ((), ("--reason", "quota_spent"), ("--json",)):
+        assert "Name a job, or add --yes" in cli.error("redrive", *arguments, exit_code=2)
+    monkeypatch.setattr(redrive, "_is_interactive", lambda _: True)
+    refused = cli.run("redrive", stdin="n\n")
+    assert refused.exit_code == 1
+    assert "Return the dead rows of all jobs (48 dead rows in all)?" in refused.stderr
+    assert cli.dead_letters.batches == []
+    assert cli.run("redrive", stdin="y\n").exit_code == 0
+    assert len(cli.dead_letters.rows_queue) == 48
+
+
+def test_an_unknown_job_or_reason_is_an_error(cli: CliHarness) -> None:
+    assert "has no job jobs/nothing" in cli.error("redrive", "jobs/nothing")
+    assert "Did you mean unavailable?" in cli.error(
+        "redrive", "a", "--reason", "unavailble", exit_code=2
+    )
+    assert cli.json("redrive", "a", "--dry-run")["would_redrive"] == 24
+    assert cli.dead_letters.batches == []
 
 
 def test_an_interruption_loses_no_message(cli: CliHarness) -> None:
@@ -64,7 +90,7 @@ def test_an_interruption_loses_no_message(cli: CliHarness) -> None:
 
 def test_a_message_that_the_rows_queue_refuses_stays_dead(cli: CliHarness) -> None:
     cli.dead_letters.refused = {"id-4"}
-    assert "stay in the dead-letter queue" in cli.error("redrive")
+    assert "stay in the dead-letter queue" in cli.error("redrive", "--yes")
     assert "id-4" in ids(cli.dead_letters.visible)
     assert "id-4" not in ids(cli.dead_letters.rows_queue)
 
@@ -87,7 +113,7 @@ def test_messages_that_are_not_rows_match_no_job(cli: CliHarness) -> None:
     assert cli.json("redrive", "jobs/a") == {"redriven": 0, "by_reason": {}, "kept": kept}
 
 
-@pytest.mark.parametrize("arguments", [(), ("jobs/a",)])
+@pytest.mark.parametrize("arguments", [("--yes",), ("jobs/a",)])
 def test_an_empty_queue_is_not_an_error(cli: CliHarness, arguments: tuple[str, ...]) -> None:
     cli.dead_letters.visible = []
     assert "The dead-letter queue" in cli.succeed("redrive", *arguments).stdout

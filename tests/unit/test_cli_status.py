@@ -8,11 +8,12 @@ from unittest.mock import Mock
 import pytest
 
 from darkroom.errors import Reason, ServiceUnavailable
-from darkroom.jobs import Checkpoint, RejectedUpload, Run, RunState, Source, Totals
+from darkroom.jobs import Checkpoint, JobOptions, RejectedUpload, Run, RunState, Source, Totals
 from darkroom.report.manifest import ManifestFormat
 from darkroom.report.rows import ReportRow
 from darkroom.report.summary import Aggregate
 from darkroom.rows import Claim, RowResult, RowState
+from darkroom_cli.row_names import row_name
 from darkroom_cli.status import RecentRate
 from tests.fakes.command import CliHarness, FakeObject
 from tests.fakes.editing import row_message
@@ -65,6 +66,22 @@ def test_status_in_a_pipe_is_plain_lines(cli: CliHarness) -> None:
     assert "rows: 1 of 2 (50%)" in lines
     assert "warning: Two columns mean the same." in lines
     assert "\x1b" not in "".join(lines)
+
+
+def test_the_cost_line_has_this_upload_all_uploads_and_the_budget(cli: CliHarness) -> None:
+    settle(cli, start(cli, rows=2, queued=2), 0, replace(GOOD, cost_micro_usd=950_000))
+    assert "cost: $0.95" in cli.run("status", JOB).stdout.splitlines()
+    options = JobOptions(budget_usd=3)
+    later = running(JOB, run="run-2", options=options, sequencer="02")
+    assert cli.ledger.start(later, 60)
+    cli.ledger.finish_split(later, Totals(rows=2, queued=2), [])
+    settle(cli, cli.ledger.current_run(JOB), 1, replace(GOOD, cost_micro_usd=1_900_000))
+    expected = "cost: $1.90 this upload, $2.85 in all, budget $3.00"
+    assert expected in cli.run("status", JOB).stdout.splitlines()
+    answer = cli.json("status", JOB)
+    assert (answer["cost_usd"], answer["earlier_cost_usd"], answer["budget_usd"]) == (1.9, 0.95, 3)
+    cli.ledger.stop(JOB)
+    assert expected in cli.run("status", JOB, "--watch").stdout.splitlines()
 
 
 def test_status_of_a_failed_job_shows_the_reason_and_exits_with_1(cli: CliHarness) -> None:
@@ -217,8 +234,8 @@ def test_failures_of_a_running_job_come_from_the_ledger(cli: CliHarness) -> None
     settle(cli, run, 2, dead)
     result = cli.run("failures", JOB)
     assert result.stdout.splitlines() == [
-        "1\tfailed\trefused\tIt shows a person.",
-        "2\tdead\tunavailable\t503",
+        "3\t1\t\tfailed\trefused\tIt shows a person.",
+        "4\t2\t\tdead\tunavailable\t503",
     ]
     assert "2 rows: 1 refused, 1 unavailable." in result.stderr
     assert cli.run("failures", JOB, "--reason", "refused").stdout.count("\n") == 1
@@ -237,6 +254,23 @@ def test_failures_of_a_finished_job_come_from_its_manifest(cli: CliHarness) -> N
     cli.results_bucket.objects[f"{JOB}/manifest.csv"] = FakeObject(body)
     found = cli.json("failures", JOB)
     assert [(f["row"], f["reason"], f["detail"]) for f in found] == [(1, "bad_input", "=column n")]
+    assert [(f["line"], f["name"]) for f in found] == [(3, "x")]
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "name"),
+    [
+        (("ID", "Image URL"), ("shoe", "photos/a.png"), "shoe"),
+        (("ID", "Image URL"), ("", "photos/a.png|b.png"), "a.png"),
+        (("images",), ("https://cdn.example/w/a.png?signature=x",), "a.png"),
+        (("images",), ('["a',), ""),
+        (("prompt",), ("warm",), ""),
+    ],
+)
+def test_a_row_is_named_by_its_index_or_its_image(
+    header: tuple[str, ...], cells: tuple[str, ...], name: str
+) -> None:
+    assert row_name(header, cells) == name
 
 
 def test_status_and_list_show_what_a_job_waits_for(cli: CliHarness) -> None:
@@ -270,10 +304,23 @@ def test_watch_prints_a_line_when_a_job_begins_to_wait_and_when_it_ends(cli: Cli
     cli.clock.on_sleep = work
     result = cli.run("status", JOB, "--watch", "--every", "1")
     assert result.stderr.splitlines() == [
-        "0/1 rows",
-        "0/1 rows · waiting: every key was rejected",
-        "0/1 rows",
+        "0/1 row",
+        "0/1 row · waiting: every key was rejected",
+        "0/1 row",
     ]
+
+
+def test_what_a_job_waits_for_cannot_control_the_terminal(cli: CliHarness) -> None:
+    run = start(cli, rows=1, queued=1)
+    cli.ledger.set_waiting(run, Reason.NOT_STORED, "denied \x1b[2J\x1b]0;owned\x07\rDone")
+
+    def stop() -> None:
+        cli.ledger.stop(JOB)
+
+    cli.clock.on_sleep = stop
+    printed = cli.run("status", JOB, "--watch", "--every", "1").output
+    assert "waiting: denied" in printed
+    assert not set("\x1b\x07\r") & set(printed)
 
 
 def test_status_of_a_job_made_by_the_fallback_says_why(cli: CliHarness) -> None:

@@ -3,11 +3,14 @@
 import csv
 import io
 import json
+import re
 from email.header import decode_header, make_header
+from pathlib import Path
 
 import pytest
 
 from darkroom.csv_input.fields import OPTION_FIELDS, parse_options
+from darkroom.csv_input.values import parse_images
 from darkroom.jobs import Source
 from tests.fakes.command import PNG_SIGNATURE, CliHarness, FakeObject
 from tests.fakes.ledger import running
@@ -53,6 +56,52 @@ def test_only_missing_and_changed_images_are_uploaded(cli: CliHarness, encrypted
     assert (printed["images_uploaded"], printed["images_unchanged"]) == (3, 1)
     assert "2 images changed since the last upload" in result.stderr
     assert "--no-resume" in result.stderr
+
+
+def submitted(cli: CliHarness, file: Path, *options: str) -> tuple[list[str], list[str], str]:
+    """The keys of images uploaded, the image of each row in the CSV, and the notes."""
+    cli.input_bucket.puts.clear()
+    notes = cli.succeed("submit", file, *options).stderr
+    images = ["|".join(parse_images(row["image_url"])) for row in uploaded_rows(cli)]
+    return cli.input_bucket.puts[:-1], images, notes
+
+
+@pytest.mark.parametrize("uploaded_before", [False, True], ids=["at once", "after the warning"])
+def test_a_replaced_image_changes_exactly_the_rows_that_use_it_and_only_once(
+    cli: CliHarness, uploaded_before: bool
+) -> None:
+    cli.image("photos/a.png", b"old")
+    cli.image("photos/b.png", b"same")
+    rows = ("photos/a.png,warm", "photos/b.png,warm", "photos/b.png|photos/a.png,warm")
+    file = cli.csv(*rows)
+    before = ["photos/a.png", "photos/b.png", "photos/b.png|photos/a.png"]
+    assert submitted(cli, file)[1] == before
+    cli.image("photos/a.png", b"retouched")
+    if uploaded_before:
+        _, images, notes = submitted(cli, file)
+        assert images == before
+        assert "1 image changed" in notes
+        assert "add --replace-images" in notes
+    uploaded, images, notes = submitted(cli, file, "--replace-images")
+    (key,) = uploaded
+    new = key.removeprefix("jobs/")
+    assert re.fullmatch(r"p\.images/[0-9a-f]{12}/a\.png", new)
+    assert images == [new, "photos/b.png", f"photos/b.png|{new}"]
+    assert cli.input_bucket.objects[key].body == PNG_SIGNATURE + b"retouched"
+    assert "1 image replaced: 2 rows will be edited again." in notes
+    for options in ((), ("--replace-images",)):
+        assert submitted(cli, file, *options)[:2] == ([], images)
+    cli.image("photos/a.png", b"retouched again")
+    uploaded, again, notes = submitted(cli, file, "--replace-images")
+    assert len(uploaded) == 1
+    assert again[0] not in (images[0], "photos/a.png")
+
+
+def test_an_image_that_is_not_changed_is_not_replaced(cli: CliHarness) -> None:
+    cli.image("a.png")
+    file = cli.csv("a.png,warm")
+    submitted(cli, file)
+    assert submitted(cli, file, "--replace-images")[:2] == ([], ["a.png"])
 
 
 def test_an_image_of_another_job_is_never_overwritten(cli: CliHarness) -> None:
@@ -162,6 +211,16 @@ def test_options_become_metadata_that_the_splitter_reads_back(cli: CliHarness) -
     assert (options.quality, options.background) == ("high", "transparent")
 
 
+def test_a_budget_that_the_next_upload_drops_is_said_before_it_is_spent(cli: CliHarness) -> None:
+    file = cli.csv("https://h/x.png,warm")
+    assert "Warning" not in cli.succeed("submit", file, "--budget-usd", "3").stderr
+    assert "Warning" not in cli.succeed("submit", file, "--budget-usd", "4").stderr
+    dropped = cli.succeed("submit", file).stderr
+    assert "The last upload had a budget of $4 and this one has none" in dropped
+    assert "--budget-usd 4 keeps it" in dropped
+    assert "Warning" not in cli.succeed("submit", file).stderr
+
+
 def test_every_job_option_is_an_option_of_submit(cli: CliHarness) -> None:
     printed = cli.run("submit", "--help").stdout
     assert [name for name in OPTION_FIELDS if f"--{name}" not in printed] == []
@@ -208,7 +267,7 @@ def test_an_upper_case_suffix_is_uploaded_in_lower_case(cli: CliHarness) -> None
 
 def test_rows_that_will_fail_get_a_warning(cli: CliHarness) -> None:
     stderr = cli.succeed("submit", cli.csv("gone.png,warm", "https://h/x.png,")).stderr
-    assert "1 of 2 rows will fail: row 1:" in stderr
+    assert "1 of 2 rows will fail: line 3 ('x.png', row 1):" in stderr
     assert "gone.png" in stderr
     assert cli.input_bucket.puts == ["jobs/p.csv"]
 
@@ -223,7 +282,7 @@ def test_an_image_that_exists_only_in_the_bucket_is_not_missing(cli: CliHarness)
 def test_a_csv_without_a_row_that_can_be_edited_starts_nothing(cli: CliHarness) -> None:
     cli.image("a.png")
     error = cli.error("submit", cli.csv("a.png,", "a.png,warm", "a.png,"), "--filter-rows", "0,2")
-    assert "No row can be edited, so nothing was started: row 0: column instruction" in error
+    assert "No row can be edited, so nothing was started: line 2 ('a.png', row 0): column" in error
     assert cli.input_bucket.puts == []
 
 
@@ -252,6 +311,23 @@ def test_wait_follows_the_new_run_and_not_an_older_one(cli: CliHarness) -> None:
     assert "The file is empty." in result.stdout
     assert "PNG" not in result.output
     assert len(cli.clock.slept) == 4
+
+
+def test_wait_ends_when_the_upload_is_rejected_while_another_run_is_under_way(
+    cli: CliHarness,
+) -> None:
+    old = running("jobs/p", source=Source("in", "jobs/p.csv", "v0"))
+    cli.ledger.start(old, 10)
+
+    def reject_the_upload() -> None:
+        if len(cli.clock.slept) == 2:
+            cli.ledger.reject(running("jobs/p", run="run-2"), "Two columns mean the same.")
+
+    cli.clock.on_sleep = reject_the_upload
+    result = cli.run("submit", cli.csv("https://h/x.png,warm"), "--wait")
+    assert result.exit_code == 1
+    assert "goes on: Two columns mean the same." in result.stderr
+    assert len(cli.clock.slept) == 2
 
 
 def test_wait_gives_up_if_the_job_does_not_start(cli: CliHarness) -> None:

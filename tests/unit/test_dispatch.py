@@ -83,6 +83,8 @@ def test_transient_failures_and_rejected_keys_fall_back(outcome: Outcome) -> Non
     if outcome.key_at_fault:
         assert result.fallback_cause.startswith("gemini ")
         assert key_fingerprint(SecretStr("key-1")) in result.fallback_cause
+        if outcome is Outcome.MODEL_UNAVAILABLE:
+            assert "model gemini-3-pro-image was not found" in result.fallback_cause
         later = harness.dispatch()
         assert later.calls == 1
         assert later.fallback_cause == result.fallback_cause
@@ -197,6 +199,15 @@ def test_a_rejected_key_makes_the_secret_be_read_again_for_the_same_row() -> Non
     harness.editor.script("gemini", Outcome.KEY_REJECTED)
     assert harness.endpoints_used(1) == ["gemini"]
     assert [call.key for call in harness.editor.calls] == ["revoked", "fresh"]
+
+
+def test_rows_that_wait_for_a_model_that_does_not_exist_name_it() -> None:
+    harness = DispatchHarness(gemini("gemini-main", model="gemini-3-pro-imag"))
+    harness.editor.always["gemini-main"] = CallFailed(Outcome.MODEL_UNAVAILABLE, "404")
+    waiting = harness.failure(DeferRow).waiting
+    assert waiting is not None
+    assert waiting.reason is Reason.MODEL_UNAVAILABLE
+    assert waiting.detail.startswith("model gemini-3-pro-imag of gemini-main was not found (404)")
 
 
 def test_when_every_key_is_rejected_rows_wait_without_spending_attempts() -> None:
@@ -544,12 +555,12 @@ def test_a_call_whose_slot_passed_while_sent_was_written_is_not_made() -> None:
 def test_a_lowered_limit_with_leases_of_dead_workers_does_not_spin() -> None:
     harness = DispatchHarness(gemini(max_in_flight=2))
     now = int(START * SECOND)
-    dead = {f"dead-{n}": now + 100 * SECOND for n in range(20)}
+    dead = {f"dead-{n}": now + 500 * SECOND for n in range(20)}
     harness.states.items["gemini"] = EndpointState(leases=dead, revision=1)
     harness.failure(DeferRow)
-    assert harness.states.requests["reserve"] <= 10
-    assert len(harness.clock.slept) <= 60
-    harness.clock.time += 101
+    assert harness.states.requests["reserve"] + harness.states.requests["read"] <= 60
+    assert len(harness.clock.slept) <= 250
+    harness.clock.time += 501
     assert harness.dispatch().calls == 1
 
 

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from darkroom.endpoints import (
@@ -358,3 +360,35 @@ def test_a_deadline_that_gemini_rejects_is_refused_in_the_secret() -> None:
     with pytest.raises(ValidationError, match="Gemini rejects deadlines under 10 seconds"):
         Endpoint.model_validate(fields | {"timeout_seconds": 9.9})
     assert Endpoint.model_validate(fields | {"provider": "openai", "timeout_seconds": 5})
+
+
+_ODD = st.one_of(
+    st.sampled_from([KEY, f"{KEY}\n", f" {KEY}", f"https://me:{KEY}@h/v1", [KEY], {"key": KEY}]),
+    st.sampled_from([f"https://h/v1?key={KEY}", "\x1b[2J", "\ud800", 1e400, -1, 2**70, None, True]),
+    st.text(max_size=20),
+    st.integers(),
+    st.floats(),
+)
+
+
+@given(st.dictionaries(st.sampled_from([*Endpoint.model_fields]), _ODD, max_size=4))
+def test_any_secret_is_read_or_refused_without_showing_a_value(fields: dict[str, object]) -> None:
+    endpoint = {"name": "a", "provider": "gemini", "api_keys": [KEY], **fields}
+    try:
+        read = parse_endpoints(json.dumps({"endpoints": [endpoint]}))
+    except ConfigurationError as error:
+        refused = str(error)
+    else:
+        refused = ""
+        shown = {"name", "model", "model_is", "api_version", "organization", "project", "location"}
+        if not any(KEY in str(fields.get(name)) for name in shown):  # these are no secrets
+            assert KEY not in f"{read!r} {read}"
+    assert KEY not in refused
+    assert refused.isprintable()
+
+
+@given(st.text(max_size=60) | st.binary(max_size=60).map(lambda b: b.decode("latin-1")))
+def test_any_text_in_place_of_a_secret_is_refused_without_being_shown(text: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        parse_endpoints(KEY + text)
+    assert KEY not in str(refused.value)

@@ -2,14 +2,15 @@
 
 import json
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from darkroom.aws.events import continuation_event, uploads_in
-from darkroom.errors import ConfigurationError
+from darkroom.aws.events import MAX_RESTARTS, LostUploads, continuation_event, uploads_in
+from darkroom.errors import ConfigurationError, ServiceUnavailable
 from darkroom.jobs import job_id
 from darkroom.rows import RowMessage, RowRequest
 from darkroom.settings import Settings
@@ -18,6 +19,61 @@ from darkroom_local.sam_local import EVENTS, prepared_events
 from tests.fakes.csv_files import rows_of
 
 EXAMPLE = json.loads((EVENTS / "env.json").read_text())["Parameters"]
+
+
+QUEUE = "https://sqs/lost"
+
+
+@dataclass
+class FakeSqs:
+    """The queue of lost events, by receipt: received messages are hidden."""
+
+    bodies: dict[str, str]
+    received: set[str] = field(default_factory=set)
+
+    def receive_message(self, **request: Any) -> dict[str, Any]:
+        assert request["QueueUrl"] == QUEUE
+        batch = [r for r in self.bodies if r not in self.received][: request["MaxNumberOfMessages"]]
+        self.received.update(batch)
+        return {"Messages": [{"ReceiptHandle": r, "Body": self.bodies[r]} for r in batch]}
+
+    def delete_message(self, **request: Any) -> None:
+        del self.bodies[request["ReceiptHandle"]]
+
+
+def lost(payload: Any) -> str:
+    return json.dumps(
+        {"requestContext": {"condition": "RetriesExhausted"}, "requestPayload": payload}
+    )
+
+
+def test_lost_uploads_are_started_again_and_other_events_stay() -> None:
+    upload = continuation_event(uploaded())
+    uploads = {f"upload {n}": lost(upload) for n in range(12)}
+    others = {
+        "report": lost({"job": "jobs/p"}),
+        "sweep": lost({"sweep": True}),
+        "spent": lost({**upload, "restarts": MAX_RESTARTS}),
+        "odd": lost({"Records": [{}]}),
+        "text": "not json",
+        "list": "[]",
+    }
+    started = list[Any]()
+    sqs: Any = FakeSqs(others | uploads)
+    assert LostUploads(sqs, QUEUE, started.append).restart_uploads() == 12
+    assert sqs.bodies == others
+    assert started == [{**upload, "restarts": 1}] * 12
+    assert list(uploads_in(started[0])) == [uploaded()]
+
+
+def test_an_upload_that_cannot_be_started_stays_lost() -> None:
+    def fail(_: Any) -> None:
+        raise ServiceUnavailable("no answer")
+
+    sqs: Any = FakeSqs({"upload": lost(continuation_event(uploaded()))})
+    with pytest.raises(ServiceUnavailable):
+        LostUploads(sqs, QUEUE, fail).restart_uploads()
+    assert len(sqs.bodies) == 1
 
 
 def event(name: str) -> Any:

@@ -58,6 +58,11 @@ def test_without_fallback_a_row_gets_its_first_choice_or_waits(
                 row.plan(each)
 
 
+def test_without_fallback_a_deployment_serves_rows_of_its_model() -> None:
+    deployment = OPENAI.model_copy(update={"model": "our-images", "model_is": "gpt-image-2"})
+    assert context("gpt-image-2", fallback=False).plan(deployment).model == "our-images"
+
+
 def test_with_fallback_every_endpoint_may_serve_a_row() -> None:
     row = context("gemini-3-pro-image", fallback=True)
     assert [row.plan(each).model for each in (GEMINI, OPENAI)] == [GEMINI.model, OPENAI.model]

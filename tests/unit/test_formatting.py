@@ -1,5 +1,7 @@
 """How values appear in sentences."""
 
+import time
+
 import pytest
 
 from darkroom.formatting import duration, money, quoted, redact_url
@@ -36,9 +38,23 @@ def test_money_keeps_the_digits_that_matter() -> None:
         ("https://h/a.png#access_token=5ecret", "https://h/a.png?…"),
         ("https://me:5ecret@h/a.png", "https://…@h/a.png"),
         ("https://h/@me/a.png", "https://h/@me/a.png"),
+        ("https://h:8443/a@b.png", "https://h:8443/a@b.png"),
+        ("https://me:5e/cret@h/a.png", "https://…@h/a.png"),
+        ("https://me:5e?cret@h/a.png", "https://…@h/a.png"),
+        ("//me:5ecret@h/a.png?signature=5ecret", "//…@h/a.png?…"),
+        ("https:/me:5ecret@h/a.png", "https:/…@h/a.png"),
+        ("h/a.png?X-Amz-Signature=5ecret", "h/a.png?…"),
         ("what?.png", "what?.png"),
+        ("photos//me@home.png", "photos//me@home.png"),
     ],
 )
 def test_the_parts_of_a_url_that_give_access_are_never_shown(reference: str, safe: str) -> None:
     assert redact_url(reference) == safe
     assert quoted(reference) == f"'{safe}'"
+
+
+@pytest.mark.parametrize("piece", ["://", "://a:", "https://a:b/", "?", "@", ":", "//a:"])
+def test_a_reference_of_any_length_is_shown_at_once(piece: str) -> None:
+    before = time.process_time()
+    quoted(piece * (131_072 // len(piece)))
+    assert time.process_time() - before < 1

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import sha256
 from html.parser import HTMLParser
+from time import process_time
 from typing import Any
 
 import pytest
@@ -442,6 +443,21 @@ def test_rows_of_a_sample_are_not_called_the_first_ones() -> None:
     whole = summary(*failed)
     sampled = next(gallery_pages(whole, failed[:122], None, lambda rows: [BOTH] * len(rows)))
     assert b"Show 122 of the rows: those in this gallery" in sampled
+
+
+def test_a_page_of_texts_of_line_breaks_is_made_at_once() -> None:
+    instruction = "a" + "\n" * 30_000 + "b"
+    before = process_time()
+    (page,) = pages(report_row(3, **EDITED | {"instruction": instruction}))
+    assert process_time() - before < 0.5
+    assert instruction in page
+
+
+def test_urls_in_an_instruction_do_not_give_access() -> None:
+    selection = GallerySelection(JOB)
+    selection.add(report_row(instruction="Add https://me:5ecret@h/l.png?sig=5ecret at the top"))
+    (row,) = selection.rows()
+    assert row.instruction == "Add https://…@h/l.png?… at the top"
 
 
 def test_a_text_that_is_cut_says_so() -> None:

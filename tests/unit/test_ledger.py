@@ -105,6 +105,9 @@ class Backlog:
         hidden = [d for d in self.machine.deliveries if not d.is_duplicate]
         return len(self.machine.visible) + len(hidden)
 
+    def restart_uploads(self) -> int:
+        return 0
+
 
 @dataclass
 class Split:
@@ -154,6 +157,7 @@ class LedgerMachine(RuleBasedStateMachine):
             check_complete=lambda _: None,
         )
         self.sweep = Sweep(
+            lost_events=Backlog(self),
             runs=self.ledger,
             rows=self.ledger,
             queue=cast("RowQueue", Backlog(self)),

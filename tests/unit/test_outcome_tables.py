@@ -33,10 +33,9 @@ def classified(
     *found: str,
     text: str = "",
     is_json: bool = True,
-    model_from_row: bool = False,
 ) -> CallFailed:
     failure = Failure(status, names(*found), text, is_json)
-    return classify(table, failure, model_from_row=model_from_row, key=KEY)
+    return classify(table, failure, key=KEY)
 
 
 BILLING = "You exceeded your current quota, please check your plan and billing details."
@@ -157,11 +156,9 @@ def test_a_proxys_page_blames_neither_key_nor_row(table: tuple[Rule, ...], statu
 
 
 @both_tables
-def test_a_missing_model_blames_the_endpoint_or_row_that_named_it(table: tuple[Rule, ...]) -> None:
-    from_endpoint = classified(table, 404, "model_not_found", text="no such model")
-    from_row = classified(table, 404, "model_not_found", text="no such model", model_from_row=True)
-    assert from_endpoint.outcome is Outcome.MODEL_UNAVAILABLE
-    assert from_row.outcome is Outcome.BAD_REQUEST
+def test_a_missing_model_is_the_endpoints_by_the_tables(table: tuple[Rule, ...]) -> None:
+    failed = classified(table, 404, "model_not_found", text="no such model")
+    assert failed.outcome is Outcome.MODEL_UNAVAILABLE
 
 
 @both_tables

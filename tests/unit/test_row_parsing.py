@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from darkroom.csv_input.fields import COLUMN_FIELDS, read_columns
 from darkroom.csv_input.names import (
     OUTPUT_SUFFIXES,
+    TooManyNames,
     UsedNames,
     image_names,
     parse_key,
@@ -117,7 +118,11 @@ REJECTED = [
     ("output_name", "U+D800", ["a\ud800.png"]),
     ("output_name", "begins with a dot", [".htaccess"]),
     ("output_name", "ends with a dot or a space", ["a /x.png", "a./x.png"]),
-    ("output_name", "Windows reserves for a device", ["nul", "COM1.png", "a/aux.v2/x.png"]),
+    (
+        "output_name",
+        "Windows reserves for a device",
+        ["nul", "COM1.png", "a/aux.v2/x.png", "COM¹.png", "conin$", "nul .png"],
+    ),
     ("output_name", "a folder named images or thumbs", ["a/Images/x.png"]),
     ("output_name", "has the extension .gif", ["x.gif"]),
     ("output_name", "a part of more than 200 bytes", ["\xe9" * 101 + ".png"]),
@@ -284,3 +289,12 @@ def test_a_model_that_would_change_the_requests_path_is_bad_input_of_its_row(mod
     assert caught.value.reason is Reason.BAD_INPUT
     assert "column model: " in caught.value.detail
     assert "is not a valid model name" in caught.value.detail
+
+
+def test_a_full_table_of_names_refuses_new_ones_and_knows_the_others() -> None:
+    used = UsedNames(max_slots=1024)
+    for row in range(682):
+        assert used.first_user(f"name {row}", row) is None
+    with pytest.raises(TooManyNames):
+        used.first_user("name 682", 682)
+    assert used.first_user("name 5", 700) == 5

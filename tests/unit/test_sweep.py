@@ -23,6 +23,13 @@ class SweepHarness(SplitterHarness):
 
     others: int = 0  # messages of other jobs
     started: list[CsvUploaded] = field(default_factory=list)
+    lost: list[CsvUploaded] = field(default_factory=list)  # whose splitter failed three times
+
+    def restart_uploads(self) -> int:
+        restarted = len(self.lost)
+        self.started += self.lost
+        self.lost.clear()
+        return restarted
 
     def backlog(self) -> int:
         return len(self.queue.sent) - self.edited + self.others
@@ -34,6 +41,7 @@ class SweepHarness(SplitterHarness):
             runs=self.ledger,
             rows=self.ledger,
             queue=self,  # type: ignore[arg-type]  # of RowQueue, only the backlog
+            lost_events=self,
             clock=self.clock,
             telemetry=self.telemetry,
             start_splitter=self.started.append,
@@ -190,13 +198,111 @@ def test_a_call_sent_for_a_row_that_the_next_upload_drops_is_counted(harness: Sw
     assert not harness.ledger.report_due(JOB)
 
 
-def test_a_csv_deleted_meanwhile_leaves_its_run_as_it_was(harness: SweepHarness) -> None:
-    harness.split(harness.upload(csv_of(3)))
-    totals = harness.run.totals
+def lose_messages_and_csv(harness: SweepHarness) -> None:
+    """Of five rows one is edited, one called for, one claimed and two were never received."""
+    harness.split(harness.upload(csv_of(5)))
+    harness.edit(1)
+    leave_sent(harness, harness.queue.sent[1])
+    assert isinstance(harness.ledger.claim(harness.queue.sent[2], harness.run, "k", 90), Claim)
     harness.lose_all()
     harness.bucket.versions["v1"] = (b"", {})
+
+
+def test_a_csv_deleted_meanwhile_leaves_its_run_as_it_was(harness: SweepHarness) -> None:
+    """Its messages may still be there: the queue's numbers are approximate."""
+    lose_messages_and_csv(harness)
+    totals = harness.run.totals
     harness.sweep(HOUR + SCHEDULE)
     assert (harness.run.state, harness.run.totals) == (RunState.RUNNING, totals)
+    assert harness.ledger.counters(JOB, harness.run.run).settled == 1
+
+
+def test_a_run_whose_messages_and_csv_are_gone_ends_and_says_why(harness: SweepHarness) -> None:
+    lose_messages_and_csv(harness)
+    for _ in range(2):
+        harness.sweep(HOUR + SCHEDULE)
+    reasons = {
+        key: record.result.reason
+        for (_, key), record in harness.ledger.rows.items()
+        if record.result is not None
+    }
+    assert reasons == {
+        "000000": None,
+        "000001": Reason.OUTCOME_UNKNOWN,
+        "000002": Reason.STOPPED,
+    }
+    (warning,) = harness.run.warnings
+    assert warning.startswith("2 of 5 rows were not edited: their messages are gone")
+    harness.reports.clear()
+    harness.sweep(SCHEDULE)
+    assert harness.reports == [JOB]
+    harness.report()
+    harness.sweep(SCHEDULE)
+    assert (harness.unfinished, harness.run.state) == ([], RunState.DONE)
+    assert harness.ledger.counters(JOB, harness.run.run).possible_duplicate_charges == 1
+
+
+def test_a_row_that_was_given_up_and_arrives_late_is_reported(harness: SweepHarness) -> None:
+    lose_messages_and_csv(harness)
+    for _ in range(2):
+        harness.sweep(HOUR + SCHEDULE)
+    harness.report()
+    harness.edited = 4
+    harness.edit()
+    assert harness.is_settled()
+    harness.report()
+    assert not harness.is_settled()
+
+
+def test_a_call_of_an_upload_that_became_unreadable_is_counted(harness: SweepHarness) -> None:
+    upload = harness.upload(csv_of(150))
+    harness.faults.at = 4  # the second batch is not sent
+    with pytest.raises(Crash):
+        harness.split(upload)
+    leave_sent(harness, harness.queue.sent[0])
+    harness.bucket.versions["v1"] = (b"", {})
+    harness.sweep(2 * SCHEDULE)
+    assert harness.run.state is RunState.FAILED
+    harness.ledger.finish_report(harness.run, harness.clock.now())
+    harness.sweep(SCHEDULE)
+    record = harness.ledger.rows[JOB, "000000"]
+    assert (record.state, record.possible_duplicate_charges) == (RowState.FAILED, 1)
+
+
+def test_a_redriven_row_whose_message_is_gone_is_edited(harness: SweepHarness) -> None:
+    harness.outcome = lambda _: RowResult(RowState.DEAD, Reason.UNAVAILABLE)
+    harness.split(harness.upload(csv_of(1)))
+    harness.edit()
+    harness.report()
+    letter = harness.queue.sent[0].model_copy(update={"generation": 1})
+    assert isinstance(harness.ledger.claim(letter, harness.run, "killed", 90), Claim)
+    harness.sweep(HOUR + SCHEDULE)
+    harness.outcome = lambda _: RowResult(RowState.SUCCEEDED)
+    harness.edit()
+    assert harness.is_settled()
+    assert harness.ledger.rows[JOB, "000000"].state is RowState.SUCCEEDED
+
+
+def test_an_upload_whose_splitter_failed_three_times_is_started_again(
+    harness: SweepHarness,
+) -> None:
+    harness.lost.append(harness.upload(csv_of(2)))
+    harness.sweep(SCHEDULE)
+    assert len(harness.queue.sent) == 2
+    assert "lost_uploads_restarted" in harness.telemetry.logged("warning")
+
+
+def test_lost_events_that_cannot_be_read_keep_no_job_from_being_swept(
+    harness: SweepHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: SweepHarness) -> int:
+        raise ServiceUnavailable("no answer")
+
+    monkeypatch.setattr(SweepHarness, "restart_uploads", fail)
+    harness.split(harness.upload(csv_of(1)))
+    harness.edit()
+    harness.sweep()
+    assert harness.reports == [JOB]
 
 
 def test_an_error_of_one_job_does_not_keep_the_others_from_being_swept(

@@ -18,6 +18,7 @@ from darkroom.providers.registry import PROVIDERS, Provider
 from darkroom.settings import Settings
 
 if TYPE_CHECKING:
+    from darkroom.aws.events import LostUploads
     from darkroom.aws.ledger_table import LedgerTable
     from darkroom.aws.s3 import S3CsvStore, S3ObjectStore
     from darkroom.aws.sqs import SqsRowQueue
@@ -120,6 +121,7 @@ class Wiring:
             queue=self._queue,
             clock=self._clock,
             telemetry=self._telemetry,
+            lost_events=self._lost_uploads,
             start_splitter=self._continue_later,
             request_report=self._request_report,
         )
@@ -248,6 +250,15 @@ class Wiring:
         return SqsRowQueue(
             self._client("sqs"), settings.rows_queue_url, settings.dead_letter_queue_url
         )
+
+    @cached_property
+    def _lost_uploads(self) -> "LostUploads":
+        from darkroom.aws.events import LostUploads
+
+        def start(event: Mapping[str, object]) -> None:
+            self._start_function(self._settings.splitter_function, event)
+
+        return LostUploads(self._client("sqs"), self._settings.lost_events_queue_url, start)
 
     @cached_property
     def _results(self) -> "S3ObjectStore":

@@ -283,11 +283,11 @@ def _web_failure(reference: str, host: str, error: Exception) -> RowRejected | R
 
 def _s3_failure(reference: str, image: StoredImage, error: ClientError) -> RowRejected | RetryRow:
     code = error_code(error)
-    location = f"in the bucket {image.bucket} ({quoted(image.key)})"
+    missing = f"was not found in bucket {image.bucket} ({quoted(image.key)})"
     if code in GONE_CODES:
-        return rejected(reference, f"does not exist {location}")
+        return rejected(reference, missing)
     if code in DENIED_CODES:
-        return rejected(reference, f"does not exist or may not be read {location}")
+        return rejected(reference, f"{missing}, or may not be read")
     if code in _S3_PERMANENT:
         return rejected(reference, _S3_PERMANENT[code])
     return _unavailable(reference, f"could not be read: S3 returned {code}")

@@ -13,7 +13,11 @@ _SHOWN_CHARS = 80
 _LISTED = 12
 _LISTED_PROBLEMS = 5
 _SIGNED = re.compile(r"[?#].*", re.DOTALL)
-_USER_INFO = re.compile(r"://[^/]*@")
+# Up to the last @ before the path, or behind it where a password contains a slash.
+_USER_INFO = re.compile(
+    r"((?:^|:)//|^https?:[/\\]+)(?:[^/]*|[^/:]{1,100}:(?!\d{1,5}/)\S{0,200})@", re.IGNORECASE
+)
+_PARAMETERS = re.compile(r"\?[^?]*=.*", re.DOTALL)  # of a URL whose https:// was forgotten
 # Of a text from outside: what is searched for secrets, what is searched for markup, what is shown.
 _RAW_CHARACTERS, _MARKUP_CHARACTERS, DETAIL_CHARACTERS = 65_536, 4_096, 500
 _DATA = re.compile(r"[A-Za-z0-9+/_-]{120,}={0,2}")
@@ -28,10 +32,17 @@ _TAG = re.compile(r"<[^<>]*>")
 
 
 def redact_url(reference: str) -> str:
-    """An image reference without what gives access: a URL's query, fragment, user and password."""
-    if "://" not in reference:
-        return reference
-    return _SIGNED.sub("?…", _USER_INFO.sub("://…@", reference))
+    """An image reference without what gives access: a URL's query, fragment, user and password.
+
+    A reference that is not quite a URL may be meant as one (`host/a.png?signature=…`).
+    """
+    signed = _SIGNED if "://" in reference else _PARAMETERS
+    return signed.sub("?…", _USER_INFO.sub(r"\1…@", reference))
+
+
+def redact_urls(text: str) -> str:
+    """A text whose URLs do not give access."""
+    return _URL.sub(lambda url: redact_url(url[0]), text)
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -57,7 +68,7 @@ def clean_text(text: str, *secrets: str) -> str:
         text = title[1]
     text = _TAG.sub(" ", _UNSEEN.sub(" ", text))
     text = printable(" ".join(text.split()))
-    text = _URL.sub(lambda url: redact_url(url[0]), text)
+    text = redact_urls(text)
     text = _KEY_LIKE.sub("[key]", _DATA.sub("[data]", text))
     text = " ".join(text.split())
     return text if len(text) <= DETAIL_CHARACTERS else f"{text[: DETAIL_CHARACTERS - 2]} …"

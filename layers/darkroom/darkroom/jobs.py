@@ -116,6 +116,7 @@ class Run:
     spent_before: int = 0  # micro-USD spent by earlier runs without a budget
     waiting: Waiting | None = None
     rejected_uploads: tuple[RejectedUpload, ...] = ()  # the last ones while this run was under way
+    lost: int = 0  # queued rows whose messages are gone, and which cannot be queued again
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Protocols of what lies outside the domain, and of what tests replace. Adapters implement them."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -117,6 +118,8 @@ class Readiness:
     waiting: Waiting | None = None  # set when every endpoint is out of service until `start_at`
     rows_per_second: float = 0.0  # what the limits of the fastest tier allow; 0: no limit
     row_seconds: float = 0.0  # the most that a row takes, with one call at every tier
+    free_places: float = math.inf  # calls that the limits in flight allow now
+    places_in_use: int = 0  # by calls under way or about to be sent, where there is such a limit
 
 
 class Dispatcher(Protocol):
@@ -226,6 +229,9 @@ class RunLedger(Protocol):
     def queue_again(self, run: Run) -> bool:
         """Reset the splitter's progress, so that it queues all unsettled rows again."""
 
+    def give_up_lost(self, run: Run) -> Run | None:
+        """Let the run end without its unsettled rows, which are gone; None: it has no such rows."""
+
     def dropped_settled(self, run: Run) -> None:
         """The rows that earlier uploads left unsettled are settled."""
 
@@ -250,6 +256,9 @@ class RunLedger(Protocol):
     def counters(self, job: str, run: str) -> Counters:
         """Sum of the run's shards, read consistently."""
 
+    def spent_earlier(self, run: Run) -> int:
+        """Micro-USD spent by the job's runs before this one."""
+
     def begin_report(self, run: Run, lease_seconds: float, owner: str = "") -> bool:
         """True for exactly one caller once all rows are settled and the report is not made yet.
 
@@ -265,6 +274,13 @@ class RunLedger(Protocol):
 
     def report_due(self, job: str) -> bool:
         """All rows of the current run are settled, and no report covers their outcomes yet."""
+
+
+class LostEvents(Protocol):
+    """The queue of events that their functions failed three times."""
+
+    def restart_uploads(self) -> int:
+        """Start the splitter again for lost uploads; how many. Raises ServiceUnavailable."""
 
 
 class RowLedger(Protocol):
@@ -287,8 +303,11 @@ class RowLedger(Protocol):
     def unsettled(self, job: str) -> Iterator[RowRecord]:
         """All records of a job that have no outcome, streamed in any order."""
 
-    def drop(self, job: str, record: RowRecord) -> bool:
-        """End a row of an earlier run that the current one does not have; False: it has changed."""
+    def drop(self, job: str, record: RowRecord, *, lost: bool = False) -> bool:
+        """End a row of an earlier run that the current one does not have; False: it has changed.
+
+        `lost`: a row of the current run, whose message and CSV are gone.
+        """
 
     def claim(
         self, message: RowMessage, run: Run, owner: str, lease_seconds: float

@@ -25,6 +25,7 @@ class Settings(BaseModel):
     endpoints_secret_arn: str
     rows_queue_url: str
     dead_letter_queue_url: str
+    lost_events_queue_url: str
     jobs_topic_arn: str
     splitter_function: str  # with its alias, as the next
     reporter_function: str

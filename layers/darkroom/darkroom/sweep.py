@@ -11,7 +11,7 @@ from darkroom.errors import ServiceUnavailable
 from darkroom.jobs import Run, RunState
 from darkroom.ledger.runs import RunRecord, SweepStep, UnfinishedJob, sweep_step
 from darkroom.metrics import Metric
-from darkroom.ports import Clock, RowLedger, RowQueue, RunLedger, Telemetry
+from darkroom.ports import Clock, LostEvents, RowLedger, RowQueue, RunLedger, Telemetry
 from darkroom.rows import RowState
 from darkroom.splitter import CsvUploaded
 
@@ -25,6 +25,7 @@ class Sweep:
     runs: RunLedger
     rows: RowLedger
     queue: RowQueue
+    lost_events: LostEvents
     clock: Clock
     telemetry: Telemetry
     start_splitter: Callable[[CsvUploaded], None]
@@ -32,6 +33,7 @@ class Sweep:
 
     def sweep(self, remaining_seconds: Callable[[], float]) -> None:
         """Raises ServiceUnavailable when the list of unfinished jobs cannot be read."""
+        self._restart_lost_uploads()
         queue_is_empty = self._queue_is_empty()
         for unfinished in self.runs.unfinished():
             if remaining_seconds() < _STOP_BEFORE_SECONDS:
@@ -43,6 +45,16 @@ class Sweep:
                 self.telemetry.warning("job_not_swept", job=unfinished.job, error=str(error))
             except Exception:  # noqa: BLE001  # one job must not keep the others from being swept
                 self.telemetry.exception("sweep_crashed", job=unfinished.job)
+
+    def _restart_lost_uploads(self) -> None:
+        """A splitter that failed three times before it recorded a run is in no list of jobs."""
+        try:
+            restarted = self.lost_events.restart_uploads()
+        except Exception:  # noqa: BLE001  # the jobs are swept all the same
+            self.telemetry.exception("lost_events_not_read")
+            return
+        if restarted:
+            self.telemetry.warning("lost_uploads_restarted", events=restarted)
 
     def _queue_is_empty(self) -> bool:
         try:
@@ -67,8 +79,22 @@ class Sweep:
         self.telemetry.warning("job_resumed", job=run.job, run=run.run, step=step.value)
         if step is SweepStep.REPORT:
             self.request_report(run.job)
+        elif step is SweepStep.GIVE_UP:
+            self._give_up_lost(run)
         elif step is SweepStep.SPLIT or self.runs.queue_again(run):
             self.start_splitter(_upload_of(run))
+
+    def _give_up_lost(self, run: Run) -> None:
+        """End the rows whose messages and CSV are gone; the next sweep has the report made.
+
+        Those that no worker has claimed are not in the ledger: the run records how many.
+        """
+        for row in self.rows.unsettled(run.job):
+            if row.run == run.run and row.lease_until <= self.clock.now():
+                self.rows.drop(run.job, row, lost=True)
+                if row.state is RowState.SENT:
+                    self.telemetry.metric(Metric.POSSIBLE_DUPLICATE_CHARGES)
+        self.runs.give_up_lost(run)
 
     def _settle_dropped(self, record: RunRecord) -> bool:
         """End the rows that earlier uploads left unsettled, and that this one does not have.

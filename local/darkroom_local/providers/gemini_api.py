@@ -41,6 +41,7 @@ _GENERATION_FIELDS = {
     *("responseModalities", "imageConfig", "seed", "thinkingConfig", "temperature", "topP", "topK"),
     *("candidateCount", "maxOutputTokens", "stopSequences", "mediaResolution"),
 }
+_SERVICE_TIERS = frozenset({"STANDARD", "FLEX", "PRIORITY"})
 _PERIODS = {"minute": ("Minute",), "day": ("Day",), "both": ("Minute", "Day")}
 _ERRORS = {
     FaultKind.QUOTA_SPENT: (
@@ -77,6 +78,7 @@ class GeminiRules:
     sizes: frozenset[str] = frozenset({"1K", "2K", "4K"})  # of imageConfig.imageSize
     input_tokens_per_image: int = 560
     thinking: bool = True
+    thinking_levels: frozenset[str] = frozenset()
 
 
 _FLASH_25 = GeminiRules(
@@ -89,12 +91,21 @@ _FLASH = GeminiRules(
     ratios=_PRO.ratios | {"1:4", "4:1", "1:8", "8:1"},
     sizes=_PRO.sizes | {"512"},
     input_tokens_per_image=1120,
+    thinking_levels=frozenset({"MINIMAL", "HIGH"}),
 )
 
 
-_FLASH_LITE = replace(_PRO, output_tokens={"1K": 1120}, sizes=frozenset({"1K"}))
+_FLASH_LITE = replace(
+    _PRO,
+    output_tokens={"1K": 1120},
+    sizes=frozenset({"1K"}),
+    thinking_levels=_FLASH.thinking_levels,
+)
 _NANO_BANANA_2_1 = replace(
-    _FLASH, output_tokens={"1K": 1120, "2K": 1680, "4K": 3780}, sizes=_PRO.sizes
+    _FLASH,
+    output_tokens={"1K": 1120, "2K": 1680, "4K": 3780},
+    sizes=_PRO.sizes,
+    thinking_levels=frozenset({"MINIMAL", "MEDIUM", "HIGH"}),
 )
 
 
@@ -147,6 +158,9 @@ class GeminiApi(ModelRules[GeminiRules]):
         _check_names(body, _REQUEST_FIELDS)
         _check_names(generation, _GENERATION_FIELDS)
         _check_names(config, {"aspectRatio", "imageSize"})
+        _check_thinking(generation.get("thinkingConfig") or {}, rules)
+        if str(body.get("serviceTier", "flex")).upper() not in _SERVICE_TIERS:
+            raise _invalid("Invalid value at 'service_tier'.")
         if "IMAGE" not in generation.get("responseModalities", ["IMAGE"]):
             raise _invalid("The requested response modalities do not include IMAGE.")
         ratio, resolution = config.get("aspectRatio"), config.get("imageSize")
@@ -294,6 +308,13 @@ def _error(
     if details:
         body["details"] = details
     return Response.json({"error": body}, status, headers)
+
+
+def _check_thinking(config: dict[str, Any], rules: GeminiRules) -> None:
+    _check_names(config, {"thinkingLevel", "includeThoughts"})
+    level = config.get("thinkingLevel")
+    if level is not None and str(level).upper() not in rules.thinking_levels:
+        raise _invalid(f"Thinking level {level} is not supported for this model.")
 
 
 def _check_names(fields: dict[str, Any], known: Collection[str]) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from tests.corpus.csv.hostile import HOSTILE
+
 _TEXT = "image_url,instruction\nphotos/café.jpg,ein Schild mit 5 € malen\n"
 
 
@@ -82,4 +84,5 @@ FILES: Mapping[str, Callable[[], bytes]] = {
 }
 
 CORPUS = Path(__file__).parent
-CSVS = {path.stem: path.read_bytes for path in sorted(CORPUS.glob("*.csv"))} | dict(FILES)
+CSVS = {path.stem: path.read_bytes for path in sorted(CORPUS.glob("*.csv"))}
+CSVS |= {**FILES, **HOSTILE}

@@ -113,9 +113,9 @@ class LedgerTable:
             items = self._table.query(f"{job}#rows#{n}", "row#", without="result")
             yield from map(ROWS.from_item, items)
 
-    def drop(self, job: str, record: RowRecord) -> bool:
+    def drop(self, job: str, record: RowRecord, *, lost: bool = False) -> bool:
         claim = Claim(job, record.lease_owner or "", record)
-        return isinstance(self._apply(claim, rows.drop(record, self._now())), Claim)
+        return isinstance(self._apply(claim, rows.drop(record, self._now(), lost=lost)), Claim)
 
     def claim(
         self, message: RowMessage, run: Run, owner: str, lease_seconds: float
@@ -346,6 +346,10 @@ class LedgerTable:
         now = self._now()
         return self._update_run(run, partial(runs.queue_again, now=now)) is not None
 
+    def give_up_lost(self, run: Run) -> Run | None:
+        settled = self.counters(run.job, run.run).settled
+        return self._update_run(run, lambda record: runs.give_up_lost(record, settled))
+
     def dropped_settled(self, run: Run) -> None:
         self._update_run(run, runs.dropped_settled)
 
@@ -373,6 +377,12 @@ class LedgerTable:
 
     def counters(self, job: str, run: str) -> Counters:
         return _sum(self._table.get_many(_shard_keys(job, run), _MAX_RUN_TRIES))
+
+    def spent_earlier(self, run: Run) -> int:
+        if run.number <= 1:
+            return 0
+        earlier = (r for r in self._runs(run.job) if r.number < run.number)
+        return sum(self.counters(run.job, r.run).cost_micro_usd for r in earlier)
 
     def report_due(self, job: str) -> bool:
         current = self._read_job(job)
@@ -461,9 +471,11 @@ class LedgerTable:
 
     def _spent_without_budget(self, job: str) -> int:
         """Micro-USD spent by the job's runs that had no budget."""
-        records = map(_RUNS.from_item, self._table.query(job, "run#"))
-        unbudgeted = [r.run.run for r in records if r.run.options.budget_micro_usd is None]
+        unbudgeted = [r.run for r in self._runs(job) if r.options.budget_micro_usd is None]
         return sum(self.counters(job, run).cost_micro_usd for run in unbudgeted)
+
+    def _runs(self, job: str) -> list[Run]:
+        return [_RUNS.from_item(item).run for item in self._table.query(job, "run#")]
 
     def _read_job(self, job: str) -> JobRecord | None:
         return self._table.get(_JOBS, job, _JOB_ITEM)

@@ -92,7 +92,9 @@ def _address(source: Source) -> dict[str, Any]:
 def _csv_error(error: ClientError, source: Source) -> Exception:
     code = error_code(error)
     if code in GONE_CODES:
-        return JobRejected(f"The file {source.key} is no longer in the bucket: upload it again.")
+        return JobRejected(
+            f"The file {source.key} was not found in bucket {source.bucket}: upload it again."
+        )
     if code == "PreconditionFailed":
         return JobRejected(f"The file {source.key} was replaced while it was being read.")
     if code in DENIED_CODES:

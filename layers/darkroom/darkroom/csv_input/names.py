@@ -14,7 +14,10 @@ _OTHER_FORMATS = (
 )
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?<![.])", re.ASCII)
 _FORBIDDEN = re.compile(r'[\\:*?"<>|\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]')
-_WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.ASCII | re.IGNORECASE)
+# https://learn.microsoft.com/windows/win32/fileio/naming-a-file
+_WINDOWS_DEVICES = re.compile(
+    r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?", re.IGNORECASE
+)
 _RESERVED_FOLDERS = ("images", "thumbs")
 _MAX_PART_BYTES = 200  # file systems allow 255; copies and thumbnails add a few
 _MAX_NAME_BYTES = 500  # an S3 key may have 1,024 with the job's prefix
@@ -85,29 +88,42 @@ def image_names(output_name: str, n: int) -> list[str]:
     return [output_name, *(f"{stem}-{copy}.{suffix}" for copy in range(1, n))]
 
 
+class TooManyNames(Exception):
+    """UsedNames is full."""
+
+
 class UsedNames:
     """Which row used a name first, in 12 bytes per slot: a million names take 25 MB.
+
+    At most `max_slots` slots, two thirds of them used: 44 million names in 805 MB by default, and
+    half as much again while the table grows.
 
     Names are stored as 64-bit digests (in a job of a million names, two collide with a probability
     of 1 in 40 million) and compared ignoring case, as the file systems of macOS and Windows do.
     """
 
-    def __init__(self) -> None:
-        self._count = 0
+    def __init__(self, max_slots: int = 2**26) -> None:
+        self._count, self._max_slots = 0, max_slots
         self._resize(1024)
 
     def first_user(self, name: str, row: int) -> int | None:
-        """The row that used the name before. If there was none, `row` is recorded as the first."""
+        """The row that used the name before. If there was none, `row` is recorded as the first.
+
+        Raises TooManyNames for a new name when the table is full.
+        """
         digest = blake2b(normalize("NFC", name).casefold().encode(), digest_size=8).digest()
         number = int.from_bytes(digest) or 1
         slot = self._slot(number)
         if self._numbers[slot]:
             return self._rows[slot]
+        if (self._count + 1) * 3 > len(self._numbers) * 2:
+            if len(self._numbers) >= self._max_slots:
+                raise TooManyNames
+            self._grow()
+            slot = self._slot(number)
         self._numbers[slot] = number
         self._rows[slot] = row
         self._count += 1
-        if self._count * 3 > len(self._numbers) * 2:
-            self._grow()
         return None
 
     def _slot(self, number: int) -> int:
@@ -118,8 +134,8 @@ class UsedNames:
         return slot
 
     def _resize(self, slots: int) -> None:
-        self._numbers = array("Q", bytes(8 * slots))
-        self._rows = array("I", bytes(4 * slots))
+        self._numbers = array("Q", [0]) * slots
+        self._rows = array("I", [0]) * slots
 
     def _grow(self) -> None:
         numbers, rows = self._numbers, self._rows

@@ -21,7 +21,7 @@ from darkroom.csv_input.fields import (
     read_columns,
 )
 from darkroom.csv_input.instructions import InstructionTemplate
-from darkroom.csv_input.names import UsedNames, image_names, parse_key
+from darkroom.csv_input.names import TooManyNames, UsedNames, image_names, parse_key
 from darkroom.csv_input.text import (
     HEAD_BYTES,
     MAX_FIELD_CHARS,
@@ -33,7 +33,7 @@ from darkroom.csv_input.text import (
 )
 from darkroom.csv_input.values import RowFilter, parse_instruction, parse_row_filter
 from darkroom.errors import JobRejected, Reason, RowRejected
-from darkroom.formatting import describe_validation, quoted
+from darkroom.formatting import describe_validation, plural, quoted
 from darkroom.jobs import JobOptions
 from darkroom.rows import RowRequest
 
@@ -220,7 +220,7 @@ class JobRows:
         if not selected:
             raise JobRejected(
                 f"The option filter-rows {quoted(self.options.filter_rows or '')} selects none of "
-                f"the file's {number + 1:,} rows (the first row is 0)."
+                f"the file's {plural(number + 1, 'row')} (the first row is 0)."
             )
 
     def _row(self, number: int, record: Record, used: UsedNames | None) -> JobRow:
@@ -247,7 +247,13 @@ class JobRows:
             ("index", "key", key),
             *((image_field, "image", image) for image in images),
         ):
-            first = used.first_user(f"{kind} {name}", number)
+            try:
+                first = used.first_user(f"{kind} {name}", number)
+            except TooManyNames:
+                raise _rejected(
+                    "the rows before name so many images that a name used twice could no longer "
+                    "be found: split the file"
+                ) from None
             if first is not None and first != number:
                 raise _rejected(
                     f"column {self.columns.name(field)}: row {first} already uses the name "

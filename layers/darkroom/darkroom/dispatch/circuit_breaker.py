@@ -28,6 +28,7 @@ KEY_COOLDOWN_SECONDS = 600.0
 MAX_PAUSE_SECONDS = 60.0  # when a longer wait is requested, the endpoint is out of service
 COUNT_HALF_LIFE = 60 * SECOND  # of the recent calls and 429s
 RUN_LENGTH = 3.5  # fewer recent 429s are stray ones
+RUN_LENGTH_WHEN_SLOWED = 1.5  # after a run, the limit in force is more likely too high
 RUN_SHARE = 0.1  # of the recent calls, and so are fewer than this
 SLOWDOWN = 0.25  # share of the rate that one run of 429s withholds
 MAX_SLOWDOWN = 0.95
@@ -108,9 +109,8 @@ def _rate_limited(state: EndpointState, failure: Failure) -> EndpointState:
         return _suspended(state, now, until, f"the provider asked for a pause: {failure.detail}")
     state = replace(state, limited=state.limited + 1)
     in_a_row = state.failures >= OPEN_AT_FAILURES
-    is_run = state.limited >= (
-        RUN_LENGTH if in_a_row else max(RUN_LENGTH, RUN_SHARE * state.volume)
-    )
+    length = RUN_LENGTH_WHEN_SLOWED if slowdown(state, now) else RUN_LENGTH
+    is_run = state.limited >= (length if in_a_row else max(length, RUN_SHARE * state.volume))
     if is_run and failure.sent_at > state.slowed_at + SLOWDOWN_SPACING:
         state = _slowed(state, failure)
         if wait is None:

@@ -11,11 +11,11 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, timeout_of_call
 from darkroom.dispatch import circuit_breaker, rate_limiter
-from darkroom.dispatch.outages import describe
+from darkroom.dispatch.outages import cooldown_outcome, describe, fallback_cause
 from darkroom.dispatch.outcomes import OutcomeRecorder
 from darkroom.dispatch.selector import NoSlot, Permit, Selector
 from darkroom.dispatch.state_cache import Availability, Candidate, StateCache
@@ -26,7 +26,6 @@ from darkroom.endpoints import (
     SLOT_WAIT_SECONDS,
     WORKER_SECONDS,
     Endpoint,
-    key_fingerprint,
 )
 from darkroom.errors import (
     ConfigurationError,
@@ -53,6 +52,9 @@ from darkroom.retry import JITTER, backoff, with_jitter
 
 RETRY_ROW_SECONDS = 30.0
 MAX_DEFER_SECONDS = 60.0  # so that a corrected secret is used by then
+# For the slot of a first call. Rows are taken when a slot is near, so only one that lost the race
+# for it waits for long; to return it would waste its claim and its loaded images.
+FIRST_CALL_WAIT_SECONDS = 120.0
 READINESS_AGE = 2 * SECOND  # of the states that readiness is judged by
 
 
@@ -118,7 +120,14 @@ class TieredDispatcher:
                     a.available_at for e in tier if not (a := available[e.name]).out_of_service
                 ]
                 if in_service:
-                    return _readiness(tiers, min(in_service))
+                    serving = [e for e in tier if not available[e.name].out_of_service]
+                    in_use = [self._places_in_use(e) for e in serving]
+                    free = sum(
+                        max(0, e.max_in_flight - n) if e.max_in_flight else math.inf
+                        for e, n in zip(serving, in_use, strict=True)
+                    )
+                    readiness = _readiness(tiers, min(in_service))
+                    return replace(readiness, free_places=free, places_in_use=sum(in_use))
         except ConfigurationError as error:
             return Readiness(self._clock.now() + MAX_DEFER_SECONDS, self._unusable(str(error)))
         except StatesUnavailable as error:
@@ -127,8 +136,12 @@ class TieredDispatcher:
         start_at = min(soonest, now + int(MAX_DEFER_SECONDS * SECOND))
         return _readiness(tiers, start_at, self._waiting(available))
 
+    def _places_in_use(self, endpoint: Endpoint) -> int:
+        leases, now = self._state_cache.state(endpoint.name).leases, self._state_cache.now()
+        return sum(until > now for until in leases.values())
+
     def dispatch(self, context: CallContext, deadline: float) -> DispatchResult:
-        soon = self._state_cache.now() + int(SLOT_WAIT_SECONDS * SECOND)
+        soon = self._state_cache.now() + int(FIRST_CALL_WAIT_SECONDS * SECOND)
         attempt = _Attempt(context, deadline, soon)
         try:
             tiers = self._tiers()
@@ -216,8 +229,7 @@ class TieredDispatcher:
     def _latest_slot(self, attempt: _Attempt, endpoint: Endpoint) -> int:
         """The latest slot that leaves time for the call, and for one at each later tier.
 
-        A first call waits in the worker for a short time only. Retries wait longer, so they are
-        not displaced by first calls.
+        Retries wait for longer than first calls, so they are not displaced by these.
         """
         later = [tier for tier in self._tiers() if tier[0].tier > endpoint.tier]
         kept = sum(max(e.timeout_seconds for e in tier) + SLOT_WAIT_SECONDS for tier in later)
@@ -291,7 +303,7 @@ class TieredDispatcher:
             plan=plan,
             endpoint=endpoint,
             fallback=any(tier < endpoint.tier for tier in failed | skipped),
-            fallback_cause=_rejected_keys(attempt, endpoint.tier),
+            fallback_cause=self._fallback_cause(attempt, endpoint.tier),
             latency_ms=latency_ms,
             slot_wait_ms=attempt.slot_wait_ms,
             calls=attempt.calls,
@@ -402,6 +414,19 @@ class TieredDispatcher:
     def _unusable(self, detail: str) -> Waiting:
         return Waiting(Reason.NO_ENDPOINT, detail, self._clock.now())
 
+    def _fallback_cause(self, attempt: _Attempt, tier: int) -> str:
+        """Why no key of an endpoint of an earlier tier can be used; empty for other causes."""
+        outcomes = dict[str, Outcome]()
+        for name, availability in attempt.out_of_service.items():
+            if availability.reason is RejectionReason.KEYS:
+                state = self._state_cache.state(name)
+                outcomes[name] = cooldown_outcome(attempt.plans[name][0], state)
+        for failed, failure in attempt.failures:
+            if failure.outcome.key_at_fault:
+                outcomes[failed.name] = failure.outcome
+        causes = ((attempt.plans[name][0], outcome) for name, outcome in outcomes.items())
+        return "; ".join(fallback_cause(e, outcome) for e, outcome in causes if e.tier < tier)
+
     def _deferral(self, detail: str, seconds: float, waiting: Waiting | None = None) -> DeferRow:
         shortest = min(MAX_DEFER_SECONDS, max(1.0, seconds))
         delay = with_jitter(shortest / (1 - JITTER), self._rng.random)
@@ -411,18 +436,6 @@ class TieredDispatcher:
         if event not in self._warned:
             self._warned.add(event)
             self._telemetry.warning(event, **fields)
-
-
-def _rejected_keys(attempt: _Attempt, tier: int) -> str:
-    """The endpoints of earlier tiers that rejected their keys; empty for other causes."""
-    keys = RejectionReason.KEYS
-    names = [name for name, a in attempt.out_of_service.items() if a.reason is keys]
-    names += [e.name for e, failure in attempt.failures if failure.outcome.key_at_fault]
-    earlier = {n: e for n in names if (e := attempt.plans[n][0]).tier < tier}
-    return "; ".join(
-        f"{name} rejected its key ({', '.join(key_fingerprint(key) for key in endpoint.keys)})"
-        for name, endpoint in earlier.items()
-    )
 
 
 def _with_own_model(failure: CallFailed, plan: CallPlan) -> CallFailed:
@@ -440,7 +453,8 @@ def _readiness(
         start_at=start_at / SECOND,
         waiting=waiting,
         rows_per_second=0.0 if math.isinf(max(rates)) else max(rates),
-        row_seconds=AFTER_CALL_SECONDS + sum(max(e.timeout_seconds for e in t) for t in tiers),
+        row_seconds=AFTER_CALL_SECONDS
+        + sum(max(e.timeout_seconds for e in tier) + SLOT_WAIT_SECONDS for tier in tiers),
     )
 
 

@@ -5,13 +5,18 @@ from datetime import UTC, datetime
 from darkroom.calls import Outcome
 from darkroom.dispatch.state_cache import Availability
 from darkroom.endpoint_state import SECOND, EndpointState, RejectionReason
-from darkroom.endpoints import Endpoint
+from darkroom.endpoints import Endpoint, key_fingerprint
 from darkroom.errors import Reason
 
 _KEYS = {
-    Outcome.KEY_REJECTED: "every key of {} was rejected",
-    Outcome.QUOTA_SPENT: "the account of every key of {} has no quota left",
-    Outcome.MODEL_UNAVAILABLE: "the model of {} is not available",
+    Outcome.KEY_REJECTED: "every key of {name} was rejected",
+    Outcome.QUOTA_SPENT: "the account of every key of {name} has no quota left",
+    Outcome.MODEL_UNAVAILABLE: "model {model} of {name} was not found",
+}
+_FALLBACK = {
+    Outcome.KEY_REJECTED: "{name} rejected its key ({keys})",
+    Outcome.QUOTA_SPENT: "{name} has no quota left ({keys})",
+    Outcome.MODEL_UNAVAILABLE: "{name} answered that model {model} was not found ({keys})",
 }
 
 
@@ -24,7 +29,8 @@ def describe(
         cooldowns = [state.key_cooldowns[i] for i in endpoint.key_ids() if i in state.key_cooldowns]
         if cooldowns:
             last = max(cooldowns, key=lambda cooldown: cooldown.until)
-            what = _KEYS.get(last.reason, _KEYS[Outcome.KEY_REJECTED]).format(name)
+            sentence = _KEYS.get(last.reason, _KEYS[Outcome.KEY_REJECTED])
+            what = sentence.format(name=name, model=endpoint.model)
             detail = f" ({last.detail})" if last.detail else ""
             advice = "correct the endpoints secret with `darkroom endpoints push`"
             return Reason(last.reason.value), f"{what}{detail}: {advice}"
@@ -36,3 +42,17 @@ def describe(
             f"{name} is out of service until {when} (its requests_per_day are used up)",
         )
     return Reason.UNAVAILABLE, f"{name} is out of service until {when} ({state.cause})"
+
+
+def fallback_cause(endpoint: Endpoint, outcome: Outcome) -> str:
+    """Why another tier made the image, when `outcome` put the endpoint's keys on cooldown."""
+    sentence = _FALLBACK.get(outcome, _FALLBACK[Outcome.KEY_REJECTED])
+    keys = ", ".join(map(key_fingerprint, endpoint.keys))
+    return sentence.format(name=endpoint.name, model=endpoint.model, keys=keys)
+
+
+def cooldown_outcome(endpoint: Endpoint, state: EndpointState) -> Outcome:
+    """Why the endpoint's keys are on cooldown: the reason of the longest one."""
+    cooldowns = [state.key_cooldowns[i] for i in endpoint.key_ids() if i in state.key_cooldowns]
+    longest = max(cooldowns, key=lambda cooldown: cooldown.until, default=None)
+    return longest.reason if longest else Outcome.KEY_REJECTED

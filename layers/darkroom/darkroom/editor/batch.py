@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from math import ceil
+from math import ceil, inf
 from typing import Protocol
 
 from pydantic import ValidationError
@@ -45,8 +45,10 @@ _MAX_SEND_DELAY_SECONDS = 900.0
 # end. Those that could start at the same moment check again after a random part of an interval.
 ABOUT_NOW_SECONDS = 1.0
 AHEAD_SECONDS = 5.0
-MAX_AHEAD_SECONDS = 15.0  # the dispatcher reserves at most 20 s ahead
+MAX_AHEAD_SECONDS = 15.0  # what is waited here is billed
 MAX_START_DELAY_SECONDS = 2.0
+# A place in flight that becomes free is left to the fullest invocation for up to this long.
+PLACE_PATIENCE_SECONDS = 4.0
 RESERVED_AFTER_SECONDS = 2.0  # by then a row taken has loaded its images and reserved its slot
 # While the limits leave no free slot, this supply of messages is held for the threads.
 SUPPLY_SECONDS = 600.0
@@ -185,6 +187,7 @@ class _Invocation:
     _idle_receives: int = 0  # since a message was received or taken
     _free_slot_checks: int = 0  # in a row
     _taken_at: deque[float] = field(default_factory=deque)
+    _no_place_at: float = -inf  # when the limits in flight allowed no call
     _rows_done: int = 0
     _busy_seconds: float = 0.0
     _readiness: Readiness = field(default_factory=lambda: Readiness(0.0))
@@ -298,9 +301,11 @@ class _Invocation:
         if startable is None or not self._needs_slot(startable):
             return startable is not None
         rate = self._readiness.rows_per_second
-        self.batch.clock.sleep(
-            self.batch.rng() * min(MAX_START_DELAY_SECONDS, rate and 0.25 / rate)
-        )
+        delay = min(MAX_START_DELAY_SECONDS, rate and 0.25 / rate)
+        if self._readiness.free_places < inf:
+            shared = self._readiness.places_in_use > 0
+            delay = max(delay, PLACE_PATIENCE_SECONDS if shared else ABOUT_NOW_SECONDS)
+        self.batch.clock.sleep(self.batch.rng() * delay)
         self._update_readiness()
         with self._lock:
             return self._next_held() is not None
@@ -356,10 +361,16 @@ class _Invocation:
             return False
         while self._taken_at and self._taken_at[0] < now - RESERVED_AFTER_SECONDS:
             self._taken_at.popleft()
+        share = (self._busy / self.batch.threads + self.rank) / 2
+        if len(self._taken_at) >= readiness.free_places:
+            self._no_place_at = now
+            return False
+        others_call = readiness.places_in_use > self._busy
+        if others_call and now - self._no_place_at < PLACE_PATIENCE_SECONDS * (1 - share):
+            return False
         interval = 1 / readiness.rows_per_second if readiness.rows_per_second else 0.0
         slot = max(now, readiness.start_at) + len(self._taken_at) * interval
         ahead = min(MAX_AHEAD_SECONDS, max(AHEAD_SECONDS, 2 * interval)) if self._busy else 0.0
-        share = (self._busy / self.batch.threads + self.rank) / 2
         return slot - now <= max(ABOUT_NOW_SECONDS, ahead * share)
 
     def _is_over(self) -> bool:
@@ -458,7 +469,7 @@ class _Invocation:
             if stopping or self._alone or any(task.alone for task in self._held):
                 return 0
             wanted = 0 if supply_only else self.batch.threads - self._busy
-            if readiness.start_at > now + ABOUT_NOW_SECONDS:
+            if readiness.start_at > now + ABOUT_NOW_SECONDS or not readiness.free_places:
                 row_seconds = self._busy_seconds / self._rows_done if self._rows_done else 0.0
                 seconds = min(SUPPLY_SECONDS, self._last_start - now)
                 supply = self.batch.threads * seconds / (row_seconds or TYPICAL_ROW_SECONDS)

@@ -27,7 +27,7 @@ from darkroom.formatting import money
 from darkroom.images.memory import MemoryBudget, MemoryShare
 from darkroom.jobs import Run, RunState
 from darkroom.metrics import Metric
-from darkroom.models.planner import plan_call
+from darkroom.models.planner import model_for, plan_call
 from darkroom.ports import (
     Clock,
     Dispatcher,
@@ -76,10 +76,15 @@ class RowCallContext:
         request, images = self.message.request, tuple(self.images)
         plan = plan_call(request, images, self.mask, endpoint, self.today)
         self.tier = endpoint.tier if self.tier is None else self.tier
-        first_choice = plan.model_of_row if request.model else endpoint.tier == self.tier
-        if not (self.run.options.fallback or first_choice):
+        if not self.run.options.fallback and not self._is_first_choice(endpoint):
             raise Ineligible("the job's option fallback is off")
         return plan
+
+    def _is_first_choice(self, endpoint: Endpoint) -> bool:
+        requested = self.message.request.model
+        if requested is None:
+            return endpoint.tier == self.tier
+        return requested in (model_for(requested, endpoint), endpoint.model_is)
 
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
         self.reject_if_stopped()

@@ -16,11 +16,9 @@ MAX_HIDDEN_SECONDS = 4 * HOUR
 # Messages return somewhat faster than the limits allow, so that live workers always have some.
 SUPPLY_FACTOR = 2.0
 UNLIMITED_ROWS_PER_SECOND = 10.0  # at which messages return while endpoints without limits are down
-# While all endpoints are out of service, a corrected secret is noticed within about this time.
-MAX_OUTAGE_HIDDEN_SECONDS = 300.0
 # Of a message that has returned already, or whose row was called for: doubles with each receive,
 # up to a share of the backlog's time, so that those of a large job do not return all the time.
-NEAR_SECONDS = 15.0
+NEAR_SECONDS = 60.0
 MAX_NEAR_SECONDS = 240.0
 MAX_NEAR_SHARE = 1 / 16
 
@@ -42,9 +40,7 @@ def hide_seconds(
     until_slot = max(0.0, readiness.start_at - now)
     rate = (readiness.rows_per_second or UNLIMITED_ROWS_PER_SECOND) * SUPPLY_FACTOR
     spread = backlog / rate
-    if readiness.waiting is not None:
-        until_slot = min(until_slot, MAX_OUTAGE_HIDDEN_SECONDS)
-    elif retry or receives > 1:
+    if readiness.waiting is None and (retry or receives > 1):
         longest = MAX_NEAR_SECONDS if retry else max(MAX_NEAR_SECONDS, spread * MAX_NEAR_SHARE)
         spread = min(spread, longest, NEAR_SECONDS * 2.0 ** min(receives - 1, 10))
     return until_slot + random() * min(spread, MAX_HIDDEN_SECONDS)

@@ -109,16 +109,26 @@ def settle(claim: Claim, result: RowResult, now: float) -> Change:
     return Change(record, counters, budget=budget, reserved=-before.reserved)
 
 
-def drop(record: RowRecord, now: float) -> Change:
-    """End a row that a later upload no longer has. Its call, if one was sent, may be charged."""
+def drop(record: RowRecord, now: float, *, lost: bool = False) -> Change:
+    """End a row that a later upload no longer has, or whose message and CSV are gone (`lost`).
+
+    Its call, if one was sent, may be charged.
+    """
     sent = record.state is RowState.SENT
-    reason = Reason.OUTCOME_UNKNOWN if sent else Reason.SUPERSEDED
+    reason = Reason.STOPPED if lost else Reason.SUPERSEDED
     detail = "a later upload of the CSV no longer has this row"
+    if lost:
+        detail = "its message is gone, and the CSV could not be read to queue it again"
     ended = _next(
         record,
         now,
         state=RowState.FAILED,
-        result=RowResult(RowState.FAILED, reason, detail, cost_micro_usd=record.spent),
+        result=RowResult(
+            RowState.FAILED,
+            Reason.OUTCOME_UNKNOWN if sent else reason,
+            detail,
+            cost_micro_usd=record.spent,
+        ),
         lease_owner=None,
         lease_until=0.0,
         sent_run=None,

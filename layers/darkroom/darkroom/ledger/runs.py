@@ -53,6 +53,7 @@ class RunRecord:
     run: Run
     queued_at: float = 0.0  # when the splitter began to queue the rows, for the last time
     split_before: Totals | None = None  # set while the rows are queued again
+    not_queued: str = ""  # why the rows could not be queued again
     replaces_unfinished: bool = False  # rows of an earlier run may be left unsettled
     split_until: float = 0.0  # lease of the splitter
     report_until: float = 0.0  # lease of the reporter
@@ -89,7 +90,8 @@ def _is_done(record: RunRecord) -> bool:
 
 def start_rejected(record: RunRecord, reason: str, now: float) -> RunRecord:
     """A run that has just been made, of an upload that cannot be used."""
-    return replace(fail(record, reason, now), version=record.version)
+    failed = fail(record, reason, now)
+    return replace(failed, version=record.version, replaces_unfinished=record.replaces_unfinished)
 
 
 def is_under_way(record: RunRecord) -> bool:
@@ -137,15 +139,40 @@ def queue_again(record: RunRecord, now: float) -> RunRecord | None:
     if not record.run.split_done or not is_under_way(record):
         return None
     run = replace(record.run, split_done=False, checkpoint=Checkpoint())
-    return _next(record, run=run, queued_at=now, split_before=record.run.totals, split_until=0.0)
+    return _next(
+        record,
+        run=run,
+        queued_at=now,
+        split_before=record.run.totals,
+        split_until=0.0,
+        not_queued="",
+    )
+
+
+def give_up_lost(record: RunRecord, settled: int) -> RunRecord | None:
+    """End the run without the rows that are gone, although one may still arrive late.
+
+    `settled` rows have an outcome. None when the run has ended, or its rows are queued again.
+    """
+    lost = record.run.totals.queued - settled
+    if not record.run.split_done or not is_under_way(record) or lost <= 0:
+        return None
+    warning = (
+        f"{lost:,} of {record.run.totals.queued:,} rows were not edited: their messages are gone, "
+        f"and they could not be queued again. {record.not_queued}"
+    )
+    run = replace(record.run, lost=lost, warnings=(*record.run.warnings, warning))
+    return _next(record, run=run)
 
 
 def fail(record: RunRecord, reason: str, now: float) -> RunRecord:
     """The file cannot be used. Rows queued before are edited, if it became so since then."""
     if record.split_before is not None:
-        return finish_split(record, record.split_before, record.run.warnings)
+        split = finish_split(record, record.split_before, record.run.warnings)
+        return replace(split, not_queued=reason)
     run = replace(record.run, state=RunState.FAILED, reason=reason, finished_at=now)
-    return _next(record, run=run, split_until=0.0)
+    # Rows may have been queued, and called for, before the file became unreadable.
+    return _next(record, run=run, split_until=0.0, replaces_unfinished=True)
 
 
 def set_waiting(record: RunRecord, reason: Reason, detail: str, now: float) -> RunRecord | None:
@@ -184,7 +211,10 @@ def reopen(record: RunRecord, now: float) -> RunRecord | None:
 
 
 def all_settled(run: Run, counters: Counters) -> bool:
+    # More than were queued: the totals are corrected when the rows are queued again.
     complete = counters.settled == run.totals.queued
+    if run.lost:  # one of them may arrive late
+        complete = counters.settled >= run.totals.queued - run.lost
     return run.split_done and run.state is not RunState.FAILED and complete
 
 
@@ -234,6 +264,7 @@ class SweepStep(StrEnum):
     WAIT = "wait"  # it is in progress
     SPLIT = "split"  # its splitter died, and Lambda's retries are over: start another
     QUEUE_AGAIN = "queue_again"  # messages of unsettled rows are gone, or will be soon
+    GIVE_UP = "give_up"  # the same, but the CSV is gone too: end the run without these rows
     REPORT = "report"  # start a reporter
     FINISH = "finish"  # nothing is left to do for the run
 
@@ -255,7 +286,7 @@ def sweep_step(
     idle_seconds = now - record.queued_at
     lost = queue_is_empty and idle_seconds > MESSAGES_IN_TRANSIT_SECONDS
     if lost or idle_seconds > QUEUE_AGAIN_SECONDS:
-        return SweepStep.QUEUE_AGAIN
+        return SweepStep.GIVE_UP if record.not_queued else SweepStep.QUEUE_AGAIN
     return SweepStep.WAIT
 
 

@@ -458,6 +458,12 @@ def model_advice(endpoint: Endpoint) -> str:
     return f"name {better} in {endpoint.name} and push the endpoints again"
 
 
+def row_model_advice(endpoint: Endpoint, name: str) -> str:
+    """The same for the model of a row or its job; empty where the catalogue has no successor."""
+    end = find_model(endpoint.provider, name).retirement
+    return f"name its successor {end.successor} in the column or option model" if end else ""
+
+
 # --- Prices -------------------------------------------------------------------------------------
 
 

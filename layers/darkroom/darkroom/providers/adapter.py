@@ -20,7 +20,7 @@ from darkroom.calls import (
     ProviderLimits,
 )
 from darkroom.endpoints import Endpoint
-from darkroom.models.catalog import model_advice
+from darkroom.models.catalog import model_advice, row_model_advice
 from darkroom.providers.errors import (
     Failure,
     Rule,
@@ -42,7 +42,7 @@ class _Call:
     endpoint: Endpoint
     key: str = field(repr=False)
     timeout_seconds: float
-    model_of_row: bool
+    model_of_row: str | None  # the model, if the row or its job named it
 
 
 class SdkImageEditor[Client](ABC):
@@ -64,7 +64,8 @@ class SdkImageEditor[Client](ABC):
     def edit(
         self, plan: CallPlan, endpoint: Endpoint, key: SecretStr, timeout_seconds: float
     ) -> EditResult:
-        call = _Call(endpoint, key.get_secret_value(), timeout_seconds, plan.model_of_row)
+        model = plan.model if plan.model_of_row else None
+        call = _Call(endpoint, key.get_secret_value(), timeout_seconds, model)
         result, limits = self._bounded(
             call, lambda: self._call(plan, endpoint, call.key, timeout_seconds)
         )
@@ -75,7 +76,7 @@ class SdkImageEditor[Client](ABC):
     ) -> AvailableModels:
         """The models that the provider lists for the key. Costs nothing. Raises CallFailed."""
         # A list that is not found says nothing about the endpoint's model.
-        call = _Call(endpoint, key.get_secret_value(), timeout_seconds, model_of_row=True)
+        call = _Call(endpoint, key.get_secret_value(), timeout_seconds, model_of_row="")
         ends, limits = self._bounded(
             call, lambda: self._list_models(endpoint, call.key, timeout_seconds)
         )
@@ -119,9 +120,9 @@ class SdkImageEditor[Client](ABC):
         response, endpoint, key = exchange.response, call.endpoint, call.key
         if response is not None and response.status_code != httpx2.codes.OK:
             failure = self._failure(response, endpoint)
-            failed = classify(self.table, failure, model_from_row=call.model_of_row, key=key)
+            failed = classify(self.table, failure, key=key)
             if failed.outcome is Outcome.MODEL_UNAVAILABLE:
-                failed.detail = f"{failed.detail.rstrip('.')}: {model_advice(endpoint)}"
+                self._explain_model(failed, call)
             failed.provider_limits = self._provider_limits(exchange)
             return failed
         # An SDK may wrap the transport's error.
@@ -130,6 +131,15 @@ class SdkImageEditor[Client](ABC):
         if isinstance(transport, _TRANSPORT_ERRORS) and of_endpoint:
             return transport_failed(transport, call.timeout_seconds)
         return malformed_response(error, key) if exchange.sent else not_sent(error, key)
+
+    @staticmethod
+    def _explain_model(failed: CallFailed, call: _Call) -> None:
+        """Say which model to name instead. One that the row named is the row's fault."""
+        advice, name = model_advice(call.endpoint), call.model_of_row
+        if name is not None:
+            advice, failed.outcome = row_model_advice(call.endpoint, name), Outcome.BAD_REQUEST
+        if advice:
+            failed.detail = f"{failed.detail.rstrip('.')}: {advice}"
 
     def _limits_in(self, response: httpx2.Response) -> ProviderLimits:  # noqa: ARG002 - an adapter's own
         """The account's limits as the response states them. Must not raise."""

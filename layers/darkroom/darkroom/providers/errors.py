@@ -95,10 +95,8 @@ def error_text(response: httpx2.Response, *messages: Any) -> str:
     return (text if found is None else found)[:MAX_RULE_TEXT]
 
 
-def classify(
-    table: Sequence[Rule], failure: Failure, *, model_from_row: bool, key: str
-) -> CallFailed:
-    """The error to raise. `model_from_row`: the row named the model, not the endpoint."""
+def classify(table: Sequence[Rule], failure: Failure, *, key: str) -> CallFailed:
+    """The error to raise."""
     detail = clean_text(failure.text, key) or f"HTTP status {failure.status}"
     rule = next((rule for rule in table if rule.matches(failure)), None)
     if rule is None:
@@ -111,7 +109,7 @@ def classify(
         )
     outcome = rule.outcome
     too_large = outcome is Outcome.RATE_LIMITED and _exceeds_limit_alone(failure.text)
-    if too_large or (outcome is Outcome.MODEL_UNAVAILABLE and model_from_row):
+    if too_large:
         outcome = Outcome.BAD_REQUEST
     return CallFailed(
         outcome,
@@ -183,13 +181,17 @@ def malformed_response(error: Exception, key: str) -> CallFailed:
 
 @contextmanager
 def unusable_images(cost_micro_usd: int | None) -> Iterator[None]:
-    """Raises CallFailed (unavailable) for a ValueError while images are decoded."""
+    """Raises CallFailed (unavailable) for any error while images are decoded.
+
+    The call may have been billed: its cost is kept whatever the response contains.
+    """
     try:
         yield
-    except ValueError as error:
+    except Exception as error:
+        problem = str(error) if isinstance(error, ValueError) else type(error).__name__
         raise CallFailed(
             Outcome.UNAVAILABLE,
-            f"the response's image cannot be used: {error}",
+            f"the response's image cannot be used: {problem}",
             maybe_charged=True,
             cost_micro_usd=cost_micro_usd,
         ) from error

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
+from darkroom.csv_input.values import parse_model
 from darkroom.endpoints import Endpoint
 from darkroom.formatting import clean_text
 from darkroom.images import codec
@@ -89,7 +90,7 @@ GEMINI_TABLE: tuple[Rule, ...] = (
         text=r"location is not supported|not available in your (?:country|region|location)",
     ),
     # The endpoint's own model does not exist: another endpoint may have one that does. Where the
-    # row named the model, `classify` rejects the row instead.
+    # row named the model, `SdkImageEditor` rejects the row instead.
     Rule(Outcome.MODEL_UNAVAILABLE, statuses=(404,), is_json=True),
     Rule(
         Outcome.MODEL_UNAVAILABLE,
@@ -322,7 +323,16 @@ def _read(response: Any, plan: CallPlan, model: Model, key: str) -> EditResult:
     with unusable_images(cost):
         for image in images:
             codec.verify(image or b"")
-    return EditResult(images, response.model_version or plan.model, cost)
+    return EditResult(images, _model_name(response.model_version, key) or plan.model, cost)
+
+
+def _model_name(version: str | None, key: str) -> str | None:
+    """None for what is not a model's name: it becomes metadata of the stored image."""
+    try:
+        name = parse_model(version or "")
+    except ValueError:
+        return None
+    return name if clean_text(name, key) == name else None
 
 
 def _parts(response: Any) -> Iterator[Any]:

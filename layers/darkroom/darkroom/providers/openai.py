@@ -267,7 +267,7 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
         if response is None or not isinstance((error_body(response) or {}).get("error"), dict):
             return
         failure = self._failure(response, endpoint)
-        raise classify(self.table, failure, model_from_row=False, key=key)
+        raise classify(self.table, failure, key=key)
 
     def _image(self, item: Any) -> bytes:
         """One image, decoded in full. Raises ValueError (binascii's error is one too)."""

@@ -36,7 +36,7 @@ _INDEX_TEXT_BYTES = 36  # of a row's key, file name and own columns
 _INDEX_INSTRUCTION_BYTES = 40  # on average; instructions that many rows share are stored once
 _REMARKS = ("fallback", "warnings", "possible double charge")
 
-_INDENTATION = re.compile(rb"\n\s+<")
+_INDENTATION = re.compile(rb"\n[ \t]+<")  # without line breaks: rows may contain thousands
 _TEMPLATES = Path(__file__).parent / "templates"
 _STATUSES = [state.value for state in RowState if state.terminal]
 _PROVIDERS = [*(provider.value for provider in Provider), "none"]  # none: no provider was called

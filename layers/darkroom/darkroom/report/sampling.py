@@ -7,7 +7,7 @@ from itertools import islice
 
 from darkroom.csv_input.fields import Columns
 from darkroom.errors import Reason
-from darkroom.formatting import plural, redact_url
+from darkroom.formatting import plural, redact_url, redact_urls
 from darkroom.report.rows import ReportRow
 from darkroom.rows import RowState
 
@@ -104,7 +104,7 @@ class GallerySelection:
                 if n < len(row.cells) and row.cells[n].strip()
             ),
             images=row.images[:_MAX_REFERENCES],
-            instruction=_cut(row.instruction),
+            instruction=_cut(redact_urls(row.instruction)),
             result=replace(row.result, detail=_cut(row.result.detail)),
         )
 
