@@ -18,7 +18,7 @@ SUPPLY_FACTOR = 2.0
 UNLIMITED_ROWS_PER_SECOND = 10.0  # at which messages return while endpoints without limits are down
 # Of a message that has returned already, or whose row was called for: doubles with each receive,
 # up to a share of the backlog's time, so that those of a large job do not return all the time.
-NEAR_SECONDS = 15.0
+NEAR_SECONDS = 60.0
 MAX_NEAR_SECONDS = 240.0
 MAX_NEAR_SHARE = 1 / 16
 
