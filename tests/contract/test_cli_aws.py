@@ -16,6 +16,7 @@ from darkroom_cli.main import app
 from darkroom_cli.stack import Outputs
 from darkroom_local import ministack
 from tests.conftest import ClientFactory
+from tests.fakes.command import PNG_SIGNATURE
 
 _BUCKETS = ("InputBucket", "ResultsBucket")
 _QUEUES = ("RowsQueue", "DeadLetterQueue", "LostEventsQueue")
@@ -98,7 +99,7 @@ def test_a_missing_stack_is_reported_in_one_sentence(stack: DeployedStack) -> No
 def test_submit_uploads_csv_options_and_new_images(stack: DeployedStack, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for n in range(12):
-        (tmp_path / f"photos/{n}.png").write_bytes(bytes([n]) * 100)
+        (tmp_path / f"photos/{n}.png").write_bytes(PNG_SIGNATURE + bytes([n]) * 100)
     csv = tmp_path / "products.csv"
     rows = "".join(f"photos/{n}.png,warm\n" for n in range(12))
     csv.write_text(f"image_url,Änderung\n{rows}", encoding="utf-8")
@@ -151,7 +152,7 @@ def drain(sqs: Any, url: str) -> list[dict[str, Any]]:
 def test_a_redrive_by_reason_leaves_the_other_messages_visible(stack: DeployedStack) -> None:
     sqs = stack.client("sqs")
     send_dead_letters(sqs, stack.outputs["DeadLetterQueueUrl"], 30)
-    assert stack.json("redrive", "--reason", "quota_spent")["redriven"] == 15
+    assert stack.json("redrive", "--yes", "--reason", "quota_spent")["redriven"] == 15
     moved = drain(sqs, stack.outputs["RowsQueueUrl"])
     assert {json.loads(m["Body"])["row"] for m in moved} == set(range(1, 30, 2))
     left = drain(sqs, stack.outputs["DeadLetterQueueUrl"])
@@ -161,7 +162,7 @@ def test_a_redrive_by_reason_leaves_the_other_messages_visible(stack: DeployedSt
 def test_an_unfiltered_redrive_works_without_sqs_move_tasks(stack: DeployedStack) -> None:
     sqs = stack.client("sqs")
     send_dead_letters(sqs, stack.outputs["DeadLetterQueueUrl"], 23)
-    result = stack.run("redrive")
+    result = stack.run("redrive", "--yes")
     assert "Redrove 23 rows: 12 unavailable, 11 quota_spent." in result.stdout, result.stderr
     moved = drain(sqs, stack.outputs["RowsQueueUrl"])
     assert {json.loads(m["Body"])["row"] for m in moved} == set(range(23))
@@ -211,6 +212,7 @@ def test_pushed_endpoints_are_shown_as_never_used(stack: DeployedStack, tmp_path
     assert document["endpoints"][0]["api_keys"] == ["AIza-secret-1"]
     shown = stack.run("endpoints", "show")
     assert "state: never used" in shown.stdout
+    assert "in use by all workers by" in shown.stderr
     assert "AIza-secret-1" not in shown.output
 
 
