@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from darkroom.errors import Reason
+from darkroom_local.processes import wait_until
 from tests.e2e import worker
 from tests.e2e.fault_harness import TIMINGS, FaultRates, running
 
@@ -30,10 +31,13 @@ def test_rows_uploaded_before_the_endpoints_wait_and_succeed_after_the_push(tmp_
         assert "darkroom endpoints push" in run.waiting.detail
 
         secrets.put_secret_value(SecretId=arn, SecretString=endpoints)
-        for _ in range(60):
-            if ledger.report_due(job):
-                break
+
+        def is_done() -> bool:
             worker.poll(sqs, stack.settings, TIMINGS, wiring.editor)
+            return ledger.report_due(job)
+
+        # Rows that wait look at the endpoints again after a minute, and some jitter.
+        assert wait_until(is_done, 240, 0.0)
         counters = ledger.counters(job, run.run)
         assert (counters.succeeded, counters.attempts) == (ROWS, ROWS)
         finished = ledger.current(job)
