@@ -15,7 +15,6 @@ from tests.sam_local.engine import CannotRunHere
 # The engine and image for the tests; without them they are skipped.
 HOST_VARIABLE = "DARKROOM_SAM_LOCAL_HOST"
 REQUIRED = "--required"
-REQUIRED_VARIABLE = "DARKROOM_SAM_LOCAL_REQUIRED"
 IMAGE_VARIABLE = "DARKROOM_SAM_LOCAL_IMAGE"
 
 
@@ -28,7 +27,6 @@ def main(arguments: list[str]) -> int:
             sys.stdout.write(f"sam local: engine {host}, image {stand_in or image.LAMBDA_IMAGE}\n")
             sys.stdout.flush()
             variables = {HOST_VARIABLE: docker.host or "", IMAGE_VARIABLE: stand_in or ""}
-            variables[REQUIRED_VARIABLE] = "1" if required else ""
             tests = [
                 sys.executable,
                 "-m",

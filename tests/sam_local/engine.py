@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,14 @@ class Engine:
             return False
         return True
 
+    def remove_containers(self) -> None:
+        """Remove all containers: one that outlives its engine keeps its address on the bridge,
+        and connections to the next engine's container with that address end there.
+        """
+        with suppress(LocalStackError):  # an engine that does not respond has to be stopped anyway
+            if containers := self.docker("ps", "--all", "--quiet").split():
+                self.docker("rm", "--force", *containers)
+
     def gateway(self) -> str:
         """The address at which containers reach this machine."""
         return docker_gateway(self.environment())
@@ -77,6 +85,7 @@ def _own_engine() -> Iterator[Engine]:
             raise CannotRunHere(f"dockerd did not respond within {START_SECONDS:.0f} s")
         yield engine
     finally:
+        engine.remove_containers()
         process.stop(grace_seconds=15)
         shutil.rmtree(folder, ignore_errors=True)
 
