@@ -606,7 +606,7 @@ def test_a_dropped_call_keeps_its_commitment_but_nothing_waits_for_it(harness: H
     sent = harness.send(harness.claim(message(run)), **money)
     other = harness.claim(message(run, "000001"))
     assert ledger.mark_sent(other, "gemini-main", **money) is NotSent.BUDGET_RESERVED
-    assert ledger.drop(run.job, sent.record)
+    assert ledger.drop(run.job, sent.record, Reason.SUPERSEDED, "gone")
     assert ledger.mark_sent(other, "gemini-main", **money) is NotSent.NO_BUDGET
     assert harness.committed(run.job) == 60_000
 
@@ -747,9 +747,10 @@ def test_a_row_that_a_later_upload_dropped_is_ended_with_its_possible_charge(
     ledger.dropped_settled(harness.begin("run-2", queued=0))
     records = {record.key: record for record in ledger.unsettled(harness.job)}
     assert sorted(records) == ["000000", "000001"]
-    assert ledger.drop(harness.job, records["000000"])
+    assert ledger.drop(harness.job, records["000000"], Reason.SUPERSEDED, "gone")
     harness.send(claimed)
-    assert not ledger.drop(harness.job, records["000001"])  # it has changed since it was read
+    # It has changed since it was read.
+    assert not ledger.drop(harness.job, records["000001"], Reason.SUPERSEDED, "gone")
     (left,) = ledger.unsettled(harness.job)
     assert left.key == "000001"
     counters = harness.counters("run-1")
@@ -765,7 +766,7 @@ def test_a_run_ends_without_rows_that_are_gone_and_takes_one_that_arrives_late(
     run, ledger = harness.begin(queued=3), harness.ledger
     harness.settle(message(run), SUCCESS)
     claimed = harness.claim(message(run, "000001"))
-    assert ledger.drop(run.job, claimed.record, lost=True)
+    assert ledger.drop(run.job, claimed.record, Reason.STOPPED, "gone")
     assert ledger.queue_again(run)
     assert ledger.give_up_lost(run) is None  # they may be queued again
     ledger.fail(run, "The file is no longer in the bucket.")
