@@ -780,3 +780,35 @@ def test_a_run_ends_without_rows_that_are_gone_and_takes_one_that_arrives_late(
     harness.report(run, 1.0)
     harness.settle(message(run, "000002"), SUCCESS)
     assert harness.report_due()
+
+
+def test_progress_is_noted_once_for_each_change_of_the_counters(harness: Harness) -> None:
+    run, ledger = harness.begin(queued=2), harness.ledger
+    harness.settle(message(run), SUCCESS)
+
+    def noted() -> tuple[int, int]:
+        ledger.note_progress(run)
+        inspected = ledger.inspect(run.job)
+        assert inspected is not None
+        return inspected[0].progress, inspected[0].version
+
+    before = noted()
+    assert before[0] == harness.counters().transitions
+    assert noted() == before
+    harness.settle(message(run, "000001"), SUCCESS)
+    assert noted() == (harness.counters().transitions, before[1] + 1)
+
+
+def test_a_stopped_run_ends_without_the_rows_that_no_worker_has_claimed(harness: Harness) -> None:
+    run, ledger = harness.begin(queued=3), harness.ledger
+    claimed = harness.claim(message(run))
+    ledger.stop(run.job)
+    assert ledger.drop(run.job, claimed.record, Reason.STOPPED, "stopped")
+    ended = ledger.give_up_lost(run)
+    assert ended is not None
+    assert (ended.state, ended.lost, ended.warnings) == (RunState.STOPPED, 2, ())
+    assert harness.report_due()
+    late = ledger.claim(message(run, "000001"), ended, "late", LEASE)
+    assert late is NotClaimed.SETTLED
+    harness.report(run, 1.0)
+    assert not harness.report_due()
