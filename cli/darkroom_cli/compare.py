@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from darkroom.csv_input.fields import COLUMN_FIELDS, normalize_name
 from darkroom.formatting import duration, money
+from darkroom.jobs import ResultPaths
 from darkroom.report.manifest import INSTRUCTION_SENT, OWN_COLUMNS, unguard
 from darkroom.rows import RowState
 from darkroom_cli.download import app_folder, fetch_results, job_folder
@@ -128,7 +129,8 @@ def _line(root: Path, job: str, given: Mapping[str, str], own: Mapping[str, str]
     row = int(own["row"])
     texts = {name: next(filter(None, map(given.get, of)), "") for name, of in _COLUMNS.items()}
     key = texts["index"].strip() or f"{row:06d}"
-    before = f"{job}/thumbs/{key}-before.webp"
+    befores = [ResultPaths(job).thumb(key, side) for side in ("before-large", "before")]
+    before = next((path for path in befores if (root / path).exists()), None)
     found = [path for path in own["output"].split("|") if path and (root / path).exists()]
     return _Line(
         number=row,
@@ -142,7 +144,7 @@ def _line(root: Path, job: str, given: Mapping[str, str], own: Mapping[str, str]
         cost=float(own["cost_usd"]) if own["cost_usd"] else None,
         seconds=float(own["latency_ms"]) / 1000 if own["latency_ms"] else None,
         images=tuple(quote(path) for path in found),
-        before=quote(before) if (root / before).exists() else None,
+        before=quote(before) if before else None,
     )
 
 

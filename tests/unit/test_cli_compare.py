@@ -54,6 +54,14 @@ def cli(cli: CliHarness) -> CliHarness:
     return cli
 
 
+def test_before_is_the_larger_preview_where_there_is_one(cli: CliHarness, out: Path) -> None:
+    large = "jobs/p.gemini/thumbs/000000-before-large.webp"
+    cli.results_bucket.objects[large] = FakeObject(b"large")
+    cli.succeed("compare", "jobs/p.gemini", "jobs/p.gpt", "--to", out)
+    shown = re.findall(r'<img src="([^"]+)" alt="Before', (out / "compare.html").read_text())
+    assert shown == [large, "jobs/p.gemini/thumbs/000005-before.webp"]
+
+
 @pytest.fixture
 def out(cli: CliHarness) -> Path:
     return cli.folder / "out"

@@ -392,6 +392,23 @@ def test_a_failed_row_shows_the_endpoint_and_model_that_refused_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("large", "expected"),
+    [
+        (f"{JOB}/thumbs/a b-before-large.webp", ("thumbs/a%20b-before-large.webp", "large")),
+        (None, ("https://x.test/a.jpg", None)),
+    ],
+)
+def test_before_links_to_its_larger_preview_else_to_a_public_source(
+    large: str | None, expected: tuple[str, str | None]
+) -> None:
+    made = Parsed(
+        card(replace(BOTH, large=large), **EDITED | {"images": ("https://x.test/a.jpg",)})
+    )
+    link = next(e for e in made.elements if e.tag == "a")
+    assert (link.attributes["href"], link.attributes.get("class")) == expected
+
+
+@pytest.mark.parametrize(
     "reference",
     [
         "https://bucket.s3.amazonaws.com/a.jpg?X-Amz-Credential=AKIASECRET&X-Amz-Signature=5ec2e7",

@@ -44,10 +44,14 @@ _PROVIDERS = [*(provider.value for provider in Provider), "none"]  # none: no pr
 
 @dataclass(frozen=True, slots=True)
 class Thumbs:
-    """The thumbnails of a row as the editor stored them; None if there is none."""
+    """The thumbnails of a row as the editor stored them; None if there is none.
+
+    `large` is the key of a larger "before", which pages link to.
+    """
 
     before: bytes | None = None
     after: bytes | None = None
+    large: str | None = None
 
 
 type LoadThumbs = Callable[[Sequence[ReportRow]], Sequence[Thumbs]]
