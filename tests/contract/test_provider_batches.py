@@ -108,6 +108,10 @@ def test_a_request_line_is_one_line_whatever_the_instruction_contains(batches: B
     assert set(results(batches.answers(batch))) == {"r0"}
 
 
+def test_a_request_contains_no_key(batches: Batches) -> None:
+    assert KEY.encode() not in batches.port.request_line("r0", batches.plan("r0"))
+
+
 def test_settings_of_a_row_are_in_its_request(gemini: Batches) -> None:
     plan = gemini.plan("r0", aspect_ratio="16:9", resolution="2K", seed=7)
     request = json.loads(gemini.port.request_line("r0", plan))["request"]
