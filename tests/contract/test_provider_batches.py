@@ -353,6 +353,14 @@ def test_a_batch_that_fails_validation_says_why(batches: Batches) -> None:
     assert batches.answers(batch) == []
 
 
+def test_a_file_that_the_validation_cannot_find_is_an_outage(openai: Batches) -> None:
+    message = "Cannot find file file-1, or organization org-1 does not have access to it."
+    openai.set_up({"kind": "failed_validation", "message": message})
+    failure = openai.ended(openai.submit(1)).failure
+    assert failure is not None
+    assert failure.outcome is Outcome.UNAVAILABLE
+
+
 def test_more_than_the_account_may_have_enqueued_is_a_rate_limit(batches: Batches) -> None:
     batches.set_up({"kind": "enqueued_limit"})
     if batches.provider is GEMINI:
