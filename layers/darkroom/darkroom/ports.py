@@ -5,10 +5,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from pydantic import SecretStr
 
+from darkroom.batches.provider_batch import BatchAnswer, BatchGroup, BatchLimits, ProviderBatch
 from darkroom.calls import CallFailed, CallPlan, EditResult
 from darkroom.endpoint_state import (
     EndpointState,
@@ -52,6 +53,73 @@ class ImageEditor(Protocol):
         self, plan: CallPlan, endpoint: Endpoint, key: SecretStr, timeout_seconds: float
     ) -> EditResult:
         """One call without retries, ended after `timeout_seconds` in all. Raises CallFailed."""
+
+
+class BatchProvider(Protocol):
+    """The batch interface of one endpoint, used with one of its keys. Thread-safe, cheap to make.
+
+    Methods with a time-out are network calls, ended after `timeout_seconds` in all. They raise
+    CallFailed, with the outcomes of single calls. A key sees the batches and files of its project,
+    which the keys of an endpoint have in common.
+    """
+
+    @property
+    def limits(self) -> BatchLimits: ...
+
+    def group(self, plan: CallPlan) -> BatchGroup:
+        """Which requests may share a batch with this one.
+
+        Raises Ineligible, in a sentence, when the endpoint or the model offers no batches, or the
+        request is too large for one.
+        """
+
+    def request_line(self, custom_id: str, plan: CallPlan) -> bytes:
+        """The request as one line of the file, with its line break; the images are in it.
+
+        `custom_id`: 1 to 64 ASCII letters, digits, "-" and "_", unique in its batch.
+        """
+
+    def create(
+        self, name: str, group: BatchGroup, requests: BinaryIO, timeout_seconds: float
+    ) -> ProviderBatch:
+        """Upload the file of requests, all of it, and start a batch with it.
+
+        The provider stores `name` (1 to 64 ASCII letters, digits, "-" and "_"). A CallFailed with
+        `maybe_charged`: the batch may exist; look for it with `find` before creating it again.
+        """
+
+    def find(
+        self, name: str, timeout_seconds: float, *, created_after: float
+    ) -> ProviderBatch | None:
+        """The newest batch with this name created after a Unix time in seconds.
+
+        No provider promises that a batch is in its list at once: None soon after a failed `create`
+        does not prove that there is none.
+        """
+
+    def status(self, batch_id: str, timeout_seconds: float) -> ProviderBatch:
+        """The batch's current state. CallFailed (model_unavailable): there is no such batch."""
+
+    def results(
+        self,
+        batch: ProviderBatch,
+        plan_of: Callable[[str], CallPlan | None],
+        timeout_seconds: float,
+        *,
+        position: str = "",
+    ) -> Iterator[BatchAnswer]:
+        """The answers of an ended batch, streamed in any order, one at a time in memory.
+
+        `plan_of` gives the plan of a custom id, of which only model, n, size, resolution and
+        quality are read; None for one that no row has. `position`, of an earlier answer, continues
+        after that answer. `timeout_seconds` bounds each line, not the whole.
+        """
+
+    def cancel(self, batch_id: str, timeout_seconds: float) -> None:
+        """Ask the provider to stop. A batch that has ended is not an error."""
+
+    def delete_files(self, batch: ProviderBatch, timeout_seconds: float) -> None:
+        """Delete its files at the provider. Files that are gone are not an error."""
 
 
 class ImageFetcher(Protocol):

@@ -54,15 +54,18 @@ def plan_call(
     mask: SourceImage | None,
     endpoint: Endpoint,
     today: date,
+    *,
+    batch: bool = False,
 ) -> CallPlan:
     """Fit the row to a model; `images` and `mask` come from codec.open_source and open_mask.
 
     The model is the row's where the endpoint can serve it, else the endpoint's own. Raises
     Ineligible when that model cannot honour the row, though another may, and RowRejected
-    (bad_image) when an image cannot be converted to what the model accepts.
+    (bad_image) when an image cannot be converted to what the model accepts. `batch`: its cost is
+    that of a request in a batch.
     """
     name = model_for(request.model, endpoint)
-    entry = model_at(endpoint, name)
+    entry = model_at(endpoint, name, batch=batch)
     draft = _Draft(request, entry, endpoint)
     draft.warn_about_model(name, today)
     draft.check_eligible(images, mask)
