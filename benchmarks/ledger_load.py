@@ -130,6 +130,7 @@ class SplitRun:
             runs=ledger,
             rows=ledger,
             queue=self.queue,  # type: ignore[arg-type]  # it only sends
+            batch_queue=self.queue,  # type: ignore[arg-type]
             store=GeneratedCsv(self.rows),
             clock=clock,
             telemetry=FakeTelemetry(),

@@ -18,6 +18,7 @@ from darkroom.providers.registry import PROVIDERS, Provider
 from darkroom.settings import Settings
 
 if TYPE_CHECKING:
+    from darkroom.aws.batch_table import BatchTable
     from darkroom.aws.events import LostUploads
     from darkroom.aws.ledger_table import LedgerTable
     from darkroom.aws.s3 import S3CsvStore, S3ObjectStore
@@ -101,6 +102,7 @@ class Wiring:
             runs=self.ledger,
             rows=self.ledger,
             queue=self._queue,
+            batch_queue=self._batch_queue,
             store=self._csv_store,
             clock=self._clock,
             telemetry=self._telemetry,
@@ -119,6 +121,8 @@ class Wiring:
             runs=self.ledger,
             rows=self.ledger,
             queue=self._queue,
+            batch_queue=self._batch_queue,
+            batches=self._batches,
             clock=self._clock,
             telemetry=self._telemetry,
             lost_events=self._lost_uploads,
@@ -189,6 +193,7 @@ class Wiring:
             queue=self._queue,
             fetcher=SafeImageFetcher.from_settings(self._client("s3"), self._settings),
             dispatcher=self._dispatcher,
+            batch_queue=self._batch_queue,
             clock=self._clock,
             telemetry=self._telemetry,
             memory=MemoryBudget.of_function(memory_mb),
@@ -250,6 +255,21 @@ class Wiring:
         return SqsRowQueue(
             self._client("sqs"), settings.rows_queue_url, settings.dead_letter_queue_url
         )
+
+    @cached_property
+    def _batch_queue(self) -> "SqsRowQueue":
+        from darkroom.aws.sqs import SqsRowQueue
+
+        settings = self._settings
+        return SqsRowQueue(
+            self._client("sqs"), settings.batch_rows_queue_url, settings.dead_letter_queue_url
+        )
+
+    @cached_property
+    def _batches(self) -> "BatchTable":
+        from darkroom.aws.batch_table import BatchTable
+
+        return BatchTable(self._client("dynamodb"), self._settings.ledger_table)
 
     @cached_property
     def _lost_uploads(self) -> "LostUploads":

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import PurePosixPath
-
 from typing import Literal
 
 from pydantic import Field

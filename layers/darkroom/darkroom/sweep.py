@@ -11,7 +11,7 @@ from darkroom.errors import ServiceUnavailable
 from darkroom.jobs import Run, RunState
 from darkroom.ledger.runs import RunRecord, SweepStep, UnfinishedJob, sweep_step
 from darkroom.metrics import Metric
-from darkroom.ports import Clock, LostEvents, RowLedger, RowQueue, RunLedger, Telemetry
+from darkroom.ports import BatchLedger, Clock, LostEvents, RowLedger, RowQueue, RunLedger, Telemetry
 from darkroom.rows import RowState
 from darkroom.splitter import CsvUploaded
 
@@ -25,6 +25,8 @@ class Sweep:
     runs: RunLedger
     rows: RowLedger
     queue: RowQueue
+    batch_queue: RowQueue
+    batches: BatchLedger
     lost_events: LostEvents
     clock: Clock
     telemetry: Telemetry
@@ -34,13 +36,16 @@ class Sweep:
     def sweep(self, remaining_seconds: Callable[[], float]) -> None:
         """Raises ServiceUnavailable when the list of unfinished jobs cannot be read."""
         self._restart_lost_uploads()
-        queue_is_empty = self._queue_is_empty()
+        queue_is_empty = self._queues_are_empty()
+        in_batches = {batch.job for batch in self.batches.open()}
         for unfinished in self.runs.unfinished():
             if remaining_seconds() < _STOP_BEFORE_SECONDS:
                 self.telemetry.warning("sweep_incomplete", next_job=unfinished.job)
                 return
             try:
-                self._sweep(unfinished, queue_is_empty=queue_is_empty)
+                # Rows in a batch have no messages, and those of the job may follow when it ends.
+                no_messages = queue_is_empty and unfinished.job not in in_batches
+                self._sweep(unfinished, queue_is_empty=no_messages)
             except ServiceUnavailable as error:
                 self.telemetry.warning("job_not_swept", job=unfinished.job, error=str(error))
             except Exception:  # noqa: BLE001  # one job must not keep the others from being swept
@@ -56,9 +61,9 @@ class Sweep:
         if restarted:
             self.telemetry.warning("lost_uploads_restarted", events=restarted)
 
-    def _queue_is_empty(self) -> bool:
+    def _queues_are_empty(self) -> bool:
         try:
-            return self.queue.backlog() == 0
+            return self.queue.backlog() == 0 and self.batch_queue.backlog() == 0
         except ServiceUnavailable as error:
             self.telemetry.warning("service_unavailable", error=str(error))
             return False
@@ -90,6 +95,8 @@ class Sweep:
         Those that no worker has claimed are not in the ledger: the run records how many.
         """
         for row in self.rows.unsettled(run.job):
+            if row.state is RowState.SUBMITTED:
+                continue  # its batch ends it
             if row.run == run.run and row.lease_until <= self.clock.now():
                 self.rows.drop(run.job, row, lost=True)
                 if row.state is RowState.SENT:
@@ -104,8 +111,8 @@ class Sweep:
         run, all_ended = record.run, True
         for row in self.rows.unsettled(run.job):
             redriven = row.run == run.run and run.state is not RunState.FAILED
-            leased = row.lease_until > self.clock.now()
-            if redriven or leased or not self.rows.drop(run.job, row):
+            held = row.lease_until > self.clock.now() or row.state is RowState.SUBMITTED
+            if redriven or held or not self.rows.drop(run.job, row):
                 all_ended = False
                 continue
             self.telemetry.info("dropped_row_settled", job=run.job, row=row.key, run=row.run)

@@ -74,11 +74,20 @@ def end_lease(record: BatchRecord, owner: str, until: float = 0.0) -> BatchRecor
     return _next(record, lease_until=until) if _owned(record, owner) else None
 
 
-def submitted(record: BatchRecord, owner: str, batch_id: str, now: float) -> BatchRecord | None:
+def submitted(
+    record: BatchRecord, owner: str, *, batch_id: str, rows: int, now: float
+) -> BatchRecord | None:
     """The provider has it. None when the lease was lost: then its new owner finds it by name."""
     if not _owned(record, owner) or record.state is not BatchState.PREPARING:
         return None
-    return _next(record, state=BatchState.SUBMITTED, batch_id=batch_id, submitted_at=now)
+    return _next(
+        record,
+        state=BatchState.SUBMITTED,
+        batch_id=batch_id,
+        rows=rows,
+        submitted_at=now,
+        lease_until=0.0,
+    )
 
 
 def changed(record: BatchRecord, owner: str, **changes: Any) -> BatchRecord | None:
@@ -105,7 +114,7 @@ def _next(record: BatchRecord, **changes: Any) -> BatchRecord:  # fields of Batc
 
 
 def submit_row(
-    claim: Claim, batch: str, submission: Submission, endpoint: str, reserve: int, now: float
+    claim: Claim, batch: str, submission: Submission, *, endpoint: str, reserve: int, now: float
 ) -> Change:
     """The row's request becomes part of a batch, with `reserve` micro-USD set aside for it.
 
