@@ -129,6 +129,7 @@ class _Collection:
     _provider: str = ""
     _candidates: dict[str, str] = field(default_factory=dict)  # row keys by custom id
     _records: dict[str, RowRecord] = field(default_factory=dict)  # by row key
+    _returned: set[str] = field(default_factory=set)  # keys of rows that were queued again
     _unsaved: int = 0
 
     def run_to_end(self) -> None:
@@ -222,10 +223,12 @@ class _Collection:
             self._unsaved += 1
             if self._unsaved >= SAVE_ANSWERS:
                 self._save()
+        self._save()
 
     def _return_rows(self, why: Answerless) -> None:
         """Rows without an answer, and those that a collector took back before it died."""
-        rows, self.changed_rows = self._fresh_rows(), True
+        rows = [row for row in self._fresh_rows() if row.key not in self._returned]
+        self.changed_rows = True
         self.collector.returns.give_back(self.batch.job, rows, why)
 
     def _delete_files(self, access: BatchAccess, found: ProviderBatch) -> None:
@@ -300,6 +303,7 @@ class _Collection:
         if isinstance(outcome, CallFailed) and not outcome.outcome.row_at_fault:
             why = Answerless(self.batch.name, self.batch.endpoint, outcome)
             collector.returns.give_back(self.batch.job, [record], why)
+            self._returned.add(record.key)
             return True
         self.changed_rows = True
         claim = Claim(self.batch.job, f"batch/{self.batch.name}", record)

@@ -14,13 +14,13 @@ from typing import BinaryIO
 
 from darkroom.batches.endpoints import BatchAccess, BatchEndpoints, Choice
 from darkroom.batches.provider_batch import BatchGroup
-from darkroom.batches.returns import Answerless, RowReturns
+from darkroom.batches.returns import Answerless
 from darkroom.calls import CallFailed, Outcome
 from darkroom.editor.row_editor import RowCallContext
 from darkroom.errors import Ineligible, ServiceUnavailable
 from darkroom.ledger import batches
 from darkroom.ledger.batches import BatchRecord, custom_id
-from darkroom.ports import BatchLedger, Clock, RowLedger, Telemetry
+from darkroom.ports import BatchLedger, Clock, Telemetry
 from darkroom.rows import Submission
 
 MIB = 1024 * 1024
@@ -48,14 +48,13 @@ class Drafts:
     """The drafts of one invocation at a time. `new_name` gives a batch a unique name."""
 
     ledger: BatchLedger
-    rows: RowLedger
     endpoints: BatchEndpoints
-    returns: RowReturns
     clock: Clock
     telemetry: Telemetry
     new_name: Callable[[], str]
     max_disk_bytes: int = MAX_DISK_BYTES
     _open: dict[tuple[str, str, BatchGroup], _Draft] = field(default_factory=dict)
+    _failed: list[tuple[BatchRecord, Answerless]] = field(default_factory=list)
     _candidates: Mapping[str, Sequence[str]] = field(default_factory=dict)
     _owner: str = ""
     _deadline: float = 0.0
@@ -64,7 +63,6 @@ class Drafts:
         self, candidates: Mapping[str, Sequence[str]], invocation: str, deadline: float
     ) -> None:
         """Start an invocation that ends by `deadline`; `candidates` are its row keys by job."""
-        self._discard()
         self.endpoints.draw()
         self._candidates, self._owner, self._deadline = candidates, invocation, deadline
 
@@ -107,6 +105,15 @@ class Drafts:
         while self._open:
             _, draft = self._open.popitem()
             self._submit(draft)
+
+    def take_failed(self) -> list[tuple[BatchRecord, Answerless]]:
+        """Batches that no provider has, and why: their rows are to be given back."""
+        failed, self._failed = self._failed, []
+        return failed
+
+    def close(self, batch: BatchRecord) -> None:
+        """The rows of the batch were given back."""
+        self.ledger.update(batch.name, lambda record: batches.closed(record, self._owner))
 
     def _draft_for(self, job: str, run: str, choice: Choice, size: int, limit: int) -> _Draft:
         """The batch that the request fits into; full ones are submitted."""
@@ -155,12 +162,12 @@ class Drafts:
     def _create(self, draft: _Draft) -> None:
         name = draft.record.name
         if not draft.rows:
-            self.ledger.update(name, lambda r: batches.closed(r, self._owner))
+            self.close(draft.record)
             return
         seconds = min(CREATE_SECONDS, self._deadline - self.clock.now())
         if seconds < MIN_CREATE_SECONDS:
             late = CallFailed(Outcome.UNAVAILABLE, "there was no time left to submit the batch")
-            self._give_back(draft, late)
+            self._fail(draft, late)
             return
         draft.file.seek(0)
         try:
@@ -168,7 +175,7 @@ class Drafts:
         except CallFailed as failed:
             self.endpoints.failed(draft.access, failed)
             if not failed.maybe_charged:
-                self._give_back(draft, failed)
+                self._fail(draft, failed)
                 return
             # The provider may have it: the collector looks for its name.
             now = self.clock.now()
@@ -189,19 +196,15 @@ class Drafts:
             lease_lost=known is None,
         )
 
-    def _give_back(self, draft: _Draft, failed: CallFailed) -> None:
-        """The provider has no such batch: its rows wait for another one."""
-        record = draft.record
-        why = Answerless(
-            record.name, record.endpoint, failed, refund_attempt=not failed.outcome.row_at_fault
-        )
-        found = self.rows.get_many(record.job, self._candidates[record.job])
-        self.returns.give_back(record.job, found.values(), why)
-        self.ledger.update(record.name, lambda r: batches.closed(r, self._owner))
+    def _fail(self, draft: _Draft, failed: CallFailed) -> None:
+        record, refund = draft.record, not failed.outcome.row_at_fault
+        why = Answerless(record.name, record.endpoint, failed, refund_attempt=refund)
+        self._failed.append((record, why))
 
-    def _discard(self) -> None:
-        """Drafts that an invocation left when it crashed: the collector queues their rows again."""
+    def discard(self) -> None:
+        """Drafts of an invocation that failed: the collector queues their rows again."""
         for draft in self._open.values():
             with contextlib.suppress(OSError):
                 draft.file.close()
         self._open.clear()
+        self._failed.clear()

@@ -6,13 +6,14 @@ row. Whatever keeps a row from a batch ends or defers it as it would a call.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
 from darkroom.batches.drafts import Drafts
 from darkroom.batches.endpoints import BatchEndpoints
+from darkroom.batches.returns import RowReturns
 from darkroom.editor.batch import Completion, ReturnRow, copy_if_old
 from darkroom.editor.image_loading import LoadedImages
 from darkroom.editor.leases import Leases, Timings
@@ -82,6 +83,7 @@ class Submitter:
     worker: RowSubmitter
     drafts: Drafts
     endpoints: BatchEndpoints
+    returns: RowReturns
     rows: RowLedger
     runs: CurrentRuns
     waits: JobWaits
@@ -94,9 +96,12 @@ class Submitter:
     def submit(self, batch: Sequence[Received], deadline: float, invocation: str) -> list[str]:
         """Returns the ids of the messages that the queue must keep."""
         work = _Invocation(self, deadline, invocation)
-        work.add(batch)
-        work.process_rows()
-        work.check_completion()
+        try:
+            work.add(batch)
+            work.process_rows()
+            work.check_completion()
+        finally:
+            self.drafts.discard()
         return sorted(work.kept)
 
 
@@ -129,11 +134,23 @@ class _Invocation:
         leases.alone = False
         tasks = self._without_those_that_wait()
         alone = [task for task in tasks if self._process(task, leases)]
-        drafts.submit_all()
+        self._submit_drafts(candidates)
         leases.alone = True
         for task in alone:  # it may have killed its worker, and shall take no other row along
             self._process(task, leases)
-            drafts.submit_all()
+            self._submit_drafts(candidates)
+
+    def _submit_drafts(self, candidates: Mapping[str, Sequence[str]]) -> None:
+        """What is left undone here, the collector does when a batch's lease has ended."""
+        submitter = self.submitter
+        submitter.drafts.submit_all()
+        for batch, why in submitter.drafts.take_failed():
+            try:
+                rows = submitter.rows.get_many(batch.job, candidates[batch.job])
+                submitter.returns.give_back(batch.job, rows.values(), why)
+                submitter.drafts.close(batch)
+            except ServiceUnavailable as error:
+                submitter.telemetry.warning("rows_left", batch=batch.name, error=str(error))
 
     def check_completion(self) -> None:
         """Rows with bad input may have been the last ones of their job."""
