@@ -185,5 +185,5 @@ class ResultPaths:
         return f"{self.job}/images/{stem}{f'-{copy}' if copy else ''}{path.suffix}"
 
     def thumb(self, key: str, side: str) -> str:
-        """`side` is "before" or "after"."""
+        """`side` is "before", "after" or "before-large"."""
         return f"{self.job}/thumbs/{key}-{side}.webp"
