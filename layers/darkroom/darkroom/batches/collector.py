@@ -30,6 +30,7 @@ from darkroom.errors import (
 from darkroom.jobs import Run, RunState
 from darkroom.ledger import batches
 from darkroom.ledger.batches import BatchRecord, BatchState, custom_id, is_in, was_settled_by
+from darkroom.metrics import Metric
 from darkroom.ports import BatchLedger, Clock, RowLedger, Telemetry
 from darkroom.providers.registry import Provider
 from darkroom.rows import Claim, RowRecord, RowResult, RowState, Submission
@@ -75,7 +76,11 @@ class Collector:
 
         Raises ServiceUnavailable when the list of batches cannot be read.
         """
-        for batch in self.batches.open():
+        found = list(self.batches.open())
+        if found:
+            oldest = min(batch.created_at for batch in found)
+            self.telemetry.metric(Metric.BATCH_AGE, self.clock.now() - oldest)
+        for batch in found:
             if only is not None and batch.name != only:
                 continue
             if remaining_seconds() < STOP_BEFORE_SECONDS:
