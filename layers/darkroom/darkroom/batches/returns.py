@@ -7,7 +7,7 @@ from darkroom.calls import CallFailed
 from darkroom.editor.row_editor import RowWorker, failure
 from darkroom.editor.waiting import CurrentRuns
 from darkroom.errors import Reason, RetryRow, RowRejected
-from darkroom.jobs import Run, RunState
+from darkroom.jobs import STOPPED_DETAIL, Run, RunState
 from darkroom.ledger.batches import is_in, is_taken_back
 from darkroom.metrics import Metric
 from darkroom.ports import RowLedger, RowQueue
@@ -88,9 +88,7 @@ class RowReturns:
         """Settle a row of a stopped job, and one that has no attempts left."""
         context = self.worker.context(claim, run, message)
         if run.state is RunState.STOPPED and run.run == claim.run:
-            stopped = RowRejected(
-                Reason.STOPPED, "the job was stopped: upload the CSV again to continue"
-            )
+            stopped = RowRejected(Reason.STOPPED, STOPPED_DETAIL)
             self.worker.settle(context, failure(RowState.FAILED, stopped, claim))
             return True
         if why.refund_attempt or not context.is_last_attempt:

@@ -32,7 +32,7 @@ from darkroom.errors import (
 )
 from darkroom.formatting import money
 from darkroom.images.memory import MemoryBudget
-from darkroom.jobs import Run, RunState
+from darkroom.jobs import STOPPED_DETAIL, Run, RunState
 from darkroom.metrics import Metric
 from darkroom.models.catalog import model_at
 from darkroom.models.planner import model_for, plan_call
@@ -177,9 +177,7 @@ class RowCallContext:
         if current is not None and current.run == self.run.run:
             self.run = current
         if self.run.state is RunState.STOPPED:
-            raise RowRejected(
-                Reason.STOPPED, "the job was stopped: upload the CSV again to continue"
-            )
+            raise RowRejected(Reason.STOPPED, STOPPED_DETAIL)
 
     def _lease_lost(self) -> LeaseLost:
         return LeaseLost(f"row {self.claim.key} was claimed by another worker")
