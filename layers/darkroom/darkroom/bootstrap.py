@@ -19,6 +19,8 @@ from darkroom.providers.registry import PROVIDERS, Provider
 from darkroom.settings import Settings
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
     from darkroom.aws.batch_table import BatchTable
     from darkroom.aws.endpoint_table import DynamoDBEndpointStates
     from darkroom.aws.events import LostUploads
@@ -36,8 +38,9 @@ if TYPE_CHECKING:
     from darkroom.editor.leases import Timings
     from darkroom.editor.row_editor import RowEditor
     from darkroom.editor.waiting import CurrentRuns, JobWaits
+    from darkroom.endpoints import Endpoint
     from darkroom.fetcher import SafeImageFetcher
-    from darkroom.ports import ImageEditor, Telemetry
+    from darkroom.ports import BatchProvider, ImageEditor, Telemetry
     from darkroom.report.reporter import Reporter
     from darkroom.splitter import CsvUploaded, Splitter
     from darkroom.sweep import Sweep
@@ -437,4 +440,12 @@ def _new_batch_name() -> str:
 def _image_editor(provider: Provider) -> "ImageEditor":
     """Each SDK is imported when its provider is first needed: openai only in a fallback."""
     adapter: ImageEditor = pkgutil.resolve_name(PROVIDERS[provider].adapter)()
+    return adapter
+
+
+def batch_provider(endpoint: "Endpoint", key: "SecretStr") -> "BatchProvider":
+    """The batch interface of an endpoint's provider."""
+    adapter: BatchProvider = pkgutil.resolve_name(PROVIDERS[endpoint.provider].batches)(
+        endpoint, key
+    )
     return adapter

@@ -103,12 +103,13 @@ class BatchProvider(Protocol):
     ) -> ProviderBatch | None:
         """The newest batch with this name created after a Unix time in seconds.
 
+        Raises CallFailed (unavailable) also when there are too many batches to look through.
         No provider promises that a batch is in its list at once: None soon after a failed `create`
         does not prove that there is none.
         """
 
     def status(self, batch_id: str, timeout_seconds: float) -> ProviderBatch:
-        """The batch's current state. CallFailed (model_unavailable): there is no such batch."""
+        """The batch's current state. CallFailed (bad_request): the provider has no such batch."""
 
     def results(
         self,
@@ -129,7 +130,10 @@ class BatchProvider(Protocol):
         """Ask the provider to stop. A batch that has ended is not an error."""
 
     def delete_files(self, batch: ProviderBatch, timeout_seconds: float) -> None:
-        """Delete its files at the provider. Files that are gone are not an error."""
+        """Delete its files at the provider, as far as it allows.
+
+        Raises CallFailed only where a later try may succeed.
+        """
 
 
 class ImageFetcher(Protocol):

@@ -45,9 +45,8 @@ class Sweep:
                 self.telemetry.warning("sweep_incomplete", next_job=unfinished.job)
                 return
             try:
-                # Rows in a batch have no messages, and those of the job may follow when it ends.
-                no_messages = queue_is_empty and unfinished.job not in in_batches
-                self._sweep(unfinished, queue_is_empty=no_messages)
+                batched = unfinished.job in in_batches
+                self._sweep(unfinished, queue_is_empty=queue_is_empty, in_batches=batched)
             except ServiceUnavailable as error:
                 self.telemetry.warning("job_not_swept", job=unfinished.job, error=str(error))
             except Exception:  # noqa: BLE001  # one job must not keep the others from being swept
@@ -70,13 +69,21 @@ class Sweep:
             self.telemetry.warning("service_unavailable", error=str(error))
             return False
 
-    def _sweep(self, unfinished: UnfinishedJob, *, queue_is_empty: bool) -> None:
+    def _sweep(
+        self, unfinished: UnfinishedJob, *, queue_is_empty: bool, in_batches: bool
+    ) -> None:
         inspected = self.runs.inspect(unfinished.job)
         if inspected is None:
             return
         record, counters = inspected
         run = record.run
-        step = sweep_step(record, counters, self.clock.now(), queue_is_empty=queue_is_empty)
+        step = sweep_step(
+            record,
+            counters,
+            self.clock.now(),
+            queue_is_empty=queue_is_empty,
+            in_batches=in_batches,
+        )
         if step is SweepStep.FINISH:
             if not record.replaces_unfinished or self._settle_dropped(record):
                 self.runs.finish(unfinished)

@@ -22,6 +22,7 @@ class ProviderEntry:
     display_name: str
     company: str
     adapter: str  # "module:class" of its ports.ImageEditor, imported when first needed
+    batches: str  # "module:class" of its ports.BatchProvider
     sdk_logger: str  # kept above DEBUG, where SDKs log whole requests
     model: str
     tier: int
@@ -59,6 +60,7 @@ PROVIDERS: dict[Provider, ProviderEntry] = {
         display_name="Gemini",
         company="Google",
         adapter="darkroom.providers.gemini:GeminiImageEditor",
+        batches="darkroom.providers.gemini_batch:GeminiBatches",
         sdk_logger="google_genai",
         model="gemini-3-pro-image",
         tier=1,
@@ -83,6 +85,7 @@ PROVIDERS: dict[Provider, ProviderEntry] = {
         display_name="OpenAI",
         company="OpenAI",
         adapter="darkroom.providers.openai:OpenAIImageEditor",
+        batches="darkroom.providers.openai_batch:OpenAIBatches",
         sdk_logger="openai",
         model="gpt-image-2.6-sunburst",
         tier=2,
