@@ -129,7 +129,7 @@ class FakeBatchProvider:
 
     def status(self, batch_id: str, timeout_seconds: float) -> ProviderBatch:
         if batch_id not in self.batches:
-            raise CallFailed(Outcome.MODEL_UNAVAILABLE, "no such batch")
+            raise CallFailed(Outcome.BAD_REQUEST, "no such batch")
         return self.batches[batch_id].description
 
     def results(

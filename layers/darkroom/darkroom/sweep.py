@@ -69,9 +69,7 @@ class Sweep:
             self.telemetry.warning("service_unavailable", error=str(error))
             return False
 
-    def _sweep(
-        self, unfinished: UnfinishedJob, *, queue_is_empty: bool, in_batches: bool
-    ) -> None:
+    def _sweep(self, unfinished: UnfinishedJob, *, queue_is_empty: bool, in_batches: bool) -> None:
         inspected = self.runs.inspect(unfinished.job)
         if inspected is None:
             return

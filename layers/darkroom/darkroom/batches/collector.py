@@ -146,13 +146,17 @@ class _Collection:
         try:
             self._advance(access)
         except CallFailed as failed:
+            self._request_failed(access, failed)
+
+    def _request_failed(self, access: BatchAccess, failed: CallFailed) -> None:
+        detail = f"{self.batch.endpoint}: {failed.detail}"
+        self.collector.telemetry.warning("batch_request_failed", detail=detail)
+        no_such_batch = failed.outcome is Outcome.BAD_REQUEST
+        if failed.outcome.key_at_fault:
             self.collector.endpoints.failed(access, failed)
-            if failed.outcome.key_at_fault and failed.outcome is not Outcome.MODEL_UNAVAILABLE:
-                self._wait(failed.reason, f"{self.batch.endpoint}: {failed.detail}")
-            if failed.outcome is Outcome.MODEL_UNAVAILABLE and self._age() > HOUR:
-                self._give_up(failed)  # the provider has no such batch any more
-            elif self._age() > GIVE_UP_SECONDS:
-                self._give_up(failed)
+            self._wait(failed.reason, detail)
+        if self._age() > (HOUR if no_such_batch else GIVE_UP_SECONDS):
+            self._give_up(failed)
 
     def end_lease(self) -> None:
         with suppress(ServiceUnavailable, LeaseLost):  # it ends by itself

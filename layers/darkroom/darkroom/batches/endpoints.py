@@ -75,6 +75,7 @@ class BatchEndpoints:
     telemetry: Telemetry
     rng: random.Random
     _order: dict[str, float] = field(default_factory=dict)
+    _known: dict[tuple[str, str], BatchAccess] = field(default_factory=dict)
 
     def draw(self) -> None:
         """Draw which endpoint of a tier comes first, for the rows of one invocation.
@@ -139,7 +140,7 @@ class BatchEndpoints:
         except StatesUnavailable as error:
             raise ServiceUnavailable(str(error)) from error
         chosen = key_id if key_id in usable else usable[0]
-        return BatchAccess(found, chosen, self.provider_of(found, keys[chosen]))
+        return self._with_key(found, chosen)
 
     def succeeded(self, endpoint: str) -> None:
         """A batch was accepted."""
@@ -203,8 +204,15 @@ class BatchEndpoints:
             if circuit_breaker.is_open(state, now):
                 closed = Availability(state.breaker_until, RejectionReason.BREAKER)
                 return describe(endpoint, state, closed, now)
-        key = endpoint.key_ids()[usable[0]]
-        return BatchAccess(endpoint, usable[0], self.provider_of(endpoint, key))
+        return self._with_key(endpoint, usable[0])
+
+    def _with_key(self, endpoint: Endpoint, key_id: str) -> BatchAccess:
+        known = self._known.get((endpoint.name, key_id))
+        if known is None or known.endpoint != endpoint:
+            provider = self.provider_of(endpoint, endpoint.key_ids()[key_id])
+            known = BatchAccess(endpoint, key_id, provider)
+            self._known[endpoint.name, key_id] = known
+        return known
 
     def _usable_keys(self, endpoint: Endpoint) -> list[str]:
         cooldowns = self.states.fresh(endpoint.name, STATE_AGE).key_cooldowns
