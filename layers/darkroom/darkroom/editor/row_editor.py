@@ -325,13 +325,21 @@ class RowWorker(ABC):
         if given_up is not None:
             raise _given_up(given_up)
         self.images.check_writable(claim.job)
-        with self.memory.share(message.request) as share:
-            loaded = load_images(
-                message.request, message.base, self.fetcher, last_attempt=context.is_last_attempt
-            )
-            share.images_loaded(loaded.total_bytes)
-            context.images, context.mask = loaded.images, loaded.mask
-            return self.process(context, loaded, deadline)
+        image_bytes = 0
+        while True:
+            with self.memory.share(message.request, image_bytes) as share:
+                loaded = load_images(
+                    message.request,
+                    message.base,
+                    self.fetcher,
+                    last_attempt=context.is_last_attempt,
+                )
+                if share.images_loaded(loaded.total_bytes):
+                    context.images, context.mask = loaded.images, loaded.mask
+                    return self.process(context, loaded, deadline)
+            # Wait for a larger share without holding one, and load the images again.
+            image_bytes = max(image_bytes, loaded.total_bytes)
+            del loaded
 
     def _resolve_unknown_outcome(self, context: RowCallContext) -> RowResult | None:
         """An earlier call was sent, and its worker died before it recorded the outcome."""
