@@ -10,7 +10,7 @@ from darkroom.rows import Claim, NotSent, RowMessage, RowResult, RowState
 from darkroom.splitter import CsvUploaded
 from darkroom.sweep import Sweep
 from tests.fakes.csv_files import HEADER
-from tests.fakes.services import fail_once
+from tests.fakes.services import FakeQueue, fail_once
 from tests.fakes.splitting import JOB, Crash, SplitterHarness
 
 HOUR, DAY = 3600.0, 86_400.0
@@ -41,6 +41,8 @@ class SweepHarness(SplitterHarness):
             runs=self.ledger,
             rows=self.ledger,
             queue=self,  # type: ignore[arg-type]  # of RowQueue, only the backlog
+            batch_queue=FakeQueue(),
+            batches=self.batches,
             lost_events=self,
             clock=self.clock,
             telemetry=self.telemetry,

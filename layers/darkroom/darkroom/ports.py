@@ -20,9 +20,19 @@ from darkroom.endpoint_state import (
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import Reason, Waiting
 from darkroom.jobs import Checkpoint, Counters, Run, Source, Totals
+from darkroom.ledger.batches import BatchRecord
 from darkroom.ledger.runs import RunRecord, UnfinishedJob
 from darkroom.metrics import Metric
-from darkroom.rows import Claim, NotClaimed, NotSent, Received, RowMessage, RowRecord, RowResult
+from darkroom.rows import (
+    Claim,
+    NotClaimed,
+    NotSent,
+    Received,
+    RowMessage,
+    RowRecord,
+    RowResult,
+    Submission,
+)
 
 MIN_PART_BYTES = 5 * 1024 * 1024  # of an upload's parts, the last one excepted (S3)
 
@@ -150,6 +160,9 @@ class CallContext(Protocol):
 
     The notifications raise ServiceUnavailable when the ledger does not answer.
     """
+
+    def adapted(self, endpoint: Endpoint) -> Endpoint:
+        """The endpoint as the row's job uses it."""
 
     def plan(self, endpoint: Endpoint) -> CallPlan:
         """Fit the row to the endpoint's model. Raises Ineligible, RowRejected."""
@@ -401,6 +414,29 @@ class RowLedger(Protocol):
         NotSent: do not call.
         """
 
+    def mark_submitted(
+        self,
+        claim: Claim,
+        batch: str,
+        submission: Submission,
+        endpoint: str,
+        *,
+        reserve: int = 0,
+        limit: int | None = None,
+    ) -> Claim | NotSent:
+        """Like `mark_sent`, for a request in a provider's batch. It ends the lease."""
+
+    def take_back(
+        self,
+        job: str,
+        record: RowRecord,
+        *,
+        cost_micro_usd: int = 0,
+        maybe_charged: bool = False,
+        refund_attempt: bool = False,
+    ) -> Claim | None:
+        """The batch gave the row no image: it can be claimed again. None: the row has changed."""
+
     def mark_failed_call(
         self, claim: Claim, *, cost_micro_usd: int = 0, maybe_charged: bool = False
     ) -> Claim | None:
@@ -417,6 +453,29 @@ class RowLedger(Protocol):
         """Write outcome, counters and budget in one transaction; False when the lease was lost.
 
         `result.cost_micro_usd` is the row's whole cost, earlier attempts included.
+        """
+
+
+class BatchLedger(Protocol):
+    """The batches that rows were submitted in. The methods raise ServiceUnavailable."""
+
+    def create(self, batch: BatchRecord, candidates: Sequence[str]) -> None:
+        """Record a new batch, of which `candidates` (row keys) may become part."""
+
+    def read(self, name: str) -> BatchRecord | None: ...
+
+    def candidates(self, name: str) -> Sequence[str]:
+        """As given to `create`."""
+
+    def open(self) -> Iterator[BatchRecord]:
+        """The batches that are not closed, of all jobs."""
+
+    def update(
+        self, name: str, transition: Callable[[BatchRecord], BatchRecord | None]
+    ) -> BatchRecord | None:
+        """Apply a pure `transition`, maybe more than once; None when it gives nothing to write.
+
+        A batch that becomes CLOSED adds its `unclaimed_cost` to its run, in one transaction.
         """
 
 

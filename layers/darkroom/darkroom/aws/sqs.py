@@ -11,6 +11,7 @@ from darkroom.retry import backoff
 from darkroom.rows import Received, RowMessage
 
 if TYPE_CHECKING:
+    from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
     from mypy_boto3_sqs import SQSClient
     from mypy_boto3_sqs.literals import QueueAttributeNameType
 
@@ -114,6 +115,17 @@ class SqsRowQueue:
                 return
             self._sleep(backoff(tries, _PAUSE_SECONDS, _PAUSE_CAP_SECONDS))
         raise ServiceUnavailable(f"{_SERVICE} keeps failing entries of a batch")
+
+
+def received_in(record: "SQSRecord") -> Received:
+    """The message in a record of an event source's event."""
+    return Received(
+        message_id=record.message_id,
+        receipt=record.receipt_handle,
+        body=record.body,
+        receive_count=int(record.attributes.approximate_receive_count),
+        sent_at=int(record.attributes.sent_timestamp) / 1000,
+    )
 
 
 def received_message(message: Any) -> Received:

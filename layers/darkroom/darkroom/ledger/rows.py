@@ -100,6 +100,7 @@ def settle(claim: Claim, result: RowResult, now: float) -> Change:
         lease_until=0.0,
         sent_run=None,
         reserved=0,
+        submission=None,
         possible_duplicate_charges=before.possible_duplicate_charges + int(unknown),
     )
     budget = 0
@@ -111,7 +112,7 @@ def settle(claim: Claim, result: RowResult, now: float) -> Change:
 
 def drop(record: RowRecord, now: float, reason: Reason, detail: str) -> Change:
     """End a row that no worker will end. Its call, if one was sent, may be charged."""
-    sent = record.state is RowState.SENT
+    sent = record.state in (RowState.SENT, RowState.SUBMITTED)
     ended = _next(
         record,
         now,
@@ -126,6 +127,7 @@ def drop(record: RowRecord, now: float, reason: Reason, detail: str) -> Change:
         lease_until=0.0,
         sent_run=None,
         reserved=0,
+        submission=None,
         possible_duplicate_charges=record.possible_duplicate_charges + int(sent),
     )
     counters = {record.run: contribution(ended) + _ONE_TRANSITION}
@@ -207,12 +209,26 @@ class ClaimRequest:
     def _decide_open(self, record: RowRecord) -> Decision:
         if record.lease_until > self.now:
             return Decision(NotClaimed.HELD)
+        if record.state is RowState.SUBMITTED:
+            return self._decide_submitted(record)
         if self._in_current_run(record):
             if self._redrives(record):  # its worker died between the dead letter and the outcome
                 return self._grant(self._with_new_attempts(record))
             return self._grant(record)
         if self._same_request(record) and not self.message.redo:
             return self._grant(replace(self._transferred(record), attempts=0))
+        return self._grant(self._restart(record), reserved=-record.reserved)
+
+    def _decide_submitted(self, record: RowRecord) -> Decision:
+        """Its batch settles the row, also for a later upload that asks for the same.
+
+        A row that is edited anew leaves the batch: what that costs is counted when it has ended.
+        """
+        if self._in_current_run(record):
+            return Decision(NotClaimed.SUBMITTED)
+        if self._same_request(record) and not self.message.redo:
+            transferred = _next(self._transferred(record), record.updated_at)
+            return Decision(NotClaimed.SUBMITTED, Change(transferred))
         return self._grant(self._restart(record), reserved=-record.reserved)
 
     def _redrive(self, record: RowRecord) -> Decision:
@@ -278,6 +294,8 @@ class ClaimRequest:
             crashes=record.crashes + int(crashed),
             lease_owner=self.owner,
             lease_until=self.now + self.lease_seconds,
+            batch="",
+            submission=None,
         )
         claim = Claim(self.message.job, self.owner, granted, attempts_spent=spent)
         return Decision(claim, Change(granted, counters, reserved=reserved))

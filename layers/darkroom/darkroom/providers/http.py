@@ -6,7 +6,7 @@ left of the deadline. The image fetcher uses the same back end, with a check of 
 
 A response is read completely, up to a limit that counts its bytes after decompression. Responses
 are parsed one at a time: an SDK holds an image as JSON, as text, in base64 and as bytes at once.
-Only inside a `deadline` with `streamed` is the body of a success left to the caller, piece by piece.
+Only inside a `deadline` with `streamed` is the body of a success left to the caller, by pieces.
 """
 
 import socket
