@@ -28,7 +28,6 @@ from tests.e2e import faulting_proxy
 from tests.e2e.faulting_proxy import AwsFault, FaultingProxy
 from tests.e2e.harness import Results, StackHarness
 
-FIGURES = ROOT / "build" / "soak.json"  # of the run, also while it is under way
 NOTE_EVERY_SECONDS = 20.0
 ENDPOINTS = ("gemini-a", "gemini-b", "openai-a", "openai-b")
 NO_WAITING = {"max_retries": 0, "retry_delay_seconds": 0, "max_in_flight": 0}
@@ -72,6 +71,12 @@ class DeployedFaults:
     ledger: LedgerTable
     kills: Counter[str] = field(default_factory=Counter)
     charged_before: Counter[str] = field(default_factory=Counter)
+    phase: str = "faults"
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def figures(self) -> Path:
+        return ROOT / "build" / f"soak-{self.rates.rows}-{self.phase}.json"
 
     def upload(self, key: str, body: bytes) -> str | None:
         return self.harness.put(key, body, {"max-attempts": str(self.rates.max_attempts)})
@@ -89,10 +94,10 @@ class DeployedFaults:
                 self._kill(rng)
                 killed_at = self.proxy.requests
             if now - last_noted > NOTE_EVERY_SECONDS:
-                self.note(job, now - started)
+                self.note(job)
                 last_noted = now
             time.sleep(1.0)
-        self.note(job, time.monotonic() - started)
+        self.note(job)
         return results
 
     def _kill(self, rng: random.Random) -> None:
@@ -126,6 +131,7 @@ class DeployedFaults:
         return charged
 
     def stop_faults(self) -> None:
+        self.phase = "redrive"
         self.proxy.rates.clear()
         self.charged_before = self.charged_images()  # configuring resets the providers' counts
         healthy = {name: SimulatedEndpoint(mode="fast") for name in ENDPOINTS}
@@ -143,14 +149,15 @@ class DeployedFaults:
             return summary["state"] == "done" and not summary["counts"]["dead"]
 
         assert wait_until(is_done, self.rates.timeout_seconds, 1.0), self.describe(results.job)
+        self.note(results.job)
         return results
 
-    def note(self, job: str, seconds: float) -> None:
-        """Write the figures of the run so far to FIGURES."""
+    def note(self, job: str) -> None:
+        """Write the figures of the run so far, for whoever wants to look while it is under way."""
         run, records = self.ledger.current(job), list(self.ledger.all(job))
         counters = self.ledger.counters(job, run.run) if run else Counters()
         figures = {
-            "minutes": round(seconds / 60, 1),
+            "minutes": round((time.monotonic() - self.started) / 60, 1),
             "rows": self.rates.rows,
             "states": Counter(record.state.value for record in records),
             "counters": asdict(counters),
@@ -160,12 +167,12 @@ class DeployedFaults:
             "aws": dict(sorted(self.proxy.counts.items())),
             "images_charged": self.charged_images().total(),
         }
-        FIGURES.parent.mkdir(exist_ok=True)
-        FIGURES.write_text(json.dumps(figures, indent=1))
+        self.figures.parent.mkdir(exist_ok=True)
+        self.figures.write_text(json.dumps(figures, indent=1))
 
     def describe(self, job: str) -> str:
-        self.note(job, self.rates.timeout_seconds)
-        return f"not done in time: {FIGURES.read_text()}"
+        self.note(job)
+        return f"not done in time: {self.figures.read_text()}"
 
 
 @contextmanager

@@ -29,9 +29,9 @@ SHORT = FaultRates(
 )
 SOAK = SoakRates(
     rows=int(os.environ.get("SOAK_ROWS", "2000")),
-    aws=0.1,
+    aws=float(os.environ.get("SOAK_AWS_FAULTS", "0.1")),
     providers=0.1,
-    kill_every_requests=2000,
+    kill_every_requests=800,
     timeout_seconds=4 * 3600,
 )
 
