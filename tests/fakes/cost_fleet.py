@@ -128,7 +128,8 @@ class CostFleet:
 
     def _environment(self, number: int) -> EditorBatch:
         rng = random.Random(number)
-        editors = {Provider.GEMINI: NetworkEditor(self.provider, self.clock, rng, 2 * MEAN_NETWORK_SECONDS)}
+        delay = 2 * MEAN_NETWORK_SECONDS
+        editors = {Provider.GEMINI: NetworkEditor(self.provider, self.clock, rng, delay)}
         dispatcher = self.harness.worker(editors.__getitem__, self.clock, rng)
         runs, telemetry = CurrentRuns(self.ledger, self.clock), self.harness.telemetry
         return EditorBatch(

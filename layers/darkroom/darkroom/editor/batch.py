@@ -262,7 +262,8 @@ class _Invocation:
         backlog = self._backlog(len(tasks))
         for retry in (True, False):
             returned = [task.received for task in tasks if task.message.retry is retry]
-            for group in batched(returned, self.batch.threads):  # a supply returns piece by piece
+            # A supply returns piece by piece.
+            for group in batched(returned, self.batch.threads, strict=False):
                 receives = min(message.receive_count for message in group)
                 seconds = hide_seconds(
                     readiness, backlog, now, self.batch.rng, receives=receives, retry=retry
