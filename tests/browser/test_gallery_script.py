@@ -1,6 +1,7 @@
 """The gallery's detail view and search, in a real Chromium."""
 
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.browser.sample import (
     LONG,
     RESHAPED,
     WITH_COPIES,
+    WITHOUT_LARGE,
     download,
     hostile_job,
     large_job,
@@ -20,6 +22,7 @@ from tests.fakes.reporting import JOB
 
 VISIBLE = "[...document.querySelectorAll('.card')].filter(c => c.checkVisibility())"
 TITLE = "document.querySelector('#detail-title').textContent"
+LARGE = "[...document.querySelectorAll('.stage img')].filter(i => !i.src.startsWith('data:'))"
 IS_OPEN = "document.querySelector('dialog').open"
 
 
@@ -38,7 +41,8 @@ def search(page: Tab, text: str = "", **facets: str) -> None:
 
 def test_a_click_on_a_card_compares_before_and_after_with_a_slider(page: Tab) -> None:
     open_row(page, 0)
-    page.wait_until("document.querySelector('.slider img[src*=\"/images/\"]')")
+    page.wait_until(f"{LARGE}.length === 2")
+    assert page.evaluate(f"{LARGE}.map(image => image.naturalWidth)") == [1_024, 1_280]
     clip = "getComputedStyle(document.querySelector('.slider img + img')).clipPath"
     assert page.evaluate(clip) == "inset(0px 50% 0px 0px)"
     page.screenshot(SHOTS / "detail-slider.png")
@@ -56,10 +60,46 @@ def test_a_click_on_a_card_compares_before_and_after_with_a_slider(page: Tab) ->
 
 def test_images_of_different_shapes_are_side_by_side(page: Tab) -> None:
     open_row(page, RESHAPED)
-    page.wait_until("document.querySelector('.stage img[src*=\"/images/\"]')")
+    page.wait_until(f"{LARGE}.length === 2")
     assert page.evaluate("document.querySelectorAll('.side-by-side img').length") == 2
     assert not page.evaluate("!!document.querySelector('.slider')")
     page.screenshot(SHOTS / "detail-side-by-side.png")
+
+
+def test_previews_are_loaded_only_in_the_detail_view(page: Tab) -> None:
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    assert not [url for url in page.requests if "/thumbs/" in url]
+    open_row(page, 0)
+    page.wait_until(f"{LARGE}.length === 2")
+    loaded = [url for url in page.requests if "/thumbs/" in url]
+    assert [url.rsplit("/", 1)[-1] for url in loaded] == ["000000-before-large.webp"]
+
+
+def test_a_row_without_a_larger_preview_keeps_the_embedded_one(page: Tab) -> None:
+    open_row(page, WITHOUT_LARGE)
+    page.wait_until(f"{LARGE}.length === 1")
+    assert "/images/" in page.evaluate(f"{LARGE}[0].src")
+    assert page.evaluate("document.querySelectorAll('.stage img').length") == 2
+    assert page.console == []
+
+
+@pytest.mark.parametrize("signature", ["X-Amz-Signature", "Signature"])
+def test_a_presigned_page_compares_what_is_embedded_in_it(
+    tab: Tab, folder: Path, tmp_path: Path, signature: str
+) -> None:
+    """Nothing else opens from such a link, as in a folder that holds the page alone."""
+    alone = tmp_path / "report.html"
+    alone.write_bytes((folder / "report.html").read_bytes())
+    tab.emulate(width=DESKTOP)
+    tab.open(f"{alone.as_uri()}?X-Amz-Expires=60&{signature}=5ec2e7")
+    for row in (0, WITHOUT_LARGE, RESHAPED):
+        open_row(tab, row)
+        images = "[...document.querySelectorAll('.stage img')]"
+        tab.wait_until(f"{images}.length === 2 && {images}.every(i => i.naturalWidth)")
+        assert tab.evaluate(f"{LARGE}.length") == 0
+        tab.press("Escape")
+    assert tab.requests[1:] == [url for url in tab.requests[1:] if url.startswith("data:")]
+    assert tab.console == []
 
 
 def test_the_detail_view_shows_all_of_a_row(page: Tab) -> None:
@@ -108,6 +148,24 @@ def test_a_search_on_page_1_leads_to_a_row_of_page_5(page: Tab, folder: Path) ->
     assert href == f"{(folder / 'report-005.html').as_uri()}#r-444"
     page.open(href)
     assert "Row 444" in page.evaluate("document.querySelector('.card:target').innerText")
+
+
+def test_a_linked_row_shows_although_the_search_hides_it(page: Tab) -> None:
+    search(page, "item-0444")
+    assert not page.evaluate("document.querySelector('#r-7').checkVisibility()")
+    page.evaluate("location.hash = '#r-7'")
+    assert page.evaluate("document.querySelector('#r-7').checkVisibility()")
+
+
+def test_a_row_of_another_page_opens_there_and_not_in_the_detail_view(
+    page: Tab, folder: Path
+) -> None:
+    search(page, "item-0444")
+    page.click(".elsewhere .instruction")
+    assert not page.evaluate(IS_OPEN)
+    page.click(".elsewhere .number a")
+    page.wait_until("document.querySelector('#r-444:target')")
+    assert page.evaluate("location.href") == f"{(folder / 'report-005.html').as_uri()}#r-444"
 
 
 def test_the_address_keeps_the_search(tab: Tab, folder: Path) -> None:
@@ -165,6 +223,7 @@ def test_30_hostile_texts_stay_text_and_keep_the_policy(tab: Tab, tmp_path: Path
         assert [text for text in tab.console if "ERR_FILE_NOT_FOUND" not in text] == []
         assert tab.evaluate("document.title").startswith(f"{JOB} · Darkroom")
         assert not tab.evaluate("!!document.querySelector('iframe, base, [onload], [onerror]')")
+        assert "\u202e" not in tab.evaluate("document.body.textContent")
         assert tab.evaluate("document.scripts.length") == (2 if page == "report.html" else 1)
     tab.open((root / "report.html").as_uri())
     search(tab, HOSTILE[len("<script>") :][:22])
@@ -202,12 +261,13 @@ def test_it_works_in_forced_colours(page: Tab) -> None:
         page.call("Emulation.setEmulatedMedia", features=[])
 
 
-@pytest.mark.parametrize("state", ["page", "detail", "problems", "search"])
+@pytest.mark.parametrize("state", ["gallery", "detail", "problems", "search", "comparison"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_has_no_serious_finding(tab: Tab, folder: Path, scheme: str, state: str) -> None:
-    name = "report-problems.html" if state == "problems" else "report.html"
+def test_axe_has_no_serious_finding(
+    tab: Tab, paths: Mapping[str, Path], scheme: str, state: str
+) -> None:
     tab.emulate(width=DESKTOP, scheme=scheme)
-    tab.open((folder / name).as_uri())
+    tab.open(paths.get(state, paths["gallery"]).as_uri())
     tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     if state == "detail":
         tab.evaluate("document.querySelector('#r-0 .number a').click()")

@@ -1,10 +1,14 @@
 """One row through the editor: what each outcome leads to, and what is recorded of it."""
 
+import io
 import json
+from collections import Counter
 from dataclasses import replace
+from io import BytesIO
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from darkroom.calls import CallFailed, EditResult, Outcome
 from darkroom.editor.batch import ReturnRow
@@ -18,10 +22,11 @@ from darkroom.errors import (
     ServiceUnavailable,
     Waiting,
 )
+from darkroom.images.memory import MemoryBudget
 from darkroom.jobs import ResultPaths, RunState
 from darkroom.models.planner import model_for
 from darkroom.rows import Claim, RowMessage, RowResult, RowState
-from tests.fakes.editing import JOB, EditorHarness, endpoint, png
+from tests.fakes.editing import JOB, EditorHarness, FakeFetcher, endpoint, png, row_message
 from tests.fakes.services import fail_once
 
 IMAGE_KEY = f"{JOB}/images/000000.png"
@@ -42,6 +47,31 @@ BLUE = EditResult((png("blue"),), "m", cost_micro_usd=1)
 def harness() -> EditorHarness:
     """A job of one row, with default options."""
     return EditorHarness.with_job()
+
+
+def test_a_large_input_image_is_loaded_again_with_a_share_that_its_call_needs(
+    harness: EditorHarness,
+) -> None:
+    """The share that it was loaded with does not cover the request in base64."""
+    large = io.BytesIO()
+    Image.new("RGB", (2700, 2700)).save(large, "PNG", compress_level=0)
+    fetched = Counter[str]()
+
+    class CountingFetcher(FakeFetcher):
+        def fetch(self, reference: str, base: str) -> bytes:
+            fetched[reference] += 1
+            return super().fetch(reference, base)
+
+    budget = MemoryBudget(400 << 20)
+    fetcher = CountingFetcher({"a.png": large.getvalue(), "b.png": png()})
+    for name, key in (("a.png", "000000"), ("b.png", "000001")):
+        harness.dispatcher.attempts = [[EDITED]]
+        message = row_message(harness.run.run, key, images=(name,))
+        editor, deadline = harness.editor(fetcher=fetcher, memory=budget), harness.clock.now() + 800
+        assert editor.handle(message, harness.run, "w1", deadline, harness.leases()) is None
+    assert [row.state for row in harness.ledger.rows.values()] == [RowState.SUCCEEDED] * 2
+    assert fetched == {"a.png": 2, "b.png": 1}
+    assert budget._used == 0
 
 
 def test_an_edited_image_is_stored_with_its_provenance(harness: EditorHarness) -> None:
@@ -69,6 +99,40 @@ def test_several_images_are_stored_in_the_requested_format(harness: EditorHarnes
     assert result.cost_micro_usd is None
     assert harness.store.objects[result.outputs[1]][1] == "image/webp"
     assert harness.ledger.counters(JOB, harness.run.run).unpriced == 1
+
+
+def sizes_of_thumbnails(harness: EditorHarness) -> dict[str, int]:
+    """Longest sides in pixels, by what follows the row's key."""
+    return {
+        key.removeprefix(f"{JOB}/thumbs/000000-"): max(Image.open(BytesIO(body)).size)
+        for key, (body, _, _) in harness.store.objects.items()
+        if key.endswith(".webp")
+    }
+
+
+def test_the_gallery_gets_a_larger_preview_of_the_input(harness: EditorHarness) -> None:
+    harness.fetcher.files = {"a.png": png(side=2_000)}
+    assert harness.handle(EDITED, message=harness.message(images=("a.png",))) is None
+    made = sizes_of_thumbnails(harness)
+    assert made == {"before-large.webp": 1_280, "before.webp": 320, "after.webp": 8}
+
+
+def test_a_preview_that_cannot_be_stored_leaves_the_thumbnails(harness: EditorHarness) -> None:
+    put = harness.store.put
+
+    def fail_on_preview(key: str, *args: Any, **options: Any) -> bool:
+        if key.endswith("-before-large.webp"):
+            raise ServiceUnavailable("throttled")
+        return put(key, *args, **options)
+
+    harness.store.put = fail_on_preview  # type: ignore[method-assign]
+    harness.fetcher.files = {"a.png": png(side=2_000)}
+    assert harness.handle(EDITED, message=harness.message(images=("a.png",))) is None
+    assert harness.row.state is RowState.SUCCEEDED
+    assert sizes_of_thumbnails(harness) == {"before.webp": 320, "after.webp": 8}
+    expected = "the gallery has no thumbnail 'before-large': throttled"
+    assert harness.result.warnings[-1] == expected
+    assert sum("thumbnail" in warning for warning in harness.result.warnings) == 1
 
 
 @pytest.mark.parametrize("output_name", ["hat.jpg", "hat.png"])

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from darkroom.csv_input.fields import Columns, read_columns
 from darkroom.errors import Reason
+from darkroom.formatting import in_written_order
 from darkroom.jobs import JobOptions
 from darkroom.report.gallery import (
     ROWS_PER_PAGE,
@@ -32,7 +33,7 @@ from darkroom.report.gallery import (
 )
 from darkroom.report.rows import ReportRow
 from darkroom.report.sampling import GallerySelection
-from darkroom.report.summary import Aggregate, JobSummary
+from darkroom.report.summary import Aggregate, JobSummary, RowCounts
 from darkroom.rows import RowState
 from tests.fakes.reporting import JOB, START, report_row, split_run
 
@@ -160,7 +161,9 @@ def test_text_of_a_row_never_becomes_markup(a: str, b: str, c: str, d: str) -> N
     assert parsed.open == []
     data, program = parsed.all("script")
     assert data.attributes == {"type": "application/json", "id": "search-index"}
-    assert " ".join(a.split()).startswith(json.loads(data.text)["instructions"][0])
+    assert " ".join(in_written_order(a).split()).startswith(
+        json.loads(data.text)["instructions"][0]
+    )
     assert program.text == script()
     assert not any(name.startswith("on") for e in parsed.elements for name in e.attributes)
     assert not any(
@@ -168,7 +171,7 @@ def test_text_of_a_row_never_becomes_markup(a: str, b: str, c: str, d: str) -> N
     )
     assert len(parsed.all("style")) == 1
     for text in (a.strip(), b, d):
-        assert text in parsed.text
+        assert in_written_order(text) in parsed.text
 
 
 @pytest.mark.parametrize("text", ["a<b", "a&amp;b", "\"'", "</p><i>x</i>", "<script>x</script>"])
@@ -391,6 +394,57 @@ def test_a_failed_row_shows_the_endpoint_and_model_that_refused_it() -> None:
     assert "p-gemini" in card(**FAILED)
 
 
+def test_every_page_of_a_sample_says_which_rows_it_covers() -> None:
+    rows = [report_row(n, **EDITED) for n in range(150)]
+    counts = RowCounts(rows=20_000, succeeded=19_000, skipped=1_000)
+    for page in pages(*rows, counts=counts):
+        assert "150 of the job's 19,000 rows are in this gallery and its search; " in page
+        assert '<a href="manifest.csv">manifest.csv</a> has all.' in page
+    assert "rows are in this gallery" not in pages(*rows)[0]
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        (RowCounts(), "The CSV has a header and no rows."),
+        (RowCounts(rows=5, skipped=5), "No row is to be shown: all are outside filter-rows."),
+    ],
+)
+def test_a_gallery_without_rows_says_why_and_offers_no_search(
+    counts: RowCounts, expected: str
+) -> None:
+    (page,) = pages(counts=counts)
+    assert f'<p class="empty">{expected}</p>' in page
+    assert 'class="toolbar"' not in page
+    assert 'id="search-index"' not in page
+
+
+def test_an_upload_that_edited_nothing_says_so() -> None:
+    said = "This upload edited no row: every result is of an earlier one."
+    rows = (report_row(0, **EDITED), report_row(1, **FAILED))
+    earlier = RowCounts(rows=3, succeeded=1, resumed=1, failed=1, kept_failed=1, skipped=1)
+    assert said in pages(*rows, counts=earlier)[0]
+    for counts in (earlier.model_copy(update={"rows": 4}), RowCounts(rows=3, skipped=3)):
+        assert said not in pages(*rows, counts=counts)[0]
+
+
+@pytest.mark.parametrize(
+    ("large", "expected"),
+    [
+        (f"{JOB}/thumbs/a b-before-large.webp", ("thumbs/a%20b-before-large.webp", "large")),
+        (None, ("https://x.test/a.jpg", None)),
+    ],
+)
+def test_before_links_to_its_larger_preview_else_to_a_public_source(
+    large: str | None, expected: tuple[str, str | None]
+) -> None:
+    made = Parsed(
+        card(replace(BOTH, large=large), **EDITED | {"images": ("https://x.test/a.jpg",)})
+    )
+    link = next(e for e in made.elements if e.tag == "a")
+    assert (link.attributes["href"], link.attributes.get("class")) == expected
+
+
 @pytest.mark.parametrize(
     "reference",
     [
@@ -409,6 +463,27 @@ def test_what_gives_access_to_an_image_is_not_in_the_page(row: Any, reference: s
         assert "5ec2e7" not in shown
         assert "SECRET" not in shown
     assert "a.jpg" in card(**FAILED | {"images": ("https://storage.test/a.jpg?token=5ec2e7",)})
+
+
+@pytest.mark.parametrize(
+    "character", list("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+)
+def test_a_character_that_reorders_text_shows_as_a_placeholder(character: str) -> None:
+    """Without it, photo[U+202E]gpj.exe shows as photoexe.jpg."""
+    name = f"photo{character}gpj.exe"
+    texts: dict[str, Any] = {"instruction": name, "warnings": (name,), "model": name}
+    texts |= {"images": (f"https://x.test/{name}",), "shown_cells": ((name, name),)}
+    failed = report_row(1, **FAILED | texts | {"detail": name, "endpoint": name})
+    rows = tuple(replace(row, key=name) for row in (report_row(0, **EDITED | texts), failed))
+    for page in (*pages(*rows), problems_page(summary(*rows), rows).decode()):
+        assert character not in page
+        assert page.count("photo\N{REPLACEMENT CHARACTER}gpj.exe") > 5
+        assert 'href="https://x.test/' not in page  # it would lead elsewhere
+
+
+def test_marks_of_text_from_right_to_left_stay() -> None:
+    instruction = "\u200fكلب\u200e 1:1"
+    assert f'dir="auto">{instruction}</p>' in card(**EDITED | {"instruction": instruction})
 
 
 def test_the_axis_of_a_short_job_ends_where_the_chart_ends() -> None:

@@ -25,6 +25,8 @@ from darkroom.rows import CallResult, Claim, RowRecord, RowRequest, RowResult, R
 _SEPARATOR = " | "
 _MAX_WARNINGS_CHARS = 600  # S3 accepts 2 KB of metadata in all
 _THUMBNAIL_TYPE = "image/webp"
+_THUMBNAIL_PIXELS = 320  # of the longest side; pages embed them
+_LARGE_PIXELS = 1_280  # linked; the edited image itself is the counterpart
 _MAX_DETAIL_CHARS = 500
 WRITE_CHECK_SECONDS = 300.0
 WRITE_RETRY_SECONDS = 60.0
@@ -142,16 +144,23 @@ class ImageStorage:
         self, claim: Claim, before: bytes | None, after: bytes | None
     ) -> tuple[str, ...]:
         """Returns a warning for each that fails: the images themselves matter more."""
-        warnings = []
-        for side, data in (("before", before), ("after", after)):
+        warnings: list[str] = []
+
+        def put(side: str, data: bytes | None, longest_side: int) -> bytes | None:
             if data is None:
-                continue
-            key = ResultPaths(claim.job).thumb(claim.key, side)
+                return None
             try:
-                self.store.put(key, thumbnail(data), _THUMBNAIL_TYPE)
+                made = thumbnail(data, longest_side)
+                self.store.put(ResultPaths(claim.job).thumb(claim.key, side), made, _THUMBNAIL_TYPE)
             except Exception as error:  # noqa: BLE001  # the image is stored and paid for
                 self.telemetry.warning("thumb_failed", side=side, error=str(error))
                 warnings.append(f"the gallery has no thumbnail '{side}': {error}")
+                return data
+            return made
+
+        large = put("before-large", before, _LARGE_PIXELS)  # decoded faster than a photograph
+        put("before", large, _THUMBNAIL_PIXELS)
+        put("after", after, _THUMBNAIL_PIXELS)
         return tuple(warnings)
 
     def _convert(

@@ -159,5 +159,9 @@ class ReportBuilder:
         if not row.result.outputs:
             return Thumbs()  # stored thumbnails, if any, belong to an earlier upload's row
         paths = ResultPaths(self.run.job)
+        after, large = self.store.get(paths.thumb(row.key, "after")), None
         before = self.store.get(paths.thumb(row.key, "before")) if row.images else None
-        return Thumbs(before, self.store.get(paths.thumb(row.key, "after")))
+        if before is not None:  # a link to a file that is not there would be a broken image
+            key = paths.thumb(row.key, "before-large")
+            large = key if self.store.metadata(key) is not None else None
+        return Thumbs(before, after, large)
