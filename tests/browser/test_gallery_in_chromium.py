@@ -144,6 +144,9 @@ def test_it_fits_the_window_and_is_legible(
     tab.emulate(width=width, height=1000, scheme=scheme, zoom=2 if width == PHONE else 1)
     tab.open(paths[kind].as_uri())
     assert tab.console == []
+    shown = "[...document.images].filter(image => image.checkVisibility())"
+    tab.evaluate(f"{shown}.forEach(image => {{ image.loading = 'eager' }})")
+    tab.evaluate(f"Promise.all({shown}.map(image => image.decode())).then(() => 'loaded')")
     tab.screenshot(SHOTS / f"{kind}-{width}-{scheme}.png")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")

@@ -261,6 +261,19 @@ def test_it_works_in_forced_colours(page: Tab) -> None:
         page.call("Emulation.setEmulatedMedia", features=[])
 
 
+@pytest.mark.parametrize("width", [1400, 1024, 768, 390])
+@pytest.mark.parametrize("row", [0, RESHAPED])
+def test_the_detail_view_fits_the_window(tab: Tab, folder: Path, row: int, width: int) -> None:
+    tab.emulate(width=width, scheme="dark")
+    tab.open((folder / "report.html").as_uri())
+    open_row(tab, row)
+    tab.wait_until(f"{LARGE}.length === 2")
+    tab.screenshot(SHOTS / f"detail-{row}-{width}-dark.png")
+    outside = "[...document.querySelectorAll('.detail *')].filter(element =>"
+    outside += " element.getBoundingClientRect().right > innerWidth)"
+    assert tab.evaluate(f"{outside}.map(element => element.outerHTML)") == []
+
+
 @pytest.mark.parametrize("state", ["gallery", "detail", "problems", "search", "comparison"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_has_no_serious_finding(
