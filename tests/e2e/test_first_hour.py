@@ -30,7 +30,10 @@ Command = Callable[..., Ended]
 
 @pytest.fixture(scope="module")
 def harness() -> Iterator[StackHarness]:
-    overrides = {"gemini-main": {"model": MISSPELT}, "openai-main": {"weight": 0}}
+    overrides: dict[str, dict[str, object]] = {
+        "gemini-main": {"model": MISSPELT},
+        "openai-main": {"weight": 0},
+    }
     with stack.running(stack="darkroom-first", overrides=overrides) as info:
         yield StackHarness(info)
 
