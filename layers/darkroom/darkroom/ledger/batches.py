@@ -170,7 +170,3 @@ def is_taken_back(record: RowRecord | None, batch: str) -> bool:
         and record.batch == batch
         and record.lease_owner is None
     )
-
-
-def was_settled_by(record: RowRecord | None, batch: str) -> bool:
-    return record is not None and record.state.terminal and record.batch == batch
