@@ -3,8 +3,6 @@
 import time
 from typing import Any
 
-from aws_lambda_powertools.utilities.batch.types import PartialItemFailureResponse
-from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSEvent
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from darkroom import bootstrap
@@ -14,8 +12,8 @@ from darkroom.aws.sqs import received_in
 RESERVE_SECONDS = 30
 
 
-def handler(event: dict[str, Any], context: LambdaContext) -> PartialItemFailureResponse:
-    batch = [received_in(record) for record in SQSEvent(event).records]
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, list[dict[str, str]]]:
+    batch = [received_in(record) for record in event["Records"]]
     deadline = time.time() + context.get_remaining_time_in_millis() / 1000 - RESERVE_SECONDS
     with bootstrap.invocation(context.aws_request_id) as wiring:
         submitter = wiring.submitter

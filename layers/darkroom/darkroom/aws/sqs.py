@@ -11,7 +11,6 @@ from darkroom.retry import backoff
 from darkroom.rows import Received, RowMessage
 
 if TYPE_CHECKING:
-    from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
     from mypy_boto3_sqs import SQSClient
     from mypy_boto3_sqs.literals import QueueAttributeNameType
 
@@ -117,14 +116,15 @@ class SqsRowQueue:
         raise ServiceUnavailable(f"{_SERVICE} keeps failing entries of a batch")
 
 
-def received_in(record: "SQSRecord") -> Received:
-    """The message in a record of an event source's event."""
+def received_in(record: Mapping[str, Any]) -> Received:
+    """Of an event's record: "Using Lambda with Amazon SQS" in the Lambda developer guide."""
+    attributes = record["attributes"]
     return Received(
-        message_id=record.message_id,
-        receipt=record.receipt_handle,
-        body=record.body,
-        receive_count=int(record.attributes.approximate_receive_count),
-        sent_at=int(record.attributes.sent_timestamp) / 1000,
+        message_id=record["messageId"],
+        receipt=record["receiptHandle"],
+        body=record["body"],
+        receive_count=int(attributes["ApproximateReceiveCount"]),
+        sent_at=int(attributes["SentTimestamp"]) / 1000,
     )
 
 
