@@ -108,6 +108,10 @@ def test_a_request_line_is_one_line_whatever_the_instruction_contains(batches: B
     assert set(results(batches.answers(batch))) == {"r0"}
 
 
+def test_a_request_contains_no_key(batches: Batches) -> None:
+    assert KEY.encode() not in batches.port.request_line("r0", batches.plan("r0"))
+
+
 def test_settings_of_a_row_are_in_its_request(gemini: Batches) -> None:
     plan = gemini.plan("r0", aspect_ratio="16:9", resolution="2K", seed=7)
     request = json.loads(gemini.port.request_line("r0", plan))["request"]
@@ -347,6 +351,14 @@ def test_a_batch_that_fails_validation_says_why(batches: Batches) -> None:
     assert batch.failure.outcome is Outcome.BAD_REQUEST
     assert "parse" in batch.failure.detail
     assert batches.answers(batch) == []
+
+
+def test_a_file_that_the_validation_cannot_find_is_an_outage(openai: Batches) -> None:
+    message = "Cannot find file file-1, or organization org-1 does not have access to it."
+    openai.set_up({"kind": "failed_validation", "message": message})
+    failure = openai.ended(openai.submit(1)).failure
+    assert failure is not None
+    assert failure.outcome is Outcome.UNAVAILABLE
 
 
 def test_more_than_the_account_may_have_enqueued_is_a_rate_limit(batches: Batches) -> None:

@@ -109,8 +109,10 @@ GEMINI_CASES = [
 
 EXPIRED = "This request could not be executed before the completion window expired."
 ENQUEUED = "Enqueued token limit reached for gpt-image-2 in organization org-1. Limit: 900,000."
+NO_FILE = "Cannot find file file-7wY, or organization org-bfa does not have access to it."
 OPENAI_BATCH_CASES = [
     *OPENAI_CASES,
+    (400, ["invalid_request"], NO_FILE, Outcome.UNAVAILABLE),
     (0, ["batch_expired"], EXPIRED, Outcome.UNAVAILABLE),
     (0, ["batch_cancelled"], "", Outcome.UNAVAILABLE),
     (0, ["request_timeout"], "", Outcome.UNAVAILABLE),

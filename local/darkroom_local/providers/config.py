@@ -103,6 +103,7 @@ class BatchFault(_Frozen):
     count: int | None = None  # then this many with it
     seconds: float = 60
     done: float = 0.5
+    message: str | None = None  # of a failed validation
 
 
 class SimulatedBatches(_Frozen):

@@ -190,8 +190,8 @@ class GeminiBatchApi:
     # --- BatchFormat ------------------------------------------------------------------------------
 
     def validate(self, batch: SimulatedBatch) -> list[dict[str, Any]]:
-        if BatchFaultKind.FAILED_VALIDATION in batch.faults:
-            return [{"code": 3, "message": "The input file cannot be parsed."}]
+        if failed := batch.faults.get(BatchFaultKind.FAILED_VALIDATION):
+            return [{"code": 3, "message": failed.message or "The input file cannot be parsed."}]
         keys = set()
         with batch.input.path.open("rb") as file:
             for number, text in enumerate(file, start=1):

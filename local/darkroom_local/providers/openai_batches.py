@@ -173,7 +173,9 @@ class OpenAIBatchApi:
     # --- BatchFormat ------------------------------------------------------------------------------
 
     def validate(self, batch: SimulatedBatch) -> list[dict[str, Any]]:
-        if BatchFaultKind.FAILED_VALIDATION in batch.faults:
+        if failed := batch.faults.get(BatchFaultKind.FAILED_VALIDATION):
+            if failed.message:
+                return [_invalid_line(None, "invalid_request", failed.message)]
             return [_invalid_line(1, "invalid_json_line", "This line is not parseable as JSON.")]
         errors: list[dict[str, Any]] = []
         ids: set[str] = set()

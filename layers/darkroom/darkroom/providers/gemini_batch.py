@@ -10,10 +10,11 @@ https://discuss.ai.google.dev/t/174261).
 
 import io
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 import httpx2
@@ -80,17 +81,12 @@ class GeminiBatches(SdkBatches["Client"], GeminiImageEditor):
         ignore_warnings()
 
     def request_line(self, custom_id: str, plan: CallPlan) -> bytes:
-        """The body of a live call, as the SDK would send it."""
-        bodies: list[bytes] = []
-
-        def record(request: httpx2.Request) -> httpx2.Response:
-            bodies.append(request.content)
-            return httpx2.Response(httpx2.codes.OK, json={})
-
-        with httpx2.Client(transport=httpx2.MockTransport(record), trust_env=False) as recorder:
-            client = self._new_batch_client(recorder)
-            generate(client, plan, config_of_call(plan, self._endpoint, self._key, 1))
-        return b'{"key":"%s","request":%s}\n' % (custom_id.encode("ascii"), bodies.pop())
+        """The body of a live call, as the SDK would send it: no key is in it."""
+        config = config_of_call(plan, self._endpoint, self._key, 1)
+        generate(_recording_client(), plan, config)
+        body = _recorded.body
+        _recorded.body = b""
+        return b'{"key":"%s","request":%s}\n' % (custom_id.encode("ascii"), body)
 
     def _unsupported(self) -> str | None:
         if self._endpoint.location is not None:
@@ -105,11 +101,8 @@ class GeminiBatches(SdkBatches["Client"], GeminiImageEditor):
 
     @cached_property
     def _genai(self) -> "Client":
-        return self._new_batch_client(self._http)
-
-    def _new_batch_client(self, http: httpx2.Client) -> "Client":
         return new_genai_client(
-            http,
+            self._http,
             {"api_key": self._key, "vertexai": False},
             base_url=self._base_url,
             api_version=self._version,
@@ -233,6 +226,25 @@ class GeminiBatches(SdkBatches["Client"], GeminiImageEditor):
         # Fields that the SDK does not know are left out, as it does with those of a live call.
         response = types.GenerateContentResponse.model_validate(body, extra="ignore")
         return self._read(response, plan, self._endpoint, self._key, body)
+
+
+class _Recorded(threading.local):
+    body: bytes = b""
+
+
+_recorded = _Recorded()
+
+
+@cache
+def _recording_client() -> "Client":
+    """A client that sends nothing: what it would have sent is in `_recorded` of its thread."""
+
+    def record(request: httpx2.Request) -> httpx2.Response:
+        _recorded.body = request.content
+        return httpx2.Response(httpx2.codes.OK, json={})
+
+    http = httpx2.Client(transport=httpx2.MockTransport(record), trust_env=False)
+    return new_genai_client(http, {"api_key": "none", "vertexai": False}, api_version=_API_VERSION)
 
 
 class _Readable(io.RawIOBase):

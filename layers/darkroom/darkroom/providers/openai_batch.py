@@ -43,6 +43,9 @@ _SHOWN_ERRORS = 3
 # of its API. Of batches: quoted in several public repositories, such as
 # https://github.com/BerriAI/litellm, https://community.openai.com/t/batch-api-enqueued-token-limit.
 OPENAI_BATCH_TABLE: tuple[Rule, ...] = (
+    # "Cannot find file file-1, or organization org-1 does not have access to it", of one uploaded
+    # just before: an outage of hours on 2026-09-01, in the tests of a public repository.
+    Rule(Outcome.UNAVAILABLE, text=r"cannot find file\b.{0,120}?\bdoes not have access"),
     Rule(Outcome.UNAVAILABLE, names=names("batch_expired", "batch_cancelled")),
     Rule(Outcome.UNAVAILABLE, names=names("request_timeout"), maybe_charged=True),
     Rule(Outcome.RATE_LIMITED, names=names("token_limit_exceeded")),
