@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from darkroom.batches.provider_batch import BatchGroup
 from darkroom.calls import CallFailed, CallPlan
 from darkroom.dispatch import circuit_breaker
-from darkroom.dispatch.outages import describe
+from darkroom.dispatch.outages import Outage, describe_outages, outage_of
 from darkroom.dispatch.state_cache import Availability, StateCache
 from darkroom.endpoint_state import (
     SECOND,
@@ -90,7 +90,7 @@ class BatchEndpoints:
         Raises Ineligible (no endpoint can take it in a batch), DeferRow (none of those that can
         takes batches now), ServiceUnavailable, and what `plan_for` raises.
         """
-        why, outages = dict[str, str](), list[tuple[Reason, str]]()
+        why, outages = dict[str, str](), list[Outage]()
         for endpoint in self._in_order():
             try:
                 plan = plan_for(endpoint)  # also if it is out of service: a later one is a fallback
@@ -118,9 +118,9 @@ class BatchEndpoints:
         if len(outages) == len(found):
             raise self._deferral(outages)
 
-    def _deferral(self, outages: Sequence[tuple[Reason, str]]) -> DeferRow:
-        detail = "; ".join(sentence for _, sentence in outages)
-        waiting = Waiting(outages[0][0], detail, self.clock.now())
+    def _deferral(self, outages: Sequence[Outage]) -> DeferRow:
+        detail = describe_outages(outages)
+        waiting = Waiting(outages[0].reason, detail, self.clock.now())
         return DeferRow(detail, delay_seconds=DEFER_SECONDS, waiting=waiting)
 
     def of_batch(self, name: str, key_id: str) -> BatchAccess:
@@ -173,10 +173,10 @@ class BatchEndpoints:
         try:
             in_use = [e for e in self.secret_source.endpoints().endpoints if e.weight]
         except ConfigurationError as error:
-            raise self._deferral([(Reason.NO_ENDPOINT, str(error))]) from error
+            raise self._deferral([Outage(Reason.NO_ENDPOINT, str(error))]) from error
         if not in_use:
             detail = "every endpoint is drained: it has weight 0"
-            raise self._deferral([(Reason.NO_ENDPOINT, detail)])
+            raise self._deferral([Outage(Reason.NO_ENDPOINT, detail)])
         for endpoint in in_use:  # a weighted order without replacement
             if endpoint.name not in self._order:
                 self._order[endpoint.name] = self.rng.random() ** (1 / endpoint.weight)
@@ -187,8 +187,8 @@ class BatchEndpoints:
             for endpoint in sorted(tier, key=lambda e: -self._order[e.name])
         ]
 
-    def _access(self, endpoint: Endpoint) -> BatchAccess | tuple[Reason, str]:
-        """Access, or the reason and the sentence why there is none now."""
+    def _access(self, endpoint: Endpoint) -> BatchAccess | Outage:
+        """Access, or why there is none now."""
         now = self.states.now()
         try:
             own = self.states.fresh(endpoint.name, STATE_AGE)
@@ -199,11 +199,11 @@ class BatchEndpoints:
         if not usable:
             until = min(own.key_cooldowns[i].until for i in endpoint.key_ids())
             keys = Availability(until, RejectionReason.KEYS)
-            return describe(endpoint, own, keys, now)
+            return outage_of(endpoint, own, keys, now)
         for state in (own, batches):
             if circuit_breaker.is_open(state, now):
                 closed = Availability(state.breaker_until, RejectionReason.BREAKER)
-                return describe(endpoint, state, closed, now)
+                return outage_of(endpoint, state, closed, now)
         return self._with_key(endpoint, usable[0])
 
     def _with_key(self, endpoint: Endpoint, key_id: str) -> BatchAccess:
