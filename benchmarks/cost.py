@@ -42,6 +42,7 @@ READ_UNIT = 0.125e-6
 S3_WRITE = 0.005e-3
 S3_READ = 0.0004e-3
 LOG_GB = 0.50
+GALLERY_READS = 3  # of each row that the report's pages show: report/builder.py
 SPLIT_AND_REPORT = 0.0006  # 10 ms a row each at 1,769 MB
 
 
@@ -179,6 +180,7 @@ def print_bill(counted: Mapping[str, Any], run: Mapping[str, Any]) -> None:
         (f"Lambda, editor: {run['billed_seconds']} s of {MEMORY_GB} GB", run["usd_per_1000"]),
         (f"S3 writes: {s3_writes}", 1000 * s3_writes * S3_WRITE),
         (f"S3 reads: {s3_reads}", 1000 * s3_reads * S3_READ),
+        (f"S3 reads for the gallery: {GALLERY_READS}", 1000 * GALLERY_READS * S3_READ),
         (
             f"DynamoDB writes: {counted['write_units_per_image']} units",
             1000 * counted["write_units_per_image"] * WRITE_UNIT,
