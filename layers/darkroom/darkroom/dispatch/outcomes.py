@@ -36,9 +36,7 @@ class OutcomeRecorder:
             self._state_cache.release(permit.endpoint, permit.lease, probe=probe, good=good)
         self._emit(permit, plan, failure, latency_ms)
 
-    def _report(
-        self, permit: Permit, plan: CallPlan, failure: CallFailed, sent_at: int
-    ) -> None:
+    def _report(self, permit: Permit, plan: CallPlan, failure: CallFailed, sent_at: int) -> None:
         endpoint, now = permit.endpoint, self._state_cache.now()
         timeout = int(timeout_of_call(plan, endpoint) * SECOND)
         quota_until = None
