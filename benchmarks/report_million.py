@@ -230,11 +230,11 @@ class GeneratedRows:
     header: tuple[str, ...] = HEADER
     columns = read_columns(HEADER, JobOptions())
 
-    def from_row(self, row: int, _offset: int) -> Iterator[JobRow]:
+    def from_row(self, row: int) -> Iterator[JobRow]:
         request = RowRequest(instruction="Replace the background", images=("item.jpg",))
         cells = ("https://cdn.example.com/catalogue/item.jpg", "Replace the background", "S", "5")
         for number in range(row, self.count):
-            yield JobRow(number, f"{number:06d}", cells, request, False, number)
+            yield JobRow(number, f"{number:06d}", cells, request, False)
 
 
 def peak_mb() -> int:

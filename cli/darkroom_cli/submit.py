@@ -389,8 +389,8 @@ def _renamed_csv(path: Path, rows: JobRows, renamed: Mapping[str, str]) -> Itera
         with open_for_writing(copy) as text:
             writer = csv.writer(text, delimiter=rows.csv.delimiter)
             writer.writerow(rows.csv.header)
-            for record in rows.csv.records():
-                writer.writerow(_rename_references(rows, record.cells, renamed))
+            for cells in rows.csv.records():
+                writer.writerow(_rename_references(rows, cells, renamed))
         yield copy
 
 

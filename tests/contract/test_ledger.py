@@ -429,7 +429,7 @@ def test_an_upload_starts_one_run_and_an_older_upload_none(harness: Harness) -> 
 def test_the_run_of_a_dead_splitter_is_taken_over_at_its_checkpoint(harness: Harness) -> None:
     run, ledger = running(harness.job), harness.ledger
     assert ledger.start(run, 50.0)
-    reached = Checkpoint(offset=1000, row=10, continuations=1, totals=Totals(rows=10, queued=10))
+    reached = Checkpoint(row=10, continuations=1, totals=Totals(rows=10, queued=10))
     assert ledger.checkpoint(run, reached, 50.0)
     assert ledger.start(run, 50.0) is None
     harness.clock.time += 51

@@ -75,10 +75,9 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where the splitter continues: byte offset in the decompressed text, next data row."""
+    """Where the splitter continues."""
 
-    offset: int = 0
-    row: int = 0
+    row: int = 0  # the next data row
     continuations: int = 0
     totals: Totals = Totals()
 

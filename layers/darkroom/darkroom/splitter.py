@@ -232,7 +232,7 @@ class _Invocation:
         self._rows = read_job_rows(read, self._run.options, self._check_time)
 
     def split(self) -> None:
-        rows = self._rows.from_row(self._checkpoint.row, self._checkpoint.offset)
+        rows = self._rows.from_row(self._checkpoint.row)
         for number, batch in enumerate(batched(rows, BATCH_ROWS, strict=False), 1):
             self._send(batch)
             self._check_time()
@@ -276,9 +276,7 @@ class _Invocation:
         for decision in _COUNTED_AS_QUEUED:
             counts[ResumeDecision.QUEUED] += counts.pop(decision, 0)
         counts.update(asdict(self._checkpoint.totals))
-        self._checkpoint = replace(
-            self._checkpoint, offset=batch[-1].end, row=batch[-1].row + 1, totals=Totals(**counts)
-        )
+        self._checkpoint = replace(self._checkpoint, row=batch[-1].row + 1, totals=Totals(**counts))
 
     def _message(self, row: JobRow, request: RowRequest, *, redo: bool) -> RowMessage:
         return RowMessage(

@@ -13,6 +13,7 @@ _OTHER_FORMATS = (
     *(".svg", ".pdf", ".psd", ".exr", ".tga", ".raw", ".dng"),
 )
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?<![.])", re.ASCII)
+_CONTENT_KEY = re.compile(r"row-[0-9a-f]{12}(_[1-9][0-9]*)?", re.ASCII)
 _FORBIDDEN = re.compile(r'[\\:*?"<>|\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]')
 # https://learn.microsoft.com/windows/win32/fileio/naming-a-file
 _WINDOWS_DEVICES = re.compile(
@@ -31,6 +32,18 @@ def parse_key(text: str) -> str:
             "dots, dashes and underscores, beginning with a letter or digit"
         )
     return text
+
+
+def content_key(digest: str, occurrence: int) -> str:
+    """The key of a row without an index: by its content, and its number among equal rows from 1.
+
+    It can stand in the index column, where it identifies the same row.
+    """
+    return f"row-{digest}" + (f"_{occurrence}" if occurrence > 1 else "")
+
+
+def is_content_key(key: str) -> bool:
+    return _CONTENT_KEY.fullmatch(key) is not None
 
 
 def parse_output_name(text: str) -> str:
@@ -89,11 +102,11 @@ def image_names(output_name: str, n: int) -> list[str]:
 
 
 class TooManyNames(Exception):
-    """UsedNames is full."""
+    """A table of names is full."""
 
 
-class UsedNames:
-    """Which row used a name first, in 12 bytes per slot: a million names take 25 MB.
+class _NameTable:
+    """A number for each name, in 12 bytes per slot: a million names take 25 MB.
 
     At most `max_slots` slots, two thirds of them used: 44 million names in 805 MB by default, and
     half as much again while the table grows.
@@ -106,25 +119,22 @@ class UsedNames:
         self._count, self._max_slots = 0, max_slots
         self._resize(1024)
 
-    def first_user(self, name: str, row: int) -> int | None:
-        """The row that used the name before. If there was none, `row` is recorded as the first.
-
-        Raises TooManyNames for a new name when the table is full.
-        """
+    def _find(self, name: str) -> tuple[int, int]:
+        """The name's digest, and the slot that has it, or would get it."""
         digest = blake2b(normalize("NFC", name).casefold().encode(), digest_size=8).digest()
         number = int.from_bytes(digest) or 1
-        slot = self._slot(number)
-        if self._numbers[slot]:
-            return self._rows[slot]
+        return number, self._slot(number)
+
+    def _insert(self, number: int, slot: int, value: int) -> None:
+        """Use an empty slot. Raises TooManyNames when the table is full."""
         if (self._count + 1) * 3 > len(self._numbers) * 2:
             if len(self._numbers) >= self._max_slots:
                 raise TooManyNames
             self._grow()
             slot = self._slot(number)
         self._numbers[slot] = number
-        self._rows[slot] = row
+        self._values[slot] = value
         self._count += 1
-        return None
 
     def _slot(self, number: int) -> int:
         mask = len(self._numbers) - 1
@@ -135,13 +145,47 @@ class UsedNames:
 
     def _resize(self, slots: int) -> None:
         self._numbers = array("Q", [0]) * slots
-        self._rows = array("I", [0]) * slots
+        self._values = array("I", [0]) * slots
 
     def _grow(self) -> None:
-        numbers, rows = self._numbers, self._rows
+        numbers, values = self._numbers, self._values
         self._resize(2 * len(numbers))
-        for number, row in zip(numbers, rows, strict=True):
+        for number, value in zip(numbers, values, strict=True):
             if number:
                 slot = self._slot(number)
                 self._numbers[slot] = number
-                self._rows[slot] = row
+                self._values[slot] = value
+
+
+class UsedNames(_NameTable):
+    """Which row used a name first."""
+
+    def first_user(self, name: str, row: int) -> int | None:
+        """The row that used the name before. If there was none, `row` is recorded as the first.
+
+        Raises TooManyNames for a new name when the table is full.
+        """
+        number, slot = self._find(name)
+        if self._numbers[slot]:
+            return self._values[slot]
+        self._insert(number, slot, row)
+        return None
+
+
+class NameCounts(_NameTable):
+    """How often each name was used."""
+
+    def add(self, name: str) -> int:
+        """Count the name once more: 1 for the first time.
+
+        Raises TooManyNames for a new name when the table is full.
+        """
+        number, slot = self._find(name)
+        if self._numbers[slot]:
+            self._values[slot] += 1
+            return self._values[slot]
+        self._insert(number, slot, 1)
+        return 1
+
+    def count(self, name: str) -> int:
+        return self._values[self._find(name)[1]]

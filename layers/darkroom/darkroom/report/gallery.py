@@ -18,6 +18,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from darkroom.csv_input.names import is_content_key
 from darkroom.errors import remediation
 from darkroom.formatting import duration, money, plural, redact_url
 from darkroom.jobs import ResultPaths
@@ -153,7 +154,7 @@ def _search_index(job: str, rows: Sequence[ReportRow]) -> str:
 
 
 def _own_text(row: ReportRow) -> str:
-    key = "" if row.key.isdecimal() else row.key
+    key = "" if is_content_key(row.key) else row.key
     file = _image_name(row.images[0]) if row.images else ""
     return _beginning(
         " ".join((key, *(value for _, value in row.shown_cells), file)), _INDEX_TEXT_BYTES
