@@ -1,18 +1,16 @@
 """`darkroom compare`: one page with the rows of several jobs side by side."""
 
-import base64
 import csv
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from darkroom.csv_input.fields import COLUMN_FIELDS, normalize_name
-from darkroom.formatting import duration, money
+from darkroom.formatting import duration, money, redact_url
+from darkroom.jobs import ResultPaths
+from darkroom.report.html import page_environment
 from darkroom.report.manifest import INSTRUCTION_SENT, OWN_COLUMNS, unguard
 from darkroom.rows import RowState
 from darkroom_cli.download import app_folder, fetch_results, job_folder
@@ -127,12 +125,13 @@ def _read(root: Path, job: str) -> dict[int, _Line]:
 def _line(root: Path, job: str, given: Mapping[str, str], own: Mapping[str, str]) -> _Line:
     row = int(own["row"])
     texts = {name: next(filter(None, map(given.get, of)), "") for name, of in _COLUMNS.items()}
-    key = texts["index"].strip() or f"{row:06d}"
-    before = f"{job}/thumbs/{key}-before.webp"
-    found = [path for path in own["output"].split("|") if path and (root / path).exists()]
+    outputs = own["output"].split("|")
+    befores = [ResultPaths(job).thumb(outputs[0], side) for side in ("before-large", "before")]
+    before = next((path for path in befores if (root / path).exists()), None)
+    found = [path for path in outputs if path and (root / path).exists()]
     return _Line(
         number=row,
-        name=texts["index"] or texts["images"] or f"row {row}",
+        name=texts["index"] or redact_url(texts["images"]) or f"row {row}",
         instruction=given.get(INSTRUCTION_SENT) or texts["instruction"],
         status=own["status"],
         reason=own["reason"],
@@ -142,7 +141,7 @@ def _line(root: Path, job: str, given: Mapping[str, str], own: Mapping[str, str]
         cost=float(own["cost_usd"]) if own["cost_usd"] else None,
         seconds=float(own["latency_ms"]) / 1000 if own["latency_ms"] else None,
         images=tuple(quote(path) for path in found),
-        before=quote(before) if (root / before).exists() else None,
+        before=quote(before) if before else None,
     )
 
 
@@ -162,15 +161,6 @@ def _render(jobs: Sequence[_Job]) -> str:
         present = [line for line in lines if line is not None]
         before = next((line.before for line in present if line.before), None)
         rows.append(_Row(number, present[0].name, present[0].instruction, before, lines))
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["money"] = money
+    template = page_environment(_TEMPLATES).get_template("compare.html")
     stylesheet = (_TEMPLATES / "compare.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(stylesheet.encode()).digest()).decode()
-    template = environment.get_template("compare.html")
-    return template.render(jobs=jobs, rows=rows, stylesheet=stylesheet, style_digest=digest)
+    return template.render(jobs=jobs, rows=rows, stylesheet=stylesheet, script=None)

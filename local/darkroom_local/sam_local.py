@@ -117,9 +117,10 @@ def disable_triggers(info: stack.StackInfo) -> None:
     with closing(info.client("lambda")) as functions:
         for source in functions.list_event_source_mappings()["EventSourceMappings"]:
             functions.update_event_source_mapping(UUID=source["UUID"], Enabled=False)
-        functions.put_function_concurrency(
-            FunctionName=info.outputs["ReporterFunctionName"], ReservedConcurrentExecutions=0
-        )
+        reporter = info.outputs["ReporterFunctionName"]
+        # Unlike AWS, MiniStack applies the reserved concurrency to $LATEST alone.
+        functions.update_alias(FunctionName=reporter, Name="live", FunctionVersion="$LATEST")
+        functions.put_function_concurrency(FunctionName=reporter, ReservedConcurrentExecutions=0)
 
 
 def for_containers(variables: Mapping[str, str], url: str, forwarded_url: str) -> dict[str, str]:

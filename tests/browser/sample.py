@@ -17,6 +17,7 @@ from tests.fakes.reporting import EDITED, JOB, START, ReportHarness
 ROWS = 500
 WITH_IMAGES = 16  # rows whose images are in the folder too
 RESHAPED = 15  # the row whose edited image has another aspect ratio
+WITHOUT_LARGE = 1  # the row whose input has only the small preview
 WITH_COPIES = 12  # the row with three images
 SIDE = 320
 INSTRUCTIONS = (
@@ -102,11 +103,17 @@ def sample_job() -> ReportHarness:
             if side == "after" or row.request.images:
                 seed = row.row + (side == "after" and row.row == RESHAPED)
                 thumb = draw(seed, edited=side == "after")
-                harness.store.put(ResultPaths(JOB).thumb(row.key, side), thumb, "image/webp")
+                harness.store.put(
+                    ResultPaths(JOB).thumb(result.outputs[0], side), thumb, "image/webp"
+                )
         for copy, output in enumerate(result.outputs if row.row < WITH_IMAGES else ()):
-            harness.store.put(
-                output, draw(row.row + copy + (row.row == RESHAPED), edited=True), "image/webp"
-            )
+            drawn = draw(row.row + copy + (row.row == RESHAPED), edited=True, longest_side=1_024)
+            harness.store.put(output, drawn, "image/webp")
+            if row.request.images and row.row != WITHOUT_LARGE:
+                large = draw(row.row, edited=False, longest_side=1_280)
+                harness.store.put(
+                    ResultPaths(JOB).thumb(result.outputs[0], "before-large"), large, "image/webp"
+                )
     harness.clock.time = START + 1_020
     return harness
 
@@ -146,10 +153,11 @@ def large_job(rows: int) -> ReportHarness:
     harness.start()
     images = {(n, edited): draw(n, edited=edited) for n in range(40) for edited in (False, True)}
     for row in harness.job_rows:
-        harness.settle(row, replace(GEMINI, outputs=(f"{JOB}/images/{row.key}.png",)))
+        result = replace(GEMINI, outputs=(f"{JOB}/images/{row.key}.png",))
+        harness.settle(row, result)
         for side in ("before", "after"):
             thumb = images[row.row % 40, side == "after"]
-            harness.store.put(ResultPaths(JOB).thumb(row.key, side), thumb, "image/webp")
+            harness.store.put(ResultPaths(JOB).thumb(result.outputs[0], side), thumb, "image/webp")
     return harness
 
 
@@ -193,7 +201,7 @@ def outcome(row: JobRow, random: Random) -> RowResult:
     return edited
 
 
-def draw(seed: int, *, edited: bool) -> bytes:
+def draw(seed: int, *, edited: bool, longest_side: int = SIDE) -> bytes:
     """A vase in front of clutter, or edited, with a plain background."""
     random = Random(seed % 40)
     hue = random.randrange(360)
@@ -213,6 +221,8 @@ def draw(seed: int, *, edited: bool) -> bytes:
     canvas.ellipse((112, 150, 138, 216), fill=light)
     if seed % 3 == 1:
         image = image.crop((0, 30, SIDE, SIDE - 30))
+    if longest_side != SIDE:
+        image = image.resize((longest_side, longest_side * image.height // SIDE))
     out = io.BytesIO()
     image.save(out, "WEBP", quality=80)
     return out.getvalue()

@@ -1,33 +1,20 @@
 """The page of `darkroom compare` in a real Chromium."""
 
 import io
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.browser.chromium import Tab, browser, installed
+from tests.browser.chromium import Tab
 from tests.fakes.command import CliHarness
 from tests.fakes.ledger import running
 from tests.unit.test_cli_compare import GOOD, REFUSED, add_results
 
-pytestmark = pytest.mark.skipif(
-    installed() is None, reason="needs Chromium: apt-get install chromium"
-)
-
-
-@pytest.fixture(scope="module")
-def tab() -> Iterator[Tab]:
-    program = installed()
-    assert program is not None
-    with browser(program) as opened:
-        yield opened
-
 
 @pytest.fixture
-def page(tmp_path: Path) -> Path:
+def comparison(tmp_path: Path) -> Path:
     cli, image = CliHarness(tmp_path), io.BytesIO()
     Image.new("RGB", (640, 480), "teal").save(image, "PNG")
     for job, result in (("jobs/p.one", GOOD), ("jobs/p.two", replace(GOOD, model="gpt-image-2"))):
@@ -42,10 +29,10 @@ def page(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("width", [1400, 768, 390])
 def test_images_of_both_jobs_show_side_by_side_and_the_console_stays_empty(
-    tab: Tab, page: Path, width: int
+    tab: Tab, comparison: Path, width: int
 ) -> None:
     tab.emulate(width=width)
-    tab.open(page.as_uri())
+    tab.open(comparison.as_uri())
     tab.evaluate("document.images.length && [...document.images].forEach(i => i.loading = 'eager')")
     loaded = "Promise.all([...document.images].map(i => i.decode())).then(() => 'loaded')"
     assert tab.evaluate(loaded) == "loaded"

@@ -12,6 +12,7 @@ from tests.browser.sample import (
     LONG,
     RESHAPED,
     WITH_COPIES,
+    WITHOUT_LARGE,
     download,
     hostile_job,
     large_job,
@@ -20,6 +21,7 @@ from tests.fakes.reporting import JOB
 
 VISIBLE = "[...document.querySelectorAll('.card')].filter(c => c.checkVisibility())"
 TITLE = "document.querySelector('#detail-title').textContent"
+LARGE = "[...document.querySelectorAll('.stage img')].filter(i => !i.src.startsWith('data:'))"
 IS_OPEN = "document.querySelector('dialog').open"
 
 
@@ -38,7 +40,8 @@ def search(page: Tab, text: str = "", **facets: str) -> None:
 
 def test_a_click_on_a_card_compares_before_and_after_with_a_slider(page: Tab) -> None:
     open_row(page, 0)
-    page.wait_until("document.querySelector('.slider img[src*=\"/images/\"]')")
+    page.wait_until(f"{LARGE}.length === 2")
+    assert page.evaluate(f"{LARGE}.map(image => image.naturalWidth)") == [1_024, 1_280]
     clip = "getComputedStyle(document.querySelector('.slider img + img')).clipPath"
     assert page.evaluate(clip) == "inset(0px 50% 0px 0px)"
     page.screenshot(SHOTS / "detail-slider.png")
@@ -56,10 +59,46 @@ def test_a_click_on_a_card_compares_before_and_after_with_a_slider(page: Tab) ->
 
 def test_images_of_different_shapes_are_side_by_side(page: Tab) -> None:
     open_row(page, RESHAPED)
-    page.wait_until("document.querySelector('.stage img[src*=\"/images/\"]')")
+    page.wait_until(f"{LARGE}.length === 2")
     assert page.evaluate("document.querySelectorAll('.side-by-side img').length") == 2
     assert not page.evaluate("!!document.querySelector('.slider')")
     page.screenshot(SHOTS / "detail-side-by-side.png")
+
+
+def test_previews_are_loaded_only_in_the_detail_view(page: Tab) -> None:
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    assert not [url for url in page.requests if "/thumbs/" in url]
+    open_row(page, 0)
+    page.wait_until(f"{LARGE}.length === 2")
+    loaded = [url for url in page.requests if "/thumbs/" in url]
+    assert [url.rsplit("/", 1)[-1] for url in loaded] == ["000000-before-large.webp"]
+
+
+def test_a_row_without_a_larger_preview_keeps_the_embedded_one(page: Tab) -> None:
+    open_row(page, WITHOUT_LARGE)
+    page.wait_until(f"{LARGE}.length === 1")
+    assert "/images/" in page.evaluate(f"{LARGE}[0].src")
+    assert page.evaluate("document.querySelectorAll('.stage img').length") == 2
+    assert page.console == []
+
+
+@pytest.mark.parametrize("signature", ["X-Amz-Signature", "Signature"])
+def test_a_presigned_page_compares_what_is_embedded_in_it(
+    tab: Tab, folder: Path, tmp_path: Path, signature: str
+) -> None:
+    """Nothing else opens from such a link, as in a folder that holds the page alone."""
+    alone = tmp_path / "report.html"
+    alone.write_bytes((folder / "report.html").read_bytes())
+    tab.emulate(width=DESKTOP)
+    tab.open(f"{alone.as_uri()}?X-Amz-Expires=60&{signature}=5ec2e7")
+    for row in (0, WITHOUT_LARGE, RESHAPED):
+        open_row(tab, row)
+        images = "[...document.querySelectorAll('.stage img')]"
+        tab.wait_until(f"{images}.length === 2 && {images}.every(i => i.naturalWidth)")
+        assert tab.evaluate(f"{LARGE}.length") == 0
+        tab.press("Escape")
+    assert tab.requests[1:] == [url for url in tab.requests[1:] if url.startswith("data:")]
+    assert tab.console == []
 
 
 def test_the_detail_view_shows_all_of_a_row(page: Tab) -> None:

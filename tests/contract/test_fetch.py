@@ -78,17 +78,19 @@ class Harness:
         self.network.servers = {**self.network.servers, address: server.port}
         return server
 
+    def web(self) -> WebImageFetcher:
+        return WebImageFetcher(
+            self.rules,
+            self.limits,
+            resolver=self.network.resolve,
+            network=self.network,
+            ssl_context=self.tls.client,
+        )
+
     @property
     def fetcher(self) -> SafeImageFetcher:
         if self._fetcher is None:
-            self._fetcher = SafeImageFetcher(
-                self.s3,
-                self.rules,
-                self.limits,
-                resolver=self.network.resolve,
-                network=self.network,
-                ssl_context=self.tls.client,
-            )
+            self._fetcher = SafeImageFetcher(self.s3, self.web())
             self.stack.callback(self._fetcher.close)
         return self._fetcher
 
@@ -183,7 +185,7 @@ def test_loopback_is_read_only_at_a_trusted_host_and_port_with_the_real_resolver
         port = server.port
         no_s3: Any = None
         rules = ImageRules(("in",), trusted=HostList.parse(f"127.0.0.1:{port}"))
-        with closing(SafeImageFetcher(no_s3, rules, LIMITS)) as fetcher:
+        with closing(SafeImageFetcher(no_s3, WebImageFetcher(rules, LIMITS))) as fetcher:
             assert fetcher.fetch(f"http://127.0.0.1:{port}/a.png", BASE) == IMAGE
             with pytest.raises(RowRejected, match="not encrypted"):
                 fetcher.fetch(f"http://127.0.0.2:{port}/a.png", BASE)
@@ -555,17 +557,13 @@ def answer_with(harness: Harness, url: str) -> EditResult:
     """A compatible service answers with a URL of an image, at a price of one image."""
     body = {"created": 1, "data": [{"url": url}]}
     transport = httpx2.MockTransport(lambda _: httpx2.Response(200, json=body))
-    web = WebImageFetcher(
-        harness.rules,
-        harness.limits,
-        resolver=harness.network.resolve,
-        network=harness.network,
-        ssl_context=harness.tls.client,
-    )
     fields = {"name": "e", "provider": "openai", "api_keys": ["k"], "model": "dall-e-3"}
     endpoint = Endpoint.model_validate(fields | {"base_url": "https://compatible.example/v1"})
     plan = CallPlan(Provider.OPENAI, endpoint.model, "a boat", size="1024x1024", quality="hd")
-    with closing(new_client(transport)) as http, closing(OpenAIImageEditor(http, web)) as editor:
+    with (
+        closing(new_client(transport)) as http,
+        closing(OpenAIImageEditor(http, harness.web())) as editor,
+    ):
         return editor.edit(plan, endpoint, SecretStr("k"), 20)
 
 

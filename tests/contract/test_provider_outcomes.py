@@ -218,7 +218,7 @@ def test_every_code_of_spent_money_is_about_the_account(harness: Harness, code: 
     assert harness.failure(OPENAI, photo()).outcome is Outcome.QUOTA_SPENT
 
 
-def test_a_limit_of_input_images_is_told_apart_from_a_call_that_exceeds_it(
+def test_a_limit_of_input_images_differs_from_a_call_that_exceeds_it(
     harness: Harness,
 ) -> None:
     harness.set_up(input_images_per_minute=2, requests_per_minute=60, limit_hint="body")

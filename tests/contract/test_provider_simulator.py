@@ -234,7 +234,7 @@ def test_images_are_counted_by_the_minute_and_a_call_above_the_limit_never_passe
     assert "try again" not in answer["error"]["message"]
 
 
-def test_azure_knows_its_deployments_only(simulator: Simulator) -> None:
+def test_azure_serves_its_deployments_only(simulator: Simulator) -> None:
     restart(simulator, deployments={"my-images": "gpt-image-2"})
     path = "/x/openai/deployments/{}/images/generations?api-version=2026-10-01"
     body = {"prompt": "a red boat"}

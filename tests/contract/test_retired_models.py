@@ -90,7 +90,7 @@ def test_after_its_end_rows_wait_for_a_new_model_without_spending_attempts(
     assert job.editing.run.waiting is None
 
 
-def test_a_row_that_names_the_model_itself_is_told_so(harness: Harness) -> None:
+def test_a_row_that_names_the_model_itself_gets_that_as_its_detail(harness: Harness) -> None:
     job = Job(harness, "2026-12-02", retired=True)
     job.dispatch.secret_source.current = secret(job.endpoint(SUCCESSOR))
     message = job.editing.message(model=ENDS)

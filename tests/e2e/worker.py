@@ -12,12 +12,12 @@ from typing import Any
 
 from botocore.config import Config
 
+from darkroom.aws.sqs import received_message
 from darkroom.aws.telemetry import PowertoolsTelemetry
 from darkroom.bootstrap import Wiring
 from darkroom.editor.batch import EditorBatch
 from darkroom.editor.leases import Timings
 from darkroom.ports import Telemetry
-from darkroom.rows import Received
 from darkroom.settings import Settings
 from darkroom_local import ministack
 
@@ -77,19 +77,8 @@ def poll(sqs: Any, settings: Settings, timings: Timings, batch: EditorBatch) -> 
     if not messages:
         return
     deadline = time.time() + INVOCATION_SECONDS
-    kept = batch.handle([_received(m) for m in messages], deadline, uuid.uuid4().hex)
+    kept = batch.handle([received_message(m) for m in messages], deadline, uuid.uuid4().hex)
     done = [m for m in messages if m["MessageId"] not in kept]
     if done:
         entries = [{"Id": str(n), "ReceiptHandle": m["ReceiptHandle"]} for n, m in enumerate(done)]
         sqs.delete_message_batch(QueueUrl=queue, Entries=entries)
-
-
-def _received(message: Any) -> Received:
-    attributes = message["Attributes"]
-    return Received(
-        message_id=message["MessageId"],
-        receipt=message["ReceiptHandle"],
-        body=message["Body"],
-        receive_count=int(attributes["ApproximateReceiveCount"]),
-        sent_at=int(attributes["SentTimestamp"]) / 1000,
-    )

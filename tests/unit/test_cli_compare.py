@@ -25,17 +25,22 @@ REFUSED = RowResult(
 )
 
 
-def add_results(cli: CliHarness, job: str, results: Sequence[tuple[int, RowResult]]) -> None:
+def add_results(
+    cli: CliHarness,
+    job: str,
+    results: Sequence[tuple[int, RowResult]],
+    cells: tuple[str, str] | None = None,
+) -> None:
     """What the reporter and the editor leave in the results bucket."""
     manifest = ManifestFormat(COLUMNS)
     lines = [manifest.header()]
     for row, result in results:
         key = f"{row:06d}"
         outputs = (f"{job}/images/{key}.png",) if result.status is RowState.SUCCEEDED else ()
-        for path in (*outputs, f"{job}/thumbs/{key}-before.webp"):
+        for path in (*outputs, f"{job}/thumbs/{key}.png-before.webp"):
             cli.results_bucket.objects[path] = FakeObject(path.encode())
-        cells = (f"photos/{row}.jpg", "Make it <b>warm</b>")
-        shown = ReportRow(row, key, replace(result, outputs=outputs), cells)
+        own = cells or (f"photos/{row}.jpg", "Make it <b>warm</b>")
+        shown = ReportRow(row, key, replace(result, outputs=outputs), own)
         lines.append(manifest.line(shown))
     cli.results_bucket.objects[f"{job}/manifest.csv"] = FakeObject(b"".join(lines))
 
@@ -52,6 +57,14 @@ def cli(cli: CliHarness) -> CliHarness:
         cli.ledger.start(running(job, run=job), 60)
         add_results(cli, job, results)
     return cli
+
+
+def test_before_is_the_larger_preview_where_there_is_one(cli: CliHarness, out: Path) -> None:
+    large = "jobs/p.gemini/thumbs/000000.png-before-large.webp"
+    cli.results_bucket.objects[large] = FakeObject(b"large")
+    cli.succeed("compare", "jobs/p.gemini", "jobs/p.gpt", "--to", out)
+    shown = re.findall(r'<img src="([^"]+)" alt="Before', (out / "compare.html").read_text())
+    assert shown == [large, "jobs/p.gemini/thumbs/000005.png-before.webp"]
 
 
 @pytest.fixture
@@ -82,6 +95,16 @@ def test_texts_of_rows_stay_text(cli: CliHarness, out: Path) -> None:
     assert "<b>warm" not in page
     assert "Make it &lt;b&gt;warm&lt;/b&gt;" in page
     assert "default-src 'none'" in page
+
+
+def test_neither_access_nor_reordered_names_are_shown(cli: CliHarness, out: Path) -> None:
+    url = "https://x.test/photo\u202egpj.exe?X-Amz-Signature=5ec2e7"
+    add_results(cli, "jobs/p.gemini", [(0, GOOD)], (url, f"Like {url}"))
+    cli.succeed("compare", "jobs/p.gemini", "jobs/p.gpt", "--to", out)
+    page = (out / "compare.html").read_text()
+    assert "5ec2e7" not in page
+    assert "\u202e" not in page
+    assert page.count("https://x.test/photo\N{REPLACEMENT CHARACTER}gpj.exe?…") > 2
 
 
 def test_json_has_the_totals_of_each_job(cli: CliHarness, out: Path) -> None:

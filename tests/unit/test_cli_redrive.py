@@ -162,7 +162,7 @@ def add_progress(stubber: Stubber, **task: Any) -> None:
     stubber.add_response("list_message_move_tasks", {"Results": [task]}, expected)
 
 
-def test_sqs_is_told_where_to_move_the_messages(sqs: tuple[SqsDeadLetterQueue, Stubber]) -> None:
+def test_a_move_of_messages_names_its_destination(sqs: tuple[SqsDeadLetterQueue, Stubber]) -> None:
     queue, stubber = sqs
     stubber.add_response("start_message_move_task", {"TaskHandle": "h"}, MOVE)
     add_progress(stubber, Status="RUNNING", ApproximateNumberOfMessagesMoved=3)

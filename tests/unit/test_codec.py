@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from functools import partial
 from typing import Any
 
 import pytest
@@ -133,7 +134,7 @@ def test_very_large_jpeg_is_read_at_a_fraction_of_its_size(side: int, scale: int
     data = saved(Image.new("L", (side, side), 200), "JPEG")
     source = codec.open_source(data, "large.jpg")
     assert (source.width, source.height) == (side // scale, side // scale)
-    codec.thumbnail(data)
+    codec.thumbnail(data, 320)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about broken metadata
@@ -143,7 +144,7 @@ def test_arbitrary_bytes_raise_only_rejections(body: bytes, magic: bytes) -> Non
     for read in (codec.open_source, codec.open_mask):
         with contextlib.suppress(RowRejected):
             read(magic + body, "x")
-    for use in (codec.verify, codec.thumbnail):
+    for use in (codec.verify, partial(codec.thumbnail, longest_side=320)):
         with contextlib.suppress(ValueError):
             use(magic + body)
 
@@ -262,12 +263,15 @@ def test_output_that_cannot_be_converted_raises_a_value_error() -> None:
 @pytest.mark.parametrize(
     ("mode", "kind"), [("RGB", "JPEG"), ("RGBA", "PNG"), ("P", "GIF"), ("CMYK", "JPEG")]
 )
-def test_thumbnail_is_a_small_webp_of_the_same_shape(mode: str, kind: str) -> None:
-    thumb = codec.thumbnail(saved(photo(2000, 1000, mode), kind))
+@pytest.mark.parametrize(("longest_side", "max_bytes"), [(320, 20_000), (1_280, 150_000)])
+def test_thumbnail_is_a_small_webp_of_the_same_shape(
+    mode: str, kind: str, longest_side: int, max_bytes: int
+) -> None:
+    thumb = codec.thumbnail(saved(photo(3000, 1500, mode), kind), longest_side)
     image = Image.open(io.BytesIO(thumb))
     assert image.format == "WEBP"
-    assert image.size == (320, 160)
-    assert len(thumb) < 20_000
+    assert image.size == (longest_side, longest_side // 2)
+    assert len(thumb) < max_bytes
 
 
 def test_thumbnail_is_upright_and_never_enlarged() -> None:
@@ -275,4 +279,4 @@ def test_thumbnail_is_upright_and_never_enlarged() -> None:
         (rotated(photo(600, 300), 8), (160, 320)),
         (saved(photo(), "PNG"), (64, 48)),
     ):
-        assert Image.open(io.BytesIO(codec.thumbnail(data))).size == size
+        assert Image.open(io.BytesIO(codec.thumbnail(data, 320))).size == size

@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -17,7 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom.csv_input import reader, text
-from darkroom.csv_input.names import is_content_key
+from darkroom.csv_input.names import (
+    ImageNames,
+    default_names,
+    is_content_key,
+    parse_output_name,
+)
 from darkroom.csv_input.reader import CsvInput, JobRow, read_job_rows
 from darkroom.csv_input.text import HEAD_BYTES, Lines, TextFormat, gunzip, read_format, read_text
 from darkroom.errors import JobRejected, RowRejected
@@ -306,6 +312,9 @@ def test_the_limits_on_cells_and_rows_do_not_limit_the_file() -> None:
 
 
 NAME = st.sampled_from(["", "a", "A", "a-1", "a-1.png", "a.png", "b/a.png", "000001", "../x", "é"])
+IMAGE = st.sampled_from(
+    ["", "a.jpg", "b/A.png", "https://h/a-1.jpg?x=1", "000001.webp", "s3://b/k/a?.gif", "/", "con"]
+)
 
 
 @st.composite
@@ -313,11 +322,15 @@ def named_rows(draw: st.DrawFn) -> str:
     """A CSV whose index, output_name and n collide in many ways."""
     header = draw(st.sampled_from([["index"], ["output_name"], ["index", "output_name"], []]))
     rows = [
-        ["red", *(draw(NAME) for _ in header), draw(st.sampled_from(["", "1", "2", "3", "0"]))]
+        [
+            *("red", draw(IMAGE)),
+            *(draw(NAME) for _ in header),
+            draw(st.sampled_from(["", "1", "2", "3", "0"])),
+        ]
         for _ in range(draw(st.integers(1, 12)))
     ]
     text = io.StringIO()
-    csv.writer(text).writerows([["instruction", *header, "n"], *rows])
+    csv.writer(text).writerows([["instruction", "image_url", *header, "n"], *rows])
     return text.getvalue()
 
 
@@ -334,10 +347,14 @@ def test_reading_from_any_row_yields_the_remaining_rows(text: str, data: st.Data
 def test_no_two_rows_share_a_key_or_an_image(text: str) -> None:
     paths = ResultPaths("j")
     keys, images = list[str](), list[str]()
+    names = job_rows(text).image_names()
     for row in rows_of(text):
         if isinstance(row.request, RowRejected):
             continue
-        name = row.request.output_name or f"{row.key}.png"
+        request = row.request
+        own = default_names(row.row, row.key, request.images)
+        name = request.output_name or names.choose(own, request.n)
+        assert parse_output_name(name) == name
         keys.append(row.key.casefold())
         images += [paths.image(name, copy).casefold() for copy in range(row.request.n)]
     assert len(set(keys)) == len(keys)
@@ -354,7 +371,6 @@ def test_no_two_rows_share_a_key_or_an_image(text: str) -> None:
         ("a,,\nA,,\n", "column index: row 0 already uses the name 'A'"),
         (",x.png,\n,X.PNG,\n", "column output_name: row 0 already uses the name 'X.PNG'"),
         (",x.png,2\n,x-1.png,\n", "column output_name: row 0 already uses the name 'x-1.png'"),
-        ("x,,\n,x.png,\n", "column output_name: row 0 already uses the name 'x.png'"),
         (f"{RED},,\n,,\n", f"column index: row 0 already uses the name '{RED}'"),
     ],
 )
@@ -411,6 +427,51 @@ def test_job_options_do_not_change_the_identity_of_a_row() -> None:
     assert keys[0] == keys[1]
     (changed, _) = rows_of(text.replace("red", "blue"), instruction="Make it {colour}")
     assert changed.key != keys[0][0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "names"),
+    [
+        (",p/IMG_001.jpg,|,p/IMG_002.JPEG,", ["IMG_001.png", "IMG_002.png"]),
+        (",https://h/My%20cup.webp?X-Amz-Signature=s,", ["My cup.png"]),
+        (",s3://b/k/a.tar.gz,|,https://h/download,", ["a.tar.gz.png", "download.png"]),
+        ("mug-1,p/mug.jpg,|mug-2,p/mug.jpg,", ["mug-mug-1.png", "mug-mug-2.png"]),
+        ("mug-1,p/mug.jpg,|hen,,|,,", ["mug.png", "hen.png", "000002.png"]),
+        (",a/x.jpg,|,b/X.png,", ["x-*.png", "X-*.png"]),
+        (",x.jpg,|,a.jpg,x.png", ["x-*.png", "x.png"]),
+        (",000001.jpg,|,,", ["000001-*.png", "000001-*.png"]),
+        (",https://h/,|,p/con.jpg,|,..,|,https://[/a.jpg,", ["000000", "_con", "000002", "000003"]),
+    ],
+)
+def test_images_are_named_after_the_first_input_image(rows: str, names: list[str]) -> None:
+    text = "index,image_url,output_name,instruction\n" + rows.replace("|", ",red\n") + ",red\n"
+    chosen = chosen_names(text)
+    assert [re.sub(r"-[0-9a-f]{12}(?=\.)", "-*", name) for name in chosen] == [
+        name if name.endswith(".png") else f"{name}.png" for name in names
+    ]
+
+
+def chosen_names(text: str) -> list[str]:
+    rows = job_rows(text)
+    names = rows.image_names()
+    return [
+        row.request.output_name
+        or names.choose(default_names(row.row, row.key, row.request.images), row.request.n)
+        for row in rows
+        if isinstance(row.request, RowRequest)
+    ]
+
+
+def test_the_names_of_copies_are_nobody_elses() -> None:
+    first, second = chosen_names("image_url,n,instruction\nx.jpg,2,red\nx-1.jpg,1,red\n")
+    assert (first.startswith("x-"), second.startswith("x-1-")) == (True, True)
+
+
+def test_names_stay_unique_when_there_are_too_many_to_compare() -> None:
+    names = ImageNames(max_slots=1024)
+    for number in range(1_000):
+        names.add(default_names(number, f"row-{number:012x}", (f"{number}.jpg",)), 1)
+    assert names.choose(["5.png", "5-000000000005.png"], 1) == "5-000000000005.png"
 
 
 ROW = st.tuples(st.sampled_from("abc"), st.sampled_from(["red", "blue", ""]))

@@ -2,9 +2,11 @@
 
 import json
 from dataclasses import replace
+from io import BytesIO
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from darkroom.calls import CallFailed, EditResult, Outcome
 from darkroom.editor.batch import ReturnRow
@@ -56,7 +58,7 @@ def test_an_edited_image_is_stored_with_its_provenance(harness: EditorHarness) -
     assert (body, kind) == (png(), "image/png")
     assert metadata["row"] == "000000"
     assert metadata["fingerprint"] == harness.row.fingerprint
-    assert f"{JOB}/thumbs/000000-after.webp" in harness.store.objects
+    assert f"{JOB}/thumbs/000000.png-after.webp" in harness.store.objects
     metrics = harness.telemetry.metrics
     assert (metrics["RowsSucceeded"], metrics["FallbackUsed"], metrics["CostUSD"]) == (1, 1, 0.04)
 
@@ -69,6 +71,40 @@ def test_several_images_are_stored_in_the_requested_format(harness: EditorHarnes
     assert result.cost_micro_usd is None
     assert harness.store.objects[result.outputs[1]][1] == "image/webp"
     assert harness.ledger.counters(JOB, harness.run.run).unpriced == 1
+
+
+def sizes_of_thumbnails(harness: EditorHarness) -> dict[str, int]:
+    """Longest sides in pixels, by what follows the row's key."""
+    return {
+        key.removeprefix(f"{JOB}/thumbs/000000.png-"): max(Image.open(BytesIO(body)).size)
+        for key, (body, _, _) in harness.store.objects.items()
+        if key.endswith(".webp")
+    }
+
+
+def test_the_gallery_gets_a_larger_preview_of_the_input(harness: EditorHarness) -> None:
+    harness.fetcher.files = {"a.png": png(side=2_000)}
+    assert harness.handle(EDITED, message=harness.message(images=("a.png",))) is None
+    made = sizes_of_thumbnails(harness)
+    assert made == {"before-large.webp": 1_280, "before.webp": 320, "after.webp": 8}
+
+
+def test_a_preview_that_cannot_be_stored_leaves_the_thumbnails(harness: EditorHarness) -> None:
+    put = harness.store.put
+
+    def fail_on_preview(key: str, *args: Any, **options: Any) -> bool:
+        if key.endswith("-before-large.webp"):
+            raise ServiceUnavailable("throttled")
+        return put(key, *args, **options)
+
+    harness.store.put = fail_on_preview  # type: ignore[method-assign]
+    harness.fetcher.files = {"a.png": png(side=2_000)}
+    assert harness.handle(EDITED, message=harness.message(images=("a.png",))) is None
+    assert harness.row.state is RowState.SUCCEEDED
+    assert sizes_of_thumbnails(harness) == {"before.webp": 320, "after.webp": 8}
+    expected = "the gallery has no thumbnail 'before-large': throttled"
+    assert harness.result.warnings[-1] == expected
+    assert sum("thumbnail" in warning for warning in harness.result.warnings) == 1
 
 
 @pytest.mark.parametrize("output_name", ["hat.jpg", "hat.png"])
@@ -519,7 +555,7 @@ def test_a_broken_reference_is_skipped_if_another_loads(harness: EditorHarness) 
     harness.fetcher.files = {"a.png": MISSING, "b.png": png()}
     assert harness.handle(EDITED, message=harness.message(images=("a.png", "b.png"))) is None
     assert harness.result.warnings[0] == "skipped a.png: there is no such object"
-    assert f"{JOB}/thumbs/000000-before.webp" in harness.store.objects
+    assert f"{JOB}/thumbs/000000.png-before.webp" in harness.store.objects
 
 
 def test_an_unavailable_reference_is_retried_and_skipped_in_the_last_attempt() -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from darkroom.csv_input.fields import Columns, read_columns
 from darkroom.errors import Reason
+from darkroom.formatting import in_written_order
 from darkroom.jobs import JobOptions
 from darkroom.report.gallery import (
     ROWS_PER_PAGE,
@@ -160,7 +161,9 @@ def test_text_of_a_row_never_becomes_markup(a: str, b: str, c: str, d: str) -> N
     assert parsed.open == []
     data, program = parsed.all("script")
     assert data.attributes == {"type": "application/json", "id": "search-index"}
-    assert " ".join(a.split()).startswith(json.loads(data.text)["instructions"][0])
+    assert " ".join(in_written_order(a).split()).startswith(
+        json.loads(data.text)["instructions"][0]
+    )
     assert program.text == script()
     assert not any(name.startswith("on") for e in parsed.elements for name in e.attributes)
     assert not any(
@@ -168,7 +171,7 @@ def test_text_of_a_row_never_becomes_markup(a: str, b: str, c: str, d: str) -> N
     )
     assert len(parsed.all("style")) == 1
     for text in (a.strip(), b, d):
-        assert text in parsed.text
+        assert in_written_order(text) in parsed.text
 
 
 @pytest.mark.parametrize("text", ["a<b", "a&amp;b", "\"'", "</p><i>x</i>", "<script>x</script>"])
@@ -392,6 +395,23 @@ def test_a_failed_row_shows_the_endpoint_and_model_that_refused_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("large", "expected"),
+    [
+        (f"{JOB}/thumbs/a b-before-large.webp", ("thumbs/a%20b-before-large.webp", "large")),
+        (None, ("https://x.test/a.jpg", None)),
+    ],
+)
+def test_before_links_to_its_larger_preview_else_to_a_public_source(
+    large: str | None, expected: tuple[str, str | None]
+) -> None:
+    made = Parsed(
+        card(replace(BOTH, large=large), **EDITED | {"images": ("https://x.test/a.jpg",)})
+    )
+    link = next(e for e in made.elements if e.tag == "a")
+    assert (link.attributes["href"], link.attributes.get("class")) == expected
+
+
+@pytest.mark.parametrize(
     "reference",
     [
         "https://bucket.s3.amazonaws.com/a.jpg?X-Amz-Credential=AKIASECRET&X-Amz-Signature=5ec2e7",
@@ -409,6 +429,27 @@ def test_what_gives_access_to_an_image_is_not_in_the_page(row: Any, reference: s
         assert "5ec2e7" not in shown
         assert "SECRET" not in shown
     assert "a.jpg" in card(**FAILED | {"images": ("https://storage.test/a.jpg?token=5ec2e7",)})
+
+
+@pytest.mark.parametrize(
+    "character", list("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+)
+def test_a_character_that_reorders_text_shows_as_a_placeholder(character: str) -> None:
+    """Without it, photo[U+202E]gpj.exe shows as photoexe.jpg."""
+    name = f"photo{character}gpj.exe"
+    texts: dict[str, Any] = {"instruction": name, "warnings": (name,), "model": name}
+    texts |= {"images": (f"https://x.test/{name}",), "shown_cells": ((name, name),)}
+    failed = report_row(1, **FAILED | texts | {"detail": name, "endpoint": name})
+    rows = tuple(replace(row, key=name) for row in (report_row(0, **EDITED | texts), failed))
+    for page in (*pages(*rows), problems_page(summary(*rows), rows).decode()):
+        assert character not in page
+        assert page.count("photo\N{REPLACEMENT CHARACTER}gpj.exe") > 5
+        assert 'href="https://x.test/' not in page  # it would lead elsewhere
+
+
+def test_marks_of_text_from_right_to_left_stay() -> None:
+    instruction = "\u200fكلب\u200e 1:1"
+    assert f'dir="auto">{instruction}</p>' in card(**EDITED | {"instruction": instruction})
 
 
 def test_the_axis_of_a_short_job_ends_where_the_chart_ends() -> None:

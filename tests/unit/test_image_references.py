@@ -23,7 +23,7 @@ from PIL import Image
 from darkroom.csv_input.values import parse_images
 from darkroom.editor.image_loading import load_images
 from darkroom.errors import ConfigurationError, Reason, RetryRow, RowRejected
-from darkroom.fetcher import SafeImageFetcher
+from darkroom.fetcher import SafeImageFetcher, WebImageFetcher
 from darkroom.images.file_types import describe_unsupported, is_image
 from darkroom.images.references import HostList, ImageRules, StoredImage, WebImage, is_public
 from darkroom.rows import RowRequest
@@ -67,9 +67,8 @@ class Harness:
     def __init__(self, network: FakeNetwork) -> None:
         self.s3, self.network = FakeS3(), network
         s3: Any = self.s3
-        self.fetcher = SafeImageFetcher(
-            s3, RULES, resolver=network.resolve, network=network, ssl_context=TLS
-        )
+        web = WebImageFetcher(RULES, resolver=network.resolve, network=network, ssl_context=TLS)
+        self.fetcher = SafeImageFetcher(s3, web)
 
 
 @pytest.fixture

@@ -291,7 +291,7 @@ def test_a_model_that_would_change_the_requests_path_is_bad_input_of_its_row(mod
     assert "is not a valid model name" in caught.value.detail
 
 
-def test_a_full_table_of_names_refuses_new_ones_and_knows_the_others() -> None:
+def test_a_full_table_of_names_rejects_new_ones_and_finds_the_others() -> None:
     used = UsedNames(max_slots=1024)
     for row in range(682):
         assert used.first_user(f"name {row}", row) is None

@@ -143,7 +143,7 @@ def test_a_secret_that_nobody_has_pushed_says_what_to_do(value: str) -> None:
         harness.names()
 
 
-def test_a_corrected_secret_is_used_within_a_minute_by_a_process_that_saw_no_failure() -> None:
+def test_a_corrected_secret_is_used_within_a_minute_by_a_process_without_a_failure() -> None:
     harness = Harness()
     harness.names()
     harness.put(text("corrected"), after=31)

@@ -87,8 +87,8 @@ class WebImageFetcher:
         network: httpcore2.NetworkBackend | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        self._rules = rules
-        self._limits = limits or FetchLimits()
+        self.rules = rules
+        self.limits = limits or FetchLimits()
         self._resolver = resolver
         # The pool is thread-safe. It follows no redirects and uses no proxy of the environment.
         self._pool = httpcore2.ConnectionPool(
@@ -105,8 +105,8 @@ class WebImageFetcher:
 
     def fetch(self, url: str) -> bytes:
         """The bytes at an https:// URL. Raises RowRejected or RetryRow, as ports.ImageFetcher."""
-        image = self._rules.check_url(url)
-        with deadline(self._limits.total_seconds):
+        image = self.rules.check_url(url)
+        with deadline(self.limits.total_seconds):
             return self.fetch_image(image, url)
 
     def fetch_image(self, image: WebImage, reference: str) -> bytes:
@@ -126,7 +126,7 @@ class WebImageFetcher:
     def _permitted_addresses(self, host: str, port: int) -> Sequence[str]:
         """The public addresses of a host, or all of a trusted one. Raises NoPublicAddress."""
         found = self._resolver(host, port)
-        if not self._rules.trusted.matches(host, port):
+        if not self.rules.trusted.matches(host, port):
             found = [address for address in found if is_public(address)]
         if not found:
             raise NoPublicAddress(host)
@@ -140,8 +140,8 @@ class WebImageFetcher:
             port=image.port,
             target=image.target.encode(),
         )
-        connect, read = self._limits.connect_seconds, self._limits.read_seconds
-        pool = self._limits.total_seconds
+        connect, read = self.limits.connect_seconds, self.limits.read_seconds
+        pool = self.limits.total_seconds
         timeouts = {"connect": connect, "read": read, "write": read, "pool": pool}
         headers_sent = ((b"Host", image.authority.encode()), *_HEADERS)
         with self._pool.stream(
@@ -153,7 +153,7 @@ class WebImageFetcher:
                 return self._redirected(image, location, reference)
             _check_status(response.status, headers, reference)
             length = headers.get("content-length", b"").decode("latin-1")
-            return _collect(length, response.iter_stream(), reference, self._limits.max_bytes)
+            return _collect(length, response.iter_stream(), reference, self.limits.max_bytes)
 
     def _redirected(self, image: WebImage, location: str, reference: str) -> WebImage:
         if not location:
@@ -161,7 +161,7 @@ class WebImageFetcher:
                 reference, "is redirected, but its server does not give the new location"
             )
         try:
-            return self._rules.redirect(image, location)
+            return self.rules.redirect(image, location)
         except RowRejected as error:
             raise rejected(reference, f"is redirected: {error.detail}") from error
 
@@ -169,22 +169,9 @@ class WebImageFetcher:
 class SafeImageFetcher:
     """The port ImageFetcher. Thread-safe; built once per process."""
 
-    def __init__(
-        self,
-        s3: "S3Client",
-        rules: ImageRules,
-        limits: FetchLimits | None = None,
-        *,
-        resolver: Resolver = resolve,
-        network: httpcore2.NetworkBackend | None = None,
-        ssl_context: ssl.SSLContext | None = None,
-    ) -> None:
+    def __init__(self, s3: "S3Client", web: WebImageFetcher) -> None:
         self._s3 = s3
-        self._rules = rules
-        self._limits = limits or FetchLimits()
-        self._web = WebImageFetcher(
-            rules, self._limits, resolver=resolver, network=network, ssl_context=ssl_context
-        )
+        self._web = web
 
     @classmethod
     def from_settings(cls, s3: "S3Client", settings: Settings) -> "SafeImageFetcher":
@@ -195,15 +182,15 @@ class SafeImageFetcher:
             trusted=HostList.parse(settings.trusted_image_hosts, "TrustedImageHosts"),
             confined_buckets=settings.confined_buckets,
         )
-        return cls(s3, rules)
+        return cls(s3, WebImageFetcher(rules))
 
     def close(self) -> None:
         """Closes kept connections."""
         self._web.close()
 
     def fetch(self, reference: str, base: str) -> bytes:
-        image = self._rules.resolve(reference, base)
-        with deadline(self._limits.total_seconds):
+        image = self._web.rules.resolve(reference, base)
+        with deadline(self._web.limits.total_seconds):
             if isinstance(image, StoredImage):
                 data = self._from_s3(image, reference)
             else:
@@ -218,7 +205,7 @@ class SafeImageFetcher:
             with closing(response["Body"]) as body:
                 length = str(response["ContentLength"])
                 chunks = body.iter_chunks(1 << 20)
-                return _collect(length, chunks, reference, self._limits.max_bytes)
+                return _collect(length, chunks, reference, self._web.limits.max_bytes)
         except ClientError as error:
             raise _s3_failure(reference, image, error) from error
         except (BotoCoreError, httpcore2.TimeoutException) as error:

@@ -29,6 +29,8 @@ _URL = re.compile(r"https?://[^\s<>\"']+")
 _TITLE = re.compile(r"<title[^<>]*>([^<]*)</title", re.IGNORECASE)
 _UNSEEN = re.compile(r"<(script|style)\b.*?</\1\s{0,9}>", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[^<>]*>")
+# Embeddings, overrides and isolates: UAX #9, "Explicit Directional Embedding" to "… Isolates".
+_REORDERING = re.compile("[\u202a-\u202e\u2066-\u2069]")
 
 
 def redact_url(reference: str) -> str:
@@ -51,6 +53,15 @@ def printable(text: str, keep: str = "") -> str:
     What a terminal would act on: escape sequences, line breaks, reversed writing.
     """
     return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def in_written_order(text: str) -> str:
+    """The text with a placeholder for each character that makes others show in another order.
+
+    With U+202E, `photo_gpj.exe` shows as `photo_exe.jpg`. The marks that text from right to left
+    needs between letters (U+200E, U+200F, U+061C) stay.
+    """
+    return text if text.isascii() else _REORDERING.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def clean_text(text: str, *secrets: str) -> str:

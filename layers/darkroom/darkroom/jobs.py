@@ -179,6 +179,7 @@ class ResultPaths:
         stem = path.with_suffix("").as_posix()
         return f"{self.job}/images/{stem}{f'-{copy}' if copy else ''}{path.suffix}"
 
-    def thumb(self, key: str, side: str) -> str:
-        """`side` is "before" or "after"."""
-        return f"{self.job}/thumbs/{key}-{side}.webp"
+    def thumb(self, image: str, side: str) -> str:
+        """Of the (first) image with the key `image`; `side` "before", "after" or "before-large"."""
+        name = image.removeprefix(f"{self.job}/images/")
+        return f"{self.job}/thumbs/{name}-{side}.webp"

@@ -309,6 +309,12 @@ class RowLedger(Protocol):
         `lost`: a row of the current run, whose message and CSV are gone.
         """
 
+    def discard_result(self, job: str, key: str, image: str) -> None:
+        """Another row's image takes the place of `image` (a key in the results bucket).
+
+        If it is a result of the row `key`, that row has failed as superseded from now on.
+        """
+
     def claim(
         self, message: RowMessage, run: Run, owner: str, lease_seconds: float
     ) -> Claim | NotClaimed:

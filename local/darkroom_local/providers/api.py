@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -62,7 +63,7 @@ class ImageRequest:
         return _MARKER.findall(self.prompt)[:1]
 
 
-class ModelRules[Rules]:
+class ModelRules[Rules](ABC):
     """The rules of a format's models, by a pattern of their names; the first match counts."""
 
     rules: tuple[tuple[str, Rules], ...]
@@ -80,8 +81,8 @@ class ModelRules[Rules]:
                 return rules
         raise RequestRejected(self.model_not_found(model))
 
-    def model_not_found(self, model: str) -> Response:
-        raise NotImplementedError
+    @abstractmethod
+    def model_not_found(self, model: str) -> Response: ...
 
 
 def encode_base64(data: bytes) -> str:

@@ -64,7 +64,7 @@ class SqsRowQueue:
                 WaitTimeSeconds=wait_seconds,
                 MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
             )
-        return [_received(message) for message in response.get("Messages", [])]
+        return [received_message(message) for message in response.get("Messages", [])]
 
     def delete(self, receipts: Sequence[str]) -> None:
         for batch in batched(receipts, _BATCH, strict=False):
@@ -116,7 +116,8 @@ class SqsRowQueue:
         raise ServiceUnavailable(f"{_SERVICE} keeps failing entries of a batch")
 
 
-def _received(message: Any) -> Received:
+def received_message(message: Any) -> Received:
+    """A message as boto3 returns it."""
     attributes = message["Attributes"]
     return Received(
         message_id=message["MessageId"],

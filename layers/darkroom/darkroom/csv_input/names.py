@@ -2,8 +2,10 @@
 
 import re
 from array import array
+from collections.abc import Sequence
 from hashlib import blake2b
 from unicodedata import normalize
+from urllib.parse import unquote, urlsplit
 
 from darkroom.formatting import quoted
 
@@ -21,6 +23,9 @@ _WINDOWS_DEVICES = re.compile(
 )
 _RESERVED_FOLDERS = ("images", "thumbs")
 _MAX_PART_BYTES = 200  # file systems allow 255; copies and thumbnails add a few
+_MAX_STEM_BYTES = 120  # of a name after an image: a key may follow
+_WEB_URL = re.compile(r"https?://", re.IGNORECASE)
+_IMAGE_SUFFIX = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|avif|hei[cf])$", re.IGNORECASE)
 _MAX_NAME_BYTES = 500  # an S3 key may have 1,024 with the job's prefix
 
 
@@ -93,6 +98,49 @@ def _part_problem(part: str) -> str | None:
     if len(part.encode()) > _MAX_PART_BYTES:
         return f"has a part of more than {_MAX_PART_BYTES} bytes"
     return None
+
+
+def file_stem(reference: str) -> str:
+    """The file name of an image reference without its extension, as every system can store it.
+
+    Empty if the reference has none.
+    """
+    path = reference
+    if _WEB_URL.match(reference):
+        try:
+            path = unquote(urlsplit(reference).path)
+        except ValueError:  # no valid URL
+            return ""
+    name = _IMAGE_SUFFIX.sub("", normalize("NFC", re.split(r"[/\\]", path)[-1]))
+    name = _FORBIDDEN.sub("_", name).lstrip(" .").encode()[:_MAX_STEM_BYTES].decode(errors="ignore")
+    name = name.rstrip(" .")
+    return f"_{name}" if _WINDOWS_DEVICES.fullmatch(name) else name
+
+
+def default_names(row: int, key: str, images: Sequence[str]) -> list[str]:
+    """Names for the image of a row that has no output_name, the best first.
+
+    The last one is unique within the job, like `key`, and the only one that depends on a key by
+    content. `images` are the row's references.
+    """
+    index = "" if is_content_key(key) else key
+    stem = file_stem(images[0]) if images else ""
+    if not stem:
+        plain = [f"{index or f'{row:06d}'}.png"]
+    elif index:
+        plain = [f"{stem}.png", f"{stem}-{index}.png"]
+    else:
+        plain = [f"{stem}.png"]
+    return [*plain, name_with_key(plain[0], key)]
+
+
+def name_with_key(name: str, key: str) -> str:
+    """The name that an image takes where another row's has `name`."""
+    digest = key.removeprefix("row-")
+    if digest == key:
+        digest = blake2b(key.encode(), digest_size=6).hexdigest()
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem}-{digest}.{suffix}"
 
 
 def image_names(output_name: str, n: int) -> list[str]:
@@ -189,3 +237,30 @@ class NameCounts(_NameTable):
 
     def count(self, name: str) -> int:
         return self._values[self._find(name)[1]]
+
+
+class ImageNames:
+    """Chooses names for the images of rows without an output_name, unique within the job.
+
+    First `add` every row of the CSV. Then a row gets the first of its names that no other row has
+    among its own: so which name it gets does not depend on the order of the rows.
+    """
+
+    def __init__(self, max_slots: int = 2**26) -> None:
+        self._counts = NameCounts(max_slots)
+        self._full = False
+
+    def add(self, names: Sequence[str], n: int) -> None:
+        """`names` as of `default_names`, or an output_name alone; `n` images of the row."""
+        try:
+            for name in names[:-1] or names:
+                for image in image_names(name, n):
+                    self._counts.add(image)
+        except TooManyNames:
+            self._full = True
+
+    def choose(self, names: Sequence[str], n: int) -> str:
+        for name in () if self._full else names[:-1]:
+            if all(self._counts.count(image) == 1 for image in image_names(name, n)):
+                return name
+        return names[-1]

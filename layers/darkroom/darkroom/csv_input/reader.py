@@ -19,15 +19,18 @@ from darkroom.csv_input.fields import (
     COLUMN_FIELDS,
     COLUMN_NAMES,
     Columns,
+    Field,
     normalize_name,
     read_columns,
 )
 from darkroom.csv_input.instructions import InstructionTemplate
 from darkroom.csv_input.names import (
+    ImageNames,
     NameCounts,
     TooManyNames,
     UsedNames,
     content_key,
+    default_names,
     image_names,
     parse_key,
 )
@@ -49,6 +52,7 @@ from darkroom.rows import RowRequest
 DELIMITERS = (",", ";", "\t")
 MAX_COLUMNS = 1_000
 MAX_ROWS = 10_000_000  # bounds the time of the check and the memory for names (UsedNames)
+_NAMING_FIELDS = tuple(f for f in COLUMN_FIELDS if f.name in ("images", "n", "output_name"))
 _REQUEST_FIELDS = tuple(field for field in COLUMN_FIELDS if field.name in RowRequest.model_fields)
 
 
@@ -231,6 +235,26 @@ class JobRows:
                 f"the file's {plural(number + 1, 'row')} (the first row is 0)."
             )
 
+    def image_names(self) -> ImageNames:
+        """The names of all rows, skipped ones included. Raises JobRejected like `from_row`."""
+        names = ImageNames()
+        for number, cells in _numbered(self.csv.records()):
+            with contextlib.suppress(RowRejected):  # without valid cells there is no image
+                names.add(*self._names(number, cells))
+        return names
+
+    def _names(self, number: int, cells: Sequence[str]) -> tuple[Sequence[str], int]:
+        """The names that a row's image may have, and how many images there are.
+
+        Raises RowRejected where these cells are not valid.
+        """
+        values = _parse_fields(self.columns, cells, _NAMING_FIELDS)
+        n = values.get("n", 1)
+        if name := values.get("output_name"):
+            return (name,), n
+        index = index_key(self.columns, cells)
+        return default_names(number, index, values.get("images", ())), n
+
     def _identify(
         self, number: int, cells: Sequence[str], before: _RowsBefore
     ) -> tuple[str, dict[str, Any] | RowRejected]:
@@ -268,11 +292,12 @@ class JobRows:
         self, values: dict[str, Any], key: str, number: int, used: UsedNames
     ) -> None:
         """A second row of the same name would overwrite the record or the images of the first."""
-        image_field = "output_name" if self.columns.has("output_name") else "index"
-        images = image_names(values.get("output_name") or f"{key}.png", values.get("n", 1))
+        output_name = values.get("output_name")
+        images = image_names(output_name, values.get("n", 1)) if output_name else ()
+        keys = [("index", "key", key)] if self.columns.has("index") else []
         for name_field, kind, name in (
-            ("index", "key", key),
-            *((image_field, "image", image) for image in images),
+            *keys,
+            *(("output_name", "image", image) for image in images),
         ):
             try:
                 first = used.first_user(f"{kind} {name}", number)
@@ -333,15 +358,22 @@ def parse_cells(columns: Columns, cells: Sequence[str]) -> dict[str, Any]:
             f"the row has {len(cells)} cells where the header has {width}: put cells that contain "
             "the delimiter into quotes, with no space before the quote"
         )
+    values = _parse_fields(columns, cells, _REQUEST_FIELDS)
+    if "mask" in values and not values.get("images"):
+        raise _rejected(f"column {columns.name('mask')}: the row has no image to apply the mask to")
+    return values
+
+
+def _parse_fields(
+    columns: Columns, cells: Sequence[str], fields: Sequence[Field]
+) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for field in _REQUEST_FIELDS:
+    for field in fields:
         text = columns.cell(cells, field.name)
         if field.name == "instruction" and not text and columns.template is not None:
             values[field.name] = _from_template(columns.template, cells)
         elif text or field.required:
             values[field.name] = _parse_cell(field.parse, text, columns.name(field.name))
-    if "mask" in values and not values.get("images"):
-        raise _rejected(f"column {columns.name('mask')}: the row has no image to apply the mask to")
     return values
 
 

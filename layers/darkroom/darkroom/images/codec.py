@@ -98,8 +98,8 @@ def render(data: bytes, extension: str) -> tuple[bytes, str]:
     return _answer("render", data, image_format=image_format), mime
 
 
-def thumbnail(data: bytes, longest_side: int = 320) -> bytes:
-    """A small WebP for the gallery. Raises ValueError when `data` does not decode."""
+def thumbnail(data: bytes, longest_side: int) -> bytes:
+    """A WebP for the gallery, never enlarged. Raises ValueError when `data` does not decode."""
     return _answer("thumbnail", data, longest_side=longest_side)
 
 

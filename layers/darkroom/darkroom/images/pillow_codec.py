@@ -152,7 +152,7 @@ def thumbnail(data: bytes, *, longest_side: int) -> bytes:
     """A small WebP, upright."""
     image = _open(data)
     _scale(image, data)
-    image.draft("RGB", (longest_side * 2, longest_side * 2))
+    image.draft("RGB", (longest_side, longest_side))
     image = _normalise(image)
     image.thumbnail((longest_side, longest_side))
     out = io.BytesIO()

@@ -158,6 +158,10 @@ class ReportBuilder:
     def _thumbs(self, row: ReportRow) -> Thumbs:
         if not row.result.outputs:
             return Thumbs()  # stored thumbnails, if any, belong to an earlier upload's row
-        paths = ResultPaths(self.run.job)
-        before = self.store.get(paths.thumb(row.key, "before")) if row.images else None
-        return Thumbs(before, self.store.get(paths.thumb(row.key, "after")))
+        paths, image = ResultPaths(self.run.job), row.result.outputs[0]
+        after, large = self.store.get(paths.thumb(image, "after")), None
+        before = self.store.get(paths.thumb(image, "before")) if row.images else None
+        if before is not None:  # a link to a file that is not there would be a broken image
+            key = paths.thumb(image, "before-large")
+            large = key if self.store.metadata(key) is not None else None
+        return Thumbs(before, after, large)

@@ -6,29 +6,25 @@ computes the values that the templates show.
 
 import json
 import re
-from base64 import b64encode
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, partial
-from hashlib import sha256
 from itertools import batched, product
-from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 
-from darkroom.csv_input.names import is_content_key
 from darkroom.errors import remediation
-from darkroom.formatting import duration, money, plural, redact_url
+from darkroom.formatting import in_written_order
 from darkroom.jobs import ResultPaths
 from darkroom.providers.registry import Provider
+from darkroom.report.html import TEMPLATES, image_name, page_environment
 from darkroom.report.rows import ReportRow
 from darkroom.report.summary import JobSummary, unsuccessful
 from darkroom.rows import SETTLED_STATUSES, RowState
 
 ROWS_PER_PAGE = 100
-_MAX_THUMB_BYTES = 400_000
 _MAX_LINKS = 200  # to the rows of one group of failures
 _PAGER_REACH = 2  # pages linked on either side of the current one
 
@@ -38,17 +34,20 @@ _INDEX_INSTRUCTION_BYTES = 40  # on average; instructions that many rows share a
 _REMARKS = ("fallback", "warnings", "possible double charge")
 
 _INDENTATION = re.compile(rb"\n[ \t]+<")  # without line breaks: rows may contain thousands
-_TEMPLATES = Path(__file__).parent / "templates"
 _STATUSES = [state.value for state in RowState if state.terminal]
 _PROVIDERS = [*(provider.value for provider in Provider), "none"]  # none: no provider was called
 
 
 @dataclass(frozen=True, slots=True)
 class Thumbs:
-    """The thumbnails of a row as the editor stored them; None if there is none."""
+    """The thumbnails of a row as the editor stored them; None if there is none.
+
+    `large` is the key of a larger "before", which pages link to.
+    """
 
     before: bytes | None = None
     after: bytes | None = None
+    large: str | None = None
 
 
 type LoadThumbs = Callable[[Sequence[ReportRow]], Sequence[Thumbs]]
@@ -149,13 +148,14 @@ def _search_index(job: str, rows: Sequence[ReportRow]) -> str:
             for row in rows
         ],
     }
+    text = in_written_order(json.dumps(index, ensure_ascii=False, separators=(",", ":")))
     # Without "<" no text can end the element that contains the index.
-    return json.dumps(index, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return text.replace("<", "\\u003c")
 
 
 def _own_text(row: ReportRow) -> str:
-    key = "" if is_content_key(row.key) else row.key
-    file = _image_name(row.images[0]) if row.images else ""
+    key = "" if row.index.isdecimal() else row.index
+    file = image_name(row.images[0]) if row.images else ""
     return _beginning(
         " ".join((key, *(value for _, value in row.shown_cells), file)), _INDEX_TEXT_BYTES
     )
@@ -184,19 +184,14 @@ def replaced_page(job: str) -> bytes:
 def stylesheet() -> str:
     """gallery.css, with the rules that make the filters work without a script."""
     rules = _environment().get_template("filters.css")
-    return (_TEMPLATES / "gallery.css").read_text("utf-8") + rules.render(
+    return (TEMPLATES / "gallery.css").read_text("utf-8") + rules.render(
         statuses=_STATUSES, providers=_PROVIDERS
     )
 
 
 @cache
 def script() -> str:
-    return (_TEMPLATES / "gallery.js").read_text("utf-8")
-
-
-def _digest(text: str) -> str:
-    """The hash by which a policy allows an inline style sheet or script."""
-    return b64encode(sha256(text.encode()).digest()).decode()
+    return (TEMPLATES / "gallery.js").read_text("utf-8")
 
 
 def _render(template: str, **values: object) -> bytes:
@@ -209,69 +204,16 @@ def _render(template: str, **values: object) -> bytes:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.globals.update(settled_statuses=SETTLED_STATUSES)
     environment.filters.update(
-        data_uri=_data_uri,
-        digest=_digest,
-        duration=duration,
-        image_name=_image_name,
         iso="{:%Y-%m-%dT%H:%M:%SZ}".format,
-        is_public_link=_is_public_link,
         later=lambda start, seconds: start + timedelta(seconds=seconds),
-        money=money,
-        percent="{:.1%}".format,
-        plural=plural,
         provider_class=_provider_class,
-        rate=_rate,
-        redact_url=redact_url,
         remediation=remediation,
-        seconds=lambda ms: f"{ms / 1000:.1f} s",
-        thousands="{:,}".format,
         unsuccessful=unsuccessful,
-        utc="{0.day} {0:%b %Y, %H:%M:%S} UTC".format,
     )
     return environment
-
-
-def _data_uri(thumb: bytes | None) -> str | None:
-    """The image inline; None if there is none, or none that a page may embed."""
-    if thumb is None or len(thumb) > _MAX_THUMB_BYTES:
-        return None
-    if thumb[:4] == b"RIFF" and thumb[8:12] == b"WEBP":
-        mime = "webp"
-    elif thumb.startswith(b"\x89PNG"):
-        mime = "png"
-    elif thumb.startswith(b"\xff\xd8"):
-        mime = "jpeg"
-    else:
-        return None
-    return f"data:image/{mime};base64,{b64encode(thumb).decode()}"
-
-
-def _image_name(reference: str | None) -> str:
-    if reference is None or reference.startswith("data:"):
-        return "the image"
-    return redact_url(reference).removesuffix("?…").rsplit("/", 1)[-1] or "the image"
-
-
-def _is_public_link(reference: str) -> bool:
-    """A URL without what gives access. Anybody with the page can read what it links to."""
-    return reference.startswith("https://") and redact_url(reference) == reference
-
-
-def _rate(per_second: float) -> str:
-    """`38.4 a minute`; slower ones by the hour or the day: `3.0 an hour`."""
-    for unit, seconds in (("a minute", 60), ("an hour", 3_600)):
-        if per_second * seconds >= 1:
-            return f"{per_second * seconds:,.1f} {unit}"
-    return f"{per_second * 86_400:,.1f} a day"
 
 
 def _provider_class(row: ReportRow) -> str:

@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import batched
 
+from darkroom.csv_input.names import is_content_key
 from darkroom.csv_input.reader import JobRow
 from darkroom.errors import Reason, RowRejected
 from darkroom.jobs import Run
@@ -43,6 +44,11 @@ class ReportRow:
     earlier: bool = False  # the outcome of an earlier upload
     unaccounted: bool = False  # queued, but without an outcome in the ledger
     shown_cells: tuple[tuple[str, str], ...] = ()  # for the gallery: columns and values
+
+    @property
+    def index(self) -> str:
+        """The row's name in the CSV; empty if it has none."""
+        return "" if is_content_key(self.key) else self.key
 
     @property
     def status(self) -> RowState:

@@ -11,7 +11,7 @@
   };
   document.documentElement.classList.add("with-script");
   // The signature of such a link is for this page alone.
-  const isPresigned = /[?&]X-Amz-Signature=/i.test(location.search);
+  const isPresigned = /[?&](X-Amz-)?Signature=/i.test(location.search);
   if (isPresigned) findAll("details.hint").forEach(hint => { hint.open = true; });
   for (const time of findAll("time[datetime]")) {
     time.title = time.textContent;
@@ -66,17 +66,18 @@
     const [before, after] = [".before img", ".after img"].map(selector => find(selector, card)?.cloneNode());
     const figures = findAll(".before-after > figure", card).map(figure => figure.cloneNode(true));
     stage.replaceChildren(make("div", {className: "side-by-side"}, ...figures));
-    const shown = after && find(".after img", stage);
-    const enlarge = image => {
-      if (isPresigned || !image) return;
-      const large = make("img", {src: find(".after a", card).href});
-      large.decode().then(() => { image.src = large.src; }).catch(() => {});
-    };
-    if (!before || !after) return enlarge(shown);
+    const enlarge = (...images) => ["before", "after"].forEach((side, number) => {
+      const link = find(`.${side} a.large`, card);
+      if (isPresigned || !link || !images[number]) return;
+      const large = make("img", {src: link.href});
+      large.decode().then(() => { images[number].src = large.src; }).catch(() => {});
+    });
+    const enlargeBoth = () => enlarge(find(".before img", stage), find(".after img", stage));
+    if (!before || !after) return enlargeBoth();
     await Promise.all([before, after].map(image => { image.loading = "eager"; return image.decode(); }));
     const ratio = after.naturalWidth / after.naturalHeight;
     if (current !== card || !dialog.open) return;
-    if (Math.abs(before.naturalWidth / before.naturalHeight / ratio - 1) > 0.03) return enlarge(shown);
+    if (Math.abs(before.naturalWidth / before.naturalHeight / ratio - 1) > 0.03) return enlargeBoth();
     const range = make("input", {type: "range", value: 50, ariaLabel: "Share of the image that shows before"});
     const slider = make("div", {className: "slider"}, after, before, make("i"), range);
     slider.style.setProperty("--ratio", ratio);
@@ -85,7 +86,7 @@
     move();
     const link = make("a", {href: find(".after a", card).href, textContent: "Open the full-size image"});
     stage.replaceChildren(slider, make("p", {}, "Before on the left, after on the right. ", link));
-    enlarge(after);
+    enlarge(before, after);
   }
 
   document.addEventListener("click", event => {
