@@ -249,7 +249,7 @@ def plan_images(references: Iterable[str], csv_path: Path, key: str) -> ImagePla
                 relative = path.relative_to(csv_folder).as_posix()
             else:
                 digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
-                relative = f"{stem}{_IMAGES_FOLDER}/{digest}-{path.name}"
+                relative = f"{stem}{_IMAGES_FOLDER}/{digest}/{path.name}"
             plan.renamed[reference] = relative
         target = posixpath.normpath(posixpath.join(prefix, relative))
         if is_file:

@@ -155,6 +155,21 @@ def test_rows_of_an_earlier_upload_stay_succeeded_and_are_counted_apart() -> Non
     assert [x["endpoint"] for x in harness.manifest] == ["gemini-main", "gemini-main"]
 
 
+def test_the_total_includes_results_that_a_later_upload_replaced_or_dropped() -> None:
+    harness = reported_job()
+    spent = harness.summary["cost"]["total_usd"]
+    assert spent > 0
+    harness.csv = "image_url,instruction\nnew.jpg,make it night\n"
+    harness.start(run="run-2", sequencer="2")
+    harness.settle(harness.job_rows[0], replace(EDITED, cost_micro_usd=40_000))
+    harness.report()
+    cost = {"this_run_usd": 0.04, "earlier_runs_usd": spent, "total_usd": spent + 0.04}
+    assert harness.summary["cost"] == cost | {"unpriced_rows": 0}
+    harness.reject_file("The file is empty.", run="run-3", sequencer="3")
+    harness.report()
+    assert harness.summary["cost"]["total_usd"] == spent + 0.04
+
+
 def test_rows_kept_failed_are_counted_apart() -> None:
     harness = reported_job()
     harness.start(run="run-2", sequencer="2")

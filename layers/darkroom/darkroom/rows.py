@@ -72,7 +72,7 @@ class RowMessage(BaseModel):
     run: str
     row: int = Field(ge=0)  # position in the CSV, the first data row is 0
     key: str  # identifies the row in the ledger: its index, or "row-…" by its content
-    name: str = ""  # of its image below images/, with the extension; empty: after the key
+    name: str = ""  # of its image, if the request has no output_name; empty: after the key
     base: str  # "s3://bucket/folder/" that relative image paths are resolved against
     request: RowRequest
     redo: bool = False  # resume=false: edit again even if an earlier upload succeeded

@@ -297,7 +297,7 @@ class _Invocation:
 
     def _image_name(self, row: JobRow, request: RowRequest) -> str:
         if request.output_name:
-            return request.output_name
+            return ""
         return self._names.choose(default_names(row.row, row.key, request.images), request.n)
 
     def _save(self, lease_seconds: float) -> None:

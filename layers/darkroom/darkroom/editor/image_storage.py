@@ -41,13 +41,13 @@ _row_result = TypeAdapter(RowResult)
 
 
 def _names(claim: Claim, request: RowRequest) -> list[str]:
-    """The names that a row's (first) image may have: that of its record, and one for a conflict.
+    """The names that a row's (first) image may have: its own, and one for a conflict.
 
     A name that the CSV gives an image, or that it has after the input image, belongs to one row of
     the current upload: an image of another row there is an earlier upload's. Other names may be in
     use, because rows move.
     """
-    name = claim.record.name or f"{claim.key}.png"
+    name = request.output_name or claim.record.name or f"{claim.key}.png"
     if request.output_name or (request.images and file_stem(request.images[0])):
         return [name]
     return [name, name_with_key(name, claim.key)]
