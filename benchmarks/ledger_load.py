@@ -1,16 +1,18 @@
 """Does a large job stay inside DynamoDB's limits, and does the splitter get to its end?
 
-    python -m benchmarks.ledger_load [rows] [rows per second]
+    python -m benchmarks.ledger_load [rows] [rows per second] [--split-only]
 
-Counts the write units of every partition key in every second while the rows are edited in the order
-of the CSV, with calls of 10 to 40 seconds; and the read units while they are read in order. Then
-splits a generated CSV: its own CPU time, and modelled times of SQS and DynamoDB.
+The real splitter splits a generated CSV, in invocations of 900 s: its own CPU time, and modelled
+times of S3, SQS and DynamoDB. Then, unless `--split-only`, counts the write units of each partition
+key in every second while the rows are edited in the order of the CSV, with calls of 10 to 40
+seconds; and the read units while they are read in order.
 Limits: 1,000 WCU and 3,000 RCU a second for one partition key ("Best practices for designing and
-using partition keys effectively" in the DynamoDB developer guide).
+using partition keys effectively" in the DynamoDB developer guide). Prices: docs/cost.md.
 """
 
 import json
 import random
+import resource
 import sys
 import time
 from collections import Counter, deque
@@ -33,7 +35,11 @@ HEARTBEAT_SECONDS = 30
 BLOCK_ROWS, BLOCK_RCU = 100, 12.5  # a strong query of 100 items of 500 bytes
 READ_ROWS_PER_SECOND = 100_000
 SQS_SECONDS, DYNAMODB_SECONDS = 0.015, 0.008  # of a request for 10 messages, and for 100 rows
-INVOCATION_SECONDS = 900.0
+S3_BYTES_PER_SECOND = 50e6
+INVOCATION_SECONDS, MEMORY_GB = 900.0, 1769 / 1024
+GB_SECOND, SQS_REQUEST, READ_UNIT = 0.0000166667, 0.40e-6, 0.125e-6  # US dollars
+PIECE_ROWS = 1_000
+HEADER = b"image_url,instruction\n"
 
 
 def busiest_writes(rows: int, rows_per_second: int) -> dict[str, int]:
@@ -75,43 +81,44 @@ def busiest_reads(rows: int) -> float:
 
 @dataclass
 class GeneratedCsv:
-    """CsvStore with rows of about 120 bytes."""
+    """CsvStore with rows of about 130 bytes, all of the same length."""
 
     rows: int
+    seconds: float = 0.0  # of reading from S3
 
     def metadata(self, _source: Source) -> Mapping[str, str]:
         return {}
 
     def read(self, _source: Source, offset: int = 0) -> Iterator[bytes]:
-        yield from _from_offset(self._pieces(), offset)
-
-    def _pieces(self) -> Iterator[bytes]:
-        yield b"image_url,instruction\n"
-        for first in range(0, self.rows, 1_000):
-            lines = (
-                f'https://cdn.example.com/item-{n:08d}.jpg,"Replace the background with light '
-                'grey, keep the shadow of the product"\n'
-                for n in range(first, min(first + 1_000, self.rows))
-            )
-            yield "".join(lines).encode()
+        if offset < len(HEADER):
+            yield HEADER[offset:]
+        first, skipped = divmod(max(0, offset - len(HEADER)), len(_line(0)))
+        for start in range(first, self.rows, PIECE_ROWS):
+            lines = map(_line, range(start, min(start + PIECE_ROWS, self.rows)))
+            piece = b"".join(lines)[skipped:]
+            skipped = 0
+            self.seconds += len(piece) / S3_BYTES_PER_SECOND
+            yield piece
 
 
-def _from_offset(pieces: Iterator[bytes], left: int) -> Iterator[bytes]:
-    for piece in pieces:
-        if left < len(piece):
-            yield piece[left:]
-        left = max(0, left - len(piece))
+def _line(row: int) -> bytes:
+    instruction = '"Replace the background with light grey, keep the shadow of the product"'
+    return f"https://cdn.example.com/item-{row:08d}.jpg,{instruction}\n".encode()
 
 
 @dataclass
 class ModelledQueue:
     sent: int = 0
+    requests: int = 0
+    reads: int = 0  # of the ledger, for a hundred rows each
     seconds: float = 0.0  # of requests to AWS
 
     def send(self, messages: Sequence[RowMessage], **_: object) -> None:
         for message in messages:
             message.model_dump_json(exclude_defaults=True)
         self.sent += len(messages)
+        self.requests += -(-len(messages) // 10)
+        self.reads += 1
         self.seconds += -(-len(messages) // 10) * SQS_SECONDS + DYNAMODB_SECONDS
 
 
@@ -123,6 +130,14 @@ class SplitRun:
     queue: ModelledQueue = field(default_factory=ModelledQueue)
     pending: list[CsvUploaded] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.csv = GeneratedCsv(self.rows)
+        self.began_at = time.process_time()
+
+    def seconds(self) -> float:
+        """Of CPU, and of waiting for AWS."""
+        return time.process_time() - self.began_at + self.queue.seconds + self.csv.seconds
+
     def measure(self) -> dict[str, float]:
         clock = FakeClock()
         ledger = FakeLedger(clock)
@@ -130,7 +145,7 @@ class SplitRun:
             runs=ledger,
             rows=ledger,
             queue=self.queue,  # type: ignore[arg-type]  # it only sends
-            store=GeneratedCsv(self.rows),
+            store=self.csv,
             clock=clock,
             telemetry=FakeTelemetry(),
             continue_later=self.pending.append,
@@ -139,45 +154,44 @@ class SplitRun:
             check_complete=lambda _: None,
         )
         self.pending.append(CsvUploaded("in", f"{JOB}.csv", "v1", "01", 0))
-        invocations, cpu = 0, time.process_time()
+        invocations = 0
         while self.pending:
-            began = time.process_time() + self.queue.seconds
-
-            def remaining(began: float = began) -> float:
-                return INVOCATION_SECONDS - (time.process_time() + self.queue.seconds - began)
-
-            splitter.split(self.pending.pop(), remaining)
             invocations += 1
-        cpu = time.process_time() - cpu
-        queued = ledger.current_run(JOB).totals.queued
+            deadline = self.seconds() + INVOCATION_SECONDS
+            splitter.split(self.pending.pop(), lambda at=deadline: at - self.seconds())  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+        seconds, queue = self.seconds(), self.queue
+        lambda_usd = seconds * MEMORY_GB * GB_SECOND
         return {
-            "split_rows": queued,
-            "split_cpu_seconds": round(cpu, 1),
-            "split_modelled_seconds": round(cpu + self.queue.seconds, 1),
+            "split_rows": ledger.current_run(JOB).totals.queued,
+            "split_cpu_seconds": round(time.process_time() - self.began_at, 1),
+            "split_modelled_seconds": round(seconds, 1),
             "split_invocations": invocations,
+            "split_peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "split_usd": round(
+                lambda_usd + queue.requests * SQS_REQUEST + queue.reads * READ_UNIT, 2
+            ),
         }
 
 
-def main(rows: int, rows_per_second: int) -> int:
-    writes, reads = busiest_writes(rows, rows_per_second), busiest_reads(rows)
-    split = SplitRun(rows).measure()
-    print(
-        json.dumps(
-            {
-                "rows": rows,
-                "rows_per_second": rows_per_second,
-                "busiest_row_partition_wcu": writes["rows"],
-                "busiest_shard_wcu": writes["shard"],
-                "shards": SHARDS,
-                "busiest_row_partition_rcu": reads,
-                **split,
-            }
-        )
-    )
-    fits = max(writes.values()) <= WCU_LIMIT and reads <= RCU_LIMIT
-    return 0 if fits and split["split_rows"] == rows else 1
+def main(rows: int, rows_per_second: int, *, split_only: bool) -> int:
+    split = SplitRun(rows).measure()  # first: the peak of memory is the process's
+    figures: dict[str, float] = {"rows": rows, **split}
+    fits = split["split_rows"] == rows
+    if not split_only:
+        writes, reads = busiest_writes(rows, rows_per_second), busiest_reads(rows)
+        fits = fits and max(writes.values()) <= WCU_LIMIT and reads <= RCU_LIMIT
+        figures |= {
+            "rows_per_second": rows_per_second,
+            "busiest_row_partition_wcu": writes["rows"],
+            "busiest_shard_wcu": writes["shard"],
+            "shards": SHARDS,
+            "busiest_row_partition_rcu": reads,
+        }
+    print(json.dumps(figures))
+    return 0 if fits else 1
 
 
 if __name__ == "__main__":
-    given = [int(argument) for argument in sys.argv[1:]]
-    sys.exit(main(*(given + [1_000_000, 500][len(given) :])))
+    given = [int(argument) for argument in sys.argv[1:] if argument.isdecimal()]
+    sizes = given + [1_000_000, 500][len(given) :]
+    sys.exit(main(*sizes, split_only="--split-only" in sys.argv))

@@ -1,11 +1,11 @@
 """The memory of one worker: ten 4K rows whose answers arrive at once, and images at every limit.
 
-python -m benchmarks.memory [--memory 2048] [--note TEXT]
+python -m benchmarks.memory [--memory 1536] [--note TEXT]
 
-A worker process runs the real row editor, adapter, image process and memory budget, with the ledger
-and the results bucket in memory. A second process answers all calls at the same moment. What counts
-is the resident memory of the worker and its image process, looked at every 10 ms. Ends with an
-error if the peak of the one and the limit of the other are together more than the function has.
+A worker process (memory_worker.py) runs the real row editor, adapter, image process and memory
+budget. A second process answers all calls at the same moment. What counts is the resident memory of
+the worker and its image process, looked at every 10 ms. Ends with an error if the peak of the one
+and the limit of the other are together more than the function has.
 """
 
 import base64
@@ -17,35 +17,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image, ImageChops
-from pydantic import SecretStr
 
 from benchmarks import harness
-from darkroom.calls import EditResult
-from darkroom.endpoints import Endpoint
-from darkroom.images.memory import MemoryBudget
+from benchmarks.memory_worker import ROWS
 from darkroom.images.process import MEMORY_BYTES
-from darkroom.ports import CallContext, DispatchResult
-from darkroom.providers.gemini import GeminiImageEditor
-from darkroom.rows import RowState
 from darkroom_local.processes import ROOT
 from tests.corpus.images import largest
-from tests.fakes.editing import EditorHarness, row_message
-from tests.fakes.services import FakeStore
 
-ROWS = 10
 IMAGE_PROCESS_MB = 36  # when it has started
-RUNTIME_MB = 60  # boto3's clients and Lambda's runtime, which are not in this worker
+RUNTIME_MB = 30  # Lambda's runtime, which is not in this worker
 EDGES = {"1K": 1024, "2K": 2048, "4K": 4096}
-MODEL = "gemini-3-pro-image"
-_KEY = "not-a-key-not-a-key"
 
 
 def photo(edge: int, kind: str) -> bytes:
@@ -97,80 +84,6 @@ def answer_with(image: bytes) -> bytes:
     return json.dumps(body).encode()
 
 
-# ---------------------------------------------------------------- the worker
-
-
-class NoBodies(FakeStore):
-    """A results bucket that keeps what is known of an image, not the image."""
-
-    def put(self, key: str, *args: Any, **options: Any) -> bool:
-        return super().put(key, b"", *args[1:], **options)
-
-
-@dataclass
-class Folder:
-    """An ImageFetcher: each row has an image of its own in memory."""
-
-    path: Path
-
-    def fetch(self, reference: str, base: str) -> bytes:  # noqa: ARG002 - the port's
-        return (self.path / reference).read_bytes()
-
-
-@dataclass
-class OneCall:
-    """A dispatcher that makes one call per row, without limits, to the provider on `port`.
-
-    Without one, the answer is the row's own image.
-    """
-
-    port: int
-    editor: GeminiImageEditor = field(default_factory=GeminiImageEditor)
-
-    def dispatch(self, context: CallContext, deadline: float) -> DispatchResult:  # noqa: ARG002
-        fields = {"name": "e", "provider": "gemini", "model": MODEL, "api_keys": [_KEY]}
-        url = f"http://127.0.0.1:{self.port}"
-        endpoint = Endpoint.model_validate({**fields, "base_url": url})
-        plan = context.plan(endpoint)
-        context.before_call(endpoint, plan)
-        if self.port:
-            result = self.editor.edit(plan, endpoint, SecretStr(_KEY), 120)
-        else:
-            result = EditResult((plan.images[0].data,), MODEL, 1)
-        context.after_call(result)
-        return DispatchResult(result, plan, endpoint, False, 1, 0, 1, ())
-
-
-def work(memory_mb: int, folder: Path, resolution: str, port: int) -> None:
-    """Edit a row for each image of the folder, ROWS at once. Prints a line of JSON."""
-    names = sorted(path.name for path in folder.iterdir())
-    worker = EditorHarness.with_job(queued=len(names))
-    editor = worker.editor(
-        store=NoBodies(),
-        fetcher=Folder(folder),
-        dispatcher=OneCall(port),
-        memory=MemoryBudget.of_function(memory_mb),
-    )
-    started = time.monotonic()
-
-    def edit(number: int) -> None:
-        request: dict[str, Any] = {"images": (names[number],), "resolution": resolution}
-        message = row_message(worker.run.run, f"{number:06}", **request)
-        leases, deadline = worker.leases(), worker.clock.now() + 800
-        if editor.handle(message, worker.run, f"w{number}", deadline, leases) is not None:
-            raise RuntimeError(f"row {number} was not settled")
-
-    with ThreadPoolExecutor(ROWS) as pool:
-        list(pool.map(edit, range(len(names))))
-    states = [row.state for row in worker.ledger.rows.values()]
-    found = {
-        "succeeded": states.count(RowState.SUCCEEDED),
-        "failed": states.count(RowState.FAILED),
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    print(json.dumps(found))
-
-
 # ---------------------------------------------------------------- measuring
 
 
@@ -187,9 +100,10 @@ def resident_bytes(pid: int) -> tuple[int, int]:
 
 
 def measure(memory_mb: int, folder: Path, resolution: str, port: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.memory", "work"]
+    command = [sys.executable, "-m", "benchmarks.memory_worker"]
     options = [str(memory_mb), str(folder), resolution, str(port)]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}  # as in template.yaml
+    cpu_before = _cpu_seconds_of_children()
     with subprocess.Popen(
         [*command, *options], stdout=subprocess.PIPE, text=True, env=environment
     ) as worker:
@@ -202,12 +116,21 @@ def measure(memory_mb: int, folder: Path, resolution: str, port: int) -> dict[st
         printed = worker.stdout.read() if worker.stdout else ""
     if worker.returncode:
         raise SystemExit(f"the worker ended with status {worker.returncode}")
+    found = json.loads(printed)
+    cpu = _cpu_seconds_of_children() - cpu_before - found.pop("start_cpu_seconds")
     return {
         "peak_mb": round(peak / 2**20) + RUNTIME_MB,
         "worker_mb": round(peak_of_worker / 2**20) + RUNTIME_MB,
         "image_process_mb": round(peak_of_images / 2**20),
-        **json.loads(printed),
+        **found,
+        "cpu_seconds_per_row": round(cpu / (found["succeeded"] + found["failed"]), 2),
     }
+
+
+def _cpu_seconds_of_children() -> float:
+    """Of those that have ended, and of their own children."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def rows_at_once(memory_mb: int, resolution: str, folder: Path) -> dict[str, Any]:
@@ -238,14 +161,12 @@ def images_at_every_limit(memory_mb: int, folder: Path) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> int:
     if arguments[:1] == ["serve"]:
         serve(sys.stdin.buffer.read())
-    if arguments[:1] == ["work"]:
-        work(int(arguments[1]), Path(arguments[2]), arguments[3], int(arguments[4]))
-        return 0
     parser = harness.parser(__doc__, "memory", ["darkroom"])
-    parser.add_argument("--memory", type=int, default=2048)
+    parser.add_argument("--memory", type=int, default=1536)
+    parser.add_argument("--sizes", nargs="*", choices=EDGES, default=[*EDGES])
     chosen = parser.parse_args(arguments)
     runs = []
-    for resolution in EDGES:
+    for resolution in chosen.sizes:
         with TemporaryDirectory() as folder:
             runs.append(rows_at_once(chosen.memory, resolution, Path(folder)))
         print(runs[-1], flush=True)

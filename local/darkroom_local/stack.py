@@ -93,20 +93,29 @@ def running(
     stack: str = DEFAULT_STACK,
     config: Config = DEFAULT_CONFIG,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    parameters: Mapping[str, str] | None = None,
     simulate: bool = True,
     progress: Progress = lambda _: None,
 ) -> Iterator[StackInfo]:
     """Run a separate stack, removed with everything it created at the end of the block.
 
     `config` scripts the simulated providers, `overrides` are fields of their endpoints in the
-    secret. Without `simulate` there are none, and no secret is pushed. Raises LocalStackError.
+    secret; `parameters` are added to the default ones. Without `simulate` there are no simulated
+    providers, and no secret is pushed. Raises LocalStackError.
     """
     work = scratch_folder("stack-")
     with ExitStack() as cleanup:
         cleanup.callback(shutil.rmtree, work, ignore_errors=True)
         simulated = config if simulate else None
         yield _start(
-            stack, work, simulated, overrides, progress=progress, cleanup=cleanup, detached=False
+            stack,
+            work,
+            simulated,
+            overrides,
+            parameters=parameters,
+            progress=progress,
+            cleanup=cleanup,
+            detached=False,
         )
 
 

@@ -1,30 +1,10 @@
 """The page of `darkroom compare` in a real Chromium."""
 
-import io
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from tests.browser.chromium import Tab
-from tests.fakes.command import CliHarness
-from tests.fakes.ledger import running
-from tests.unit.test_cli_compare import GOOD, REFUSED, add_results
-
-
-@pytest.fixture
-def comparison(tmp_path: Path) -> Path:
-    cli, image = CliHarness(tmp_path), io.BytesIO()
-    Image.new("RGB", (640, 480), "teal").save(image, "PNG")
-    for job, result in (("jobs/p.one", GOOD), ("jobs/p.two", replace(GOOD, model="gpt-image-2"))):
-        cli.ledger.start(running(job, run=job), 60)
-        add_results(cli, job, [(0, result), (1, REFUSED)])
-    for key, stored in cli.results_bucket.objects.items():
-        if key.endswith((".png", ".webp")):
-            stored.body = image.getvalue()
-    cli.succeed("compare", "jobs/p.one", "jobs/p.two", "--to", tmp_path / "out")
-    return tmp_path / "out" / "compare.html"
 
 
 @pytest.mark.parametrize("width", [1400, 768, 390])

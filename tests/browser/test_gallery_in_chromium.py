@@ -1,14 +1,15 @@
 """The gallery of 500 rows in a real Chromium; screenshots go to build/screenshots."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.browser.chromium import DESKTOP, SHOTS, Tab
-from tests.browser.sample import HOSTILE, LONG, ROWS, WITH_COPIES
-from tests.fakes.reporting import JOB
+from tests.browser.sample import HOSTILE, LONG, ROWS, WITH_COPIES, download
+from tests.fakes.reporting import EDITED, JOB, ReportHarness
 
 PHONE = 390
 VISIBLE = "[...document.querySelectorAll('.card')].filter(c => c.checkVisibility())"
@@ -136,16 +137,23 @@ def test_links_in_the_failure_list_lead_to_the_row(page: Tab) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 1024, 768, PHONE])
-def test_it_fits_the_window_and_is_legible(tab: Tab, folder: Path, scheme: str, width: int) -> None:
+@pytest.mark.parametrize("kind", ["gallery", "problems", "comparison"])
+def test_it_fits_the_window_and_is_legible(
+    tab: Tab, paths: Mapping[str, Path], kind: str, scheme: str, width: int
+) -> None:
     tab.emulate(width=width, height=1000, scheme=scheme, zoom=2 if width == PHONE else 1)
-    tab.open((folder / "report.html").as_uri())
-    tab.screenshot(SHOTS / f"{width}-{scheme}-top.png")
+    tab.open(paths[kind].as_uri())
+    assert tab.console == []
+    shown = "[...document.images].filter(image => image.checkVisibility())"
+    tab.evaluate(f"{shown}.forEach(image => {{ image.loading = 'eager' }})")
+    tab.evaluate(f"Promise.all({shown}.map(image => image.decode())).then(() => 'loaded')")
+    tab.screenshot(SHOTS / f"{kind}-{width}-{scheme}.png")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     contrast, where = tab.evaluate(LOWEST_CONTRAST)
     assert contrast >= 4.5, where
-    tab.evaluate("document.querySelector('.toolbar').scrollIntoView()")
-    tab.screenshot(SHOTS / f"{width}-{scheme}-rows.png")
+    tab.evaluate("document.querySelector('.cards, tbody').scrollIntoView()")
+    tab.screenshot(SHOTS / f"{kind}-{width}-{scheme}-rows.png")
     background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     red = int(background.split("(")[1].split(",")[0])
     assert (red < 60) is (scheme == "dark")
@@ -185,6 +193,29 @@ def test_a_linked_row_shows_although_a_filter_hides_it(second_page: Tab) -> None
     assert not page.evaluate(visible)
     page.evaluate("location.hash = '#r-100'")
     assert page.evaluate(visible)
+
+
+@pytest.mark.parametrize("width", [1400, PHONE])
+@pytest.mark.parametrize("rows", [0, 1])
+def test_few_rows_and_long_words_fit_the_window(
+    tab: Tab, tmp_path: Path, rows: int, width: int
+) -> None:
+    word = "Donaudampfschifffahrtsgesellschaft" * 6
+    line = f"https://x.test/{word}.jpg,{word} {word},{word}\n"
+    harness = ReportHarness(f"image_url,instruction,{word}\n{line * rows}")
+    harness.start(warnings=(word,))
+    for row in harness.job_rows:
+        harness.settle(row, replace(EDITED, outputs=(), endpoint=word, warnings=(word,)))
+    tab.emulate(width=width)
+    tab.open((download(harness, tmp_path) / "report.html").as_uri())
+    tab.screenshot(SHOTS / f"long-words-{rows}-{width}.png")
+    assert tab.console == []
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    cut_off = (
+        "[...document.querySelectorAll('.card *')].filter(e => e.scrollWidth > e.clientWidth + 1"
+    )
+    cut_off += " && getComputedStyle(e).display !== 'inline')"
+    assert tab.evaluate(f"{cut_off}.map(e => e.outerHTML)") == []
 
 
 @pytest.mark.parametrize("width", [1400, 1024])

@@ -1,6 +1,7 @@
 """The gallery's detail view and search, in a real Chromium."""
 
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
@@ -149,6 +150,24 @@ def test_a_search_on_page_1_leads_to_a_row_of_page_5(page: Tab, folder: Path) ->
     assert "Row 444" in page.evaluate("document.querySelector('.card:target').innerText")
 
 
+def test_a_linked_row_shows_although_the_search_hides_it(page: Tab) -> None:
+    search(page, "item-0444")
+    assert not page.evaluate("document.querySelector('#r-7').checkVisibility()")
+    page.evaluate("location.hash = '#r-7'")
+    assert page.evaluate("document.querySelector('#r-7').checkVisibility()")
+
+
+def test_a_row_of_another_page_opens_there_and_not_in_the_detail_view(
+    page: Tab, folder: Path
+) -> None:
+    search(page, "item-0444")
+    page.click(".elsewhere .instruction")
+    assert not page.evaluate(IS_OPEN)
+    page.click(".elsewhere .number a")
+    page.wait_until("document.querySelector('#r-444:target')")
+    assert page.evaluate("location.href") == f"{(folder / 'report-005.html').as_uri()}#r-444"
+
+
 def test_the_address_keeps_the_search(tab: Tab, folder: Path) -> None:
     tab.emulate(width=DESKTOP)
     tab.open("about:blank")
@@ -204,6 +223,7 @@ def test_30_hostile_texts_stay_text_and_keep_the_policy(tab: Tab, tmp_path: Path
         assert [text for text in tab.console if "ERR_FILE_NOT_FOUND" not in text] == []
         assert tab.evaluate("document.title").startswith(f"{JOB} · Darkroom")
         assert not tab.evaluate("!!document.querySelector('iframe, base, [onload], [onerror]')")
+        assert "\u202e" not in tab.evaluate("document.body.textContent")
         assert tab.evaluate("document.scripts.length") == (2 if page == "report.html" else 1)
     tab.open((root / "report.html").as_uri())
     search(tab, HOSTILE[len("<script>") :][:22])
@@ -241,12 +261,26 @@ def test_it_works_in_forced_colours(page: Tab) -> None:
         page.call("Emulation.setEmulatedMedia", features=[])
 
 
-@pytest.mark.parametrize("state", ["page", "detail", "problems", "search"])
+@pytest.mark.parametrize("width", [1400, 1024, 768, 390])
+@pytest.mark.parametrize("row", [0, RESHAPED])
+def test_the_detail_view_fits_the_window(tab: Tab, folder: Path, row: int, width: int) -> None:
+    tab.emulate(width=width, scheme="dark")
+    tab.open((folder / "report.html").as_uri())
+    open_row(tab, row)
+    tab.wait_until(f"{LARGE}.length === 2")
+    tab.screenshot(SHOTS / f"detail-{row}-{width}-dark.png")
+    outside = "[...document.querySelectorAll('.detail *')].filter(element =>"
+    outside += " element.getBoundingClientRect().right > innerWidth)"
+    assert tab.evaluate(f"{outside}.map(element => element.outerHTML)") == []
+
+
+@pytest.mark.parametrize("state", ["gallery", "detail", "problems", "search", "comparison"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_has_no_serious_finding(tab: Tab, folder: Path, scheme: str, state: str) -> None:
-    name = "report-problems.html" if state == "problems" else "report.html"
+def test_axe_has_no_serious_finding(
+    tab: Tab, paths: Mapping[str, Path], scheme: str, state: str
+) -> None:
     tab.emulate(width=DESKTOP, scheme=scheme)
-    tab.open((folder / name).as_uri())
+    tab.open(paths.get(state, paths["gallery"]).as_uri())
     tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     if state == "detail":
         tab.evaluate("document.querySelector('#r-0 .number a').click()")

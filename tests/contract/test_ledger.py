@@ -623,7 +623,7 @@ def test_a_dropped_call_keeps_its_commitment_but_nothing_waits_for_it(harness: H
     sent = harness.send(harness.claim(message(run)), **money)
     other = harness.claim(message(run, "000001"))
     assert ledger.mark_sent(other, "gemini-main", **money) is NotSent.BUDGET_RESERVED
-    assert ledger.drop(run.job, sent.record)
+    assert ledger.drop(run.job, sent.record, Reason.SUPERSEDED, "gone")
     assert ledger.mark_sent(other, "gemini-main", **money) is NotSent.NO_BUDGET
     assert harness.committed(run.job) == 60_000
 
@@ -764,9 +764,10 @@ def test_a_row_that_a_later_upload_dropped_is_ended_with_its_possible_charge(
     ledger.dropped_settled(harness.begin("run-2", queued=0))
     records = {record.key: record for record in ledger.unsettled(harness.job)}
     assert sorted(records) == ["000000", "000001"]
-    assert ledger.drop(harness.job, records["000000"])
+    assert ledger.drop(harness.job, records["000000"], Reason.SUPERSEDED, "gone")
     harness.send(claimed)
-    assert not ledger.drop(harness.job, records["000001"])  # it has changed since it was read
+    # It has changed since it was read.
+    assert not ledger.drop(harness.job, records["000001"], Reason.SUPERSEDED, "gone")
     (left,) = ledger.unsettled(harness.job)
     assert left.key == "000001"
     counters = harness.counters("run-1")
@@ -782,7 +783,7 @@ def test_a_run_ends_without_rows_that_are_gone_and_takes_one_that_arrives_late(
     run, ledger = harness.begin(queued=3), harness.ledger
     harness.settle(message(run), SUCCESS)
     claimed = harness.claim(message(run, "000001"))
-    assert ledger.drop(run.job, claimed.record, lost=True)
+    assert ledger.drop(run.job, claimed.record, Reason.STOPPED, "gone")
     assert ledger.queue_again(run)
     assert ledger.give_up_lost(run) is None  # they may be queued again
     ledger.fail(run, "The file is no longer in the bucket.")
@@ -796,3 +797,35 @@ def test_a_run_ends_without_rows_that_are_gone_and_takes_one_that_arrives_late(
     harness.report(run, 1.0)
     harness.settle(message(run, "000002"), SUCCESS)
     assert harness.report_due()
+
+
+def test_progress_is_noted_once_for_each_change_of_the_counters(harness: Harness) -> None:
+    run, ledger = harness.begin(queued=2), harness.ledger
+    harness.settle(message(run), SUCCESS)
+
+    def noted() -> tuple[int, int]:
+        ledger.note_progress(run)
+        inspected = ledger.inspect(run.job)
+        assert inspected is not None
+        return inspected[0].progress, inspected[0].version
+
+    before = noted()
+    assert before[0] == harness.counters().transitions
+    assert noted() == before
+    harness.settle(message(run, "000001"), SUCCESS)
+    assert noted() == (harness.counters().transitions, before[1] + 1)
+
+
+def test_a_stopped_run_ends_without_the_rows_that_no_worker_has_claimed(harness: Harness) -> None:
+    run, ledger = harness.begin(queued=3), harness.ledger
+    claimed = harness.claim(message(run))
+    ledger.stop(run.job)
+    assert ledger.drop(run.job, claimed.record, Reason.STOPPED, "stopped")
+    ended = ledger.give_up_lost(run)
+    assert ended is not None
+    assert (ended.state, ended.lost, ended.warnings) == (RunState.STOPPED, 2, ())
+    assert harness.report_due()
+    late = ledger.claim(message(run, "000001"), ended, "late", LEASE)
+    assert late is NotClaimed.SETTLED
+    harness.report(run, 1.0)
+    assert not harness.report_due()

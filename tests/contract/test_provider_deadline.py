@@ -6,7 +6,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import date
 from pathlib import Path
 
@@ -118,6 +118,58 @@ def test_a_compressed_response_is_read_and_recorded(client: httpx2.Client) -> No
     assert exchange.sent
     assert exchange.response is not None
     assert exchange.response.content == b'{"a": 1}'
+
+
+def test_responses_are_parsed_one_at_a_time(client: httpx2.Client) -> None:
+    """Ten answers of 4K that arrive at once would be in memory four times over."""
+    both_sent, events = threading.Barrier(3, timeout=20), list[str]()
+    first_parses, first_may_end = threading.Event(), threading.Event()
+
+    def call() -> None:
+        with provider_http.deadline(20):
+            client.post(f"http://127.0.0.1:{server.port}/")
+            events.append("begins")
+            first_parses.set()
+            first_may_end.wait(20)
+            with provider_http.deadline(20):  # of credentials that are refreshed, say
+                client.post(f"http://127.0.0.1:{server.port}/token")
+            events.append("ends")
+
+    def answer(exchange: Exchange) -> None:
+        if "/token" not in server.heads[-1]:
+            both_sent.wait()
+        exchange.send(http_response(b"{}"))
+
+    with web_server(answer) as server:
+        threads = [threading.Thread(target=call) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        both_sent.wait()
+        assert first_parses.wait(20)
+        first_may_end.wait(0.3)  # time for the second, were it not to wait
+        assert events == ["begins"]
+        first_may_end.set()
+        for thread in threads:
+            thread.join(20)
+    assert events == ["begins", "ends"] * 2
+
+
+def test_a_call_that_failed_lets_the_next_response_be_parsed(client: httpx2.Client) -> None:
+    with web_server(lambda exchange: exchange.send(http_response(b"{}"))) as server:
+        url = f"http://127.0.0.1:{server.port}/"
+        with suppress(ZeroDivisionError), provider_http.deadline(20):
+            client.post(url)
+            raise ZeroDivisionError
+        found: list[int] = []
+
+        def call() -> None:
+            with provider_http.deadline(20):
+                found.append(client.post(url).status_code)
+
+        thread = threading.Thread(target=call, daemon=True)
+        thread.start()
+        thread.join(20)
+    assert found == [200]
 
 
 def test_the_earlier_of_two_deadlines_counts() -> None:

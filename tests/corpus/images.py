@@ -426,20 +426,24 @@ _BOMBS = {
     # 2.7 GB in Pillow, measured: the coefficients of all pixels.
     "jpeg_progressive_bomb": (
         claiming(_PROGRESSIVE, 20_000, 19_999),
-        "20000x19999 pixels: at most 100 million are read from a progressive JPEG",
+        "20000x19999 pixels: at most 70 million are read from a progressive JPEG",
     ),
     # 1 GB in Pillow, measured.
     "webp_bomb": (
         webp_claiming(7900, 7900, lossless=True),
-        "7900x7900 pixels: at most 40 million are read from a WebP",
+        "7900x7900 pixels: at most 30 million are read from a WebP",
     ),
     "webp_bomb_lossy": (
         webp_claiming(16_383, 16_383, lossless=False),
-        "16383x16383 pixels: at most 40 million are read from a WebP",
+        "16383x16383 pixels: at most 30 million are read from a WebP",
     ),
     "webp_bomb_animated": (
         riff((b"VP8X", bytes([2, 0, 0, 0, 255, 63, 0, 255, 63, 0]))),
-        "16384x16384 pixels: at most 40 million are read from a WebP",
+        "16384x16384 pixels: at most 30 million are read from a WebP",
+    ),
+    "avif_bomb": (
+        patched(_AVIF, _AVIF.index(b"ispe") + 8, struct.pack(">II", 7000, 7000)),
+        "7000x7000 pixels: at most 45 million are read from an AVIF",
     ),
     "gif_bomb": (
         patched(_GIF, 6, struct.pack("<HH", 65_535, 65_535)),
@@ -525,16 +529,17 @@ def largest() -> Iterator[tuple[str, bytes]]:
     yield "png of 64 MP and 16 bits", png_16_bit(8000, 8000)
     yield "gif of 64 MP", saved(grey.convert("P"), "GIF")
     yield "tiff of 64 MP", saved(grey.convert("RGB"), "TIFF", compression="packbits")
-    yield "avif of 64 MP", saved(grey.convert("RGB"), "AVIF", speed=10, subsampling="4:4:4")
-    wide = Image.new("RGB", (6324, 6324), "teal")
-    yield "webp of 40 MP", saved(wide, "WEBP", method=0)
-    yield "webp of 40 MP, lossless", saved(wide, "WEBP", lossless=True, method=0)
+    small = Image.new("RGB", (6708, 6708), "grey")
+    yield "avif of 45 MP", saved(small, "AVIF", speed=10, subsampling="4:4:4")
+    wide = Image.new("RGB", (5477, 5477), "teal")
+    yield "webp of 30 MP", saved(wide, "WEBP", method=0)
+    yield "webp of 30 MP, lossless", saved(wide, "WEBP", lossless=True, method=0)
     yield "jpeg of 64 MP, turned", rotated(grey.convert("RGB"), 6)
     yield "jpeg of 64 MP in CMYK", saved(grey.convert("CMYK"), "JPEG")
     yield "jpeg of 400 MP", claiming(_LARGE_JPEG, 20_000, 20_000)
     progressive = saved(photo(), "JPEG", progressive=True, subsampling=0)
-    yield "jpeg of 100 MP, progressive", claiming(progressive, 10_000, 10_000)
-    scans = claiming(with_repeated_scan(progressive, 90), 8000, 8000)
-    yield "jpeg of 64 MP and 99 scans", scans
+    yield "jpeg of 70 MP, progressive", claiming(progressive, 8366, 8366)
+    scans = claiming(with_repeated_scan(progressive, 90), 6708, 6708)
+    yield "jpeg of 45 MP and 99 scans", scans
     for name in ("jpeg_progressive_bomb", "webp_bomb", "webp_bomb_lossy", "jpeg_of_4000_scans"):
         yield name, CASES[name][0]

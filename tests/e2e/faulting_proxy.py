@@ -45,6 +45,11 @@ class FaultingProxy:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _rng: random.Random = field(default_factory=lambda: random.Random(0), repr=False)
 
+    @property
+    def requests(self) -> int:
+        with self._lock:
+            return sum(n for name, n in self.counts.items() if name.endswith("requests"))
+
     def draw(self, service: str) -> AwsFault | None:
         with self._lock:
             self.counts[f"{service}: requests"] += 1

@@ -2,9 +2,10 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from darkroom.errors import Reason
+from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.jobs import Checkpoint, Counters, JobOptions, Run, RunState, Source, Totals
 from darkroom.ledger import rows, runs
 from darkroom.ledger.rows import LEASE_SECONDS, Change, ClaimRequest
@@ -38,9 +39,9 @@ class FakeLedger:
     def unsettled(self, job: str) -> Iterator[RowRecord]:
         return (record for record in self.all(job) if not record.state.terminal)
 
-    def drop(self, job: str, record: RowRecord, *, lost: bool = False) -> bool:
+    def drop(self, job: str, record: RowRecord, reason: Reason, detail: str) -> bool:
         claim = Claim(job, record.lease_owner or "", record)
-        change = rows.drop(record, self.clock.now(), lost=lost)
+        change = rows.drop(record, self.clock.now(), reason, detail)
         return isinstance(self._apply(claim, change), Claim)
 
     def discard_result(self, job: str, key: str, image: str) -> None:
@@ -62,8 +63,9 @@ class FakeLedger:
                 self._write(message.job, decision.change)
                 if decision.change.counters:
                     now = self.clock.now()
-                    self._update(run, lambda record: runs.reopen(record, now))
                     self._mark_unfinished(run.job)
+                    with suppress(ServiceUnavailable):
+                        self._update(run, lambda record: runs.reopen(record, now))
         return decision.verdict
 
     def renew(self, claims: Sequence[Claim], lease_seconds: float) -> None:
@@ -193,12 +195,19 @@ class FakeLedger:
         return (self.runs[job, run.run], self.counters(job, run.run)) if run else None
 
     def queue_again(self, run: Run) -> bool:
-        now = self.clock.now()
-        return self._update(run, lambda record: runs.queue_again(record, now)) is not None
+        with self.lock:
+            counters, now = self.counters(run.job, run.run), self.clock.now()
+            again = self._update(run, lambda record: runs.queue_again(record, counters, now))
+        return again is not None
 
     def give_up_lost(self, run: Run) -> Run | None:
         settled = self.counters(run.job, run.run).settled
         return self._update(run, lambda record: runs.give_up_lost(record, settled))
+
+    def note_progress(self, run: Run) -> None:
+        with self.lock:
+            counters, now = self.counters(run.job, run.run), self.clock.now()
+            self._update(run, lambda record: runs.note_progress(record, counters, now))
 
     def dropped_settled(self, run: Run) -> None:
         self._update(run, runs.dropped_settled)

@@ -220,6 +220,18 @@ def test_list_shows_the_newest_jobs_but_not_their_images(cli: CliHarness) -> Non
     assert len(cli.run("list", "--limit", "1").stdout.splitlines()) == 1
 
 
+def test_status_counts_the_rows_that_a_stopped_job_ended_in_the_queue_as_failed(
+    cli: CliHarness,
+) -> None:
+    run = start(cli, rows=10, queued=10)
+    settle(cli, run, 0, GOOD)
+    cli.ledger.stop(JOB)
+    cli.ledger.give_up_lost(run)
+    answer = json.loads(cli.run("status", JOB, "--json").stdout)
+    assert (answer["state"], answer["succeeded"], answer["failed"]) == ("stopped", 1, 9)
+    assert answer["done"] == 10
+
+
 def test_stopping_a_stopped_job_changes_nothing(cli: CliHarness) -> None:
     start(cli, rows=1, queued=1)
     assert cli.json("stop", JOB)["stopped"] is True

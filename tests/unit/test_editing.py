@@ -1,6 +1,8 @@
 """One row through the editor: what each outcome leads to, and what is recorded of it."""
 
+import io
 import json
+from collections import Counter
 from dataclasses import replace
 from io import BytesIO
 from typing import Any
@@ -20,10 +22,11 @@ from darkroom.errors import (
     ServiceUnavailable,
     Waiting,
 )
+from darkroom.images.memory import MemoryBudget
 from darkroom.jobs import ResultPaths, RunState
 from darkroom.models.planner import model_for
 from darkroom.rows import Claim, RowMessage, RowResult, RowState
-from tests.fakes.editing import JOB, EditorHarness, endpoint, png
+from tests.fakes.editing import JOB, EditorHarness, FakeFetcher, endpoint, png, row_message
 from tests.fakes.services import fail_once
 
 IMAGE_KEY = f"{JOB}/images/000000.png"
@@ -44,6 +47,31 @@ BLUE = EditResult((png("blue"),), "m", cost_micro_usd=1)
 def harness() -> EditorHarness:
     """A job of one row, with default options."""
     return EditorHarness.with_job()
+
+
+def test_a_large_input_image_is_loaded_again_with_a_share_that_its_call_needs(
+    harness: EditorHarness,
+) -> None:
+    """The share that it was loaded with does not cover the request in base64."""
+    large = io.BytesIO()
+    Image.new("RGB", (2700, 2700)).save(large, "PNG", compress_level=0)
+    fetched = Counter[str]()
+
+    class CountingFetcher(FakeFetcher):
+        def fetch(self, reference: str, base: str) -> bytes:
+            fetched[reference] += 1
+            return super().fetch(reference, base)
+
+    budget = MemoryBudget(400 << 20)
+    fetcher = CountingFetcher({"a.png": large.getvalue(), "b.png": png()})
+    for name, key in (("a.png", "000000"), ("b.png", "000001")):
+        harness.dispatcher.attempts = [[EDITED]]
+        message = row_message(harness.run.run, key, images=(name,))
+        editor, deadline = harness.editor(fetcher=fetcher, memory=budget), harness.clock.now() + 800
+        assert editor.handle(message, harness.run, "w1", deadline, harness.leases()) is None
+    assert [row.state for row in harness.ledger.rows.values()] == [RowState.SUCCEEDED] * 2
+    assert fetched == {"a.png": 2, "b.png": 1}
+    assert budget._used == 0
 
 
 def test_an_edited_image_is_stored_with_its_provenance(harness: EditorHarness) -> None:

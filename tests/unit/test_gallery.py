@@ -33,7 +33,7 @@ from darkroom.report.gallery import (
 )
 from darkroom.report.rows import ReportRow
 from darkroom.report.sampling import GallerySelection
-from darkroom.report.summary import Aggregate, JobSummary
+from darkroom.report.summary import Aggregate, JobSummary, RowCounts
 from darkroom.rows import RowState
 from tests.fakes.reporting import JOB, START, report_row, split_run
 
@@ -392,6 +392,40 @@ def test_a_failed_row_shows_the_endpoint_and_model_that_refused_it() -> None:
     for expected in ("gemini", "gemini-main", "gemini-3-pro-image"):
         assert expected in text
     assert "p-gemini" in card(**FAILED)
+
+
+def test_every_page_of_a_sample_says_which_rows_it_covers() -> None:
+    rows = [report_row(n, **EDITED) for n in range(150)]
+    counts = RowCounts(rows=20_000, succeeded=19_000, skipped=1_000)
+    for page in pages(*rows, counts=counts):
+        assert "150 of the job's 19,000 rows are in this gallery and its search; " in page
+        assert '<a href="manifest.csv">manifest.csv</a> has all.' in page
+    assert "rows are in this gallery" not in pages(*rows)[0]
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        (RowCounts(), "The CSV has a header and no rows."),
+        (RowCounts(rows=5, skipped=5), "No row is to be shown: all are outside filter-rows."),
+    ],
+)
+def test_a_gallery_without_rows_says_why_and_offers_no_search(
+    counts: RowCounts, expected: str
+) -> None:
+    (page,) = pages(counts=counts)
+    assert f'<p class="empty">{expected}</p>' in page
+    assert 'class="toolbar"' not in page
+    assert 'id="search-index"' not in page
+
+
+def test_an_upload_that_edited_nothing_says_so() -> None:
+    said = "This upload edited no row: every result is of an earlier one."
+    rows = (report_row(0, **EDITED), report_row(1, **FAILED))
+    earlier = RowCounts(rows=3, succeeded=1, resumed=1, failed=1, kept_failed=1, skipped=1)
+    assert said in pages(*rows, counts=earlier)[0]
+    for counts in (earlier.model_copy(update={"rows": 4}), RowCounts(rows=3, skipped=3)):
+        assert said not in pages(*rows, counts=counts)[0]
 
 
 @pytest.mark.parametrize(

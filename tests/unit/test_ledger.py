@@ -176,6 +176,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.reported: tuple[str, dict[str, Any]] | None = None
         self.budget: float | None = None
         self.max_attempts = 1
+        self.lost_letters: set[tuple[str, int]] = set()  # keys and generations
+        self.csv_lost = False
         self.disturbances = 0  # each may hide one response, and so explain one unknown charge
 
     # -- events
@@ -261,10 +263,16 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.visible)
     @rule(pick=PICK)
     def lose_message(self, pick: int) -> None:
-        """SQS deletes a message after 14 days. (Without its letter, a dead row stays dead.)"""
-        message = self.visible[pick % len(self.visible)]
-        if message.generation == 0:
-            self.visible.remove(message)
+        """SQS deletes a message after 14 days, a redriven letter too."""
+        message = self.visible.pop(pick % len(self.visible))
+        self.lost_letters.add((message.key, message.generation))
+
+    @precondition(lambda self: self.ledger.jobs and not self.csv_lost)
+    @rule()
+    def lose_csv(self) -> None:
+        """The bucket's rules, or a user, delete the version that the job was made from."""
+        self.csv_lost = True
+        self.bucket.versions[self.harness.run.source.version_id] = (b"", {})
 
     @rule()
     def run_sweep(self) -> None:
@@ -362,11 +370,15 @@ class LedgerMachine(RuleBasedStateMachine):
         run = self.harness.run
         if run.state is not RunState.FAILED:
             assert run.split_done
-            assert self.ledger.counters(JOB, run.run).settled == run.totals.queued
+            assert run.lost == 0 or run.state is RunState.STOPPED or self.csv_lost
+            missing = run.totals.queued - self.ledger.counters(JOB, run.run).settled
+            assert 0 <= missing <= run.lost
             assert not self.ledger.report_due(JOB)
             assert self.reported == (run.run, self._results(run))
-            for row in rows_of(self.bucket.versions[run.source.version_id][0]):
-                assert self.ledger.rows[JOB, row.key].state.terminal
+            if not self.csv_lost:
+                uploaded = self.bucket.versions[run.source.version_id][0]
+                keys = [row.key for row in rows_of(uploaded)]
+                assert [(JOB, key) in self.ledger.rows for key in keys].count(False) <= missing
         assert list(self.ledger.unsettled(JOB)) == []
         for record in self.ledger.all(JOB):
             if record.state is RowState.SUCCEEDED and record.result is not None:
@@ -411,12 +423,13 @@ class LedgerMachine(RuleBasedStateMachine):
         pytest.fail("the messages are delivered forever")
 
     def _check_dead_letters(self) -> None:
-        """A dead row can be redriven: a copy with the next generation exists."""
+        """A dead row can be redriven, unless its letter was lost: the next generation exists."""
         copies = [RowMessage.model_validate_json(body) for body, _ in self.queue.dead]
         known = {(c.key, c.generation) for c in copies}
         for record in self.ledger.all(JOB):
             if record.state is RowState.DEAD:
-                assert (record.key, record.generation + 1) in known
+                letter = record.key, record.generation + 1
+                assert letter in known | self.lost_letters
 
     # -- helpers
 

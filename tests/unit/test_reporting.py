@@ -63,6 +63,18 @@ def test_a_job_with_unsettled_rows_is_not_reported() -> None:
     assert harness.store.objects == {}
 
 
+def test_rows_that_no_worker_had_when_the_job_was_stopped_are_reported_as_stopped() -> None:
+    harness = started_job(EDITED)
+    harness.ledger.stop(JOB)
+    harness.ledger.give_up_lost(harness.run)
+    assert harness.report() is ReportOutcome.MADE
+    row = harness.manifest[1]
+    assert (row["status"], row["reason"]) == ("failed", "stopped")
+    assert row["detail"] == "the job was stopped: upload the CSV again to continue"
+    assert (harness.summary["state"], harness.summary["counts"]["failed"]) == ("stopped", 1)
+    assert harness.telemetry.logged("error") == []
+
+
 def test_a_second_reporter_or_an_unknown_job_makes_nothing() -> None:
     harness = reported_job()
     assert harness.report() is ReportOutcome.ALREADY_MADE

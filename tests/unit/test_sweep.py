@@ -331,5 +331,143 @@ def test_a_queue_that_does_not_answer_is_not_taken_for_an_empty_one(
     monkeypatch.setattr(SweepHarness, "backlog", fail)
     harness.split(harness.upload(csv_of(1)))
     harness.lose_all()
-    harness.sweep(DAY)
+    harness.sweep(2 * HOUR)
     assert len(harness.queue.sent) == 1
+
+
+def redriven(harness: SweepHarness) -> RowMessage:
+    """A job of one dead row is reported; returns the copy that a redrive sends."""
+    harness.outcome = lambda _: RowResult(RowState.DEAD, Reason.UNAVAILABLE)
+    harness.split(harness.upload(csv_of(1)))
+    harness.edit()
+    harness.report()
+    harness.sweep()
+    harness.outcome = lambda _: RowResult(RowState.SUCCEEDED)
+    return harness.queue.sent[0].model_copy(update={"generation": 1})
+
+
+def test_a_redriven_row_is_edited_although_its_run_was_not_reopened_and_its_message_is_lost(
+    harness: SweepHarness,
+) -> None:
+    letter = redriven(harness)
+    fail_once(harness.ledger, "_update")  # the write that reopens the run, after the claim
+    assert isinstance(harness.ledger.claim(letter, harness.run, "killed", 90), Claim)
+    assert harness.run.finished_at is not None
+    harness.lose_all()
+    harness.sweep(HOUR + SCHEDULE)
+    harness.edit()
+    assert harness.ledger.rows[JOB, "000000"].state is RowState.SUCCEEDED
+    harness.report()
+    harness.sweep()
+    assert (harness.unfinished, harness.run.state) == ([], RunState.DONE)
+
+
+def test_a_dead_row_whose_redriven_letter_is_lost_stays_reported_and_is_edited_by_an_upload(
+    harness: SweepHarness,
+) -> None:
+    redriven(harness)  # and SQS deletes the copy before a worker claims its row
+    harness.sweep(15 * DAY)
+    assert harness.ledger.rows[JOB, "000000"].state is RowState.DEAD
+    assert (harness.unfinished, harness.run.state) == ([], RunState.DONE)
+    harness.edited = len(harness.queue.sent)
+    harness.split(harness.upload(csv_of(1), retry_failed="true"))
+    harness.edit()
+    assert harness.ledger.rows[JOB, "000000"].state is RowState.SUCCEEDED
+
+
+def count_a_row_as_resumed_and_queue_it(harness: SweepHarness) -> None:
+    """Of three rows: a worker settles one for the first upload while the second is split.
+
+    The clocks of the two differ, so that it seems to be settled before the second upload, whose
+    splitter has queued it, crashed and started again.
+    """
+    harness.split(harness.upload(csv_of(3)))
+    claim = harness.ledger.claim(harness.queue.sent[0], harness.run, "editor", 900)
+    assert isinstance(claim, Claim)
+    sent = harness.ledger.mark_sent(claim, "gemini-main")
+    assert not isinstance(sent, NotSent)
+    harness.edited = 3
+    upload = harness.upload(csv_of(3))
+    harness.faults.at = harness.faults.calls + 4  # its end is not recorded
+    with pytest.raises(Crash):
+        harness.split(upload)
+    assert len(harness.queue.sent) == 6
+    assert harness.ledger.settle(sent, RowResult(RowState.SUCCEEDED))
+    harness.clock.time += 60
+    harness.split(upload)
+    assert harness.run.totals.resumed == 1
+
+
+def test_a_run_with_more_rows_settled_than_queued_ends_even_without_its_csv(
+    harness: SweepHarness,
+) -> None:
+    count_a_row_as_resumed_and_queue_it(harness)
+    harness.edit()
+    assert harness.ledger.counters(JOB, harness.run.run).settled == harness.run.totals.queued + 1
+    harness.bucket.versions["v2"] = (b"", {})
+    for _ in range(3):
+        harness.sweep(HOUR + SCHEDULE)
+    assert harness.is_settled()
+    totals = harness.run.totals
+    assert (totals.queued, totals.resumed, harness.run.lost, harness.run.warnings) == (3, 0, 0, ())
+    harness.report()
+    harness.sweep()
+    assert (harness.unfinished, harness.run.state) == ([], RunState.DONE)
+
+
+def test_lost_messages_are_noticed_within_hours_although_other_jobs_keep_the_queue_busy(
+    harness: SweepHarness,
+) -> None:
+    harness.others = 1_000_000
+    harness.split(harness.upload(csv_of(10)))
+    for _ in range(5):  # as long as rows are settled, the job is left alone
+        harness.edit(1)
+        harness.sweep(7 * HOUR)
+    assert len(harness.queue.sent) == 10
+    harness.lose_all()
+    harness.sweep(7 * HOUR)
+    assert [message.row for message in harness.queue.sent[10:]] == [5, 6, 7, 8, 9]
+    harness.edit()
+    assert harness.is_settled()
+
+
+def test_a_job_that_waits_for_its_endpoints_is_not_queued_again_before_its_rows_give_up(
+    harness: SweepHarness,
+) -> None:
+    harness.others = 1_000_000
+    harness.split(harness.upload(csv_of(2), give_up_after_hours="24"))
+    harness.ledger.set_waiting(harness.run, Reason.UNAVAILABLE, "both providers are down")
+    for _ in range(29):
+        harness.sweep(HOUR)
+    assert len(harness.queue.sent) == 2
+    harness.sweep(2 * HOUR)
+    assert len(harness.queue.sent) == 4
+
+
+def test_rows_that_wait_in_the_queue_are_ended_soon_after_their_job_was_stopped(
+    harness: SweepHarness,
+) -> None:
+    """Their messages may be hidden for hours."""
+    harness.split(harness.upload(csv_of(6)))
+    harness.edit(2)
+    in_work = harness.ledger.claim(harness.queue.sent[2], harness.run, "editor", 90)
+    assert isinstance(in_work, Claim)
+    waits = harness.ledger.claim(harness.queue.sent[3], harness.run, "editor", 90)
+    assert isinstance(waits, Claim)
+    harness.ledger.release(waits, refund_attempt=True)
+    harness.ledger.stop(JOB)
+    harness.sweep(10)
+    assert not harness.is_settled()  # a call is under way
+    assert harness.ledger.settle(in_work, RowResult(RowState.SUCCEEDED))
+    harness.sweep(SCHEDULE)
+    assert harness.is_settled()
+    harness.report()
+    harness.sweep(SCHEDULE)
+    assert (harness.unfinished, harness.run.state) == ([], RunState.STOPPED)
+    assert (harness.run.lost, harness.run.warnings) == (2, ())
+    harness.edited = 4
+    harness.edit()  # the messages return at last, and change nothing
+    assert not harness.is_settled()
+    assert harness.ledger.counters(JOB, harness.run.run).settled == 4
+    harness.split(harness.upload(csv_of(6)))
+    assert [message.row for message in harness.queue.sent[6:]] == [3, 4, 5]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from darkroom.images.memory import MemoryBudget
+from darkroom.images.process import MEMORY_BYTES
 from darkroom.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +25,9 @@ def editor_memory_mb() -> int:
 def test_the_budget_of_a_worker_is_made_for_the_memory_of_the_function() -> None:
     default = Settings.model_fields["aws_lambda_function_memory_size"].default
     assert default == editor_memory_mb()
-    assert MemoryBudget.of_function(default).total_bytes < (default << 20) / 1.8
+    budget = MemoryBudget.of_function(default)
+    assert budget.total_bytes == MemoryBudget.of_function().total_bytes
+    assert budget.total_bytes < (default << 20) - MEMORY_BYTES
 
 
 @pytest.mark.soak

@@ -9,6 +9,7 @@ from pydantic import Field
 from darkroom.errors import Waiting
 from darkroom.rows import EditSettings, StatusCounts
 
+STOPPED_DETAIL = "the job was stopped: upload the CSV again to continue"  # of a row
 CSV_SUFFIXES = (".csv.gz", ".csv", ".CSV")  # whose uploads start a job: events in template.yaml
 
 
@@ -115,7 +116,9 @@ class Run:
     spent_before: int = 0  # micro-USD spent by earlier runs without a budget
     waiting: Waiting | None = None
     rejected_uploads: tuple[RejectedUpload, ...] = ()  # the last ones while this run was under way
-    lost: int = 0  # queued rows whose messages are gone, and which cannot be queued again
+    lost: int = (
+        0  # queued rows without an outcome: the run was stopped, or messages and CSV are gone
+    )
 
 
 @dataclass(frozen=True, slots=True)

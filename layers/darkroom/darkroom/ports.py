@@ -227,10 +227,16 @@ class RunLedger(Protocol):
         """The job's current run with its counters."""
 
     def queue_again(self, run: Run) -> bool:
-        """Reset the splitter's progress, so that it queues all unsettled rows again."""
+        """Reset the splitter's progress, so that it queues all unsettled rows again.
+
+        False when a splitter is at work already, or all rows are settled.
+        """
 
     def give_up_lost(self, run: Run) -> Run | None:
-        """Let the run end without its unsettled rows, which are gone; None: it has no such rows."""
+        """Let the run end without its unsettled rows, which no worker has; None: it has none."""
+
+    def note_progress(self, run: Run) -> None:
+        """Remember that rows were settled, for the sweep to notice when none are any more."""
 
     def dropped_settled(self, run: Run) -> None:
         """The rows that earlier uploads left unsettled are settled."""
@@ -303,11 +309,8 @@ class RowLedger(Protocol):
     def unsettled(self, job: str) -> Iterator[RowRecord]:
         """All records of a job that have no outcome, streamed in any order."""
 
-    def drop(self, job: str, record: RowRecord, *, lost: bool = False) -> bool:
-        """End a row of an earlier run that the current one does not have; False: it has changed.
-
-        `lost`: a row of the current run, whose message and CSV are gone.
-        """
+    def drop(self, job: str, record: RowRecord, reason: Reason, detail: str) -> bool:
+        """End a row that no worker will end, as failed; False: it has changed."""
 
     def discard_result(self, job: str, key: str, image: str) -> None:
         """Another row's image takes the place of `image` (a key in the results bucket).

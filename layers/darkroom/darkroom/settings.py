@@ -30,7 +30,7 @@ class Settings(BaseModel):
     splitter_function: str  # with its alias, as the next
     reporter_function: str
     rows_per_worker: int = Field(default=10, ge=1, le=10)
-    aws_lambda_function_memory_size: int = 2048  # MB; set by Lambda
+    aws_lambda_function_memory_size: int = 1536  # MB; set by Lambda
     allowed_image_hosts: str = ""  # comma list; empty: any public host
     trusted_image_hosts: str = ""  # comma list; allowed over http and at private addresses too
     image_object_arns: str = ""  # comma list; objects of other buckets that rows may name

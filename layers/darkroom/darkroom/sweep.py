@@ -7,14 +7,16 @@ here decides who does the work: a step too many meets a lease, a claim or a fini
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from darkroom.errors import ServiceUnavailable
-from darkroom.jobs import Run, RunState
+from darkroom.errors import Reason, ServiceUnavailable
+from darkroom.jobs import STOPPED_DETAIL, Run, RunState
 from darkroom.ledger.runs import RunRecord, SweepStep, UnfinishedJob, sweep_step
 from darkroom.metrics import Metric
 from darkroom.ports import Clock, LostEvents, RowLedger, RowQueue, RunLedger, Telemetry
-from darkroom.rows import RowState
+from darkroom.rows import RowRecord, RowState
 from darkroom.splitter import CsvUploaded
 
+_LOST_DETAIL = "its message is gone, and the CSV could not be read to queue it again"
+_DROPPED_DETAIL = "a later upload of the CSV no longer has this row"
 _STOP_BEFORE_SECONDS = 60.0  # the other jobs are looked at next time
 
 
@@ -75,26 +77,37 @@ class Sweep:
                 self.runs.finish(unfinished)
             return
         if step is SweepStep.WAIT:
+            self.runs.note_progress(run)
             return
         self.telemetry.warning("job_resumed", job=run.job, run=run.run, step=step.value)
         if step is SweepStep.REPORT:
             self.request_report(run.job)
         elif step is SweepStep.GIVE_UP:
-            self._give_up_lost(run)
+            self._end_unsettled(run, _LOST_DETAIL)
+        elif step is SweepStep.END_STOPPED:
+            self._end_unsettled(run, STOPPED_DETAIL)
         elif step is SweepStep.SPLIT or self.runs.queue_again(run):
             self.start_splitter(_upload_of(run))
 
-    def _give_up_lost(self, run: Run) -> None:
-        """End the rows whose messages and CSV are gone; the next sweep has the report made.
+    def _end_unsettled(self, run: Run, detail: str) -> None:
+        """End the rows that no worker has; once none has any, the next sweep has the report made.
 
-        Those that no worker has claimed are not in the ledger: the run records how many.
+        Those that no worker has ever claimed are not in the ledger: the run records how many.
         """
+        in_work = False
         for row in self.rows.unsettled(run.job):
-            if row.run == run.run and row.lease_until <= self.clock.now():
-                self.rows.drop(run.job, row, lost=True)
-                if row.state is RowState.SENT:
-                    self.telemetry.metric(Metric.POSSIBLE_DUPLICATE_CHARGES)
-        self.runs.give_up_lost(run)
+            if row.run != run.run:
+                continue
+            if row.lease_until > self.clock.now() or not self._drop(run, row, detail):
+                in_work = True
+        if not in_work:
+            self.runs.give_up_lost(run)
+
+    def _drop(self, run: Run, row: RowRecord, detail: str, reason: Reason = Reason.STOPPED) -> bool:
+        dropped = self.rows.drop(run.job, row, reason, detail)
+        if dropped and row.state is RowState.SENT:
+            self.telemetry.metric(Metric.POSSIBLE_DUPLICATE_CHARGES)
+        return dropped
 
     def _settle_dropped(self, record: RunRecord) -> bool:
         """End the rows that earlier uploads left unsettled, and that this one does not have.
@@ -105,12 +118,10 @@ class Sweep:
         for row in self.rows.unsettled(run.job):
             redriven = row.run == run.run and run.state is not RunState.FAILED
             leased = row.lease_until > self.clock.now()
-            if redriven or leased or not self.rows.drop(run.job, row):
+            if redriven or leased or not self._drop(run, row, _DROPPED_DETAIL, Reason.SUPERSEDED):
                 all_ended = False
                 continue
             self.telemetry.info("dropped_row_settled", job=run.job, row=row.key, run=row.run)
-            if row.state is RowState.SENT:
-                self.telemetry.metric(Metric.POSSIBLE_DUPLICATE_CHARGES)
         if all_ended:
             self.runs.dropped_settled(run)
         return all_ended

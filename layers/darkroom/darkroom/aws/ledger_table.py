@@ -113,9 +113,10 @@ class LedgerTable:
             items = self._table.query(f"{job}#rows#{n}", "row#", without="result")
             yield from map(ROWS.from_item, items)
 
-    def drop(self, job: str, record: RowRecord, *, lost: bool = False) -> bool:
+    def drop(self, job: str, record: RowRecord, reason: Reason, detail: str) -> bool:
         claim = Claim(job, record.lease_owner or "", record)
-        return isinstance(self._apply(claim, rows.drop(record, self._now(), lost=lost)), Claim)
+        change = rows.drop(record, self._now(), reason, detail)
+        return isinstance(self._apply(claim, change), Claim)
 
     def discard_result(self, job: str, key: str, image: str) -> None:
         def attempt() -> None:
@@ -357,12 +358,22 @@ class LedgerTable:
         return self._snapshot(job, current.run) if current else None
 
     def queue_again(self, run: Run) -> bool:
-        now = self._now()
-        return self._update_run(run, partial(runs.queue_again, now=now)) is not None
+        def attempt() -> bool:
+            record, counters = self._snapshot(run.job, run.run)
+            changed = runs.queue_again(record, counters, self._now())
+            if changed is not None:
+                self._swap_run(changed)
+            return changed is not None
+
+        return self._retry_run(attempt, f"run {run.run} of job {run.job} changes too fast")
 
     def give_up_lost(self, run: Run) -> Run | None:
         settled = self.counters(run.job, run.run).settled
         return self._update_run(run, lambda record: runs.give_up_lost(record, settled))
+
+    def note_progress(self, run: Run) -> None:
+        counters, now = self.counters(run.job, run.run), self._now()
+        self._update_run(run, lambda record: runs.note_progress(record, counters, now))
 
     def dropped_settled(self, run: Run) -> None:
         self._update_run(run, runs.dropped_settled)

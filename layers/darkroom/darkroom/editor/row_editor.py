@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, SourceImage
 from darkroom.editor.batch import ReturnRow
-from darkroom.editor.image_loading import load_images
+from darkroom.editor.image_loading import LoadedImages, load_images
 from darkroom.editor.image_storage import ImageStorage
 from darkroom.editor.leases import TIMINGS, Leases, Timings
 from darkroom.editor.waiting import CurrentRuns, JobWaits
@@ -24,8 +24,8 @@ from darkroom.errors import (
     Waiting,
 )
 from darkroom.formatting import money
-from darkroom.images.memory import MemoryBudget, MemoryShare
-from darkroom.jobs import Run, RunState
+from darkroom.images.memory import MemoryBudget
+from darkroom.jobs import STOPPED_DETAIL, Run, RunState
 from darkroom.metrics import Metric
 from darkroom.models.planner import model_for, plan_call
 from darkroom.ports import (
@@ -140,9 +140,7 @@ class RowCallContext:
         if current is not None and current.run == self.run.run:
             self.run = current
         if self.run.state is RunState.STOPPED:
-            raise RowRejected(
-                Reason.STOPPED, "the job was stopped: upload the CSV again to continue"
-            )
+            raise RowRejected(Reason.STOPPED, STOPPED_DETAIL)
 
     def _lease_lost(self) -> LeaseLost:
         return LeaseLost(f"row {self.claim.key} was claimed by another worker")
@@ -276,17 +274,25 @@ class RowEditor:
         if given_up is not None:
             raise _given_up(given_up)
         self.images.check_writable(claim.job)
-        with self.memory.share(message.request) as share:
-            return self._call_and_store(context, share, deadline)
+        image_bytes = 0
+        while True:
+            with self.memory.share(message.request, image_bytes) as share:
+                loaded = load_images(
+                    message.request,
+                    message.base,
+                    self.fetcher,
+                    last_attempt=context.is_last_attempt,
+                )
+                if share.images_loaded(loaded.total_bytes):
+                    return self._call_and_store(context, loaded, deadline)
+            # Wait for a larger share without holding one, and load the images again.
+            image_bytes = max(image_bytes, loaded.total_bytes)
+            del loaded
 
     def _call_and_store(
-        self, context: RowCallContext, share: MemoryShare, deadline: float
+        self, context: RowCallContext, loaded: LoadedImages, deadline: float
     ) -> RowResult:
         message = context.message
-        loaded = load_images(
-            message.request, message.base, self.fetcher, last_attempt=context.is_last_attempt
-        )
-        share.images_loaded(loaded.total_bytes)
         context.images, context.mask = loaded.images, loaded.mask
         dispatched = self.dispatcher.dispatch(context, deadline)
         claim, images = context.claim, dispatched.result.images

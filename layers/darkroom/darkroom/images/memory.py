@@ -2,8 +2,9 @@
 
 A row takes its share before its images are loaded, in one step and in the order of arrival, and
 only ever gives back: rows cannot wait for each other. What a share covers was measured with ten
-rows whose answers arrived at the same moment (`make bench-memory`): the images, the request in
-base64, and an answer as JSON, as text and as bytes.
+rows whose answers arrived at the same moment (`make bench-memory`). During a call an SDK holds the
+images three times in base64; an answer waits as JSON until it is parsed. Answers are parsed one at
+a time (providers/http.py), for which the budget keeps room.
 """
 
 import threading
@@ -20,10 +21,14 @@ from darkroom.rows import RowRequest
 MIB = 1024 * 1024
 MAX_ROW_BYTES = 150 * MIB  # of a row's input images together
 _MAX_IMAGE_BYTES = 50 * MIB  # of one, as fetched
-_STARTED_BYTES = 240 * MIB  # this process with both SDKs and boto3, and the started image process
+# Lambda's runtime (30), this process with both SDKs and boto3 (105), the started image process.
+_STARTED_BYTES = 165 * MIB
 _SMALLEST_BUDGET = 256 * MIB
-_PER_SOURCE_BYTE = 2.0
-_PER_ANSWER_BYTE = 3.75
+_PER_LOADED_BYTE = 2.0  # as it came, and without its metadata
+_PER_SENT_BYTE = 5.0
+_PER_ANSWER_BYTE = 1.4
+_PER_PARSED_BYTE = 3.7  # beside the answers that wait
+_PARSED_BYTES = int(27 * MIB * _PER_PARSED_BYTE)  # kept free: one of 4K
 _BYTES_PER_PIXEL = 1.6  # of a detailed photo as PNG
 _WAIT_SECONDS = 120.0
 _RETRY_SECONDS = 30.0
@@ -37,9 +42,14 @@ class MemoryShare:
     answer_bytes: int
     held: int
 
-    def images_loaded(self, image_bytes: int) -> None:
-        """Give back what the row's images turned out not to need."""
-        self.budget.give_back(self, self.answer_bytes + int(image_bytes * _PER_SOURCE_BYTE))
+    def images_loaded(self, image_bytes: int) -> bool:
+        """Give back what the row's images turned out not to need.
+
+        False when a call with these images needs more than the share.
+        """
+        needed = self.answer_bytes + int(image_bytes * _PER_SENT_BYTE)
+        self.budget.give_back(self, needed)
+        return self.held >= min(needed, self.budget.total_bytes)
 
 
 @dataclass(slots=True)
@@ -53,21 +63,24 @@ class MemoryBudget:
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
     @classmethod
-    def of_function(cls, memory_mb: int = 2048) -> "MemoryBudget":
-        """What is left of a function's memory beside the two processes as they start."""
-        left = memory_mb * MIB - _STARTED_BYTES - MEMORY_BYTES
+    def of_function(cls, memory_mb: int = 1536) -> "MemoryBudget":
+        """What is left of a function's memory beside the two processes and the answer parsed."""
+        left = memory_mb * MIB - _STARTED_BYTES - MEMORY_BYTES - _PARSED_BYTES
         return cls(max(left, _SMALLEST_BUDGET))
 
     @contextmanager
-    def share(self, request: RowRequest) -> Iterator[MemoryShare]:
-        """Room for the largest images that the row may name, and for its answer.
+    def share(self, request: RowRequest, image_bytes: int = 0) -> Iterator[MemoryShare]:
+        """Room to load the largest images that the row may name, and for its answer.
 
-        Raises DeferRow when other rows have not left enough room within `wait_seconds`.
+        Also for a call with images of `image_bytes`, where that is known. Raises DeferRow when
+        other rows have not left enough room within `wait_seconds`.
         """
         references = len(request.images) + (request.mask is not None)
-        image_bytes = min(references * _MAX_IMAGE_BYTES, MAX_ROW_BYTES)
-        answer_bytes = int(_answer_bytes(request) * _PER_ANSWER_BYTE)
-        wanted = min(answer_bytes + int(image_bytes * _PER_SOURCE_BYTE), self.total_bytes)
+        loaded = min(references * _MAX_IMAGE_BYTES, MAX_ROW_BYTES) * _PER_LOADED_BYTE
+        answer, parsed = _answer_bytes(request), _answer_bytes(request) * _PER_PARSED_BYTE
+        answer_bytes = int(answer * _PER_ANSWER_BYTE + max(0, parsed - _PARSED_BYTES))
+        wanted = answer_bytes + int(max(loaded, image_bytes * _PER_SENT_BYTE))
+        wanted = min(wanted, self.total_bytes)
         share = MemoryShare(self, answer_bytes, wanted)
         self._take(wanted)
         try:

@@ -27,10 +27,12 @@ MAX_SOURCE_BYTES = 100 * MIB
 MAX_PIXELS = 64_000_000  # 8,000 x 8,000: 256 MB once decoded
 MAX_JPEG_PIXELS = 400_000_000  # a JPEG can be decoded at a half, a quarter or an eighth
 # The coefficients of all pixels are kept, up to 6 bytes for each, at whatever scale it is decoded.
-MAX_PROGRESSIVE_JPEG_PIXELS = 100_000_000
-MAX_WEBP_PIXELS = 40_000_000  # Pillow's decoder holds four copies: 17 bytes a pixel, measured
+MAX_PROGRESSIVE_JPEG_PIXELS = 70_000_000
+MAX_FULL_PROGRESSIVE_JPEG_PIXELS = 45_000_000  # above it, decoded at a half
+MAX_AVIF_PIXELS = 45_000_000  # 10 bytes a pixel, measured
+MAX_WEBP_PIXELS = 30_000_000  # Pillow's decoder holds four copies: 16 bytes a pixel, measured
 MAX_SQUARE_SIDE = 4096  # no model that needs squares takes more
-_JPEG_SCALES = (2, 4, 8)
+_SCALES_OF_JPEG = (1, 2, 4, 8)
 _READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO")
 _JPEG_FORMATS = frozenset({"JPEG", "MPO"})
 _PLAIN_MODES = frozenset({"RGB", "RGBA", "L", "LA"})
@@ -232,18 +234,19 @@ def _scale(image: Image.Image, data: bytes) -> int:
 
     Raises Undecodable for what would take too much memory or time, before anything is decoded.
     """
-    limit, kind = MAX_PIXELS, ""
+    limit, full, kind = MAX_PIXELS, MAX_PIXELS, ""
     if image.format in _JPEG_FORMATS:
         limit, scans = MAX_JPEG_PIXELS, count_scans(data)
         if scans > MAX_JPEG_SCANS:
             raise Undecodable(f"is a JPEG of more than {MAX_JPEG_SCANS} scans: save it again")
         if scans > 1:
             limit, kind = MAX_PROGRESSIVE_JPEG_PIXELS, " from a progressive JPEG"
+            full = MAX_FULL_PROGRESSIVE_JPEG_PIXELS
+    elif image.format == "AVIF":
+        limit, kind = MAX_AVIF_PIXELS, " from an AVIF"
     _check_pixels(image.width, image.height, limit, kind)
     pixels = image.width * image.height
-    if pixels <= MAX_PIXELS:
-        return 1
-    return next(scale for scale in _JPEG_SCALES if pixels <= MAX_PIXELS * scale**2)
+    return next(scale for scale in _SCALES_OF_JPEG if pixels <= full * scale**2)
 
 
 def _checked(data: bytes) -> Encoded:

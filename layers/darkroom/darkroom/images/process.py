@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from darkroom.errors import DarkroomError, ServiceUnavailable
 
-MEMORY_BYTES = 768 * 1024 * 1024  # of address space, beside what the started process has
+MEMORY_BYTES = 512 * 1024 * 1024  # of address space, beside what the started process has
 CPU_SECONDS = 30  # for one operation
 _WALL_SECONDS = 240.0  # for one operation that waits; CPU_SECONDS bounds what it works
 _START_SECONDS = 60.0

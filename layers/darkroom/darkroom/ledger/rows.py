@@ -110,16 +110,9 @@ def settle(claim: Claim, result: RowResult, now: float) -> Change:
     return Change(record, counters, budget=budget, reserved=-before.reserved)
 
 
-def drop(record: RowRecord, now: float, *, lost: bool = False) -> Change:
-    """End a row that a later upload no longer has, or whose message and CSV are gone (`lost`).
-
-    Its call, if one was sent, may be charged.
-    """
+def drop(record: RowRecord, now: float, reason: Reason, detail: str) -> Change:
+    """End a row that no worker will end. Its call, if one was sent, may be charged."""
     sent = record.state is RowState.SENT
-    reason = Reason.STOPPED if lost else Reason.SUPERSEDED
-    detail = "a later upload of the CSV no longer has this row"
-    if lost:
-        detail = "its message is gone, and the CSV could not be read to queue it again"
     ended = _next(
         record,
         now,
@@ -194,11 +187,18 @@ class ClaimRequest:
             return Decision(NotClaimed.HELD)  # `run` is outdated: retry with the newer one
         if self.message.run != self.run.run or self.run.state is RunState.FAILED:
             return Decision(self._reject_outdated(record))
+        if self._is_ended(record):
+            return Decision(NotClaimed.SETTLED)
         if record is None:
             return self._grant(self._new_record())
         if self._already_granted(record):
             return Decision(Claim(self.message.job, self.owner, record))
         return self._decide_settled(record) if record.state.terminal else self._decide_open(record)
+
+    def _is_ended(self, record: RowRecord | None) -> bool:
+        """The job was stopped, and has ended without the rows that this run had not claimed."""
+        stopped = self.run.state is RunState.STOPPED and self.run.lost > 0
+        return stopped and (record is None or not self._in_current_run(record))
 
     def _reject_outdated(self, record: RowRecord | None) -> NotClaimed:
         """A message of an earlier upload: the current one has queued all rows it wants edited.

@@ -19,6 +19,9 @@ SPLITTER_RETRIES_SECONDS = 300.0
 # SQS deletes a message 14 days after it was sent, received or not ("SetQueueAttributes",
 # MessageRetentionPeriod). Two days are left for the rows to be queued again, and processed.
 QUEUE_AGAIN_SECONDS = 12 * 86_400.0
+# A message is hidden for up to 4 hours. A job none of whose rows was settled for longer, while
+# other jobs keep the queue busy, has probably lost its messages.
+NO_PROGRESS_SECONDS = 6 * 3_600.0
 # The numbers of messages that SQS reports are approximate for a minute; a worker may also have sent
 # a copy of its message.
 MESSAGES_IN_TRANSIT_SECONDS = 3_600.0
@@ -54,6 +57,8 @@ class RunRecord:
     queued_at: float = 0.0  # when the splitter began to queue the rows, for the last time
     split_before: Totals | None = None  # set while the rows are queued again
     not_queued: str = ""  # why the rows could not be queued again
+    progress: int = 0  # Counters.transitions, when the sweep last saw them change
+    progress_at: float = 0.0
     replaces_unfinished: bool = False  # rows of an earlier run may be left unsettled
     split_until: float = 0.0  # lease of the splitter
     report_until: float = 0.0  # lease of the reporter
@@ -130,16 +135,19 @@ def finish_split(record: RunRecord, totals: Totals, warnings: Sequence[str]) -> 
     return _next(record, run=run, split_until=0.0, split_before=None)
 
 
-def queue_again(record: RunRecord, now: float) -> RunRecord | None:
+def queue_again(record: RunRecord, counters: Counters, now: float) -> RunRecord | None:
     """Start another pass of the splitter, which queues the rows that are not settled.
 
     Its totals will be the same: it decides as before, and counts as queued what was settled since.
-    None when a pass is under way, or the run has ended.
+    A run whose reopening for a redriven row was not recorded is reopened. None when a pass is under
+    way, or nothing is left to queue.
     """
-    if not record.run.split_done or not is_under_way(record):
+    is_over = record.run.state is RunState.FAILED or all_settled(record.run, counters)
+    if not record.run.split_done or is_over:
         return None
+    record = reopen(record, now) or _next(record)
     run = replace(record.run, split_done=False, checkpoint=Checkpoint())
-    return _next(
+    return replace(
         record,
         run=run,
         queued_at=now,
@@ -150,18 +158,26 @@ def queue_again(record: RunRecord, now: float) -> RunRecord | None:
 
 
 def give_up_lost(record: RunRecord, settled: int) -> RunRecord | None:
-    """End the run without the rows that are gone, although one may still arrive late.
+    """End the run without the rows that have no outcome, although one may still arrive late.
 
-    `settled` rows have an outcome. None when the run has ended, or its rows are queued again.
+    Their messages and the CSV are gone, or the job was stopped. `settled` rows have an outcome:
+    more than were queued when a row was taken for one of an earlier upload, and settled in this run
+    all the same. None when the run has ended, or its rows are queued again.
     """
-    lost = record.run.totals.queued - settled
-    if not record.run.split_done or not is_under_way(record) or lost <= 0:
+    totals = record.run.totals
+    lost = totals.queued - settled
+    if not record.run.split_done or not is_under_way(record) or lost == 0:
         return None
-    warning = (
-        f"{lost:,} of {record.run.totals.queued:,} rows were not edited: their messages are gone, "
-        f"and they could not be queued again. {record.not_queued}"
-    )
-    run = replace(record.run, lost=lost, warnings=(*record.run.warnings, warning))
+    if lost < 0:
+        totals = replace(totals, queued=settled, resumed=max(0, totals.resumed + lost))
+        return _next(record, run=replace(record.run, totals=totals))
+    run = replace(record.run, lost=lost)
+    if run.state is not RunState.STOPPED:
+        warning = (
+            f"{lost:,} of {totals.queued:,} rows were not edited: their messages are gone, and "
+            f"they could not be queued again. {record.not_queued}"
+        )
+        run = replace(run, warnings=(*run.warnings, warning))
     return _next(record, run=run)
 
 
@@ -265,6 +281,7 @@ class SweepStep(StrEnum):
     SPLIT = "split"  # its splitter died, and Lambda's retries are over: start another
     QUEUE_AGAIN = "queue_again"  # messages of unsettled rows are gone, or will be soon
     GIVE_UP = "give_up"  # the same, but the CSV is gone too: end the run without these rows
+    END_STOPPED = "end_stopped"  # the user stopped it: end the rows that wait in the queue
     REPORT = "report"  # start a reporter
     FINISH = "finish"  # nothing is left to do for the run
 
@@ -279,15 +296,49 @@ def sweep_step(
     if not run.split_done:
         died = record.split_until + SPLITTER_RETRIES_SECONDS < now
         return SweepStep.SPLIT if died else SweepStep.WAIT
-    if all_settled(run, counters):
-        if not report_due(record, counters):
-            return SweepStep.FINISH
-        return SweepStep.WAIT if record.report_until > now else SweepStep.REPORT
-    idle_seconds = now - record.queued_at
-    lost = queue_is_empty and idle_seconds > MESSAGES_IN_TRANSIT_SECONDS
-    if lost or idle_seconds > QUEUE_AGAIN_SECONDS:
+    if not all_settled(run, counters):
+        return _step_for_unsettled(record, counters, now, queue_is_empty=queue_is_empty)
+    if not report_due(record, counters):
+        return SweepStep.FINISH
+    return SweepStep.WAIT if record.report_until > now else SweepStep.REPORT
+
+
+def _step_for_unsettled(
+    record: RunRecord, counters: Counters, now: float, *, queue_is_empty: bool
+) -> SweepStep:
+    if record.run.state is RunState.STOPPED:
+        return SweepStep.END_STOPPED
+    if _messages_are_gone(record, now, queue_is_empty=queue_is_empty):
         return SweepStep.GIVE_UP if record.not_queued else SweepStep.QUEUE_AGAIN
+    if _makes_no_progress(record, counters, now) and not record.not_queued:
+        return SweepStep.QUEUE_AGAIN
     return SweepStep.WAIT
+
+
+def _messages_are_gone(record: RunRecord, now: float, *, queue_is_empty: bool) -> bool:
+    """Or will be soon."""
+    queued_seconds = now - record.queued_at
+    in_transit = queued_seconds <= MESSAGES_IN_TRANSIT_SECONDS
+    return (queue_is_empty and not in_transit) or queued_seconds > QUEUE_AGAIN_SECONDS
+
+
+def _makes_no_progress(record: RunRecord, counters: Counters, now: float) -> bool:
+    """Some messages may be gone, although others keep the queue busy.
+
+    A job that waits for its endpoints makes no progress either, until its rows give up.
+    """
+    patience = NO_PROGRESS_SECONDS
+    if record.run.waiting is not None:
+        patience += record.run.options.give_up_after_hours * 3_600.0
+    idle_seconds = now - max(record.progress_at, record.queued_at)
+    return record.progress == counters.transitions and idle_seconds > patience
+
+
+def note_progress(record: RunRecord, counters: Counters, now: float) -> RunRecord | None:
+    """Remember that rows were settled since the last sweep; None if none was."""
+    if record.progress == counters.transitions:
+        return None
+    return _next(record, progress=counters.transitions, progress_at=now)
 
 
 def dropped_settled(record: RunRecord) -> RunRecord | None:

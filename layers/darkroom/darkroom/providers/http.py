@@ -4,7 +4,8 @@ httpx's time-outs are per phase and start again with every byte that arrives, so
 a byte now and then could occupy a worker for ever. Here each wait on the network is cut to what is
 left of the deadline. The image fetcher uses the same back end, with a check of the addresses.
 
-A response is read completely, up to a limit that counts its bytes after decompression.
+A response is read completely, up to a limit that counts its bytes after decompression. Responses
+are parsed one at a time: an SDK holds an image as JSON, as text, in base64 and as bytes at once.
 """
 
 import socket
@@ -26,6 +27,7 @@ MAX_CONNECTIONS = 64
 MAX_LOOKUPS = 32  # of host names at a time
 RESOLVE_SECONDS = 20.0
 _WRITE_BYTES = 64 * 1024
+_parsing = threading.RLock()  # held from the end of a response to the end of its deadline
 
 
 @dataclass(slots=True)
@@ -35,6 +37,18 @@ class Exchange:
     end: float  # by time.monotonic()
     sent: bool = False  # a request was handed to the network
     response: httpx2.Response | None = None  # the last one, read completely
+    _parses: bool = False
+
+    def begin_parsing(self) -> None:
+        """Wait until no other thread parses a response."""
+        if not self._parses:
+            _parsing.acquire()
+            self._parses = True
+
+    def end_parsing(self) -> None:
+        if self._parses:
+            self._parses = False
+            _parsing.release()
 
 
 _exchange: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
@@ -58,6 +72,7 @@ def deadline(seconds: float) -> Iterator[Exchange]:
         yield exchange
     finally:
         _exchange.reset(token)
+        exchange.end_parsing()
 
 
 def time_left(
@@ -221,12 +236,16 @@ class _BoundedTransport(httpx2.BaseTransport):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         exchange = _exchange.get()
         if exchange is not None:
+            exchange.end_parsing()
             exchange.sent = True
         received = self._inner.handle_request(request)
+        body = _decoded_body(received)
+        if exchange is not None:
+            exchange.begin_parsing()
         response = httpx2.Response(
             received.status_code,
             headers=[h for h in received.headers.raw if h[0].lower() not in _OF_ENCODED_BODIES],
-            content=_decoded_body(received),
+            content=bytes(body),
             request=request,
         )
         if exchange is not None:
@@ -240,7 +259,7 @@ class _BoundedTransport(httpx2.BaseTransport):
 _OF_ENCODED_BODIES = (b"content-encoding", b"content-length", b"transfer-encoding")
 
 
-def _decoded_body(response: httpx2.Response) -> bytes:
+def _decoded_body(response: httpx2.Response) -> bytearray:
     """The decompressed body. httpx2 decompresses at most 1 MiB at a time."""
     body = bytearray()
     try:
@@ -250,7 +269,7 @@ def _decoded_body(response: httpx2.Response) -> bytes:
                 raise httpx2.ReadError("the response is larger than any image can be")
     finally:
         response.close()
-    return bytes(body)
+    return body
 
 
 def new_client(transport: httpx2.BaseTransport | None = None) -> httpx2.Client:

@@ -9,7 +9,7 @@ from itertools import batched
 from darkroom.csv_input.names import is_content_key
 from darkroom.csv_input.reader import JobRow
 from darkroom.errors import Reason, RowRejected
-from darkroom.jobs import Run
+from darkroom.jobs import STOPPED_DETAIL, Run, RunState
 from darkroom.ports import RowLedger
 from darkroom.rows import RowRecord, RowRequest, RowResult, RowState
 
@@ -26,6 +26,7 @@ _LOST = RowResult(
     "the job is complete but the ledger has no outcome for this row: upload the same CSV again, "
     "and only rows like this one will be processed",
 )
+_STOPPED = RowResult(RowState.FAILED, Reason.STOPPED, STOPPED_DETAIL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,10 @@ def report_row(source: JobRow, record: RowRecord | None, run: Run) -> ReportRow:
     row = replace(row, instruction=request.instruction, images=request.images)
     result = record.result if record is not None and record.state.terminal else None
     if record is None or result is None:
-        return row if source.skipped else replace(row, result=_LOST, unaccounted=True)
+        if source.skipped:
+            return row
+        stopped = run.state is RunState.STOPPED and run.lost > 0
+        return replace(row, result=_STOPPED if stopped else _LOST, unaccounted=not stopped)
     if not source.skipped:
         return _settled(row, record, result, earlier=record.run != run.run)
     if record.state is RowState.SUCCEEDED and record.fingerprint == request.fingerprint():

@@ -221,10 +221,11 @@ def rejected_summary(
 def counts_so_far(run: Run, counters: Counters) -> RowCounts:
     """The rows of a run under way that have ended; `rows` are those read so far."""
     totals = run.totals if run.split_done else run.checkpoint.totals
+    without_outcome = max(0, totals.queued - counters.settled) if run.lost else 0
     return RowCounts(
         rows=totals.rows,
         succeeded=counters.succeeded + totals.resumed,
-        failed=counters.failed + totals.invalid + totals.kept_failed,
+        failed=counters.failed + totals.invalid + totals.kept_failed + without_outcome,
         dead=counters.dead,
         skipped=totals.skipped,
         resumed=totals.resumed,

@@ -20,7 +20,7 @@
 
   // ------------------------------------------------------------------ the detail view
   let current;
-  const visibleCards = () => findAll(".card").filter(card => card.checkVisibility());
+  const visibleCards = () => findAll(".card:not(.elsewhere)").filter(card => card.checkVisibility());
   const step = distance => {
     const cards = visibleCards();
     const next = cards[cards.indexOf(current) + distance];
@@ -28,11 +28,9 @@
   };
   const button = (text, label, onclick) => make("button", {type: "button", textContent: text, ariaLabel: label, onclick});
   const title = make("h2", {id: "detail-title", tabIndex: -1, autofocus: true});
-  const position = make("span", {className: "position"});
+  const [position, stage, facts] = [make("span", {className: "position"}), make("div", {className: "stage"}), make("div")];
   const previous = button("←", "Previous row", () => step(-1));
   const next = button("→", "Next row", () => step(1));
-  const stage = make("div", {className: "stage"});
-  const facts = make("div");
   const dialog = make("dialog", {className: "detail"},
     make("header", {}, title, position, previous, next, button("✕", "Close", () => dialog.close())), stage, facts);
   dialog.setAttribute("aria-labelledby", title.id);
@@ -47,8 +45,7 @@
     current = card;
     const cards = visibleCards();
     const place = cards.indexOf(card);
-    title.textContent = find(".number", card).textContent;
-    position.textContent = `${place + 1} of ${cards.length} shown`;
+    [title.textContent, position.textContent] = [find(".number", card).textContent, `${place + 1} of ${cards.length} shown`];
     previous.disabled = place < 1;
     next.disabled = place === cards.length - 1;
     const details = find(".details", card).cloneNode(true);
@@ -72,12 +69,12 @@
       const large = make("img", {src: link.href});
       large.decode().then(() => { images[number].src = large.src; }).catch(() => {});
     });
-    const enlargeBoth = () => enlarge(find(".before img", stage), find(".after img", stage));
-    if (!before || !after) return enlargeBoth();
+    const enlargeFigures = () => enlarge(find(".before img", stage), find(".after img", stage));
+    if (!before || !after) return enlargeFigures();
     await Promise.all([before, after].map(image => { image.loading = "eager"; return image.decode(); }));
     const ratio = after.naturalWidth / after.naturalHeight;
     if (current !== card || !dialog.open) return;
-    if (Math.abs(before.naturalWidth / before.naturalHeight / ratio - 1) > 0.03) return enlargeBoth();
+    if (Math.abs(before.naturalWidth / before.naturalHeight / ratio - 1) > 0.03) return enlargeFigures();
     const range = make("input", {type: "range", value: 50, ariaLabel: "Share of the image that shows before"});
     const slider = make("div", {className: "slider"}, after, before, make("i"), range);
     slider.style.setProperty("--ratio", ratio);
@@ -90,7 +87,7 @@
   }
 
   document.addEventListener("click", event => {
-    const card = event.target.closest(".card");
+    const card = event.target.closest(".card:not(.elsewhere)");
     const isPlain = !(event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey);
     const control = event.target.closest("a, button, summary, input");
     if (!card || !isPlain || String(getSelection()) || (control && !control.closest(".number, .before-after"))) return;
@@ -107,8 +104,10 @@
     remarks: remarks.filter((_, bit) => marked >> bit & 1),
     text: `${own} ${instructions[text]}`, words: `${row} ${own} ${instructions[text]}`.toLowerCase(),
   }));
+  const count = entries.length.toLocaleString();
+  const label = `Search ${count} rows`;
   const form = make("form", {className: "search", role: "search"},
-    make("input", {type: "search", name: "q", placeholder: "Search all rows", ariaLabel: "Search all rows"}));
+    make("input", {type: "search", name: "q", placeholder: label, ariaLabel: label}));
   const facets = {status: statuses, provider: providers, remark: remarks};
   const has = (entry, name, value) => (name === "remark" ? entry.remarks.includes(value) : entry[name] === value);
   for (const [name, values] of Object.entries(facets)) {
@@ -146,7 +145,7 @@
     const others = chosen.size ? hits.filter(hit => hit.place >= perPage) : [];
     find(".cards").append(...others.slice(0, perPage).map(elsewhere));
     const listed = others.length > perPage ? `; of ${others.length.toLocaleString()} on other pages, the first ${perPage}` : "";
-    const counts = `${hits.length.toLocaleString()} of ${entries.length.toLocaleString()} rows of the gallery`;
+    const counts = `${hits.length.toLocaleString()} of ${count} rows`;
     result.textContent = chosen.size ? `${[...chosen.values()].join(", ")}: ${counts}${listed}` : "";
   }
   function readAddress() {
