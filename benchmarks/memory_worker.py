@@ -8,6 +8,7 @@ clients and both SDKs. The ledger and the results bucket are in memory.
 
 import importlib
 import json
+import os
 import sys
 import threading
 import time
@@ -67,7 +68,7 @@ class OneCall:
 
     def dispatch(self, context: CallContext, deadline: float) -> DispatchResult:  # noqa: ARG002
         fields = {"name": "e", "provider": "gemini", "model": MODEL, "api_keys": [_KEY]}
-        url = f"http://127.0.0.1:{self.port}"
+        url = f"http://127.0.0.1:{self.port}" if self.port else None
         endpoint = Endpoint.model_validate({**fields, "base_url": url})
         plan = context.plan(endpoint)
         context.before_call(endpoint, plan)
@@ -86,6 +87,7 @@ class OneCall:
 
 def load_function() -> None:
     """Import and build what the deployed function has when it starts its first call."""
+    os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
     texts = dict.fromkeys(Settings.model_fields, "x") | dict.fromkeys(
         ("rows_queue_url", "dead_letter_queue_url", "lost_events_queue_url"), _ADDRESS
     )

@@ -17,7 +17,7 @@ from darkroom.splitter import ResumeDecision, resume_decision
 from darkroom_cli.session import Session
 
 _BATCH_ROWS = 1_000
-_KEPT = (ResumeDecision.RESUMED, ResumeDecision.KEPT_FAILED)
+KEPT = (ResumeDecision.RESUMED, ResumeDecision.KEPT_FAILED)
 _KEY_IN_NAME = re.compile(r"-[0-9a-f]{12}(_[0-9]+)?(?=\.[a-z]+$)")  # names.name_with_key
 
 
@@ -37,18 +37,20 @@ class EarlierUpload:
         source, now = Source("", "", None), session.clock.now()
         return cls(ledger, Run(job, "", RunState.SPLITTING, source, options, now))
 
-    def compare(self, rows: Iterable[JobRow]) -> Iterator[tuple[JobRow, RowRecord | None, bool]]:
-        """Each row with its record, if it has one, and whether its result is kept."""
+    def compare(
+        self, rows: Iterable[JobRow]
+    ) -> Iterator[tuple[JobRow, RowRecord | None, ResumeDecision | None]]:
+        """Each row with its record, if it has one, and the decision; None: not to do."""
         for batch in batched(rows, _BATCH_ROWS, strict=False):
             records = self.ledger.get_many(self.run.job, [row.key for row in batch])
             for row in batch:
                 record = records.get(row.key)
-                yield row, record, self._is_kept(row, record)
+                yield row, record, self._decision(row, record)
 
-    def _is_kept(self, row: JobRow, record: RowRecord | None) -> bool:
+    def _decision(self, row: JobRow, record: RowRecord | None) -> ResumeDecision | None:
         if row.skipped or isinstance(row.request, RowRejected):
-            return False
-        return resume_decision(record, row.request.fingerprint(), self.run) in _KEPT
+            return None
+        return resume_decision(record, row.request.fingerprint(), self.run)
 
     def edited_again(self, rows: JobRows) -> Iterator[JobRow]:
         """The rows to do whose image an earlier upload has made already.
@@ -57,9 +59,9 @@ class EarlierUpload:
         made, for a row that the CSV no longer has.
         """
         keys, new = set[str](), set[int]()
-        for row, record, kept in self.compare(rows):
+        for row, record, decision in self.compare(rows):
             keys.add(row.key)
-            if kept or row.skipped or isinstance(row.request, RowRejected):
+            if decision is None or decision in KEPT:
                 continue
             if record is not None and record.state is RowState.SUCCEEDED:
                 yield row

@@ -29,7 +29,7 @@ from darkroom.errors import ConfigurationError
 from darkroom.formatting import duration, plural
 from darkroom.models.catalog import MODELS, find_model, retirement_notice
 from darkroom.providers.registry import PROVIDERS, provider_of
-from darkroom_cli.error_messages import CommandFailed, UsageMistake
+from darkroom_cli.error_messages import CommandFailed, UsageMistake, as_sentence
 from darkroom_cli.session import Session
 
 _COOLDOWNS = {
@@ -164,7 +164,7 @@ def _parse(text: str, name: str) -> EndpointsSecret:
     try:
         return parse_endpoints(text, name)
     except ConfigurationError as error:
-        raise CommandFailed(f"{error}.") from None
+        raise CommandFailed(as_sentence(str(error))) from None
 
 
 def _reject_foreign_models(secret: EndpointsSecret) -> None:
@@ -193,12 +193,13 @@ def endpoint_warnings(endpoint: Endpoint, today: date) -> Iterator[str]:
         yield f"{endpoint.name}: {notice}."
     name = endpoint.model_is or endpoint.model
     model = find_model(endpoint.provider, name)
-    if not model.known and (endpoint.base_url is None or endpoint.model_is is not None):
-        names = [m.name for m in MODELS if m.provider is endpoint.provider]
-        close = get_close_matches(name, names, n=1)
+    names = [m.name for m in MODELS if m.provider is endpoint.provider]
+    close = [] if model.known else get_close_matches(name, names, n=1)
+    own_names = endpoint.base_url is not None and endpoint.model_is is None  # of a deployment
+    if not model.known and (close or not own_names):
         hint = f": did you mean {close[0]}?" if close else ", docs/models.md lists those it knows."
         yield f"{endpoint.name}: Darkroom does not know the model {name}{hint}"
-    elif not model.known and not endpoint.prices.image:
+    if not model.known and own_names and not endpoint.prices.image:
         yield (
             f"{endpoint.name}: the price of the model {name} is not known; model_is (the model "
             "behind it) or prices give it one."
@@ -259,7 +260,8 @@ def _fields(endpoint: Endpoint, state: EndpointState | None, now: int) -> Iterat
     keys = (_key(f, endpoint.model, cooldowns.get(f), now) for f in _fingerprints(endpoint))
     yield "keys", ", ".join(keys)
     if state is not None:
-        yield "state", _describe_state(state, now)
+        every_key = bool(cooldowns) and len(cooldowns) == len(set(_fingerprints(endpoint)))
+        yield "state", _describe_state(state, now, every_key_paused=every_key)
 
 
 def _fingerprints(endpoint: Endpoint) -> list[str]:
@@ -299,7 +301,7 @@ def _key(fingerprint: str, model: str, cooldown: KeyCooldown | None, now: int) -
     return f"{fingerprint} ({what} for {remaining})"
 
 
-def _describe_state(state: EndpointState, now: int) -> str:
+def _describe_state(state: EndpointState, now: int, *, every_key_paused: bool = False) -> str:
     if not state.revision:
         return "never used"
     match _breaker(state, now):
@@ -309,7 +311,7 @@ def _describe_state(state: EndpointState, now: int) -> str:
         case "half open":
             parts = ["breaker half open, the next call is a probe"]
         case _:
-            parts = ["ready"]
+            parts = ["out of service while its keys are paused" if every_key_paused else "ready"]
     if in_flight := _in_flight(state, now):
         parts.append(f"{plural(in_flight, 'call')} in flight")
     wait = max(state.next_slot, state.paused_until) - now

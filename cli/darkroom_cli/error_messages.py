@@ -31,13 +31,13 @@ def _describe_known(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, DarkroomError):
         # AWS's own message is more precise than the adapter's "the ledger does not answer".
-        return _describe_aws(error.__cause__) or _as_sentence(str(error))
+        return _describe_aws(error.__cause__) or as_sentence(str(error))
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {(error.strerror or 'cannot be used').lower()}."
     return _describe_aws(error)
 
 
-def _as_sentence(text: str) -> str:
+def as_sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith((".", "?", "!")) else ".")
 
 

@@ -117,6 +117,7 @@ class Estimate:
     images: int = 0
     input_images: int = 0
     kept: int = 0  # rows that an earlier upload did: neither called for nor paid again
+    kept_failed: int = 0  # rows that failed in an earlier upload, unchanged: not tried again
     open_quality: int = 0  # rows whose quality, and with it their price, is left to the provider
     within_budget: int = 0  # rows that a budget is sure to pay for
     least: int = 0  # each row at the cheapest endpoint of its first tier, output images alone
@@ -130,7 +131,8 @@ class Estimate:
 
     @property
     def to_do(self) -> int:
-        others = self.skipped + self.kept + self.invalid.count + self.impossible.count
+        kept = self.kept + self.kept_failed
+        others = self.skipped + kept + self.invalid.count + self.impossible.count
         return self.rows - others
 
     @property

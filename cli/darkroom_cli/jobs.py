@@ -105,8 +105,7 @@ def failures(session: Session, job: str, reason: str | None) -> None:
         session.note(f"The job failed as a whole: {run.reason}")
     elif not done:
         session.note(
-            f"The job is {run.state.value}: these rows failed so far, not including rows with bad "
-            "input."
+            f"The job is {run.state.value}: rows that failed so far, without those with bad input."
         )
     if not found:
         others = f" for the reason {reason}, {len(rows):,} for others" if rows else ""

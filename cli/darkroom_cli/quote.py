@@ -9,17 +9,18 @@ from typing import Any
 
 from darkroom.csv_input.reader import JobRow, JobRows
 from darkroom.endpoints import EndpointsSecret
-from darkroom.formatting import duration, money, plural, quoted, quoted_list
+from darkroom.formatting import duration, money, plural, quoted
 from darkroom.jobs import job_id
 from darkroom.models.catalog import retirement_notice
 from darkroom.rows import RowRequest
-from darkroom_cli.earlier_upload import EarlierUpload
+from darkroom.splitter import ResumeDecision
+from darkroom_cli.earlier_upload import KEPT, EarlierUpload
 from darkroom_cli.endpoints import load_current, load_file
 from darkroom_cli.estimate import RETENTION_SECONDS, Estimate, FailureGroups, Throughput, estimate
 from darkroom_cli.local_files import csv_of_folder, object_name, open_csv
 from darkroom_cli.row_names import describe_row
 from darkroom_cli.session import Session
-from darkroom_cli.submit import plan_images
+from darkroom_cli.submit import ImagePlan, plan_images
 
 _SHOWN_GROUPS = 10
 _SHOWN_IMAGES = 3
@@ -53,8 +54,8 @@ def quote(
         budget = rows.options.budget_micro_usd
         totals = estimate(survey.rows_to_do(), secret, throughput, session.today, budget)
         images = plan_images(survey.references, path, key)
-    totals.kept = survey.kept
-    totals.rows += survey.kept
+    totals.kept, totals.kept_failed = survey.kept, survey.kept_failed
+    totals.rows += survey.kept + survey.kept_failed
     throughput = totals.throughput(throughput)
     seconds = throughput.job_seconds(totals.calls, secret)
     absent = [*images.absent.values(), *images.not_images]
@@ -67,7 +68,7 @@ def quote(
     for warning in (
         *rows.columns.warnings,
         *_warnings(totals, secret, seconds),
-        *_image_warnings(absent, images.outside, survey),
+        *_image_warnings(images, survey),
         *_retirements(totals, secret, session.today),
     ):
         session.warn(warning)
@@ -80,6 +81,7 @@ class _Survey:
     rows: JobRows
     earlier: EarlierUpload | None = None
     kept: int = 0
+    kept_failed: int = 0
     plain_http: int = 0  # rows with a reference that only trusted hosts may have
     references: dict[str, None] = field(default_factory=dict)
 
@@ -94,9 +96,10 @@ class _Survey:
         if self.earlier is None:
             yield from self.rows
             return
-        for row, _, kept in self.earlier.compare(self.rows):
-            self.kept += kept
-            if not kept:
+        for row, _, decision in self.earlier.compare(self.rows):
+            self.kept += decision is ResumeDecision.RESUMED
+            self.kept_failed += decision is ResumeDecision.KEPT_FAILED
+            if decision not in KEPT:
                 yield row
 
     def _note_references(self, request: RowRequest) -> None:
@@ -111,6 +114,7 @@ def _fields(
     parts = [f"{totals.to_do:,} to do"]
     for count, label in (
         (totals.kept, "done in an earlier upload, not paid for again"),
+        (totals.kept_failed, "failed in an earlier upload, tried again only with --retry-failed"),
         (totals.skipped, "outside filter-rows"),
         (totals.invalid.count, "invalid"),
         (totals.impossible.count, "that no endpoint can take"),
@@ -149,11 +153,10 @@ def _budget(totals: Estimate, budget: int) -> str:
     )
 
 
-def _image_warnings(
-    absent: Sequence[str], outside: Sequence[str], survey: _Survey
-) -> Iterator[str]:
-    shown = quoted_list(absent[:_SHOWN_IMAGES]) if absent else ""
-    if absent:
+def _image_warnings(images: ImagePlan, survey: _Survey) -> Iterator[str]:
+    outside = images.outside
+    if absent := [*map(quoted, images.absent.values()), *images.not_images]:
+        shown = ", ".join(absent[:_SHOWN_IMAGES])
         more = f" and {len(absent) - _SHOWN_IMAGES:,} more" if len(absent) > _SHOWN_IMAGES else ""
         yield (
             f"{plural(len(absent), 'image')} cannot be uploaded from here: {shown}{more}. Their "
@@ -166,8 +169,8 @@ def _image_warnings(
         )
     if survey.plain_http:
         yield (
-            f"{plural(survey.plain_http, 'row')} with an http:// image, which only hosts in the "
-            "stack's TrustedImageHosts may have: write https://."
+            f"{plural(survey.plain_http, 'row')} with an image at http://, which is read only from "
+            "hosts in the stack's TrustedImageHosts: write https://."
         )
 
 
@@ -224,6 +227,7 @@ def _as_json(totals: Estimate, throughput: Throughput, seconds: float) -> dict[s
         "rows": totals.rows,
         "to_do": totals.to_do,
         "kept": totals.kept,
+        "kept_failed": totals.kept_failed,
         "skipped": totals.skipped,
         "invalid": totals.invalid.count,
         "invalid_reasons": [asdict(group) for group in totals.invalid.groups.values()],

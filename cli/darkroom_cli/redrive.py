@@ -61,9 +61,12 @@ def _confirm_all_jobs(session: Session, queue: DeadLetterQueue, reason: str | No
         raise UsageMistake(
             "Name a job, or add --yes to return the dead rows of all jobs; --dry-run shows them."
         )
+    if not (dead := queue.count()):
+        session.print_text("The dead-letter queue is empty.")
+        raise typer.Exit
     scope = f", those with reason {reason}" if reason else ""
-    waiting = plural(queue.count(), "dead row")
-    if not typer.confirm(f"Return the dead rows of all jobs{scope} ({waiting} in all)?", err=True):
+    rows = plural(dead, "dead row")
+    if not typer.confirm(f"Return the dead rows of all jobs{scope} ({rows} in all)?", err=True):
         raise typer.Exit(1)
 
 

@@ -48,6 +48,7 @@ class Progress(StatusCounts):
     done: int
     skipped: int
     resumed: int  # succeeded in an earlier upload
+    kept_failed: int  # failed or dead in an earlier upload, and not tried again
     fallback_rate: float
     cost_usd: float
     unpriced: int
@@ -90,6 +91,7 @@ def measure(
         done=sum(counts.values()) + so_far.skipped,
         skipped=so_far.skipped,
         resumed=so_far.resumed,
+        kept_failed=so_far.kept_failed,
         fallback_rate=counters.fallback / counters.succeeded if counters.succeeded else 0.0,
         cost_usd=counters.cost_micro_usd / 1e6,
         unpriced=counters.unpriced,
@@ -248,8 +250,13 @@ def _hints(p: Progress) -> Iterator[str]:
         return
     if any(getattr(p, status) for status in UNSUCCESSFUL_STATUSES):
         yield f"To see which rows and why: darkroom failures {p.job}"
-    if p.fallback_rate >= _MUCH_FALLBACK:
+    if p.fallback_rate >= _MUCH_FALLBACK and not p.fallback_note:  # which says where to look
         yield "To see why images came from the fallback: darkroom endpoints show"
+    if p.kept_failed:
+        yield (
+            f"{plural(p.kept_failed, 'row')} failed in an earlier upload and did not change: "
+            "submit with --retry-failed to try again"
+        )
     if p.dead:
         yield f"To retry the dead ones: darkroom redrive {p.job}"
     yield f"To get images, manifest and gallery: darkroom download {p.job} DIR"

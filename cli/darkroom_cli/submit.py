@@ -176,8 +176,8 @@ def _warn_of_dropped_budget(session: Session, key: str, options: Mapping[str, ob
     last = (session.stack.input_bucket.metadata(key) or {}).get("budget-usd")
     if last is not None and "budget_usd" not in options:
         session.warn(
-            f"The last upload had a budget of ${last} and this one has none: its rows may cost "
-            f"more. --budget-usd {last} keeps it."
+            f"The last upload had --budget-usd {last} and this one has no budget: its rows may "
+            "cost more. Submit again with that option to limit the cost."
         )
 
 

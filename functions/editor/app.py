@@ -1,10 +1,9 @@
 """Handles a batch of row messages from the queue; returns those to be delivered again."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from aws_lambda_powertools.utilities.batch.types import PartialItemFailureResponse
-from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSEvent, SQSRecord
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from darkroom import bootstrap
@@ -14,8 +13,8 @@ from darkroom.rows import Received
 RESERVE_SECONDS = 20
 
 
-def handler(event: dict[str, Any], context: LambdaContext) -> PartialItemFailureResponse:
-    batch = [_received(record) for record in SQSEvent(event).records]
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, list[dict[str, str]]]:
+    batch = [_received(record) for record in event["Records"]]
     deadline = time.time() + context.get_remaining_time_in_millis() / 1000 - RESERVE_SECONDS
     with bootstrap.invocation(context.aws_request_id) as wiring:
         editor = wiring.editor  # also for no messages: `darkroom doctor` sends none
@@ -23,11 +22,13 @@ def handler(event: dict[str, Any], context: LambdaContext) -> PartialItemFailure
     return {"batchItemFailures": [{"itemIdentifier": message_id} for message_id in returned]}
 
 
-def _received(record: SQSRecord) -> Received:
+def _received(record: Mapping[str, Any]) -> Received:
+    """Of an event's record: "Using Lambda with Amazon SQS" in the Lambda developer guide."""
+    attributes = record["attributes"]
     return Received(
-        message_id=record.message_id,
-        receipt=record.receipt_handle,
-        body=record.body,
-        receive_count=int(record.attributes.approximate_receive_count),
-        sent_at=int(record.attributes.sent_timestamp) / 1000,
+        message_id=record["messageId"],
+        receipt=record["receiptHandle"],
+        body=record["body"],
+        receive_count=int(attributes["ApproximateReceiveCount"]),
+        sent_at=int(attributes["SentTimestamp"]) / 1000,
     )

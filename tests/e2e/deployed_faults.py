@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -22,11 +23,11 @@ from darkroom.aws.ledger_table import LedgerTable
 from darkroom.jobs import Counters
 from darkroom_cli.main import app
 from darkroom_local import stack
-from darkroom_local.processes import ROOT, wait_until
+from darkroom_local.processes import LOOPBACK, ROOT, serving, wait_until
 from darkroom_local.providers import Config, Fault, FaultKind, SimulatedEndpoint, When
 from tests.e2e import faulting_proxy
 from tests.e2e.faulting_proxy import AwsFault, FaultingProxy
-from tests.e2e.harness import Results, StackHarness
+from tests.e2e.harness import Results, StackHarness, encoded_image
 
 NOTE_EVERY_SECONDS = 20.0
 ENDPOINTS = ("gemini-a", "gemini-b", "openai-a", "openai-b")
@@ -57,8 +58,8 @@ class SoakRates:
     kill_every_requests: int  # of the functions to AWS: as many kills on a slow machine
     timeout_seconds: float
     workers: int = 8
-    max_attempts: int = 6
-    dead_ends: int = 3  # rows that fail at every endpoint, in every attempt
+    max_attempts: int = 3
+    dead_ends: int = 3  # rows whose input image cannot be loaded while there are faults
 
 
 @dataclass
@@ -69,6 +70,7 @@ class DeployedFaults:
     proxy: FaultingProxy
     rates: SoakRates
     ledger: LedgerTable
+    image_host: "ImageHost"
     kills: Counter[str] = field(default_factory=Counter)
     charged_before: Counter[str] = field(default_factory=Counter)
     phase: str = "faults"
@@ -78,8 +80,14 @@ class DeployedFaults:
     def figures(self) -> Path:
         return ROOT / "build" / f"soak-{self.rates.rows}-{self.phase}.json"
 
-    def upload(self, key: str, body: bytes) -> str | None:
-        return self.harness.put(key, body, {"max-attempts": str(self.rates.max_attempts)})
+    def upload(self, key: str) -> str | None:
+        """Upload the CSV; each instruction names its row to the simulated providers."""
+        lines = ["image_url,instruction"]
+        for row in range(self.rates.rows):
+            image = f"{self.image_host.url}/hat.png" if row < self.rates.dead_ends else ""
+            lines.append(f"{image},a hat [row:{row:06d}]")
+        options = {"max-attempts": str(self.rates.max_attempts)}
+        return self.harness.put(key, "\n".join(lines).encode(), options)
 
     def run_until_reported(self, job: str, version: str | None) -> Results:
         """Kill workers until the job is reported as done."""
@@ -132,6 +140,7 @@ class DeployedFaults:
 
     def stop_faults(self) -> None:
         self.phase = "redrive"
+        self.image_host.is_down = False
         self.proxy.rates.clear()
         self.charged_before = self.charged_images()  # configuring resets the providers' counts
         healthy = {name: SimulatedEndpoint(mode="fast") for name in ENDPOINTS}
@@ -175,6 +184,36 @@ class DeployedFaults:
         return f"not done in time: {self.figures.read_text()}"
 
 
+@dataclass
+class ImageHost:
+    """A host of input images. While it is down, rows that name it spend their attempts.
+
+    (Rows that failed at every endpoint would look like an outage, in which none is spent.)
+    """
+
+    url: str = ""
+    is_down: bool = True
+
+
+@contextmanager
+def image_host() -> Iterator[ImageHost]:
+    host = ImageHost()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(503 if host.is_down else 200)
+            self.end_headers()
+            if not host.is_down:
+                self.wfile.write(encoded_image())
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            """Log nothing."""
+
+    with serving(ThreadingHTTPServer((LOOPBACK, 0), Handler)) as url:
+        host.url = url
+        yield host
+
+
 @contextmanager
 def running(rates: SoakRates) -> Iterator[DeployedFaults]:
     """Deploy the stack and lead its functions' requests through the proxy."""
@@ -187,11 +226,11 @@ def running(rates: SoakRates) -> Iterator[DeployedFaults]:
         parameters=parameters,
     ) as info:
         aws_faults = dict.fromkeys(AwsFault, rates.aws)
-        with faulting_proxy.running(info.url, aws_faults) as proxy:
+        with faulting_proxy.running(info.url, aws_faults) as proxy, image_host() as images:
             for name in ("Splitter", "Editor", "Reporter"):
                 _lead_through(info, info.outputs[f"{name}FunctionName"], proxy.url)
             ledger = LedgerTable(info.client("dynamodb"), info.outputs["LedgerTableName"])
-            yield DeployedFaults(StackHarness(info), proxy, rates, ledger)
+            yield DeployedFaults(StackHarness(info), proxy, rates, ledger, images)
 
 
 def _lead_through(info: stack.StackInfo, function: str, url: str) -> None:
@@ -207,9 +246,6 @@ def _lead_through(info: stack.StackInfo, function: str, url: str) -> None:
 
 
 def _provider_faults(rate: float) -> Config:
-    faults = (
-        Fault(kind=FaultKind.OVERLOADED, when=When(prompt_contains="dead end")),
-        *(Fault(kind=kind, retry_after=1, when=When(rate=rate)) for kind in KINDS),
-    )
+    faults = tuple(Fault(kind=kind, retry_after=1, when=When(rate=rate)) for kind in KINDS)
     endpoint = SimulatedEndpoint(mode="fast", faults=faults)
     return Config(endpoints=dict.fromkeys(ENDPOINTS, endpoint))

@@ -11,7 +11,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
@@ -21,6 +21,7 @@ from typing import Any
 from darkroom.bootstrap import Wiring
 from darkroom.editor.leases import Timings
 from darkroom.jobs import job_id
+from darkroom.ports import Telemetry
 from darkroom.report.reporter import ReportOutcome
 from darkroom.settings import Settings
 from darkroom.splitter import CsvUploaded
@@ -75,9 +76,11 @@ class FaultHarness:
     def client(self, service: str) -> Any:
         return worker.client(service, self.url)
 
-    def upload(self, key: str, instructions: Sequence[str], **options: str) -> str:
+    def upload(
+        self, key: str, lines: Sequence[str], *, header: str = "instruction", **options: str
+    ) -> str:
         """Upload a CSV and split it; returns the job."""
-        body = "\n".join(("instruction", *instructions)).encode()
+        body = "\n".join((header, *lines)).encode()
         answer = self.client("s3").put_object(
             Bucket=self.settings.input_bucket, Key=key, Body=body, Metadata=options
         )
@@ -129,20 +132,23 @@ class FaultHarness:
             return False
         return not (until_none_dead and self.wiring.ledger.counters(job, run.run).dead)
 
-    def counting(self, counts: Counter[str]) -> Wiring:
-        """The use cases again, without the faulting proxy; counts their AWS requests by name."""
+    def counting(self, count: Callable[[str, str, Any], None], telemetry: Telemetry) -> Wiring:
+        """The use cases again, without the faulting proxy.
+
+        `count` is called with the service, the operation and the body of each AWS request.
+        """
 
         def client(service: str) -> Any:
             made = self.client(service)
             made.meta.events.register(
                 "before-call",
-                lambda model, **_: counts.update([f"{service}:{model.name}"]),
+                lambda model, params, **_: count(service, model.name, params["body"]),
             )
             return made
 
         return Wiring(
             self.settings,
-            FakeTelemetry(),
+            telemetry,
             client=client,
             timings=TIMINGS,
             start_function=lambda function, event: None,

@@ -100,8 +100,7 @@ def test_kills_and_faults_lose_no_row_and_hide_no_charge(tmp_path: Path) -> None
 def test_deployed_functions_that_are_killed_lose_no_row_and_hide_no_charge() -> None:
     """The same with the deployed functions, and a tenth of each kind of fault."""
     with deployed_faults.running(SOAK) as soak:
-        body = "\n".join(("instruction", *csv_instructions(SOAK.rows, SOAK.dead_ends))).encode()
-        version = soak.upload("jobs/soak.csv", body)
+        version = soak.upload("jobs/soak.csv")
         results = soak.run_until_reported("jobs/soak", version)
         check(soak.ledger, results, SOAK.rows, soak.charged_images())
         assert injected(soak.proxy.counts).total() > SOAK.rows

@@ -1,13 +1,13 @@
 """An upload before `darkroom endpoints push`: rows wait, and the job finishes after the push."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 from darkroom.errors import Reason
 from darkroom_local.processes import wait_until
 from tests.e2e import worker
 from tests.e2e.fault_harness import TIMINGS, FaultRates, running
+from tests.fakes.services import FakeTelemetry
 
 ROWS = 3
 
@@ -19,7 +19,7 @@ def test_rows_uploaded_before_the_endpoints_wait_and_succeed_after_the_push(tmp_
         arn = stack.settings.endpoints_secret_arn
         endpoints = secrets.get_secret_value(SecretId=arn)["SecretString"]
         secrets.put_secret_value(SecretId=arn, SecretString=json.dumps({"endpoints": []}))
-        wiring, ledger = stack.counting(Counter()), stack.wiring.ledger
+        wiring, ledger = stack.counting(lambda *_: None, FakeTelemetry()), stack.wiring.ledger
         instructions = [f"make it {n}" for n in range(ROWS)]
         job = stack.upload("jobs/early.csv", instructions, **{"max-attempts": "1"})
 

@@ -6,7 +6,7 @@ Counts what AWS would bill. Loading and storing take a fixed time each; a call a
 import random
 from collections import Counter
 from dataclasses import dataclass, field
-from math import ceil, inf
+from math import inf
 
 from darkroom.calls import EditResult
 from darkroom.editor.batch import Completion, EditorBatch, ReturnRow
@@ -27,6 +27,7 @@ from tests.fakes.virtual_time import START, SkewedClock, VirtualTime, run_all
 
 LOAD_SECONDS = 0.5
 STORE_SECONDS = 0.7
+MEAN_NETWORK_SECONDS = 0.1
 
 
 @dataclass
@@ -127,7 +128,8 @@ class CostFleet:
 
     def _environment(self, number: int) -> EditorBatch:
         rng = random.Random(number)
-        editors = {Provider.GEMINI: NetworkEditor(self.provider, self.clock, rng, 0.2)}
+        delay = 2 * MEAN_NETWORK_SECONDS
+        editors = {Provider.GEMINI: NetworkEditor(self.provider, self.clock, rng, delay)}
         dispatcher = self.harness.worker(editors.__getitem__, self.clock, rng)
         runs, telemetry = CurrentRuns(self.ledger, self.clock), self.harness.telemetry
         return EditorBatch(
@@ -159,24 +161,29 @@ class CostFleet:
 
     @property
     def floor_per_row(self) -> float:
-        """Of the fewest invocations, a whole number, that can use the limits all the time.
+        """Of threads that always work on a row, in at least one worker.
 
-        Without a limit that binds, of threads that call all the time.
+        A row keeps its thread busy from the loading of its images until they are stored.
         """
         if not self.limit_binds:
-            return self.call_seconds / self.threads
-        return ceil(self._busy_threads / self.threads) * self.call_seconds / self._busy_threads
+            return self._work_seconds / self.threads
+        threads = self._calls_per_second * self._work_seconds
+        return max(1.0, threads / self.threads) / self._calls_per_second
 
     @property
     def limit_binds(self) -> bool:
         """The workers could make more calls than the limits allow."""
-        return self._busy_threads < self.processes * self.threads
+        return self._calls_per_second * self._work_seconds < self.processes * self.threads
 
     @property
-    def _busy_threads(self) -> float:
-        """How many threads call when the limits are used."""
-        by_rate = self.rate / 62 * self.call_seconds if self.rate else inf
-        return min(by_rate, self.max_in_flight or inf)
+    def _work_seconds(self) -> float:
+        return LOAD_SECONDS + MEAN_NETWORK_SECONDS + self.call_seconds + STORE_SECONDS
+
+    @property
+    def _calls_per_second(self) -> float:
+        """What the limits allow."""
+        by_rate = self.rate / 62 if self.rate else inf
+        return min(by_rate, self.max_in_flight / self.call_seconds or inf)
 
     @property
     def utilisation(self) -> float:

@@ -127,6 +127,7 @@ class EditorHarness:
         self.dispatcher = ScriptedDispatcher()
         self.fetcher = FakeFetcher()
         self.on_unknown_outcome = "retry"
+        self.rng: Callable[[], float] = lambda: 0.5
         self.deliveries = 0
         self.report_requests: list[str] = []
         self.progress_requests: list[str] = []
@@ -204,7 +205,7 @@ class EditorHarness:
             clock=self.clock,
             telemetry=self.telemetry,
             threads=4,
-            rng=lambda: 0.5,
+            rng=self.rng,
             run_all=self.clock.run_all,
         )
         deadline = self.clock.now() + 800

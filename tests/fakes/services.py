@@ -2,6 +2,7 @@
 
 import hashlib
 import heapq
+import random
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -95,8 +96,9 @@ class _Queued:
 class FakeQueue:
     """RowQueue in memory. Also records what it is called with.
 
-    The message that has been visible for longest is received first. A receipt is valid until the
-    message is received again. `requests` counts requests as SQS bills them.
+    The message that has been visible for longest is received first, by any of the requests that
+    wait: SQS promises no order of these. A receipt is valid until the message is received again.
+    `requests` counts requests as SQS bills them.
     """
 
     clock: Clock = field(default_factory=FakeClock)
@@ -109,6 +111,7 @@ class FakeQueue:
     poll_seconds: float = 0.25
     request_seconds: float = 0.0  # of a receive
     extra_backlog: int = 0  # messages that others have received
+    rng: random.Random = field(default_factory=lambda: random.Random(5), repr=False)
     _by_receipt: dict[str, _Queued] = field(default_factory=dict)
     _order: list[tuple[float, int, str]] = field(default_factory=list)  # heap of message ids
     _numbers: Iterator[int] = field(default_factory=count, repr=False)
@@ -135,7 +138,8 @@ class FakeQueue:
                 if self.request_seconds:
                     self.clock.sleep(self.request_seconds)
                 return taken
-            self.clock.sleep(min(self.poll_seconds, until - now))
+            pause = self.poll_seconds * self.rng.uniform(0.5, 1.5)
+            self.clock.sleep(min(pause, until - now))
 
     def dead_letter(self, body: str, attributes: Mapping[str, str]) -> None:
         self.requests["dead_letter"] += 1

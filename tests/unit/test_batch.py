@@ -1,6 +1,7 @@
 """A batch of messages: which are delivered again, which leases are renewed, when it is complete."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -250,6 +251,37 @@ def test_a_thread_takes_a_row_only_when_a_slot_is_near() -> None:
     assert harness.clock.now() - began_at <= 29 * 6 + 20 + 10
 
 
+def test_one_more_row_is_prepared_while_a_limit_binds() -> None:
+    """Slots are four seconds apart, and four threads would make a call in every five."""
+    harness = EditorHarness.with_job(queued=30)
+    handler = ScriptedHandler(harness)
+    slots = SlotsEvery(4.0, handler)
+    harness.dispatcher.on_readiness = slots.update
+    harness.queue.send([harness.message(key=f"{n:06d}") for n in range(1, 30)])
+    began_at = harness.clock.now()
+    assert harness.handle_batch(handler, received("000000")) == []
+    assert max(len(rows) for rows in handler.together.values()) == 5
+    assert harness.clock.now() - began_at <= 29 * 4 + 20 + 10
+
+
+def test_a_supply_returns_piece_by_piece() -> None:
+    harness = EditorHarness.with_job(queued=80)
+    harness.rng = random.Random(1).random
+    began_at = harness.clock.now()
+
+    def endpoint_is_busy_after_the_first_row() -> None:
+        later = began_at + 3600 if harness.clock.now() > began_at + 1 else began_at
+        harness.dispatcher.ready = Readiness(later, rows_per_second=1.0)
+
+    harness.dispatcher.on_readiness = endpoint_is_busy_after_the_first_row
+    harness.queue.send([harness.message(key=f"{n:06d}") for n in range(1, 80)])
+    harness.handle_batch(ScriptedHandler(harness), received("000000"))
+    ended_at = harness.clock.now()
+    hidden = Counter(m.visible_at for m in harness.queue.messages.values())
+    assert len([at for at in hidden if at > ended_at]) >= 5
+    assert max(hidden.values()) <= 10
+
+
 def test_a_supply_is_shared_when_slots_are_free(harness: EditorHarness) -> None:
     """Rows are not kept in one invocation while others could work on them."""
     began_at = harness.clock.now()
@@ -384,20 +416,23 @@ def test_hidden_messages_return_evenly_over_the_time_that_the_backlog_takes() ->
     assert max(hidden) <= 10 + drain
 
 
-@pytest.mark.parametrize(("backlog", "longest"), [(600, 240), (10_000, 1875), (10**6, 15 * 1024)])
-def test_a_message_that_has_returned_stays_near_for_longer_each_time(
-    backlog: int, longest: float
-) -> None:
+def test_a_retry_is_hidden_for_four_minutes_at_most() -> None:
     readiness = Readiness(1_000_010.0, rows_per_second=1 / 6)
 
-    def hidden(receives: int, *, retry: bool = False) -> float:
+    def hidden(receives: int, *, retry: bool) -> float:
         return hide_seconds(
-            readiness, backlog, 1_000_000.0, lambda: 1.0, receives=receives, retry=retry
+            readiness, 10_000, 1_000_000.0, lambda: 1.0, receives=receives, retry=retry
         )
 
-    longest = min(longest, 4 * 3600)
-    assert [hidden(n) for n in (2, 3, 99)] == [10 + 120, 10 + 240, 10 + longest]
-    assert hidden(99, retry=True) == 10 + 240
+    assert [hidden(n, retry=True) for n in (1, 2, 3, 99)] == [10 + 60, 10 + 120, 10 + 240, 10 + 240]
+    assert hidden(99, retry=False) == 10 + 4 * 3600
+
+
+def test_messages_return_as_fast_as_the_limit_in_flight_allows() -> None:
+    readiness = Readiness(
+        1_000_000.0, rows_per_second=1.0, free_places=1, places_in_use=3
+    )  # 4 rows in 20 s
+    assert hide_seconds(readiness, 100, 1_000_000.0, lambda: 1.0) == 100 * 5 / SUPPLY_FACTOR
 
 
 def test_no_message_is_hidden_for_longer_than_four_hours() -> None:

@@ -71,3 +71,15 @@ def test_no_modules_import_each_other(package: ModuleType) -> None:
     found = modules(Path(package.__path__[0]))
     graph = {name: found.keys() & set(imported_by(path)) for name, path in found.items()}
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
+def test_the_editor_loads_no_utilities_of_powertools_but_its_logger_and_metrics() -> None:
+    """Its batch utility and data classes cost a seventh of the handler's import."""
+    path = ROOT.parents[2] / "functions" / "editor"
+    program = f"import sys; sys.path.insert(0, {str(path)!r}); import app; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    loaded = set(done.stdout.split())
+    assert "darkroom.bootstrap" in loaded
+    assert not {f"aws_lambda_powertools.utilities.{n}" for n in ("batch", "data_classes")} & loaded

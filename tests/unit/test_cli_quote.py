@@ -232,7 +232,9 @@ def test_rows_that_an_earlier_upload_did_are_not_quoted_again(cli: CliHarness) -
 def test_rows_that_failed_before_are_quoted_with_retry_failed(cli: CliHarness) -> None:
     settle(cli, RowState.FAILED)
     file = cli.csv("a,,warm", "b,,new", header=INDEXED)
-    assert cli.json("quote", file)["kept"] == 1
+    quoted = cli.json("quote", file)
+    assert (quoted["kept"], quoted["kept_failed"]) == (0, 1)
+    assert "failed in an earlier upload" in cli.run("quote", file).stdout
     assert cli.json("quote", file, "--retry-failed")["kept"] == 0
 
 
@@ -250,8 +252,11 @@ def test_images_that_cannot_be_uploaded_are_counted_before_anything_starts(
         "text.png",
     ]
     warnings = cli.run("quote", file).stderr
-    assert "3 images cannot be uploaded from here" in warnings
-    assert "1 row with an http:// image" in warnings
+    assert (
+        "3 images cannot be uploaded from here: 'gone.png', '/no/such.png', 'text.png' is not an"
+        in warnings
+    )
+    assert "1 row with an image at http://" in warnings
 
 
 @pytest.mark.parametrize(("budget", "rows"), [("100", 10), ("0.20", None), ("0", 0)])

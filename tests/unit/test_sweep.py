@@ -356,7 +356,7 @@ def test_a_redriven_row_is_edited_although_its_run_was_not_reopened_and_its_mess
     harness.lose_all()
     harness.sweep(HOUR + SCHEDULE)
     harness.edit()
-    assert harness.ledger.rows[JOB, "000000"].state is RowState.SUCCEEDED
+    assert record_of(harness, 0).state is RowState.SUCCEEDED
     harness.report()
     harness.sweep()
     assert (harness.unfinished, harness.run.state) == ([], RunState.DONE)
@@ -367,12 +367,12 @@ def test_a_dead_row_whose_redriven_letter_is_lost_stays_reported_and_is_edited_b
 ) -> None:
     redriven(harness)  # and SQS deletes the copy before a worker claims its row
     harness.sweep(15 * DAY)
-    assert harness.ledger.rows[JOB, "000000"].state is RowState.DEAD
+    assert record_of(harness, 0).state is RowState.DEAD
     assert (harness.unfinished, harness.run.state) == ([], RunState.DONE)
     harness.edited = len(harness.queue.sent)
     harness.split(harness.upload(csv_of(1), retry_failed="true"))
     harness.edit()
-    assert harness.ledger.rows[JOB, "000000"].state is RowState.SUCCEEDED
+    assert record_of(harness, 0).state is RowState.SUCCEEDED
 
 
 def count_a_row_as_resumed_and_queue_it(harness: SweepHarness) -> None:

@@ -64,4 +64,6 @@ def test_rows_without_a_place_in_flight_wait_in_the_queue() -> None:
     fleet.run()
     assert fleet.utilisation >= 0.9
     assert fleet.counts["deferred_with_images"] <= 2
+    assert fleet.billed_per_row <= 1.6 * fleet.floor_per_row
+    assert fleet.deferrals_per_row <= 4
     assert fleet.provider.most_in_flight <= 4

@@ -234,6 +234,14 @@ class EndpointsSecret(BaseModel):
 
     endpoints: tuple[Endpoint, ...]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_list_of_endpoints(cls, data: Any) -> Any:
+        endpoints = data.get("endpoints", ()) if isinstance(data, dict) else None
+        if not isinstance(endpoints, list | tuple):
+            raise ValueError('write an object with a list: {"endpoints": [{"name": …}, …]}')  # noqa: TRY004 - pydantic reports ValueErrors
+        return data
+
     @field_validator("endpoints")
     @classmethod
     def _names_are_unique(cls, endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
@@ -299,6 +307,13 @@ _COMMON_SETTINGS = {  # suffix of the variable -> field of every endpoint
     "MODEL": "model",
 }
 _ACCOUNT_SETTINGS = {"ORG_ID": "organization", "PROJECT_ID": "project"}  # at the provider's own URL
+_SUFFIXES = {  # field -> suffix of its variable
+    **{field: suffix for suffix, field in (_COMMON_SETTINGS | _ACCOUNT_SETTINGS).items()},
+    "api_keys": "API_KEYS",
+    "base_url": "BASE_URL",
+    "requests_per_minute": "RATE_LIMIT",
+    "weight": "WEIGHTS",
+}
 _URL_SUFFIXES = ("ENDPOINTS", "API_BASE", "BASE_URL")
 _LIST_SUFFIXES = ("API_KEYS", "RATE_LIMITS", "RATE_LIMIT", "WEIGHTS")
 _IMAGES_PER_MINUTE, _CONCURRENT = "IMAGE_GEN_IPM", "IMAGE_GEN_MAX_CONCURRENT"
@@ -316,9 +331,11 @@ def endpoints_from_environment(environment: Mapping[str, str]) -> EndpointsSecre
     ]
     if not found:
         keys = [name for entry in PROVIDERS.values() for name in entry.key_variables]
+        unread = "".join(f". {note.rstrip('.')}" for note in _unread_variables(environment))
         raise ConfigurationError(
             "no provider is set in the environment: set "
             f"{', '.join(keys[:-1])} or {keys[-1]}, or a list of keys such as DG_OPENAI_API_KEYS"
+            f"{unread}"
         )
     try:
         return EndpointsSecret.model_validate({"endpoints": found})
@@ -357,7 +374,10 @@ def _unread_variables(environment: Mapping[str, str]) -> Iterator[str]:
     for name in sorted(environment.keys() - read):
         plural_name = re.sub(r"_?\d+$", "S", name)  # OPENAI_API_KEY_2: several are in …_KEYS
         close = get_close_matches(plural_name, read, n=1, cutoff=0.85)
-        if close and name.startswith(tuple(prefixes)):
+        prefix = next((p for p in prefixes if name.startswith(p)), "")
+        if field := _FIELDS.get(name.removeprefix(prefix).lower()) if prefix else None:
+            close = [prefix + _SUFFIXES[field]] if field in _SUFFIXES else close
+        if close and prefix:
             yield f"{name} is not used: did you mean {close[0]}?"
         elif name.startswith(("DG_", "IMAGE_GEN_")):
             yield f"{name} is not used."

@@ -135,19 +135,21 @@ def describe_validation(
 ) -> str:
     """Every problem by its field, never with the value (it may be a key).
 
-    A problem that only follows from one inside the same field is left out. `fields` are the fields
-    that an unknown one may mean, by their names and other names that people use.
+    A problem that only follows from another is left out: one inside the same field, or the lack of
+    the field that an unknown one was meant to be. `fields` are the fields that an unknown one may
+    mean, by their names and other names that people use.
     """
     fields = fields or {}
     found = error.errors(include_input=False, include_url=False, include_context=False)
     found.sort(key=lambda problem: problem["type"] != "extra_forbidden")  # unknown fields first
     inner = {p["loc"][:depth] for p in found for depth in range(len(p["loc"]))}
+    meant = {(*p["loc"][:-1], _meant_field(p, fields)) for p in found}
     problems = [
         f"{_field_path(problem['loc'])}: {_validation_message(problem, fields or {})}".removeprefix(
             ": "
         )
         for problem in found
-        if problem["loc"] not in inner
+        if problem["loc"] not in inner | meant
     ]
     if len(problems) > _LISTED_PROBLEMS:
         more = len(problems) - _LISTED_PROBLEMS
@@ -160,10 +162,18 @@ def _field_path(location: tuple[int | str, ...]) -> str:
     return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).removeprefix(".")
 
 
+def _meant_field(problem: "ErrorDetails", fields: Mapping[str, str]) -> str | None:
+    """The field that an unknown one was probably meant to be; None for other problems."""
+    if problem["type"] != "extra_forbidden":
+        return None
+    close = get_close_matches(str(problem["loc"][-1]).lower(), fields, n=1)
+    return fields[close[0]] if close else None
+
+
 def _validation_message(problem: "ErrorDetails", fields: Mapping[str, str]) -> str:
     if problem["type"] == "extra_forbidden":
-        close = get_close_matches(str(problem["loc"][-1]).lower(), fields, n=1)
-        return f"no such field, did you mean {fields[close[0]]}?" if close else "no such field"
+        meant = _meant_field(problem, fields)
+        return f"no such field, did you mean {meant}?" if meant else "no such field"
     message = problem["msg"].removeprefix("Value error, ").rstrip(".")
     message = message.replace("Field required", "is missing")
     return message[:1].lower() + message[1:]

@@ -15,7 +15,12 @@ from dataclasses import dataclass, field, replace
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, timeout_of_call
 from darkroom.dispatch import circuit_breaker, rate_limiter
-from darkroom.dispatch.outages import cooldown_outcome, describe, fallback_cause
+from darkroom.dispatch.outages import (
+    cooldown_outcome,
+    describe_outages,
+    fallback_cause,
+    outage_of,
+)
 from darkroom.dispatch.outcomes import OutcomeRecorder
 from darkroom.dispatch.selector import NoSlot, Permit, Selector
 from darkroom.dispatch.state_cache import Availability, Candidate, StateCache
@@ -374,8 +379,9 @@ class TieredDispatcher:
             skipped = attempt.plans[name][0]
             if skipped.tier < reported.tier:
                 state = self._state_cache.state(name)
-                reason, cause = describe(skipped, state, availability, self._state_cache.now())
-                reported, detail = skipped, f"{cause}; {detail}"
+                outage = outage_of(skipped, state, availability, self._state_cache.now())
+                reported, reason = skipped, outage.reason
+                detail = f"{describe_outages([outage])}; {detail}"
         return RetryRow(
             reason,
             detail,
@@ -403,13 +409,13 @@ class TieredDispatcher:
         """Why all of these endpoints are out of service."""
         now = self._state_cache.now()
         endpoints = {e.name: e for e in self._secret_source.endpoints().endpoints}
-        causes = [
-            describe(endpoints[name], self._state_cache.state(name), availability, now)
+        outages = [
+            outage_of(endpoints[name], self._state_cache.state(name), availability, now)
             for name, availability in available.items()
             if name in endpoints
         ]
-        reason = causes[0][0] if causes else Reason.NO_ENDPOINT
-        return Waiting(reason, "; ".join(cause for _, cause in causes), self._clock.now())
+        reason = outages[0].reason if outages else Reason.NO_ENDPOINT
+        return Waiting(reason, describe_outages(outages), self._clock.now())
 
     def _unusable(self, detail: str) -> Waiting:
         return Waiting(Reason.NO_ENDPOINT, detail, self._clock.now())

@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import batched
 from math import ceil, inf
 from typing import Protocol
 
 from pydantic import ValidationError
 
 from darkroom.editor.leases import TIMINGS, Leases, Timings
-from darkroom.editor.waiting import CurrentRuns, JobWaits, hide_seconds
+from darkroom.editor.waiting import TYPICAL_ROW_SECONDS, CurrentRuns, JobWaits, hide_seconds
 from darkroom.errors import Reason, ServiceUnavailable, Waiting
 from darkroom.formatting import describe_validation
 from darkroom.jobs import Run, RunState
@@ -48,7 +49,9 @@ AHEAD_SECONDS = 5.0
 MAX_AHEAD_SECONDS = 15.0  # what is waited here is billed
 MAX_START_DELAY_SECONDS = 2.0
 # A place in flight that becomes free is left to the fullest invocation for up to this long.
-PLACE_PATIENCE_SECONDS = 4.0
+PLACE_PATIENCE_SECONDS = 5.0
+NEWCOMER_SHARE = 0.6  # and to any live one for at least this share of that
+LIMIT_BINDS_SECONDS = 30.0  # after no place in flight was free
 RESERVED_AFTER_SECONDS = 2.0  # by then a row taken has loaded its images and reserved its slot
 # While the limits leave no free slot, this supply of messages is held for the threads.
 SUPPLY_SECONDS = 600.0
@@ -57,7 +60,6 @@ RECEIVERS = 4  # that request a supply at the same time: Lambda polls with five
 FREE_SLOT_CHECK_SECONDS = 2.0
 FREE_SLOT_CHECKS = 2  # in a row that find a free slot, before the supply is shared
 SHARED_MESSAGES = 10
-TYPICAL_ROW_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,11 @@ class EditorBatch:
     rng: Callable[[], float] = random.random
     run_all: Callable[[Sequence[Callable[[], None]]], None] = run_in_threads
 
+    @property
+    def rows_at_once(self) -> int:
+        """One more than calls: while limits bind, a row is loaded or stored beside the calls."""
+        return self.threads + min(1, self.threads - 1)
+
     def handle(self, batch: Sequence[Received], deadline: float, invocation: str) -> list[str]:
         """Work on all messages until `deadline` (Unix seconds); `invocation` names this delivery.
 
@@ -150,7 +157,7 @@ class EditorBatch:
             receivers: list[Callable[[], None]] = [
                 partial(work.receive, number) for number in range(RECEIVERS)
             ]
-            threads = [work.keep_alive, *receivers, *[work.process_rows] * self.threads]
+            threads = [work.keep_alive, *receivers, *[work.process_rows] * self.rows_at_once]
             self.run_all(threads)
         work.finish()
         return [received.message_id for received in batch if received.message_id in work.kept]
@@ -255,12 +262,13 @@ class _Invocation:
         backlog = self._backlog(len(tasks))
         for retry in (True, False):
             returned = [task.received for task in tasks if task.message.retry is retry]
-            if returned:
-                receives = min(message.receive_count for message in returned)
+            # A supply returns piece by piece.
+            for group in batched(returned, self.batch.threads, strict=False):
+                receives = min(message.receive_count for message in group)
                 seconds = hide_seconds(
                     readiness, backlog, now, self.batch.rng, receives=receives, retry=retry
                 )
-                self._keep(returned, seconds)
+                self._keep(group, seconds)
         self.batch.telemetry.info("rows_deferred", rows=len(tasks))
 
     def _backlog(self, at_least: int) -> int:
@@ -301,11 +309,12 @@ class _Invocation:
         if startable is None or not self._needs_slot(startable):
             return startable is not None
         rate = self._readiness.rows_per_second
-        delay = min(MAX_START_DELAY_SECONDS, rate and 0.25 / rate)
+        shortest, delay = 0.0, min(MAX_START_DELAY_SECONDS, rate and 0.25 / rate)
         if self._readiness.free_places < inf:
             shared = self._readiness.places_in_use > 0
             delay = max(delay, PLACE_PATIENCE_SECONDS if shared else ABOUT_NOW_SECONDS)
-        self.batch.clock.sleep(self.batch.rng() * delay)
+            shortest = NEWCOMER_SHARE * delay if shared else 0.0
+        self.batch.clock.sleep(shortest + self.batch.rng() * (delay - shortest))
         self._update_readiness()
         with self._lock:
             return self._next_held() is not None
@@ -361,9 +370,13 @@ class _Invocation:
             return False
         while self._taken_at and self._taken_at[0] < now - RESERVED_AFTER_SECONDS:
             self._taken_at.popleft()
-        share = (self._busy / self.batch.threads + self.rank) / 2
+        fullness = min(1.0, self._busy / self.batch.threads)
+        share = (fullness + self.rank) / 2
         if len(self._taken_at) >= readiness.free_places:
             self._no_place_at = now
+            return False
+        limits_bind = readiness.start_at > now or now - self._no_place_at < LIMIT_BINDS_SECONDS
+        if self._busy >= self.batch.threads and not limits_bind:
             return False
         others_call = readiness.places_in_use > self._busy
         if others_call and now - self._no_place_at < PLACE_PATIENCE_SECONDS * (1 - share):
@@ -512,7 +525,7 @@ class _Invocation:
 
     def _ended(self) -> bool:
         with self._lock:
-            return self._ended_threads >= self.batch.threads
+            return self._ended_threads >= self.batch.rows_at_once
 
     # The end
 

@@ -13,14 +13,13 @@ RUN_MAX_AGE_SECONDS = 15.0  # a stopped job is noticed after this, before its ne
 HOUR = 3600.0
 # Hidden messages notice neither `stop` nor a higher limit, so none is hidden for longer than this.
 MAX_HIDDEN_SECONDS = 4 * HOUR
-# Messages return somewhat faster than the limits allow, so that live workers always have some.
+# Messages return faster than the limits allow, since live workers receive only some of them.
 SUPPLY_FACTOR = 2.0
 UNLIMITED_ROWS_PER_SECOND = 10.0  # at which messages return while endpoints without limits are down
-# Of a message that has returned already, or whose row was called for: doubles with each receive,
-# up to a share of the backlog's time, so that those of a large job do not return all the time.
-NEAR_SECONDS = 60.0
-MAX_NEAR_SECONDS = 240.0
-MAX_NEAR_SHARE = 1 / 16
+TYPICAL_ROW_SECONDS = 20.0
+# Of a message whose row was called for: doubles with each receive.
+RETRY_SECONDS = 60.0
+MAX_RETRY_SECONDS = 240.0
 
 
 def hide_seconds(
@@ -34,16 +33,21 @@ def hide_seconds(
 ) -> float:
     """How long to hide messages whose rows have no slot now.
 
-    At first in proportion to the backlog: the messages of all workers return evenly over the time
-    that the backlog takes. One that has returned stays near, for a live worker to receive it.
+    In proportion to the backlog, so that the messages of all workers return evenly over the time
+    that the backlog takes. A retry returns before rows that were not called for.
     """
     until_slot = max(0.0, readiness.start_at - now)
-    rate = (readiness.rows_per_second or UNLIMITED_ROWS_PER_SECOND) * SUPPLY_FACTOR
-    spread = backlog / rate
-    if readiness.waiting is None and (retry or receives > 1):
-        longest = MAX_NEAR_SECONDS if retry else max(MAX_NEAR_SECONDS, spread * MAX_NEAR_SHARE)
-        spread = min(spread, longest, NEAR_SECONDS * 2.0 ** min(receives - 1, 10))
+    spread = backlog / (_rows_per_second(readiness) * SUPPLY_FACTOR)
+    if retry and readiness.waiting is None:
+        spread = min(spread, MAX_RETRY_SECONDS, RETRY_SECONDS * 2.0 ** min(receives - 1, 10))
     return until_slot + random() * min(spread, MAX_HIDDEN_SECONDS)
+
+
+def _rows_per_second(readiness: Readiness) -> float:
+    """What the limits of the rate and in flight allow together."""
+    places = readiness.free_places + readiness.places_in_use
+    by_rate = readiness.rows_per_second or UNLIMITED_ROWS_PER_SECOND
+    return min(by_rate, max(places, 1) / TYPICAL_ROW_SECONDS)
 
 
 @dataclass(slots=True)

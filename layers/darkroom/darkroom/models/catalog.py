@@ -454,7 +454,7 @@ def model_advice(endpoint: Endpoint) -> str:
     """What to do when the provider says that the endpoint's model does not exist."""
     model = find_model(endpoint.provider, _known_as(endpoint, endpoint.model))
     end, default = model.retirement, PROVIDERS[endpoint.provider].model
-    better = f"its successor {end.successor}" if end else f"another model, such as {default}"
+    better = f"its successor {end.successor}" if end else f"another model, such as {default},"
     return f"name {better} in {endpoint.name} and push the endpoints again"
 
 
