@@ -1,7 +1,7 @@
 """`darkroom quote`: rows, cost and time of a job before it is started."""
 
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
