@@ -17,6 +17,7 @@ from darkroom.dispatch import rate_limiter
 from darkroom.endpoint_state import SECOND
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import Ineligible, RowRejected
+from darkroom.formatting import money
 from darkroom.jobs import JobOptions
 from darkroom.models.catalog import DEFAULTS, MODELS, Model, least_image_price, model_at
 from darkroom.models.planner import (
@@ -155,6 +156,12 @@ class Estimate:
         """Until the last row ends; requests in batches may take as long as the providers allow."""
         of_calls = self.throughput(throughput).job_seconds(self.calls, secret)
         return max(of_calls, BATCH_SECONDS if self.requests else 0.0)
+
+    @property
+    def price(self) -> str:
+        """Of the first tier, in words."""
+        least, most = (money(amount / 1e6) for amount in (self.least, self.expected_most))
+        return least if least == most else f"{least} to {most}"
 
     def throughput(self, of_calls: Throughput) -> Throughput:
         """`of_calls` with the average numbers of images of these rows."""

@@ -98,7 +98,10 @@ def submit(
         ),
     ] = None,
     yes: Annotated[
-        bool, typer.Option("--yes", help="With --try: edit the rest without asking.")
+        bool,
+        typer.Option(
+            "--yes", help="Do not ask before rows are edited again, or before the rest of --try."
+        ),
     ] = False,
     compare: Annotated[
         str | None,
@@ -133,7 +136,8 @@ def submit(
     """Start a job from a CSV, or from a folder of images and an instruction.
 
     Uploads the local images that the CSV names, if they are missing or changed, then the CSV, and
-    prints the job's name. Submitting a corrected CSV again processes only new and changed rows.
+    prints the job's name. Submitting a corrected CSV again processes only new and changed rows; it
+    says how many of them were edited before, and asks.
     """
     from darkroom_cli.corrections import submit_corrections
     from darkroom_cli.error_messages import UsageMistake
@@ -145,7 +149,16 @@ def submit(
 
     options = with_batch_mode(options, batch=batch)
     path = csv_of_folder(session, csv, options) if csv.is_dir() else csv
-    upload = Upload(path, to, options, wait, every, allow_outside, replace_images=replace_images)
+    upload = Upload(
+        path,
+        to,
+        options,
+        wait,
+        every,
+        allow_outside,
+        replace_images=replace_images,
+        assume_yes=yes,
+    )
     if job is not None and trial is not None:
         raise UsageMistake("--try is for a whole CSV: leave it out with --job.")
     if compare is not None:
@@ -156,7 +169,7 @@ def submit(
     if job is not None:
         progress = submit_corrections(session, upload, job)
     elif trial is not None:
-        progress = submit_trial(session, upload, count=trial, assume_yes=yes)
+        progress = submit_trial(session, upload, count=trial)
     else:
         progress = submit(session, upload)
     if progress is not None:

@@ -1,6 +1,5 @@
 """`darkroom submit --try`: edits a few rows first, shows the price of the rest, and asks."""
 
-import sys
 from array import array
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,13 +25,11 @@ _FEWEST_COMPARED = 2
 _CALL_SECONDS = 20.0  # has no effect on the price
 
 
-def submit_trial(
-    session: Session, upload: Upload, *, count: int, assume_yes: bool
-) -> Progress | None:
+def submit_trial(session: Session, upload: Upload, *, count: int) -> Progress | None:
     """Submit `count` rows spread over the CSV and, on consent, the rest as the same job.
 
-    The rows tried are not edited again: the job resumes. Without a terminal and `assume_yes` the
-    command ends after them.
+    The rows tried are not edited again: the job resumes. Without a terminal and `upload.assume_yes`
+    the command ends after them.
     """
     rows = open_csv(upload.path, upload.options)
     with session.spinner("Reading the CSV"):
@@ -57,8 +54,8 @@ def submit_trial(
     if session.shows_progress:
         open_gallery(session, progress.job, None, session.wiring.launch)
     _show_price(session, progress, rest[mode], rest[_mode_of_trial(mode)], len(tried))
-    if assume_yes or _confirmed(session, rest[mode].to_do):
-        return submit(session, upload)
+    if upload.assume_yes or _confirmed(session, rest[mode].to_do):
+        return submit(session, replace(upload, assume_yes=True))
     session.note(
         "Nothing else was started. To edit the rest, submit again without --try: rows that are "
         "done are kept and not paid for again."
@@ -118,19 +115,18 @@ def _show_price(
 ) -> None:
     """`as_tried` is the estimate of the rest in the mode of those tried."""
     cost = progress.cost_usd
-    least, most = rest.least / 1e6, rest.expected_most / 1e6
     factor = rest.expected_most / as_tried.expected_most if as_tried.expected_most else 1.0
     by_trial = cost / tried * rest.to_do * factor
     if session.json:
         session.print_json(
             {"job": progress.job, "tried": tried, "cost_usd": cost, "rest": rest.to_do}
-            | {"rest_mode": rest.mode, "rest_least_usd": least, "rest_most_usd": most}
-            | {"rest_by_trial_usd": by_trial}
+            | {"rest_mode": rest.mode, "rest_by_trial_usd": by_trial}
+            | {"rest_least_usd": rest.least / 1e6, "rest_most_usd": rest.expected_most / 1e6}
         )
         return
     batches = " in batches" if rest.requests else ""
     price = (
-        f"{plural(rest.to_do, 'row')}{batches}: {money(least)} to {money(most)} by the price list, "
+        f"{plural(rest.to_do, 'row')}{batches}: {rest.price} by the price list, "
         f"{money(by_trial)} at the price of those tried{' less the discount' if batches else ''}"
     )
     session.print_fields(
@@ -139,6 +135,6 @@ def _show_price(
 
 
 def _confirmed(session: Session, rest: int) -> bool:
-    if session.json or not (sys.stdin.isatty() and session.err.is_terminal):
+    if not session.is_interactive:
         return False
     return typer.confirm(f"Edit the other {plural(rest, 'row')}?", err=True)
