@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, NoRegionError
 
 from darkroom.aws.endpoint_table import DynamoDBEndpointStates
 from darkroom.aws.errors import MISSING_CODES, error_code
@@ -59,9 +59,12 @@ class AwsStack:
 
     @cached_property
     def _session(self) -> boto3.Session:
-        if self._local is None:
-            return boto3.Session(region_name=self._target.region)
-        return self._local.session()
+        if self._local is not None:
+            return self._local.session()
+        session = boto3.Session(region_name=self._target.region)
+        if not session.region_name:  # an empty variable would lead to the host s3..amazonaws.com
+            raise NoRegionError
+        return session
 
     def _client(self, service: str) -> Any:
         url = self._local.url if self._local else self._target.endpoint_url

@@ -220,6 +220,7 @@ class RowRecord:
     # clears both. SUBMITTED, and taken back: `submission` too.
     batch: str = ""
     submission: Submission | None = None
+    left: tuple[str, ...] = ()  # batches that it was in when a later upload had it edited anew
     version: int = 0  # incremented by every write except a renewal of the lease
 
 

@@ -34,7 +34,15 @@ class _Candidates:
     keys: tuple[str, ...]
 
 
-_BATCHES, _KEYS = ItemCodec(BatchRecord), ItemCodec(_Candidates)
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """`job` is the table's partition key, so that a batch's own is an attribute of `batch`."""
+
+    batch: BatchRecord
+    version: int = 0
+
+
+_BATCHES, _KEYS = ItemCodec(_Stored), ItemCodec(_Candidates)
 
 
 class BatchTable:
@@ -59,24 +67,25 @@ class BatchTable:
         def attempt() -> None:
             try:
                 self._table.write(
-                    self._table.put(_LIST, _item(batch.name), _BATCHES.to_item(batch), None),
+                    self._table.put(_LIST, _item(batch.name), _to_item(batch), None),
                     self._table.put(_partition(batch.name), _CANDIDATES, keys, None),
                 )
             except ConditionFailed as failed:
-                if failed.item is None or _BATCHES.from_item(failed.item) != batch:
+                if failed.item is None or _from_item(failed.item) != batch:
                     raise
 
         self._retry(attempt, batch.name)
 
     def read(self, name: str) -> BatchRecord | None:
-        return self._table.get(_BATCHES, _LIST, _item(name))
+        stored = self._table.get(_BATCHES, _LIST, _item(name))
+        return stored.batch if stored else None
 
     def candidates(self, name: str) -> Sequence[str]:
         found = self._table.get(_KEYS, _partition(name), _CANDIDATES)
         return found.keys if found else ()
 
     def open(self) -> Iterator[BatchRecord]:
-        return map(_BATCHES.from_item, self._table.query(_LIST, "batch#", without="closed"))
+        return map(_from_item, self._table.query(_LIST, "batch#", without="closed"))
 
     def update(
         self, name: str, transition: Callable[[BatchRecord], BatchRecord | None]
@@ -91,7 +100,7 @@ class BatchTable:
     def _swap(self, batch: BatchRecord) -> BatchRecord:
         """Replace the previous version. Raises Conflict when another write was first."""
         table, closed = self._table, batch.state is BatchState.CLOSED
-        attributes = _BATCHES.to_item(batch) | (self._closed() if closed else {})
+        attributes = _to_item(batch) | (self._closed() if closed else {})
         writes = [table.put(_LIST, _item(batch.name), attributes, batch.version - 1)]
         counters = batch.unclaimed_cost
         if closed and counters != Counters():
@@ -100,7 +109,7 @@ class BatchTable:
         try:
             table.write(*writes)
         except ConditionFailed as failed:
-            if failed.item is None or _BATCHES.from_item(failed.item) != batch:
+            if failed.item is None or _from_item(failed.item) != batch:
                 raise Conflict from failed
         return batch
 
@@ -110,6 +119,14 @@ class BatchTable:
 
     def _retry[T](self, attempt: Callable[[], T], name: str) -> T:
         return self._table.retry(attempt, f"batch {name} changes too often", _MAX_TRIES)
+
+
+def _to_item(batch: BatchRecord) -> Item:
+    return _BATCHES.to_item(_Stored(batch, batch.version))
+
+
+def _from_item(item: Item) -> BatchRecord:
+    return _BATCHES.from_item(item).batch
 
 
 def _item(name: str) -> str:

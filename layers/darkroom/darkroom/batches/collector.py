@@ -29,7 +29,7 @@ from darkroom.errors import (
 )
 from darkroom.jobs import Run, RunState
 from darkroom.ledger import batches
-from darkroom.ledger.batches import BatchRecord, BatchState, custom_id, is_in, was_settled_by
+from darkroom.ledger.batches import BatchRecord, BatchState, custom_id, is_in
 from darkroom.metrics import Metric
 from darkroom.ports import BatchLedger, Clock, RowLedger, Telemetry
 from darkroom.providers.registry import Provider
@@ -357,12 +357,12 @@ class _Collection:
 
     def _count_unclaimed(self, answer: BatchAnswer, record: RowRecord | None) -> None:
         """An answer that no row waits for any more is paid all the same."""
-        cost = answer.outcome.cost_micro_usd
-        if not cost or answer.custom_id is None or was_settled_by(record, self.batch.name):
-            return
-        unclaimed = {**self.batch.unclaimed, answer.custom_id: cost}
+        cost, name = answer.outcome.cost_micro_usd, answer.custom_id
+        if not cost or name is None or record is None or self.batch.name not in record.left:
+            return  # of a row that is settled already
+        unclaimed = {**self.batch.unclaimed, name: cost}
         self.batch = replace(self.batch, unclaimed=unclaimed)
-        self.collector.telemetry.warning("answer_unclaimed", custom_id=answer.custom_id)
+        self.collector.telemetry.warning("answer_unclaimed", custom_id=name)
 
     # What is known of the batch
 

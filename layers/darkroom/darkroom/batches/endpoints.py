@@ -188,7 +188,7 @@ class BatchEndpoints:
         ]
 
     def _access(self, endpoint: Endpoint) -> BatchAccess | Outage:
-        """Access, or the reason and the sentence why there is none now."""
+        """Access, or why there is none now."""
         now = self.states.now()
         try:
             own = self.states.fresh(endpoint.name, STATE_AGE)

@@ -8,14 +8,11 @@ the rows among its candidates whose records name it.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any
 
 from darkroom.jobs import Counters
 from darkroom.ledger.rows import Change
 from darkroom.rows import Claim, RowRecord, RowState, Submission
-
-_NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
 class BatchState(StrEnum):
@@ -46,7 +43,7 @@ class BatchRecord:
     position: str = ""  # where the results continue
     collected: bool = False  # all results are stored
     # Micro-USD of answers that no row waited for, by custom id.
-    unclaimed: Mapping[str, int] = field(default=_NOTHING)
+    unclaimed: Mapping[str, int] = field(default_factory=dict)
     version: int = 0
 
     @property
@@ -173,7 +170,3 @@ def is_taken_back(record: RowRecord | None, batch: str) -> bool:
         and record.batch == batch
         and record.lease_owner is None
     )
-
-
-def was_settled_by(record: RowRecord | None, batch: str) -> bool:
-    return record is not None and record.state.terminal and record.batch == batch

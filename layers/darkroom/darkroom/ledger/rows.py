@@ -18,6 +18,7 @@ LEASE_SECONDS = 90.0  # three heartbeats: a crash is repaired within two minutes
 
 _NO_COUNTERS: Mapping[str, Counters] = MappingProxyType({})
 _ONE_TRANSITION = Counters(transitions=1)
+_MAX_LEFT = 20  # batches: bounds the row's item
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +230,8 @@ class ClaimRequest:
         if self._same_request(record) and not self.message.redo:
             transferred = _next(self._transferred(record), record.updated_at)
             return Decision(NotClaimed.SUBMITTED, Change(transferred))
-        return self._grant(self._restart(record), reserved=-record.reserved)
+        left = (*record.left, record.batch)[-_MAX_LEFT:]
+        return self._grant(replace(self._restart(record), left=left), reserved=-record.reserved)
 
     def _redrive(self, record: RowRecord) -> Decision:
         """A dead row starts again with all its attempts; the counters no longer include it."""
@@ -273,6 +275,7 @@ class ClaimRequest:
             possible_duplicate_charges=(record.possible_duplicate_charges if keep else 0)
             + int(record.state is RowState.SENT),
             spent=record.spent if keep else 0,
+            left=record.left,
             version=record.version,
         )
 
