@@ -54,7 +54,8 @@ class RowSubmitter(RowWorker):
         try:
             choice = self.endpoints.choose(context.plan)
             before = loaded.images[0].data if loaded.images else None
-            warnings = self.images.put_thumbnails(context.claim, before, None)
+            output = self.images.planned_output(context.claim, context.message.request)
+            warnings = self.images.put_thumbnails(context.claim, output, before, None)
             self.drafts.add(context, choice, (*loaded.warnings, *warnings))
         except Ineligible as reason:
             self._call_instead(context, str(reason))
