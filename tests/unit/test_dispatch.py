@@ -596,15 +596,3 @@ def test_every_call_is_one_log_line_without_a_key() -> None:
     assert "sk-hidden" not in repr(harness.states.items)
     assert harness.telemetry.metrics["ProviderCalls"] == 2
     assert harness.telemetry.metrics["ProviderErrors"] == 1
-
-
-def test_an_answer_to_a_call_sent_before_failures_began_does_not_offset_them() -> None:
-    harness = DispatchHarness(gemini())
-    began = int((harness.clock.now() + 1) * SECOND)
-    harness.states.items["gemini"] = EndpointState(
-        failures=3, failed_at=began, failing_since=began, revision=1
-    )
-    harness.dispatch()
-    assert harness.state("gemini").good == 0
-    harness.dispatch()
-    assert harness.state("gemini").good == 1

@@ -30,10 +30,8 @@ class OutcomeRecorder:
         if failure is not None and (failure.outcome.transient or failure.outcome.key_at_fault):
             self._report(permit, plan, failure, sent_at)
         else:
-            # Calls that were sent before failures began say nothing about the time since.
-            probe, state = permit.reservation.probe, self._state_cache.state(permit.endpoint.name)
-            good = probe or sent_at >= state.failing_since
-            self._state_cache.release(permit.endpoint, permit.lease, probe=probe, good=good)
+            probe = permit.reservation.probe
+            self._state_cache.release(permit.endpoint, permit.lease, probe=probe, good=True)
         self._emit(permit, plan, failure, latency_ms)
 
     def _report(self, permit: Permit, plan: CallPlan, failure: CallFailed, sent_at: int) -> None:
