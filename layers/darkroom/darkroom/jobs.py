@@ -186,13 +186,6 @@ class ResultPaths:
         stem = path.with_suffix("").as_posix()
         return f"{self.job}/images/{stem}{f'-{copy}' if copy else ''}{path.suffix}"
 
-    def submitted(self, key: str) -> str:
-        """In place of an image's key, for previews "before" of a row whose result is of a batch.
-
-        They are made when it is submitted, and the image is named when it has come.
-        """
-        return f"{self.job}/images/.submitted/{key}"
-
     def thumb(self, image: str, side: str) -> str:
         """Of the (first) image with the key `image`; `side` "before", "after" or "before-large"."""
         name = image.removeprefix(f"{self.job}/images/")

@@ -21,7 +21,7 @@ from darkroom.editor.row_editor import RowCallContext, RowWorker
 from darkroom.editor.waiting import CurrentRuns, JobWaits
 from darkroom.errors import DeferRow, Ineligible, Reason, RowRejected, ServiceUnavailable, Waiting
 from darkroom.formatting import describe_validation
-from darkroom.jobs import ResultPaths, Run, RunState
+from darkroom.jobs import Run, RunState
 from darkroom.ports import Clock, RowLedger, RowQueue, Telemetry
 from darkroom.rows import Claim, Received, RowMessage, RowResult
 
@@ -54,8 +54,8 @@ class RowSubmitter(RowWorker):
         try:
             choice = self.endpoints.choose(context.plan)
             before = loaded.images[0].data if loaded.images else None
-            submitted = ResultPaths(context.claim.job).submitted(context.claim.key)
-            warnings = self.images.put_thumbnails(context.claim, submitted, before, None)
+            output = self.images.planned_output(context.claim, context.message.request)
+            warnings = self.images.put_thumbnails(context.claim, output, before, None)
             self.drafts.add(context, choice, (*loaded.warnings, *warnings))
         except Ineligible as reason:
             self._call_instead(context, str(reason))

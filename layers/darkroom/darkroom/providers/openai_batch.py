@@ -36,7 +36,7 @@ _EDITS: _Operation = "/v1/images/edits"
 _GENERATIONS: _Operation = "/v1/images/generations"
 _NAME = "darkroom_batch"  # of the metadata: 16 pairs of up to 64 and 512 characters
 _MAX_URL_CHARACTERS = 20_971_520  # maxLength of image_url in OpenAI's description of its API
-_REQUESTS_EXPIRE_SECONDS = 7 * 86_400  # should the batch's files never be deleted
+_FILES_EXPIRE_SECONDS = 7 * 86_400  # should the batch's files never be deleted
 _SHOWN_ERRORS = 3
 
 # Codes beside those of single calls. Of requests: BatchRequestOutputError in OpenAI's description
@@ -106,7 +106,7 @@ class OpenAIBatches(SdkBatches["OpenAI"], OpenAIImageEditor):
         uploaded = self._openai.files.create(
             file=(f"{name}.jsonl", requests, "application/jsonl"),
             purpose="batch",
-            expires_after={"anchor": "created_at", "seconds": _REQUESTS_EXPIRE_SECONDS},
+            expires_after={"anchor": "created_at", "seconds": _FILES_EXPIRE_SECONDS},
             extra_headers=self._headers,
             timeout=timeout_seconds,
         )
@@ -120,6 +120,7 @@ class OpenAIBatches(SdkBatches["OpenAI"], OpenAIImageEditor):
             endpoint=_EDITS if group.operation == _EDITS else _GENERATIONS,
             input_file_id=file,
             metadata={_NAME: name},
+            output_expires_after={"anchor": "created_at", "seconds": _FILES_EXPIRE_SECONDS},
             extra_headers=self._headers,
             timeout=timeout_seconds,
         )
@@ -163,14 +164,17 @@ class OpenAIBatches(SdkBatches["OpenAI"], OpenAIImageEditor):
     def _batch(self, batch: "Batch") -> ProviderBatch:
         counts, files = batch.request_counts, (batch.output_file_id, batch.error_file_id)
         name = (batch.metadata or {}).get(_NAME)
-        status = self._status(batch.status)
+        succeeded = (counts and counts.completed) or 0
+        status = self._status(
+            batch.status, answered=succeeded, has_results=bool(batch.output_file_id)
+        )
         return ProviderBatch(
             checked_id(batch.id),
             name if isinstance(name, str) else "",
             status,
             float(batch.created_at or 0),
             requests=(counts and counts.total) or 0,
-            succeeded=(counts and counts.completed) or 0,
+            succeeded=succeeded,
             failed=(counts and counts.failed) or 0,
             request_file=checked_id(batch.input_file_id) if batch.input_file_id else "",
             result_files=tuple(checked_id(file) for file in files if file),

@@ -160,9 +160,8 @@ class ReportBuilder:
             return Thumbs()  # stored thumbnails, if any, belong to an earlier upload's row
         paths, image = ResultPaths(self.run.job), row.result.outputs[0]
         after, large = self.store.get(paths.thumb(image, "after")), None
-        source = paths.submitted(row.key) if row.result.mode == "batch" else image
-        before = self.store.get(paths.thumb(source, "before")) if row.images else None
+        before = self.store.get(paths.thumb(image, "before")) if row.images else None
         if before is not None:  # a link to a file that is not there would be a broken image
-            key = paths.thumb(source, "before-large")
+            key = paths.thumb(image, "before-large")
             large = key if self.store.metadata(key) is not None else None
         return Thumbs(before, after, large)
