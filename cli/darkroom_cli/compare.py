@@ -125,10 +125,10 @@ def _read(root: Path, job: str) -> dict[int, _Line]:
 def _line(root: Path, job: str, given: Mapping[str, str], own: Mapping[str, str]) -> _Line:
     row = int(own["row"])
     texts = {name: next(filter(None, map(given.get, of)), "") for name, of in _COLUMNS.items()}
-    key = texts["index"].strip() or f"{row:06d}"
-    befores = [ResultPaths(job).thumb(key, side) for side in ("before-large", "before")]
+    outputs = own["output"].split("|")
+    befores = [ResultPaths(job).thumb(outputs[0], side) for side in ("before-large", "before")]
     before = next((path for path in befores if (root / path).exists()), None)
-    found = [path for path in own["output"].split("|") if path and (root / path).exists()]
+    found = [path for path in outputs if path and (root / path).exists()]
     return _Line(
         number=row,
         name=texts["index"] or redact_url(texts["images"]) or f"row {row}",

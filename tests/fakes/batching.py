@@ -238,7 +238,7 @@ class BatchHarness(EditorHarness):
                 runs, self.ledger, self.progress_requests.append, self.clock, self.telemetry
             ),
             "images": ImageStorage(
-                cast("Any", Stepped(self.store, "store")), self.clock, self.telemetry
+                cast("Any", Stepped(self.store, "store")), rows, self.clock, self.telemetry
             ),
             "clock": self.clock,
             "telemetry": self.telemetry,

@@ -37,7 +37,7 @@ def add_results(
     for row, result in results:
         key = f"{row:06d}"
         outputs = (f"{job}/images/{key}.png",) if result.status is RowState.SUCCEEDED else ()
-        for path in (*outputs, f"{job}/thumbs/{key}-before.webp"):
+        for path in (*outputs, f"{job}/thumbs/{key}.png-before.webp"):
             cli.results_bucket.objects[path] = FakeObject(path.encode())
         own = cells or (f"photos/{row}.jpg", "Make it <b>warm</b>")
         shown = ReportRow(row, key, replace(result, outputs=outputs), own)
@@ -60,11 +60,11 @@ def cli(cli: CliHarness) -> CliHarness:
 
 
 def test_before_is_the_larger_preview_where_there_is_one(cli: CliHarness, out: Path) -> None:
-    large = "jobs/p.gemini/thumbs/000000-before-large.webp"
+    large = "jobs/p.gemini/thumbs/000000.png-before-large.webp"
     cli.results_bucket.objects[large] = FakeObject(b"large")
     cli.succeed("compare", "jobs/p.gemini", "jobs/p.gpt", "--to", out)
     shown = re.findall(r'<img src="([^"]+)" alt="Before', (out / "compare.html").read_text())
-    assert shown == [large, "jobs/p.gemini/thumbs/000005-before.webp"]
+    assert shown == [large, "jobs/p.gemini/thumbs/000005.png-before.webp"]
 
 
 @pytest.fixture

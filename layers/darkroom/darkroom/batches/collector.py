@@ -352,7 +352,9 @@ class _Collection:
         deadline = collector.clock.now() + self.remaining_seconds() - STOP_BEFORE_SECONDS / 2
         request = submission.message.request
         result = collector.images.put(claim, request, outcome.images, result, deadline)
-        warnings = collector.images.put_thumbnails(claim, None, outcome.images[0])
+        warnings = collector.images.put_thumbnails(
+            claim, result.outputs[0], None, outcome.images[0]
+        )
         return replace(result, warnings=(*result.warnings, *warnings))
 
     def _count_unclaimed(self, answer: BatchAnswer, record: RowRecord | None) -> None:

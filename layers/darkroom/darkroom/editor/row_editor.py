@@ -461,7 +461,7 @@ class RowEditor(RowWorker):
         result = _success(dispatched, claim, loaded.warnings)
         result = self.images.put(claim, context.message.request, images, result, deadline)
         before = loaded.images[0].data if loaded.images else None
-        warnings = self.images.put_thumbnails(claim, before, images[0])
+        warnings = self.images.put_thumbnails(claim, result.outputs[0], before, images[0])
         return replace(result, warnings=(*result.warnings, *warnings))
 
 
