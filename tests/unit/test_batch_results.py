@@ -284,3 +284,25 @@ def test_only_usable_ids_become_part_of_a_path(provider: Provider) -> None:
     with pytest.raises(CallFailed) as caught:
         adapter(provider, transport).status("batches/b1", 30)
     assert caught.value.outcome is Outcome.UNAVAILABLE
+
+
+@both
+@pytest.mark.parametrize("has_file", [True, False])
+def test_a_batch_with_answers_has_ended_when_they_can_be_read(
+    provider: Provider, has_file: bool
+) -> None:
+    if provider is Provider.OPENAI:
+        counts = {"total": 2, "completed": 1, "failed": 1}
+        files = {"output_file_id": "file-2" if has_file else None, "error_file_id": "file-3"}
+        body: dict[str, Any] = {"id": "b1", "status": "expired", "created_at": 1, **files}
+        body["request_counts"] = counts
+    else:
+        stats = {"requestCount": "2", "successfulRequestCount": "1"}
+        metadata: dict[str, Any] = {"state": "BATCH_STATE_SUCCEEDED", "batchStats": stats}
+        if has_file:
+            metadata["output"] = {"responsesFile": "files/f2"}
+        body = {"name": "batches/b1", "metadata": metadata}
+    transport = httpx2.MockTransport(lambda request: httpx2.Response(200, json=body))
+    batch = adapter(provider, transport).status("batches/b1", 30)
+    assert batch.status.ended is has_file
+    assert batch.succeeded == 1

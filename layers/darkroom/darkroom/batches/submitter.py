@@ -63,7 +63,7 @@ class RowSubmitter(RowWorker):
         """Of the input image, which the collector does not have."""
         if not loaded.images:
             return ()
-        image = self.images.image_key(context.claim, context.message.request)
+        image = self.images.planned_output(context.claim, context.message.request)
         return self.images.put_thumbnails(context.claim, image, loaded.images[0].data, None)
 
     def _call_instead(self, context: RowCallContext, reason: str) -> None:

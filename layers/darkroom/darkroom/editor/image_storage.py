@@ -150,6 +150,10 @@ class ImageStorage:
         )
         return replace(result, warnings=(*result.warnings, *warnings))
 
+    def planned_output(self, claim: Claim, request: RowRequest) -> str:
+        """The key of the row's first image, unless another row's image takes its place before."""
+        return ResultPaths(claim.job).image(self._choose_name(claim, request))
+
     def _choose_name(self, claim: Claim, request: RowRequest) -> str:
         name, *others = _names(claim, request)
         if others:
@@ -157,10 +161,6 @@ class ImageStorage:
             if found is not None and found.get("row") != claim.key:
                 return others[0]
         return name
-
-    def image_key(self, claim: Claim, request: RowRequest) -> str:
-        """Of the row's (first) image, if it were stored now. Raises ServiceUnavailable."""
-        return ResultPaths(claim.job).image(self._choose_name(claim, request))
 
     def put_thumbnails(
         self, claim: Claim, image: str, before: bytes | None, after: bytes | None

@@ -248,9 +248,14 @@ class SdkBatches[Client](SdkImageEditor[Client]):
     def _call_provider[Result](self, timeout_seconds: float, send: Callable[[], Result]) -> Result:
         return self._bounded(self._owner(timeout_seconds), send)[0]
 
-    def _status(self, name: str) -> BatchStatus:
-        """A status that the provider has added since is taken as one that does not last."""
-        return self.statuses.get(name, BatchStatus.RUNNING)
+    def _status(self, name: str, *, answered: int, has_results: bool) -> BatchStatus:
+        """A status that the provider has added since is taken as one that does not last.
+
+        So is the end of a batch with answers but no file of them yet: they have been billed.
+        """
+        status = self.statuses.get(name, BatchStatus.RUNNING)
+        missing = bool(answered) and not has_results and status is not BatchStatus.FAILED
+        return BatchStatus.RUNNING if missing and status.ended else status
 
     @abstractmethod
     def _unsupported(self) -> str | None:

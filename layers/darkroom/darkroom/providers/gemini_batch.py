@@ -188,8 +188,12 @@ class GeminiBatches(SdkBatches["Client"], GeminiImageEditor):
         """`operation`: the response's JSON, empty for a batch of a list."""
         metadata = operation.get("metadata") or {}
         stats, source = metadata.get("batchStats") or {}, metadata.get("inputConfig") or {}
-        status = self._status(str(getattr(job.state, "value", job.state)))
+        succeeded = _count(stats.get("successfulRequestCount"))
         ends_at = job.dest.file_name if job.dest else None
+        state = str(getattr(job.state, "value", job.state))
+        # A batch that has expired or was cancelled has no answers to wait for.
+        answered = succeeded if state == "JOB_STATE_SUCCEEDED" else 0
+        status = self._status(state, answered=answered, has_results=ends_at is not None)
         created = job.create_time or datetime.fromtimestamp(0, UTC)
         request_file = source.get("fileName")
         return ProviderBatch(
@@ -198,7 +202,7 @@ class GeminiBatches(SdkBatches["Client"], GeminiImageEditor):
             status,
             created.timestamp(),
             requests=_count(stats.get("requestCount")),
-            succeeded=_count(stats.get("successfulRequestCount")),
+            succeeded=succeeded,
             failed=_count(stats.get("failedRequestCount")),
             request_file=_checked_file(request_file) if request_file else "",
             result_files=(_checked_file(ends_at),) if ends_at else (),

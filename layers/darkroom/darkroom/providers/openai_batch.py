@@ -163,14 +163,17 @@ class OpenAIBatches(SdkBatches["OpenAI"], OpenAIImageEditor):
     def _batch(self, batch: "Batch") -> ProviderBatch:
         counts, files = batch.request_counts, (batch.output_file_id, batch.error_file_id)
         name = (batch.metadata or {}).get(_NAME)
-        status = self._status(batch.status)
+        succeeded = (counts and counts.completed) or 0
+        status = self._status(
+            batch.status, answered=succeeded, has_results=bool(batch.output_file_id)
+        )
         return ProviderBatch(
             checked_id(batch.id),
             name if isinstance(name, str) else "",
             status,
             float(batch.created_at or 0),
             requests=(counts and counts.total) or 0,
-            succeeded=(counts and counts.completed) or 0,
+            succeeded=succeeded,
             failed=(counts and counts.failed) or 0,
             request_file=checked_id(batch.input_file_id) if batch.input_file_id else "",
             result_files=tuple(checked_id(file) for file in files if file),
