@@ -119,6 +119,9 @@ class OpenAIBatchApi:
         metadata = fields.get("metadata") or {}
         if len(metadata) > 16 or any(len(k) > 64 or len(v) > 512 for k, v in metadata.items()):  # noqa: PLR2004
             raise _rejected(400, "Invalid 'metadata'.", "metadata")
+        expiry = fields.get("output_expires_after") or {"anchor": "created_at", "seconds": 3600}
+        if expiry["anchor"] != "created_at" or expiry["seconds"] not in _EXPIRY_SECONDS:
+            raise _rejected(400, "Invalid 'output_expires_after'.", "output_expires_after")
         file = self._store.files.get(str(fields.get("input_file_id")))
         if file is None or file.purpose != "batch":
             raise _rejected(400, "Invalid 'input_file_id'.", "input_file_id")

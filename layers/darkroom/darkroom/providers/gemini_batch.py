@@ -168,7 +168,7 @@ class GeminiBatches(SdkBatches["Client"], GeminiImageEditor):
     def _download(
         self, file: str, headers: dict[str, str], timeout_seconds: float
     ) -> AbstractContextManager[httpx2.Response]:
-        """Not by the SDK, which hands a file's content over only when it has all of it."""
+        """Not by the SDK, which returns the whole content or writes it into a file."""
         own = {n: value.get_secret_value() for n, value in self._endpoint.headers.items()}
 
         @contextmanager

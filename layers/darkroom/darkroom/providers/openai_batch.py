@@ -36,7 +36,7 @@ _EDITS: _Operation = "/v1/images/edits"
 _GENERATIONS: _Operation = "/v1/images/generations"
 _NAME = "darkroom_batch"  # of the metadata: 16 pairs of up to 64 and 512 characters
 _MAX_URL_CHARACTERS = 20_971_520  # maxLength of image_url in OpenAI's description of its API
-_REQUESTS_EXPIRE_SECONDS = 7 * 86_400  # should the batch's files never be deleted
+_FILES_EXPIRE_SECONDS = 7 * 86_400  # should the batch's files never be deleted
 _SHOWN_ERRORS = 3
 
 # Codes beside those of single calls. Of requests: BatchRequestOutputError in OpenAI's description
@@ -106,7 +106,7 @@ class OpenAIBatches(SdkBatches["OpenAI"], OpenAIImageEditor):
         uploaded = self._openai.files.create(
             file=(f"{name}.jsonl", requests, "application/jsonl"),
             purpose="batch",
-            expires_after={"anchor": "created_at", "seconds": _REQUESTS_EXPIRE_SECONDS},
+            expires_after={"anchor": "created_at", "seconds": _FILES_EXPIRE_SECONDS},
             extra_headers=self._headers,
             timeout=timeout_seconds,
         )
@@ -120,6 +120,7 @@ class OpenAIBatches(SdkBatches["OpenAI"], OpenAIImageEditor):
             endpoint=_EDITS if group.operation == _EDITS else _GENERATIONS,
             input_file_id=file,
             metadata={_NAME: name},
+            output_expires_after={"anchor": "created_at", "seconds": _FILES_EXPIRE_SECONDS},
             extra_headers=self._headers,
             timeout=timeout_seconds,
         )

@@ -1,6 +1,6 @@
 """The providers: one entry each, with everything that differs between them.
 
-Adding a provider takes a member and an entry here, an adapter, and its models in
+Adding a provider takes a member and an entry here, its adapters, and its models in
 `models/catalog.py`. Other modules read the entry and never compare with a member.
 """
 
