@@ -53,13 +53,18 @@ class RowSubmitter(RowWorker):
     ) -> RowResult | None:
         try:
             choice = self.endpoints.choose(context.plan)
-            before = loaded.images[0].data if loaded.images else None
-            output = self.images.planned_output(context.claim, context.message.request)
-            warnings = self.images.put_thumbnails(context.claim, output, before, None)
+            warnings = self._put_thumbnail(context, loaded)
             self.drafts.add(context, choice, (*loaded.warnings, *warnings))
         except Ineligible as reason:
             self._call_instead(context, str(reason))
         return None
+
+    def _put_thumbnail(self, context: RowCallContext, loaded: LoadedImages) -> tuple[str, ...]:
+        """Of the input image, which the collector does not have."""
+        if not loaded.images:
+            return ()
+        image = self.images.planned_output(context.claim, context.message.request)
+        return self.images.put_thumbnails(context.claim, image, loaded.images[0].data, None)
 
     def _call_instead(self, context: RowCallContext, reason: str) -> None:
         if context.run.options.batch_fallback == "batch":

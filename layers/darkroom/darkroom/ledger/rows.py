@@ -304,7 +304,7 @@ class ClaimRequest:
 
         Under a key by content, the cells that could name the image otherwise are the same.
         """
-        has_image = record.state in (RowState.SUCCEEDED, RowState.SENT)
+        has_image = record.state in (RowState.SUCCEEDED, RowState.SENT, RowState.SUBMITTED)
         return has_image and is_content_key(record.key)
 
     def _grant(
