@@ -121,7 +121,6 @@ FIELDS = (
         values.choice_parser(get_args(BatchFallback)),
         help="Rows that a batch gave no answer for: live (at the full price) or batch (the next).",
         metavar="NAME",
-        in_quote=False,
     ),
     Field(
         "model",

@@ -34,8 +34,7 @@ from darkroom.formatting import money
 from darkroom.images.memory import MemoryBudget
 from darkroom.jobs import STOPPED_DETAIL, Run, RunState
 from darkroom.metrics import Metric
-from darkroom.models.catalog import model_at
-from darkroom.models.planner import model_for, plan_call
+from darkroom.models.planner import check_mode, endpoint_in_mode, model_for, plan_call
 from darkroom.ports import (
     Clock,
     Dispatcher,
@@ -91,8 +90,7 @@ class RowCallContext:
 
     def plan(self, endpoint: Endpoint) -> CallPlan:
         request, images = self.message.request, tuple(self.images)
-        if self.run.options.mode == "flex" and endpoint.service_tier != "flex":
-            raise Ineligible("the job's mode is flex, which its model is not offered with")
+        check_mode(endpoint, self.run.options.mode)
         plan = plan_call(request, images, self.mask, endpoint, self.today, batch=self.batch)
         self.tier = endpoint.tier if self.tier is None else self.tier
         if not self.run.options.fallback and not self._is_first_choice(endpoint):
@@ -106,11 +104,7 @@ class RowCallContext:
         return requested in (model_for(requested, endpoint), endpoint.model_is)
 
     def adapted(self, endpoint: Endpoint) -> Endpoint:
-        """The endpoint with the flex tier, if the job's mode asks for it and its model has it."""
-        flex = self.run.options.mode == "flex" and endpoint.service_tier is None
-        if flex and "flex" in model_at(endpoint, endpoint.model).service_tiers:
-            return endpoint.model_copy(update={"service_tier": "flex"})
-        return endpoint
+        return endpoint_in_mode(endpoint, self.run.options.mode)
 
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
         self._pay(plan, partial(self.rows.mark_sent, self.claim, endpoint.name))
