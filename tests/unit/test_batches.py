@@ -11,6 +11,7 @@ from darkroom.calls import CallFailed, EditResult, Outcome
 from darkroom.errors import Reason
 from darkroom.jobs import RunState
 from darkroom.ledger.batches import BatchState
+from darkroom.metrics import Metric
 from darkroom.rows import RowMessage, RowState
 from tests.fakes.batching import PRICE, BatchHarness, FixedSecret, endpoints_secret, image
 from tests.fakes.editing import JOB
@@ -80,9 +81,11 @@ def test_images_of_an_ended_batch_are_stored_and_settled_as_those_of_calls(
 
 def test_nothing_is_done_for_a_batch_that_has_not_ended(harness: BatchHarness) -> None:
     harness.upload_rows("red").deliver()
+    harness.clock.time += HOUR
     harness.collect()
     assert states(harness) == ["submitted"]
     assert harness.report_requests == []
+    assert harness.telemetry.metrics[Metric.BATCH_AGE] == HOUR
 
 
 def test_refusals_empty_answers_and_bad_requests_end_their_rows(harness: BatchHarness) -> None:
@@ -204,12 +207,15 @@ def test_rows_wait_unclaimed_while_no_endpoint_takes_batches(harness: BatchHarne
     harness.ledger.rows.clear()
     harness.deliver()
     assert harness.ledger.rows == {}
+    assert harness.telemetry.metrics[Metric.ROWS_WAITING] == 1
+    assert harness.telemetry.metrics[Metric.ROW_AGE] == 60
     waiting = harness.run.waiting
     assert waiting is not None
     assert "enqueued token limit reached" in waiting.detail
     harness.clock.time += HOUR
     harness.deliver()
     assert states(harness) == ["submitted"]
+    assert harness.run.waiting is None, "it waits for its batch, not for an endpoint"
 
 
 def test_row_that_waited_for_batches_for_too_long_is_dead(harness: BatchHarness) -> None:

@@ -54,6 +54,7 @@ class Drafts:
     new_name: Callable[[], str]
     max_disk_bytes: int = MAX_DISK_BYTES
     _open: dict[tuple[str, str, BatchGroup], _Draft] = field(default_factory=dict)
+    _started: set[str] = field(default_factory=set)  # jobs
     _failed: list[tuple[BatchRecord, Answerless]] = field(default_factory=list)
     _candidates: Mapping[str, Sequence[str]] = field(default_factory=dict)
     _owner: str = ""
@@ -100,11 +101,16 @@ class Drafts:
             raise
         draft.rows, draft.size = draft.rows + 1, draft.size + len(line)
 
-    def submit_all(self) -> None:
-        """Have the providers start all batches. One that fails is left to the collector."""
+    def submit_all(self) -> set[str]:
+        """Have the providers start all batches. One that fails is left to the collector.
+
+        Returns the jobs of those that were started since the last time.
+        """
         while self._open:
             _, draft = self._open.popitem()
             self._submit(draft)
+        started, self._started = self._started, set()
+        return started
 
     def take_failed(self) -> list[tuple[BatchRecord, Answerless]]:
         """Batches that no provider has, and why: their rows are to be given back."""
@@ -185,6 +191,7 @@ class Drafts:
         submit = partial(batches.submitted, batch_id=created.id, rows=draft.rows, now=now)
         known = self.ledger.update(name, lambda r: submit(r, self._owner))
         self.endpoints.succeeded(draft.access.endpoint.name)
+        self._started.add(draft.record.job)
         self.telemetry.info(
             "batch_submitted",
             batch=name,

@@ -22,6 +22,7 @@ from darkroom.editor.waiting import CurrentRuns, JobWaits
 from darkroom.errors import DeferRow, Ineligible, Reason, RowRejected, ServiceUnavailable, Waiting
 from darkroom.formatting import describe_validation
 from darkroom.jobs import Run, RunState
+from darkroom.metrics import Metric
 from darkroom.ports import Clock, RowLedger, RowQueue, Telemetry
 from darkroom.rows import Claim, Received, RowMessage, RowResult
 
@@ -121,6 +122,7 @@ class _Invocation:
     _given_up: dict[str, Waiting] = field(default_factory=dict)  # by job
 
     def add(self, batch: Sequence[Received]) -> None:
+        now, oldest = self.submitter.clock.now(), self.submitter.clock.now()
         for number, received in enumerate(batch):
             try:
                 message = RowMessage.model_validate_json(received.body)
@@ -128,6 +130,9 @@ class _Invocation:
                 self._reject(received, describe_validation(error, "not a row's message"))
             else:
                 self._tasks.append(_Task(received, message, f"{self.name}/{number}"))
+                oldest = min(oldest, message.queued_at or received.sent_at or now)
+        if oldest < now:
+            self.submitter.telemetry.metric(Metric.ROW_AGE, now - oldest)
 
     def process_rows(self) -> None:
         submitter, drafts = self.submitter, self.submitter.drafts
@@ -149,7 +154,8 @@ class _Invocation:
     def _submit_drafts(self, candidates: Mapping[str, Sequence[str]]) -> None:
         """What is left undone here, the collector does when a batch's lease has ended."""
         submitter = self.submitter
-        submitter.drafts.submit_all()
+        for job in sorted(submitter.drafts.submit_all()):
+            self._clear_waiting(job)
         for batch, why in submitter.drafts.take_failed():
             try:
                 rows = submitter.rows.get_many(batch.job, candidates[batch.job])
@@ -157,6 +163,12 @@ class _Invocation:
                 submitter.drafts.close(batch)
             except ServiceUnavailable as error:
                 submitter.telemetry.warning("rows_left", batch=batch.name, error=str(error))
+
+    def _clear_waiting(self, job: str) -> None:
+        """The job waits for its batches now, not for an endpoint."""
+        run = self.submitter.runs.known(job)
+        if run is not None:
+            self.submitter.worker.clear_waiting(run)
 
     def check_completion(self) -> None:
         """Rows with bad input may have been the last ones of their job."""
@@ -191,6 +203,7 @@ class _Invocation:
                 tasks.append(task)
             else:
                 self._keep(task.received, seconds, task.message)
+        submitter.telemetry.metric(Metric.ROWS_WAITING, len(self._tasks) - len(tasks))
         return tasks
 
     def _ends(self, job: str, waiting: Waiting) -> bool:
