@@ -141,6 +141,7 @@ def test_row_is_dead_when_its_attempts_are_spent_in_batches(harness: BatchHarnes
         harness.collect()
         harness.clock.time += 60
     assert (harness.row.state, harness.result.reason) == (RowState.DEAD, Reason.UNAVAILABLE)
+    assert harness.result.mode == "batch"
     ((body, attributes),) = harness.batch_queue.dead
     assert RowMessage.model_validate_json(body).generation == 1
     assert attributes["reason"] == "unavailable"

@@ -17,7 +17,7 @@ from darkroom.batches.returns import Answerless, RowReturns
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.editor.batch import Completion
 from darkroom.editor.image_storage import ImageStorage
-from darkroom.editor.row_editor import RowWorker, failure
+from darkroom.editor.row_editor import RowCallContext, RowWorker, failure
 from darkroom.editor.waiting import HOUR, CurrentRuns, JobWaits
 from darkroom.errors import (
     ConfigurationError,
@@ -267,7 +267,7 @@ class _Collection:
             context = self.collector.worker.context(claim, self.run, record.submission.message)
             detail = f"its batch is lost, and may have been billed: {cause.detail}"
             rejected = RowRejected(Reason.OUTCOME_UNKNOWN, detail, endpoint=self.batch.endpoint)
-            self.collector.worker.settle(context, failure(RowState.FAILED, rejected, claim))
+            self.collector.worker.settle(context, failure(RowState.FAILED, rejected, context))
 
     def _why(self, found: ProviderBatch) -> Answerless:
         cause = found.failure or CallFailed(
@@ -316,25 +316,27 @@ class _Collection:
             return True
         self.changed_rows = True
         claim = Claim(self.batch.job, f"batch/{self.batch.name}", record)
+        context = collector.worker.context(claim, self.run, submission.message)
         if isinstance(outcome, CallFailed):
-            result = self._failed(claim, submission, outcome)
+            result = self._failed(context, submission, outcome)
         else:
             result = self._stored(claim, submission, outcome)
-        context = collector.worker.context(claim, self.run, submission.message)
         collector.worker.settle(context, result)
         if result.status is RowState.SUCCEEDED:
             collector.worker.clear_waiting(self.run)
         return True
 
-    def _failed(self, claim: Claim, submission: Submission, outcome: CallFailed) -> RowResult:
+    def _failed(
+        self, context: RowCallContext, submission: Submission, outcome: CallFailed
+    ) -> RowResult:
         rejected = RowRejected(
             outcome.reason,
             f"{self.batch.endpoint}: {outcome.detail}",
             endpoint=self.batch.endpoint,
             model=submission.model,
         )
-        result = failure(RowState.FAILED, rejected, claim)
-        cost = claim.record.spent + (outcome.cost_micro_usd or 0)
+        result = failure(RowState.FAILED, rejected, context)
+        cost = context.claim.record.spent + (outcome.cost_micro_usd or 0)
         return replace(result, cost_micro_usd=cost, mode="batch")
 
     def _stored(self, claim: Claim, submission: Submission, outcome: EditResult) -> RowResult:

@@ -89,7 +89,7 @@ class RowReturns:
         context = self.worker.context(claim, run, message)
         if run.state is RunState.STOPPED and run.run == claim.run:
             stopped = RowRejected(Reason.STOPPED, STOPPED_DETAIL)
-            self.worker.settle(context, failure(RowState.FAILED, stopped, claim))
+            self.worker.settle(context, failure(RowState.FAILED, stopped, context))
             return True
         if why.refund_attempt or not context.is_last_attempt:
             return False

@@ -47,6 +47,7 @@ from darkroom.ports import (
 from darkroom.retry import backoff, with_jitter
 from darkroom.rows import (
     Claim,
+    Mode,
     NotClaimed,
     NotSent,
     RowMessage,
@@ -83,6 +84,10 @@ class RowCallContext:
     calls: int = 0
     batch: bool = False  # the request is for a provider's batch, at its price
     tier: int | None = None  # the first that can take the row: endpoints are planned in that order
+
+    @property
+    def mode(self) -> Mode:
+        return "live" if self.message.live else self.run.options.mode
 
     @property
     def is_last_attempt(self) -> bool:
@@ -261,7 +266,7 @@ class RowWorker(ABC):
         try:
             result = self._edit(context, deadline, given_up)
         except RowRejected as error:
-            result = failure(RowState.FAILED, error, context.claim)
+            result = failure(RowState.FAILED, error, context)
         except RetryRow as error:
             if given_up is None:
                 return self._retry(context, error)
@@ -385,7 +390,7 @@ class RowWorker(ABC):
             "row": message.key,
         }
         self.queue.dead_letter(copy.model_dump_json(), attributes)
-        result = failure(RowState.DEAD, error, context.claim)
+        result = failure(RowState.DEAD, error, context)
         self.settle(context, replace(result, provider=error.provider, endpoint=endpoint))
 
     def _return_letter(self, message: RowMessage) -> ReturnRow | None:
@@ -480,7 +485,7 @@ def _given_up(waiting: Waiting) -> RetryRow:
     return RetryRow(waiting.reason, f"the job waited too long: {waiting.detail}")
 
 
-def failure(status: RowState, error: RowRejected | RetryRow, claim: Claim) -> RowResult:
+def failure(status: RowState, error: RowRejected | RetryRow, context: RowCallContext) -> RowResult:
     detail = error.detail[:_MAX_DETAIL_CHARS]
     return RowResult(
         status,
@@ -489,5 +494,6 @@ def failure(status: RowState, error: RowRejected | RetryRow, claim: Claim) -> Ro
         provider=error.provider,
         endpoint=error.endpoint,
         model=error.model,
-        cost_micro_usd=claim.record.spent,
+        cost_micro_usd=context.claim.record.spent,
+        mode=context.mode,
     )
