@@ -184,5 +184,5 @@ class ResultPaths:
         return f"{self.job}/images/{stem}{f'-{copy}' if copy else ''}{path.suffix}"
 
     def thumb(self, key: str, side: str) -> str:
-        """`side` is "before", "after" or "before-large"."""
+        """`side` is "before" or "after"."""
         return f"{self.job}/thumbs/{key}-{side}.webp"

@@ -7,6 +7,7 @@ from itertools import batched, islice
 
 from darkroom.csv_input.reader import JobRows
 from darkroom.errors import JobRejected
+from darkroom.images.containers import embedded_thumbnail
 from darkroom.jobs import ResultPaths, Run
 from darkroom.ports import Clock, ObjectStore, RowLedger, Telemetry
 from darkroom.report.gallery import Thumbs, gallery_pages, problems_page, replaced_page
@@ -159,9 +160,9 @@ class ReportBuilder:
         if not row.result.outputs:
             return Thumbs()  # stored thumbnails, if any, belong to an earlier upload's row
         paths = ResultPaths(self.run.job)
-        after, large = self.store.get(paths.thumb(row.key, "after")), None
-        before = self.store.get(paths.thumb(row.key, "before")) if row.images else None
-        if before is not None:  # a link to a file that is not there would be a broken image
-            key = paths.thumb(row.key, "before-large")
-            large = key if self.store.metadata(key) is not None else None
-        return Thumbs(before, after, large)
+        after = self.store.get(paths.thumb(row.key, "after"))
+        key = paths.thumb(row.key, "before")
+        preview = self.store.get(key) if row.images else None
+        if preview is None:
+            return Thumbs(after=after)
+        return Thumbs(embedded_thumbnail(preview) or preview, after, key)
