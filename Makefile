@@ -109,6 +109,7 @@ bench-ledger: .venv/.synced ## a million rows split, and the load on each partit
 
 bench-report: .venv/.synced ## the report on a million rows, and on ten million simulated
 	$(PYTHON) -m benchmarks.report_million $(ARGS)
+	$(PYTHON) -m benchmarks.report_million --by-index $(ARGS)
 	$(PYTHON) -m benchmarks.report_million --simulate 10000000 3000
 
 bench-memory: .venv/.synced ## the memory of a worker with ten 4K rows, and with images at every limit

@@ -1,12 +1,14 @@
 """Measures the report of a large job, with the limits of DynamoDB modelled.
 
-    .venv/bin/python -m benchmarks.report_million [rows] [seconds an invocation may take]
+    .venv/bin/python -m benchmarks.report_million [--by-index] [rows] [seconds of an invocation]
     .venv/bin/python -m benchmarks.report_million --simulate ROWS ROWS_PER_SECOND
 
 The first runs the real code: reading the CSV, the ledger's adapter, joining, manifest, aggregation
 and gallery, in as many invocations as it takes. Responses to the adapter's queries are generated;
 each takes as long as DynamoDB's, and waits while its partition key is above 3,000 read units a
-second. Parts of uploads go to files; the thumbnails are 9 KB of noise.
+second. With `--by-index` the rows have an `index` that counts, so that neighbours are read by one
+query; without, they are identified by their content, read one by one, and have all succeeded. Parts
+of uploads go to files; the thumbnails are 9 KB of noise.
 
 The second runs the reporter alone over generated rows on a virtual clock, which each lookup
 advances by its time at the given rate, in invocations of 900 s.
@@ -45,6 +47,7 @@ from tests.fakes.services import FakeClock, FakeStore, FakeTelemetry
 
 JOB = "jobs/million"
 QUERY_SECONDS = 0.012  # one query of 100 items
+BATCH_SECONDS = 0.025  # one BatchGetItem of 100 keys
 READ_UNITS_PER_SECOND = 3_000  # of a partition key: DynamoDB developer guide, partition key design
 READ_UNIT_BYTES = 4_096  # of a strongly consistent read, per request: the same guide
 LAMBDA_SECONDS = 900.0
@@ -138,7 +141,22 @@ def modelled_ledger(rows: int, capacity: Capacity) -> LedgerTable:
         time.sleep(QUERY_SECONDS)
         return AWSResponse(request.url, 200, HTTPHeaders(), _Body(body))
 
-    client.meta.events.register("before-send.dynamodb.Query", respond)  # type: ignore[arg-type]
+    def respond_to_batch(request: AWSPreparedRequest, **_: object) -> AWSResponse:
+        """Rows identified by their content: what is said about them does not depend on the key."""
+        (keys,) = json.loads(cast("bytes", request.body))["RequestItems"].values()
+        items = []
+        for key in keys["Keys"]:
+            name = key["item"]["S"].removeprefix("row#")
+            item = templates[0].replace(_KEY, name).replace(str(_ROW), "0")
+            items.append(item.replace(str(_AT), "1790000000.5"))
+            capacity.read(key["job"]["S"], len(item))
+        body = f'{{"Responses": {{"ledger": [{", ".join(items)}]}}, "UnprocessedKeys": {{}}}}'
+        time.sleep(BATCH_SECONDS)
+        return AWSResponse(request.url, 200, HTTPHeaders(), _Body(body.encode()))
+
+    events = client.meta.events
+    events.register("before-send.dynamodb.Query", respond)  # type: ignore[arg-type]
+    events.register("before-send.dynamodb.BatchGetItem", respond_to_batch)  # type: ignore[arg-type]
     return LedgerTable(client, "ledger")
 
 
@@ -153,6 +171,7 @@ class OneRun:
 
     rows: int
     lookup: Callable[[str, Sequence[str]], Mapping[str, RowRecord]]
+    by_index: bool = True
     done: bool = False
 
     def get_many(self, job: str, keys: Sequence[str]) -> Mapping[str, RowRecord]:
@@ -169,7 +188,12 @@ class OneRun:
         self.done = True
         return True
 
+    def spent_earlier(self, _run: Run) -> int:
+        return 0
+
     def counters(self, _job: str, _run: str) -> Counters:
+        if not self.by_index:
+            return Counters(succeeded=self.rows)
         dead, failed = len(range(11, self.rows, 1_000)), len(range(7, self.rows, 100))
         return Counters(succeeded=self.rows - failed - dead, failed=failed, dead=dead)
 
@@ -201,14 +225,14 @@ class Disk(FakeStore):
         return sum(part.read_bytes().count(b"\n") for part in parts)
 
 
-def generated_csv(count: int) -> JobRows:
+def generated_csv(count: int, *, by_index: bool) -> JobRows:
     def pieces() -> Iterator[bytes]:
-        yield ",".join(HEADER).encode() + b"\n"
+        yield ",".join((*HEADER, *(["index"] if by_index else []))).encode() + b"\n"
         for rows in batched(range(count), 1_000, strict=False):
             lines = (
                 f"https://cdn.example.com/catalogue/item-{n:07d}.jpg,"
                 '"Replace the background with light grey, keep the shadow",'
-                f"SKU-{n:07d},-{n % 90}.5\n"
+                f"SKU-{n:07d},-{n % 90}.5" + (f",{n:06d}\n" if by_index else "\n")
                 for n in rows
             )
             yield "".join(lines).encode()
@@ -230,11 +254,11 @@ class GeneratedRows:
     header: tuple[str, ...] = HEADER
     columns = read_columns(HEADER, JobOptions())
 
-    def from_row(self, row: int, _offset: int) -> Iterator[JobRow]:
+    def from_row(self, row: int) -> Iterator[JobRow]:
         request = RowRequest(instruction="Replace the background", images=("item.jpg",))
         cells = ("https://cdn.example.com/catalogue/item.jpg", "Replace the background", "S", "5")
         for number in range(row, self.count):
-            yield JobRow(number, f"{number:06d}", cells, request, False, number)
+            yield JobRow(number, f"{number:06d}", cells, request, False)
 
 
 def peak_mb() -> int:
@@ -281,11 +305,13 @@ def run_report(
     return Measured(ledger.rows, invocations, seconds, outcome, disk, telemetry.logged("error"))
 
 
-def measure(rows: int, invocation_seconds: float, folder: Path) -> dict[str, Any]:
+def measure(
+    rows: int, invocation_seconds: float, folder: Path, *, by_index: bool
+) -> dict[str, Any]:
     before, cpu = peak_mb(), time.process_time()
     capacity = Capacity(time.sleep, time.monotonic)
-    ledger = OneRun(rows, modelled_ledger(rows, capacity).get_many)
-    csv = generated_csv(rows)
+    ledger = OneRun(rows, modelled_ledger(rows, capacity).get_many, by_index)
+    csv = generated_csv(rows, by_index=by_index)
     measured = run_report(ledger, lambda _: csv, folder, time.monotonic, invocation_seconds)
     cpu = time.process_time() - cpu
     return {"mode": "measured", "cpu_seconds": round(cpu, 1), "rss_mb_before": before} | described(
@@ -342,13 +368,15 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("rows", type=int, nargs="?", default=1_000_000)
     parser.add_argument("invocation_seconds", type=float, nargs="?", default=LAMBDA_SECONDS)
+    parser.add_argument("--by-index", action="store_true", help="rows have an index that counts")
     parser.add_argument("--simulate", type=float, nargs=2, metavar=("ROWS", "ROWS_PER_SECOND"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         if arguments.simulate:
             result = simulate(int(arguments.simulate[0]), arguments.simulate[1], Path(name))
         else:
-            result = measure(arguments.rows, arguments.invocation_seconds, Path(name))
+            seconds, by_index = arguments.invocation_seconds, arguments.by_index
+            result = measure(arguments.rows, seconds, Path(name), by_index=by_index)
     print(json.dumps(result))
     complete = result["outcome"] == "made" and result["manifest_lines"] == result["rows"]
     return 0 if complete and not result["errors"] and result["peak_rss_mb"] < MAX_MEGABYTES else 1

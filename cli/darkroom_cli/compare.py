@@ -125,9 +125,9 @@ def _read(root: Path, job: str) -> dict[int, _Line]:
 def _line(root: Path, job: str, given: Mapping[str, str], own: Mapping[str, str]) -> _Line:
     row = int(own["row"])
     texts = {name: next(filter(None, map(given.get, of)), "") for name, of in _COLUMNS.items()}
-    key = texts["index"].strip() or f"{row:06d}"
-    before = ResultPaths(job).thumb(key, "before")
-    found = [path for path in own["output"].split("|") if path and (root / path).exists()]
+    outputs = own["output"].split("|")
+    before = ResultPaths(job).thumb(outputs[0], "before")
+    found = [path for path in outputs if path and (root / path).exists()]
     return _Line(
         number=row,
         name=texts["index"] or redact_url(texts["images"]) or f"row {row}",

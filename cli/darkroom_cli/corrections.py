@@ -34,15 +34,16 @@ def submit_corrections(session: Session, upload: Upload, job: str) -> Progress |
         raise CommandFailed(
             f"{source.key} was not found in bucket {source.bucket}: submit the whole CSV again."
         )
-    options: dict[str, object] = {
+    before: dict[str, object] = {
         name.replace("-", "_"): value for name, value in stored.items() if name not in _NOT_KEPT
     }
-    options.update(upload.options)
+    options = before | dict(upload.options)
     with tempfile.TemporaryDirectory(prefix="darkroom-") as scratch:
         original = Path(scratch, f"original-{posixpath.basename(source.key)}")
         bucket.fetch(source.key, original)
         merged = Path(scratch, posixpath.basename(source.key))
-        _merge(open_csv(original, options), _read(upload.path), merged, upload.path.name)
+        # With the options of that upload: a template's columns are part of the rows' identity.
+        _merge(open_csv(original, before), _read(upload.path), merged, upload.path.name)
         to = posixpath.dirname(source.key)
         again = replace(upload, path=merged, to=to, options=options, images_beside=upload.path)
         return submit(session, again)
@@ -59,8 +60,7 @@ def _read(path: Path) -> dict[str, dict[str, str]]:
             "replaces: start from the failed.csv beside the job's manifest."
         )
     rows = {}
-    for number, record in enumerate(opened.records()):
-        cells = record.cells
+    for number, cells in enumerate(opened.records()):
         if len(cells) <= index or not (key := cells[index].strip()):
             raise CommandFailed(f"{path.name}: {describe_row(number)} has no index.")
         rows[key] = dict(zip(opened.header, cells, strict=False))

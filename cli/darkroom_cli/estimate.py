@@ -14,6 +14,7 @@ from darkroom.dispatch import rate_limiter
 from darkroom.endpoint_state import SECOND
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import Ineligible, RowRejected
+from darkroom.formatting import money
 from darkroom.models.catalog import DEFAULTS, MODELS, least_image_price, model_at
 from darkroom.models.planner import check_operation, model_for, plan_call
 from darkroom.rows import RowRequest
@@ -133,6 +134,12 @@ class Estimate:
         kept = self.kept + self.kept_failed
         others = self.skipped + kept + self.invalid.count + self.impossible.count
         return self.rows - others
+
+    @property
+    def price(self) -> str:
+        """Of the first tier, in words."""
+        least, most = (money(amount / 1e6) for amount in (self.least, self.expected_most))
+        return least if least == most else f"{least} to {most}"
 
     def throughput(self, of_calls: Throughput) -> Throughput:
         """`of_calls` with the average numbers of images of these rows."""

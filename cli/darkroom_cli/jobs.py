@@ -10,9 +10,10 @@ from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
+from darkroom.csv_input.names import is_content_key
 from darkroom.errors import Reason
 from darkroom.formatting import plural, quoted
-from darkroom.jobs import CSV_SUFFIXES, ResultPaths, RunState, job_id
+from darkroom.jobs import CSV_SUFFIXES, ResultPaths, Run, RunState, job_id
 from darkroom.report.manifest import OWN_COLUMNS, unguard
 from darkroom.rows import UNSUCCESSFUL_STATUSES
 from darkroom_cli.error_messages import UsageMistake
@@ -95,7 +96,7 @@ def failures(session: Session, job: str, reason: str | None) -> None:
     check_reason(reason)
     run = find_run(session, job)
     done = run.state is RunState.DONE
-    rows = [*(_from_manifest(session, run.job) if done else _from_ledger(session, run.job))]
+    rows = [*(_from_manifest(session, run.job) if done else _from_ledger(session, run))]
     found = [row for row in rows if reason is None or row.reason == reason]
     if session.json:
         session.print_json([asdict(row) for row in found])
@@ -145,14 +146,15 @@ def _from_manifest(session: Session, job: str) -> Iterator[_FailedRow]:
                     )
 
 
-def _from_ledger(session: Session, job: str) -> Iterator[_FailedRow]:
-    for record in session.stack.ledger.all(job):
+def _from_ledger(session: Session, run: Run) -> Iterator[_FailedRow]:
+    """Of the current upload; a row that it no longer has may still be in the ledger."""
+    for record in session.stack.ledger.all(run.job):
         result = record.result
-        if result is not None and result.status.unsuccessful:
+        if record.run == run.run and result is not None and result.status.unsuccessful:
             yield _FailedRow(
                 record.row,
                 spreadsheet_line(record.row),
-                "" if record.key == f"{record.row:06d}" else record.key,
+                "" if is_content_key(record.key) else record.key,
                 result.status.value,
                 result.reason.value if result.reason else "",
                 result.detail,

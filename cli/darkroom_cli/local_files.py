@@ -169,7 +169,7 @@ class _Listed:
         except ValueError:
             raise _other_csv(path, folder) from None
         for number, record in enumerate(opened.records()):
-            cells = record.cells + [""] * (len(listed.header) - len(record.cells))
+            cells = record + [""] * (len(listed.header) - len(record))
             listed.rows.append(cells)
             with suppress(ValueError):  # a cell that cannot be used fails its row, as in any CSV
                 listed.images.update(parse_images(cells[image].strip()))

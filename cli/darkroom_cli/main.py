@@ -97,7 +97,10 @@ def submit(
         ),
     ] = None,
     yes: Annotated[
-        bool, typer.Option("--yes", help="With --try: edit the rest without asking.")
+        bool,
+        typer.Option(
+            "--yes", help="Do not ask before rows are edited again, or before the rest of --try."
+        ),
     ] = False,
     compare: Annotated[
         str | None,
@@ -131,7 +134,8 @@ def submit(
     """Start a job from a CSV, or from a folder of images and an instruction.
 
     Uploads the local images that the CSV names, if they are missing or changed, then the CSV, and
-    prints the job's name. Submitting a corrected CSV again processes only new and changed rows.
+    prints the job's name. Submitting a corrected CSV again processes only new and changed rows; it
+    says how many of them were edited before, and asks.
     """
     from darkroom_cli.corrections import submit_corrections
     from darkroom_cli.error_messages import UsageMistake
@@ -141,7 +145,16 @@ def submit(
     from darkroom_cli.trial import submit_comparison, submit_trial
 
     path = csv_of_folder(session, csv, options) if csv.is_dir() else csv
-    upload = Upload(path, to, options, wait, every, allow_outside, replace_images=replace_images)
+    upload = Upload(
+        path,
+        to,
+        options,
+        wait,
+        every,
+        allow_outside,
+        replace_images=replace_images,
+        assume_yes=yes,
+    )
     if job is not None and trial is not None:
         raise UsageMistake("--try is for a whole CSV: leave it out with --job.")
     if compare is not None:
@@ -152,7 +165,7 @@ def submit(
     if job is not None:
         progress = submit_corrections(session, upload, job)
     elif trial is not None:
-        progress = submit_trial(session, upload, count=trial, assume_yes=yes)
+        progress = submit_trial(session, upload, count=trial)
     else:
         progress = submit(session, upload)
     if progress is not None:

@@ -1,22 +1,20 @@
 """`darkroom quote`: rows, cost and time of a job before it is started."""
 
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from itertools import batched
 from pathlib import Path
 from typing import Any
 
 from darkroom.csv_input.reader import JobRow, JobRows
 from darkroom.endpoints import EndpointsSecret
-from darkroom.errors import RowRejected
 from darkroom.formatting import duration, money, plural, quoted
-from darkroom.jobs import Run, RunState, Source, job_id
+from darkroom.jobs import job_id
 from darkroom.models.catalog import retirement_notice
-from darkroom.ports import RowLedger
-from darkroom.rows import RowRecord, RowRequest
-from darkroom.splitter import ResumeDecision, resume_decision
+from darkroom.rows import RowRequest
+from darkroom.splitter import ResumeDecision
+from darkroom_cli.earlier_upload import KEPT, EarlierUpload
 from darkroom_cli.endpoints import load_current, load_file
 from darkroom_cli.estimate import RETENTION_SECONDS, Estimate, FailureGroups, Throughput, estimate
 from darkroom_cli.local_files import csv_of_folder, object_name, open_csv
@@ -26,7 +24,6 @@ from darkroom_cli.submit import ImagePlan, plan_images
 
 _SHOWN_GROUPS = 10
 _SHOWN_IMAGES = 3
-_BATCH_ROWS = 1_000
 _WIDE = 3  # times the least cost: such a range is explained
 _DEFAULT_WORKERS = 40  # the template's WorkerProcesses times RowsPerWorker
 
@@ -51,7 +48,7 @@ def quote(
     survey = _Survey(rows)
     key = posixpath.join(to.strip("/"), object_name(path))
     if endpoints is None:
-        survey.find_earlier_upload(session, job_id(key))
+        survey.earlier = EarlierUpload.find(session, job_id(key), rows.options)
     with session.spinner("Reading the CSV"):
         rows.check()
         budget = rows.options.budget_micro_usd
@@ -82,44 +79,28 @@ class _Survey:
     """The rows of a CSV that an upload would start, and the images that they name."""
 
     rows: JobRows
-    earlier: RowLedger | None = None
-    run: Run | None = None  # of the upload in question
+    earlier: EarlierUpload | None = None
     kept: int = 0
     kept_failed: int = 0
     plain_http: int = 0  # rows with a reference that only trusted hosts may have
     references: dict[str, None] = field(default_factory=dict)
 
-    def find_earlier_upload(self, session: Session, job: str) -> None:
-        ledger = session.stack.ledger
-        if ledger.current(job) is None:
-            return
-        now, source = session.clock.now(), Source("", "", None)
-        self.earlier = ledger
-        self.run = Run(job, "", RunState.SPLITTING, source, self.rows.options, now)
-
     def rows_to_do(self) -> Iterator[JobRow]:
-        """Without those that an earlier upload did, by the splitter's own rule."""
-        for batch in batched(self.rows, _BATCH_ROWS, strict=False):
-            for row in self._without_kept(batch):
-                if not row.skipped and isinstance(row.request, RowRequest):
-                    self._note_references(row.request)
+        """Without those that an earlier upload did."""
+        for row in self._not_kept():
+            if not row.skipped and isinstance(row.request, RowRequest):
+                self._note_references(row.request)
+            yield row
+
+    def _not_kept(self) -> Iterator[JobRow]:
+        if self.earlier is None:
+            yield from self.rows
+            return
+        for row, _, decision in self.earlier.compare(self.rows):
+            self.kept += decision is ResumeDecision.RESUMED
+            self.kept_failed += decision is ResumeDecision.KEPT_FAILED
+            if decision not in KEPT:
                 yield row
-
-    def _without_kept(self, batch: Sequence[JobRow]) -> Iterable[JobRow]:
-        if self.earlier is None or self.run is None:
-            return batch
-        records = self.earlier.get_many(self.run.job, [row.key for row in batch])
-        decisions = [(row, self._decision(row, records, self.run)) for row in batch]
-        self.kept += sum(d is ResumeDecision.RESUMED for _, d in decisions)
-        self.kept_failed += sum(d is ResumeDecision.KEPT_FAILED for _, d in decisions)
-        kept = (ResumeDecision.RESUMED, ResumeDecision.KEPT_FAILED)
-        return [row for row, decision in decisions if decision not in kept]
-
-    @staticmethod
-    def _decision(row: JobRow, records: Mapping[str, RowRecord], run: Run) -> ResumeDecision | None:
-        if row.skipped or isinstance(row.request, RowRejected):
-            return None
-        return resume_decision(records.get(row.key), row.request.fingerprint(), run)
 
     def _note_references(self, request: RowRequest) -> None:
         named = [*request.images, *([request.mask] if request.mask else [])]
@@ -152,7 +133,7 @@ def _fields(
 
 
 def _cost(totals: Estimate) -> str:
-    text = f"{money(totals.least / 1e6)} to {money(totals.expected_most / 1e6)}"
+    text = totals.price
     if totals.most > totals.expected_most:
         text += f"; up to {money(totals.most / 1e6)} if rows fall back"
     if totals.unpriced:

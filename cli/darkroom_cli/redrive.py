@@ -1,6 +1,5 @@
 """`darkroom redrive`: returns dead letters to the rows queue, each sent before it is deleted."""
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
@@ -58,7 +57,7 @@ def redrive(
 
 
 def _confirm_all_jobs(session: Session, queue: DeadLetterQueue, reason: str | None) -> None:
-    if not _is_interactive(session):
+    if not session.is_interactive:
         raise UsageMistake(
             "Name a job, or add --yes to return the dead rows of all jobs; --dry-run shows them."
         )
@@ -69,10 +68,6 @@ def _confirm_all_jobs(session: Session, queue: DeadLetterQueue, reason: str | No
     rows = plural(dead, "dead row")
     if not typer.confirm(f"Return the dead rows of all jobs{scope} ({rows} in all)?", err=True):
         raise typer.Exit(1)
-
-
-def _is_interactive(session: Session) -> bool:
-    return not session.json and sys.stdin.isatty() and session.err.is_terminal
 
 
 def _print_matching(

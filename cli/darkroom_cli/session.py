@@ -106,6 +106,11 @@ class Session:
         """False for scripts and where standard error is not a terminal."""
         return not self.json and self.err.is_terminal
 
+    @property
+    def is_interactive(self) -> bool:
+        """Somebody can be asked."""
+        return not self.json and sys.stdin.isatty() and self.err.is_terminal
+
     def print_result(self, text: str, value: object) -> None:
         """The result: `text` for people, or with --json `value` for scripts."""
         if self.json:

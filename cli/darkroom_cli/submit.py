@@ -13,13 +13,18 @@ from itertools import compress
 from mimetypes import guess_type
 from pathlib import Path
 
-from darkroom.csv_input.reader import JobRows
+import typer
+
+from darkroom.csv_input.reader import JobRow, JobRows
 from darkroom.csv_input.values import parse_images
 from darkroom.errors import RowRejected
 from darkroom.formatting import plural, quoted, quoted_list
 from darkroom.jobs import Run, job_id
 from darkroom.rows import RowRequest
+from darkroom_cli.earlier_upload import EarlierUpload
+from darkroom_cli.endpoints import load_current
 from darkroom_cli.error_messages import CommandFailed
+from darkroom_cli.estimate import Throughput, estimate
 from darkroom_cli.local_files import (
     as_metadata,
     content_problem,
@@ -32,6 +37,7 @@ from darkroom_cli.session import Session
 from darkroom_cli.stack import PARALLEL_TRANSFERS, Bucket, StoredObject
 from darkroom_cli.status import Progress, watch
 
+_CALL_SECONDS = 20.0  # has no effect on the price
 _EXAMPLES = 3  # rows or images named in a warning
 # Metadata of an uploaded image. The MD5 shows a change where the ETag cannot (KMS keys).
 _MD5_METADATA, _JOB_METADATA = "darkroom-md5", "darkroom-job"
@@ -53,6 +59,7 @@ class Upload:
     label: str = ""  # added to the job's name, to submit one CSV as several jobs
     images_beside: Path | None = None  # relative paths start at its folder, not at the CSV's
     replace_images: bool = False  # edit the rows of changed images again
+    assume_yes: bool = False  # do not ask before rows are edited again
 
 
 def _key(upload: Upload) -> str:
@@ -99,6 +106,7 @@ def submit(session: Session, upload: Upload) -> Progress | None:
     _warn_of_dropped_budget(session, key, options)
     previous = session.stack.ledger.current(job) if upload.wait else None
     with _renamed_csv(path, rows, plan.renamed) as file:
+        _confirm_edited_again(session, open_csv(file, options), job, ask=not upload.assume_yes)
         content_type = "application/gzip" if key.endswith(".gz") else "text/csv"
         version = bucket.put_file(key, file, content_type, as_metadata(options))
     session.note(f"Uploaded {path} to s3://{bucket.name}/{key}.")
@@ -110,6 +118,38 @@ def submit(session: Session, upload: Upload) -> Progress | None:
 
     started = _has_started(version, previous)
     return watch(session, job, every=upload.every, started=started)
+
+
+def _confirm_edited_again(session: Session, rows: JobRows, job: str, *, ask: bool) -> None:
+    """Say how many rows would be paid for again. Raises Exit if the user does not want that."""
+    earlier = EarlierUpload.find(session, job, rows.options)
+    if earlier is None:
+        return
+    with session.spinner("Comparing with the earlier upload"):
+        count = sum(1 for _ in earlier.edited_again(rows))
+        price = _price(session, earlier.edited_again(rows)) if count else ""
+    if not count:
+        return
+    cause = "their cells, their index or the job's options are not the same"
+    session.warn(
+        f"{plural(count, 'row')} edited in an earlier upload will be edited and paid for again, "
+        f"{price}: {cause if rows.options.resume else '--no-resume'}."
+    )
+    question = f"Edit {plural(count, 'row')} again?"
+    if ask and session.is_interactive and not typer.confirm(question, err=True):
+        session.note("Nothing was started.")
+        raise typer.Exit(1)
+
+
+def _price(session: Session, rows: Iterable[JobRow]) -> str:
+    try:
+        secret = load_current(session)
+    except CommandFailed:  # the upload waits for one
+        return "at a price that depends on the endpoints"
+    totals = estimate(rows, secret, Throughput(_CALL_SECONDS), session.today)
+    if totals.unpriced and not totals.expected_most:
+        return "at a price that is not known"
+    return f"for about {totals.price}"
 
 
 def _has_started(version: str | None, previous: Run | None) -> Callable[[Run], bool]:
@@ -249,7 +289,7 @@ def plan_images(references: Iterable[str], csv_path: Path, key: str) -> ImagePla
                 relative = path.relative_to(csv_folder).as_posix()
             else:
                 digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
-                relative = f"{stem}{_IMAGES_FOLDER}/{digest}-{path.name}"
+                relative = f"{stem}{_IMAGES_FOLDER}/{digest}/{path.name}"
             plan.renamed[reference] = relative
         target = posixpath.normpath(posixpath.join(prefix, relative))
         if is_file:
@@ -389,8 +429,8 @@ def _renamed_csv(path: Path, rows: JobRows, renamed: Mapping[str, str]) -> Itera
         with open_for_writing(copy) as text:
             writer = csv.writer(text, delimiter=rows.csv.delimiter)
             writer.writerow(rows.csv.header)
-            for record in rows.csv.records():
-                writer.writerow(_rename_references(rows, record.cells, renamed))
+            for cells in rows.csv.records():
+                writer.writerow(_rename_references(rows, cells, renamed))
         yield copy
 
 

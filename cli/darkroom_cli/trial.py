@@ -1,6 +1,5 @@
 """`darkroom submit --try`: edits a few rows first, shows the price of the rest, and asks."""
 
-import sys
 from array import array
 from dataclasses import replace
 
@@ -24,13 +23,11 @@ _FEWEST_COMPARED = 2
 _CALL_SECONDS = 20.0  # has no effect on the price
 
 
-def submit_trial(
-    session: Session, upload: Upload, *, count: int, assume_yes: bool
-) -> Progress | None:
+def submit_trial(session: Session, upload: Upload, *, count: int) -> Progress | None:
     """Submit `count` rows spread over the CSV and, on consent, the rest as the same job.
 
-    The rows tried are not edited again: the job resumes. Without a terminal and `assume_yes` the
-    command ends after them.
+    The rows tried are not edited again: the job resumes. Without a terminal and `upload.assume_yes`
+    the command ends after them.
     """
     rows = open_csv(upload.path, upload.options)
     with session.spinner("Reading the CSV"):
@@ -52,8 +49,8 @@ def submit_trial(
     if session.shows_progress:
         open_gallery(session, progress.job, None, session.wiring.launch)
     _show_price(session, progress, rest, len(tried))
-    if assume_yes or _confirmed(session, rest.to_do):
-        return submit(session, upload)
+    if upload.assume_yes or _confirmed(session, rest.to_do):
+        return submit(session, replace(upload, assume_yes=True))
     session.note(
         "Nothing else was started. To edit the rest, submit again without --try: rows that are "
         "done are kept and not paid for again."
@@ -97,15 +94,14 @@ def _spread(rows: array[int], count: int) -> list[int]:
 
 def _show_price(session: Session, progress: Progress, rest: Estimate, tried: int) -> None:
     cost = progress.cost_usd
-    least, most = rest.least / 1e6, rest.expected_most / 1e6
     if session.json:
         session.print_json(
             {"job": progress.job, "tried": tried, "cost_usd": cost, "rest": rest.to_do}
-            | {"rest_least_usd": least, "rest_most_usd": most}
+            | {"rest_least_usd": rest.least / 1e6, "rest_most_usd": rest.expected_most / 1e6}
         )
         return
     price = (
-        f"{plural(rest.to_do, 'row')}: {money(least)} to {money(most)} by the price list, "
+        f"{plural(rest.to_do, 'row')}: {rest.price} by the price list, "
         f"{money(cost / tried * rest.to_do)} at the price of those tried"
     )
     session.print_fields(
@@ -114,6 +110,6 @@ def _show_price(session: Session, progress: Progress, rest: Estimate, tried: int
 
 
 def _confirmed(session: Session, rest: int) -> bool:
-    if session.json or not (sys.stdin.isatty() and session.err.is_terminal):
+    if not session.is_interactive:
         return False
     return typer.confirm(f"Edit the other {plural(rest, 'row')}?", err=True)

@@ -106,7 +106,9 @@ def sample_job() -> ReportHarness:
                 if side == "before" and row.row < WITH_IMAGES:
                     large = draw(row.row, edited=False, longest_side=1_280)
                     thumb = add_thumbnail(large, thumb)
-                harness.store.put(ResultPaths(JOB).thumb(row.key, side), thumb, "image/webp")
+                harness.store.put(
+                    ResultPaths(JOB).thumb(result.outputs[0], side), thumb, "image/webp"
+                )
         for copy, output in enumerate(result.outputs if row.row < WITH_IMAGES else ()):
             drawn = draw(row.row + copy + (row.row == RESHAPED), edited=True, longest_side=1_024)
             harness.store.put(output, drawn, "image/webp")
@@ -149,10 +151,11 @@ def large_job(rows: int) -> ReportHarness:
     harness.start()
     images = {(n, edited): draw(n, edited=edited) for n in range(40) for edited in (False, True)}
     for row in harness.job_rows:
-        harness.settle(row, replace(GEMINI, outputs=(f"{JOB}/images/{row.key}.png",)))
+        result = replace(GEMINI, outputs=(f"{JOB}/images/{row.key}.png",))
+        harness.settle(row, result)
         for side in ("before", "after"):
             thumb = images[row.row % 40, side == "after"]
-            harness.store.put(ResultPaths(JOB).thumb(row.key, side), thumb, "image/webp")
+            harness.store.put(ResultPaths(JOB).thumb(result.outputs[0], side), thumb, "image/webp")
     return harness
 
 

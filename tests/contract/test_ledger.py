@@ -270,6 +270,23 @@ def test_what_a_job_has_spent_in_earlier_uploads_is_known(harness: Harness) -> N
     assert harness.ledger.spent_earlier(second) == 40_000
 
 
+def test_a_result_whose_image_another_row_replaces_is_discarded(harness: Harness) -> None:
+    run, ledger = harness.begin(), harness.ledger
+    result = replace(SUCCESS, outputs=("jobs/x/images/a.png",))
+    sent = harness.send(harness.claim(message(run)))
+    assert ledger.settle(sent, result)
+    key = message(run).key
+    for image in ("jobs/x/images/b.png", "jobs/x/images/a.png", "jobs/x/images/a.png"):
+        ledger.discard_result(run.job, key, image)
+        record = ledger.get_many(run.job, [key])[key]
+        assert record.state is (SUCCESS.status if image.endswith("b.png") else RowState.FAILED)
+    ledger.discard_result(run.job, "unknown", "jobs/x/images/a.png")
+    assert record.result is not None
+    assert record.result.reason is Reason.SUPERSEDED
+    counters = harness.counters()
+    assert (counters.succeeded, counters.failed, counters.cost_micro_usd) == (0, 1, 40_000)
+
+
 def test_a_possible_charge_of_unknown_cost_stays_committed(harness: Harness) -> None:
     run = harness.begin(budget_usd=1)
     claimed = harness.send(harness.claim(message(run)), reserve=60_000, limit=1_000_000)
@@ -429,7 +446,7 @@ def test_an_upload_starts_one_run_and_an_older_upload_none(harness: Harness) -> 
 def test_the_run_of_a_dead_splitter_is_taken_over_at_its_checkpoint(harness: Harness) -> None:
     run, ledger = running(harness.job), harness.ledger
     assert ledger.start(run, 50.0)
-    reached = Checkpoint(offset=1000, row=10, continuations=1, totals=Totals(rows=10, queued=10))
+    reached = Checkpoint(row=10, continuations=1, totals=Totals(rows=10, queued=10))
     assert ledger.checkpoint(run, reached, 50.0)
     assert ledger.start(run, 50.0) is None
     harness.clock.time += 51

@@ -341,7 +341,8 @@ def test_what_does_not_exist_is_an_error_and_a_short_name_is_found(
     assert reason.exit_code == 2
     assert "There is no reason 'foo'." in reason.text
     assert "No job's name begins with foo" in darkroom("list", "foo").text
-    harness.run("jobs/long.CSV", b"instruction\nA small boat\n")
+    version = harness.put("jobs/long.CSV", b"instruction\nA small boat\n")
+    harness.wait("jobs/long", version)
     assert "job jobs/long" in darkroom("status", "long").text
 
 

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -137,7 +138,8 @@ def test_summary_and_gallery_agree_with_the_manifest(mixed: Results) -> None:
     assert {"manifest.csv", "failed.csv", "job.json", "report.html"} <= mixed.names()
     failed = list(csv.DictReader(io.StringIO(mixed.read("failed.csv").decode())))
     lines = [line for line in mixed.manifest if line["status"] == "failed"]
-    assert [row["index"] for row in failed] == [f"{int(line['row']):06d}" for line in lines]
+    assert len({row["index"] for row in failed}) == len(lines)
+    assert [row["sku"] for row in failed] == [line["sku"] for line in lines]
     endpoints = {e["endpoint"]: e["failed"] + e["dead"] for e in summary["endpoints"]}
     assert endpoints["gemini-main"] == 1
     assert endpoints[None] == 5
@@ -163,6 +165,31 @@ def test_a_corrected_upload_redoes_only_the_changed_rows(
     assert outcomes(fixed) == [SUCCEEDED] * 2
     calls = harness.simulator.stats()["gemini-main"]["calls_by_marker"]
     assert (calls["x"], calls["y"]) == (2, 1)
+
+
+def test_a_row_inserted_at_the_top_is_the_only_one_edited_and_paid(
+    harness: StackHarness, photos: None
+) -> None:
+    header = "image_url,instruction\n"
+    rows = ["photos/one.png,Make it [row:one] night\n", ",A [row:tree] tree\n"]
+    first = harness.run("shop/inserted.csv", (header + "".join(rows)).encode())
+    spent = first.summary["cost"]["total_usd"]
+    calls = harness.simulator.stats()["gemini-main"]["calls"]
+    inserted = ["photos/two.jpg,Make it day\n", *reversed(rows)]
+    again = harness.run("shop/inserted.csv", (header + "".join(inserted)).encode())
+    assert outcomes(again) == [SUCCEEDED] * 3
+    assert harness.simulator.stats()["gemini-main"]["calls"] == calls + 1
+    assert [line["output"].rpartition("/")[2] for line in again.manifest] == [
+        *("two.png", "000001.png", "one.png")
+    ]
+    assert again.summary["counts"]["resumed"] == 2
+    cost = again.summary["cost"]
+    assert cost["earlier_runs_usd"] == spent > 0
+    assert cost["total_usd"] == pytest.approx(spent + cost["this_run_usd"])
+    last = harness.run("shop/inserted.csv", (header + "photos/one.png,Make it dusk\n").encode())
+    assert last.manifest[0]["output"] == "shop/inserted/images/one.png"
+    total = cost["total_usd"] + last.summary["cost"]["this_run_usd"]
+    assert last.summary["cost"]["total_usd"] == pytest.approx(total)
 
 
 def test_a_duplicate_event_changes_nothing(harness: StackHarness, photos: None) -> None:
@@ -283,7 +310,8 @@ def test_a_folder_becomes_a_gallery_and_dead_rows_can_be_redriven(
     report = darkroom("download", "cli/people", out).stdout.strip()
     assert Path(report).is_file()
     names = {path.name for path in (out / "images").iterdir()}
-    assert names == {f"00000{row}.png" for row in range(3)}
+    assert len(names) == 3
+    assert {re.sub(r"-[0-9a-f]{12}", "-*", name) for name in names} == {"near-*.png", "far.png"}
     again = json.loads(darkroom("download", "cli/people", out, "--json").stdout)
     assert again["downloaded"] == 0
 

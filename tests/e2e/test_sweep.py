@@ -3,11 +3,13 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from darkroom.aws.ledger_table import LedgerTable
+from darkroom.jobs import Run, job_id
 from darkroom_local import stack
 from darkroom_local.processes import wait_until
 from darkroom_local.providers import Config, SimulatedEndpoint
@@ -36,34 +38,72 @@ def sweep(harness: StackHarness) -> Any:
     assert "FunctionError" not in answer, json.loads(answer["Payload"].read())
 
 
-def test_a_row_whose_message_is_lost_is_queued_again_and_reported(harness: StackHarness) -> None:
-    outputs, client = harness.info.outputs, harness.info.client
-    lambdas, function = client("lambda"), outputs["EditorFunctionName"]
+@contextmanager
+def queued(harness: StackHarness, key: str, csv: bytes) -> Iterator[tuple[Run, str | None]]:
+    """A job that is split, and whose rows stay in the queue until the end of the block.
+
+    Yields its run and the version of its CSV.
+    """
+    lambdas, function = harness.info.client("lambda"), harness.info.outputs["EditorFunctionName"]
     (source,) = lambdas.list_event_source_mappings(FunctionName=function)["EventSourceMappings"]
     lambdas.update_event_source_mapping(UUID=source["UUID"], Enabled=False)
-    version = harness.put("shop/lost.csv", b"instruction\nA tree\nA house\n")
-    ledger = LedgerTable(client("dynamodb"), outputs["LedgerTableName"])
-    queue = outputs["RowsQueueUrl"]
+    version = harness.put(key, csv)
+    ledger = ledger_of(harness)
 
     def is_split() -> bool:
-        run = ledger.current("shop/lost")
+        run = ledger.current(job_id(key))
         return run is not None and run.split_done
 
     assert wait_until(is_split, 60, 0.3)
-    client("sqs").purge_queue(QueueUrl=queue)
-    run = ledger.current("shop/lost")
+    run = ledger.current(job_id(key))
     assert run is not None
-    # As if the rows had been queued more than an hour ago.
-    client("dynamodb").update_item(
-        TableName=outputs["LedgerTableName"],
-        Key={"job": {"S": run.job}, "item": {"S": f"run#{run.run}"}},
-        UpdateExpression="SET queued_at = :earlier",
-        ExpressionAttributeValues={":earlier": {"N": str(time.time() - 2 * HOUR)}},
-    )
-    sweep(harness)
+    yield run, version
     lambdas.update_event_source_mapping(UUID=source["UUID"], Enabled=True)
+
+
+def ledger_of(harness: StackHarness) -> LedgerTable:
+    client = harness.info.client("dynamodb")
+    return LedgerTable(client, harness.info.outputs["LedgerTableName"])
+
+
+def test_a_row_whose_message_is_lost_is_queued_again_and_reported(harness: StackHarness) -> None:
+    outputs, client = harness.info.outputs, harness.info.client
+    with queued(harness, "shop/lost.csv", b"instruction\nA tree\nA house\n") as (run, version):
+        client("sqs").purge_queue(QueueUrl=outputs["RowsQueueUrl"])
+        # As if the rows had been queued more than an hour ago.
+        client("dynamodb").update_item(
+            TableName=outputs["LedgerTableName"],
+            Key={"job": {"S": run.job}, "item": {"S": f"run#{run.run}"}},
+            UpdateExpression="SET queued_at = :earlier",
+            ExpressionAttributeValues={":earlier": {"N": str(time.time() - 2 * HOUR)}},
+        )
+        sweep(harness)
     results = harness.wait("shop/lost", version)
     assert wait_until(lambda: results.summary["state"] != "running", 90, 0.5), results.summary
     assert [row["status"] for row in results.manifest] == ["succeeded", "succeeded"]
     sweep(harness)
-    assert [u.job for u in ledger.unfinished()] == []
+    assert [u.job for u in ledger_of(harness).unfinished()] == []
+
+
+def test_a_stopped_job_is_reported_before_its_messages_return(harness: StackHarness) -> None:
+    ledger = ledger_of(harness)
+    with queued(harness, "shop/stopped.csv", b"instruction\nA [row:s1] tree\nA house\n") as (
+        run,
+        version,
+    ):
+        assert ledger.stop(run.job) is not None
+        for _ in range(2):  # the first ends the rows, the second has the report made
+            sweep(harness)
+        results = harness.wait(run.job, version)
+        assert results.summary["state"] == "stopped"
+        assert [row["reason"] for row in results.manifest] == ["stopped", "stopped"]
+    queue = {"QueueUrl": harness.info.outputs["RowsQueueUrl"]}
+    names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+
+    def is_empty() -> bool:
+        answer = harness.info.client("sqs").get_queue_attributes(**queue, AttributeNames=names)
+        return set(answer["Attributes"].values()) == {"0"}
+
+    assert wait_until(is_empty, 90, 0.5)
+    assert not ledger.report_due(run.job)
+    assert "s1" not in harness.simulator.stats()["gemini-main"]["calls_by_marker"]

@@ -166,7 +166,7 @@ class EditorHarness:
             "rows": self.ledger,
             "runs": self.runs,
             "waits": self.waits,
-            "images": ImageStorage(store, self.clock, self.telemetry),
+            "images": ImageStorage(store, self.ledger, self.clock, self.telemetry),
             "queue": self.queue,
             "fetcher": self.fetcher,
             "dispatcher": self.dispatcher,

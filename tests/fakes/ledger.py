@@ -44,6 +44,13 @@ class FakeLedger:
         change = rows.drop(record, self.clock.now(), reason, detail)
         return isinstance(self._apply(claim, change), Claim)
 
+    def discard_result(self, job: str, key: str, image: str) -> None:
+        with self.lock:
+            record = self.rows.get((job, key))
+            change = rows.discard_result(record, image, self.clock.now()) if record else None
+            if change is not None:
+                self._write(job, change)
+
     def claim(
         self, message: RowMessage, run: Run, owner: str, lease_seconds: float
     ) -> Claim | NotClaimed:

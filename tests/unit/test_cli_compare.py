@@ -37,7 +37,7 @@ def add_results(
     for row, result in results:
         key = f"{row:06d}"
         outputs = (f"{job}/images/{key}.png",) if result.status is RowState.SUCCEEDED else ()
-        for path in (*outputs, f"{job}/thumbs/{key}-before.webp"):
+        for path in (*outputs, f"{job}/thumbs/{key}.png-before.webp"):
             cli.results_bucket.objects[path] = FakeObject(path.encode())
         own = cells or (f"photos/{row}.jpg", "Make it <b>warm</b>")
         shown = ReportRow(row, key, replace(result, outputs=outputs), own)
@@ -60,10 +60,10 @@ def cli(cli: CliHarness) -> CliHarness:
 
 
 def test_before_is_the_first_preview_that_there_is(cli: CliHarness, out: Path) -> None:
-    del cli.results_bucket.objects["jobs/p.gemini/thumbs/000005-before.webp"]
+    del cli.results_bucket.objects["jobs/p.gemini/thumbs/000000.png-before.webp"]
     cli.succeed("compare", "jobs/p.gemini", "jobs/p.gpt", "--to", out)
     shown = re.findall(r'<img src="([^"]+)" alt="Before', (out / "compare.html").read_text())
-    names = ("gemini/thumbs/000000-before.webp", "gpt/thumbs/000005-before.webp")
+    names = ("gpt/thumbs/000000.png-before.webp", "gemini/thumbs/000005.png-before.webp")
     assert shown == [f"jobs/p.{name}" for name in names]
 
 

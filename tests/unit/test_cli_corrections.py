@@ -7,6 +7,7 @@ import pytest
 
 from darkroom.jobs import Source
 from tests.fakes.command import CliHarness, FakeObject
+from tests.fakes.csv_files import job_rows
 from tests.fakes.ledger import running
 
 ORIGINAL = """image_url,instruction,price
@@ -15,6 +16,7 @@ https://h/1.png,,2
 https://h/2.png,cold,3
 """
 KEY = "shop/products.csv"
+_, BRIGHT, COLD = (row.key for row in job_rows(ORIGINAL))
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def uploaded(cli: CliHarness) -> str:
 
 def test_corrected_rows_replace_their_own_and_the_others_stay(cli: CliHarness) -> None:
     corrected = failed(
-        cli, 'index,image_url,instruction,price\n000001,https://h/1.png,"bright, please",2\n'
+        cli, f'index,image_url,instruction,price\n{BRIGHT},https://h/1.png,"bright, please",2\n'
     )
     result = cli.succeed("submit", corrected, "--job", "shop/products")
     assert result.stdout == "shop/products\n"
@@ -49,14 +51,14 @@ def test_corrected_rows_replace_their_own_and_the_others_stay(cli: CliHarness) -
 
 
 def test_the_options_of_the_job_hold_except_those_given_again(cli: CliHarness) -> None:
-    corrected = failed(cli, "index,instruction\n000001,bright\n")
+    corrected = failed(cli, f"index,instruction\n{BRIGHT},bright\n")
     cli.succeed("submit", corrected, "--job", "shop/products", "--budget-usd", "9")
     metadata = cli.input_bucket.objects[KEY].metadata
     assert metadata == {"budget-usd": "9", "instruction-column": "instruction"}
 
 
 def test_a_column_that_is_added_applies_to_the_corrected_rows(cli: CliHarness) -> None:
-    corrected = failed(cli, "index,instruction,quality\n000001,bright,high\n")
+    corrected = failed(cli, f"index,instruction,quality\n{BRIGHT},bright,high\n")
     cli.succeed("submit", corrected, "--job", "shop/products")
     assert uploaded(cli).splitlines()[:3] == [
         "image_url,instruction,price,quality",
@@ -67,7 +69,7 @@ def test_a_column_that_is_added_applies_to_the_corrected_rows(cli: CliHarness) -
 
 def test_a_local_image_of_a_corrected_row_lies_beside_the_corrections(cli: CliHarness) -> None:
     cli.image("downloads/new.png")
-    corrected = failed(cli, "index,image_url,instruction\n000001,new.png,bright\n")
+    corrected = failed(cli, f"index,image_url,instruction\n{BRIGHT},new.png,bright\n")
     cli.succeed("submit", corrected, "--job", "shop/products")
     assert cli.input_bucket.puts == ["shop/new.png", KEY]
 
@@ -77,7 +79,7 @@ def test_a_compressed_csv_stays_compressed(cli: CliHarness) -> None:
     stored.body = gzip.compress(stored.body)
     cli.input_bucket.objects[f"{KEY}.gz"] = stored
     cli.ledger.start(running("shop/products", run="2", source=Source("in", f"{KEY}.gz", "v2")), 60)
-    cli.succeed("submit", failed(cli, "index,price\n000002,4\n"), "--job", "shop/products")
+    cli.succeed("submit", failed(cli, f"index,price\n{COLD},4\n"), "--job", "shop/products")
     body = gzip.decompress(cli.input_bucket.objects[f"{KEY}.gz"].body).decode()
     assert body.splitlines()[3] == "https://h/2.png,cold,4"
 

@@ -8,9 +8,9 @@ import boto3
 import pytest
 from botocore.stub import Stubber
 
-from darkroom_cli import redrive
 from darkroom_cli.aws import SqsDeadLetterQueue
 from darkroom_cli.error_messages import CommandFailed
+from darkroom_cli.session import Session
 from darkroom_cli.stack import DeadLetter
 from darkroom_local.ministack import REGION
 from tests.fakes.command import CliHarness
@@ -61,7 +61,7 @@ def test_rows_of_all_jobs_are_returned_only_if_that_is_confirmed(
 ) -> None:
     for arguments in ((), ("--reason", "quota_spent"), ("--json",)):
         assert "Name a job, or add --yes" in cli.error("redrive", *arguments, exit_code=2)
-    monkeypatch.setattr(redrive, "_is_interactive", lambda _: True)
+    monkeypatch.setattr(Session, "is_interactive", True)
     refused = cli.run("redrive", stdin="n\n")
     assert refused.exit_code == 1
     assert "Return the dead rows of all jobs (48 dead rows in all)?" in refused.stderr

@@ -34,6 +34,7 @@ def start(cli: CliHarness, job: str = JOB, **totals: int) -> Run:
 
 def settle(cli: CliHarness, run: Run, row: int, result: RowResult) -> None:
     message = row_message(run.run, f"{row:06d}", job=run.job)
+    message = message.model_copy(update={"key": f"row-{row:012x}"})  # a row without an index
     claim = cli.ledger.claim(message, run, f"worker-{row}", 60)
     assert isinstance(claim, Claim)
     assert cli.ledger.settle(claim, result)
@@ -192,7 +193,7 @@ def test_watch_exits_with_1_unless_the_job_is_done(cli: CliHarness, end: RunStat
 def test_the_total_is_open_while_the_csv_is_being_split(cli: CliHarness) -> None:
     run = start(cli)
     totals = Totals(rows=400, queued=400)
-    cli.ledger.checkpoint(run, Checkpoint(9, 400, 1, totals), 60)
+    cli.ledger.checkpoint(run, Checkpoint(400, 1, totals), 60)
     answer = cli.json("status", JOB)
     assert (answer["rows"], answer["split_done"], answer["eta_seconds"]) == (400, False, None)
     assert "rows: 0 of 400 or more" in cli.run("status", JOB).stdout

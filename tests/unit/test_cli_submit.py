@@ -217,7 +217,7 @@ def test_a_budget_that_the_next_upload_drops_is_said_before_it_is_spent(cli: Cli
     assert "Warning" not in cli.succeed("submit", file, "--budget-usd", "4").stderr
     dropped = cli.succeed("submit", file).stderr
     assert "The last upload had --budget-usd 4 and this one has no budget" in dropped
-    assert "--budget-usd 4 keeps it" in dropped
+    assert "Submit again with that option to limit the cost." in dropped
     assert "Warning" not in cli.succeed("submit", file).stderr
 
 

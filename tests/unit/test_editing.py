@@ -87,7 +87,7 @@ def test_an_edited_image_is_stored_with_its_provenance(harness: EditorHarness) -
     assert (body, kind) == (png(), "image/png")
     assert metadata["row"] == "000000"
     assert metadata["fingerprint"] == harness.row.fingerprint
-    assert f"{JOB}/thumbs/000000-after.webp" in harness.store.objects
+    assert f"{JOB}/thumbs/000000.png-after.webp" in harness.store.objects
     metrics = harness.telemetry.metrics
     assert (metrics["RowsSucceeded"], metrics["FallbackUsed"], metrics["CostUSD"]) == (1, 1, 0.04)
 
@@ -102,10 +102,58 @@ def test_several_images_are_stored_in_the_requested_format(harness: EditorHarnes
     assert harness.ledger.counters(JOB, harness.run.run).unpriced == 1
 
 
+def row_of(harness: EditorHarness, key: str, name: str, **request: Any) -> RowMessage:
+    """A row without an index, as the splitter names its image."""
+    return harness.message(key=key, **request).model_copy(update={"key": KEYS[key], "name": name})
+
+
+KEYS = {"000000": "row-00000000000a", "000001": "row-00000000000b"}
+
+
+def test_the_image_of_a_corrected_row_replaces_the_one_before(harness: EditorHarness) -> None:
+    """Of which the ledger says then that it is gone, in case the old row comes back."""
+    harness.fetcher.files = {"a.png": png()}
+    before = row_of(harness, "000000", "a.png", images=("a.png",))
+    assert harness.handle(EDITED, message=before) is None
+    harness.upload(2)
+    after = row_of(harness, "000001", "a.png", images=("a.png",), instruction="a blue hat")
+    assert harness.handle(EDITED, message=after) is None
+    old, new = (harness.ledger.rows[JOB, key] for key in (before.key, after.key))
+    assert new.result is not None
+    assert new.result.outputs == (f"{JOB}/images/a.png",)
+    assert harness.store.objects[f"{JOB}/images/a.png"][2]["row"] == after.key
+    assert old.result is not None
+    assert (old.state, old.result.reason) == (RowState.FAILED, Reason.SUPERSEDED)
+    assert old.result.cost_micro_usd == 40_000
+    assert harness.ledger.counters(JOB, "run-1").cost_micro_usd == 40_000
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_row_named_by_its_number_spares_the_image_of_a_row_that_moved(
+    harness: EditorHarness, n: int
+) -> None:
+    edited = EditResult((png(),) * n, "m", cost_micro_usd=1)
+    moved = row_of(harness, "000000", "000000.png", n=n)
+    assert harness.handle(edited, message=moved) is None
+    harness.upload(2)
+    inserted = row_of(harness, "000001", "000000.png", instruction="a blue hat", n=n)
+    assert harness.handle(edited, message=inserted) is None
+    names = [
+        [output.rpartition("/")[2] for output in record.result.outputs]
+        for record in harness.ledger.all(JOB)
+        if record.result is not None
+    ]
+    own = ["000000.png", "000000-1.png"]
+    other = ["000000-00000000000b.png", "000000-00000000000b-1.png"]
+    assert names == [own[:n], other[:n]]
+    for output in own[:n]:
+        assert harness.store.objects[f"{JOB}/images/{output}"][2]["row"] == moved.key
+
+
 def sizes_of_thumbnails(harness: EditorHarness) -> dict[str, int]:
     """Longest sides in pixels, by what follows the row's key."""
     return {
-        key.removeprefix(f"{JOB}/thumbs/000000-"): max(Image.open(BytesIO(body)).size)
+        key.removeprefix(f"{JOB}/thumbs/000000.png-"): max(Image.open(BytesIO(body)).size)
         for key, (body, _, _) in harness.store.objects.items()
         if key.endswith(".webp")
     }
@@ -117,7 +165,7 @@ def test_the_preview_of_the_input_contains_the_thumbnail_for_the_gallery(
     harness.fetcher.files = {"a.png": png(side=2_000)}
     assert harness.handle(EDITED, message=harness.message(images=("a.png",))) is None
     assert sizes_of_thumbnails(harness) == {"before.webp": 1_280, "after.webp": 8}
-    preview, kind, _ = harness.store.objects[f"{JOB}/thumbs/000000-before.webp"]
+    preview, kind, _ = harness.store.objects[f"{JOB}/thumbs/000000.png-before.webp"]
     assert kind == "image/webp"
     assert Image.open(BytesIO(embedded_thumbnail(preview) or b"")).size == (320, 320)
 
@@ -601,7 +649,7 @@ def test_a_broken_reference_is_skipped_if_another_loads(harness: EditorHarness) 
     harness.fetcher.files = {"a.png": MISSING, "b.png": png()}
     assert harness.handle(EDITED, message=harness.message(images=("a.png", "b.png"))) is None
     assert harness.result.warnings[0] == "skipped a.png: there is no such object"
-    assert f"{JOB}/thumbs/000000-before.webp" in harness.store.objects
+    assert f"{JOB}/thumbs/000000.png-before.webp" in harness.store.objects
 
 
 def test_an_unavailable_reference_is_retried_and_skipped_in_the_last_attempt() -> None:

@@ -63,6 +63,7 @@ def test_every_row_has_one_line_with_its_outcome_and_job_json_counts_them() -> N
 
 
 SMALL, LARGE = (saved(Image.new("RGB", (side, side)), "WEBP") for side in (32, 64))
+(IMAGE,) = EDITED.outputs
 PREVIEW = add_thumbnail(LARGE, SMALL)
 
 
@@ -85,12 +86,12 @@ def test_the_gallery_embeds_the_thumbnail_in_the_preview_and_links_the_preview(
     """One that cannot be read leaves the card without "before"."""
     harness = started_job(EDITED, text=CSV.split("b.jpg", maxsplit=1)[0])
     if stored is not None:
-        harness.store.put(ResultPaths(JOB).thumb("000000", "before"), stored, "image/webp")
+        harness.store.put(ResultPaths(JOB).thumb(IMAGE, "before"), stored, "image/webp")
     assert harness.report() is ReportOutcome.MADE
     page = harness.text("report.html")
     uris = re.findall(r'<img src="data:image/webp;base64,([^"]+)" alt="Before', page)
     assert uris == ([b64encode(shown).decode()] if shown else [])
-    assert ('href="thumbs/000000-before.webp"' in page) is (shown is not None)
+    assert ('href="thumbs/000000.png-before.webp"' in page) is (shown is not None)
     assert harness.telemetry.logged("error") == []
 
 
@@ -109,10 +110,10 @@ def test_a_card_takes_one_read_for_each_of_its_sides() -> None:
 
     harness = started_job(EDITED, text=CSV.split("b.jpg", maxsplit=1)[0])
     harness.store = CountingStore()
-    harness.store.put(ResultPaths(JOB).thumb("000000", "before"), PREVIEW, "image/webp")
+    harness.store.put(ResultPaths(JOB).thumb(IMAGE, "before"), PREVIEW, "image/webp")
     asked.clear()
     assert harness.report() is ReportOutcome.MADE
-    thumbs = [ResultPaths(JOB).thumb("000000", side) for side in ("after", "before")]
+    thumbs = [ResultPaths(JOB).thumb(IMAGE, side) for side in ("after", "before")]
     assert sorted(key for key in asked if "/thumbs/" in key) == thumbs
 
 
@@ -210,8 +211,8 @@ def test_a_report_made_again_after_a_redrive_says_so() -> None:
 
 def test_rows_of_an_earlier_upload_stay_succeeded_and_are_counted_apart() -> None:
     harness = reported_job()
+    del harness.ledger.rows[JOB, harness.job_rows[1].key]
     harness.csv = CSV.replace("make it red", "make it green")
-    del harness.ledger.rows[JOB, "000001"]
     harness.start(run="run-2", sequencer="2")
     harness.settle(harness.job_rows[1], replace(EDITED, cost_micro_usd=40_000, fallback=True))
     assert harness.report() is ReportOutcome.MADE
@@ -224,6 +225,22 @@ def test_rows_of_an_earlier_upload_stay_succeeded_and_are_counted_apart() -> Non
     assert summary["cost"] == cost | {"unpriced_rows": 0}
     assert summary["fallback"] == {"rows": 1, "rate": 1.0, "note": None}
     assert [x["endpoint"] for x in harness.manifest] == ["gemini-main", "gemini-main"]
+
+
+def test_the_total_includes_results_that_a_later_upload_replaced_or_dropped() -> None:
+    harness = reported_job()
+    spent = harness.summary["cost"]["total_usd"]
+    assert spent > 0
+    harness.csv = "image_url,instruction\nnew.jpg,make it night\n"
+    harness.start(run="run-2", sequencer="2")
+    harness.settle(harness.job_rows[0], replace(EDITED, cost_micro_usd=40_000))
+    harness.report()
+    total = pytest.approx(spent + 0.04)
+    cost = {"this_run_usd": 0.04, "earlier_runs_usd": spent, "total_usd": total}
+    assert harness.summary["cost"] == cost | {"unpriced_rows": 0}
+    harness.reject_file("The file is empty.", run="run-3", sequencer="3")
+    harness.report()
+    assert harness.summary["cost"]["total_usd"] == total
 
 
 def test_rows_kept_failed_are_counted_apart() -> None:
@@ -247,7 +264,7 @@ def test_skipped_rows_keep_the_image_of_an_earlier_upload() -> None:
 
 def test_a_row_without_an_outcome_in_the_ledger_is_reported_as_failed() -> None:
     harness = complete_job()
-    del harness.ledger.rows[JOB, "000000"]
+    del harness.ledger.rows[JOB, harness.job_rows[0].key]
     harness.report()
     assert harness.manifest[0]["status"] == "failed"
     assert harness.manifest[0]["reason"] == "worker_lost"
@@ -261,7 +278,7 @@ def test_a_deleted_csv_still_gets_a_report_of_the_ledgers_rows() -> None:
         raise JobRejected("The file jobs/products.csv is not in the bucket any more.")
 
     assert harness.report(job_rows=deleted) is ReportOutcome.MADE
-    assert [(x["row"], x["status"], x["reason"]) for x in harness.manifest] == [
+    assert sorted((x["row"], x["status"], x["reason"]) for x in harness.manifest) == [
         ("0", "succeeded", ""),
         ("1", "failed", "refused"),
     ]
@@ -277,12 +294,12 @@ def test_a_csv_that_becomes_unreadable_midway_leaves_no_partial_manifest() -> No
         columns = read_csv(harness.csv).columns
         header = columns.header
 
-        def from_row(self, row: int, offset: int) -> Iterator[JobRow]:
+        def from_row(self, row: int) -> Iterator[JobRow]:
             yield from harness.job_rows[:200]
             raise JobRejected("The file was replaced while it was read.")
 
     assert harness.report(job_rows=lambda run: ReplacedFile()) is ReportOutcome.MADE
-    assert [x["row"] for x in harness.manifest] == [str(n) for n in range(250)]
+    assert sorted(int(x["row"]) for x in harness.manifest) == list(range(250))
     assert harness.summary["counts"]["rows"] == 250
 
 
@@ -546,16 +563,16 @@ def test_failed_rows_are_listed_as_a_csv_that_keeps_their_identity() -> None:
     harness.report()
     assert harness.text("failed.csv").splitlines() == [
         "index,instruction,sku",
-        "000000,=draw a cat,A",
-        "000002,,C",
-        "000003,draw a cow,D",
+        f"{harness.job_rows[0].key},=draw a cat,A",
+        f"{harness.job_rows[2].key},,C",
+        f"{harness.job_rows[3].key},draw a cow,D",
     ]
     assert harness.summary["results"]["failed_rows"] == f"{JOB}/failed.csv"
     again = list(read_csv(harness.text("failed.csv")))
     first, dead = harness.job_rows[0], harness.job_rows[3]
     assert isinstance(first.request, RowRequest)
     assert isinstance(again[0].request, RowRequest)
-    assert [row.key for row in again] == [first.key, "000002", dead.key]
+    assert [row.key for row in again] == [first.key, harness.job_rows[2].key, dead.key]
     assert again[0].request.fingerprint() == first.request.fingerprint()
 
 
@@ -572,7 +589,8 @@ def test_the_page_of_failed_rows_is_replaced_when_none_failed_any_more() -> None
 def test_an_index_of_the_csv_stays_in_its_column() -> None:
     harness = started_job(REFUSED, REFUSED, text="instruction,id\na cat,cat-1\na dog,\n")
     harness.report()
-    assert harness.text("failed.csv").splitlines()[1:] == ["a cat,cat-1", "a dog,000001"]
+    dog = harness.job_rows[1].key
+    assert harness.text("failed.csv").splitlines()[1:] == ["a cat,cat-1", f"a dog,{dog}"]
 
 
 def test_without_failures_there_is_no_failed_csv_and_an_older_one_becomes_empty() -> None:

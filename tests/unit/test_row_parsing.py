@@ -21,7 +21,7 @@ from darkroom.csv_input.names import (
     parse_key,
     parse_output_name,
 )
-from darkroom.csv_input.reader import parse_row, row_key
+from darkroom.csv_input.reader import index_key, parse_row
 from darkroom.csv_input.values import MAX_IMAGES, parse_images
 from darkroom.errors import Reason, RowRejected
 from darkroom.jobs import JobOptions, ResultPaths
@@ -173,14 +173,14 @@ def test_missing_cells_at_the_end_of_a_row_are_empty() -> None:
 @pytest.mark.parametrize(
     ("index", "key"),
     [
-        ("", "000007"),
+        ("", ""),
         (" sku-1 ", "sku-1"),
         *((k, k) for k in ("1", "000008", "A-7_b.c", "x" * 100)),
     ],
 )
-def test_the_key_of_a_row_is_its_index_or_its_number(index: str, key: str) -> None:
+def test_the_key_of_a_row_is_its_index(index: str, key: str) -> None:
     columns = read_columns(("instruction", "id"), JobOptions())
-    assert row_key(columns, ["red", index], "000007") == key
+    assert index_key(columns, ["red", index]) == key
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ CELL = st.one_of(
 def test_any_cells_are_a_request_that_sqs_accepts_or_are_rejected(cells: list[str]) -> None:
     try:
         request = parse_row(COLUMNS, cells, JobOptions())
-        key = row_key(COLUMNS, cells, "000000")
+        key = index_key(COLUMNS, cells) or "row-0123456789ab"
     except RowRejected as rejected:
         reason, detail = rejected.reason, rejected.detail
         assert reason is Reason.BAD_INPUT

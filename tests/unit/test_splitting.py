@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from darkroom.csv_input.names import is_content_key
 from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.jobs import JobOptions, RunState, Totals
 from darkroom.rows import RowRecord, RowResult, RowState
@@ -43,7 +44,8 @@ def test_every_row_becomes_one_message_with_its_request(harness: SplitterHarness
     harness.split(harness.upload(csv_of(3)))
     assert rows_sent(harness) == [0, 1, 2]
     message = harness.queue.sent[1]
-    assert (message.job, message.run, message.key) == (JOB, harness.run.run, "000001")
+    assert (message.job, message.run) == (JOB, harness.run.run)
+    assert is_content_key(message.key)
     assert message.base == "s3://in/jobs/"
     assert message.request.images == ("photos/1.jpg",)
     assert harness.run.state is RunState.RUNNING
@@ -283,6 +285,38 @@ def test_which_rows_a_repeated_upload_queues(
     assert all(message.redo == ("resume" in options) for message in harness.queue.sent)
     harness.edit()
     assert harness.is_settled()
+
+
+def test_rows_that_only_moved_are_not_queued_again(harness: SplitterHarness) -> None:
+    header, *rows = csv_of(5).splitlines()
+    harness.edit_csv(csv_of(5))
+    moved = [header, "new.jpg,red", rows[3], rows[0], "photos/1.jpg,blue", rows[4], rows[4], ""]
+    harness.split(harness.upload("\n".join(moved)))
+    assert rows_sent(harness) == [0, 3, 5]
+    assert harness.run.totals == Totals(rows=6, queued=3, resumed=3)
+    harness.edit()
+    assert harness.is_settled()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 3), max_size=9), st.data())
+def test_no_upload_queues_a_row_that_only_moved(first: list[int], data: st.DataObject) -> None:
+    """Rows by their image, each upload in another order, with rows removed and added."""
+    harness, edited, before = SplitterHarness(), Counter[int](), list(first)
+    for _ in range(3):
+        added = data.draw(st.lists(st.integers(0, 5), max_size=3))
+        images = data.draw(st.permutations([*before[data.draw(st.integers(0, 2)) :], *added]))
+        if not images:
+            continue
+        text = HEADER + "".join(f"{image}.jpg,red\n" for image in images)
+        harness.split(harness.upload(text))
+        queued = Counter(int(m.request.images[0][0]) for m in harness.queue.sent)
+        assert queued == Counter(images) - edited
+        assert harness.run.totals.queued == queued.total()
+        edited |= Counter(images)
+        harness.edit()
+        harness.queue.sent.clear()
+        harness.edited, before = 0, images
 
 
 def test_a_wider_filter_adds_rows_to_those_already_edited(harness: SplitterHarness) -> None:

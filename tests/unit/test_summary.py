@@ -25,9 +25,10 @@ def summary_of(*rows: ReportRow) -> JobSummary:
     aggregate = Aggregate()
     for row in rows:
         aggregate.add(row)
-    return aggregate.summary(split_run(), pages=1, finished_at=1.8e9)
+    return aggregate.summary(split_run(), pages=1, finished_at=1.8e9, spent_earlier=SPENT_EARLIER)
 
 
+SPENT_EARLIER = 70_000
 statuses = st.sampled_from([state for state in RowState if state.terminal])
 
 
@@ -42,7 +43,9 @@ def test_statuses_add_up_to_rows_and_costs_to_the_total(
     assert counts.succeeded + counts.failed + counts.dead + counts.skipped == counts.rows
     assert counts.resumed <= counts.succeeded
     assert counts.kept_failed <= counts.failed + counts.dead
-    assert round(cost.total_usd * 1e6) == sum(c for _, _, c in rows)
+    spent = sum(c for _, earlier, c in rows if not earlier)
+    assert round(cost.this_run_usd * 1e6) == spent
+    assert round(cost.total_usd * 1e6) == spent + SPENT_EARLIER
 
 
 def test_the_fallback_rate_is_of_this_uploads_rows_and_rows_of_unknown_price_are_counted() -> None:
@@ -53,7 +56,7 @@ def test_the_fallback_rate_is_of_this_uploads_rows_and_rows_of_unknown_price_are
         report_row(3, RowState.FAILED, fallback=True),
     )
     assert summary.fallback.model_dump() == {"rows": 1, "rate": 0.5, "note": None}
-    assert (summary.cost.total_usd, summary.cost.unpriced_rows) == (0.01, 1)
+    assert (summary.cost.total_usd, summary.cost.unpriced_rows) == (0.08, 1)
 
 
 def test_endpoints_are_summed_separately() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.jobs import RunState
-from darkroom.rows import Claim, NotSent, RowMessage, RowResult, RowState
+from darkroom.rows import Claim, NotSent, RowMessage, RowRecord, RowResult, RowState
 from darkroom.splitter import CsvUploaded
 from darkroom.sweep import Sweep
 from tests.fakes.csv_files import HEADER
@@ -113,7 +113,7 @@ def test_rows_are_queued_again_before_their_messages_are_14_days_old(
         harness.sweep(DAY)
         days += 1
         sent_at |= {message.row: days for message in harness.queue.sent[before:]}
-        waiting = [row for row in range(40) if (JOB, f"{row:06d}") not in harness.ledger.rows]
+        waiting = set(range(40)) - {record.row for record in harness.ledger.all(JOB)}
         assert all(days - sent_at[row] < 14 for row in waiting), "SQS deletes their messages"
         harness.edit(1)  # and duplicates of rows that are settled change nothing
         assert days < 400
@@ -172,6 +172,11 @@ def test_a_redriven_row_makes_its_finished_job_unfinished_again(harness: SweepHa
     assert harness.queue.sent[-1].row == 0
 
 
+def record_of(harness: SweepHarness, row: int) -> RowRecord:
+    (record,) = (record for record in harness.ledger.all(JOB) if record.row == row)
+    return record
+
+
 def leave_sent(harness: SweepHarness, message: RowMessage) -> None:
     """A worker sends the row's call and dies."""
     claim = harness.ledger.claim(message, harness.run, "killed", 90)
@@ -188,9 +193,9 @@ def test_a_call_sent_for_a_row_that_the_next_upload_drops_is_counted(harness: Sw
     harness.edit()
     harness.report()
     harness.sweep()  # the lease of the lost worker has not ended
-    assert harness.ledger.rows[JOB, "000001"].state is RowState.SENT
+    assert record_of(harness, 1).state is RowState.SENT
     harness.sweep(SCHEDULE)
-    dropped = harness.ledger.rows[JOB, "000001"]
+    dropped = record_of(harness, 1)
     assert (dropped.state, dropped.possible_duplicate_charges) == (RowState.FAILED, 1)
     assert harness.ledger.counters(JOB, first).possible_duplicate_charges == 1
     assert harness.telemetry.metrics["PossibleDuplicateCharges"] == 1
@@ -222,14 +227,14 @@ def test_a_run_whose_messages_and_csv_are_gone_ends_and_says_why(harness: SweepH
     for _ in range(2):
         harness.sweep(HOUR + SCHEDULE)
     reasons = {
-        key: record.result.reason
-        for (_, key), record in harness.ledger.rows.items()
+        record.row: record.result.reason
+        for record in harness.ledger.all(JOB)
         if record.result is not None
     }
     assert reasons == {
-        "000000": None,
-        "000001": Reason.OUTCOME_UNKNOWN,
-        "000002": Reason.STOPPED,
+        0: None,
+        1: Reason.OUTCOME_UNKNOWN,
+        2: Reason.STOPPED,
     }
     (warning,) = harness.run.warnings
     assert warning.startswith("2 of 5 rows were not edited: their messages are gone")
@@ -265,7 +270,7 @@ def test_a_call_of_an_upload_that_became_unreadable_is_counted(harness: SweepHar
     assert harness.run.state is RunState.FAILED
     harness.ledger.finish_report(harness.run, harness.clock.now())
     harness.sweep(SCHEDULE)
-    record = harness.ledger.rows[JOB, "000000"]
+    record = record_of(harness, 0)
     assert (record.state, record.possible_duplicate_charges) == (RowState.FAILED, 1)
 
 
@@ -280,7 +285,7 @@ def test_a_redriven_row_whose_message_is_gone_is_edited(harness: SweepHarness) -
     harness.outcome = lambda _: RowResult(RowState.SUCCEEDED)
     harness.edit()
     assert harness.is_settled()
-    assert harness.ledger.rows[JOB, "000000"].state is RowState.SUCCEEDED
+    assert record_of(harness, 0).state is RowState.SUCCEEDED
 
 
 def test_an_upload_whose_splitter_failed_three_times_is_started_again(
@@ -351,7 +356,7 @@ def test_a_redriven_row_is_edited_although_its_run_was_not_reopened_and_its_mess
     harness.lose_all()
     harness.sweep(HOUR + SCHEDULE)
     harness.edit()
-    assert harness.ledger.rows[JOB, "000000"].state is RowState.SUCCEEDED
+    assert record_of(harness, 0).state is RowState.SUCCEEDED
     harness.report()
     harness.sweep()
     assert (harness.unfinished, harness.run.state) == ([], RunState.DONE)
@@ -362,12 +367,12 @@ def test_a_dead_row_whose_redriven_letter_is_lost_stays_reported_and_is_edited_b
 ) -> None:
     redriven(harness)  # and SQS deletes the copy before a worker claims its row
     harness.sweep(15 * DAY)
-    assert harness.ledger.rows[JOB, "000000"].state is RowState.DEAD
+    assert record_of(harness, 0).state is RowState.DEAD
     assert (harness.unfinished, harness.run.state) == ([], RunState.DONE)
     harness.edited = len(harness.queue.sent)
     harness.split(harness.upload(csv_of(1), retry_failed="true"))
     harness.edit()
-    assert harness.ledger.rows[JOB, "000000"].state is RowState.SUCCEEDED
+    assert record_of(harness, 0).state is RowState.SUCCEEDED
 
 
 def count_a_row_as_resumed_and_queue_it(harness: SweepHarness) -> None:

@@ -185,7 +185,7 @@ class Wiring:
             rows=self.ledger,
             runs=self._current_runs,
             waits=self._job_waits,
-            images=ImageStorage(self._results, self._clock, self._telemetry),
+            images=ImageStorage(self._results, self.ledger, self._clock, self._telemetry),
             queue=self._queue,
             fetcher=SafeImageFetcher.from_settings(self._client("s3"), self._settings),
             dispatcher=self._dispatcher,

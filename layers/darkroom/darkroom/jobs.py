@@ -76,10 +76,9 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where the splitter continues: byte offset in the decompressed text, next data row."""
+    """Where the splitter continues."""
 
-    offset: int = 0
-    row: int = 0
+    row: int = 0  # the next data row
     continuations: int = 0
     totals: Totals = Totals()
 
@@ -183,6 +182,7 @@ class ResultPaths:
         stem = path.with_suffix("").as_posix()
         return f"{self.job}/images/{stem}{f'-{copy}' if copy else ''}{path.suffix}"
 
-    def thumb(self, key: str, side: str) -> str:
-        """`side` is "before" or "after"."""
-        return f"{self.job}/thumbs/{key}-{side}.webp"
+    def thumb(self, image: str, side: str) -> str:
+        """Of the (first) image with the key `image`; `side` is "before" or "after"."""
+        name = image.removeprefix(f"{self.job}/images/")
+        return f"{self.job}/thumbs/{name}-{side}.webp"

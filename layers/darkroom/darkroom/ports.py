@@ -312,6 +312,12 @@ class RowLedger(Protocol):
     def drop(self, job: str, record: RowRecord, reason: Reason, detail: str) -> bool:
         """End a row that no worker will end, as failed; False: it has changed."""
 
+    def discard_result(self, job: str, key: str, image: str) -> None:
+        """Another row's image takes the place of `image` (a key in the results bucket).
+
+        If it is a result of the row `key`, that row has failed as superseded from now on.
+        """
+
     def claim(
         self, message: RowMessage, run: Run, owner: str, lease_seconds: float
     ) -> Claim | NotClaimed:

@@ -71,7 +71,8 @@ class RowMessage(BaseModel):
     job: str
     run: str
     row: int = Field(ge=0)  # position in the CSV, the first data row is 0
-    key: str  # identifies the row in the ledger and in file names: "000000", or its index
+    key: str  # identifies the row in the ledger: its index, or "row-…" by its content
+    name: str = ""  # of its image, if the request has no output_name; empty: after the key
     base: str  # "s3://bucket/folder/" that relative image paths are resolved against
     request: RowRequest
     redo: bool = False  # resume=false: edit again even if an earlier upload succeeded
@@ -180,6 +181,7 @@ class RowRecord:
     state: RowState
     fingerprint: str
     run: str
+    name: str = ""  # as in RowMessage
     run_number: int = 0
     generation: int = 0  # of the last redrive; 0: none
     attempts: int = 0  # in this run and generation

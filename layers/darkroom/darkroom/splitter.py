@@ -1,11 +1,12 @@
 """The splitter: turns an uploaded CSV into messages, one per row with work to do.
 
-Two passes. The first checks the options and reads the file to its end, before the upload takes the
-place of an earlier one: a file that is cut off or not a CSV costs nothing, and a run under way goes
-on. The second sends rows in batches, saves a checkpoint, and continues in a new invocation before
-its time runs out. An event or a batch that is repeated after a crash changes nothing, because the
-ledger records the runs and the rows. So a second pass over a run that is split already queues its
-unsettled rows again, and changes nothing else.
+The file is read three times. First to its end, with the options checked, before the upload takes
+the place of an earlier one: a file that is cut off or not a CSV costs nothing, and a run under way
+goes on. Then for the names that its rows give to images. The last pass sends rows in batches, saves
+a checkpoint, and continues in a new invocation before its time runs out. An event or a batch that
+is repeated after a crash changes nothing, because the ledger records the runs and the rows. So a
+second pass over a run that is split already queues its unsettled rows again, and changes nothing
+else.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from itertools import batched
 from math import inf
 
 from darkroom.csv_input.fields import parse_options
+from darkroom.csv_input.names import default_names
 from darkroom.csv_input.reader import JobRow, read_job_rows
 from darkroom.errors import JobRejected, Reason
 from darkroom.jobs import JobOptions, Run, RunState, Source, Totals, job_id
@@ -174,7 +176,8 @@ class Splitter:
                 raise JobRejected("The file is too large to be read in time: split it.")
 
         options = parse_options(self.store.metadata(run.source))
-        read_job_rows(partial(self.store.read, run.source), options, check_time).check()
+        read = partial(self.store.read, run.source)
+        read_job_rows(read, options, check_time).check()
         return replace(run, options=options, started_at=self.clock.now())
 
     def _reject(self, run: Run, reason: str) -> None:
@@ -232,7 +235,8 @@ class _Invocation:
         self._rows = read_job_rows(read, self._run.options, self._check_time)
 
     def split(self) -> None:
-        rows = self._rows.from_row(self._checkpoint.row, self._checkpoint.offset)
+        self._names = self._rows.image_names()
+        rows = self._rows.from_row(self._checkpoint.row)
         for number, batch in enumerate(batched(rows, BATCH_ROWS, strict=False), 1):
             self._send(batch)
             self._check_time()
@@ -276,9 +280,7 @@ class _Invocation:
         for decision in _COUNTED_AS_QUEUED:
             counts[ResumeDecision.QUEUED] += counts.pop(decision, 0)
         counts.update(asdict(self._checkpoint.totals))
-        self._checkpoint = replace(
-            self._checkpoint, offset=batch[-1].end, row=batch[-1].row + 1, totals=Totals(**counts)
-        )
+        self._checkpoint = replace(self._checkpoint, row=batch[-1].row + 1, totals=Totals(**counts))
 
     def _message(self, row: JobRow, request: RowRequest, *, redo: bool) -> RowMessage:
         return RowMessage(
@@ -286,11 +288,17 @@ class _Invocation:
             run=self._run.run,
             row=row.row,
             key=row.key,
+            name=self._image_name(row, request),
             base=self._run.source.base,
             request=request,
             redo=redo,
             queued_at=self._splitter.clock.now(),
         )
+
+    def _image_name(self, row: JobRow, request: RowRequest) -> str:
+        if request.output_name:
+            return ""
+        return self._names.choose(default_names(row.row, row.key, request.images), request.n)
 
     def _save(self, lease_seconds: float) -> None:
         if not self._splitter.runs.checkpoint(self._run, self._checkpoint, lease_seconds):

@@ -118,6 +118,20 @@ class LedgerTable:
         change = rows.drop(record, self._now(), reason, detail)
         return isinstance(self._apply(claim, change), Claim)
 
+    def discard_result(self, job: str, key: str, image: str) -> None:
+        def attempt() -> None:
+            record = self._read_row(job, key)
+            change = rows.discard_result(record, image, self._now()) if record else None
+            if change is None:
+                return
+            try:
+                self._write_change(job, change, before=record)
+            except ConditionFailed as failed:
+                raise Conflict from failed
+
+        failure = f"row {key} is written by too many workers at once"
+        self._table.retry(attempt, failure, _MAX_ROW_TRIES)
+
     def claim(
         self, message: RowMessage, run: Run, owner: str, lease_seconds: float
     ) -> Claim | NotClaimed:

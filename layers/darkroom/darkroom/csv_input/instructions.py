@@ -27,6 +27,11 @@ class InstructionTemplate:
             for text, position in self.parts
         ).strip()
 
+    def cells(self, cells: Sequence[str]) -> list[str]:
+        """Those of one row that its instruction contains."""
+        positions = (position for _, position in self.parts if position is not None)
+        return [cells[p].strip() if p < len(cells) else "" for p in positions]
+
     def _cell(self, cells: Sequence[str], position: int) -> str:
         cell = cells[position].strip() if position < len(cells) else ""
         if not cell:

@@ -2,8 +2,10 @@
 
 import re
 from array import array
+from collections.abc import Sequence
 from hashlib import blake2b
 from unicodedata import normalize
+from urllib.parse import unquote, urlsplit
 
 from darkroom.formatting import quoted
 
@@ -13,6 +15,7 @@ _OTHER_FORMATS = (
     *(".svg", ".pdf", ".psd", ".exr", ".tga", ".raw", ".dng"),
 )
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?<![.])", re.ASCII)
+_CONTENT_KEY = re.compile(r"row-[0-9a-f]{12}(_[1-9][0-9]*)?", re.ASCII)
 _FORBIDDEN = re.compile(r'[\\:*?"<>|\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]')
 # https://learn.microsoft.com/windows/win32/fileio/naming-a-file
 _WINDOWS_DEVICES = re.compile(
@@ -20,6 +23,9 @@ _WINDOWS_DEVICES = re.compile(
 )
 _RESERVED_FOLDERS = ("images", "thumbs")
 _MAX_PART_BYTES = 200  # file systems allow 255; copies and thumbnails add a few
+_MAX_STEM_BYTES = 120  # of a name after an image: a key may follow
+_WEB_URL = re.compile(r"https?://", re.IGNORECASE)
+_IMAGE_SUFFIX = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|avif|hei[cf])$", re.IGNORECASE)
 _MAX_NAME_BYTES = 500  # an S3 key may have 1,024 with the job's prefix
 
 
@@ -31,6 +37,18 @@ def parse_key(text: str) -> str:
             "dots, dashes and underscores, beginning with a letter or digit"
         )
     return text
+
+
+def content_key(digest: str, occurrence: int) -> str:
+    """The key of a row without an index: by its content, and its number among equal rows from 1.
+
+    It can stand in the index column, where it identifies the same row.
+    """
+    return f"row-{digest}" + (f"_{occurrence}" if occurrence > 1 else "")
+
+
+def is_content_key(key: str) -> bool:
+    return _CONTENT_KEY.fullmatch(key) is not None
 
 
 def parse_output_name(text: str) -> str:
@@ -82,6 +100,49 @@ def _part_problem(part: str) -> str | None:
     return None
 
 
+def file_stem(reference: str) -> str:
+    """The file name of an image reference without its extension, as every system can store it.
+
+    Empty if the reference has none.
+    """
+    path = reference
+    if _WEB_URL.match(reference):
+        try:
+            path = unquote(urlsplit(reference).path)
+        except ValueError:  # no valid URL
+            return ""
+    name = _IMAGE_SUFFIX.sub("", normalize("NFC", re.split(r"[/\\]", path)[-1]))
+    name = _FORBIDDEN.sub("_", name).lstrip(" .").encode()[:_MAX_STEM_BYTES].decode(errors="ignore")
+    name = name.rstrip(" .")
+    return f"_{name}" if _WINDOWS_DEVICES.fullmatch(name) else name
+
+
+def default_names(row: int, key: str, images: Sequence[str]) -> list[str]:
+    """Names for the image of a row that has no output_name, the best first.
+
+    The last one is unique within the job, like `key`, and the only one that depends on a key by
+    content. `images` are the row's references.
+    """
+    index = "" if is_content_key(key) else key
+    stem = file_stem(images[0]) if images else ""
+    if not stem:
+        plain = [f"{index or f'{row:06d}'}.png"]
+    elif index:
+        plain = [f"{stem}.png", f"{stem}-{index}.png"]
+    else:
+        plain = [f"{stem}.png"]
+    return [*plain, name_with_key(plain[0], key)]
+
+
+def name_with_key(name: str, key: str) -> str:
+    """The name that an image takes where another row's has `name`."""
+    digest = key.removeprefix("row-")
+    if digest == key:
+        digest = blake2b(key.encode(), digest_size=6).hexdigest()
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem}-{digest}.{suffix}"
+
+
 def image_names(output_name: str, n: int) -> list[str]:
     """The paths of all `n` images of a row, as ResultPaths.image names them."""
     stem, _, suffix = output_name.rpartition(".")
@@ -89,11 +150,11 @@ def image_names(output_name: str, n: int) -> list[str]:
 
 
 class TooManyNames(Exception):
-    """UsedNames is full."""
+    """A table of names is full."""
 
 
-class UsedNames:
-    """Which row used a name first, in 12 bytes per slot: a million names take 25 MB.
+class _NameTable:
+    """A number for each name, in 12 bytes per slot: a million names take 25 MB.
 
     At most `max_slots` slots, two thirds of them used: 44 million names in 805 MB by default, and
     half as much again while the table grows.
@@ -106,25 +167,22 @@ class UsedNames:
         self._count, self._max_slots = 0, max_slots
         self._resize(1024)
 
-    def first_user(self, name: str, row: int) -> int | None:
-        """The row that used the name before. If there was none, `row` is recorded as the first.
-
-        Raises TooManyNames for a new name when the table is full.
-        """
+    def _find(self, name: str) -> tuple[int, int]:
+        """The name's digest, and the slot that has it, or would get it."""
         digest = blake2b(normalize("NFC", name).casefold().encode(), digest_size=8).digest()
         number = int.from_bytes(digest) or 1
-        slot = self._slot(number)
-        if self._numbers[slot]:
-            return self._rows[slot]
+        return number, self._slot(number)
+
+    def _insert(self, number: int, slot: int, value: int) -> None:
+        """Use an empty slot. Raises TooManyNames when the table is full."""
         if (self._count + 1) * 3 > len(self._numbers) * 2:
             if len(self._numbers) >= self._max_slots:
                 raise TooManyNames
             self._grow()
             slot = self._slot(number)
         self._numbers[slot] = number
-        self._rows[slot] = row
+        self._values[slot] = value
         self._count += 1
-        return None
 
     def _slot(self, number: int) -> int:
         mask = len(self._numbers) - 1
@@ -135,13 +193,74 @@ class UsedNames:
 
     def _resize(self, slots: int) -> None:
         self._numbers = array("Q", [0]) * slots
-        self._rows = array("I", [0]) * slots
+        self._values = array("I", [0]) * slots
 
     def _grow(self) -> None:
-        numbers, rows = self._numbers, self._rows
+        numbers, values = self._numbers, self._values
         self._resize(2 * len(numbers))
-        for number, row in zip(numbers, rows, strict=True):
+        for number, value in zip(numbers, values, strict=True):
             if number:
                 slot = self._slot(number)
                 self._numbers[slot] = number
-                self._rows[slot] = row
+                self._values[slot] = value
+
+
+class UsedNames(_NameTable):
+    """Which row used a name first."""
+
+    def first_user(self, name: str, row: int) -> int | None:
+        """The row that used the name before. If there was none, `row` is recorded as the first.
+
+        Raises TooManyNames for a new name when the table is full.
+        """
+        number, slot = self._find(name)
+        if self._numbers[slot]:
+            return self._values[slot]
+        self._insert(number, slot, row)
+        return None
+
+
+class NameCounts(_NameTable):
+    """How often each name was used."""
+
+    def add(self, name: str) -> int:
+        """Count the name once more: 1 for the first time.
+
+        Raises TooManyNames for a new name when the table is full.
+        """
+        number, slot = self._find(name)
+        if self._numbers[slot]:
+            self._values[slot] += 1
+            return self._values[slot]
+        self._insert(number, slot, 1)
+        return 1
+
+    def count(self, name: str) -> int:
+        return self._values[self._find(name)[1]]
+
+
+class ImageNames:
+    """Chooses names for the images of rows without an output_name, unique within the job.
+
+    First `add` every row of the CSV. Then a row gets the first of its names that no other row has
+    among its own: so which name it gets does not depend on the order of the rows.
+    """
+
+    def __init__(self, max_slots: int = 2**26) -> None:
+        self._counts = NameCounts(max_slots)
+        self._full = False
+
+    def add(self, names: Sequence[str], n: int) -> None:
+        """`names` as of `default_names`, or an output_name alone; `n` images of the row."""
+        try:
+            for name in names[:-1] or names:
+                for image in image_names(name, n):
+                    self._counts.add(image)
+        except TooManyNames:
+            self._full = True
+
+    def choose(self, names: Sequence[str], n: int) -> str:
+        for name in () if self._full else names[:-1]:
+            if all(self._counts.count(image) == 1 for image in image_names(name, n)):
+                return name
+        return names[-1]

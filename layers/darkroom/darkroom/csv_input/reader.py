@@ -7,9 +7,11 @@ For the same bytes and options every pass yields the same rows, so that the mani
 import codecs
 import contextlib
 import csv
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from hashlib import blake2b
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -17,11 +19,21 @@ from darkroom.csv_input.fields import (
     COLUMN_FIELDS,
     COLUMN_NAMES,
     Columns,
+    Field,
     normalize_name,
     read_columns,
 )
 from darkroom.csv_input.instructions import InstructionTemplate
-from darkroom.csv_input.names import TooManyNames, UsedNames, image_names, parse_key
+from darkroom.csv_input.names import (
+    ImageNames,
+    NameCounts,
+    TooManyNames,
+    UsedNames,
+    content_key,
+    default_names,
+    image_names,
+    parse_key,
+)
 from darkroom.csv_input.text import (
     HEAD_BYTES,
     MAX_FIELD_CHARS,
@@ -40,14 +52,8 @@ from darkroom.rows import RowRequest
 DELIMITERS = (",", ";", "\t")
 MAX_COLUMNS = 1_000
 MAX_ROWS = 10_000_000  # bounds the time of the check and the memory for names (UsedNames)
+_NAMING_FIELDS = tuple(f for f in COLUMN_FIELDS if f.name in ("images", "n", "output_name"))
 _REQUEST_FIELDS = tuple(field for field in COLUMN_FIELDS if field.name in RowRequest.model_fields)
-
-
-class Record(NamedTuple):
-    """One data row: its cells, and the byte offset (decompressed) where the next row begins."""
-
-    cells: list[str]
-    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,22 +90,21 @@ class CsvInput:
         known = sum(normalize_name(name) in COLUMN_NAMES for name in self.header)
         return known, len(self.header)
 
-    def records(self, offset: int = 0) -> Iterator[Record]:
-        """Data rows from the byte `offset` of an earlier record's `end`; 0: from the first.
+    def records(self) -> Iterator[list[str]]:
+        """The cells of each data row; blank lines, and rows of empty cells, are skipped.
 
-        Blank lines, and rows whose cells are all empty, are skipped. Raises JobRejected when the
-        remaining file cannot be read as CSV.
+        Raises JobRejected when the file cannot be read as CSV.
         """
-        start = offset or self.data_start
+        start = self.data_start
         text = read_text(self.open_bytes, self.text_format, start, self.on_text)
         lines = Lines(text, self.text_format.encoding, start, self.on_text)
-        lines.line = 0 if offset else 1  # for messages; a header over several lines is rare
+        lines.line = 1  # for messages; a header over several lines is rare
         reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
         try:
             for cells in reader:
                 lines.record_chars = 0
                 if any(cell.strip() for cell in cells):
-                    yield Record(cells, lines.offset)
+                    yield cells
         except csv.Error as error:
             raise JobRejected(_describe_csv_error(error, lines)) from error
 
@@ -172,7 +177,18 @@ class JobRow:
     cells: tuple[str, ...]  # as in the CSV, one for each name of the header
     request: RowRequest | RowRejected
     skipped: bool
-    end: int  # byte offset in the decompressed text where the next row begins
+
+
+class _RowsBefore:
+    """What a row's identity depends on: the contents and names of the rows before it."""
+
+    def __init__(self, *, named: bool) -> None:
+        self._contents = NameCounts()
+        self.names = UsedNames() if named else None
+
+    def key(self, content: str) -> str:
+        """The key of the next row of this content, which has no index."""
+        return content_key(content, self._contents.add(content))
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,23 +205,19 @@ class JobRows:
         return self.columns.header
 
     def __iter__(self) -> Iterator[JobRow]:
-        return self.from_row(0, 0)
+        return self.from_row(0)
 
-    def from_row(self, row: int, offset: int) -> Iterator[JobRow]:
-        """Rows from number `row` on, which begins at byte `offset` (the `end` of the row before).
+    def from_row(self, row: int) -> Iterator[JobRow]:
+        """Rows from number `row` on. Raises JobRejected where the file cannot be read as CSV.
 
-        Row 0 is found without an offset. Raises JobRejected where the file cannot be read as CSV.
+        The rows before are read too, because equal rows and used names are counted from the first.
         """
-        if self.columns.has("index") or self.columns.has("output_name"):
-            # Which row used a name first depends on the rows before: read them, but skip them.
-            used, start = UsedNames(), 0
-        else:
-            used, start = None, row
-        records = self.csv.records(offset if start else 0)
-        for number, record in _numbered(records, start):
-            job_row = self._row(number, record, used)
+        named = self.columns.has("index") or self.columns.has("output_name")
+        before = _RowsBefore(named=named)
+        for number, cells in _numbered(self.csv.records()):
+            key, values = self._identify(number, cells, before)
             if number >= row:
-                yield job_row
+                yield self._row(number, key, cells, values)
 
     def check(self) -> None:
         """Read the whole file without parsing its rows.
@@ -213,7 +225,7 @@ class JobRows:
         Raises JobRejected: not CSV to its end, no rows, or none selected by filter-rows.
         """
         number, selected = -1, 0
-        for number, _ in _numbered(self.csv.records(), 0):
+        for number, _ in _numbered(self.csv.records()):
             selected += number in self.row_filter
         if number < 0:
             raise JobRejected("The file has a header row but no rows.")
@@ -223,29 +235,69 @@ class JobRows:
                 f"the file's {plural(number + 1, 'row')} (the first row is 0)."
             )
 
-    def _row(self, number: int, record: Record, used: UsedNames | None) -> JobRow:
-        columns, cells = self.columns, record.cells
-        key = f"{number:06d}"
-        request: RowRequest | RowRejected
+    def image_names(self) -> ImageNames:
+        """The names of all rows, skipped ones included. Raises JobRejected like `from_row`."""
+        names = ImageNames()
+        for number, cells in _numbered(self.csv.records()):
+            with contextlib.suppress(RowRejected):  # without valid cells there is no image
+                names.add(*self._names(number, cells))
+        return names
+
+    def _names(self, number: int, cells: Sequence[str]) -> tuple[Sequence[str], int]:
+        """The names that a row's image may have, and how many images there are.
+
+        Raises RowRejected where these cells are not valid.
+        """
+        values = _parse_fields(self.columns, cells, _NAMING_FIELDS)
+        n = values.get("n", 1)
+        if name := values.get("output_name"):
+            return (name,), n
+        index = index_key(self.columns, cells)
+        return default_names(number, index, values.get("images", ())), n
+
+    def _identify(
+        self, number: int, cells: Sequence[str], before: _RowsBefore
+    ) -> tuple[str, dict[str, Any] | RowRejected]:
+        """The row's key, and its own settings or why it is rejected."""
+        key, columns = "", self.columns
+        values: dict[str, Any] | RowRejected
         try:
-            key = row_key(columns, cells, key)
-            request = parse_row(columns, cells, self.options)
-            if used is not None:
-                self._reject_used_names(request, key, number, used)
+            key = index_key(columns, cells)
+            values = parse_cells(columns, cells)
         except RowRejected as rejected:
-            request = rejected
+            values = rejected
+        key = key or before.key(_content(columns, cells, values))
+        if before.names is not None and not isinstance(values, RowRejected):
+            try:
+                self._reject_used_names(values, key, number, before.names)
+            except RowRejected as rejected:
+                values = rejected
+        return key, values
+
+    def _row(
+        self, number: int, key: str, cells: Sequence[str], values: dict[str, Any] | RowRejected
+    ) -> JobRow:
+        request: RowRequest | RowRejected
+        if isinstance(values, RowRejected):
+            request = values
+        else:
+            try:
+                request = _request(values, self.options)
+            except RowRejected as rejected:
+                request = rejected
         skipped = number not in self.row_filter
-        return JobRow(number, key, columns.align(cells), request, skipped, record.end)
+        return JobRow(number, key, self.columns.align(cells), request, skipped)
 
     def _reject_used_names(
-        self, request: RowRequest, key: str, number: int, used: UsedNames
+        self, values: dict[str, Any], key: str, number: int, used: UsedNames
     ) -> None:
         """A second row of the same name would overwrite the record or the images of the first."""
-        image_field = "output_name" if self.columns.has("output_name") else "index"
-        images = image_names(request.output_name or f"{key}.png", request.n)
-        for field, kind, name in (
-            ("index", "key", key),
-            *((image_field, "image", image) for image in images),
+        output_name = values.get("output_name")
+        images = image_names(output_name, values.get("n", 1)) if output_name else ()
+        keys = [("index", "key", key)] if self.columns.has("index") else []
+        for name_field, kind, name in (
+            *keys,
+            *(("output_name", "image", image) for image in images),
         ):
             try:
                 first = used.first_user(f"{kind} {name}", number)
@@ -256,16 +308,16 @@ class JobRows:
                 ) from None
             if first is not None and first != number:
                 raise _rejected(
-                    f"column {self.columns.name(field)}: row {first} already uses the name "
+                    f"column {self.columns.name(name_field)}: row {first} already uses the name "
                     f"{quoted(name)}, give each row its own"
                 )
 
 
-def _numbered(records: Iterator[Record], start: int) -> Iterator[tuple[int, Record]]:
-    for number, record in enumerate(records, start):
+def _numbered(records: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    for number, cells in enumerate(records):
         if number >= MAX_ROWS:
             raise JobRejected(f"The file has more than {MAX_ROWS:,} rows: split it.")
-        yield number, record
+        yield number, cells
 
 
 def read_job_rows(
@@ -284,36 +336,75 @@ def read_job_rows(
     return JobRows(csv, read_columns(csv.header, options), options, row_filter)
 
 
-def row_key(columns: Columns, cells: Sequence[str], default: str) -> str:
-    """The row's identity: its index cell, or `default` where that is empty.
+def index_key(columns: Columns, cells: Sequence[str]) -> str:
+    """The row's index cell, its key; may be empty.
 
     Raises RowRejected (bad_input) when the index cannot be part of file names.
     """
     index = columns.cell(cells, "index")
-    return _parse_cell(parse_key, index, columns.name("index")) if index else default
+    return _parse_cell(parse_key, index, columns.name("index")) if index else ""
 
 
 def parse_row(columns: Columns, cells: Sequence[str], options: JobOptions) -> RowRequest:
     """Raises RowRejected (bad_input) with a sentence that names the column."""
+    return _request(parse_cells(columns, cells), options)
+
+
+def parse_cells(columns: Columns, cells: Sequence[str]) -> dict[str, Any]:
+    """The settings in the row's cells, by field of RowRequest. Raises RowRejected (bad_input)."""
     width = len(columns.header)
     if any(cell.strip() for cell in cells[width:]):
         raise _rejected(
             f"the row has {len(cells)} cells where the header has {width}: put cells that contain "
             "the delimiter into quotes, with no space before the quote"
         )
+    values = _parse_fields(columns, cells, _REQUEST_FIELDS)
+    if "mask" in values and not values.get("images"):
+        raise _rejected(f"column {columns.name('mask')}: the row has no image to apply the mask to")
+    return values
+
+
+def _parse_fields(
+    columns: Columns, cells: Sequence[str], fields: Sequence[Field]
+) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for field in _REQUEST_FIELDS:
+    for field in fields:
         text = columns.cell(cells, field.name)
         if field.name == "instruction" and not text and columns.template is not None:
             values[field.name] = _from_template(columns.template, cells)
         elif text or field.required:
             values[field.name] = _parse_cell(field.parse, text, columns.name(field.name))
-        elif field.option and (default := getattr(options, field.name)) is not None:
-            values[field.name] = default
-    if "mask" in values and not values.get("images"):
-        raise _rejected(f"column {columns.name('mask')}: the row has no image to apply the mask to")
+    return values
+
+
+def _content(columns: Columns, cells: Sequence[str], values: dict[str, Any] | RowRejected) -> str:
+    """A digest of what the row's cells ask for, without the job's options.
+
+    Of a row that is rejected, the digest of the cells as they are. Two contents with the same
+    digest (in ten million rows, with a probability of 1 in 6) count as equal rows: harmless unless
+    they change places, and then only these two are edited again.
+    """
+    if isinstance(values, RowRejected):
+        content: dict[str, Any] = {
+            f.name: cell for f in _REQUEST_FIELDS if (cell := columns.cell(cells, f.name))
+        }
+    else:
+        fields = RowRequest.model_fields
+        content = {name: value for name, value in values.items() if value != fields[name].default}
+    if columns.template is not None and not columns.cell(cells, "instruction"):
+        content["instruction"] = columns.template.cells(cells)
+    return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def _request(values: dict[str, Any], options: JobOptions) -> RowRequest:
+    """The row's settings, and the job's options for those it does not have. Raises RowRejected."""
+    defaults = {
+        field.name: default
+        for field in _REQUEST_FIELDS
+        if field.option and (default := getattr(options, field.name)) is not None
+    }
     try:
-        return RowRequest(**values)
+        return RowRequest(**defaults | values)
     except ValidationError as error:  # a rule of RowRequest that no parser checks
         raise _rejected(f"column {describe_validation(error)}") from error
 

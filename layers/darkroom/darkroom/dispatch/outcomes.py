@@ -1,6 +1,6 @@
 """Records the outcome of each call in the shared endpoint state, and emits metrics."""
 
-from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
+from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, timeout_of_call
 from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.dispatch.selector import Permit
 from darkroom.dispatch.state_cache import StateCache
@@ -28,14 +28,15 @@ class OutcomeRecorder:
         """`sent_at` in microseconds. Does not raise StatesUnavailable."""
         failure = outcome if isinstance(outcome, CallFailed) else None
         if failure is not None and (failure.outcome.transient or failure.outcome.key_at_fault):
-            self._report(permit, failure, sent_at)
+            self._report(permit, plan, failure, sent_at)
         else:
             probe = permit.reservation.probe
             self._state_cache.release(permit.endpoint, permit.lease, probe=probe, good=True)
         self._emit(permit, plan, failure, latency_ms)
 
-    def _report(self, permit: Permit, failure: CallFailed, sent_at: int) -> None:
+    def _report(self, permit: Permit, plan: CallPlan, failure: CallFailed, sent_at: int) -> None:
         endpoint, now = permit.endpoint, self._state_cache.now()
+        timeout = int(timeout_of_call(plan, endpoint) * SECOND)
         quota_until = None
         if failure.daily:
             day_end = rate_limiter.provider_day(endpoint.provider, now).end
@@ -47,7 +48,7 @@ class OutcomeRecorder:
             outcome=failure.outcome,
             detail=failure.detail,
             key_id=permit.key_id,
-            window=max(circuit_breaker.MIN_WINDOW, int(2 * endpoint.timeout_seconds * SECOND)),
+            window=max(circuit_breaker.MIN_WINDOW, 2 * timeout),
             retry_after_seconds=failure.retry_after_seconds,
             quota_until=quota_until,
             pause_seconds=max(1.0, endpoint.retry_delay_seconds),

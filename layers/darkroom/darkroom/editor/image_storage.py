@@ -14,11 +14,12 @@ from pathlib import PurePosixPath
 
 from pydantic import TypeAdapter
 
+from darkroom.csv_input.names import file_stem, name_with_key
 from darkroom.errors import DeferRow, LeaseLost, Reason, ServiceUnavailable, Waiting
 from darkroom.images.codec import preview, render, thumbnail
 from darkroom.images.file_types import mime_type
 from darkroom.jobs import ResultPaths
-from darkroom.ports import Clock, ObjectStore, Telemetry
+from darkroom.ports import Clock, ObjectStore, RowLedger, Telemetry
 from darkroom.retry import backoff, with_jitter
 from darkroom.rows import CallResult, Claim, RowRecord, RowRequest, RowResult, RowState
 
@@ -39,10 +40,17 @@ _FIELDS = {f.name.replace("_", "-"): f.name for f in fields(CallResult)}
 _row_result = TypeAdapter(RowResult)
 
 
-def _image_name(request: RowRequest, key: str) -> str:
-    """The path under images/ of a row's (first) image, with its extension."""
-    name = request.output_name or f"{key}.png"
-    return name if PurePosixPath(name).suffix else f"{name}.png"
+def _names(claim: Claim, request: RowRequest) -> list[str]:
+    """The names that a row's (first) image may have: its own, and one for a conflict.
+
+    A name that the CSV gives an image, or that it has after the input image, belongs to one row of
+    the current upload: an image of another row there is an earlier upload's. Other names may be in
+    use, because rows move.
+    """
+    name = request.output_name or claim.record.name or f"{claim.key}.png"
+    if request.output_name or (request.images and file_stem(request.images[0])):
+        return [name]
+    return [name, name_with_key(name, claim.key)]
 
 
 def _to_metadata(claim: Claim, result: RowResult) -> dict[str, str]:
@@ -89,6 +97,7 @@ def _is_result_of(metadata: Mapping[str, str], record: RowRecord, run: str) -> b
 @dataclass(frozen=True, slots=True)
 class ImageStorage:
     store: ObjectStore
+    rows: RowLedger
     clock: Clock
     telemetry: Telemetry
     _checked_at: dict[str, float] = field(default_factory=dict)  # by job
@@ -122,13 +131,14 @@ class ImageStorage:
         Returns `result` with its outputs, or that of a faster worker. Raises LeaseLost when the
         image of a later upload is in place, ServiceUnavailable.
         """
-        paths, name = ResultPaths(claim.job), _image_name(request, claim.key)
+        paths = ResultPaths(claim.job)
+        name = self._retry(claim.job, partial(self._choose_name, claim, request), deadline)
         outputs = tuple(paths.image(name, copy) for copy in range(len(images)))
         result = replace(result, outputs=outputs)
         metadata = _to_metadata(claim, result)
         for key, image in zip(outputs[1:], images[1:], strict=True):
-            put = partial(self.store.put, key, image, _content_type(image), metadata)
-            self._retry(claim.job, put, deadline)
+            put_copy = partial(self._put_copy, key, image, metadata, claim)
+            self._retry(claim.job, put_copy, deadline)
         put_first = partial(self._put_first, outputs[0], images[0], metadata, claim)
         other = self._retry(claim.job, put_first, deadline)
         if other is not None:
@@ -140,16 +150,23 @@ class ImageStorage:
         )
         return replace(result, warnings=(*result.warnings, *warnings))
 
+    def _choose_name(self, claim: Claim, request: RowRequest) -> str:
+        name, *others = _names(claim, request)
+        if others:
+            found = self.store.metadata(ResultPaths(claim.job).image(name))
+            if found is not None and found.get("row") != claim.key:
+                return others[0]
+        return name
+
     def put_thumbnails(
-        self, claim: Claim, before: bytes | None, after: bytes | None
+        self, claim: Claim, image: str, before: bytes | None, after: bytes | None
     ) -> tuple[str, ...]:
         """Returns a warning for each that fails: the images themselves matter more."""
         warnings: list[str] = []
 
         def put(side: str, make: Callable[[], bytes]) -> None:
             try:
-                key = ResultPaths(claim.job).thumb(claim.key, side)
-                self.store.put(key, make(), _THUMBNAIL_TYPE)
+                self.store.put(ResultPaths(claim.job).thumb(image, side), make(), _THUMBNAIL_TYPE)
             except Exception as error:  # noqa: BLE001  # the image is stored and paid for
                 self.telemetry.warning("thumb_failed", side=side, error=str(error))
                 warnings.append(f"the gallery has no thumbnail '{side}': {error}")
@@ -176,11 +193,24 @@ class ImageStorage:
 
     def lookup(self, claim: Claim, request: RowRequest) -> RowResult | None:
         """The result of a call whose worker died after it had stored the image."""
-        paths, name = ResultPaths(claim.job), _image_name(request, claim.key)
-        found, sent_run = self.store.metadata(paths.image(name)), claim.record.sent_run
-        if found is None or sent_run is None or not _is_result_of(found, claim.record, sent_run):
-            return None
-        return _from_metadata(found, paths, name)
+        paths, sent_run = ResultPaths(claim.job), claim.record.sent_run
+        for name in _names(claim, request) if sent_run is not None else ():
+            found = self.store.metadata(paths.image(name))
+            if found is not None and _is_result_of(found, claim.record, str(sent_run)):
+                return _from_metadata(found, paths, name)
+        return None
+
+    def _put_copy(self, key: str, body: bytes, metadata: dict[str, str], claim: Claim) -> None:
+        found = self.store.metadata(key)
+        if found is not None:
+            self._discard_result(found, key, claim)
+        self.store.put(key, body, _content_type(body), metadata)
+
+    def _discard_result(self, found: Mapping[str, str], key: str, claim: Claim) -> None:
+        """An earlier upload's image is about to be replaced: the row it belonged to has lost it."""
+        row = found.get("row")  # missing from a file put there by hand
+        if row is not None and row != claim.key:
+            self.rows.discard_result(claim.job, row, key)
 
     def _put_first(
         self, key: str, body: bytes, metadata: dict[str, str], claim: Claim
@@ -198,6 +228,7 @@ class ImageStorage:
             number = found.get("run-number", "")  # missing from a file put there by hand
             if number.isdecimal() and int(number) > claim.record.run_number:
                 raise LeaseLost(f"row {claim.key}: the image of a later upload is in place")
+            self._discard_result(found, key, claim)
             # The image of an earlier upload is replaced, unless it has changed meanwhile.
             if self.store.put(key, body, kind, metadata, replaces=found["etag"]):
                 return None

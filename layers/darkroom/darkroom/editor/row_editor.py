@@ -299,7 +299,7 @@ class RowEditor:
         result = _success(dispatched, claim, loaded.warnings)
         result = self.images.put(claim, message.request, images, result, deadline)
         before = loaded.images[0].data if loaded.images else None
-        warnings = self.images.put_thumbnails(claim, before, images[0])
+        warnings = self.images.put_thumbnails(claim, result.outputs[0], before, images[0])
         return replace(result, warnings=(*result.warnings, *warnings))
 
     def _resolve_unknown_outcome(self, context: RowCallContext) -> RowResult | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from darkroom.csv_input.names import is_content_key
 from darkroom.errors import Reason
 from darkroom.jobs import Counters, Run, RunState
 from darkroom.rows import Claim, NotClaimed, RowMessage, RowRecord, RowResult, RowState
@@ -132,6 +133,23 @@ def drop(record: RowRecord, now: float, reason: Reason, detail: str) -> Change:
     return Change(ended, counters, reserved=-record.reserved)
 
 
+def discard_result(record: RowRecord, image: str, now: float) -> Change | None:
+    """The row's `image` is about to be replaced by another row's. None if it is not in its result.
+
+    What the row has cost stays counted.
+    """
+    result = record.result
+    if record.state is not RowState.SUCCEEDED or result is None or image not in result.outputs:
+        return None
+    detail = "a later upload gave the name of its image to another row"
+    replaced = replace(
+        result, status=RowState.FAILED, reason=Reason.SUPERSEDED, detail=detail, outputs=()
+    )
+    ended = _next(record, now, state=RowState.FAILED, result=replaced)
+    changed = contribution(ended) + -contribution(record)
+    return Change(ended, {record.run: changed + _ONE_TRANSITION})
+
+
 def _renewed(record: RowRecord, now: float, lease_seconds: float) -> RowRecord:
     """The next version of a claimed row. Every transition proves that its worker is alive."""
     return _next(record, now, lease_until=max(record.lease_until, now + lease_seconds))
@@ -244,6 +262,7 @@ class ClaimRequest:
             state=RowState.CLAIMED,
             fingerprint=self.message.request.fingerprint(),
             run=self.run.run,
+            name=self.message.name,
             run_number=self.run.number,
             generation=self.message.generation,
         )
@@ -253,12 +272,21 @@ class ClaimRequest:
         keep = not record.state.terminal
         return replace(
             self._new_record(),
+            name=record.name if self._keeps_name(record) else self.message.name,
             generation=record.generation,
             possible_duplicate_charges=(record.possible_duplicate_charges if keep else 0)
             + int(record.state is RowState.SENT),
             spent=record.spent if keep else 0,
             version=record.version,
         )
+
+    def _keeps_name(self, record: RowRecord) -> bool:
+        """An image that is made again replaces the one that is there, wherever its row has moved.
+
+        Under a key by content, the cells that could name the image otherwise are the same.
+        """
+        has_image = record.state in (RowState.SUCCEEDED, RowState.SENT)
+        return has_image and is_content_key(record.key)
 
     def _grant(
         self,

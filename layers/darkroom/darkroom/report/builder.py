@@ -92,7 +92,7 @@ class ReportBuilder:
             key = ResultPaths(self.run.job).failed_rows
             self.state.failed_rows = self.staging.create(key, CSV)
             self.state.selection.describe_columns(source.columns)
-        rows = report_rows(source.from_row(self.state.row, self.state.offset), self.rows, self.run)
+        rows = report_rows(source.from_row(self.state.row), self.rows, self.run)
         has_template = source.columns.template is not None
         manifest = ManifestFormat(source.header, instructions=has_template)
         self._stream(rows, manifest, FailedRowsFormat(source.columns))
@@ -113,7 +113,7 @@ class ReportBuilder:
             unsuccessful = [row for row in batch if row.status.unsuccessful]
             if failed and state.failed_rows:
                 staging.write(state.failed_rows, b"".join(map(failed.line, unsuccessful)))
-            state.row, state.offset = state.row + len(batch), batch[-1].end
+            state.row += len(batch)
             if self.remaining_seconds() < STOP_BEFORE_SECONDS:
                 self._save_for_later()
         state.rows_done = True
@@ -159,9 +159,8 @@ class ReportBuilder:
     def _thumbs(self, row: ReportRow) -> Thumbs:
         if not row.result.outputs:
             return Thumbs()  # stored thumbnails, if any, belong to an earlier upload's row
-        paths = ResultPaths(self.run.job)
-        after = self.store.get(paths.thumb(row.key, "after"))
-        key = paths.thumb(row.key, "before")
+        paths, image = ResultPaths(self.run.job), row.result.outputs[0]
+        after, key = self.store.get(paths.thumb(image, "after")), paths.thumb(image, "before")
         preview = self.store.get(key) if row.images else None
         if preview is None:
             return Thumbs(after=after)

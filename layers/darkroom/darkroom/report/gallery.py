@@ -155,7 +155,7 @@ def _search_index(job: str, rows: Sequence[ReportRow]) -> str:
 
 
 def _own_text(row: ReportRow) -> str:
-    key = "" if row.key.isdecimal() else row.key
+    key = "" if row.index.isdecimal() else row.index
     file = image_name(row.images[0]) if row.images else ""
     return _beginning(
         " ".join((key, *(value for _, value in row.shown_cells), file)), _INDEX_TEXT_BYTES

@@ -103,7 +103,8 @@ class Reporter:
                 return ReportOutcome.ALREADY_MADE
             counters, previous = self.runs.counters(job, run.run), self._previous_summary(job)
             version = ReportVersion(run.number, counters.transitions, final=False)
-            body = running_summary(run, counters, self.clock.now(), previous).to_json()
+            spent = self.runs.spent_earlier(run)
+            body = running_summary(run, counters, spent, self.clock.now(), previous).to_json()
             try:
                 staging = Staging(self.store, version)
                 if staging.put(ResultPaths(job).summary, body, JSON, stored):
@@ -154,6 +155,7 @@ class Reporter:
             self.clock.now(),
             previous,
             failed_rows=failed.key if failed and state.aggregate.unsuccessful else None,
+            spent_earlier=self.runs.spent_earlier(run),
         )
         earlier, results = previous.results if previous else None, summary.results
         surplus = earlier.pages[len(results.pages) :] if earlier else ()
@@ -179,7 +181,9 @@ class Reporter:
         # Two reporters may run at once: only the one that writes job.json notifies.
         paths, staging = ResultPaths(run.job), Staging(self.store, ReportVersion(run.number))
         previous = self._previous_summary(run.job)
-        summary = rejected_summary(run, run.finished_at or self.clock.now(), previous)
+        counters, spent = self.runs.counters(run.job, run.run), self.runs.spent_earlier(run)
+        ended = run.finished_at or self.clock.now()
+        summary = rejected_summary(run, counters, spent, ended, previous)
         try:
             self._replace(staging, paths.report, rejected_page(summary), HTML)
             is_new = self._replace(staging, paths.summary, summary.to_json(), JSON)

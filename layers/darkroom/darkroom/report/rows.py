@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import batched
 
+from darkroom.csv_input.names import is_content_key
 from darkroom.csv_input.reader import JobRow
 from darkroom.errors import Reason, RowRejected
 from darkroom.jobs import STOPPED_DETAIL, Run, RunState
@@ -44,7 +45,11 @@ class ReportRow:
     earlier: bool = False  # the outcome of an earlier upload
     unaccounted: bool = False  # queued, but without an outcome in the ledger
     shown_cells: tuple[tuple[str, str], ...] = ()  # for the gallery: columns and values
-    end: int = 0  # byte offset in the CSV where the next row begins
+
+    @property
+    def index(self) -> str:
+        """The row's name in the CSV; empty if it has none."""
+        return "" if is_content_key(self.key) else self.key
 
     @property
     def status(self) -> RowState:
@@ -90,7 +95,7 @@ def report_row(source: JobRow, record: RowRecord | None, run: Run) -> ReportRow:
     """The row of the CSV with exactly one terminal status, whatever the ledger contains."""
     request = source.request
     # Skipped, unless one of the cases below applies.
-    row = ReportRow(source.row, source.key, _SKIPPED, cells=source.cells, end=source.end)
+    row = ReportRow(source.row, source.key, _SKIPPED, cells=source.cells)
     if isinstance(request, RowRejected):
         rejected = RowResult(RowState.FAILED, request.reason, request.detail)
         return row if source.skipped else replace(row, result=rejected)

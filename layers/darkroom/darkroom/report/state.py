@@ -27,7 +27,6 @@ class ReportState:
     failed_rows: StagedObject | None = None  # None without the CSV
     aggregate: Aggregate = field(default_factory=Aggregate)
     row: int = 0  # the next row to read
-    offset: int = 0  # byte offset in the CSV's decompressed text where it begins
     without_csv: bool = False  # the CSV is gone: rows come from the ledger alone
     rows_done: bool = False
     continuations: int = 0

@@ -46,8 +46,10 @@ class Cost(_Value):
     """`this_run_usd` is the cost of the rows settled in this upload; unknown prices count as 0."""
 
     this_run_usd: float = 0.0
-    earlier_runs_usd: float = Field(default=0.0, description="rows resumed or kept")
-    total_usd: float = 0.0
+    earlier_runs_usd: float = Field(
+        default=0.0, description="all earlier uploads, also for results replaced or dropped since"
+    )
+    total_usd: float = Field(default=0.0, description="everything ever spent on the job")
     unpriced_rows: int = Field(default=0, description="edited by models whose price is not known")
 
 
@@ -182,10 +184,26 @@ class JobSummary(_Value):
         return self.model_dump_json(indent=2).encode()
 
 
-def rejected_summary(run: Run, finished_at: float, previous: JobSummary | None) -> JobSummary:
+def _cost(this_run: int, spent_earlier: int, unpriced_rows: int) -> Cost:
+    return Cost(
+        this_run_usd=this_run / _MILLION,
+        earlier_runs_usd=spent_earlier / _MILLION,
+        total_usd=(this_run + spent_earlier) / _MILLION,
+        unpriced_rows=unpriced_rows,
+    )
+
+
+def rejected_summary(
+    run: Run,
+    counters: Counters,
+    spent_earlier: int,
+    finished_at: float,
+    previous: JobSummary | None,
+) -> JobSummary:
     """The summary of a file that could not be used; `finished_at` in Unix seconds.
 
-    Further pages of an earlier report stay where they are.
+    `spent_earlier` in micro-USD, as in the other functions. Further pages of an earlier report stay
+    where they are.
     """
     report = ResultPaths(run.job).report
     earlier_pages = previous.results.pages[1:] if previous is not None else ()
@@ -195,6 +213,7 @@ def rejected_summary(run: Run, finished_at: float, previous: JobSummary | None) 
         finished_at,
         state="failed",
         reason=run.reason,
+        cost=_cost(counters.cost_micro_usd, spent_earlier, counters.unpriced),
         results=Results(report=report, pages=(report, *earlier_pages), images=f"{run.job}/images/"),
     )
 
@@ -215,7 +234,7 @@ def counts_so_far(run: Run, counters: Counters) -> RowCounts:
 
 
 def running_summary(
-    run: Run, counters: Counters, now: float, previous: JobSummary | None
+    run: Run, counters: Counters, spent_earlier: int, now: float, previous: JobSummary | None
 ) -> JobSummary:
     """The summary of a run under way; `previous` is the job.json written last.
 
@@ -230,11 +249,7 @@ def running_summary(
         revision=previous.revision if previous and is_same_run else 0,
         state="running",
         counts=counts_so_far(run, counters),
-        cost=Cost(
-            this_run_usd=counters.cost_micro_usd / _MILLION,
-            total_usd=counters.cost_micro_usd / _MILLION,
-            unpriced_rows=counters.unpriced,
-        ),
+        cost=_cost(counters.cost_micro_usd, spent_earlier, counters.unpriced),
         fallback=_fallback(counters.fallback, counters.succeeded),
         attempts=counters.attempts,
         possible_duplicate_charges=counters.possible_duplicate_charges,
@@ -408,8 +423,7 @@ class Aggregate:
     _attempts: int = 0
     _possible_duplicate_charges: int = 0
     _unpriced: int = 0
-    _cost_this_run: int = 0  # micro-USD, like the next one
-    _cost_earlier: int = 0
+    _cost_this_run: int = 0  # micro-USD
 
     def add(self, row: ReportRow) -> None:
         result = row.result
@@ -431,7 +445,6 @@ class Aggregate:
         if row.earlier:
             self._counts["resumed"] += row.status is RowState.SUCCEEDED
             self._counts["kept_failed"] += row.status.unsuccessful
-            self._cost_earlier += result.cost_micro_usd or 0
         else:
             self._add_this_run(row)
 
@@ -463,6 +476,8 @@ class Aggregate:
         finished_at: float,
         previous: JobSummary | None = None,
         failed_rows: str | None = None,
+        *,
+        spent_earlier: int = 0,
     ) -> JobSummary:
         """`previous` is the job.json written last; `finished_at` in Unix seconds."""
         paths = ResultPaths(run.job)
@@ -475,12 +490,7 @@ class Aggregate:
             state="stopped" if run.state is RunState.STOPPED else "done",
             counts=RowCounts(**self._counts),
             by_reason=dict(self._reasons.most_common()),
-            cost=Cost(
-                this_run_usd=self._cost_this_run / _MILLION,
-                earlier_runs_usd=self._cost_earlier / _MILLION,
-                total_usd=(self._cost_this_run + self._cost_earlier) / _MILLION,
-                unpriced_rows=self._unpriced,
-            ),
+            cost=_cost(self._cost_this_run, spent_earlier, self._unpriced),
             fallback=_fallback(self._fallback_rows, edited, self._fallback_causes),
             attempts=self._attempts,
             possible_duplicate_charges=self._possible_duplicate_charges,
