@@ -59,11 +59,19 @@ def _cells(job: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def stop(session: Session, job: str) -> None:
-    job = find_run(session, job).job
+    run = find_run(session, job)
+    job = run.job
     stopped = session.stack.ledger.stop(job) is not None
+    in_batches = measure_run(session, run).in_batches
+    batches = (
+        "Its batches are cancelled at their providers within minutes; what they have done by then "
+        "is paid for and stored. "
+        if in_batches and in_batches.batches
+        else ""
+    )
     text = (
         f"Stopped {job}: calls in flight finish, rows not yet sent end as `failed: stopped`. "
-        "Submit the CSV again to continue."
+        f"{batches}Submit the CSV again to continue."
         if stopped
         else f"Job {job} has already ended: there is nothing to stop."
     )
