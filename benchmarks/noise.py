@@ -107,16 +107,17 @@ def scattered_503s() -> Iterator[Line]:
 
 
 def wasted_calls() -> Iterator[Line]:
-    for rate in (60, 300):
+    for rate, latency in ((60, 5.0), (300, 5.0), (300, 20.0)):
         fleet = Fleet(
             gemini(requests_per_minute=rate, max_retries=2, retry_delay_seconds=5), openai()
         )
-        provider = fleet.provider(latency=5.0, per_minute=rate, outage=(120.0, 1320.0))
-        fleet.run(provider, fleet.provider(), processes=2 + rate // 20, seconds=1400)
-        wasted = len(provider.failed) / 20
+        provider = fleet.provider(latency=latency, per_minute=rate, outage=(120.0, 720.0))
+        workers = 2 + int(rate * latency / 100)
+        fleet.run(provider, fleet.provider(), processes=workers, seconds=800)
+        wasted = len(provider.failed) / 10
         yield Line(
             2,
-            f"an outage of 20 minutes at {rate}/min",
+            f"an outage of 10 minutes at {rate}/min, calls of {latency:g} s",
             "<= 10 wasted calls a minute",
             f"{wasted:.1f}",
             wasted <= 10,

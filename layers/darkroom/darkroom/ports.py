@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from darkroom.calls import CallFailed, CallPlan, EditResult
 from darkroom.endpoint_state import (
     EndpointState,
+    GoodAnswers,
     Rejection,
     Reservation,
     ReservationRequest,
@@ -155,7 +156,9 @@ class EndpointStates(Protocol):
         A `last_known` state saves a round trip.
         """
 
-    def settle(self, endpoint: str, lease: str, *, good: bool) -> EndpointState:
+    def settle(
+        self, endpoint: str, lease: str, counted_as: GoodAnswers | None = None
+    ) -> EndpointState:
         """Release the lease of a call that was not a probe: a good answer, or a call not made."""
 
     def report(

@@ -328,7 +328,7 @@ class TieredDispatcher:
             self._state_cache.took(since)
             # Only now: the ledger may have been slow, and the slot may have passed meanwhile.
             if not self._selector.confirm(permit):
-                self._state_cache.release(endpoint, permit.lease, probe=probe, good=False)
+                self._state_cache.release(endpoint, permit.lease, probe=probe)
                 attempt.context.cancel_call()
                 return None
             attempt.calls += 1
@@ -339,7 +339,7 @@ class TieredDispatcher:
             except CallFailed as failure:
                 return sent_at, _with_own_model(failure, plan)
         except BaseException:
-            self._state_cache.release(endpoint, permit.lease, probe=probe, good=False)
+            self._state_cache.release(endpoint, permit.lease, probe=probe)
             raise
 
     # When no tier could take the row

@@ -155,7 +155,7 @@ class Selector:
         finally:
             if key_id is None:
                 probe = reservation.probe
-                self._state_cache.release(endpoint, lease, probe=probe, good=False)
+                self._state_cache.release(endpoint, lease, probe=probe)
         if key_id is None:
             return None
         waited_ms = (max(self._state_cache.now(), reservation.slot) - started_at) // 1000

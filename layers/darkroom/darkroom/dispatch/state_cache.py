@@ -9,6 +9,7 @@ from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.endpoint_state import (
     SECOND,
     EndpointState,
+    GoodAnswers,
     Limits,
     RejectionReason,
     Reservation,
@@ -139,21 +140,30 @@ class StateCache:
             return None
         return before, self.update(name, after)
 
-    def release(self, endpoint: Endpoint, lease: str, *, probe: bool, good: bool) -> None:
-        """End a reservation: its call had a good answer, or was not made. Does not raise."""
+    def release(
+        self, endpoint: Endpoint, lease: str, *, probe: bool, sent_at: int | None = None
+    ) -> None:
+        """End a reservation: its call had a good answer, or (`sent_at` is None) was not made.
+
+        Does not raise.
+        """
         name, now = endpoint.name, self.now()
         if probe:
 
             def ended(state: EndpointState) -> EndpointState:
                 if state.probe == lease:
-                    change = circuit_breaker.closed if good else circuit_breaker.probe_not_sent
+                    change = circuit_breaker.closed if sent_at else circuit_breaker.probe_not_sent
                     state = change(state, now)
                 return circuit_breaker.without_lease(state, lease)
 
             self.report(name, ended)
-        elif good or endpoint.max_in_flight:
+        elif sent_at or endpoint.max_in_flight:
+            counted_as: GoodAnswers | None = None
+            if sent_at:
+                before = sent_at < self.state(name).failing_since
+                counted_as = "earlier_good" if before else "good"
             try:
-                self.update(name, self._states.settle(name, lease, good=good))
+                self.update(name, self._states.settle(name, lease, counted_as))
             except StatesUnavailable as error:
                 self._telemetry.warning("lease_not_released", endpoint=name, detail=str(error))
 
