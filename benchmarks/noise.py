@@ -72,15 +72,15 @@ def stray_429s() -> Iterator[Line]:
 
 
 def halved_limit() -> Iterator[Line]:
-    for rate in (60, 300):
+    for rate, latency in ((10, 20.0), (60, 5.0), (300, 5.0)):
         fleet = Fleet(gemini(requests_per_minute=rate, max_retries=2, retry_delay_seconds=5))
-        provider = fleet.provider(latency=5.0, per_minute=rate // 2)
+        provider = fleet.provider(latency=latency, per_minute=rate // 2)
         fleet.run(provider, processes=2 + rate // 20, seconds=HOUR)
         refused = 100 * provider.refused / len(provider.arrivals)
         used = 100 * within(provider.allowed, 60, HOUR) / (rate / 2 * 59)
         yield Line(
             1,
-            f"a limit of {rate // 2}/min, configured as {rate}",
+            f"a limit of {rate // 2}/min, configured as {rate}, calls of {latency:g} s",
             "< 10 % refused",
             f"{refused:.1f} % refused, {used:.0f} % of the real limit used",
             refused < 10,
@@ -293,13 +293,20 @@ def stalled_ledger() -> Iterator[Line]:
 
 
 def slow_table() -> Iterator[Line]:
-    seconds, latency = 0.6, 5.0
-    for rate, processes in ((60, 8), (0, 4)):
+    for seconds, latency, rate, processes in (
+        (0.6, 5.0, 60, 8),
+        (0.6, 5.0, 0, 4),
+        (1.0, 6.0, 30, 6),
+    ):
+
+        def delay(_: random.Random, seconds: float = seconds) -> float:
+            return seconds
+
         fleet = Fleet(gemini(requests_per_minute=rate))
         provider = fleet.provider(latency=latency, per_minute=rate)
         fleet.run(
             provider, processes=processes, seconds=900, table_seconds=seconds,
-            ledger_delay=lambda _: seconds,
+            ledger_delay=delay,
         )  # fmt: skip
         # A row takes one reservation, one write of the ledger, and one settlement.
         by_threads = processes * 4 * 60 / (latency + 3 * seconds)
@@ -307,7 +314,7 @@ def slow_table() -> Iterator[Line]:
         used = 100 * within(provider.allowed, 60, 900) / (possible * 14)
         yield Line(
             10,
-            f"DynamoDB takes 0.6 s, {rate or 'no'} limit a minute, {processes * 4} threads",
+            f"DynamoDB takes {seconds} s, {rate or 'no'} limit a minute, {processes * 4} threads",
             ">= 90 % of what the round trips allow",
             f"{used:.1f} %",
             used >= 90,

@@ -325,8 +325,8 @@ def test_fake_and_table_agree_on_any_history(
             case 4 | 5:
                 kinds: list[GoodAnswers | None] = ["good", "good", "earlier_good", None]
                 counted_as = rng.choice(kinds)
-                one, two = fake.settle(lease, counted_as), real.settle(lease, counted_as)
-                assert (one.good, one.earlier_good) == (two.good, two.earlier_good)
+                after, same = fake.settle(lease, counted_as), real.settle(lease, counted_as)
+                assert (after.good, after.earlier_good) == (same.good, same.earlier_good)
             case _:
                 kind = rng.choice([Outcome.UNAVAILABLE, Outcome.RATE_LIMITED, Outcome.KEY_REJECTED])
                 retry_after = rng.choice([None, 5.0, 90.0])

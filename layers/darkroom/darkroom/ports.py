@@ -115,7 +115,7 @@ class DispatchResult:
 class Readiness:
     """Whether the endpoints can take a row, by their last known states. Times in seconds."""
 
-    start_at: float  # Unix time of the earliest slot of any endpoint; past: now
+    start_at: float  # Unix time to take a row for the earliest slot of any endpoint; past: now
     waiting: Waiting | None = None  # set when every endpoint is out of service until `start_at`
     rows_per_second: float = 0.0  # what the limits of the fastest tier allow; 0: no limit
     row_seconds: float = 0.0  # the most that a row takes, with one call at every tier

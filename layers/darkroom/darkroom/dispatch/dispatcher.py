@@ -131,7 +131,9 @@ class TieredDispatcher:
                         max(0, e.max_in_flight - n) if e.max_in_flight else math.inf
                         for e, n in zip(serving, in_use, strict=True)
                     )
-                    readiness = _readiness(tiers, min(in_service))
+                    readiness = _readiness(
+                        tiers, min(in_service) - self._state_cache.lead_of_reservation()
+                    )
                     return replace(readiness, free_places=free, places_in_use=sum(in_use))
         except ConfigurationError as error:
             return Readiness(self._clock.now() + MAX_DEFER_SECONDS, self._unusable(str(error)))

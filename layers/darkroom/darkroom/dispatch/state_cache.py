@@ -91,20 +91,24 @@ class StateCache:
             return self.state(name)
         return self.update(name, self._states.read(name))
 
-    def lead(self) -> int:
-        """How long before its slot a call's preparation starts: a read and a write."""
-        return (PREPARATIONS - 1) * self._usual_duration()
+    def lead(self, requests: int = PREPARATIONS) -> int:
+        """How long so many requests of a call's preparation take.
+
+        Three quarters of the recent ones took less: a rare stall does not count.
+        """
+        with self._lock:
+            return requests * sorted(self._durations)[RECENT_REQUESTS * 3 // 4]
+
+    def lead_of_reservation(self) -> int:
+        """Not 0 when preparation is slow: then a slot that is due at once would be missed."""
+        lead = self.lead()
+        return lead if lead > rate_limiter.MAX_LATENESS // 2 else 0
 
     def took(self, since: int) -> None:
         """One request of the preparation took the time since `since`."""
         duration = min(MAX_DURATION, self.now() - since)
         with self._lock:
             self._durations.append(duration)
-
-    def _usual_duration(self) -> int:
-        """What three quarters of the recent requests stay below: a rare stall does not count."""
-        with self._lock:
-            return sorted(self._durations)[RECENT_REQUESTS * 3 // 4]
 
     def availability(self, candidate: Candidate, now: int) -> Availability:
         availability = self._availability(candidate, now)
@@ -116,9 +120,7 @@ class StateCache:
     def reserve(self, candidate: Candidate, lease: str, latest_slot: int) -> Reservation | None:
         """Reserve the earliest slot. None when there is none in time."""
         name, now = candidate.name, self.now()
-        # When preparation is slow, a slot that is due at once would be missed.
-        lead = PREPARATIONS * self._usual_duration()
-        earliest = now + lead if lead > rate_limiter.MAX_LATENESS // 2 else now
+        earliest = now + self.lead_of_reservation()
         request = _request(candidate, lease, earliest, max(earliest, latest_slot))
         last_known = self.state(name) if name in self._known else None
         reservation, state = self._states.reserve(name, request, last_known)
