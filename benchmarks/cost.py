@@ -42,7 +42,7 @@ READ_UNIT = 0.125e-6
 S3_WRITE = 0.005e-3
 S3_READ = 0.0004e-3
 LOG_GB = 0.50
-GALLERY_READS = 3  # of each row that the report's pages show: report/builder.py
+GALLERY_READS = 2  # of each row that the report's pages show: report/builder.py
 SPLIT_AND_REPORT = 0.0006  # 10 ms a row each at 1,769 MB
 
 

@@ -126,8 +126,7 @@ def _line(root: Path, job: str, given: Mapping[str, str], own: Mapping[str, str]
     row = int(own["row"])
     texts = {name: next(filter(None, map(given.get, of)), "") for name, of in _COLUMNS.items()}
     outputs = own["output"].split("|")
-    befores = [ResultPaths(job).thumb(outputs[0], side) for side in ("before-large", "before")]
-    before = next((path for path in befores if (root / path).exists()), None)
+    before = ResultPaths(job).thumb(outputs[0], "before")
     found = [path for path in outputs if path and (root / path).exists()]
     return _Line(
         number=row,
@@ -141,7 +140,7 @@ def _line(root: Path, job: str, given: Mapping[str, str], own: Mapping[str, str]
         cost=float(own["cost_usd"]) if own["cost_usd"] else None,
         seconds=float(own["latency_ms"]) / 1000 if own["latency_ms"] else None,
         images=tuple(quote(path) for path in found),
-        before=quote(before) if before else None,
+        before=quote(before) if (root / before).exists() else None,
     )
 
 

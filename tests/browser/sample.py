@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from darkroom.csv_input.reader import JobRow
 from darkroom.errors import Reason
+from darkroom.images.containers import add_thumbnail
 from darkroom.jobs import ResultPaths
 from darkroom.rows import RowRequest, RowResult, RowState
 from tests.fakes.reporting import EDITED, JOB, START, ReportHarness
@@ -17,7 +18,6 @@ from tests.fakes.reporting import EDITED, JOB, START, ReportHarness
 ROWS = 500
 WITH_IMAGES = 16  # rows whose images are in the folder too
 RESHAPED = 15  # the row whose edited image has another aspect ratio
-WITHOUT_LARGE = 1  # the row whose input has only the small preview
 WITH_COPIES = 12  # the row with three images
 SIDE = 320
 INSTRUCTIONS = (
@@ -103,17 +103,15 @@ def sample_job() -> ReportHarness:
             if side == "after" or row.request.images:
                 seed = row.row + (side == "after" and row.row == RESHAPED)
                 thumb = draw(seed, edited=side == "after")
+                if side == "before" and row.row < WITH_IMAGES:
+                    large = draw(row.row, edited=False, longest_side=1_280)
+                    thumb = add_thumbnail(large, thumb)
                 harness.store.put(
                     ResultPaths(JOB).thumb(result.outputs[0], side), thumb, "image/webp"
                 )
         for copy, output in enumerate(result.outputs if row.row < WITH_IMAGES else ()):
             drawn = draw(row.row + copy + (row.row == RESHAPED), edited=True, longest_side=1_024)
             harness.store.put(output, drawn, "image/webp")
-            if row.request.images and row.row != WITHOUT_LARGE:
-                large = draw(row.row, edited=False, longest_side=1_280)
-                harness.store.put(
-                    ResultPaths(JOB).thumb(result.outputs[0], "before-large"), large, "image/webp"
-                )
     harness.clock.time = START + 1_020
     return harness
 

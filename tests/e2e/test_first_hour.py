@@ -385,3 +385,45 @@ def test_output_fits_60_columns_without_colours(
     shown = darkroom(*arguments, env=NARROW)
     assert max(map(len, shown.lines)) <= 60, shown.screen
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", shown.screen)
+
+
+def test_a_row_inserted_at_the_top_pays_for_one_row_only(
+    first: FirstJobs, darkroom: Command, shop: Path
+) -> None:
+    header = "image_url,instruction"
+    rows = [f"photos/IMG_{n}.jpg,Make it red" for n in (0, 1)]
+    submit = ("--to", "moved", *WAIT)
+    darkroom("submit", table(shop, "moved.csv", *rows, header=header), *submit)
+    rows.insert(0, "photos/IMG_2.jpg,Make it red")
+    csv = table(shop, "moved.csv", *rows, header=header)
+    assert "3: 1 to do, 2 done in an earlier upload" in darkroom("quote", csv, "--to", "moved").text
+    inserted = darkroom("submit", csv, *submit)
+    assert "succeeded 3 (2 in an earlier upload)" in inserted.text
+    assert "paid for again" not in inserted.text
+
+
+def test_rows_are_edited_again_only_after_a_question_that_says_the_price(
+    first: FirstJobs, darkroom: Command, shop: Path
+) -> None:
+    rows, submit = ["a,photos/IMG_0.jpg,Make it red"], ("--to", "again", *WAIT)
+    darkroom("submit", table(shop, "again.csv", *rows), *submit)
+    changed = table(shop, "again.csv", *(row.replace("red", "blue") for row in rows))
+    asked = darkroom("submit", changed, *submit, answers={"Edit 1 row again?": "n"})
+    assert asked.exit_code == 1
+    assert "1 row edited in an earlier upload" in asked.text
+    assert "paid for again" in asked.text
+    assert "$0." in asked.text
+    assert "Nothing was started." in asked.text
+
+
+def test_images_are_named_after_the_input_image(
+    first: FirstJobs, darkroom: Command, harness: StackHarness, shop: Path
+) -> None:
+    rows = [f"photos/IMG_{n}.jpg,Make it red" for n in (0, 1)]
+    csv = table(shop, "named.csv", *rows, header="image_url,instruction")
+    darkroom("submit", csv, "--to", "named", *WAIT)
+    bucket = harness.info.outputs["ResultsBucketName"]
+    manifest = Results(harness.s3, bucket, "named/named").manifest
+    assert [line["output"] for line in manifest] == [
+        f"named/named/images/IMG_{n}.png" for n in (0, 1)
+    ]

@@ -135,6 +135,9 @@ def test_summary_and_gallery_agree_with_the_manifest(mixed: Results) -> None:
     assert summary["by_reason"] == {"refused": 1, "bad_image": 2, "bad_input": 3}
     page = mixed.read("report.html").decode()
     assert page.count("A lighthouse at dusk") >= 1
+    stored = [name for name in mixed.names() if name.endswith(("-before.webp", "-after.webp"))]
+    assert page.count('<img src="data:image/webp;base64,') == len(stored) > counts["succeeded"]
+    assert all(f'href="{name}"' in page for name in stored if name.endswith("-before.webp"))
     assert {"manifest.csv", "failed.csv", "job.json", "report.html"} <= mixed.names()
     failed = list(csv.DictReader(io.StringIO(mixed.read("failed.csv").decode())))
     lines = [line for line in mixed.manifest if line["status"] == "failed"]

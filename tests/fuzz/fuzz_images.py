@@ -33,6 +33,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
     "open_mask": {},
     "verify": {},
     "thumbnail": {"longest_side": 320},
+    "preview": {"longest_side": 1_280, "embedded_side": 320},
     "render": {"image_format": "JPEG"},
     "fit": {"mime_types": ["image/png", "image/jpeg"], "max_bytes": 200_000},
     "square": {},

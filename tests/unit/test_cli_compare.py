@@ -59,12 +59,12 @@ def cli(cli: CliHarness) -> CliHarness:
     return cli
 
 
-def test_before_is_the_larger_preview_where_there_is_one(cli: CliHarness, out: Path) -> None:
-    large = "jobs/p.gemini/thumbs/000000.png-before-large.webp"
-    cli.results_bucket.objects[large] = FakeObject(b"large")
+def test_before_is_the_first_preview_that_there_is(cli: CliHarness, out: Path) -> None:
+    del cli.results_bucket.objects["jobs/p.gemini/thumbs/000000.png-before.webp"]
     cli.succeed("compare", "jobs/p.gemini", "jobs/p.gpt", "--to", out)
     shown = re.findall(r'<img src="([^"]+)" alt="Before', (out / "compare.html").read_text())
-    assert shown == [large, "jobs/p.gemini/thumbs/000005.png-before.webp"]
+    names = ("gpt/thumbs/000000.png-before.webp", "gemini/thumbs/000005.png-before.webp")
+    assert shown == [f"jobs/p.{name}" for name in names]
 
 
 @pytest.fixture

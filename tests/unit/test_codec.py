@@ -14,6 +14,7 @@ from darkroom.calls import SourceImage
 from darkroom.errors import Reason, RowRejected, ServiceUnavailable
 from darkroom.images import codec, process
 from darkroom.images.codec import JPEG, PNG, WEBP
+from darkroom.images.containers import add_thumbnail, embedded_thumbnail, strip_metadata
 from tests.corpus.images import png_16_bit, rotated, saved
 
 ALL = (PNG, JPEG, WEBP)
@@ -135,6 +136,18 @@ def test_very_large_jpeg_is_read_at_a_fraction_of_its_size(side: int, scale: int
     source = codec.open_source(data, "large.jpg")
     assert (source.width, source.height) == (side // scale, side // scale)
     codec.thumbnail(data, 320)
+
+
+@given(st.binary(max_size=100), st.data())
+def test_a_thumbnail_is_found_in_a_webp_whatever_follows_and_in_nothing_else(
+    body: bytes, drawn: st.DataObject
+) -> None:
+    webp = add_thumbnail(saved(photo(), "WEBP"), body)
+    assert embedded_thumbnail(webp + drawn.draw(st.binary(max_size=20))) == body
+    cut = drawn.draw(st.integers(0, len(webp) - len(body) - len(body) % 2))
+    assert embedded_thumbnail(webp[:cut]) in (None, b"")
+    assert embedded_thumbnail(body) is None
+    strip_metadata(webp)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about broken metadata
@@ -272,6 +285,29 @@ def test_thumbnail_is_a_small_webp_of_the_same_shape(
     assert image.format == "WEBP"
     assert image.size == (longest_side, longest_side // 2)
     assert len(thumb) < max_bytes
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("RGB", "JPEG"), ("RGBA", "PNG"), ("P", "GIF"), ("CMYK", "JPEG")]
+)
+@pytest.mark.parametrize("size", [(3000, 1500), (101, 51)])
+def test_preview_is_a_webp_that_contains_a_smaller_one(
+    mode: str, kind: str, size: tuple[int, int]
+) -> None:
+    image = photo(*size, mode)
+    if mode == "RGBA":
+        image.putalpha(128)
+    data = saved(image, kind)
+    made = codec.preview(data, 1_280, 320)
+    thumb = embedded_thumbnail(made)
+    assert thumb is not None
+    with Image.open(io.BytesIO(made)) as preview, Image.open(io.BytesIO(thumb)) as small:
+        assert (preview.format, small.format) == ("WEBP", "WEBP")
+        assert preview.size == (min(size[0], 1_280), min(size[1], 640))
+        assert small.size == (min(size[0], 320), min(size[1], 160))
+        assert ("A" in preview.getbands()) == ("A" in small.getbands()) == (mode == "RGBA")
+        alone = Image.open(io.BytesIO(codec.thumbnail(data, 1_280)))
+        assert preview.tobytes() == alone.tobytes()  # decoders ignore the other one
 
 
 def test_thumbnail_is_upright_and_never_enlarged() -> None:

@@ -22,6 +22,7 @@ from darkroom.errors import (
     ServiceUnavailable,
     Waiting,
 )
+from darkroom.images.containers import embedded_thumbnail
 from darkroom.images.memory import MemoryBudget
 from darkroom.jobs import ResultPaths, RunState
 from darkroom.models.planner import model_for
@@ -158,18 +159,35 @@ def sizes_of_thumbnails(harness: EditorHarness) -> dict[str, int]:
     }
 
 
-def test_the_gallery_gets_a_larger_preview_of_the_input(harness: EditorHarness) -> None:
+def test_the_preview_of_the_input_contains_the_thumbnail_for_the_gallery(
+    harness: EditorHarness,
+) -> None:
     harness.fetcher.files = {"a.png": png(side=2_000)}
     assert harness.handle(EDITED, message=harness.message(images=("a.png",))) is None
-    made = sizes_of_thumbnails(harness)
-    assert made == {"before-large.webp": 1_280, "before.webp": 320, "after.webp": 8}
+    assert sizes_of_thumbnails(harness) == {"before.webp": 1_280, "after.webp": 8}
+    preview, kind, _ = harness.store.objects[f"{JOB}/thumbs/000000.png-before.webp"]
+    assert kind == "image/webp"
+    assert Image.open(BytesIO(embedded_thumbnail(preview) or b"")).size == (320, 320)
 
 
-def test_a_preview_that_cannot_be_stored_leaves_the_thumbnails(harness: EditorHarness) -> None:
+@pytest.mark.parametrize(("images", "writes"), [(("a.png",), 3), ((), 2)])
+def test_a_row_takes_a_write_for_its_image_and_one_for_each_side_of_its_card(
+    harness: EditorHarness, images: tuple[str, ...], writes: int
+) -> None:
+    """Writes are the largest part of what S3 costs: docs/cost.md."""
+    harness.fetcher.files = {"a.png": png(side=2_000)}
+    assert harness.handle(EDITED, message=harness.message(images=images)) is None
+    harness.store.puts.remove(ResultPaths(JOB).write_check)  # once in five minutes
+    assert len(harness.store.puts) == writes
+
+
+def test_a_preview_that_cannot_be_stored_leaves_the_other_thumbnail(
+    harness: EditorHarness,
+) -> None:
     put = harness.store.put
 
     def fail_on_preview(key: str, *args: Any, **options: Any) -> bool:
-        if key.endswith("-before-large.webp"):
+        if key.endswith("-before.webp"):
             raise ServiceUnavailable("throttled")
         return put(key, *args, **options)
 
@@ -177,8 +195,8 @@ def test_a_preview_that_cannot_be_stored_leaves_the_thumbnails(harness: EditorHa
     harness.fetcher.files = {"a.png": png(side=2_000)}
     assert harness.handle(EDITED, message=harness.message(images=("a.png",))) is None
     assert harness.row.state is RowState.SUCCEEDED
-    assert sizes_of_thumbnails(harness) == {"before.webp": 320, "after.webp": 8}
-    expected = "the gallery has no thumbnail 'before-large': throttled"
+    assert sizes_of_thumbnails(harness) == {"after.webp": 8}
+    expected = "the gallery has no thumbnail 'before': throttled"
     assert harness.result.warnings[-1] == expected
     assert sum("thumbnail" in warning for warning in harness.result.warnings) == 1
 

@@ -38,7 +38,7 @@ from darkroom.rows import RowState
 from tests.fakes.reporting import JOB, START, report_row, split_run
 
 WEBP = b"RIFF\x00\x00\x00\x00WEBPVP8 "
-BOTH = Thumbs(WEBP, WEBP)
+BOTH = Thumbs(WEBP, WEBP, f"{JOB}/thumbs/a b-before.webp")
 EDITED: dict[str, Any] = {
     "instruction": "make it blue",
     "images": ("https://x.test/a.jpg",),
@@ -273,7 +273,7 @@ def test_only_https_images_are_linked(values: dict[str, Any], reference: str) ->
     ],
 )
 def test_only_small_images_are_embedded(thumb: bytes | None, mime: str | None) -> None:
-    (page,) = pages(report_row(3, **EDITED), thumbs=Thumbs(thumb, thumb))
+    (page,) = pages(report_row(3, **EDITED), thumbs=replace(BOTH, before=thumb, after=thumb))
     uri = f"data:{mime};base64,{b64encode(thumb or b'').decode()}"
     assert Parsed(page).values("src") == ([uri, uri] if mime else [])
     assert page.count("No preview") == (0 if mime else 2)
@@ -428,21 +428,11 @@ def test_an_upload_that_edited_nothing_says_so() -> None:
         assert said not in pages(*rows, counts=counts)[0]
 
 
-@pytest.mark.parametrize(
-    ("large", "expected"),
-    [
-        (f"{JOB}/thumbs/a b-before-large.webp", ("thumbs/a%20b-before-large.webp", "large")),
-        (None, ("https://x.test/a.jpg", None)),
-    ],
-)
-def test_before_links_to_its_larger_preview_else_to_a_public_source(
-    large: str | None, expected: tuple[str, str | None]
-) -> None:
-    made = Parsed(
-        card(replace(BOTH, large=large), **EDITED | {"images": ("https://x.test/a.jpg",)})
-    )
+def test_before_links_to_its_larger_preview() -> None:
+    made = Parsed(card(**EDITED | {"images": ("https://x.test/a.jpg",)}))
     link = next(e for e in made.elements if e.tag == "a")
-    assert (link.attributes["href"], link.attributes.get("class")) == expected
+    assert link.attributes["href"] == "thumbs/a%20b-before.webp"
+    assert link.attributes["class"] == "large"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from PIL import Image
 from darkroom.calls import SourceImage
 from darkroom.editor.image_loading import load_images
 from darkroom.errors import Reason, RowRejected
-from darkroom.fetcher import SafeImageFetcher
+from darkroom.fetcher import SafeImageFetcher, WebImageFetcher
 from darkroom.images.codec import open_source
 from darkroom.images.process import CPU_SECONDS, MEMORY_BYTES
 from darkroom.images.references import ImageRules
@@ -38,7 +38,8 @@ class OneObject:
 
 @pytest.fixture(scope="module")
 def fetcher() -> Iterator[SafeImageFetcher]:
-    fetcher = SafeImageFetcher(OneObject(), ImageRules(("in",)))  # type: ignore[arg-type]
+    s3: Any = OneObject()
+    fetcher = SafeImageFetcher(s3, WebImageFetcher(ImageRules(("in",))))
     with closing(fetcher):
         yield fetcher
 
@@ -113,6 +114,7 @@ _OPERATIONS: dict[str, dict[str, Any]] = {
     "open_mask": {},
     "verify": {},
     "thumbnail": {"longest_side": 320},
+    "preview": {"longest_side": 1_280, "embedded_side": 320},
 }
 
 

@@ -1,19 +1,24 @@
 """The report as a use case: what is written, when, and that it is never stale."""
 
 import itertools
-from collections.abc import Callable, Iterator
+import re
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from darkroom.csv_input.reader import JobRow
 from darkroom.errors import JobRejected, Reason, ServiceUnavailable, UploadLost
-from darkroom.jobs import JobOptions, RejectedUpload
+from darkroom.images.containers import add_thumbnail
+from darkroom.jobs import JobOptions, RejectedUpload, ResultPaths
 from darkroom.report.notification import notification
 from darkroom.report.reporter import ReportOutcome
 from darkroom.report.summary import JobSummary
 from darkroom.rows import RowRequest, RowResult, RowState
+from tests.corpus.images import saved
 from tests.fakes.ledger import FakeLedger
 from tests.fakes.reporting import EDITED, JOB, START, ReportHarness, read_csv, split_run
 from tests.fakes.services import FakeStore
@@ -55,6 +60,61 @@ def test_every_row_has_one_line_with_its_outcome_and_job_json_counts_them() -> N
     assert harness.summary["state"] == "done"
     assert list(harness.store.objects)[-1] == f"{JOB}/job.json"
     assert harness.telemetry.logged("error") == []  # its counters agree with the ledger's
+
+
+SMALL, LARGE = (saved(Image.new("RGB", (side, side)), "WEBP") for side in (32, 64))
+(IMAGE,) = EDITED.outputs
+PREVIEW = add_thumbnail(LARGE, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [
+        (PREVIEW, SMALL),
+        (SMALL, SMALL),  # as an earlier version stored it
+        (PREVIEW + bytes(500_000), SMALL),
+        (LARGE + bytes(500_000), None),  # too large for a page
+        (add_thumbnail(LARGE, b"<svg onload=alert(1)>"), None),
+        (b"damaged", None),
+        (b"", None),
+        (None, None),
+    ],
+)
+def test_the_gallery_embeds_the_thumbnail_in_the_preview_and_links_the_preview(
+    stored: bytes | None, shown: bytes | None
+) -> None:
+    """One that cannot be read leaves the card without "before"."""
+    harness = started_job(EDITED, text=CSV.split("b.jpg", maxsplit=1)[0])
+    if stored is not None:
+        harness.store.put(ResultPaths(JOB).thumb(IMAGE, "before"), stored, "image/webp")
+    assert harness.report() is ReportOutcome.MADE
+    page = harness.text("report.html")
+    uris = re.findall(r'<img src="data:image/webp;base64,([^"]+)" alt="Before', page)
+    assert uris == ([b64encode(shown).decode()] if shown else [])
+    assert ('href="thumbs/000000.png-before.webp"' in page) is (shown is not None)
+    assert harness.telemetry.logged("error") == []
+
+
+def test_a_card_takes_one_read_for_each_of_its_sides() -> None:
+    """Without a request to find out whether what it links to is there."""
+    asked: list[str] = []
+
+    class CountingStore(FakeStore):
+        def get(self, key: str) -> bytes | None:
+            asked.append(key)
+            return super().get(key)
+
+        def metadata(self, key: str) -> Mapping[str, str] | None:
+            asked.append(key)
+            return super().metadata(key)
+
+    harness = started_job(EDITED, text=CSV.split("b.jpg", maxsplit=1)[0])
+    harness.store = CountingStore()
+    harness.store.put(ResultPaths(JOB).thumb(IMAGE, "before"), PREVIEW, "image/webp")
+    asked.clear()
+    assert harness.report() is ReportOutcome.MADE
+    thumbs = [ResultPaths(JOB).thumb(IMAGE, side) for side in ("after", "before")]
+    assert sorted(key for key in asked if "/thumbs/" in key) == thumbs
 
 
 def test_a_job_with_unsettled_rows_is_not_reported() -> None:

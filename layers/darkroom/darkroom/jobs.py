@@ -183,6 +183,6 @@ class ResultPaths:
         return f"{self.job}/images/{stem}{f'-{copy}' if copy else ''}{path.suffix}"
 
     def thumb(self, image: str, side: str) -> str:
-        """Of the (first) image with the key `image`; `side` "before", "after" or "before-large"."""
+        """Of the (first) image with the key `image`; `side` is "before" or "after"."""
         name = image.removeprefix(f"{self.job}/images/")
         return f"{self.job}/thumbs/{name}-{side}.webp"

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from darkroom.csv_input.names import file_stem, name_with_key
 from darkroom.errors import DeferRow, LeaseLost, Reason, ServiceUnavailable, Waiting
-from darkroom.images.codec import render, thumbnail
+from darkroom.images.codec import preview, render, thumbnail
 from darkroom.images.file_types import mime_type
 from darkroom.jobs import ResultPaths
 from darkroom.ports import Clock, ObjectStore, RowLedger, Telemetry
@@ -27,7 +27,7 @@ _SEPARATOR = " | "
 _MAX_WARNINGS_CHARS = 600  # S3 accepts 2 KB of metadata in all
 _THUMBNAIL_TYPE = "image/webp"
 _THUMBNAIL_PIXELS = 320  # of the longest side; pages embed them
-_LARGE_PIXELS = 1_280  # linked; the edited image itself is the counterpart
+_PREVIEW_PIXELS = 1_280  # of the input; linked, with the edited image itself as the counterpart
 _MAX_DETAIL_CHARS = 500
 WRITE_CHECK_SECONDS = 300.0
 WRITE_RETRY_SECONDS = 60.0
@@ -164,21 +164,17 @@ class ImageStorage:
         """Returns a warning for each that fails: the images themselves matter more."""
         warnings: list[str] = []
 
-        def put(side: str, data: bytes | None, longest_side: int) -> bytes | None:
-            if data is None:
-                return None
+        def put(side: str, make: Callable[[], bytes]) -> None:
             try:
-                made = thumbnail(data, longest_side)
-                self.store.put(ResultPaths(claim.job).thumb(image, side), made, _THUMBNAIL_TYPE)
+                self.store.put(ResultPaths(claim.job).thumb(image, side), make(), _THUMBNAIL_TYPE)
             except Exception as error:  # noqa: BLE001  # the image is stored and paid for
                 self.telemetry.warning("thumb_failed", side=side, error=str(error))
                 warnings.append(f"the gallery has no thumbnail '{side}': {error}")
-                return data
-            return made
 
-        large = put("before-large", before, _LARGE_PIXELS)  # decoded faster than a photograph
-        put("before", large, _THUMBNAIL_PIXELS)
-        put("after", after, _THUMBNAIL_PIXELS)
+        if before is not None:
+            put("before", partial(preview, before, _PREVIEW_PIXELS, _THUMBNAIL_PIXELS))
+        if after is not None:
+            put("after", partial(thumbnail, after, _THUMBNAIL_PIXELS))
         return tuple(warnings)
 
     def _convert(

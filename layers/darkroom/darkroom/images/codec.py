@@ -103,6 +103,14 @@ def thumbnail(data: bytes, longest_side: int) -> bytes:
     return _answer("thumbnail", data, longest_side=longest_side)
 
 
+def preview(data: bytes, longest_side: int, embedded_side: int) -> bytes:
+    """A thumbnail that contains a smaller one, for pages to embed (containers.embedded_thumbnail).
+
+    One file for two sizes is one write. Raises ValueError when `data` does not decode.
+    """
+    return _answer("preview", data, longest_side=longest_side, embedded_side=embedded_side)
+
+
 @cache
 def _process() -> ImageProcess:
     process = ImageProcess()

@@ -1,4 +1,6 @@
-"""JPEG, PNG and WebP files as segments and chunks: metadata is removed without decoding.
+"""JPEG, PNG and WebP files as segments and chunks.
+
+Metadata is removed, and a thumbnail added to a WebP, without decoding anything.
 
 Pixels, colour profiles and what a decoder needs are copied as they are; every other segment or
 chunk (EXIF with its location, XMP, IPTC, comments, embedded previews) and whatever follows the end
@@ -7,7 +9,8 @@ kind nobody thought of is removed.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -29,8 +32,12 @@ _KEPT_PNG = frozenset(
     b"IHDR PLTE IDAT IEND tRNS gAMA cHRM sRGB iCCP sBIT bKGD pHYs cICP mDCV cLLI".split()
 )
 # https://developers.google.com/speed/webp/docs/riff_container
+_FIRST_CHUNK = 12  # after RIFF, the length and WEBP
 _KEPT_WEBP = frozenset((b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP", b"ANIM", b"ANMF"))
 _VP8X_EXIF_AND_XMP = 0x0C
+# Of our own. "Readers SHOULD ignore" unknown chunks (RFC 9649, 2.7.1.6), which only the extended
+# format, the one with VP8X, may have.
+_THUMBNAIL = b"THMB"
 
 
 class Segment(NamedTuple):
@@ -39,6 +46,15 @@ class Segment(NamedTuple):
     marker: int
     start: int
     body: int  # after the marker and the length
+    end: int
+
+
+class Chunk(NamedTuple):
+    """A WebP's chunk and where it lies; `end` is that of its body, before the padding."""
+
+    kind: bytes
+    start: int
+    body: int
     end: int
 
 
@@ -80,6 +96,10 @@ def is_16_bit_png(data: bytes) -> bool:
     return data.startswith(PNG_MAGIC) and data[24:25] == b"\x10"
 
 
+def is_webp(data: bytes) -> bool:
+    return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+
+
 def webp_size(data: bytes) -> tuple[int, int]:
     """Width and height of the canvas, which Pillow allocates before it tells them.
 
@@ -112,7 +132,7 @@ def strip_metadata(data: bytes) -> bytes:
         parts = list(_png_parts(data))
     elif data.startswith(JPEG_MAGIC):
         parts = list(_jpeg_parts(data))
-    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+    elif is_webp(data):
         return _strip_webp(data)
     else:
         raise ValueError("neither JPEG, PNG nor WebP")
@@ -145,25 +165,62 @@ def _png_parts(data: bytes) -> Iterator[memoryview]:
 
 def _strip_webp(data: bytes) -> bytes:
     """The header states the length of what is left, and which chunks there are."""
-    view, position, removed = memoryview(data), 12, False
+    view, position, removed = memoryview(data), _FIRST_CHUNK, False
     parts: list[bytes | memoryview] = []
-    announced = min(8 + int.from_bytes(data[4:8], "little"), len(data))
-    while position + 8 <= announced:
-        kind = data[position : position + 4]
-        size = int.from_bytes(data[position + 4 : position + 8], "little")
-        end = position + 8 + size + size % 2
-        if position + 8 + size > len(data):
-            raise ValueError("a WebP that is cut off")
-        if kind == b"VP8X" and data[position + 8] & _VP8X_EXIF_AND_XMP:
-            flags = data[position + 8] & ~_VP8X_EXIF_AND_XMP
-            parts += [view[position : position + 8], bytes([flags]), view[position + 9 : end]]
+    for kind, start, body, end in _webp_chunks(data):
+        position = end + (end - body) % 2
+        if kind == b"VP8X" and data[body] & _VP8X_EXIF_AND_XMP:
+            flags = data[body] & ~_VP8X_EXIF_AND_XMP
+            parts += [view[start:body], bytes([flags]), view[body + 1 : position]]
             removed = True
         elif kind in _KEPT_WEBP:
-            parts.append(view[position:end])
+            parts.append(view[start:position])
         else:
             removed = True
-        position = end
     if not removed and position >= len(data):
         return data
+    return _webp(parts)
+
+
+def add_thumbnail(webp: bytes, thumbnail: bytes) -> bytes:
+    """The lossy WebP with another image file inside, which `embedded_thumbnail` returns."""
+    parts: list[bytes | memoryview] = [memoryview(webp)[_FIRST_CHUNK:]]
+    if webp[_FIRST_CHUNK:].startswith(b"VP8 "):  # the simple format has this chunk alone
+        width, height = webp_size(webp)
+        size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+        parts.insert(0, _webp_chunk(b"VP8X", bytes(4) + size))
+    return _webp([*parts, _webp_chunk(_THUMBNAIL, thumbnail)])
+
+
+def embedded_thumbnail(data: bytes) -> bytes | None:
+    """What `add_thumbnail` added; None if there is none, whatever `data` is."""
+    if not is_webp(data):
+        return None
+    with suppress(ValueError):
+        for kind, _, body, end in _webp_chunks(data):
+            if kind == _THUMBNAIL:
+                return data[body:end]
+    return None
+
+
+def _webp_chunks(data: bytes) -> Iterator[Chunk]:
+    """Those that the header announces. Raises ValueError for one that is cut off."""
+    position = _FIRST_CHUNK
+    announced = min(8 + int.from_bytes(data[4:8], "little"), len(data))
+    while position + 8 <= announced:
+        size = int.from_bytes(data[position + 4 : position + 8], "little")
+        body, end = position + 8, position + 8 + size
+        if end > len(data):
+            raise ValueError("a WebP that is cut off")
+        yield Chunk(data[position : position + 4], position, body, end)
+        position = end + size % 2
+
+
+def _webp_chunk(kind: bytes, body: bytes) -> bytes:
+    return b"".join((kind, len(body).to_bytes(4, "little"), body, bytes(len(body) % 2)))
+
+
+def _webp(parts: Sequence[bytes | memoryview]) -> bytes:
+    """A file of these chunks."""
     length = 4 + sum(map(len, parts))
     return b"".join((b"RIFF", length.to_bytes(4, "little"), b"WEBP", *parts))

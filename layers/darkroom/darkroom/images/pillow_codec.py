@@ -13,6 +13,7 @@ from PIL import AvifImagePlugin, Image, ImageChops, ImageCms
 
 from darkroom.images.containers import (
     MAX_JPEG_SCANS,
+    add_thumbnail,
     count_scans,
     is_16_bit_png,
     strip_metadata,
@@ -152,11 +153,27 @@ def render(data: bytes, *, image_format: str) -> bytes:
 
 def thumbnail(data: bytes, *, longest_side: int) -> bytes:
     """A small WebP, upright."""
+    return _small_webp(_reduced(data, longest_side))
+
+
+def preview(data: bytes, *, longest_side: int, embedded_side: int) -> bytes:
+    """See codec.preview."""
+    image = _reduced(data, longest_side)
+    encoded = _small_webp(image)
+    image.thumbnail((embedded_side, embedded_side))
+    return add_thumbnail(encoded, _small_webp(image))
+
+
+def _reduced(data: bytes, longest_side: int) -> Image.Image:
     image = _open(data)
     _scale(image, data)
     image.draft("RGB", (longest_side, longest_side))
     image = _normalise(image)
     image.thumbnail((longest_side, longest_side))
+    return image
+
+
+def _small_webp(image: Image.Image) -> bytes:
     out = io.BytesIO()
     image.save(out, "WEBP", quality=78, method=2)
     return out.getvalue()
@@ -190,6 +207,7 @@ OPERATIONS: dict[str, Callable[..., Result]] = {
         verify,
         render,
         thumbnail,
+        preview,
     )
 }
 

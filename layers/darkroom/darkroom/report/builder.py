@@ -7,6 +7,7 @@ from itertools import batched, islice
 
 from darkroom.csv_input.reader import JobRows
 from darkroom.errors import JobRejected
+from darkroom.images.containers import embedded_thumbnail
 from darkroom.jobs import ResultPaths, Run
 from darkroom.ports import Clock, ObjectStore, RowLedger, Telemetry
 from darkroom.report.gallery import Thumbs, gallery_pages, problems_page, replaced_page
@@ -159,9 +160,8 @@ class ReportBuilder:
         if not row.result.outputs:
             return Thumbs()  # stored thumbnails, if any, belong to an earlier upload's row
         paths, image = ResultPaths(self.run.job), row.result.outputs[0]
-        after, large = self.store.get(paths.thumb(image, "after")), None
-        before = self.store.get(paths.thumb(image, "before")) if row.images else None
-        if before is not None:  # a link to a file that is not there would be a broken image
-            key = paths.thumb(image, "before-large")
-            large = key if self.store.metadata(key) is not None else None
-        return Thumbs(before, after, large)
+        after, key = self.store.get(paths.thumb(image, "after")), paths.thumb(image, "before")
+        preview = self.store.get(key) if row.images else None
+        if preview is None:
+            return Thumbs(after=after)
+        return Thumbs(embedded_thumbnail(preview) or preview, after, key)

@@ -42,12 +42,12 @@ _PROVIDERS = [*(provider.value for provider in Provider), "none"]  # none: no pr
 class Thumbs:
     """The thumbnails of a row as the editor stored them; None if there is none.
 
-    `large` is the key of a larger "before", which pages link to.
+    `preview` is the key of the file that "before" is from, a larger one, which pages link to.
     """
 
     before: bytes | None = None
     after: bytes | None = None
-    large: str | None = None
+    preview: str | None = None
 
 
 type LoadThumbs = Callable[[Sequence[ReportRow]], Sequence[Thumbs]]
