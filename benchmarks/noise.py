@@ -72,15 +72,15 @@ def stray_429s() -> Iterator[Line]:
 
 
 def halved_limit() -> Iterator[Line]:
-    for rate in (60, 300):
+    for rate, latency in ((10, 20.0), (60, 5.0), (300, 5.0)):
         fleet = Fleet(gemini(requests_per_minute=rate, max_retries=2, retry_delay_seconds=5))
-        provider = fleet.provider(latency=5.0, per_minute=rate // 2)
+        provider = fleet.provider(latency=latency, per_minute=rate // 2)
         fleet.run(provider, processes=2 + rate // 20, seconds=HOUR)
         refused = 100 * provider.refused / len(provider.arrivals)
         used = 100 * within(provider.allowed, 60, HOUR) / (rate / 2 * 59)
         yield Line(
             1,
-            f"a limit of {rate // 2}/min, configured as {rate}",
+            f"a limit of {rate // 2}/min, configured as {rate}, calls of {latency:g} s",
             "< 10 % refused",
             f"{refused:.1f} % refused, {used:.0f} % of the real limit used",
             refused < 10,
@@ -107,16 +107,17 @@ def scattered_503s() -> Iterator[Line]:
 
 
 def wasted_calls() -> Iterator[Line]:
-    for rate in (60, 300):
+    for rate, latency in ((60, 5.0), (300, 5.0), (300, 20.0)):
         fleet = Fleet(
             gemini(requests_per_minute=rate, max_retries=2, retry_delay_seconds=5), openai()
         )
-        provider = fleet.provider(latency=5.0, per_minute=rate, outage=(120.0, 1320.0))
-        fleet.run(provider, fleet.provider(), processes=2 + rate // 20, seconds=1400)
-        wasted = len(provider.failed) / 20
+        provider = fleet.provider(latency=latency, per_minute=rate, outage=(120.0, 720.0))
+        workers = 2 + int(rate * latency / 100)
+        fleet.run(provider, fleet.provider(), processes=workers, seconds=800)
+        wasted = len(provider.failed) / 10
         yield Line(
             2,
-            f"an outage of 20 minutes at {rate}/min",
+            f"an outage of 10 minutes at {rate}/min, calls of {latency:g} s",
             "<= 10 wasted calls a minute",
             f"{wasted:.1f}",
             wasted <= 10,
@@ -292,13 +293,20 @@ def stalled_ledger() -> Iterator[Line]:
 
 
 def slow_table() -> Iterator[Line]:
-    seconds, latency = 0.6, 5.0
-    for rate, processes in ((60, 8), (0, 4)):
+    for seconds, latency, rate, processes in (
+        (0.6, 5.0, 60, 8),
+        (0.6, 5.0, 0, 4),
+        (1.0, 6.0, 30, 6),
+    ):
+
+        def delay(_: random.Random, seconds: float = seconds) -> float:
+            return seconds
+
         fleet = Fleet(gemini(requests_per_minute=rate))
         provider = fleet.provider(latency=latency, per_minute=rate)
         fleet.run(
             provider, processes=processes, seconds=900, table_seconds=seconds,
-            ledger_delay=lambda _: seconds,
+            ledger_delay=delay,
         )  # fmt: skip
         # A row takes one reservation, one write of the ledger, and one settlement.
         by_threads = processes * 4 * 60 / (latency + 3 * seconds)
@@ -306,7 +314,7 @@ def slow_table() -> Iterator[Line]:
         used = 100 * within(provider.allowed, 60, 900) / (possible * 14)
         yield Line(
             10,
-            f"DynamoDB takes 0.6 s, {rate or 'no'} limit a minute, {processes * 4} threads",
+            f"DynamoDB takes {seconds} s, {rate or 'no'} limit a minute, {processes * 4} threads",
             ">= 90 % of what the round trips allow",
             f"{used:.1f} %",
             used >= 90,

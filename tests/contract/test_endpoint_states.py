@@ -17,6 +17,7 @@ from darkroom.endpoint_state import (
     SECOND,
     Day,
     EndpointState,
+    GoodAnswers,
     Limits,
     Rejection,
     RejectionReason,
@@ -67,8 +68,8 @@ class EndpointHarness:
         assert isinstance(rejection, Rejection)
         return rejection
 
-    def settle(self, lease: str = "a", *, good: bool = True) -> EndpointState:
-        return self.states.settle(self.name, lease, good=good)
+    def settle(self, lease: str = "a", counted_as: GoodAnswers | None = "good") -> EndpointState:
+        return self.states.settle(self.name, lease, counted_as)
 
     def fail(
         self,
@@ -234,7 +235,7 @@ def test_good_answers_offset_failures(endpoint: EndpointHarness) -> None:
     for _ in range(2):
         state = endpoint.settle()
     assert circuit_breaker.net_failures(state) == 1
-    endpoint.settle(good=False)  # a call that was not made is no evidence
+    endpoint.settle(counted_as=None)  # a call that was not made is no evidence
     assert circuit_breaker.net_failures(endpoint.state()) == 1
     assert endpoint.fail().failures == 2
 
@@ -322,8 +323,10 @@ def test_fake_and_table_agree_on_any_history(
                 assert outcome_of(one) == outcome_of(two)
                 last_known = state if rng.random() < 0.5 else last_known
             case 4 | 5:
-                good = rng.random() < 0.7
-                assert fake.settle(lease, good=good).good == real.settle(lease, good=good).good
+                kinds: list[GoodAnswers | None] = ["good", "good", "earlier_good", None]
+                counted_as = rng.choice(kinds)
+                after, same = fake.settle(lease, counted_as), real.settle(lease, counted_as)
+                assert (after.good, after.earlier_good) == (same.good, same.earlier_good)
             case _:
                 kind = rng.choice([Outcome.UNAVAILABLE, Outcome.RATE_LIMITED, Outcome.KEY_REJECTED])
                 retry_after = rng.choice([None, 5.0, 90.0])

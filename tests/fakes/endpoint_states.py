@@ -8,6 +8,7 @@ from dataclasses import replace
 from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.endpoint_state import (
     EndpointState,
+    GoodAnswers,
     Rejection,
     Reservation,
     ReservationRequest,
@@ -39,13 +40,15 @@ class InMemoryEndpointStates:
                 return planned, state
             return planned, self._store(endpoint, reserved(state, request, planned))
 
-    def settle(self, endpoint: str, lease: str, *, good: bool) -> EndpointState:
+    def settle(
+        self, endpoint: str, lease: str, counted_as: GoodAnswers | None = None
+    ) -> EndpointState:
         self._count("settle")
         with self._lock:
-            before = self.items[endpoint]
-            state = circuit_breaker.without_lease(before, lease)
-            good_answers = before.good + (1 if good else 0)
-            return self._store(endpoint, replace(state, good=good_answers))
+            state = circuit_breaker.without_lease(self.items[endpoint], lease)
+            if counted_as:
+                state = replace(state, **{counted_as: getattr(state, counted_as) + 1})
+            return self._store(endpoint, state)
 
     def report(
         self, endpoint: str, transition: Callable[[EndpointState], EndpointState]

@@ -14,6 +14,7 @@ from typing import Any
 from darkroom.dispatch.dispatcher import TieredDispatcher
 from darkroom.endpoint_state import (
     EndpointState,
+    GoodAnswers,
     Rejection,
     Reservation,
     ReservationRequest,
@@ -54,9 +55,11 @@ class SlowStates:
         self.clock.sleep(self.seconds / 2)
         return answer
 
-    def settle(self, endpoint: str, lease: str, *, good: bool) -> EndpointState:
+    def settle(
+        self, endpoint: str, lease: str, counted_as: GoodAnswers | None = None
+    ) -> EndpointState:
         self.clock.sleep(self.seconds)
-        return self.states.settle(endpoint, lease, good=good)
+        return self.states.settle(endpoint, lease, counted_as)
 
     def report(
         self, endpoint: str, transition: Callable[[EndpointState], EndpointState]

@@ -91,8 +91,11 @@ def test_scattered_failures_never_open_the_breaker(rate: int) -> None:
         at = call * 60 / rate
         state = replace(state, calls=state.calls + 1)
         while answers and answers[0] <= at:
-            answers.popleft()
-            state = replace(state, good=state.good + 1)
+            sent_at = NOW + int((answers.popleft() - 20) * SECOND)
+            if sent_at < state.failing_since:
+                state = replace(state, earlier_good=state.earlier_good + 1)
+            else:
+                state = replace(state, good=state.good + 1)
         if rng.random() < 0.05:
             state = after_failure(state, failure(at, interval=60 * SECOND // rate))
         else:
@@ -111,6 +114,23 @@ def test_the_breaker_stays_closed_while_most_calls_succeed_and_opens_when_most_f
         state = replace(state, good=state.good + 1, calls=state.calls + 1)
         opened_at = opened_at or (turn if state.breaker_open else 0)
     assert 200 < opened_at < 215
+
+
+def test_answers_to_calls_sent_before_an_outage_delay_the_opening_only_a_little() -> None:
+    state = EndpointState()
+    for number in range(20):
+        state = after(failure(number), state=state)
+        if state.breaker_open:
+            break
+        state = replace(state, earlier_good=state.earlier_good + 1)
+    assert number + 1 == 2 * circuit_breaker.OPEN_AT_FAILURES
+
+
+def test_stray_429s_are_no_run_while_answers_to_earlier_calls_come() -> None:
+    state = EndpointState(volume=500, counted_at=NOW)
+    for number in range(6):
+        state = after(rate_limited(number), state=replace(state, earlier_good=number))
+    assert not state.slowdown
 
 
 def test_time_outs_far_apart_add_up() -> None:

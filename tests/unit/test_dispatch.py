@@ -583,6 +583,17 @@ def test_the_context_is_notified_before_and_after_every_call_in_order() -> None:
     assert context.events == ["plan gemini", *call, *call, *fallback]
 
 
+def test_an_answer_to_a_call_sent_before_the_failures_is_counted_apart() -> None:
+    harness = DispatchHarness(gemini())
+    began = int((harness.clock.now() + 1) * SECOND)
+    harness.states.items["gemini"] = EndpointState(failures=3, failing_since=began, revision=1)
+    harness.dispatch()
+    assert (harness.state("gemini").good, harness.state("gemini").earlier_good) == (0, 1)
+    harness.clock.sleep(2)
+    harness.dispatch()
+    assert (harness.state("gemini").good, harness.state("gemini").earlier_good) == (1, 1)
+
+
 def test_every_call_is_one_log_line_without_a_key() -> None:
     harness = DispatchHarness(gemini(api_keys=["sk-hidden-1"]), openai(api_keys=["sk-hidden-2"]))
     harness.editor.script("gemini", CallFailed(Outcome.KEY_REJECTED, "401"))

@@ -6,11 +6,14 @@ All times are Unix microseconds: integers, so that DynamoDB's arithmetic is exac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from darkroom.calls import Outcome
 from darkroom.errors import DarkroomError
 
 SECOND = 1_000_000
+
+type GoodAnswers = Literal["good", "earlier_good"]  # the fields of EndpointState that count them
 
 
 class StatesUnavailable(DarkroomError):
@@ -57,11 +60,12 @@ class EndpointState:
     probe: str = ""  # the lease of the probe in flight
     opens: int = 0  # times the breaker opened since it last closed
     cause: str = ""  # why the endpoint is out of service, for users
-    failures: int = 0  # transient failures, less the good answers in between
+    failures: int = 0  # transient ones, less the good answers in between to calls sent meanwhile
     failed_at: int = 0  # the last one
     failing_since: int = 0  # the first of `failures`
     failing_calls: int = 0  # `calls` at that time
-    good: int = 0  # good answers since `failed_at`
+    good: int = 0  # good answers since `failed_at` to calls sent since `failing_since`
+    earlier_good: int = 0  # good answers since `failing_since` to calls sent before
     volume: float = 0.0  # recent calls at `counted_at`, decaying
     counted_span: float = 0.0  # the time in which `volume` calls were made, decaying
     limited: float = 0.0  # recent 429s at `counted_at`, decaying

@@ -13,6 +13,7 @@ from darkroom.batches.provider_batch import BatchAnswer, BatchGroup, BatchLimits
 from darkroom.calls import CallFailed, CallPlan, EditResult
 from darkroom.endpoint_state import (
     EndpointState,
+    GoodAnswers,
     Rejection,
     Reservation,
     ReservationRequest,
@@ -199,7 +200,7 @@ class DispatchResult:
 class Readiness:
     """Whether the endpoints can take a row, by their last known states. Times in seconds."""
 
-    start_at: float  # Unix time of the earliest slot of any endpoint; past: now
+    start_at: float  # Unix time to take a row for the earliest slot of any endpoint; past: now
     waiting: Waiting | None = None  # set when every endpoint is out of service until `start_at`
     rows_per_second: float = 0.0  # what the limits of the fastest tier allow; 0: no limit
     row_seconds: float = 0.0  # the most that a row takes, with one call at every tier
@@ -240,7 +241,9 @@ class EndpointStates(Protocol):
         A `last_known` state saves a round trip.
         """
 
-    def settle(self, endpoint: str, lease: str, *, good: bool) -> EndpointState:
+    def settle(
+        self, endpoint: str, lease: str, counted_as: GoodAnswers | None = None
+    ) -> EndpointState:
         """Release the lease of a call that was not a probe: a good answer, or a call not made."""
 
     def report(

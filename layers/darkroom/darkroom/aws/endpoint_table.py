@@ -22,6 +22,7 @@ from darkroom.aws.items import ItemCodec, to_attribute
 from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.endpoint_state import (
     EndpointState,
+    GoodAnswers,
     Rejection,
     Reservation,
     ReservationRequest,
@@ -107,10 +108,13 @@ class DynamoDBEndpointStates:
     def _remove_expired_leases(self, endpoint: str, now: int) -> EndpointState:
         return self.report(endpoint, lambda s: circuit_breaker.without_expired_leases(s, now))[1]
 
-    def settle(self, endpoint: str, lease: str, *, good: bool) -> EndpointState:
+    def settle(
+        self, endpoint: str, lease: str, counted_as: GoodAnswers | None = None
+    ) -> EndpointState:
         update = _Update({}, {"lease": lease}, removes=["#leases.#lease"])
-        if good:
-            update.sets.append("#good = #good + :one")
+        if counted_as:  # an item of an earlier version may lack it
+            counter = f"#{counted_as}"
+            update.sets.append(f"{counter} = if_not_exists({counter}, :zero) + :one")
         return self._apply(endpoint, update)[1]
 
     def report(

@@ -34,7 +34,7 @@ SLOWDOWN = 0.25  # share of the rate that one run of 429s withholds
 MAX_SLOWDOWN = 0.95
 NO_SLOWDOWN = 0.02  # below this, a slowdown is over
 SLOWDOWN_HALF_LIFE_SECONDS = 120.0  # doubles with each run that follows, up to:
-MAX_SLOWDOWN_HALF_LIFE_SECONDS = 960.0
+MAX_SLOWDOWN_HALF_LIFE_SECONDS = 1920.0
 MIN_OBSERVED = 10 * SECOND  # to know the rate of an endpoint that has none configured, else:
 ASSUMED_INTERVAL = SECOND // 2
 SLOWDOWN_SPACING = 15 * SECOND  # 429s of calls sent within this of a slowdown belong to its run
@@ -66,13 +66,15 @@ def after_failure(state: EndpointState, failure: Failure) -> EndpointState:
     if failure.outcome.key_at_fault:
         state = _key_rejected(state, failure)
         return closed(state, failure.now) if probe else state
-    net = net_failures(state) if state.failed_at >= failure.now - failure.window else 0
-    if not net:
+    is_recent = state.failed_at >= failure.now - failure.window
+    failures = max(0, state.failures - state.good) if is_recent else 0
+    if not failures:
         # Of the reservations, some are for slots to come.
         ahead = state.next_slot - failure.now
         unsent = max(0, ahead // failure.interval) if failure.interval else 0
-        state = replace(state, failing_since=failure.now, failing_calls=state.calls - unsent)
-    state = replace(state, failures=net + 1, failed_at=failure.now, good=0)
+        since = replace(state, failing_since=failure.now, failing_calls=state.calls - unsent)
+        state = replace(since, earlier_good=0)
+    state = replace(state, failures=failures + 1, failed_at=failure.now, good=0)
     if failure.outcome is Outcome.RATE_LIMITED:
         state = _rate_limited(state, failure)
     if probe or (not state.breaker_open and _should_open(state, failure)):
@@ -82,7 +84,9 @@ def after_failure(state: EndpointState, failure: Failure) -> EndpointState:
 
 def _should_open(state: EndpointState, failure: Failure) -> bool:
     more = int(log10(max(1.0, state.volume / FEW_CALLS)))
-    if state.failures < OPEN_AT_FAILURES + more:
+    least = OPEN_AT_FAILURES + more
+    # Calls sent before an outage are answered in it, and say little of the time since.
+    if state.failures < least + min(least, state.earlier_good):
         return False
     # Failures may be known long before the good answers to calls sent at the same time.
     sent = state.calls - state.failing_calls
@@ -108,7 +112,7 @@ def _rate_limited(state: EndpointState, failure: Failure) -> EndpointState:
         until = now + int(wait * SECOND)
         return _suspended(state, now, until, f"the provider asked for a pause: {failure.detail}")
     state = replace(state, limited=state.limited + 1)
-    in_a_row = state.failures >= OPEN_AT_FAILURES
+    in_a_row = net_failures(state) >= OPEN_AT_FAILURES
     length = RUN_LENGTH_WHEN_SLOWED if slowdown(state, now) else RUN_LENGTH
     is_run = state.limited >= (length if in_a_row else max(length, RUN_SHARE * state.volume))
     if is_run and failure.sent_at > state.slowed_at + SLOWDOWN_SPACING:
@@ -204,7 +208,7 @@ def _key_rejected(state: EndpointState, failure: Failure) -> EndpointState:
 def closed(state: EndpointState, _now: int) -> EndpointState:
     """After a good probe."""
     service = replace(state, breaker_open=False, breaker_until=0, probe="", opens=0, cause="")
-    return replace(service, failures=0, good=0)
+    return replace(service, failures=0, good=0, earlier_good=0)
 
 
 def probe_not_sent(state: EndpointState, now: int) -> EndpointState:
@@ -232,7 +236,7 @@ def cooldown(opens: int) -> int:
 
 def net_failures(state: EndpointState) -> int:
     """Recent transient failures, less the good answers in between and since."""
-    return max(0, state.failures - state.good)
+    return max(0, state.failures - state.good - state.earlier_good)
 
 
 def recent_failures(state: EndpointState, now: int) -> float:

@@ -131,7 +131,9 @@ class TieredDispatcher:
                         max(0, e.max_in_flight - n) if e.max_in_flight else math.inf
                         for e, n in zip(serving, in_use, strict=True)
                     )
-                    readiness = _readiness(tiers, min(in_service))
+                    readiness = _readiness(
+                        tiers, min(in_service) - self._state_cache.lead_of_reservation()
+                    )
                     return replace(readiness, free_places=free, places_in_use=sum(in_use))
         except ConfigurationError as error:
             return Readiness(self._clock.now() + MAX_DEFER_SECONDS, self._unusable(str(error)))
@@ -329,7 +331,7 @@ class TieredDispatcher:
             self._state_cache.took(since)
             # Only now: the ledger may have been slow, and the slot may have passed meanwhile.
             if not self._selector.confirm(permit):
-                self._state_cache.release(endpoint, permit.lease, probe=probe, good=False)
+                self._state_cache.release(endpoint, permit.lease, probe=probe)
                 attempt.context.cancel_call()
                 return None
             attempt.calls += 1
@@ -340,7 +342,7 @@ class TieredDispatcher:
             except CallFailed as failure:
                 return sent_at, _with_own_model(failure, plan)
         except BaseException:
-            self._state_cache.release(endpoint, permit.lease, probe=probe, good=False)
+            self._state_cache.release(endpoint, permit.lease, probe=probe)
             raise
 
     # When no tier could take the row

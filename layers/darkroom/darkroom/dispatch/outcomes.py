@@ -31,7 +31,7 @@ class OutcomeRecorder:
             self._report(permit, plan, failure, sent_at)
         else:
             probe = permit.reservation.probe
-            self._state_cache.release(permit.endpoint, permit.lease, probe=probe, good=True)
+            self._state_cache.release(permit.endpoint, permit.lease, probe=probe, sent_at=sent_at)
         self._emit(permit, plan, failure, latency_ms)
 
     def _report(self, permit: Permit, plan: CallPlan, failure: CallFailed, sent_at: int) -> None:

@@ -20,6 +20,7 @@ WAIT_STEP_SECONDS = 0.5  # how often a waiting thread checks the state that othe
 # Before a slot is used, an older state is read again. A worker may go on for this long after an
 # epoch began, and for its lead and lateness: circuit_breaker.EPOCH_GUARD is more.
 STALE_AFTER = SECOND
+AFTER_RESERVATION = 2  # requests of a call's preparation: a read of the state, `sent`
 CLOSE_SLOTS = SECOND // 2  # slots this close to each other count as equally early
 MAX_LOST_RACES = 4  # for the better endpoint, before any slot at the chosen one will do
 
@@ -155,7 +156,7 @@ class Selector:
         finally:
             if key_id is None:
                 probe = reservation.probe
-                self._state_cache.release(endpoint, lease, probe=probe, good=False)
+                self._state_cache.release(endpoint, lease, probe=probe)
         if key_id is None:
             return None
         waited_ms = (max(self._state_cache.now(), reservation.slot) - started_at) // 1000
@@ -164,7 +165,7 @@ class Selector:
 
     def _usable_key(self, endpoint: Endpoint, reservation: Reservation) -> str | None:
         """The id of the key for the call, shortly before the slot; None when the slot is void."""
-        prepare_at = reservation.slot - self._state_cache.lead()
+        prepare_at = reservation.slot - self._state_cache.lead(AFTER_RESERVATION)
         if not self.wait_until(prepare_at, lambda: self._is_valid(endpoint, reservation)):
             return None
         self._state_cache.fresh(endpoint.name, STALE_AFTER)

@@ -9,6 +9,7 @@ from darkroom.dispatch import circuit_breaker, rate_limiter
 from darkroom.endpoint_state import (
     SECOND,
     EndpointState,
+    GoodAnswers,
     Limits,
     RejectionReason,
     Reservation,
@@ -90,20 +91,24 @@ class StateCache:
             return self.state(name)
         return self.update(name, self._states.read(name))
 
-    def lead(self) -> int:
-        """How long before its slot a call's preparation starts: a read and a write."""
-        return (PREPARATIONS - 1) * self._usual_duration()
+    def lead(self, requests: int = PREPARATIONS) -> int:
+        """How long so many requests of a call's preparation take.
+
+        Three quarters of the recent ones took less: a rare stall does not count.
+        """
+        with self._lock:
+            return requests * sorted(self._durations)[RECENT_REQUESTS * 3 // 4]
+
+    def lead_of_reservation(self) -> int:
+        """Not 0 when preparation is slow: then a slot that is due at once would be missed."""
+        lead = self.lead()
+        return lead if lead > rate_limiter.MAX_LATENESS // 2 else 0
 
     def took(self, since: int) -> None:
         """One request of the preparation took the time since `since`."""
         duration = min(MAX_DURATION, self.now() - since)
         with self._lock:
             self._durations.append(duration)
-
-    def _usual_duration(self) -> int:
-        """What three quarters of the recent requests stay below: a rare stall does not count."""
-        with self._lock:
-            return sorted(self._durations)[RECENT_REQUESTS * 3 // 4]
 
     def availability(self, candidate: Candidate, now: int) -> Availability:
         availability = self._availability(candidate, now)
@@ -115,9 +120,7 @@ class StateCache:
     def reserve(self, candidate: Candidate, lease: str, latest_slot: int) -> Reservation | None:
         """Reserve the earliest slot. None when there is none in time."""
         name, now = candidate.name, self.now()
-        # When preparation is slow, a slot that is due at once would be missed.
-        lead = PREPARATIONS * self._usual_duration()
-        earliest = now + lead if lead > rate_limiter.MAX_LATENESS // 2 else now
+        earliest = now + self.lead_of_reservation()
         request = _request(candidate, lease, earliest, max(earliest, latest_slot))
         last_known = self.state(name) if name in self._known else None
         reservation, state = self._states.reserve(name, request, last_known)
@@ -139,21 +142,30 @@ class StateCache:
             return None
         return before, self.update(name, after)
 
-    def release(self, endpoint: Endpoint, lease: str, *, probe: bool, good: bool) -> None:
-        """End a reservation: its call had a good answer, or was not made. Does not raise."""
+    def release(
+        self, endpoint: Endpoint, lease: str, *, probe: bool, sent_at: int | None = None
+    ) -> None:
+        """End a reservation: its call had a good answer, or (`sent_at` is None) was not made.
+
+        Does not raise.
+        """
         name, now = endpoint.name, self.now()
         if probe:
 
             def ended(state: EndpointState) -> EndpointState:
                 if state.probe == lease:
-                    change = circuit_breaker.closed if good else circuit_breaker.probe_not_sent
+                    change = circuit_breaker.closed if sent_at else circuit_breaker.probe_not_sent
                     state = change(state, now)
                 return circuit_breaker.without_lease(state, lease)
 
             self.report(name, ended)
-        elif good or endpoint.max_in_flight:
+        elif sent_at or endpoint.max_in_flight:
+            counted_as: GoodAnswers | None = None
+            if sent_at:
+                before = sent_at < self.state(name).failing_since
+                counted_as = "earlier_good" if before else "good"
             try:
-                self.update(name, self._states.settle(name, lease, good=good))
+                self.update(name, self._states.settle(name, lease, counted_as))
             except StatesUnavailable as error:
                 self._telemetry.warning("lease_not_released", endpoint=name, detail=str(error))
 
