@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -97,16 +98,14 @@ class DynamoDBEndpointStates:
                 is_current = state is not last_known
                 return (planned, state) if is_current else self.reserve(endpoint, request)
             if len(planned.expired_leases) > MAX_EXPIRED_LEASES:
-                state = self._remove_expired_leases(endpoint, request.now)
+                drop = partial(circuit_breaker.without_expired_leases, now=request.now)
+                state = self.report(endpoint, drop)[1]
                 continue
             done, state = self._apply(endpoint, _reservation(request, planned, state))
             if done:
                 slot = state.next_slot - planned.interval - planned.tolerance
                 return replace(planned, slot=max(planned.earliest, slot)), state
         raise StatesUnavailable(f"no slot at {endpoint}: too many workers reserved at once")
-
-    def _remove_expired_leases(self, endpoint: str, now: int) -> EndpointState:
-        return self.report(endpoint, lambda s: circuit_breaker.without_expired_leases(s, now))[1]
 
     def settle(
         self, endpoint: str, lease: str, counted_as: GoodAnswers | None = None

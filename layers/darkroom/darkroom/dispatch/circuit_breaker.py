@@ -96,21 +96,17 @@ def _should_open(state: EndpointState, failure: Failure) -> bool:
 
 
 def _opened(state: EndpointState, failure: Failure) -> EndpointState:
-    opens = state.opens + 1
-    until = failure.now + cooldown(opens)
-    if state.breaker_open and not state.probe and state.breaker_until >= until:
-        return state  # suspended by the same outcome
-    cause = f"its calls fail: {failure.detail}"
-    return replace(_out_of_service(state, failure.now, until, cause), opens=opens)
+    until = failure.now + cooldown(state.opens + 1)
+    return _out_of_service(state, failure.now, until, f"its calls fail: {failure.detail}", opens=1)
 
 
 def _rate_limited(state: EndpointState, failure: Failure) -> EndpointState:
     now, wait = failure.now, failure.retry_after_seconds
     if failure.quota_until is not None:
-        return _suspended(state, now, failure.quota_until, "the quota of the day is spent")
+        return _out_of_service(state, now, failure.quota_until, "the quota of the day is spent")
     if wait is not None and wait > MAX_PAUSE_SECONDS:
-        until = now + int(wait * SECOND)
-        return _suspended(state, now, until, f"the provider asked for a pause: {failure.detail}")
+        cause = f"the provider asked for a pause: {failure.detail}"
+        return _out_of_service(state, now, now + int(wait * SECOND), cause)
     state = replace(state, limited=state.limited + 1)
     in_a_row = net_failures(state) >= OPEN_AT_FAILURES
     length = RUN_LENGTH_WHEN_SLOWED if slowdown(state, now) else RUN_LENGTH
@@ -179,19 +175,18 @@ def _paused(state: EndpointState, now: int, until: int) -> EndpointState:
     return replace(_new_epoch(state, now), paused_until=until)
 
 
-def _suspended(state: EndpointState, now: int, until: int, cause: str) -> EndpointState:
-    """Takes the endpoint out of service as the provider demands; never shortens a suspension."""
+def _out_of_service(
+    state: EndpointState, now: int, until: int, cause: str, opens: int = 0
+) -> EndpointState:
+    """Because calls fail or the provider demands it; never shortens an outage that is known."""
     if state.breaker_open and not state.probe and state.breaker_until >= until:
         return state
-    return _out_of_service(state, now, until, cause)
-
-
-def _out_of_service(state: EndpointState, now: int, until: int, cause: str) -> EndpointState:
     return replace(
         _new_epoch(state, now),
         breaker_open=True,
         breaker_until=until,
         probe="",
+        opens=state.opens + opens,
         cause=cause[:_MAX_DETAIL_CHARS],
     )
 

@@ -121,19 +121,16 @@ class TieredDispatcher:
                     limits = rate_limiter.limits_of(endpoint)
                     candidate = Candidate(endpoint, limits, endpoint.timeout_seconds)
                     available[endpoint.name] = self._state_cache.availability(candidate, now)
-                in_service = [
-                    a.available_at for e in tier if not (a := available[e.name]).out_of_service
-                ]
-                if in_service:
-                    serving = [e for e in tier if not available[e.name].out_of_service]
+                serving = [e for e in tier if not available[e.name].out_of_service]
+                if serving:
+                    soonest = min(available[e.name].available_at for e in serving)
                     in_use = [self._places_in_use(e) for e in serving]
                     free = sum(
                         max(0, e.max_in_flight - n) if e.max_in_flight else math.inf
                         for e, n in zip(serving, in_use, strict=True)
                     )
-                    readiness = _readiness(
-                        tiers, min(in_service) - self._state_cache.lead_of_reservation()
-                    )
+                    lead = self._state_cache.lead_of_reservation()
+                    readiness = _readiness(tiers, soonest - lead)
                     return replace(readiness, free_places=free, places_in_use=sum(in_use))
         except ConfigurationError as error:
             return Readiness(self._clock.now() + MAX_DEFER_SECONDS, self._unusable(str(error)))

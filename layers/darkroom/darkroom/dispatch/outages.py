@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from darkroom.calls import Outcome
 from darkroom.dispatch.state_cache import Availability
-from darkroom.endpoint_state import SECOND, EndpointState, RejectionReason
+from darkroom.endpoint_state import SECOND, EndpointState, KeyCooldown, RejectionReason
 from darkroom.endpoints import Endpoint, key_fingerprint
 from darkroom.errors import Reason
 
@@ -44,9 +44,8 @@ def outage_of(
     """Of an endpoint that is out of service."""
     name = endpoint.name
     if availability.reason is RejectionReason.KEYS:
-        cooldowns = [state.key_cooldowns[i] for i in endpoint.key_ids() if i in state.key_cooldowns]
-        if cooldowns:
-            last = max(cooldowns, key=lambda cooldown: cooldown.until)
+        last = _longest_cooldown(endpoint, state)
+        if last:
             sentence = _KEYS.get(last.reason, _KEYS[Outcome.KEY_REJECTED])
             what = sentence.format(name=name, model=endpoint.model)
             detail = f" ({last.detail})" if last.detail else ""
@@ -70,6 +69,10 @@ def fallback_cause(endpoint: Endpoint, outcome: Outcome) -> str:
 
 def cooldown_outcome(endpoint: Endpoint, state: EndpointState) -> Outcome:
     """Why the endpoint's keys are on cooldown: the reason of the longest one."""
-    cooldowns = [state.key_cooldowns[i] for i in endpoint.key_ids() if i in state.key_cooldowns]
-    longest = max(cooldowns, key=lambda cooldown: cooldown.until, default=None)
+    longest = _longest_cooldown(endpoint, state)
     return longest.reason if longest else Outcome.KEY_REJECTED
+
+
+def _longest_cooldown(endpoint: Endpoint, state: EndpointState) -> KeyCooldown | None:
+    cooldowns = [state.key_cooldowns[i] for i in endpoint.key_ids() if i in state.key_cooldowns]
+    return max(cooldowns, key=lambda cooldown: cooldown.until, default=None)
