@@ -145,6 +145,7 @@ class SplitRun:
             runs=ledger,
             rows=ledger,
             queue=self.queue,  # type: ignore[arg-type]  # it only sends
+            batch_queue=self.queue,  # type: ignore[arg-type]
             store=self.csv,
             clock=clock,
             telemetry=FakeTelemetry(),

@@ -11,6 +11,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError, NoRegionError
 
+from darkroom.aws.batch_table import BatchTable
 from darkroom.aws.endpoint_table import DynamoDBEndpointStates
 from darkroom.aws.errors import MISSING_CODES, error_code
 from darkroom.aws.ledger_table import LedgerTable
@@ -123,6 +124,10 @@ class AwsStack:
     @cached_property
     def ledger(self) -> LedgerTable:
         return LedgerTable(self._dynamodb, self.outputs.LedgerTableName)
+
+    @cached_property
+    def batches(self) -> BatchTable:
+        return BatchTable(self._dynamodb, self.outputs.LedgerTableName)
 
     @cached_property
     def _s3(self) -> Any:

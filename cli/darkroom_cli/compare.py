@@ -11,7 +11,7 @@ from darkroom.csv_input.fields import COLUMN_FIELDS, normalize_name
 from darkroom.formatting import duration, money, redact_url
 from darkroom.jobs import ResultPaths
 from darkroom.report.html import page_environment
-from darkroom.report.manifest import INSTRUCTION_SENT, OWN_COLUMNS, unguard
+from darkroom.report.manifest import INSTRUCTION_SENT, own_columns, unguard
 from darkroom.rows import RowState
 from darkroom_cli.download import app_folder, fetch_results, job_folder
 from darkroom_cli.error_messages import CommandFailed, UsageMistake
@@ -107,9 +107,11 @@ def _read(root: Path, job: str) -> dict[int, _Line]:
     lines: dict[int, _Line] = {}
     with path.open(encoding="utf-8", newline="") as text:
         reader = csv.reader(text)
-        columns = [normalize_name(name) for name in next(reader)[: -len(OWN_COLUMNS)]]
+        header = next(reader)
+        ours = own_columns(header)
+        columns = [normalize_name(name) for name in header[: -len(ours)]]
         for cells in reader:
-            own = dict(zip(OWN_COLUMNS, map(unguard, cells[-len(OWN_COLUMNS) :]), strict=True))
+            own = dict(zip(ours, map(unguard, cells[-len(ours) :]), strict=True))
             if own["status"] == RowState.SKIPPED:
                 continue
             given = dict(zip(columns, map(unguard, cells), strict=False))

@@ -3,10 +3,13 @@
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from math import ceil
+from pkgutil import resolve_name
+
+from pydantic import SecretStr
 
 from darkroom.calls import CallPlan
 from darkroom.csv_input.reader import JobRow
@@ -15,13 +18,23 @@ from darkroom.endpoint_state import SECOND
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import Ineligible, RowRejected
 from darkroom.formatting import money
-from darkroom.models.catalog import DEFAULTS, MODELS, least_image_price, model_at
-from darkroom.models.planner import check_operation, model_for, plan_call
-from darkroom.rows import RowRequest
+from darkroom.jobs import JobOptions
+from darkroom.models.catalog import DEFAULTS, MODELS, Model, least_image_price, model_at
+from darkroom.models.planner import (
+    check_mode,
+    check_operation,
+    endpoint_in_mode,
+    model_for,
+    plan_call,
+)
+from darkroom.ports import BatchProvider
+from darkroom.providers.registry import PROVIDERS
+from darkroom.rows import Mode, RowRequest
 
 MAX_GROUPS = 30  # different reasons or warnings that are counted apart
 DAY_SECONDS = 86_400
 RETENTION_SECONDS = 14 * DAY_SECONDS  # SQS's maximum, set in the template
+BATCH_SECONDS = DAY_SECONDS  # within which the providers answer a batch (docs/batch.md)
 _FIRST_ROWS = 5
 _MAX_CACHED_PLANS = 2_000
 _UNLIMITED_CALLS_PER_SECOND = 1_000.0
@@ -110,10 +123,13 @@ class Throughput:
 class Estimate:
     """Totals over a job's rows. Money in micro-USD, for calls that each succeed the first time."""
 
+    mode: Mode = "live"
     rows: int = 0
     skipped: int = 0
     invalid: FailureGroups = field(default_factory=FailureGroups)
     impossible: FailureGroups = field(default_factory=FailureGroups)  # no endpoint can take them
+    # Of a job with mode=batch: rows that cannot be in a batch, and are called for instead.
+    not_batched: FailureGroups = field(default_factory=FailureGroups)
     images: int = 0
     input_images: int = 0
     kept: int = 0  # rows that an earlier upload did: neither called for nor paid again
@@ -126,6 +142,7 @@ class Estimate:
     unpriced: int = 0  # rows that may go to a model whose price is unknown
     unpriced_models: set[str] = field(default_factory=set)
     calls: Counter[str] = field(default_factory=Counter)  # by endpoint, first tier first
+    requests: Counter[str] = field(default_factory=Counter)  # in batches, by endpoint
     over_daily_limit: Counter[str] = field(default_factory=Counter)  # rows, by endpoint
     warnings: Counter[str] = field(default_factory=Counter)
 
@@ -134,6 +151,11 @@ class Estimate:
         kept = self.kept + self.kept_failed
         others = self.skipped + kept + self.invalid.count + self.impossible.count
         return self.rows - others
+
+    def seconds(self, throughput: Throughput, secret: EndpointsSecret) -> float:
+        """Until the last row ends; requests in batches may take as long as the providers allow."""
+        of_calls = self.throughput(throughput).job_seconds(self.calls, secret)
+        return max(of_calls, BATCH_SECONDS if self.requests else 0.0)
 
     @property
     def price(self) -> str:
@@ -153,35 +175,87 @@ def estimate(
     secret: EndpointsSecret,
     throughput: Throughput,
     today: date,
-    budget: int | None = None,
-) -> Estimate:
-    """One pass over the rows, in memory that does not grow with their number.
+    *,
+    options: JobOptions,
+    modes: Collection[Mode],
+) -> dict[Mode, Estimate]:
+    """The job's totals in each of the modes, from one pass over the rows.
 
-    `budget` in micro-USD. Rows are counted against it at the price that the workers reserve.
+    The memory needed does not grow with their number. With a budget, rows are counted against it at
+    the price that the workers reserve.
     """
-    totals = Estimate()
-    planner = _CachingPlanner(secret, today)
-    rows_by_endpoints: Counter[tuple[str, ...]] = Counter()
+    estimators = {mode: _Estimator.of(mode, secret, today, options) for mode in modes}
     for row in rows:
+        for estimator in estimators.values():
+            estimator.add(row)
+    return {mode: estimator.finish(throughput) for mode, estimator in estimators.items()}
+
+
+@dataclass(slots=True)
+class _Estimator:
+    """Adds up the rows of a job in one mode."""
+
+    secret: EndpointsSecret
+    totals: Estimate
+    planner: "_CachingPlanner"
+    instead: "_CachingPlanner | None"  # for rows that cannot be in a batch
+    budget: int | None
+    # Rows by the endpoints that can take them, and whether they are called for.
+    by_endpoints: Counter[tuple[bool, tuple[str, ...]]] = field(default_factory=Counter)
+
+    @classmethod
+    def of(
+        cls, mode: Mode, secret: EndpointsSecret, today: date, options: JobOptions
+    ) -> "_Estimator":
+        called = mode == "batch" and options.batch_fallback == "live"
+        instead = _CachingPlanner(secret, today, "live") if called else None
+        planner = _CachingPlanner(secret, today, mode)
+        return cls(secret, Estimate(mode), planner, instead, options.budget_micro_usd)
+
+    def add(self, row: JobRow) -> None:
+        totals = self.totals
         totals.rows += 1
         if row.skipped:
             totals.skipped += 1
         elif isinstance(row.request, RowRejected):
             totals.invalid.add(row.row, row.request.detail)
         else:
-            candidates = planner.candidates(row.request)
-            if not candidates.all:
-                totals.impossible.add(row.row, candidates.rejections)
-                continue
-            _add_row(totals, row.request, candidates, budget)
-            rows_by_endpoints[tuple(c.endpoint.name for c in candidates.all)] += 1
-    throughput = totals.throughput(throughput)
-    for names, count in rows_by_endpoints.items():
-        tiers = [[e for e in tier if e.name in names] for tier in secret.tiers()]
-        _distribute(totals, [tier for tier in tiers if tier], count, throughput)
-    in_order = (endpoint.name for tier in secret.tiers() for endpoint in tier)
-    totals.calls = Counter({name: totals.calls[name] for name in in_order if totals.calls[name]})
-    return totals
+            self._add_request(row.row, row.request)
+
+    def _add_request(self, row: int, request: RowRequest) -> None:
+        candidates, called = self.planner.candidates(request), self.totals.mode != "batch"
+        live = self.instead.candidates(request) if self.instead else None
+        if not candidates.all and live is not None and live.all:
+            self.totals.not_batched.add(row, candidates.rejections)
+            candidates, called = live, True
+        if not candidates.all:
+            self.totals.impossible.add(row, candidates.rejections)
+            return
+        _add_row(self.totals, request, candidates, self.budget)
+        if live is not None and not called:  # a batch may leave the row without an answer
+            in_batch, as_call = candidates.worst_price(request), live.worst_price(request)
+            self.totals.most += max(as_call - in_batch, 0)
+        self.by_endpoints[called, tuple(c.endpoint.name for c in candidates.all)] += 1
+
+    def finish(self, throughput: Throughput) -> Estimate:
+        totals = self.totals
+        throughput = totals.throughput(throughput)
+        for (called, names), count in self.by_endpoints.items():
+            tiers = [[e for e in tier if e.name in names] for tier in self.secret.tiers()]
+            tiers = [tier for tier in tiers if tier]
+            if called:
+                _distribute(totals, tiers, count, throughput)
+            else:  # limits per minute or day are not those of batches
+                shares = _shares(tiers[0], count, lambda endpoint: endpoint.weight)
+                totals.requests.update({e.name: share for e, share in shares})
+        in_order = [endpoint.name for tier in self.secret.tiers() for endpoint in tier]
+        totals.calls = _ordered(totals.calls, in_order)
+        totals.requests = _ordered(totals.requests, in_order)
+        return totals
+
+
+def _ordered(counts: Counter[str], names: Iterable[str]) -> Counter[str]:
+    return Counter({name: counts[name] for name in names if counts[name]})
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +281,9 @@ class _Candidates:
     first_tier: tuple[_Candidate, ...]
     rejections: str  # why the other endpoints cannot take the row
 
+    def worst_price(self, request: RowRequest) -> int:
+        return max((c.worst_price(request) for c in self.all), default=0)
+
 
 def _add_row(
     totals: Estimate, request: RowRequest, candidates: _Candidates, budget: int | None
@@ -220,7 +297,7 @@ def _add_row(
         totals.warnings[warning if known else "other warnings"] += 1
     totals.least += min((c.least for c in first_tier if c.least is not None), default=0)
     totals.expected_most += max(c.worst_price(request) for c in first_tier)
-    totals.most += max(c.worst_price(request) for c in candidates.all)
+    totals.most += candidates.worst_price(request)
     unpriced = [c.plan.model for c in candidates.all if c.most is None]
     totals.unpriced += bool(unpriced)
     totals.unpriced_models.update(unpriced[:MAX_GROUPS])
@@ -234,7 +311,9 @@ class _CachingPlanner:
 
     secret: EndpointsSecret
     today: date
+    mode: Mode
     cache: dict[tuple[object, ...], _Candidates] = field(default_factory=dict)
+    batches: dict[str, BatchProvider] = field(default_factory=dict)  # by endpoint
 
     def candidates(self, request: RowRequest) -> _Candidates:
         key = (
@@ -257,19 +336,36 @@ class _CachingPlanner:
             if not endpoint.weight:  # drained
                 continue
             try:
-                candidates.append(_candidate(endpoint, request, self.today))
+                candidates.append(self._candidate(endpoint, request))
             except Ineligible as error:
                 rejections[str(error)] = None
         first = min((c.endpoint.tier for c in candidates), default=0)
         first_tier = tuple(c for c in candidates if c.endpoint.tier == first)
         return _Candidates(tuple(candidates), first_tier, "; ".join(rejections))
 
+    def _candidate(self, endpoint: Endpoint, request: RowRequest) -> _Candidate:
+        """Plan the row for the endpoint's model without loading its images. Raises Ineligible."""
+        endpoint, batch = endpoint_in_mode(endpoint, self.mode), self.mode == "batch"
+        check_mode(endpoint, self.mode)
+        model = model_at(endpoint, model_for(request.model, endpoint), batch=batch)
+        check_operation(model, images=bool(request.images), mask=request.mask is not None)
+        plan = plan_call(request, (), None, endpoint, self.today, batch=batch)
+        if batch:
+            self._batches_of(endpoint).group(plan)
+        return _priced(endpoint, request, plan, model)
 
-def _candidate(endpoint: Endpoint, request: RowRequest, today: date) -> _Candidate:
-    """Plan the row for the endpoint's model without loading its images. Raises Ineligible."""
-    model = model_at(endpoint, model_for(request.model, endpoint))
-    check_operation(model, images=bool(request.images), mask=request.mask is not None)
-    plan = plan_call(request, (), None, endpoint, today)
+    def _batches_of(self, endpoint: Endpoint) -> BatchProvider:
+        """The endpoint's batch interface, which is not called."""
+        if endpoint.name not in self.batches:
+            key = next(iter(endpoint.key_ids().values()), SecretStr(""))
+            adapter: BatchProvider = resolve_name(PROVIDERS[endpoint.provider].batches)(
+                endpoint, key
+            )
+            self.batches[endpoint.name] = adapter
+        return self.batches[endpoint.name]
+
+
+def _priced(endpoint: Endpoint, request: RowRequest, plan: CallPlan, model: Model) -> _Candidate:
     image, worst = least_image_price(model, plan), plan.worst_cost_micro_usd
     least = None if image is None else image * plan.n
     open_quality = bool(model.qualities) and plan.quality is None
@@ -292,12 +388,8 @@ def _distribute(
     they wait for the next day.
     """
     endpoints, next_tiers = tiers[0], tiers[1:]
-    rates = [throughput.calls_per_second(endpoint) for endpoint in endpoints]
-    left, passed_on = rows, 0
-    for place, endpoint in enumerate(endpoints):
-        last = place == len(endpoints) - 1
-        share = left if last else min(left, round(rows * rates[place] / sum(rates)))
-        left -= share
+    passed_on = 0
+    for endpoint, share in _shares(endpoints, rows, throughput.calls_per_second):
         totals.calls[endpoint.name] += share
         daily = endpoint.requests_per_day
         over = min(share, max(0, totals.calls[endpoint.name] - daily)) if daily else 0
@@ -308,3 +400,15 @@ def _distribute(
             passed_on += over
     if passed_on:
         _distribute(totals, next_tiers, passed_on, throughput)
+
+
+def _shares(
+    endpoints: Sequence[Endpoint], rows: int, rate: Callable[[Endpoint], float]
+) -> Iterator[tuple[Endpoint, int]]:
+    """Share rows among the endpoints in proportion to their rates."""
+    rates, left = [rate(endpoint) for endpoint in endpoints], rows
+    for place, endpoint in enumerate(endpoints):
+        last = place == len(endpoints) - 1
+        share = left if last else min(left, round(rows * rates[place] / sum(rates)))
+        left -= share
+        yield endpoint, share

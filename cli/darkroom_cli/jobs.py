@@ -14,7 +14,7 @@ from darkroom.csv_input.names import is_content_key
 from darkroom.errors import Reason
 from darkroom.formatting import plural, quoted
 from darkroom.jobs import CSV_SUFFIXES, ResultPaths, Run, RunState, job_id
-from darkroom.report.manifest import OWN_COLUMNS, unguard
+from darkroom.report.manifest import own_columns, unguard
 from darkroom.rows import UNSUCCESSFUL_STATUSES
 from darkroom_cli.error_messages import UsageMistake
 from darkroom_cli.row_names import row_name, spreadsheet_line
@@ -59,11 +59,19 @@ def _cells(job: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def stop(session: Session, job: str) -> None:
-    job = find_run(session, job).job
+    run = find_run(session, job)
+    job = run.job
     stopped = session.stack.ledger.stop(job) is not None
+    in_batches = measure_run(session, run).in_batches
+    batches = (
+        "Its batches are cancelled at their providers within minutes; what they have done by then "
+        "is paid for and stored. "
+        if in_batches and in_batches.batches
+        else ""
+    )
     text = (
         f"Stopped {job}: calls in flight finish, rows not yet sent end as `failed: stopped`. "
-        "Submit the CSV again to continue."
+        f"{batches}Submit the CSV again to continue."
         if stopped
         else f"Job {job} has already ended: there is nothing to stop."
     )
@@ -128,10 +136,12 @@ def _from_manifest(session: Session, job: str) -> Iterator[_FailedRow]:
         session.stack.results_bucket.fetch(ResultPaths(job).manifest, path)
         with path.open(encoding="utf-8", newline="") as text:
             lines = csv.reader(text)
-            header = next(lines, [])[: -len(OWN_COLUMNS)]
+            names = next(lines)
+            columns = own_columns(names)
+            header = names[: -len(columns)]
             for cells in lines:
-                own = map(unguard, cells[-len(OWN_COLUMNS) :])
-                line = dict(zip(OWN_COLUMNS, own, strict=True))
+                own = map(unguard, cells[-len(columns) :])
+                line = dict(zip(columns, own, strict=True))
                 if line["status"] in UNSUCCESSFUL_STATUSES:
                     row, of_input = int(line["row"]), [*map(unguard, cells[: len(header)])]
                     yield _FailedRow(

@@ -7,6 +7,7 @@ import typer
 
 from darkroom_cli.options import (
     DEFAULT_FOLDER,
+    Batch,
     CsvOrFolder,
     Every,
     Job,
@@ -110,6 +111,7 @@ def submit(
             metavar="MODEL,MODEL",
         ),
     ] = None,
+    batch: Batch = False,
     job: Annotated[
         str | None,
         typer.Option(
@@ -140,10 +142,12 @@ def submit(
     from darkroom_cli.corrections import submit_corrections
     from darkroom_cli.error_messages import UsageMistake
     from darkroom_cli.local_files import csv_of_folder
+    from darkroom_cli.options import with_batch_mode
     from darkroom_cli.status import exit_as
     from darkroom_cli.submit import Upload, submit
     from darkroom_cli.trial import submit_comparison, submit_trial
 
+    options = with_batch_mode(options, batch=batch)
     path = csv_of_folder(session, csv, options) if csv.is_dir() else csv
     upload = Upload(
         path,
@@ -222,10 +226,13 @@ def quote(
     to: Annotated[
         str, typer.Option(help="Folder in the input bucket, as for submit.", metavar="PREFIX")
     ] = DEFAULT_FOLDER,
+    batch: Batch = False,
     call_seconds: Annotated[
-        float,
-        typer.Option(min=0.1, help="Assumed duration of a call.", metavar="SECONDS"),
-    ] = 20.0,
+        float | None,
+        typer.Option(
+            min=0.1, help="Assumed duration of a call: 20; 480 in flex.", metavar="SECONDS"
+        ),
+    ] = None,
     endpoints_file: Annotated[
         Path | None,
         typer.Option(
@@ -238,17 +245,18 @@ def quote(
     ] = None,
     **options: object,
 ) -> None:
-    """Estimate a job's cost and duration.
+    """Estimate a job's cost and duration, live and in batches.
 
     Starts nothing and calls no provider. Uses the models and limits of the stack's endpoints, and
     leaves out rows that an earlier upload of the same CSV has done.
     """
+    from darkroom_cli.options import with_batch_mode
     from darkroom_cli.quote import quote
 
     quote(
         session,
         csv,
-        options,
+        with_batch_mode(options, batch=batch),
         to=to,
         call_seconds=call_seconds,
         endpoints=endpoints_file,

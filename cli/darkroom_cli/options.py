@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from darkroom_cli.error_messages import UsageMistake
+
 if TYPE_CHECKING:
     from darkroom.csv_input.fields import Field
 
@@ -30,6 +32,10 @@ Job = Annotated[
     typer.Argument(
         metavar="JOB", help="Named after its CSV: jobs/products.csv is the job jobs/products."
     ),
+]
+Batch = Annotated[
+    bool,
+    typer.Option("--batch", help="At half price, within 24 hours: the same as --mode batch."),
 ]
 Every = Annotated[
     float,
@@ -108,6 +114,14 @@ class QuoteCommand(SubmitCommand):
 
     def includes(self, field: "Field") -> bool:
         return field.in_quote
+
+
+def with_batch_mode(options: dict[str, object], *, batch: bool) -> dict[str, object]:
+    """The job options with the mode that --batch stands for. Raises UsageMistake."""
+    mode = options.get("mode", "batch")
+    if batch and mode != "batch":
+        raise UsageMistake(f"--batch and --mode {mode} contradict each other: leave one out.")
+    return {**options, "mode": mode} if batch else options
 
 
 def _job_option(field: "Field") -> inspect.Parameter:

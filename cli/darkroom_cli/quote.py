@@ -1,7 +1,7 @@
 """`darkroom quote`: rows, cost and time of a job before it is started."""
 
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -12,11 +12,18 @@ from darkroom.endpoints import EndpointsSecret
 from darkroom.formatting import duration, money, plural, quoted
 from darkroom.jobs import job_id
 from darkroom.models.catalog import retirement_notice
-from darkroom.rows import RowRequest
+from darkroom.rows import Mode, RowRequest
 from darkroom.splitter import ResumeDecision
 from darkroom_cli.earlier_upload import KEPT, EarlierUpload
 from darkroom_cli.endpoints import load_current, load_file
-from darkroom_cli.estimate import RETENTION_SECONDS, Estimate, FailureGroups, Throughput, estimate
+from darkroom_cli.estimate import (
+    RETENTION_SECONDS,
+    Estimate,
+    FailureGroup,
+    FailureGroups,
+    Throughput,
+    estimate,
+)
 from darkroom_cli.local_files import csv_of_folder, object_name, open_csv
 from darkroom_cli.row_names import describe_row
 from darkroom_cli.session import Session
@@ -26,6 +33,10 @@ _SHOWN_GROUPS = 10
 _SHOWN_IMAGES = 3
 _WIDE = 3  # times the least cost: such a range is explained
 _DEFAULT_WORKERS = 40  # the template's WorkerProcesses times RowsPerWorker
+_CALL_SECONDS = 20.0
+# Answers take 1 to 15 minutes: https://ai.google.dev/gemini-api/docs/flex-inference.
+_FLEX_CALL_SECONDS = 480.0
+_COMPARED: tuple[Mode, ...] = ("live", "batch")  # shown beside the job's own mode
 
 
 def quote(
@@ -34,7 +45,7 @@ def quote(
     options: Mapping[str, object],
     *,
     to: str,
-    call_seconds: float,
+    call_seconds: float | None = None,
     endpoints: Path | None = None,
     workers: int | None = None,
 ) -> None:
@@ -44,30 +55,45 @@ def quote(
     secret = load_current(session) if endpoints is None else load_file(endpoints)
     if workers is None:
         workers = session.stack.workers if endpoints is None else _DEFAULT_WORKERS
-    throughput = Throughput(call_seconds, workers)
+    mode = rows.options.mode
+    quotes = _Quotes(
+        secret,
+        mode,
+        Throughput(call_seconds or _CALL_SECONDS, workers),
+        Throughput(call_seconds or _FLEX_CALL_SECONDS, workers),
+    )
     survey = _Survey(rows)
     key = posixpath.join(to.strip("/"), object_name(path))
     if endpoints is None:
         survey.earlier = EarlierUpload.find(session, job_id(key), rows.options)
     with session.spinner("Reading the CSV"):
         rows.check()
-        budget = rows.options.budget_micro_usd
-        totals = estimate(survey.rows_to_do(), secret, throughput, session.today, budget)
+        quotes.of_modes = estimate(
+            survey.rows_to_do(),
+            secret,
+            quotes.of_calls,
+            session.today,
+            options=rows.options,
+            modes=dict.fromkeys((mode, *_COMPARED)),
+        )
         images = plan_images(survey.references, path, key)
-    totals.kept, totals.kept_failed = survey.kept, survey.kept_failed
-    totals.rows += survey.kept + survey.kept_failed
-    throughput = totals.throughput(throughput)
-    seconds = throughput.job_seconds(totals.calls, secret)
+    for totals in quotes.of_modes.values():
+        totals.kept, totals.kept_failed = survey.kept, survey.kept_failed
+        totals.rows += survey.kept + survey.kept_failed
+    totals = quotes.of_modes[mode]
     absent = [*images.absent.values(), *images.not_images]
     if session.json:
-        session.print_json(_as_json(totals, throughput, seconds) | {"images_missing": absent})
+        session.print_json(_as_json(quotes) | {"images_missing": absent})
         return
-    session.print_fields(_fields(totals, call_seconds, seconds, budget))
+    session.print_fields(_fields(quotes, rows.options.budget_micro_usd))
     _print_groups(session, "Rows that will fail", totals.invalid)
     _print_groups(session, "Rows that no endpoint can take", totals.impossible)
+    _print_groups(
+        session, "Rows that cannot be in a batch, edited live at the full price", totals.not_batched
+    )
     for warning in (
         *rows.columns.warnings,
-        *_warnings(totals, secret, seconds),
+        *_warnings(totals, secret, quotes.seconds(mode)),
         *_image_warnings(images, survey),
         *_retirements(totals, secret, session.today),
     ):
@@ -108,9 +134,66 @@ class _Survey:
         self.plain_http += any(name.lower().startswith("http://") for name in named)
 
 
-def _fields(
-    totals: Estimate, call_seconds: float, seconds: float, budget: int | None
-) -> Iterator[tuple[str, str]]:
+@dataclass(slots=True)
+class _Quotes:
+    """The estimates of a job in its own mode, and in the others that it might have."""
+
+    secret: EndpointsSecret
+    mode: Mode
+    of_calls: Throughput
+    of_flex: Throughput
+    of_modes: dict[Mode, Estimate] = field(default_factory=dict)
+
+    @property
+    def totals(self) -> Estimate:
+        return self.of_modes[self.mode]
+
+    def throughput(self, mode: Mode) -> Throughput:
+        of_calls = self.of_flex if mode == "flex" else self.of_calls
+        return self.of_modes[mode].throughput(of_calls)
+
+    def seconds(self, mode: Mode) -> float:
+        return self.of_modes[mode].seconds(self.throughput(mode), self.secret)
+
+    def time(self, mode: Mode) -> str:
+        if self.of_modes[mode].requests:
+            return "within 24 hours"
+        throughput = self.throughput(mode)
+        assumption = f"if a call takes {throughput.call_seconds:g} s and no provider fails"
+        return f"about {duration(self.seconds(mode))}, {assumption}"
+
+    def others(self) -> Iterator[tuple[str, str]]:
+        """What the job would cost in the other modes, and how long it would take."""
+        for mode in self.of_modes:
+            if mode == self.mode or not self.totals.to_do:
+                continue
+            if mode == "batch":
+                yield "with --batch", self._in_batches()
+            else:
+                yield f"with --mode {mode}", f"{_cost(self.of_modes[mode])}; {self.time(mode)}"
+
+    def _in_batches(self) -> str:
+        totals = self.of_modes["batch"]
+        left_out = [*totals.not_batched.groups.values()] or [*totals.impossible.groups.values()]
+        if not totals.requests:
+            return f"not offered: {_details(left_out)}"
+        text = f"{_cost(totals)}; {self.time('batch')}"
+        if totals.not_batched.count:
+            rows = plural(totals.not_batched.count, "row")
+            text += f"; {rows} of these live, at the full price: {_details(left_out)}"
+        return text
+
+
+def _details(groups: Sequence[FailureGroup]) -> str:
+    """Of the first group, and whether there are more."""
+    if not groups:
+        return "no row can be in a batch"
+    more = f" (and {len(groups) - 1} other reasons)" if len(groups) > 1 else ""
+    return f"{groups[0].detail}{more}"
+
+
+def _fields(quotes: _Quotes, budget: int | None) -> Iterator[tuple[str, str]]:
+    totals = quotes.totals
     parts = [f"{totals.to_do:,} to do"]
     for count, label in (
         (totals.kept, "done in an earlier upload, not paid for again"),
@@ -126,8 +209,10 @@ def _fields(
     yield "cost", _cost(totals)
     if budget is not None:
         yield "budget", _budget(totals, budget)
-    assumption = f"if a call takes {call_seconds:g} s and no provider fails"
-    yield "time", f"about {duration(seconds)}, {assumption}"
+    yield "time", quotes.time(quotes.mode)
+    yield from quotes.others()
+    for name, requests in totals.requests.items():
+        yield "endpoint", f"{name}: {plural(requests, 'request')} in batches"
     for name, calls in totals.calls.items():
         yield "endpoint", f"{name}: {plural(calls, 'call')}"
 
@@ -135,7 +220,8 @@ def _fields(
 def _cost(totals: Estimate) -> str:
     text = totals.price
     if totals.most > totals.expected_most:
-        text += f"; up to {money(totals.most / 1e6)} if rows fall back"
+        case = "batches leave rows to live calls" if totals.requests else "rows fall back"
+        text += f"; up to {money(totals.most / 1e6)} if {case}"
     if totals.unpriced:
         models = ", ".join(sorted(totals.unpriced_models))
         text += f"; and {plural(totals.unpriced, 'row')} of unknown price ({models})"
@@ -222,8 +308,34 @@ def _print_groups(session: Session, title: str, failures: FailureGroups) -> None
         session.note("  and more (--json lists all reasons)")
 
 
-def _as_json(totals: Estimate, throughput: Throughput, seconds: float) -> dict[str, Any]:
+def _cost_as_json(totals: Estimate) -> dict[str, float]:
     return {
+        "least": totals.least / 1e6,
+        "expected_most": totals.expected_most / 1e6,
+        "most": totals.most / 1e6,
+    }
+
+
+def _mode_as_json(quotes: _Quotes, mode: Mode) -> dict[str, Any]:
+    totals = quotes.of_modes[mode]
+    return {
+        "to_do": totals.to_do,
+        "cost_usd": _cost_as_json(totals),
+        "seconds": round(quotes.seconds(mode), 1),
+        "within_budget": totals.within_budget,
+        "impossible": totals.impossible.count,
+        "impossible_reasons": [asdict(group) for group in totals.impossible.groups.values()],
+        "not_batched": totals.not_batched.count,
+        "not_batched_reasons": [asdict(group) for group in totals.not_batched.groups.values()],
+    }
+
+
+def _as_json(quotes: _Quotes) -> dict[str, Any]:
+    totals, throughput = quotes.totals, quotes.throughput(quotes.mode)
+    seconds = quotes.seconds(quotes.mode)
+    return {
+        "mode": quotes.mode,
+        "modes": {mode: _mode_as_json(quotes, mode) for mode in quotes.of_modes},
         "rows": totals.rows,
         "to_do": totals.to_do,
         "kept": totals.kept,
@@ -234,11 +346,7 @@ def _as_json(totals: Estimate, throughput: Throughput, seconds: float) -> dict[s
         "impossible": totals.impossible.count,
         "impossible_reasons": [asdict(group) for group in totals.impossible.groups.values()],
         "images": totals.images,
-        "cost_usd": {
-            "least": totals.least / 1e6,
-            "expected_most": totals.expected_most / 1e6,
-            "most": totals.most / 1e6,
-        },
+        "cost_usd": _cost_as_json(totals),
         "within_budget": totals.within_budget,
         "open_quality_rows": totals.open_quality,
         "unpriced_rows": totals.unpriced,
@@ -247,6 +355,7 @@ def _as_json(totals: Estimate, throughput: Throughput, seconds: float) -> dict[s
         "call_seconds": throughput.call_seconds,
         "workers": throughput.workers,
         "calls": dict(totals.calls),
+        "requests": dict(totals.requests),
         "exceeds_retention": seconds > RETENTION_SECONDS,
         "beyond_a_day": dict(totals.over_daily_limit),
         "warnings": dict(totals.warnings),

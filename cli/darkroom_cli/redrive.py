@@ -27,8 +27,12 @@ def redrive(
     """Raises CommandFailed for an unknown job, UsageMistake if all jobs were not confirmed."""
     check_reason(reason)
     queue = session.stack.dead_letters
+    where = "They are in the rows queue again."
     if job is not None:
-        job = find_run(session, job).job
+        run = find_run(session, job)
+        job = run.job
+        if run.options.mode == "batch":
+            where = "They are in the rows queue again, and go into the next batch."
     elif not (dry_run or assume_yes):
         _confirm_all_jobs(session, queue, reason)
     if job is None and reason is None and not dry_run and _moved_by_sqs(session, queue):
@@ -47,7 +51,7 @@ def redrive(
         counts = (f"{n:,} {name or 'without a reason'}" for name, n in moved.most_common())
         by_reason = "" if reason else f": {', '.join(counts)}"
         rows = plural(moved.total(), "row")
-        text = f"Redrove {rows}{scope}{by_reason}. They are in the rows queue again."
+        text = f"Redrove {rows}{scope}{by_reason}. {where}"
     else:
         others = f" ({plural(kept.total(), 'other message')} left in it)" if kept else ""
         text = f"The dead-letter queue has no messages{scope}{others}."

@@ -223,7 +223,8 @@ def _error_messages(session: Session) -> Iterator[None]:
     """Replaces tracebacks by a sentence and an exit code."""
     try:
         yield
-    except (typer.Exit, BrokenPipeError):  # typer handles both; a closed pipe ends quietly
+    # typer handles these: a closed pipe ends quietly, a question without an answer with "Aborted."
+    except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
     except KeyboardInterrupt:
         session.err.print(_text("Interrupted."))

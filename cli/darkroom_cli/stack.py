@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from darkroom.ports import EndpointStates, RowLedger, RunLedger
+from darkroom.ports import BatchLedger, EndpointStates, RowLedger, RunLedger
 
 PARALLEL_TRANSFERS = 16  # uploads or downloads at a time
 
@@ -147,6 +147,8 @@ class Stack(Protocol):
 
     @property
     def ledger(self) -> Ledger: ...
+    @property
+    def batches(self) -> BatchLedger: ...
     @property
     def input_bucket(self) -> Bucket: ...
     @property

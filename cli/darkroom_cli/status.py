@@ -4,7 +4,7 @@ import json
 import posixpath
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from darkroom.errors import ServiceUnavailable, Waiting
 from darkroom.formatting import duration, money, plural, printable
 from darkroom.jobs import Counters, RejectedUpload, ResultPaths, Run, RunState, job_id
+from darkroom.ledger.batches import BatchRecord, BatchState
 from darkroom.ports import Clock
 from darkroom.report.summary import JobSummary, counts_so_far
-from darkroom.rows import SETTLED_STATUSES, UNSUCCESSFUL_STATUSES, StatusCounts
+from darkroom.rows import SETTLED_STATUSES, UNSUCCESSFUL_STATUSES, Mode, StatusCounts
 from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.options import DEFAULT_FOLDER
 from darkroom_cli.session import Session
@@ -26,11 +27,48 @@ from darkroom_cli.session import Session
 ENDED = frozenset({RunState.DONE, RunState.FAILED, RunState.STOPPED})
 _RATE_WINDOW_SECONDS = 60.0
 ROWS_FAILED_EXIT_CODE = 3  # the job is done, and some of its rows failed or are dead
-_MAX_UNAVAILABLE = 20  # consecutive polls that AWS does not answer
+_UNAVAILABLE_SECONDS = 900.0  # without an answer of AWS, until a watch gives up
 _LINE_INTERVAL_SECONDS = 10.0  # between two lines of progress where there is no terminal
+_STILL_INTERVAL_SECONDS = 600.0  # the same, while nothing changes because rows are in batches
+_BATCH_POLL_SECONDS = 15.0  # the least, while all that is left is in batches
 _MUCH_FALLBACK = 0.3  # as in the stack's alarm
 _HALF_DAY_SECONDS = 12 * 3600.0
 _START_TIMEOUT_SECONDS = 120.0  # from the upload until its run must exist
+
+
+@dataclass(frozen=True, slots=True)
+class BatchProgress:
+    """The rows of a job that wait for answers of batches. Times in seconds.
+
+    Answers that are being collected count as submitted until their batch is closed.
+    """
+
+    queued: int  # rows that wait for a batch, or are called for instead
+    submitted: int = 0
+    batches: int = 0
+    oldest_at: float | None = None  # Unix time
+    oldest_seconds: float | None = None  # since then
+
+    @property
+    def age(self) -> str:
+        return duration(self.oldest_seconds or 0.0)
+
+    @property
+    def where(self) -> str:
+        """`3 batches, the oldest`, to be followed by a time."""
+        return plural(self.batches, "batch") + (", the oldest" if self.batches > 1 else "")
+
+
+def _batch_progress(
+    run: Run, batches: Sequence[BatchRecord], left: int, now: float
+) -> BatchProgress | None:
+    submitted = [batch for batch in batches if batch.state is BatchState.SUBMITTED]
+    if not submitted:
+        waits = run.options.mode == "batch" and left and run.state not in ENDED
+        return BatchProgress(queued=left) if waits else None
+    rows = min(sum(batch.rows for batch in submitted), left)
+    oldest = min(batch.submitted_at for batch in submitted)
+    return BatchProgress(left - rows, rows, len(submitted), oldest, max(now - oldest, 0.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +101,8 @@ class Progress(StatusCounts):
     waiting: Waiting | None = None
     rejected_uploads: tuple[RejectedUpload, ...] = ()
     warnings: tuple[str, ...] = ()
+    mode: Mode = "live"
+    in_batches: BatchProgress | None = None
 
     @property
     def ended(self) -> bool:
@@ -70,15 +110,25 @@ class Progress(StatusCounts):
 
 
 def measure(
-    run: Run, counters: Counters, now: float, rows_per_minute: float | None = None
+    run: Run,
+    counters: Counters,
+    now: float,
+    rows_per_minute: float | None = None,
+    batches: Sequence[BatchRecord] = (),
 ) -> Progress:
-    """Without a recent rate, and once the job has ended, the average rate is used."""
+    """Without a recent rate, and once the job has ended, the average rate is used.
+
+    `batches` are the job's open ones. While there are any, no rate says when the job ends.
+    """
     so_far, ended = counts_so_far(run, counters), run.state in ENDED
     elapsed = max((run.finished_at or now) - run.started_at, 0.0)
     rate = rows_per_minute
     if (rate is None or ended) and counters.settled and elapsed > 0:
         rate = counters.settled * 60 / elapsed
     left = max(run.totals.queued - counters.settled, 0)
+    in_batches = _batch_progress(run, batches, left, now)
+    if in_batches is not None:
+        rate = None
     eta = left * 60 / rate if rate and left and run.split_done and not ended else None
     counts = {status: getattr(so_far, status) for status in SETTLED_STATUSES}
     return Progress(
@@ -104,6 +154,8 @@ def measure(
         waiting=None if ended else run.waiting,
         rejected_uploads=run.rejected_uploads,
         warnings=run.warnings,
+        mode=run.options.mode,
+        in_batches=in_batches,
     )
 
 
@@ -144,10 +196,16 @@ def measure_run(session: Session, run: Run, recent: RecentRate | None = None) ->
     counters = session.stack.ledger.counters(run.job, run.run)
     now = session.clock.now()
     rate = recent.update(now, counters.settled) if recent else None
-    progress = measure(run, counters, now, rate)
+    progress = measure(run, counters, now, rate, _open_batches(session, run))
     if progress.state is RunState.DONE and progress.fallback_rate >= _MUCH_FALLBACK:
         progress = replace(progress, fallback_note=_fallback_note(session, run))
     return progress
+
+
+def _open_batches(session: Session, run: Run) -> Sequence[BatchRecord]:
+    """Those that rows of the run may be in, also if an earlier upload made them."""
+    may_have = run.finished_at is None and (run.options.mode == "batch" or run.number > 1)
+    return [b for b in session.stack.batches.open() if b.job == run.job] if may_have else []
 
 
 def _fallback_note(session: Session, run: Run) -> str | None:
@@ -203,14 +261,7 @@ def _fields(p: Progress, now: float) -> Iterator[tuple[str, str]]:
         return
     if p.waiting:
         yield "waiting", f"since {_clock_time(p.waiting.since, now)}: {p.waiting.detail}"
-    percent = f" ({p.done / p.rows:.0%})" if p.rows and p.split_done else ""
-    yield "rows", f"{p.done:,} of {p.rows:,}{'' if p.split_done else ' or more'}{percent}"
-    earlier = f" ({p.resumed:,} in an earlier upload)" if p.resumed else ""
-    yield "succeeded", f"{p.succeeded:,}{earlier}"
-    for status in UNSUCCESSFUL_STATUSES:
-        yield status, f"{getattr(p, status):,}"
-    if p.skipped:
-        yield "skipped", f"{p.skipped:,}"
+    yield from _row_fields(p, now)
     yield "fallback", f"{p.fallback_rate:.1%}"
     yield "cost", _cost(p)
     if p.possible_duplicate_charges:
@@ -220,6 +271,25 @@ def _fields(p: Progress, now: float) -> Iterator[tuple[str, str]]:
     if p.eta_seconds is not None:
         yield "left", f"about {duration(p.eta_seconds)}"
     yield from _notes(p, now)
+
+
+def _row_fields(p: Progress, now: float) -> Iterator[tuple[str, str]]:
+    if p.mode != "live":
+        yield "mode", p.mode
+    percent = f" ({p.done / p.rows:.0%})" if p.rows and p.split_done else ""
+    yield "rows", f"{p.done:,} of {p.rows:,}{'' if p.split_done else ' or more'}{percent}"
+    if batches := p.in_batches:
+        if batches.queued:
+            yield "queued", f"{plural(batches.queued, 'row')} not in a batch"
+        if batches.oldest_at is not None:
+            oldest = f"since {_clock_time(batches.oldest_at, now)} ({batches.age})"
+            yield "submitted", f"{plural(batches.submitted, 'row')} in {batches.where} {oldest}"
+    earlier = f" ({p.resumed:,} in an earlier upload)" if p.resumed else ""
+    yield "succeeded", f"{p.succeeded:,}{earlier}"
+    for status in UNSUCCESSFUL_STATUSES:
+        yield status, f"{getattr(p, status):,}"
+    if p.skipped:
+        yield "skipped", f"{p.skipped:,}"
 
 
 def _cost(p: Progress) -> str:
@@ -276,10 +346,14 @@ def watch(
             for progress in _poll(session, job, every):
                 show(progress)
     except KeyboardInterrupt:
-        session.note(f"The job continues: darkroom status {job} --watch")
+        _note_continues(session, job)
         raise typer.Exit(130) from None
     _show(session, progress)
     return progress
+
+
+def _note_continues(session: Session, job: str) -> None:
+    session.note(f"The job continues: darkroom status {job} --watch")
 
 
 def _await_run(session: Session, job: str, every: float, started: Callable[[Run], bool]) -> None:
@@ -297,7 +371,7 @@ def _await_run(session: Session, job: str, every: float, started: Callable[[Run]
 
 def _poll(session: Session, job: str, every: float) -> Iterator[Progress]:
     """Yields at least once; ends with the job."""
-    recent, unavailable = RecentRate(), 0
+    recent, answered_at = RecentRate(), session.clock.now()
     earlier = dict[str, float]()  # cost of the uploads before a run: read once
     while True:
         try:
@@ -307,15 +381,18 @@ def _poll(session: Session, job: str, every: float) -> Iterator[Progress]:
             progress = measure_run(session, run, recent)
             progress = replace(progress, earlier_cost_usd=earlier[run.run])
         except ServiceUnavailable:
-            unavailable += 1
-            if unavailable == _MAX_UNAVAILABLE:
+            if session.clock.now() - answered_at > _UNAVAILABLE_SECONDS:
+                _note_continues(session, job)
                 raise
+            seconds = every
         else:
-            unavailable = 0
+            answered_at = session.clock.now()
             yield progress
             if progress.ended:
                 return
-        session.clock.sleep(every)
+            only_in_batches = progress.in_batches is not None and not progress.in_batches.queued
+            seconds = max(every, _BATCH_POLL_SECONDS) if only_in_batches else every
+        session.clock.sleep(seconds)
 
 
 @contextmanager
@@ -340,22 +417,27 @@ def _progress_display(session: Session) -> Iterator[Callable[[Progress], None]]:
 def _line_printer(clock: Clock) -> Callable[[Progress], None]:
     """A line for every new state, and for other changes at most every _LINE_INTERVAL_SECONDS.
 
-    What a job waits for is part of its state.
+    What a job waits for is part of its state. While rows are in batches a line says so now and
+    then, though nothing has changed.
     """
     state: RunState | None = None
     waiting: str | None = None
-    shown: tuple[int, int] | None = None
+    shown: tuple[int, ...] | None = None
     printed_at = float("-inf")
 
     def show(p: Progress) -> None:
         nonlocal state, waiting, shown, printed_at
-        due = (p.done, p.rows) != shown and clock.now() - printed_at >= _LINE_INTERVAL_SECONDS
+        batches, passed = p.in_batches, clock.now() - printed_at
+        submitted = (batches.submitted, batches.batches) if batches else ()
+        counts = (p.done, p.rows, *submitted)
+        due = counts != shown and passed >= _LINE_INTERVAL_SECONDS
+        due |= batches is not None and passed >= _STILL_INTERVAL_SECONDS
         detail = p.waiting.detail if p.waiting else None
         news = p.state is not state or detail != waiting
         if (due or news) and not p.ended:
             typer.echo(_line(p), err=True)
             state, waiting = p.state, detail
-            shown, printed_at = (p.done, p.rows), clock.now()
+            shown, printed_at = counts, clock.now()
 
     return show
 
@@ -366,6 +448,11 @@ def _line(p: Progress) -> str:
     parts = [f"{p.done:,}/{p.rows:,}{'' if p.split_done else '+'} {noun}"]
     parts += [p.state.value] if p.state is not RunState.RUNNING else []
     parts += [f"{rows:,} {s}" for s in UNSUCCESSFUL_STATUSES if (rows := getattr(p, s))]
+    if batches := p.in_batches:
+        if batches.queued:
+            parts.append(f"{batches.queued:,} not in a batch")
+        if batches.batches:
+            parts.append(f"{batches.submitted:,} submitted in {batches.where} {batches.age} ago")
     if p.rows_per_minute:
         parts.append(f"{p.rows_per_minute:,.0f}/min")
     if p.cost_usd:

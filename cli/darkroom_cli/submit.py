@@ -19,7 +19,7 @@ from darkroom.csv_input.reader import JobRow, JobRows
 from darkroom.csv_input.values import parse_images
 from darkroom.errors import RowRejected
 from darkroom.formatting import plural, quoted, quoted_list
-from darkroom.jobs import Run, job_id
+from darkroom.jobs import JobOptions, Run, job_id
 from darkroom.rows import RowRequest
 from darkroom_cli.earlier_upload import EarlierUpload
 from darkroom_cli.endpoints import load_current
@@ -127,7 +127,7 @@ def _confirm_edited_again(session: Session, rows: JobRows, job: str, *, ask: boo
         return
     with session.spinner("Comparing with the earlier upload"):
         count = sum(1 for _ in earlier.edited_again(rows))
-        price = _price(session, earlier.edited_again(rows)) if count else ""
+        price = _price(session, earlier.edited_again(rows), rows.options) if count else ""
     if not count:
         return
     cause = "their cells, their index or the job's options are not the same"
@@ -141,12 +141,16 @@ def _confirm_edited_again(session: Session, rows: JobRows, job: str, *, ask: boo
         raise typer.Exit(1)
 
 
-def _price(session: Session, rows: Iterable[JobRow]) -> str:
+def _price(session: Session, rows: Iterable[JobRow], options: JobOptions) -> str:
     try:
         secret = load_current(session)
     except CommandFailed:  # the upload waits for one
         return "at a price that depends on the endpoints"
-    totals = estimate(rows, secret, Throughput(_CALL_SECONDS), session.today)
+    mode = options.mode
+    of_modes = estimate(
+        rows, secret, Throughput(_CALL_SECONDS), session.today, options=options, modes=(mode,)
+    )
+    totals = of_modes[mode]
     if totals.unpriced and not totals.expected_most:
         return "at a price that is not known"
     return f"for about {totals.price}"

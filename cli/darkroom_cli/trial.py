@@ -1,6 +1,7 @@
 """`darkroom submit --try`: edits a few rows first, shows the price of the rest, and asks."""
 
 from array import array
+from collections.abc import Mapping
 from dataclasses import replace
 
 import typer
@@ -9,6 +10,7 @@ from darkroom.csv_input.reader import JobRows
 from darkroom.errors import RowRejected
 from darkroom.formatting import money, plural
 from darkroom.jobs import RunState
+from darkroom.rows import Mode
 from darkroom_cli.compare import compare
 from darkroom_cli.download import open_gallery
 from darkroom_cli.endpoints import load_current
@@ -35,21 +37,24 @@ def submit_trial(session: Session, upload: Upload, *, count: int) -> Progress | 
     tried = _spread(selected, count)
     if not tried or len(tried) == len(selected):
         return submit(session, upload)
-    options = {**upload.options, "filter_rows": ",".join(map(str, tried))}
+    options = _live(session, upload.options) | {"filter_rows": ",".join(map(str, tried))}
     progress = submit(session, replace(upload, options=options, wait=True))
     if progress is None or progress.state is not RunState.DONE:
         return progress
+    mode = rows.options.mode
     with session.spinner("Estimating the rest"):
         rest = estimate(
             (row for row in rows if row.row not in tried),
             load_current(session),
             Throughput(_CALL_SECONDS),
             session.today,
+            options=rows.options,
+            modes=dict.fromkeys((mode, _mode_of_trial(mode))),
         )
     if session.shows_progress:
         open_gallery(session, progress.job, None, session.wiring.launch)
-    _show_price(session, progress, rest, len(tried))
-    if upload.assume_yes or _confirmed(session, rest.to_do):
+    _show_price(session, progress, rest[mode], rest[_mode_of_trial(mode)], len(tried))
+    if upload.assume_yes or _confirmed(session, rest[mode].to_do):
         return submit(session, replace(upload, assume_yes=True))
     session.note(
         "Nothing else was started. To edit the rest, submit again without --try: rows that are "
@@ -69,14 +74,27 @@ def submit_comparison(session: Session, upload: Upload, *, count: int, models: s
     rows = open_csv(upload.path, upload.options)
     with session.spinner("Reading the CSV"):
         tried = _spread(_rows_to_do(rows), count)
-    jobs = []
+    jobs, base = [], _live(session, upload.options)
     for name in names:
         chosen = {"filter_rows": ",".join(map(str, tried)), "model": name, "fallback": False}
-        options = {**upload.options, **chosen}
+        options = base | chosen
         progress = submit(session, replace(upload, options=options, label=name, wait=True))
         if progress is not None:
             jobs.append(progress.job)
     compare(session, jobs, None)
+
+
+def _mode_of_trial(mode: Mode) -> Mode:
+    """Nobody waits a day for a trial."""
+    return "live" if mode == "batch" else mode
+
+
+def _live(session: Session, options: Mapping[str, object]) -> dict[str, object]:
+    """The options of a trial."""
+    if options.get("mode") != "batch":
+        return {**options}
+    session.note("The rows to try are edited live, at the full price; the rest goes in batches.")
+    return {**options, "mode": "live"}
 
 
 def _rows_to_do(rows: JobRows) -> array[int]:
@@ -92,17 +110,24 @@ def _spread(rows: array[int], count: int) -> list[int]:
     return [rows[place] for place in sorted(places)]
 
 
-def _show_price(session: Session, progress: Progress, rest: Estimate, tried: int) -> None:
+def _show_price(
+    session: Session, progress: Progress, rest: Estimate, as_tried: Estimate, tried: int
+) -> None:
+    """`as_tried` is the estimate of the rest in the mode of those tried."""
     cost = progress.cost_usd
+    factor = rest.expected_most / as_tried.expected_most if as_tried.expected_most else 1.0
+    by_trial = cost / tried * rest.to_do * factor
     if session.json:
         session.print_json(
             {"job": progress.job, "tried": tried, "cost_usd": cost, "rest": rest.to_do}
+            | {"rest_mode": rest.mode, "rest_by_trial_usd": by_trial}
             | {"rest_least_usd": rest.least / 1e6, "rest_most_usd": rest.expected_most / 1e6}
         )
         return
+    batches = " in batches" if rest.requests else ""
     price = (
-        f"{plural(rest.to_do, 'row')}: {rest.price} by the price list, "
-        f"{money(cost / tried * rest.to_do)} at the price of those tried"
+        f"{plural(rest.to_do, 'row')}{batches}: {rest.price} by the price list, "
+        f"{money(by_trial)} at the price of those tried{' less the discount' if batches else ''}"
     )
     session.print_fields(
         [("tried", f"{plural(tried, 'row')} for {money(cost)}"), ("the rest", price)]

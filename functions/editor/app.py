@@ -1,34 +1,21 @@
 """Handles a batch of row messages from the queue; returns those to be delivered again."""
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from darkroom import bootstrap
-from darkroom.rows import Received
+from darkroom.aws.sqs import received_in
 
 # Kept free before the time limit, to store and settle the rows in progress.
 RESERVE_SECONDS = 20
 
 
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, list[dict[str, str]]]:
-    batch = [_received(record) for record in event["Records"]]
+    batch = [received_in(record) for record in event["Records"]]
     deadline = time.time() + context.get_remaining_time_in_millis() / 1000 - RESERVE_SECONDS
     with bootstrap.invocation(context.aws_request_id) as wiring:
         editor = wiring.editor  # also for no messages: `darkroom doctor` sends none
         returned = editor.handle(batch, deadline, context.aws_request_id) if batch else []
     return {"batchItemFailures": [{"itemIdentifier": message_id} for message_id in returned]}
-
-
-def _received(record: Mapping[str, Any]) -> Received:
-    """Of an event's record: "Using Lambda with Amazon SQS" in the Lambda developer guide."""
-    attributes = record["attributes"]
-    return Received(
-        message_id=record["messageId"],
-        receipt=record["receiptHandle"],
-        body=record["body"],
-        receive_count=int(attributes["ApproximateReceiveCount"]),
-        sent_at=int(attributes["SentTimestamp"]) / 1000,
-    )

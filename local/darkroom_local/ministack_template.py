@@ -62,11 +62,10 @@ def _use_numbers(resources: Mapping[str, Any], parameters: Mapping[str, Any]) ->
     """A MaximumConcurrency by Ref arrives as a string, at which MiniStack's poller stops."""
     for resource in resources.values():
         for event in resource.get("Properties", {}).get("Events", {}).values():
-            scaling = event["Properties"].get("ScalingConfig")
-            if scaling is not None:
-                scaling["MaximumConcurrency"] = int(
-                    parameters[scaling["MaximumConcurrency"]["Ref"]]
-                )
+            scaling = event["Properties"].get("ScalingConfig", {})
+            match scaling.get("MaximumConcurrency"):
+                case {"Ref": str() as name}:
+                    scaling["MaximumConcurrency"] = int(parameters[name])
 
 
 def main() -> None:

@@ -48,6 +48,10 @@ _UNCONFIRMED = """\
   an input image's tokens is assumed to be that of text.
 - Flex: Google's page says half price and names no image model, and the stored pages of image models
   do not mention it. An endpoint with `service_tier: flex` asks for it with every Gemini model.
+- Batches: OpenAI announced them for `gpt-image-1.5`, `gpt-image-1`, `gpt-image-1-mini` and
+  `chatgpt-image-latest`, and `gpt-image-2` is used in them by public code; that the models of 2.5
+  and 2.6 take them at half price is assumed. Google's page says half price and has an example with
+  an image model; that every image model takes them is assumed.
 - Azure and other compatible services have dates of their own. Microsoft's pages were not found with
   the image models of 2026.
 - `moderation` of an edit: OpenAI's description of its API has it in JSON requests, the SDK's form
@@ -57,13 +61,20 @@ _UNCONFIRMED = """\
   accounts. `darkroom endpoints check` asks the provider.
 """
 _NONE = "-"
-_PRICE_HEAD = ("Model", "One image", "Million tokens: text in / images in / images out / text out")
+_PRICE_HEAD = (
+    "Model",
+    "One image",
+    "Million tokens: text in / images in / images out / text out",
+    "In a batch",
+)
 _PRICES = """\
 ## Prices
 
 US dollars. Where a response counts its tokens, the manifest's `cost_usd` is the sum of their
 prices; otherwise it is the price of the image. Quotes and budgets use the most expensive result
 that the row's settings allow, plus its instruction, its input images and an allowance for thoughts.
+The last column is what part of these prices a job with `mode=batch` pays ([batch.md](batch.md));
+without one, the model is called live. An endpoint's own `prices` are taken as those of live calls.
 
 Some figures are second hand: the source named is a page that quotes the provider's price page.
 Compare them with the provider's own before you rely on them, and correct the catalogue where it is
@@ -162,7 +173,8 @@ def _price_row(model: Model) -> tuple[str, ...]:
     tokens = _NONE
     if p := model.token_prices:
         tokens = f"${p.text_in:g} / ${p.image_in:g} / ${p.image_out:g} / ${p.text_out:g}"
-    return f"`{model.name}`", images, tokens
+    batch = _NONE if model.batch_factor is None else f"{model.batch_factor:.0%}"
+    return f"`{model.name}`", images, tokens, batch
 
 
 def _default(provider: Provider, model: Model) -> str:

@@ -249,11 +249,13 @@ def _create_resources(url: str, secret: Mapping[str, Any], threads: int) -> Sett
         endpoints_table="endpoints",
         endpoints_secret_arn=created["ARN"],
         rows_queue_url=sqs.create_queue(QueueName="rows")["QueueUrl"],
+        batch_rows_queue_url=sqs.create_queue(QueueName="batch-rows")["QueueUrl"],
         dead_letter_queue_url=sqs.create_queue(QueueName="dead")["QueueUrl"],
         lost_events_queue_url=sqs.create_queue(QueueName="lost-events")["QueueUrl"],
         jobs_topic_arn="none",
         splitter_function="none",
         reporter_function="none",
+        collector_function="none",
         rows_per_worker=threads,
         trusted_image_hosts="127.0.0.1",
     )

@@ -81,8 +81,8 @@ HEALTHY_PROMPTS = (
     "slow down, please",
 )
 PROMPTS = (*HEALTHY_PROMPTS, *(f"outage number {n}" for n in range(14)), "a dead end")
-# Of a stack that cannot work at all; the unit tests of the secret and of the editor emit them.
-NOT_IN_THIS_RUN = {"SecretUnusable", "RowsWaiting"}
+# Of a stack that cannot work at all, and of jobs with mode=batch; unit tests emit them.
+NOT_IN_THIS_RUN = {"SecretUnusable", "RowsWaiting", "BatchAge"}
 # The contract of the README; FallbackRate is metric math over the others.
 CONTRACT = {
     "RowsSucceeded",

@@ -28,9 +28,10 @@ def harness() -> Iterator[StackHarness]:
 
 def sweep(harness: StackHarness) -> Any:
     """Invoke the splitter as its schedule does."""
-    rules = harness.info.client("events").list_rules()["Rules"]
-    (rule,) = [r for r in rules if r.get("ScheduleExpression") == "rate(5 minutes)"]
-    (target,) = harness.info.client("events").list_targets_by_rule(Rule=rule["Name"])["Targets"]
+    events = harness.info.client("events")
+    rules = [r for r in events.list_rules()["Rules"] if "ScheduleExpression" in r]
+    targets = [t for r in rules for t in events.list_targets_by_rule(Rule=r["Name"])["Targets"]]
+    (target,) = [t for t in targets if "sweep" in t["Input"]]
     answer = harness.info.client("lambda").invoke(
         FunctionName=target["Arn"].partition(":function:")[2].partition(":")[0],
         Payload=target["Input"],

@@ -16,7 +16,7 @@ from darkroom_cli.options import Target
 from darkroom_cli.session import Wiring
 from darkroom_cli.stack import DeadLetter, LostEvent, Outputs, Stack, StoredObject
 from tests.fakes.endpoint_states import InMemoryEndpointStates
-from tests.fakes.ledger import FakeLedger
+from tests.fakes.ledger import FakeBatchLedger, FakeLedger
 from tests.fakes.services import FakeClock
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -160,6 +160,7 @@ class CliHarness:
         default_factory=lambda: Outputs(**{n: n for n in Outputs.__dataclass_fields__})
     )
     ledger: FakeLedger = field(init=False)
+    batches: FakeBatchLedger = field(init=False)
     input_bucket: FakeBucket = field(default_factory=lambda: FakeBucket("in"))
     results_bucket: FakeBucket = field(default_factory=lambda: FakeBucket("out"))
     secret: str | None = None
@@ -175,6 +176,7 @@ class CliHarness:
 
     def __post_init__(self) -> None:
         self.ledger = FakeLedger(self.clock)
+        self.batches = FakeBatchLedger(self.ledger)
 
     def connect(self, target: Target) -> Stack:
         self.targets.append(target)

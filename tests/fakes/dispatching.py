@@ -112,6 +112,9 @@ class FakeCallContext:
     n: int = 1
     during_before_call: Callable[[], object] = lambda: None
 
+    def adapted(self, endpoint: Endpoint) -> Endpoint:
+        return endpoint
+
     def plan(self, endpoint: Endpoint) -> CallPlan:
         self.events.append(f"plan {endpoint.name}")
         if endpoint.name in self.ineligible:

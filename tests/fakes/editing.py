@@ -123,6 +123,7 @@ class EditorHarness:
         self.ledger = ledger(self.clock)
         self.store = FakeStore()
         self.queue = FakeQueue(self.clock)
+        self.batch_queue = FakeQueue(self.clock)
         self.telemetry = FakeTelemetry()
         self.dispatcher = ScriptedDispatcher()
         self.fetcher = FakeFetcher()
@@ -170,6 +171,7 @@ class EditorHarness:
             "queue": self.queue,
             "fetcher": self.fetcher,
             "dispatcher": self.dispatcher,
+            "batch_queue": self.batch_queue,
             "clock": self.clock,
             "telemetry": self.telemetry,
             "on_unknown_outcome": self.on_unknown_outcome,

@@ -7,11 +7,20 @@ from dataclasses import dataclass, field, replace
 
 from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.jobs import Checkpoint, Counters, JobOptions, Run, RunState, Source, Totals
-from darkroom.ledger import rows, runs
+from darkroom.ledger import batches, rows, runs
+from darkroom.ledger.batches import BatchRecord, BatchState
 from darkroom.ledger.rows import LEASE_SECONDS, Change, ClaimRequest
 from darkroom.ledger.runs import JobRecord, RunRecord, UnfinishedJob
 from darkroom.ports import Clock
-from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowRecord, RowResult
+from darkroom.rows import (
+    Claim,
+    NotClaimed,
+    NotSent,
+    RowMessage,
+    RowRecord,
+    RowResult,
+    Submission,
+)
 
 
 @dataclass
@@ -82,6 +91,41 @@ class FakeLedger:
         amount = reserve if limit is not None else 0
         change = rows.send(claim, endpoint, amount, self.clock.now(), LEASE_SECONDS)
         return self._apply(claim, change, limit)
+
+    def mark_submitted(
+        self,
+        claim: Claim,
+        batch: str,
+        submission: Submission,
+        endpoint: str,
+        *,
+        reserve: int = 0,
+        limit: int | None = None,
+    ) -> Claim | NotSent:
+        amount = reserve if limit is not None else 0
+        change = batches.submit_row(
+            claim, batch, submission, endpoint=endpoint, reserve=amount, now=self.clock.now()
+        )
+        return self._apply(claim, change, limit)
+
+    def take_back(
+        self,
+        job: str,
+        record: RowRecord,
+        *,
+        cost_micro_usd: int = 0,
+        maybe_charged: bool = False,
+        refund_attempt: bool = False,
+    ) -> Claim | None:
+        change = batches.take_back_row(
+            record,
+            self.clock.now(),
+            cost=cost_micro_usd,
+            maybe_charged=maybe_charged,
+            refund_attempt=refund_attempt,
+        )
+        after = self._apply(Claim(job, "", record), change)
+        return after if isinstance(after, Claim) else None
 
     def mark_failed_call(
         self, claim: Claim, *, cost_micro_usd: int = 0, maybe_charged: bool = False
@@ -179,6 +223,10 @@ class FakeLedger:
         self.runs[run.job, run.run] = record
         self._mark_unfinished(run.job)
         return run
+
+    def add_to_run(self, job: str, run: str, counters: Counters) -> None:
+        self.sums[job, run] = self.counters(job, run) + counters
+        self._mark_unfinished(job)
 
     def _mark_unfinished(self, job: str) -> None:
         self.marks[job] = self.marks.get(job, 0) + 1
@@ -278,6 +326,43 @@ class FakeLedger:
                 return None
             self.runs[run.job, run.run] = changed
         return changed.run
+
+
+@dataclass
+class FakeBatchLedger:
+    """BatchLedger in memory, beside the rows and runs of `ledger`."""
+
+    ledger: FakeLedger
+    batches: dict[str, BatchRecord] = field(default_factory=dict)
+    keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def create(self, batch: BatchRecord, candidates: Sequence[str]) -> None:
+        assert self.batches.get(batch.name, batch) == batch
+        self.batches[batch.name] = batch
+        self.keys[batch.name] = tuple(candidates)
+
+    def read(self, name: str) -> BatchRecord | None:
+        return self.batches.get(name)
+
+    def candidates(self, name: str) -> Sequence[str]:
+        return self.keys[name]
+
+    def open(self) -> Iterator[BatchRecord]:
+        found = sorted(self.batches.items())
+        return iter([b for _, b in found if b.state is not BatchState.CLOSED])
+
+    def update(
+        self, name: str, transition: Callable[[BatchRecord], BatchRecord | None]
+    ) -> BatchRecord | None:
+        with self.ledger.lock:
+            changed = transition(self.batches[name])
+            if changed is None:
+                return None
+            self.batches[name] = changed
+            counters = changed.unclaimed_cost
+            if changed.state is BatchState.CLOSED and counters != Counters():
+                self.ledger.add_to_run(changed.job, changed.run, counters)
+        return changed
 
 
 def running(job: str = "jobs/products", **changes: object) -> Run:

@@ -11,7 +11,7 @@ from darkroom.jobs import Run, Source
 from darkroom.rows import Claim, NotSent, RowMessage, RowResult, RowState
 from darkroom.splitter import BATCH_ROWS, CsvUploaded, Splitter
 from tests.fakes.csv_files import opened
-from tests.fakes.ledger import FakeLedger
+from tests.fakes.ledger import FakeBatchLedger, FakeLedger
 from tests.fakes.services import FakeClock, FakeQueue, FakeTelemetry
 
 JOB = "jobs/products"
@@ -84,6 +84,8 @@ class SplitterHarness:
 
     def __post_init__(self) -> None:
         self.ledger = FakeLedger(self.clock)
+        self.batches = FakeBatchLedger(self.ledger)
+        self.batch_queue = FakeQueue(self.clock)
         self._owners = itertools.count()
 
     def upload(self, text: str | bytes, key: str = f"{JOB}.csv", **options: str) -> CsvUploaded:
@@ -99,6 +101,7 @@ class SplitterHarness:
             runs=self.faulty(self.ledger),
             rows=self.faulty(self.ledger),
             queue=self.faulty(self.queue),
+            batch_queue=self.faulty(self.batch_queue),
             store=self.bucket,
             clock=self.clock,
             telemetry=self.telemetry,

@@ -13,13 +13,20 @@ import pytest
 from darkroom.metrics import NAMESPACE, Metric
 from tests.template.metric_math import evaluated, metrics_in
 
-FUNCTIONS = ("SplitterFunction", "EditorFunction", "ReporterFunction")
+FUNCTIONS = (
+    "SplitterFunction",
+    "EditorFunction",
+    "SubmitterFunction",
+    "CollectorFunction",
+    "ReporterFunction",
+)
 WATCHED = {
     "FallbackRateAlarm",
     "DeadLettersAlarm",
     "LostEventsAlarm",
     "OldestRowAlarm",
     "RowsWaitingAlarm",
+    "OldestBatchAlarm",
     "SecretUnusableAlarm",
     "DailySpendAlarm",
     "StalledAlarm",

@@ -14,7 +14,7 @@ from darkroom_local.ministack import REGION
 from tests.template.aws_calls import AwsCall, aws_calls
 from tests.template.test_permissions import as_list
 
-FUNCTIONS = ("splitter", "editor", "reporter")
+FUNCTIONS = ("splitter", "editor", "submitter", "collector", "reporter")
 type Grant = tuple[str, str]  # action, and logical id of the resource
 
 # Calls whose action has another name than the API operation: AWS's "Service Authorization
@@ -43,14 +43,22 @@ RESOURCES: dict[str | tuple[str, str], tuple[str, ...]] = {
     "S3ObjectStore": ("ResultsBucket",),
     "SafeImageFetcher": ("InputBucket", "ResultsBucket", "ImageObjectArns"),
     "SecretsManagerSource": ("EndpointsSecret",),
-    "SqsRowQueue": ("RowsQueue",),
     ("SqsRowQueue", "send_message"): ("DeadLetterQueue",),
+    ("SqsRowQueue", "send_message_batch"): ("RowsQueue", "BatchRowsQueue"),
     "LostUploads": ("AsyncFailuresQueue",),
     "Wiring": ("JobsTopic",),
+}
+# The queues whose messages a function receives or counts.
+QUEUES = {
+    "splitter": ("RowsQueue", "BatchRowsQueue"),
+    "editor": ("RowsQueue",),
+    "submitter": ("BatchRowsQueue",),
 }
 STARTED = {
     "splitter": ("splitter", "reporter"),
     "editor": ("reporter",),
+    "submitter": ("reporter",),
+    "collector": ("collector", "reporter"),
     "reporter": ("reporter",),
 }
 # A CSV is read by its version.
@@ -63,12 +71,20 @@ FOR_AWS: dict[str, set[Grant]] = {
         ("sqs:DeleteMessage", "RowsQueue"),
         ("sqs:GetQueueAttributes", "RowsQueue"),
     },
+    "submitter": {
+        ("sqs:ReceiveMessage", "BatchRowsQueue"),
+        ("sqs:DeleteMessage", "BatchRowsQueue"),
+        ("sqs:GetQueueAttributes", "BatchRowsQueue"),
+    },
+    "collector": set(),
     "reporter": {("sqs:SendMessage", "AsyncFailuresQueue")},
 }
 # Without ListBucket S3 answers 403 for a missing object, in which no other reason can be told.
 LISTED = {
     "splitter": ("InputBucket",),
     "editor": ("InputBucket", "ResultsBucket"),
+    "submitter": ("InputBucket", "ResultsBucket"),
+    "collector": ("ResultsBucket",),
     "reporter": ("InputBucket", "ResultsBucket"),
 }
 ALWAYS = {
@@ -101,6 +117,8 @@ def actions(call: AwsCall) -> tuple[str, ...]:
 def resources_of(function: str, call: AwsCall) -> tuple[str, ...]:
     if call.service == "lambda":
         return STARTED[function]
+    if call.by == "SqsRowQueue" and (call.by, call.method) not in RESOURCES:
+        return QUEUES[function]
     return RESOURCES.get((call.by, call.method)) or RESOURCES[call.by]
 
 

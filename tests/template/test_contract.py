@@ -26,18 +26,27 @@ OUTPUTS = {
     "ResultsBucketName",
     "EndpointsSecretArn",
     "RowsQueueUrl",
+    "BatchRowsQueueUrl",
     "DeadLetterQueueUrl",
     "LostEventsQueueUrl",
     "LedgerTableName",
     "EndpointsTableName",
     "SplitterFunctionName",
     "EditorFunctionName",
+    "SubmitterFunctionName",
+    "CollectorFunctionName",
     "ReporterFunctionName",
     "JobsTopicArn",
     "AlarmsTopicArn",
     "DashboardName",
 }
-FUNCTIONS = ("SplitterFunction", "EditorFunction", "ReporterFunction")
+FUNCTIONS = (
+    "SplitterFunction",
+    "EditorFunction",
+    "SubmitterFunction",
+    "CollectorFunction",
+    "ReporterFunction",
+)
 
 
 def test_parameters_have_the_documented_names_defaults_and_a_description(

@@ -4,9 +4,17 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
+import pytest
+
 from darkroom.jobs import ResultPaths
 
-FUNCTIONS = ("SplitterFunction", "EditorFunction", "ReporterFunction")
+FUNCTIONS = (
+    "SplitterFunction",
+    "EditorFunction",
+    "SubmitterFunction",
+    "CollectorFunction",
+    "ReporterFunction",
+)
 # AWS: "Actions, resources, and condition keys for AWS X-Ray": no resource types for these two.
 WITHOUT_RESOURCE_TYPES = {"xray:PutTraceSegments", "xray:PutTelemetryRecords"}
 
@@ -25,7 +33,7 @@ def as_list(value: Any) -> list[Any]:
 
 def test_every_function_has_its_own_role_and_sam_adds_none(resources: dict[str, Any]) -> None:
     roles = [resources[f]["Properties"]["Role"]["Fn::GetAtt"][0] for f in FUNCTIONS]
-    assert sorted(roles) == ["EditorRole", "ReporterRole", "SplitterRole"]
+    assert sorted(roles) == sorted(f"{f.removesuffix('Function')}Role" for f in FUNCTIONS)
     assert {name for name, r in resources.items() if r["Type"] == "AWS::IAM::Role"} == set(roles)
     for role in roles:
         assert "ManagedPolicyArns" not in resources[role]["Properties"]
@@ -48,10 +56,10 @@ def test_every_statement_has_a_unique_id(resources: dict[str, Any]) -> None:
     assert len(named) == len(set(named))
 
 
-def test_only_the_editor_reads_keys(resources: dict[str, Any]) -> None:
+def test_only_functions_that_call_providers_read_keys(resources: dict[str, Any]) -> None:
     read = "secretsmanager:GetSecretValue"
     readers = {role for role, s in statements(resources) if read in as_list(s["Action"])}
-    assert readers == {"EditorRole"}
+    assert readers == {"EditorRole", "SubmitterRole", "CollectorRole"}
 
 
 def test_no_function_deletes_a_users_data(resources: dict[str, Any]) -> None:
@@ -65,17 +73,18 @@ def test_no_function_writes_to_the_input_bucket(resources: dict[str, Any]) -> No
             assert all("ResultsBucket" in str(r) for r in as_list(statement["Resource"]))
 
 
-def test_a_compromised_editor_cannot_replace_a_report(resources: dict[str, Any]) -> None:
-    """It decodes images from outside, and users open report.html and manifest.csv."""
+@pytest.mark.parametrize("role", ["EditorRole", "SubmitterRole", "CollectorRole"])
+def test_a_compromised_editor_cannot_replace_a_report(resources: dict[str, Any], role: str) -> None:
+    """They decode images from outside, and users open report.html and manifest.csv."""
     writable = [
         resource["Fn::Sub"]
-        for role, statement in statements(resources)
-        if role == "EditorRole" and "s3:PutObject" in as_list(statement["Action"])
+        for of_role, statement in statements(resources)
+        if of_role == role and "s3:PutObject" in as_list(statement["Action"])
         for resource in as_list(statement["Resource"])
     ]
     paths = ResultPaths("jobs/products")
-    for image in (paths.image("shoe.png"), paths.thumb("000000", "after")):
-        assert may_write(writable, image)
+    assert may_write(writable, paths.thumb("000000", "after"))
+    assert may_write(writable, paths.image("shoe.png")) is (role != "SubmitterRole")
     for report in (paths.manifest, paths.summary, paths.report_page(1), paths.report_page(2)):
         assert not may_write(writable, report)
 

@@ -6,15 +6,22 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from darkroom.batches.drafts import MAX_DISK_BYTES, MAX_FILE_BYTES
 from darkroom.endpoints import EndpointsSecret
 from darkroom_local.deploy import stamped
 from darkroom_local.processes import ROOT
 from tests.tables import KEYS
 from tests.template.transform import transformed
 
-FUNCTIONS = ("SplitterFunction", "EditorFunction", "ReporterFunction")
+FUNCTIONS = (
+    "SplitterFunction",
+    "EditorFunction",
+    "SubmitterFunction",
+    "CollectorFunction",
+    "ReporterFunction",
+)
 USER_DATA = ("InputBucket", "ResultsBucket", "LedgerTable")
-QUEUES = ("RowsQueue", "DeadLetterQueue", "AsyncFailuresQueue")
+QUEUES = ("RowsQueue", "BatchRowsQueue", "DeadLetterQueue", "AsyncFailuresQueue")
 BUCKETS = ("InputBucket", "ResultsBucket", "AccessLogsBucket")
 STORES = (
     *("S3::Bucket", "DynamoDB::Table", "SQS::Queue", "SNS::Topic", "SecretsManager::Secret"),
@@ -34,7 +41,13 @@ def editor(resources: dict[str, Any]) -> Any:
 
 @pytest.fixture(scope="module")
 def rows_source(resources: dict[str, Any]) -> dict[str, Any]:
-    (found,) = of_type(resources, "AWS::Lambda::EventSourceMapping").values()
+    return source_of(resources, "RowsQueue")
+
+
+def source_of(resources: dict[str, Any], queue: str) -> dict[str, Any]:
+    sources = of_type(resources, "AWS::Lambda::EventSourceMapping").values()
+    arn = {"Fn::GetAtt": [queue, "Arn"]}
+    (found,) = [source for source in sources if source["EventSourceArn"] == arn]
     return found
 
 
@@ -69,8 +82,42 @@ def test_no_message_is_redelivered_while_its_editor_runs(
     assert queue["MessageRetentionPeriod"] == FOURTEEN_DAYS
 
 
-def test_deferring_never_dead_letters_a_row(resources: dict[str, Any]) -> None:
-    policy = resources["RowsQueue"]["Properties"]["RedrivePolicy"]
+def test_no_message_is_redelivered_while_its_submitter_runs(resources: dict[str, Any]) -> None:
+    """Messages are hidden while a batch of them is gathered, too."""
+    queue, source = (
+        resources["BatchRowsQueue"]["Properties"],
+        source_of(resources, "BatchRowsQueue"),
+    )
+    submitter = resources["SubmitterFunction"]["Properties"]
+    window = source["MaximumBatchingWindowInSeconds"]
+    assert queue["VisibilityTimeout"] >= submitter["Timeout"] + window
+    assert queue["MessageRetentionPeriod"] == FOURTEEN_DAYS
+    assert source["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+    assert 10 < source["BatchSize"] <= 10_000
+    assert window >= 1, "AWS requires it of more than ten messages"
+
+
+def test_files_of_requests_have_room_on_the_submitters_disk(resources: dict[str, Any]) -> None:
+    megabytes = resources["SubmitterFunction"]["Properties"]["EphemeralStorage"]["Size"]
+    assert megabytes * 1_000_000 > MAX_DISK_BYTES + MAX_FILE_BYTES
+
+
+def test_a_collector_that_fails_is_repeated_by_its_schedule_alone(
+    resources: dict[str, Any],
+) -> None:
+    configured = of_type(resources, "AWS::Lambda::EventInvokeConfig").values()
+    (retries,) = [
+        c["MaximumRetryAttempts"]
+        for c in configured
+        if c["FunctionName"]["Ref"] == "CollectorFunction"
+    ]
+    assert retries == 0
+    assert resources["CollectorFunction"]["Properties"]["RecursiveLoop"] == "Allow"
+
+
+@pytest.mark.parametrize("name", ["RowsQueue", "BatchRowsQueue"])
+def test_deferring_never_dead_letters_a_row(resources: dict[str, Any], name: str) -> None:
+    policy = resources[name]["Properties"]["RedrivePolicy"]
     assert policy["maxReceiveCount"] == 1000, "the maximum of SQS"
     assert policy["deadLetterTargetArn"] == {"Fn::GetAtt": ["DeadLetterQueue", "Arn"]}
 
@@ -112,8 +159,9 @@ def test_every_event_goes_to_the_alias_that_a_rollback_moves(
     configured = of_type(resources, "AWS::Lambda::EventInvokeConfig").values()
     assert {c["Qualifier"] for c in configured} == {"live"}
     environment = resources["EditorFunction"]["Properties"]["Environment"]["Variables"]
-    started = [environment[f"{name}_FUNCTION"]["Fn::Sub"] for name in ("SPLITTER", "REPORTER")]
-    assert started == [f"${{AWS::StackName}}-{name}:live" for name in ("splitter", "reporter")]
+    for name in ("splitter", "collector", "reporter"):
+        started = environment[f"{name.upper()}_FUNCTION"]["Fn::Sub"]
+        assert started == f"${{AWS::StackName}}-{name}:live"
 
 
 def test_a_change_of_a_layer_alone_makes_a_new_version_of_every_function(tmp_path: Path) -> None:
@@ -178,6 +226,7 @@ def test_no_asynchronous_event_is_lost(resources: dict[str, Any]) -> None:
     where = {
         c["FunctionName"]["Ref"]: c["DestinationConfig"]["OnFailure"]["Destination"]
         for c in configured
+        if c["FunctionName"]["Ref"] != "CollectorFunction"
     }
     lost = {"Fn::GetAtt": ["AsyncFailuresQueue", "Arn"]}
     assert where == {"SplitterFunction": lost, "ReporterFunction": lost}

@@ -96,6 +96,21 @@ def test_the_user_is_asked_in_a_terminal(cli: CliHarness, terminal: None) -> Non
     assert "again" not in cli.succeed("submit", moved).stderr
 
 
+def test_rows_edited_again_in_batches_cost_the_price_of_batches(cli: CliHarness) -> None:
+    live = cli.succeed("submit", cli.csv(*ROWS), "--no-resume").stderr
+    assert f"3 rows {AGAIN}0.4" in live
+    batch = cli.succeed("submit", cli.csv(*ROWS), "--no-resume", "--batch").stderr
+    assert f"3 rows {AGAIN}0.2" in batch
+
+
+def test_a_question_without_an_answer_ends_the_command_quietly(
+    cli: CliHarness, terminal: None
+) -> None:
+    result = cli.run("submit", cli.csv(*ROWS), "--no-resume", stdin="")
+    assert (result.exit_code, cli.input_bucket.puts) == (1, [])
+    assert "bug" not in result.stderr
+
+
 def test_without_endpoints_the_rows_are_counted_all_the_same(cli: CliHarness) -> None:
     cli.secret = None
     result = cli.succeed("submit", cli.csv(*ROWS), "--no-resume")

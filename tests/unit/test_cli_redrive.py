@@ -8,6 +8,7 @@ import boto3
 import pytest
 from botocore.stub import Stubber
 
+from darkroom.jobs import JobOptions
 from darkroom_cli.aws import SqsDeadLetterQueue
 from darkroom_cli.error_messages import CommandFailed
 from darkroom_cli.session import Session
@@ -41,6 +42,12 @@ def test_a_redrive_by_job_and_reason_moves_only_those(cli: CliHarness) -> None:
     assert {(m.job, m.reason) for m in cli.dead_letters.rows_queue} == {("jobs/a", "quota_spent")}
     assert len(cli.dead_letters.visible) == 36
     assert cli.dead_letters.hidden == []
+
+
+def test_redriven_rows_of_a_batch_job_go_into_the_next_batch(cli: CliHarness) -> None:
+    assert "batch" not in cli.succeed("redrive", "jobs/a").stdout
+    cli.ledger.start(running("jobs/b", options=JobOptions(mode="batch")), 60)
+    assert "and go into the next batch." in cli.succeed("redrive", "jobs/b").stdout
 
 
 def test_without_a_filter_sqs_moves_all_messages(cli: CliHarness) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.jobs import Checkpoint, JobOptions, RejectedUpload, Run, RunState, Source, Totals
+from darkroom.ledger.batches import BatchRecord, BatchState
 from darkroom.report.manifest import ManifestFormat
 from darkroom.report.rows import ReportRow
 from darkroom.report.summary import Aggregate
@@ -361,3 +362,133 @@ def test_status_shows_uploads_that_were_rejected(cli: CliHarness) -> None:
     run = replace(record.run, rejected_uploads=(upload,))
     cli.ledger.runs[JOB, run.run] = replace(record, run=run)
     assert "The file is empty." in cli.run("status", JOB).stdout
+
+
+def start_batch_job(cli: CliHarness, rows: int) -> Run:
+    source, options = Source("in", f"{JOB}.csv", "v1"), JobOptions(mode="batch")
+    started = running(JOB, source=source, options=options, started_at=cli.clock.now())
+    assert cli.ledger.start(started, 60)
+    cli.ledger.finish_split(started, Totals(rows=rows, queued=rows), [])
+    return cli.ledger.current_run(JOB)
+
+
+def add_batch(
+    cli: CliHarness, name: str, rows: int, state: BatchState = BatchState.SUBMITTED, job: str = JOB
+) -> None:
+    now = cli.clock.now()
+    record = BatchRecord(name, job, "run-1", "g", "key", "model", now, state, rows=rows)
+    cli.batches.create(replace(record, submitted_at=now), [])
+
+
+def test_status_shows_rows_waiting_submitted_and_done(cli: CliHarness) -> None:
+    run = start_batch_job(cli, 1_300)
+    add_batch(cli, "closed", 50, BatchState.CLOSED)
+    add_batch(cli, "other", 70, job="jobs/another")
+    add_batch(cli, "a", 500)
+    first = cli.clock.now()
+    cli.clock.time += 3_600
+    add_batch(cli, "b", 500)
+    add_batch(cli, "c", 200)
+    add_batch(cli, "new", 0, BatchState.PREPARING)
+    settle(cli, run, 0, GOOD)
+    cli.clock.time += 4_200
+    lines = cli.succeed("status", JOB).stdout.splitlines()
+    since = datetime.fromtimestamp(first).astimezone()
+    submitted = f"1,200 rows in 3 batches, the oldest since {since:%H:%M} (2 h 10 min)"
+    assert {"mode: batch", f"submitted: {submitted}", "queued: 99 rows not in a batch"} <= {*lines}
+    assert not any(line.startswith("left:") for line in lines)  # the providers decide
+    answer = cli.json("status", JOB)
+    assert answer["in_batches"] == {
+        "queued": 99,
+        "submitted": 1_200,
+        "batches": 3,
+        "oldest_at": first,
+        "oldest_seconds": 7_800,
+    }
+    assert (answer["mode"], answer["eta_seconds"]) == ("batch", None)
+
+
+def test_rows_of_a_batch_job_wait_before_the_first_batch(cli: CliHarness) -> None:
+    start_batch_job(cli, 2)
+    assert "queued: 2 rows not in a batch" in cli.succeed("status", JOB).stdout.splitlines()
+
+
+def test_answers_that_are_being_collected_are_not_counted_twice(cli: CliHarness) -> None:
+    run = start_batch_job(cli, 3)
+    add_batch(cli, "a", 3)
+    settle(cli, run, 0, GOOD)
+    found = cli.json("status", JOB)["in_batches"]
+    assert (found["queued"], found["submitted"]) == (0, 2)
+
+
+def test_a_live_job_does_not_read_the_batches(cli: CliHarness) -> None:
+    start(cli, rows=2, queued=2)
+    cli.batches.open = Mock(side_effect=AssertionError)  # type: ignore[method-assign]
+    assert cli.json("status", JOB)["in_batches"] is None
+
+
+def test_rows_of_an_earlier_uploads_batches_are_shown_in_a_live_upload(cli: CliHarness) -> None:
+    start_batch_job(cli, 2)
+    add_batch(cli, "a", 2)
+    later = running(JOB, run="run-2", sequencer="02")
+    assert cli.ledger.start(later, 60)
+    cli.ledger.finish_split(later, Totals(rows=2, queued=2), [])
+    assert cli.json("status", JOB)["in_batches"]["submitted"] == 2
+
+
+def test_a_watch_of_batches_polls_seldom_and_says_now_and_then_that_it_waits(
+    cli: CliHarness,
+) -> None:
+    run = start_batch_job(cli, 1)
+    add_batch(cli, "a", 1)
+    ends_at = cli.clock.now() + 3_600
+
+    def work() -> None:
+        if cli.clock.now() >= ends_at:
+            settle(cli, run, 0, GOOD)
+            cli.batches.batches.clear()
+            assert cli.ledger.begin_report(run, 60)
+            assert cli.ledger.finish_report(run, cli.clock.now())
+
+    cli.clock.on_sleep = work
+    printed = cli.succeed("status", JOB, "--watch").stderr.splitlines()
+    assert set(cli.clock.slept) == {15.0}
+    assert printed[0] == "0/1 row · 1 submitted in 1 batch 0 s ago"
+    assert "0/1 row · 1 submitted in 1 batch 50 min ago" in printed
+    assert len(printed) == 6  # one every ten minutes
+
+
+def test_a_watch_survives_ten_minutes_without_aws_and_says_that_the_job_continues(
+    cli: CliHarness,
+) -> None:
+    start_batch_job(cli, 1)
+    add_batch(cli, "a", 1)
+    dark_until = cli.clock.now() + 600
+    read = cli.ledger.current
+
+    def current(job: str) -> Run | None:
+        if cli.clock.now() < dark_until:
+            raise ServiceUnavailable("the ledger does not answer")
+        return read(job)
+
+    cli.ledger.current = current  # type: ignore[method-assign]
+
+    def work() -> None:
+        if cli.clock.now() == dark_until:
+            assert read(JOB)
+            cli.ledger.stop(JOB)
+
+    cli.clock.on_sleep = work
+    assert "state: stopped" in cli.run("status", JOB, "--watch").stdout
+    dark_until, cli.clock.on_sleep = float("inf"), lambda: None
+    ended = cli.run("status", JOB, "--watch")
+    assert ended.exit_code == 1
+    assert "The job continues: darkroom status" in ended.stderr
+
+
+def test_stop_says_what_becomes_of_the_batches(cli: CliHarness) -> None:
+    start_batch_job(cli, 2)
+    add_batch(cli, "a", 2)
+    text = cli.succeed("stop", JOB).stdout
+    assert "Its batches are cancelled at their providers within minutes" in text
+    assert "submitted: 2 rows in 1 batch" in cli.run("status", JOB).stdout

@@ -1,4 +1,4 @@
-"""The job option `fallback`: which endpoints may serve a row when it is off."""
+"""The job options `fallback` and `mode`: which endpoints may serve a row, and how."""
 
 from datetime import date
 
@@ -9,16 +9,18 @@ from darkroom.editor.waiting import CurrentRuns
 from darkroom.endpoints import Endpoint
 from darkroom.errors import Ineligible
 from darkroom.jobs import JobOptions
-from darkroom.rows import Claim
+from darkroom.rows import Claim, Mode
 from tests.fakes.editing import row_message
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.services import FakeClock, FakeTelemetry
 
 
-def context(model: str | None, *, fallback: bool) -> RowCallContext:
+def context(
+    model: str | None = None, *, fallback: bool = True, mode: Mode = "live"
+) -> RowCallContext:
     clock = FakeClock()
     ledger = FakeLedger(clock)
-    run = ledger.start(running("jobs/p", options=JobOptions(fallback=fallback)), 60)
+    run = ledger.start(running("jobs/p", options=JobOptions(fallback=fallback, mode=mode)), 60)
     assert run is not None
     message = row_message(run.run, job="jobs/p", model=model)
     claim = ledger.claim(message, run, "worker", 60)
@@ -66,3 +68,24 @@ def test_without_fallback_a_deployment_serves_rows_of_its_model() -> None:
 def test_with_fallback_every_endpoint_may_serve_a_row() -> None:
     row = context("gemini-3-pro-image", fallback=True)
     assert [row.plan(each).model for each in (GEMINI, OPENAI)] == [GEMINI.model, OPENAI.model]
+
+
+def test_flex_is_asked_for_where_the_model_has_it_at_half_the_price() -> None:
+    row = context(mode="flex")
+    flex = row.adapted(GEMINI)
+    assert flex.service_tier == "flex"
+    full, half = (c.plan(e).worst_cost_micro_usd for c, e in ((context(), GEMINI), (row, flex)))
+    assert full is not None
+    assert half == pytest.approx(full / 2, rel=0.01)
+
+
+def test_with_mode_flex_an_endpoint_without_it_serves_no_row() -> None:
+    row = context(mode="flex")
+    with pytest.raises(Ineligible, match="the job's mode is flex"):
+        row.plan(row.adapted(OPENAI))
+
+
+def test_in_other_modes_an_endpoint_is_used_as_it_is_configured() -> None:
+    configured = GEMINI.model_copy(update={"service_tier": "flex"})
+    for endpoint_ in (GEMINI, configured):
+        assert context().adapted(endpoint_) == endpoint_

@@ -108,6 +108,8 @@ def test_every_option_is_parsed_and_has_a_default() -> None:
         "retry-failed": ("TRUE", True),
         "instruction": ("Paint the {Name} red", "Paint the {Name} red"),
         "fallback": ("off", False),
+        "mode": ("Batch", "batch"),
+        "batch-fallback": ("batch", "batch"),
         "instruction-column": ("Anweisung", "Anweisung"),
         "output-name-column": ("Datei", "Datei"),
         "budget-usd": ("$2.50", 2.5),
@@ -274,3 +276,13 @@ def test_any_text_is_a_filter_or_is_rejected(text: str) -> None:
     except JobRejected as error:
         sentence = str(error)
         assert sentence.endswith(".")
+
+
+@pytest.mark.parametrize("mode", ["33188", "0644", "100644"])
+def test_mode_of_a_file_that_an_upload_tool_adds_is_ignored(mode: str) -> None:
+    assert parse_options({"mode": mode}).mode == "live"
+
+
+def test_unknown_mode_fails_the_job_with_the_valid_ones() -> None:
+    with pytest.raises(JobRejected, match=r"mode.*'half'.*live, flex, batch"):
+        parse_options({"mode": "half"})

@@ -582,3 +582,14 @@ def test_a_row_that_could_not_be_read_shows_its_cells() -> None:
     (page,) = pages(*selection.rows())
     for name, value in (("image_url", "a.jpg"), ("instruction", "make it blue"), ("n", "x")):
         assert f"<dt>{name}</dt><dd>{value}</dd>" in page
+
+
+def test_the_mode_is_shown_in_jobs_that_have_one() -> None:
+    mode = "<dt>Mode</dt><dd>{}</dd>"
+    assert mode.format("batch") in card(**EDITED, mode="batch")
+    (live,) = pages(report_row(0, **EDITED))
+    assert "<dt>Mode</dt>" not in live
+    assert "<dt>In batches</dt>" not in live
+    options = JobOptions(mode="batch")
+    (batch,) = pages(report_row(0, **EDITED), options=options)
+    assert mode.format("live") in batch  # called for, because its batch gave no answer

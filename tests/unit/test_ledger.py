@@ -36,6 +36,7 @@ from darkroom.splitter import CsvUploaded, Splitter
 from darkroom.sweep import Sweep
 from tests.fakes.csv_files import rows_of
 from tests.fakes.editing import JOB, EditorHarness, ScriptedDispatcher, png
+from tests.fakes.ledger import FakeBatchLedger
 from tests.fakes.lockstep import Fault, Stepped, Worker, step
 from tests.fakes.splitting import CsvBucket
 
@@ -148,6 +149,7 @@ class LedgerMachine(RuleBasedStateMachine):
             runs=cast("RunLedger", Stepped(self.ledger, "ledger")),
             rows=cast("RowLedger", Stepped(self.ledger, "ledger")),
             queue=cast("RowQueue", Stepped(self.queue, "queue")),
+            batch_queue=self.harness.batch_queue,
             store=self.bucket,
             clock=self.clock,
             telemetry=self.harness.telemetry,
@@ -161,6 +163,8 @@ class LedgerMachine(RuleBasedStateMachine):
             runs=self.ledger,
             rows=self.ledger,
             queue=cast("RowQueue", Backlog(self)),
+            batch_queue=self.harness.batch_queue,
+            batches=FakeBatchLedger(self.ledger),
             clock=self.clock,
             telemetry=self.harness.telemetry,
             start_splitter=lambda event: self._start_split(event, "the end"),

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.report.manifest import OWN_COLUMNS, ManifestFormat, guard, header, unguard
+from darkroom.errors import Reason
+from darkroom.report.manifest import (
+    OWN_COLUMNS,
+    ManifestFormat,
+    guard,
+    header,
+    own_columns,
+    unguard,
+)
 from darkroom.report.rows import ReportRow
 from darkroom.rows import RowState
 from tests.fakes.reporting import report_row
@@ -27,7 +35,7 @@ def test_the_columns_are_the_contract() -> None:
     assert header(("image_url", "sku")) == (
         *("image_url", "sku", "row", "status", "reason", "detail", "output", "provider"),
         *("endpoint", "model", "fallback", "attempts", "latency_ms", "cost_usd"),
-        "possible_duplicate_charges",
+        *("possible_duplicate_charges", "mode"),
     )
 
 
@@ -53,8 +61,23 @@ def test_a_succeeded_row_names_its_images_and_the_call_that_made_them() -> None:
         | {"image_url": "a.jpg", "row": "7", "status": "succeeded", "reason": "", "detail": ""}
         | {"output": "jobs/p/images/a.png|jobs/p/images/a-1.png", "fallback": "true"}
         | {"attempts": "2", "latency_ms": "8123", "cost_usd": "0.039000"}
-        | {"possible_duplicate_charges": "1"}
+        | {"possible_duplicate_charges": "1", "mode": "live"}
     ]
+
+
+def test_the_mode_is_that_of_the_call_or_batch_and_empty_without_one() -> None:
+    batch = report_row(endpoint="g", mode="batch")
+    refused = report_row(status=RowState.FAILED, reason=Reason.REFUSED, endpoint="g", mode="batch")
+    bad_input = report_row(status=RowState.FAILED, reason=Reason.BAD_INPUT)
+    assert [line["mode"] for line in manifest_of(batch, refused, bad_input)] == [
+        *("batch", "batch", ""),
+    ]
+
+
+def test_a_manifest_of_an_earlier_version_lacks_the_newest_columns() -> None:
+    names = header(("image_url", "row"))
+    assert own_columns(names) == OWN_COLUMNS
+    assert own_columns(names[:-1]) == OWN_COLUMNS[:-1]
 
 
 def test_an_unknown_cost_is_empty_and_no_cost_is_zero() -> None:

@@ -22,6 +22,7 @@ from darkroom.providers.errors import (
 )
 from darkroom.providers.gemini import FINISH_TABLE, GEMINI_TABLE
 from darkroom.providers.openai import OPENAI_TABLE
+from darkroom.providers.openai_batch import OPENAI_BATCH_TABLE
 from darkroom.providers.registry import Provider
 
 KEY = "sk-proj-abcdefgh12345678"
@@ -106,14 +107,34 @@ GEMINI_CASES = [
 ]
 
 
-both_tables = pytest.mark.parametrize(
-    "table", [OPENAI_TABLE, GEMINI_TABLE], ids=["openai", "gemini"]
+EXPIRED = "This request could not be executed before the completion window expired."
+ENQUEUED = "Enqueued token limit reached for gpt-image-2 in organization org-1. Limit: 900,000."
+NO_FILE = "Cannot find file file-7wY, or organization org-bfa does not have access to it."
+OPENAI_BATCH_CASES = [
+    *OPENAI_CASES,
+    (400, ["invalid_request"], NO_FILE, Outcome.UNAVAILABLE),
+    (0, ["batch_expired"], EXPIRED, Outcome.UNAVAILABLE),
+    (0, ["batch_cancelled"], "", Outcome.UNAVAILABLE),
+    (0, ["request_timeout"], "", Outcome.UNAVAILABLE),
+    (400, ["token_limit_exceeded"], ENQUEUED, Outcome.RATE_LIMITED),
+    (400, [], ENQUEUED, Outcome.RATE_LIMITED),  # as other codes have it
+    (400, ["duplicate_custom_id"], "", Outcome.BAD_REQUEST),
+    (400, ["invalid_json_line"], "This line is not parseable.", Outcome.BAD_REQUEST),
+    (400, ["model_not_found"], "The provided model is not supported.", Outcome.MODEL_UNAVAILABLE),
+    (400, ["billing_hard_limit_reached"], "", Outcome.QUOTA_SPENT),
+]
+
+all_tables = pytest.mark.parametrize(
+    "table",
+    [OPENAI_TABLE, OPENAI_BATCH_TABLE, GEMINI_TABLE],
+    ids=["openai", "openai-batch", "gemini"],
 )
 
 
 @pytest.mark.parametrize(
     ("table", "status", "found", "text", "outcome"),
     [(OPENAI_TABLE, *case) for case in OPENAI_CASES]
+    + [(OPENAI_BATCH_TABLE, *case) for case in OPENAI_BATCH_CASES]
     + [(GEMINI_TABLE, *case) for case in GEMINI_CASES],
 )
 def test_failures_are_classified_by_the_providers_table(
@@ -122,10 +143,11 @@ def test_failures_are_classified_by_the_providers_table(
     assert classified(table, status, *found, text=text).outcome is outcome
 
 
-@both_tables
+@all_tables
 def test_each_rule_decides_at_least_one_case(table: tuple[Rule, ...]) -> None:
     """For each rule there is a failure that it matches and no rule before it does."""
-    cases = OPENAI_CASES if table is OPENAI_TABLE else GEMINI_CASES
+    of_openai = OPENAI_CASES if table is OPENAI_TABLE else OPENAI_BATCH_CASES
+    cases = GEMINI_CASES if table is GEMINI_TABLE else of_openai
     failures = [Failure(s, names(*n), t) for s, n, t, _ in cases]
     failures += [Failure(status, frozenset(), "page", is_json=False) for status in (404, 403)]
     # Names without their usual status:
@@ -146,7 +168,7 @@ def test_a_daily_limit_is_distinguished_from_one_per_minute() -> None:
     assert not classified(GEMINI_TABLE, 429, "quota:minute", text=BILLING).daily
 
 
-@both_tables
+@all_tables
 @pytest.mark.parametrize("status", [400, 403, 404, 422, 502, 503])
 def test_a_proxys_page_blames_neither_key_nor_row(table: tuple[Rule, ...], status: int) -> None:
     page = "<html><head><title>403 Forbidden</title></head><body>cloudflare</body></html>"
@@ -155,13 +177,13 @@ def test_a_proxys_page_blames_neither_key_nor_row(table: tuple[Rule, ...], statu
     assert failed.detail == "403 Forbidden"
 
 
-@both_tables
+@all_tables
 def test_a_missing_model_is_the_endpoints_by_the_tables(table: tuple[Rule, ...]) -> None:
     failed = classified(table, 404, "model_not_found", text="no such model")
     assert failed.outcome is Outcome.MODEL_UNAVAILABLE
 
 
-@both_tables
+@all_tables
 @pytest.mark.parametrize("status", [302, 418, 451, 299])
 def test_a_response_that_no_rule_matches_is_unavailable_and_unknown_with_its_text(
     table: tuple[Rule, ...], status: int

@@ -56,12 +56,13 @@ def plan(
     *images: SourceImage,
     mask: SourceImage | None = None,
     today: date = TODAY,
+    batch: bool = False,
     **settings: Any,
 ) -> CallPlan:
     """`at` is an endpoint, or the model of one."""
     request = RowRequest.model_validate({"instruction": "make it red", **settings})
     of = endpoint(at) if isinstance(at, str) else at
-    return plan_call(request, images, mask, of, today)
+    return plan_call(request, images, mask, of, today, batch=batch)
 
 
 def test_request_that_fits_is_sent_unchanged_without_a_warning() -> None:
@@ -421,6 +422,26 @@ def test_flex_costs_half() -> None:
     listed = plan(PRO, photo(), resolution="4K").worst_cost_micro_usd or 0
     flex = plan(endpoint(PRO, service_tier="flex"), photo(), resolution="4K")
     assert flex.worst_cost_micro_usd == pytest.approx(listed / 2, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("at", "factor"),
+    [
+        (PRO, 0.5),
+        ("gpt-image-2", 0.5),
+        (endpoint(PRO, service_tier="flex"), 0.5),  # not half of half
+        (endpoint(PRO, prices={"image": 0.1}), 0.5),
+        ("dall-e-2", 1),  # has no batches
+    ],
+)
+def test_a_batch_costs_what_the_catalogue_says(at: str | Endpoint, factor: float) -> None:
+    live = plan(
+        endpoint(at) if isinstance(at, str) else at.model_copy(update={"service_tier": None})
+    )
+    batched = plan(at, batch=True)
+    assert batched.worst_cost_micro_usd == pytest.approx(
+        (live.worst_cost_micro_usd or 0) * factor, abs=1
+    )
 
 
 @pytest.mark.parametrize("name", ["models/gemini-3-pro-image", "gpt-image-2-2026-04-21", "flux-9"])

@@ -222,7 +222,7 @@ def test_rows_of_an_earlier_upload_stay_succeeded_and_are_counted_apart() -> Non
     assert summary["counts"]["succeeded"] == 2
     assert summary["counts"]["resumed"] == 1
     cost = {"this_run_usd": 0.04, "earlier_runs_usd": 0.134, "total_usd": 0.174}
-    assert summary["cost"] == cost | {"unpriced_rows": 0}
+    assert summary["cost"] == cost | {"unpriced_rows": 0, "unclaimed_usd": 0}
     assert summary["fallback"] == {"rows": 1, "rate": 1.0, "note": None}
     assert [x["endpoint"] for x in harness.manifest] == ["gemini-main", "gemini-main"]
 
@@ -237,7 +237,7 @@ def test_the_total_includes_results_that_a_later_upload_replaced_or_dropped() ->
     harness.report()
     total = pytest.approx(spent + 0.04)
     cost = {"this_run_usd": 0.04, "earlier_runs_usd": spent, "total_usd": total}
-    assert harness.summary["cost"] == cost | {"unpriced_rows": 0}
+    assert harness.summary["cost"] == cost | {"unpriced_rows": 0, "unclaimed_usd": 0}
     harness.reject_file("The file is empty.", run="run-3", sequencer="3")
     harness.report()
     assert harness.summary["cost"]["total_usd"] == total
@@ -730,3 +730,29 @@ def test_a_line_break_in_a_key_adds_no_line_to_the_notification() -> None:
     assert len(body.splitlines()) == len(plain.splitlines())
     assert "\x1b" not in subject + body
     assert "\n" not in subject
+
+
+def test_job_json_has_rows_and_cost_of_each_mode_and_answers_that_no_row_has() -> None:
+    csv = "image_url,instruction\n" + "".join(f"{n}.jpg,night\n" for n in range(4))
+    harness = ReportHarness(csv, options=JobOptions(mode="batch"))
+    harness.start()
+    in_batch = replace(EDITED, mode="batch", cost_micro_usd=67_000)
+    refused = replace(in_batch, status=RowState.FAILED, reason=Reason.REFUSED, outputs=())
+    results = (in_batch, in_batch, refused, EDITED)
+    for row, result in zip(harness.job_rows, results, strict=True):
+        harness.settle(row, result)
+    harness.add_to_counters(cost_micro_usd=67_000, transitions=1)  # of a duplicate answer
+    harness.report()
+    assert [line["mode"] for line in harness.manifest] == ["batch", "batch", "batch", "live"]
+    summary = harness.summary
+    assert summary["options"]["mode"] == "batch"
+    assert summary["modes"] == [
+        {"mode": "batch", "succeeded": 2, "failed": 1, "dead": 0, "cost_usd": 0.201},
+        {"mode": "live", "succeeded": 1, "failed": 0, "dead": 0, "cost_usd": 0.134},
+    ]
+    cost = summary["cost"]
+    assert (cost["unclaimed_usd"], cost["this_run_usd"]) == (0.067, pytest.approx(0.402))
+    page = harness.text("report.html")
+    assert "<dt>In batches</dt><dd>3<small>$0.201</small>" in page
+    assert "<dt>Live</dt><dd>1<small>$0.134</small>" in page
+    assert "$0.067 of the cost is for answers of batches that no row waited for" in page

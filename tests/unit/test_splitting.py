@@ -59,6 +59,13 @@ def test_invalid_and_skipped_rows_are_counted_not_queued(harness: SplitterHarnes
     assert harness.run.totals == Totals(rows=5, queued=2, invalid=1, skipped=2)
 
 
+def test_rows_of_a_job_with_mode_batch_go_to_a_queue_of_their_own(
+    harness: SplitterHarness,
+) -> None:
+    harness.split(harness.upload(csv_of(3), mode="batch"))
+    assert (len(harness.queue.sent), len(harness.batch_queue.sent)) == (0, 3)
+
+
 def test_a_csv_of_invalid_rows_only_is_done_at_once_and_its_warnings_are_stored(
     harness: SplitterHarness,
 ) -> None:

@@ -6,11 +6,12 @@ import pytest
 
 from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.jobs import RunState
-from darkroom.rows import Claim, NotSent, RowMessage, RowRecord, RowResult, RowState
+from darkroom.ledger.batches import BatchRecord
+from darkroom.rows import Claim, NotSent, RowMessage, RowRecord, RowResult, RowState, Submission
 from darkroom.splitter import CsvUploaded
 from darkroom.sweep import Sweep
 from tests.fakes.csv_files import HEADER
-from tests.fakes.services import fail_once
+from tests.fakes.services import FakeQueue, fail_once
 from tests.fakes.splitting import JOB, Crash, SplitterHarness
 
 HOUR, DAY = 3600.0, 86_400.0
@@ -41,6 +42,8 @@ class SweepHarness(SplitterHarness):
             runs=self.ledger,
             rows=self.ledger,
             queue=self,  # type: ignore[arg-type]  # of RowQueue, only the backlog
+            batch_queue=FakeQueue(),
+            batches=self.batches,
             lost_events=self,
             clock=self.clock,
             telemetry=self.telemetry,
@@ -98,6 +101,23 @@ def test_rows_whose_messages_are_gone_are_queued_again(harness: SweepHarness) ->
     assert (harness.run.totals, harness.run.split_done) == (totals, True)
     harness.edit()
     assert harness.is_settled()
+
+
+def test_rows_in_a_batch_are_neither_queued_again_nor_ended(harness: SweepHarness) -> None:
+    harness.split(harness.upload(csv_of(1)))
+    (message,) = harness.queue.sent
+    claim = harness.ledger.claim(message, harness.run, "submitter", 90)
+    assert isinstance(claim, Claim)
+    batch = BatchRecord("b1", JOB, harness.run.run, "e", "k", "gpt-image-1.5", created_at=0.0)
+    harness.batches.create(batch, [message.key])
+    harness.ledger.mark_submitted(claim, "b1", Submission(message, "gpt-image-1.5"), "e")
+    harness.lose_all()
+    for _ in range(30):
+        harness.sweep(HOUR)
+    assert len(harness.queue.sent) == 1
+    harness.ledger.stop(JOB)
+    harness.sweep(HOUR)
+    assert [row.state for row in harness.ledger.all(JOB)] == [RowState.SUBMITTED]
 
 
 def test_rows_are_queued_again_before_their_messages_are_14_days_old(

@@ -7,6 +7,7 @@ Imports are inside the methods, so that each Lambda function loads only what it 
 import os
 import pkgutil
 import random
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, cached_property, partial
@@ -18,17 +19,28 @@ from darkroom.providers.registry import PROVIDERS, Provider
 from darkroom.settings import Settings
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+    from darkroom.aws.batch_table import BatchTable
+    from darkroom.aws.endpoint_table import DynamoDBEndpointStates
     from darkroom.aws.events import LostUploads
     from darkroom.aws.ledger_table import LedgerTable
     from darkroom.aws.s3 import S3CsvStore, S3ObjectStore
+    from darkroom.aws.secrets import SecretsManagerSource
     from darkroom.aws.sqs import SqsRowQueue
     from darkroom.aws.telemetry import PowertoolsTelemetry
+    from darkroom.batches.collector import Collector
+    from darkroom.batches.endpoints import BatchEndpoints
+    from darkroom.batches.returns import RowReturns
+    from darkroom.batches.submitter import RowSubmitter, Submitter
     from darkroom.dispatch.dispatcher import TieredDispatcher
     from darkroom.editor.batch import Completion, EditorBatch
     from darkroom.editor.leases import Timings
     from darkroom.editor.row_editor import RowEditor
     from darkroom.editor.waiting import CurrentRuns, JobWaits
-    from darkroom.ports import ImageEditor, Telemetry
+    from darkroom.endpoints import Endpoint
+    from darkroom.fetcher import SafeImageFetcher
+    from darkroom.ports import BatchProvider, ImageEditor, Telemetry
     from darkroom.report.reporter import Reporter
     from darkroom.splitter import CsvUploaded, Splitter
     from darkroom.sweep import Sweep
@@ -71,7 +83,7 @@ def aws_client(service: str) -> Any:
 
 
 class Wiring:
-    """The use cases of the three functions with their adapters, each built once, at first use.
+    """The use cases of the functions with their adapters, each built once, at first use.
 
     A caller outside Lambda passes what differs there: where clients connect to, shorter timings,
     and how another function is started.
@@ -101,6 +113,7 @@ class Wiring:
             runs=self.ledger,
             rows=self.ledger,
             queue=self._queue,
+            batch_queue=self._batch_queue,
             store=self._csv_store,
             clock=self._clock,
             telemetry=self._telemetry,
@@ -119,6 +132,8 @@ class Wiring:
             runs=self.ledger,
             rows=self.ledger,
             queue=self._queue,
+            batch_queue=self._batch_queue,
+            batches=self.batches,
             clock=self._clock,
             telemetry=self._telemetry,
             lost_events=self._lost_uploads,
@@ -142,6 +157,46 @@ class Wiring:
             telemetry=self._telemetry,
             threads=self._settings.rows_per_worker,
             timings=self._timings,
+        )
+
+    @cached_property
+    def submitter(self) -> "Submitter":
+        from darkroom.batches.submitter import Submitter
+
+        worker = self._row_submitter
+        return Submitter(
+            worker=worker,
+            drafts=worker.drafts,
+            endpoints=worker.endpoints,
+            returns=self._row_returns,
+            rows=self.ledger,
+            runs=self._current_runs,
+            waits=self._job_waits,
+            queue=self._batch_queue,
+            completion=self._completion,
+            clock=self._clock,
+            telemetry=self._telemetry,
+        )
+
+    @cached_property
+    def collector(self) -> "Collector":
+        from darkroom.batches.collector import Collector
+
+        worker = self._row_submitter
+        return Collector(
+            batches=self.batches,
+            rows=self.ledger,
+            runs=self._current_runs,
+            waits=self._job_waits,
+            endpoints=worker.endpoints,
+            images=worker.images,
+            worker=worker,
+            returns=self._row_returns,
+            completion=self._completion,
+            clock=self._clock,
+            telemetry=self._telemetry,
+            continue_later=self._continue_collection,
+            on_unknown_outcome=self._settings.on_unknown_outcome,
         )
 
     @cached_property
@@ -177,7 +232,6 @@ class Wiring:
     def _row_editor(self) -> "RowEditor":
         from darkroom.editor.image_storage import ImageStorage
         from darkroom.editor.row_editor import RowEditor
-        from darkroom.fetcher import SafeImageFetcher
         from darkroom.images.memory import MemoryBudget
 
         memory_mb = self._settings.aws_lambda_function_memory_size
@@ -187,8 +241,9 @@ class Wiring:
             waits=self._job_waits,
             images=ImageStorage(self._results, self.ledger, self._clock, self._telemetry),
             queue=self._queue,
-            fetcher=SafeImageFetcher.from_settings(self._client("s3"), self._settings),
+            fetcher=self._fetcher,
             dispatcher=self._dispatcher,
+            batch_queue=self._batch_queue,
             clock=self._clock,
             telemetry=self._telemetry,
             memory=MemoryBudget.of_function(memory_mb),
@@ -197,26 +252,84 @@ class Wiring:
         )
 
     @cached_property
-    def _dispatcher(self) -> "TieredDispatcher":
-        from darkroom.aws.endpoint_table import DynamoDBEndpointStates
-        from darkroom.aws.secrets import SecretsManagerSource
-        from darkroom.dispatch.account_limits import AccountLimits, ObservedEditor
-        from darkroom.dispatch.dispatcher import TieredDispatcher
+    def _row_submitter(self) -> "RowSubmitter":
+        from darkroom.batches.drafts import Drafts
+        from darkroom.batches.submitter import RowSubmitter
+        from darkroom.editor.image_storage import ImageStorage
+        from darkroom.images.memory import MemoryBudget
 
-        secret = SecretsManagerSource(
+        endpoints, clock, telemetry = self._batch_endpoints, self._clock, self._telemetry
+        return RowSubmitter(
+            rows=self.ledger,
+            runs=self._current_runs,
+            waits=self._job_waits,
+            images=ImageStorage(self._results, self.ledger, clock, telemetry),
+            queue=self._batch_queue,
+            fetcher=self._fetcher,
+            endpoints=endpoints,
+            drafts=Drafts(self.batches, endpoints, clock, telemetry, _new_batch_name),
+            live_queue=self._queue,
+            clock=clock,
+            telemetry=telemetry,
+            memory=MemoryBudget.of_function(self._settings.aws_lambda_function_memory_size),
+            on_unknown_outcome=self._settings.on_unknown_outcome,
+        )
+
+    @cached_property
+    def _row_returns(self) -> "RowReturns":
+        from darkroom.batches.returns import RowReturns
+
+        return RowReturns(
+            self.ledger, self._current_runs, self._row_submitter, self._queue, self._batch_queue
+        )
+
+    @cached_property
+    def _batch_endpoints(self) -> "BatchEndpoints":
+        from darkroom.batches.endpoints import BatchEndpoints
+        from darkroom.dispatch.state_cache import StateCache
+
+        rng = random.Random()  # noqa: S311  # for weights
+        states = StateCache(self._endpoint_states, self._clock, self._telemetry)
+        return BatchEndpoints(
+            self._secret_source, states, batch_provider, self._clock, self._telemetry, rng
+        )
+
+    @cached_property
+    def _fetcher(self) -> "SafeImageFetcher":
+        from darkroom.fetcher import SafeImageFetcher
+
+        return SafeImageFetcher.from_settings(self._client("s3"), self._settings)
+
+    @cached_property
+    def _secret_source(self) -> "SecretsManagerSource":
+        from darkroom.aws.secrets import SecretsManagerSource
+
+        return SecretsManagerSource(
             self._client("secretsmanager"),
             self._settings.endpoints_secret_arn,
             self._clock,
             self._telemetry,
         )
-        limits = AccountLimits(secret, self._telemetry)
+
+    @cached_property
+    def _endpoint_states(self) -> "DynamoDBEndpointStates":
+        from darkroom.aws.endpoint_table import DynamoDBEndpointStates
+
+        return DynamoDBEndpointStates(self._client("dynamodb"), self._settings.endpoints_table)
+
+    @cached_property
+    def _dispatcher(self) -> "TieredDispatcher":
+        from darkroom.dispatch.account_limits import AccountLimits, ObservedEditor
+        from darkroom.dispatch.dispatcher import TieredDispatcher
+
+        limits = AccountLimits(self._secret_source, self._telemetry)
 
         def editor_of(provider: Provider) -> "ImageEditor":
             return ObservedEditor(_image_editor(provider), limits)
 
-        states = DynamoDBEndpointStates(self._client("dynamodb"), self._settings.endpoints_table)
         rng = random.Random()  # noqa: S311  # for jitter
-        return TieredDispatcher(limits, states, editor_of, self._clock, rng, self._telemetry)
+        states, telemetry = self._endpoint_states, self._telemetry
+        return TieredDispatcher(limits, states, editor_of, self._clock, rng, telemetry)
 
     @cached_property
     def _current_runs(self) -> "CurrentRuns":
@@ -250,6 +363,21 @@ class Wiring:
         return SqsRowQueue(
             self._client("sqs"), settings.rows_queue_url, settings.dead_letter_queue_url
         )
+
+    @cached_property
+    def _batch_queue(self) -> "SqsRowQueue":
+        from darkroom.aws.sqs import SqsRowQueue
+
+        settings = self._settings
+        return SqsRowQueue(
+            self._client("sqs"), settings.batch_rows_queue_url, settings.dead_letter_queue_url
+        )
+
+    @cached_property
+    def batches(self) -> "BatchTable":
+        from darkroom.aws.batch_table import BatchTable
+
+        return BatchTable(self._client("dynamodb"), self._settings.ledger_table)
 
     @cached_property
     def _lost_uploads(self) -> "LostUploads":
@@ -288,6 +416,9 @@ class Wiring:
     def _continue_report(self, job: str, owner: str) -> None:
         self._start_function(self._settings.reporter_function, {"job": job, "owner": owner})
 
+    def _continue_collection(self, batch: str) -> None:
+        self._start_function(self._settings.collector_function, {"batch": batch})
+
     def _continue_later(self, upload: "CsvUploaded") -> None:
         from darkroom.aws.events import continuation_event
 
@@ -300,8 +431,21 @@ class Wiring:
         return self._given_start or partial(start_function, self._client("lambda"))
 
 
+def _new_batch_name() -> str:
+    """Unique, and what every provider accepts as a name."""
+    return f"darkroom-{uuid.uuid4().hex}"
+
+
 @cache
 def _image_editor(provider: Provider) -> "ImageEditor":
     """Each SDK is imported when its provider is first needed: openai only in a fallback."""
     adapter: ImageEditor = pkgutil.resolve_name(PROVIDERS[provider].adapter)()
+    return adapter
+
+
+def batch_provider(endpoint: "Endpoint", key: "SecretStr") -> "BatchProvider":
+    """The batch interface of an endpoint's provider."""
+    adapter: BatchProvider = pkgutil.resolve_name(PROVIDERS[endpoint.provider].batches)(
+        endpoint, key
+    )
     return adapter

@@ -102,8 +102,9 @@ def quoted_list(names: Iterable[str]) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """`1,000 rows`, `1 row`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """`1,000 rows`, `1 row`, `3 batches`."""
+    ending = "es" if noun.endswith("ch") else "s"
+    return f"{count:,} {noun}{'' if count == 1 else ending}"
 
 
 def money(usd: float) -> str:

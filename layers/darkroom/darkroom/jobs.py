@@ -3,12 +3,14 @@
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import PurePosixPath
+from typing import Literal
 
 from pydantic import Field
 
 from darkroom.errors import Waiting
-from darkroom.rows import EditSettings, StatusCounts
+from darkroom.rows import EditSettings, Mode, StatusCounts
 
+BatchFallback = Literal["live", "batch"]
 STOPPED_DETAIL = "the job was stopped: upload the CSV again to continue"  # of a row
 CSV_SUFFIXES = (".csv.gz", ".csv", ".CSV")  # whose uploads start a job: events in template.yaml
 
@@ -25,6 +27,8 @@ class JobOptions(EditSettings):
     resume: bool = True
     retry_failed: bool = False
     fallback: bool = True
+    mode: Mode = "live"
+    batch_fallback: BatchFallback = "live"
     instruction: str | None = None  # for rows without one; may contain {column}
     instruction_column: str | None = None
     output_name_column: str | None = None

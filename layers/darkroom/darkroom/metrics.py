@@ -29,6 +29,7 @@ class Metric(StrEnum):
     SECRET_UNUSABLE = "SecretUnusable"  # noqa: S105  # a name
     ROW_AGE = "RowAge"
     ROWS_WAITING = "RowsWaiting"
+    BATCH_AGE = "BatchAge"
 
     @property
     def unit(self) -> str:
@@ -41,4 +42,5 @@ _UNITS = {
     Metric.PROVIDER_LATENCY: "Milliseconds",
     Metric.SLOT_WAIT: "Milliseconds",
     Metric.ROW_AGE: "Seconds",
+    Metric.BATCH_AGE: "Seconds",
 }

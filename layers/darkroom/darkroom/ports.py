@@ -5,10 +5,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from pydantic import SecretStr
 
+from darkroom.batches.provider_batch import BatchAnswer, BatchGroup, BatchLimits, ProviderBatch
 from darkroom.calls import CallFailed, CallPlan, EditResult
 from darkroom.endpoint_state import (
     EndpointState,
@@ -20,9 +21,19 @@ from darkroom.endpoint_state import (
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.errors import Reason, Waiting
 from darkroom.jobs import Checkpoint, Counters, Run, Source, Totals
+from darkroom.ledger.batches import BatchRecord
 from darkroom.ledger.runs import RunRecord, UnfinishedJob
 from darkroom.metrics import Metric
-from darkroom.rows import Claim, NotClaimed, NotSent, Received, RowMessage, RowRecord, RowResult
+from darkroom.rows import (
+    Claim,
+    NotClaimed,
+    NotSent,
+    Received,
+    RowMessage,
+    RowRecord,
+    RowResult,
+    Submission,
+)
 
 MIN_PART_BYTES = 5 * 1024 * 1024  # of an upload's parts, the last one excepted (S3)
 
@@ -55,6 +66,77 @@ class ImageEditor(Protocol):
         """One call without retries, ended after `timeout_seconds` in all. Raises CallFailed."""
 
 
+class BatchProvider(Protocol):
+    """The batch interface of one endpoint, used with one of its keys. Thread-safe, cheap to make.
+
+    Methods with a time-out are network calls, ended after `timeout_seconds` in all. They raise
+    CallFailed, with the outcomes of single calls. A key sees the batches and files of its project,
+    which the keys of an endpoint have in common.
+    """
+
+    @property
+    def limits(self) -> BatchLimits: ...
+
+    def group(self, plan: CallPlan) -> BatchGroup:
+        """Which requests may share a batch with this one.
+
+        Raises Ineligible, in a sentence, when the endpoint or the model offers no batches, or the
+        request is too large for one.
+        """
+
+    def request_line(self, custom_id: str, plan: CallPlan) -> bytes:
+        """The request as one line of the file, with its line break; the images are in it.
+
+        `custom_id`: 1 to 64 ASCII letters, digits, "-" and "_", unique in its batch.
+        """
+
+    def create(
+        self, name: str, group: BatchGroup, requests: BinaryIO, timeout_seconds: float
+    ) -> ProviderBatch:
+        """Upload the file of requests, all of it, and start a batch with it.
+
+        The provider stores `name` (1 to 64 ASCII letters, digits, "-" and "_"). A CallFailed with
+        `maybe_charged`: the batch may exist; look for it with `find` before creating it again.
+        """
+
+    def find(
+        self, name: str, timeout_seconds: float, *, created_after: float
+    ) -> ProviderBatch | None:
+        """The newest batch with this name created after a Unix time in seconds.
+
+        Raises CallFailed (unavailable) also when there are too many batches to look through.
+        No provider promises that a batch is in its list at once: None soon after a failed `create`
+        does not prove that there is none.
+        """
+
+    def status(self, batch_id: str, timeout_seconds: float) -> ProviderBatch:
+        """The batch's current state. CallFailed (bad_request): the provider has no such batch."""
+
+    def results(
+        self,
+        batch: ProviderBatch,
+        plan_of: Callable[[str], CallPlan | None],
+        timeout_seconds: float,
+        *,
+        position: str = "",
+    ) -> Iterator[BatchAnswer]:
+        """The answers of an ended batch, streamed in any order, one at a time in memory.
+
+        `plan_of` gives the plan of a custom id, of which only model, n, size, resolution and
+        quality are read; None for one that no row has. `position`, of an earlier answer, continues
+        after that answer. `timeout_seconds` bounds each line, not the whole.
+        """
+
+    def cancel(self, batch_id: str, timeout_seconds: float) -> None:
+        """Ask the provider to stop. A batch that has ended is not an error."""
+
+    def delete_files(self, batch: ProviderBatch, timeout_seconds: float) -> None:
+        """Delete its files at the provider, as far as it allows.
+
+        Raises CallFailed only where a later try may succeed.
+        """
+
+
 class ImageFetcher(Protocol):
     """Loads the images that rows name."""
 
@@ -79,6 +161,9 @@ class CallContext(Protocol):
 
     The notifications raise ServiceUnavailable when the ledger does not answer.
     """
+
+    def adapted(self, endpoint: Endpoint) -> Endpoint:
+        """The endpoint as the row's job uses it."""
 
     def plan(self, endpoint: Endpoint) -> CallPlan:
         """Fit the row to the endpoint's model. Raises Ineligible, RowRejected."""
@@ -338,6 +423,29 @@ class RowLedger(Protocol):
         NotSent: do not call.
         """
 
+    def mark_submitted(
+        self,
+        claim: Claim,
+        batch: str,
+        submission: Submission,
+        endpoint: str,
+        *,
+        reserve: int = 0,
+        limit: int | None = None,
+    ) -> Claim | NotSent:
+        """Like `mark_sent`, for a request in a provider's batch. It ends the lease."""
+
+    def take_back(
+        self,
+        job: str,
+        record: RowRecord,
+        *,
+        cost_micro_usd: int = 0,
+        maybe_charged: bool = False,
+        refund_attempt: bool = False,
+    ) -> Claim | None:
+        """The batch gave the row no image: it can be claimed again. None: the row has changed."""
+
     def mark_failed_call(
         self, claim: Claim, *, cost_micro_usd: int = 0, maybe_charged: bool = False
     ) -> Claim | None:
@@ -354,6 +462,29 @@ class RowLedger(Protocol):
         """Write outcome, counters and budget in one transaction; False when the lease was lost.
 
         `result.cost_micro_usd` is the row's whole cost, earlier attempts included.
+        """
+
+
+class BatchLedger(Protocol):
+    """The batches that rows were submitted in. The methods raise ServiceUnavailable."""
+
+    def create(self, batch: BatchRecord, candidates: Sequence[str]) -> None:
+        """Record a new batch, of which `candidates` (row keys) may become part."""
+
+    def read(self, name: str) -> BatchRecord | None: ...
+
+    def candidates(self, name: str) -> Sequence[str]:
+        """As given to `create`."""
+
+    def open(self) -> Iterator[BatchRecord]:
+        """The batches that are not closed, of all jobs."""
+
+    def update(
+        self, name: str, transition: Callable[[BatchRecord], BatchRecord | None]
+    ) -> BatchRecord | None:
+        """Apply a pure `transition`, maybe more than once; None when it gives nothing to write.
+
+        A batch that becomes CLOSED adds its `unclaimed_cost` to its run, in one transaction.
         """
 
 

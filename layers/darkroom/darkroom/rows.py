@@ -22,6 +22,8 @@ Background = Literal["transparent", "opaque", "auto"]
 InputFidelity = Literal["low", "high"]
 Moderation = Literal["auto", "low"]
 ThinkingLevel = Literal["minimal", "low", "medium", "high"]
+# How calls are made: each by itself; by itself at a lower price; in a provider's batch.
+Mode = Literal["live", "flex", "batch"]
 
 
 class EditSettings(BaseModel):
@@ -79,6 +81,7 @@ class RowMessage(BaseModel):
     generation: int = 0
     queued_at: float = 0.0  # Unix seconds, when the row was first queued; 0: not known
     retry: bool = False  # the row was called for before: it precedes rows that were not
+    live: bool = False  # of a job with mode=batch: its batch gave no answer, so it is called for
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class Received:
 class RowState(StrEnum):
     CLAIMED = "claimed"
     SENT = "sent"
+    SUBMITTED = "submitted"  # in a provider's batch: no worker holds it
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     DEAD = "dead"
@@ -102,7 +106,7 @@ class RowState(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        return self not in (RowState.CLAIMED, RowState.SENT)
+        return self not in (RowState.CLAIMED, RowState.SENT, RowState.SUBMITTED)
 
     @property
     def unsuccessful(self) -> bool:
@@ -156,6 +160,7 @@ class CallResult:
     fallback_cause: str = ""  # which endpoint of an earlier tier rejected its keys, if that is why
     latency_ms: int = 0
     cost_micro_usd: int | None = 0  # of all the row's calls; None: not known
+    mode: Mode = "live"
     warnings: tuple[str, ...] = ()  # bounded in number and length
 
     def __post_init__(self) -> None:
@@ -170,6 +175,24 @@ class RowResult(CallResult):
     reason: Reason | None = None
     detail: str = ""
     outputs: tuple[str, ...] = ()  # keys in the results bucket
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What a row in a provider's batch is to be settled with when the batch has ended.
+
+    `model` to `quality` are those of its CallPlan: they determine the price.
+    """
+
+    message: RowMessage  # to queue the row again
+    model: str
+    n: int = 1
+    size: str | None = None
+    resolution: str | None = None
+    quality: str | None = None
+    fallback: bool = False
+    warnings: tuple[str, ...] = ()
+    at: float = 0.0  # Unix seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +218,11 @@ class RowRecord:
     sent_run: str | None = None  # SENT: the run of the call
     reserved: int = 0  # SENT: reserved in the job's budget for the call
     spent: int = 0  # known cost of earlier calls that gave no image
+    # The last batch the row was in, also when it was settled by it or taken back from it; a claim
+    # clears both. SUBMITTED, and taken back: `submission` too.
+    batch: str = ""
+    submission: Submission | None = None
+    left: tuple[str, ...] = ()  # batches that it was in when a later upload had it edited anew
     version: int = 0  # incremented by every write except a renewal of the lease
 
 
@@ -240,6 +268,7 @@ class NotClaimed(StrEnum):
     SETTLED = "settled"  # done already: delete it
     SUPERSEDED = "superseded"  # a later upload replaced this run: delete it
     OUTDATED_LETTER = "outdated_letter"  # the same, of a dead letter: dead-letter it again
+    SUBMITTED = "submitted"  # in a provider's batch, which settles it: delete it
     HELD = "held"  # another worker holds the lease: return it to the queue
 
 

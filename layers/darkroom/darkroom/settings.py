@@ -24,11 +24,13 @@ class Settings(BaseModel):
     endpoints_table: str
     endpoints_secret_arn: str
     rows_queue_url: str
+    batch_rows_queue_url: str
     dead_letter_queue_url: str
     lost_events_queue_url: str
     jobs_topic_arn: str
     splitter_function: str  # with its alias, as the next
     reporter_function: str
+    collector_function: str
     rows_per_worker: int = Field(default=10, ge=1, le=10)
     aws_lambda_function_memory_size: int = 1536  # MB; set by Lambda
     allowed_image_hosts: str = ""  # comma list; empty: any public host

@@ -113,6 +113,7 @@ class Splitter:
     runs: RunLedger
     rows: RowLedger
     queue: RowQueue
+    batch_queue: RowQueue  # of the rows of jobs with mode=batch
     store: CsvStore
     clock: Clock
     telemetry: Telemetry
@@ -276,11 +277,16 @@ class _Invocation:
                 redo = not self._run.options.resume or decision is ResumeDecision.EXPIRED
                 messages.append(self._message(row, request, redo=redo))
         if messages:
-            self._splitter.queue.send(messages)
+            self._queue.send(messages)
         for decision in _COUNTED_AS_QUEUED:
             counts[ResumeDecision.QUEUED] += counts.pop(decision, 0)
         counts.update(asdict(self._checkpoint.totals))
         self._checkpoint = replace(self._checkpoint, row=batch[-1].row + 1, totals=Totals(**counts))
+
+    @property
+    def _queue(self) -> RowQueue:
+        batch = self._run.options.mode == "batch"
+        return self._splitter.batch_queue if batch else self._splitter.queue
 
     def _message(self, row: JobRow, request: RowRequest, *, redo: bool) -> RowMessage:
         return RowMessage(

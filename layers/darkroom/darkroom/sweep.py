@@ -11,7 +11,7 @@ from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.jobs import STOPPED_DETAIL, Run, RunState
 from darkroom.ledger.runs import RunRecord, SweepStep, UnfinishedJob, sweep_step
 from darkroom.metrics import Metric
-from darkroom.ports import Clock, LostEvents, RowLedger, RowQueue, RunLedger, Telemetry
+from darkroom.ports import BatchLedger, Clock, LostEvents, RowLedger, RowQueue, RunLedger, Telemetry
 from darkroom.rows import RowRecord, RowState
 from darkroom.splitter import CsvUploaded
 
@@ -27,6 +27,8 @@ class Sweep:
     runs: RunLedger
     rows: RowLedger
     queue: RowQueue
+    batch_queue: RowQueue
+    batches: BatchLedger
     lost_events: LostEvents
     clock: Clock
     telemetry: Telemetry
@@ -36,13 +38,15 @@ class Sweep:
     def sweep(self, remaining_seconds: Callable[[], float]) -> None:
         """Raises ServiceUnavailable when the list of unfinished jobs cannot be read."""
         self._restart_lost_uploads()
-        queue_is_empty = self._queue_is_empty()
+        queue_is_empty = self._queues_are_empty()
+        in_batches = {batch.job for batch in self.batches.open()}
         for unfinished in self.runs.unfinished():
             if remaining_seconds() < _STOP_BEFORE_SECONDS:
                 self.telemetry.warning("sweep_incomplete", next_job=unfinished.job)
                 return
             try:
-                self._sweep(unfinished, queue_is_empty=queue_is_empty)
+                batched = unfinished.job in in_batches
+                self._sweep(unfinished, queue_is_empty=queue_is_empty, in_batches=batched)
             except ServiceUnavailable as error:
                 self.telemetry.warning("job_not_swept", job=unfinished.job, error=str(error))
             except Exception:  # noqa: BLE001  # one job must not keep the others from being swept
@@ -58,20 +62,26 @@ class Sweep:
         if restarted:
             self.telemetry.warning("lost_uploads_restarted", events=restarted)
 
-    def _queue_is_empty(self) -> bool:
+    def _queues_are_empty(self) -> bool:
         try:
-            return self.queue.backlog() == 0
+            return self.queue.backlog() == 0 and self.batch_queue.backlog() == 0
         except ServiceUnavailable as error:
             self.telemetry.warning("service_unavailable", error=str(error))
             return False
 
-    def _sweep(self, unfinished: UnfinishedJob, *, queue_is_empty: bool) -> None:
+    def _sweep(self, unfinished: UnfinishedJob, *, queue_is_empty: bool, in_batches: bool) -> None:
         inspected = self.runs.inspect(unfinished.job)
         if inspected is None:
             return
         record, counters = inspected
         run = record.run
-        step = sweep_step(record, counters, self.clock.now(), queue_is_empty=queue_is_empty)
+        step = sweep_step(
+            record,
+            counters,
+            self.clock.now(),
+            queue_is_empty=queue_is_empty,
+            in_batches=in_batches,
+        )
         if step is SweepStep.FINISH:
             if not record.replaces_unfinished or self._settle_dropped(record):
                 self.runs.finish(unfinished)
@@ -98,10 +108,14 @@ class Sweep:
         for row in self.rows.unsettled(run.job):
             if row.run != run.run:
                 continue
-            if row.lease_until > self.clock.now() or not self._drop(run, row, detail):
+            if self._is_held(row) or not self._drop(run, row, detail):
                 in_work = True
         if not in_work:
             self.runs.give_up_lost(run)
+
+    def _is_held(self, row: RowRecord) -> bool:
+        """A worker has the row, or a batch, which settles it or has it queued again."""
+        return row.lease_until > self.clock.now() or row.state is RowState.SUBMITTED
 
     def _drop(self, run: Run, row: RowRecord, detail: str, reason: Reason = Reason.STOPPED) -> bool:
         dropped = self.rows.drop(run.job, row, reason, detail)
@@ -117,8 +131,8 @@ class Sweep:
         run, all_ended = record.run, True
         for row in self.rows.unsettled(run.job):
             redriven = row.run == run.run and run.state is not RunState.FAILED
-            leased = row.lease_until > self.clock.now()
-            if redriven or leased or not self._drop(run, row, _DROPPED_DETAIL, Reason.SUPERSEDED):
+            held = redriven or self._is_held(row)
+            if held or not self._drop(run, row, _DROPPED_DETAIL, Reason.SUPERSEDED):
                 all_ended = False
                 continue
             self.telemetry.info("dropped_row_settled", job=run.job, row=row.key, run=row.run)

@@ -77,6 +77,46 @@ class Lognormal(_Frozen):
     maximum: float = 60
 
 
+class BatchFaultKind(StrEnum):
+    """Ways in which batches fail; `rate` is the share of batches, or of their requests."""
+
+    SLOW = "slow"  # takes `seconds` instead
+    EXPIRED = "expired"  # ends when `done` of the requests are done
+    FAILED_VALIDATION = "failed_validation"
+    ENQUEUED_LIMIT = "enqueued_limit"  # more is enqueued than the account may have
+    LOST_ANSWER = "lost_answer"  # the batch is made, and the connection closed without a response
+    NOT_CREATED = "not_created"  # 503, and no batch
+    HIDDEN = "hidden"  # not in the list of batches for `seconds`
+    CUT_DOWNLOAD = "cut_download"  # the connection breaks in the middle of a results file
+    # Of requests:
+    UNANSWERED = "unanswered"  # in none of the results files
+    ERROR_LINES = "error_lines"  # fails for a transient cause
+    DUPLICATE_LINES = "duplicate_lines"
+    BROKEN_LINES = "broken_lines"  # cut in the middle
+    SHUFFLED = "shuffled"  # the whole file; OpenAI promises no order anyway
+
+
+class BatchFault(_Frozen):
+    kind: BatchFaultKind
+    rate: float = Field(default=1, ge=0, le=1)
+    skip: int = 0  # batches (or downloads) without the fault first
+    count: int | None = None  # then this many with it
+    seconds: float = 60
+    done: float = 0.5
+    message: str | None = None  # of a failed validation
+
+
+class SimulatedBatches(_Frozen):
+    """The batch interface of an endpoint. `seconds` stand for the provider's 24 hours."""
+
+    seconds: float = 0.2
+    validation_seconds: float = 0
+    max_enqueued_requests: int = 0  # over all batches under way; 0: no limit
+    image_bytes: int = 0  # about the size of each image made; 0: as for single calls
+    ignores_ranges: bool = False  # of downloads: always sends the whole file
+    faults: tuple[BatchFault, ...] = ()
+
+
 class SimulatedEndpoint(_Frozen):
     """One quota of a provider: everything under `http://host:port/NAME/`, in either API format."""
 
@@ -94,7 +134,8 @@ class SimulatedEndpoint(_Frozen):
     latency: Annotated[Fixed | Lognormal, Field(discriminator="kind")] = Fixed()
     mode: Literal["effects", "fast"] = "effects"  # fast: always the same small image
     thoughts: bool = False  # Gemini: an interim image in a thought part first
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[Fault, ...] = ()  # of single calls, and of the requests of a batch
+    batches: SimulatedBatches = SimulatedBatches()
 
 
 class Config(_Frozen):

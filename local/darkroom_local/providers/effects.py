@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import random
 import textwrap
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -142,3 +143,13 @@ def encode(image: Image.Image, image_format: str) -> bytes:
 def fixed_image(image_format: str) -> bytes:
     """The image of the fast mode: 16 x 16, always the same."""
     return encode(Image.radial_gradient("L").resize((16, 16)).convert("RGB"), image_format)
+
+
+@lru_cache(maxsize=2)
+def large_image(size: int) -> bytes:
+    """A PNG of about `size` bytes, all noise."""
+    side = max(1, round((size / 3) ** 0.5))
+    noise = Image.frombytes("RGB", (side, side), random.Random(0).randbytes(side * side * 3))  # noqa: S311
+    out = io.BytesIO()
+    noise.save(out, "PNG", compress_level=0)
+    return out.getvalue()

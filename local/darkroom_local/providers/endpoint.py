@@ -97,6 +97,10 @@ class EndpointStats:
 
     refused: int = 0  # 429 by a limit, not by a configured fault
     paid_images: int = 0  # made, and therefore billed, whether or not they reached the caller
+    half_price_images: int = 0  # of the paid ones: made in a batch
+    batches: int = 0  # made, whether or not the caller was told
+    batch_requests: int = 0
+    files: int = 0  # stored now
     connections: set[int] = field(default_factory=set)
     statuses: Counter[int] = field(default_factory=Counter)
     keys: Counter[str] = field(default_factory=Counter)
@@ -171,6 +175,7 @@ class EndpointState:
         self.stats.models[request.model] += 1
         self.stats.calls_by_marker.update(request.markers)
 
-    def record_paid_images(self, request: ImageRequest) -> None:
+    def record_paid_images(self, request: ImageRequest, *, in_batch: bool = False) -> None:
         self.stats.paid_images += request.n
+        self.stats.half_price_images += request.n if in_batch else 0
         self.stats.paid_by_marker.update(dict.fromkeys(request.markers, request.n))

@@ -136,38 +136,40 @@ class GeminiApi(ModelRules[GeminiRules]):
     ) -> ImageRequest:
         match = _PATH.fullmatch(path)
         if not match:
-            raise RequestRejected(_error(404, "NOT_FOUND", "Requested entity was not found."))
+            raise RequestRejected(gemini_error(404, "NOT_FOUND", "Requested entity was not found."))
         self.check_not_retired(match[1], endpoint.retired_models)
         if len(request.body) > MAX_REQUEST_BYTES:
-            raise _invalid(f"Request payload size exceeds the limit: {MAX_REQUEST_BYTES} bytes.")
+            raise gemini_invalid(
+                f"Request payload size exceeds the limit: {MAX_REQUEST_BYTES} bytes."
+            )
         _check_deadline(request, endpoint.min_server_timeout)
         try:
-            body = json.loads(request.body, object_hook=_camel_case)
+            body = json.loads(request.body, object_hook=camel_case)
             parts = [part for content in body["contents"] for part in content["parts"]]
         except (ValueError, KeyError, TypeError) as error:
-            raise _invalid("Invalid JSON payload received.") from error
+            raise gemini_invalid("Invalid JSON payload received.") from error
         rules = self.rules_for(match[1])
         prompt = "\n".join(part["text"] for part in parts if "text" in part)
         if not prompt.strip():
-            raise _invalid("contents.parts must not be empty.")
+            raise gemini_invalid("contents.parts must not be empty.")
         images = tuple(_input_image(part, decode=decode) for part in parts if "text" not in part)
         if len(images) > rules.max_images:
-            raise _invalid(f"Too many images in the request: at most {rules.max_images}.")
+            raise gemini_invalid(f"Too many images in the request: at most {rules.max_images}.")
         generation = body.get("generationConfig") or {}
         config = generation.get("imageConfig") or {}
-        _check_names(body, _REQUEST_FIELDS)
-        _check_names(generation, _GENERATION_FIELDS)
-        _check_names(config, {"aspectRatio", "imageSize"})
+        check_names(body, _REQUEST_FIELDS)
+        check_names(generation, _GENERATION_FIELDS)
+        check_names(config, {"aspectRatio", "imageSize"})
         _check_thinking(generation.get("thinkingConfig") or {}, rules)
         if str(body.get("serviceTier", "flex")).upper() not in _SERVICE_TIERS:
-            raise _invalid("Invalid value at 'service_tier'.")
+            raise gemini_invalid("Invalid value at 'service_tier'.")
         if "IMAGE" not in generation.get("responseModalities", ["IMAGE"]):
-            raise _invalid("The requested response modalities do not include IMAGE.")
+            raise gemini_invalid("The requested response modalities do not include IMAGE.")
         ratio, resolution = config.get("aspectRatio"), config.get("imageSize")
         if ratio is not None and ratio not in rules.ratios:
-            raise _invalid(f"aspect_ratio must be one of {sorted(rules.ratios)}")
+            raise gemini_invalid(f"aspect_ratio must be one of {sorted(rules.ratios)}")
         if resolution is not None and resolution not in rules.sizes:
-            raise _invalid(f"image_size {resolution} is not supported by this model.")
+            raise gemini_invalid(f"image_size {resolution} is not supported by this model.")
         return ImageRequest(
             prompt,
             self.key(request),
@@ -204,7 +206,7 @@ class GeminiApi(ModelRules[GeminiRules]):
         if hint == "none" and per == "minute":
             message, details = "Resource has been exhausted (e.g. check quota).", []
         headers = retry_after_header(hint, retry_after)
-        return _error(429, "RESOURCE_EXHAUSTED", message, details, headers)
+        return gemini_error(429, "RESOURCE_EXHAUSTED", message, details, headers)
 
     def too_many_images(
         self,
@@ -224,23 +226,23 @@ class GeminiApi(ModelRules[GeminiRules]):
             f"models/{model} is not found for API version v1, or is not supported for "
             "generateContent."
         )
-        return _error(404, "NOT_FOUND", message)
+        return gemini_error(404, "NOT_FOUND", message)
 
     def invalid_key(self, status: int) -> Response:
         if status == HTTPStatus.BAD_REQUEST:
             info = {"@type": f"{_RPC}ErrorInfo", "reason": "API_KEY_INVALID"}
             message = "API key not valid. Please pass a valid API key."
-            return _error(400, "INVALID_ARGUMENT", message, [info])
+            return gemini_error(400, "INVALID_ARGUMENT", message, [info])
         if status == HTTPStatus.UNAUTHORIZED:
             message = "Request had invalid authentication credentials."
-            return _error(401, "UNAUTHENTICATED", message)
+            return gemini_error(401, "UNAUTHENTICATED", message)
         message = "Method doesn't allow unregistered callers. Please use API Key."
-        return _error(403, "PERMISSION_DENIED", message)
+        return gemini_error(403, "PERMISSION_DENIED", message)
 
     def failure(self, fault: Fault, request: ImageRequest) -> Response:
         if fault.kind in _ERRORS:
             status, name, message = _ERRORS[fault.kind]
-            return _error(fault.status or status, name, fault.message or message)
+            return gemini_error(fault.status or status, name, fault.message or message)
         match fault.kind:
             case FaultKind.REFUSED if fault.blocked == "prompt":
                 feedback = {"blockReason": fault.category}
@@ -297,7 +299,7 @@ def _token_counts(**counts: int) -> list[dict[str, Any]]:
     return [{"modality": name, "tokenCount": count} for name, count in counts.items() if count]
 
 
-def _error(
+def gemini_error(
     status: int,
     name: str,
     message: str,
@@ -311,15 +313,15 @@ def _error(
 
 
 def _check_thinking(config: dict[str, Any], rules: GeminiRules) -> None:
-    _check_names(config, {"thinkingLevel", "includeThoughts"})
+    check_names(config, {"thinkingLevel", "includeThoughts"})
     level = config.get("thinkingLevel")
     if level is not None and str(level).upper() not in rules.thinking_levels:
-        raise _invalid(f"Thinking level {level} is not supported for this model.")
+        raise gemini_invalid(f"Thinking level {level} is not supported for this model.")
 
 
-def _check_names(fields: dict[str, Any], known: Collection[str]) -> None:
+def check_names(fields: dict[str, Any], known: Collection[str]) -> None:
     if unknown := sorted(fields.keys() - known):
-        raise _invalid(
+        raise gemini_invalid(
             f'Invalid JSON payload received. Unknown name "{unknown[0]}": Cannot find field.'
         )
 
@@ -329,18 +331,18 @@ def _check_deadline(request: Request, least: float) -> None:
     seconds = request.headers.get("x-server-timeout", "")
     if seconds.isdecimal() and int(seconds) < least:
         limit = f"Minimum allowed deadline is {least:g}s."
-        raise _invalid(f"Manually set deadline {seconds}s is too short. {limit}")
+        raise gemini_invalid(f"Manually set deadline {seconds}s is too short. {limit}")
 
 
-def _invalid(message: str) -> RequestRejected:
-    return RequestRejected(_error(400, "INVALID_ARGUMENT", message))
+def gemini_invalid(message: str) -> RequestRejected:
+    return RequestRejected(gemini_error(400, "INVALID_ARGUMENT", message))
 
 
 def _inline_data(mime: str, data: bytes) -> dict[str, Any]:
     return {"inlineData": {"mimeType": mime, "data": encode_base64(data)}}
 
 
-def _camel_case(fields: dict[str, Any]) -> dict[str, Any]:
+def camel_case(fields: dict[str, Any]) -> dict[str, Any]:
     """The API accepts names in camel case and with underscores."""
     return {re.sub(r"_(\w)", lambda m: m[1].upper(), name): v for name, v in fields.items()}
 
@@ -348,10 +350,10 @@ def _camel_case(fields: dict[str, Any]) -> dict[str, Any]:
 def _input_image(part: dict[str, Any], *, decode: bool) -> InputImage:
     inline = part.get("inlineData")
     if not isinstance(inline, dict):
-        raise _invalid("A part must have text or inline_data.")
+        raise gemini_invalid("A part must have text or inline_data.")
     mime, text = inline.get("mimeType", ""), inline.get("data", "")
     if mime not in _INPUT_TYPES:
-        raise _invalid(f"Unsupported MIME type: {mime}")
+        raise gemini_invalid(f"Unsupported MIME type: {mime}")
     if not decode:
         return InputImage(b"", mime)
     try:
@@ -359,7 +361,7 @@ def _input_image(part: dict[str, Any], *, decode: bool) -> InputImage:
         image = InputImage(base64.b64decode(padded, validate=True), mime)
         image.decode()
     except ValueError as error:
-        raise _invalid("Unable to process input image. Please retry or report.") from error
+        raise gemini_invalid("Unable to process input image. Please retry or report.") from error
     return image
 
 

@@ -3,16 +3,18 @@
 import asyncio
 import itertools
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email import message_from_bytes
 from email.message import Message
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-MAX_BODY_BYTES = 200 * 1024 * 1024
+MAX_BODY_BYTES = 512 * 1024 * 1024
+_PIECE_BYTES = 256 * 1024
 _connection_numbers = itertools.count(1)
 
 
@@ -44,6 +46,9 @@ class Response:
     header_seconds: float = 0  # spread the header over this time
     body_seconds: float = 0
     drop: bool = False  # close the connection without a response
+    file: Path | None = None  # the body is this file, from byte `start` on
+    start: int = 0
+    cut: bool = False  # close the connection after half of the file
 
     @staticmethod
     def json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> "Response":
@@ -54,11 +59,26 @@ class Response:
         phrase = HTTPStatus(self.status).phrase if self.status in HTTPStatus else "Unknown"
         headers = {
             "content-type": self.content_type,
-            "content-length": len(self.body),
+            "content-length": self._length,
             **self.headers,
         }
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         return f"HTTP/1.1 {self.status} {phrase}\r\n{lines}\r\n".encode("latin-1")
+
+    @property
+    def _length(self) -> int:
+        return self.file.stat().st_size - self.start if self.file else len(self.body)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The content of `file`, piece by piece."""
+        if self.file is None:
+            return
+        left = self._length // 2 if self.cut else self._length
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            while left and (piece := file.read(min(left, _PIECE_BYTES))):
+                left -= len(piece)
+                yield piece
 
 
 async def serve_connection(
@@ -75,6 +95,11 @@ async def serve_connection(
                 break
             await _write(writer, response.header(), response.header_seconds)
             await _write(writer, response.body, response.body_seconds)
+            for piece in response.pieces():
+                writer.write(piece)
+                await writer.drain()
+            if response.cut:
+                break
             if request.headers.get("connection", "").lower() == "close":
                 break
     except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError):
@@ -95,7 +120,7 @@ async def _read_request(reader: asyncio.StreamReader, connection: int) -> Reques
     headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
     length = int(headers.get("content-length", "0"))
     if "transfer-encoding" in headers or length > MAX_BODY_BYTES:
-        raise ValueError("the simulator accepts only bodies with a content-length of up to 200 MiB")
+        raise ValueError("the simulator accepts only bodies with a content-length of up to 512 MiB")
     body = await reader.readexactly(length)
     url = urlsplit(target)
     query = dict(parse_qsl(url.query))
@@ -111,6 +136,25 @@ async def _write(writer: asyncio.StreamWriter, data: bytes, seconds: float) -> N
         await writer.drain()
         if seconds:
             await asyncio.sleep(seconds / steps)
+
+
+def parse_upload(body: bytes, content_type: str) -> tuple[dict[str, str], FormPart | None]:
+    """The fields and the one file of a form that may be large. Raises ValueError."""
+    _, found, boundary = content_type.partition("boundary=")
+    if not found:
+        raise ValueError("not multipart/form-data")
+    mark = b"--" + boundary.strip('"').encode()
+    fields: dict[str, str] = {}
+    file = None
+    for part in body.split(b"\r\n" + mark)[:-1]:
+        header, _, data = part.removeprefix(mark).partition(b"\r\n\r\n")
+        disposition = message_from_bytes(header.strip() + b"\r\n\r\n")
+        name = str(disposition.get_param("name", "", "content-disposition"))
+        if (filename := disposition.get_filename()) is None:
+            fields[name] = data.decode()
+        else:
+            file = FormPart(name, filename, disposition.get_content_type(), data)
+    return fields, file
 
 
 def parse_multipart(body: bytes, content_type: str) -> list[FormPart]:

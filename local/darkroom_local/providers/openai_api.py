@@ -5,6 +5,7 @@ Source: the OpenAI Images API reference as shipped in the openai package 3.52 (i
 image_generate_params), read on 2026-11-21.
 """
 
+import base64
 import json
 import re
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ _INPUT_TYPES = ("image/jpeg", "image/png", "image/webp")
 _MAX_EDGE, _MIN_PIXELS, _MAX_PIXELS = 3840, 655_360, 8_294_400
 _SQUARE_RATIOS = (0.9, 1.1)
 _CREATED = 1_790_000_000
+_MAX_URL_CHARACTERS = 20_971_520
 _INPUT_IMAGE_TOKENS = 323
 _OUTPUT_TOKENS = {"low": 272, "medium": 1056, "high": 4160, "xhigh": 6240, "max": 8320}
 _AZURE_REFUSAL = "The response was filtered due to the prompt triggering Azure's content policy."
@@ -142,11 +144,11 @@ class OpenAIApi(ModelRules[OpenAIRules]):
     ) -> ImageRequest:
         match = _PATH.fullmatch(path)
         if not match:
-            raise RequestRejected(_error(404, "Invalid URL"))
+            raise RequestRejected(openai_error(404, "Invalid URL"))
         if match[2] and "api-version" not in request.query:
-            raise RequestRejected(_error(404, "Resource not found", code="404"))
+            raise RequestRejected(openai_error(404, "Resource not found", code="404"))
         edits = (match[1] or match[3]) == "edits"
-        fields, files = _parse_form(request) if edits else (_parse_json(request), [])
+        fields, files = _parse_edit(request) if edits else (_parse_json(request), [])
         model = match[2] or str(fields.get("model", "dall-e-2"))
         if match[2] and endpoint.deployments:
             model = _deployed(match[2], endpoint)
@@ -196,7 +198,9 @@ class OpenAIApi(ModelRules[OpenAIRules]):
         wait = f" Please try again in {retry_after:g}s." if hint == "body" else ""
         message = f"Rate limit reached for gpt-image on {unit}: Limit 5, Used 5, Requested 1.{wait}"
         headers = retry_after_header(hint, retry_after)
-        return _error(429, message, kind="requests", code="rate_limit_exceeded", headers=headers)
+        return openai_error(
+            429, message, kind="requests", code="rate_limit_exceeded", headers=headers
+        )
 
     def too_many_images(
         self, hint: str, unit: str, window: SlidingWindow, count: int, wait: float
@@ -206,10 +210,10 @@ class OpenAIApi(ModelRules[OpenAIRules]):
             f"{unit} per min: Limit {window.limit}, Used {window.used}, Requested {count}."
         )
         if wait == inf:
-            return _error(429, message, kind=unit, code="rate_limit_exceeded")
+            return openai_error(429, message, kind=unit, code="rate_limit_exceeded")
         message += f" Please try again in {wait:g}s." if hint == "body" else ""
         headers = retry_after_header(hint, wait)
-        return _error(429, message, kind=unit, code="rate_limit_exceeded", headers=headers)
+        return openai_error(429, message, kind=unit, code="rate_limit_exceeded", headers=headers)
 
     def limit_headers(self, endpoint: SimulatedEndpoint) -> dict[str, str]:
         limits = {
@@ -222,26 +226,28 @@ class OpenAIApi(ModelRules[OpenAIRules]):
     def model_not_found(self, model: str) -> Response:
         """https://github.com/openai/codex/issues/25966"""
         message = f"The model '{model}' does not exist."
-        return _error(400, message, kind=_USER_ERROR, code="invalid_value", param="model")
+        return openai_error(400, message, kind=_USER_ERROR, code="invalid_value", param="model")
 
     def invalid_key(self, status: int) -> Response:
         if status == HTTPStatus.FORBIDDEN:
             message = "You do not have access to the project tied to the API key."
-            return _error(403, message, code="invalid_project")
+            return openai_error(403, message, code="invalid_project")
         message = "Incorrect API key provided. You can find your API key in your account settings."
-        return _error(status, message, code="invalid_api_key")
+        return openai_error(status, message, code="invalid_api_key")
 
     def failure(self, fault: Fault, request: ImageRequest) -> Response:
         if fault.kind in _ERRORS:
             status, kind, code, message = _ERRORS[fault.kind]
             code = fault.code or code
-            return _error(fault.status or status, fault.message or message, kind=kind, code=code)
+            return openai_error(
+                fault.status or status, fault.message or message, kind=kind, code=code
+            )
         match fault.kind:
             case FaultKind.REFUSED if fault.category == "content_filter":
-                return _error(400, _AZURE_REFUSAL, code="content_filter", param="prompt")
+                return openai_error(400, _AZURE_REFUSAL, code="content_filter", param="prompt")
             case FaultKind.REFUSED:
                 message = f"{_REFUSAL} safety_violations=[{fault.category}]."
-                return _error(400, message, kind=_USER_ERROR, code="moderation_blocked")
+                return openai_error(400, message, kind=_USER_ERROR, code="moderation_blocked")
             case FaultKind.TEXT_ONLY:
                 return _images([])
             case FaultKind.EMPTY:
@@ -252,7 +258,7 @@ class OpenAIApi(ModelRules[OpenAIRules]):
         raise ValueError(f"{fault.kind} is not supported by OpenAI's API")
 
 
-def _error(
+def openai_error(
     status: int,
     message: str,
     *,
@@ -270,11 +276,11 @@ def _deployed(deployment: str, endpoint: SimulatedEndpoint) -> str:
     if deployment in endpoint.deployments:
         return endpoint.deployments[deployment]
     message = "The API deployment for this resource does not exist."
-    raise RequestRejected(_error(404, message, code="DeploymentNotFound"))
+    raise RequestRejected(openai_error(404, message, code="DeploymentNotFound"))
 
 
 def _invalid(message: str, param: str, code: str = "invalid_value") -> RequestRejected:
-    return RequestRejected(_error(400, message, code=code, param=param))
+    return RequestRejected(openai_error(400, message, code=code, param=param))
 
 
 def _missing(param: str) -> RequestRejected:
@@ -298,6 +304,31 @@ def _parse_json(request: Request) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise _invalid("The body must be an object.", "body")
     return fields
+
+
+def _parse_edit(request: Request) -> tuple[dict[str, Any], list[FormPart]]:
+    """A form with files, or JSON with `images`: ImageInputReferenceParam of openai 3.52."""
+    if not request.headers.get("content-type", "").startswith("application/json"):
+        return _parse_form(request)
+    fields = _parse_json(request)
+    images, mask = fields.pop("images", None), fields.pop("mask", None)
+    if not isinstance(images, list) or not images:
+        raise _missing("images")
+    files = [_referenced(image, "image[]") for image in images]
+    return fields, files + ([_referenced(mask, "mask")] if mask is not None else [])
+
+
+def _referenced(reference: Any, name: str) -> FormPart:
+    """The maxLength of image_url: OpenAI's description of its API, quoted by many clients."""
+    if not isinstance(reference, dict) or reference.keys() != {"image_url"}:
+        raise _invalid("Provide exactly one of 'image_url' or 'file_id'.", name)
+    url = str(reference["image_url"])
+    if len(url) > _MAX_URL_CHARACTERS:
+        raise _invalid("Invalid 'image_url': string too long.", name, "string_above_max_length")
+    found = re.fullmatch(r"data:(image/\w+);base64,([A-Za-z0-9+/]+={0,2})", url)
+    if not found:
+        raise _invalid("Invalid base64 image.", name, "invalid_base64_image")
+    return FormPart(name, name, found[1], base64.b64decode(found[2]))
 
 
 def _parse_form(request: Request) -> tuple[dict[str, Any], list[FormPart]]:
@@ -362,7 +393,7 @@ def _input_image(part: FormPart, rules: OpenAIRules, *, decode: bool) -> InputIm
         try:
             decoded = image.decode()
         except ValueError as error:
-            failed = _error(400, _INVALID_IMAGE, kind=_USER_ERROR, code="invalid_image_file")
+            failed = openai_error(400, _INVALID_IMAGE, kind=_USER_ERROR, code="invalid_image_file")
             raise RequestRejected(failed) from error
         square = decoded.width == decoded.height and decoded.mode in {"RGBA", "LA", "L", "RGB"}
         if not rules.gpt and not square:

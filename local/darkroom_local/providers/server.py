@@ -10,11 +10,14 @@ from pydantic import ValidationError
 
 from darkroom_local.providers import effects, http
 from darkroom_local.providers.api import ImageRequest, RequestRejected
+from darkroom_local.providers.batches import BatchStore
 from darkroom_local.providers.config import Config, Fault, FaultKind
 from darkroom_local.providers.endpoint import EndpointState
 from darkroom_local.providers.gemini_api import GeminiApi
+from darkroom_local.providers.gemini_batches import GeminiBatchApi
 from darkroom_local.providers.http import Request, Response
 from darkroom_local.providers.openai_api import OpenAIApi
+from darkroom_local.providers.openai_batches import OpenAIBatchApi
 
 _HTML = b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
 # Faults of the transmission: the image is made, and billed.
@@ -29,6 +32,7 @@ class SimulatedProviders:
     def __init__(self, config: Config) -> None:
         self._initial = config
         self._endpoints: dict[str, EndpointState] = {}
+        self._stores: dict[str, BatchStore] = {}
 
     @asynccontextmanager
     async def listening(self, port: int) -> AsyncIterator[int]:
@@ -50,12 +54,17 @@ class SimulatedProviders:
             server.close()
             server.abort_clients()
             await server.wait_closed()
+            for store in self._stores.values():
+                store.close()
 
     def _configure(self, config: Config) -> None:
         """Restart the endpoints that `config` names; the others stay as they are."""
         now = asyncio.get_running_loop().time()
         for name, endpoint in config.endpoints.items():
-            self._endpoints[name] = EndpointState(name, endpoint, config.seed, now)
+            state = self._endpoints[name] = EndpointState(name, endpoint, config.seed, now)
+            if name in self._stores:
+                self._stores[name].close()
+            self._stores[name] = BatchStore(state, functools.partial(_answer_in_batch, state))
 
     async def _handle(self, request: Request) -> Response:
         if request.path.startswith("/_sim/"):
@@ -65,6 +74,10 @@ class SimulatedProviders:
         rest = "/" + "".join(path)
         if state is not None and request.method == "GET" and rest.endswith("/models"):
             return _list_models(state, request)
+        if state is not None:
+            batch_api = _batch_api(self._stores[name], request, rest)
+            if batch_api.handles(rest):
+                return _serve_batches(state, batch_api, request, rest)
         if state is None or request.method != "POST":
             return Response.json({"error": {"message": "no such simulated endpoint"}}, 404)
         response = await _serve(state, request, rest)
@@ -91,6 +104,52 @@ def _list_models(state: EndpointState, request: Request) -> Response:
     if not key or (state.config.keys and key not in state.config.keys):
         return api.invalid_key(400 if api is _GEMINI and key else 401)
     return api.models(state.config.models)
+
+
+def _batch_api(store: BatchStore, request: Request, path: str) -> GeminiBatchApi | OpenAIBatchApi:
+    """Pieces of Gemini's uploads come without a key, to a URL that nobody else knows."""
+    is_gemini = "x-goog-api-key" in request.headers or path.startswith("/upload/")
+    return GeminiBatchApi(store) if is_gemini else OpenAIBatchApi(store)
+
+
+def _serve_batches(
+    state: EndpointState,
+    batch_api: GeminiBatchApi | OpenAIBatchApi,
+    request: Request,
+    path: str,
+) -> Response:
+    api = batch_api.api
+    key = api.key(request)
+    in_upload = path.startswith("/upload/") and "x-goog-upload-offset" in request.headers
+    if not in_upload and (not key or (state.config.keys and key not in state.config.keys)):
+        return api.invalid_key(400 if isinstance(api, GeminiApi) and key else 401)
+    try:
+        return batch_api.handle(request, path)
+    except RequestRejected as rejected:
+        return rejected.response
+
+
+async def _answer_in_batch(
+    state: EndpointState, http_request: Request, path: str
+) -> tuple[Response, ImageRequest | None]:
+    """The response to one request of a batch, and the request if it has to be paid."""
+    api: Api = _GEMINI if ":generateContent" in path else _OPENAI
+    decode = state.config.mode == "effects"
+    parse = functools.partial(api.parse, http_request, path, state.config, decode=decode)
+    try:
+        request = await asyncio.to_thread(parse) if decode else parse()
+    except RequestRejected as rejected:
+        return rejected.response, None
+    state.record_request(request)
+    elapsed = asyncio.get_running_loop().time() - state.since
+    fault = state.faults.next_fault(request, elapsed)
+    if fault is not None and fault.kind not in _DAMAGES:
+        paid = fault.kind is FaultKind.BROKEN_IMAGE
+        return _failure(fault, api, request), request if paid else None
+    size = state.config.batches.image_bytes
+    image = effects.large_image(size) if size else await _output_image(state, api, request)
+    images = [image] * request.n
+    return api.success(request, images, thoughts=state.config.thoughts), request
 
 
 async def _serve(state: EndpointState, http_request: Request, path: str) -> Response:

@@ -7,6 +7,7 @@ Items by partition key (`job`) and sort key (`item`):
     <job>#shard#<n>    run#<run>     a share of the run's counters
     <job>#rows#<n>     row#<key>     a row, from its first claim on
     unfinished         job#<job>     a job that the sweep looks at
+    (the batches', in batch_table.py)
     (and the budget's, in budget_table.py)
 
 One partition key takes 1,000 write units a second, so rows and counters are spread over several.
@@ -37,10 +38,18 @@ from darkroom.aws.items import Item, ItemCodec, to_attribute
 from darkroom.aws.table import ConditionFailed, Conflict, Table, key
 from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.jobs import Checkpoint, Counters, Run, Totals
-from darkroom.ledger import rows, runs
+from darkroom.ledger import batches, rows, runs
 from darkroom.ledger.rows import LEASE_SECONDS, Change, ClaimRequest
 from darkroom.ledger.runs import JobRecord, RunRecord, UnfinishedJob
-from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowRecord, RowResult
+from darkroom.rows import (
+    Claim,
+    NotClaimed,
+    NotSent,
+    RowMessage,
+    RowRecord,
+    RowResult,
+    Submission,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -53,7 +62,7 @@ ROWS = ItemCodec(RowRecord)
 _RUNS = ItemCodec(RunRecord)
 _JOBS = ItemCodec(JobRecord)
 _COUNTERS = ItemCodec(Counters)
-_SERVICE = "the ledger (DynamoDB)"
+LEDGER = "the ledger (DynamoDB)"  # in errors
 _JOB_ITEM = "job"
 _UNFINISHED = "unfinished"
 _FINISHED_KEPT_SECONDS = 86_400
@@ -77,7 +86,7 @@ class LedgerTable:
         rng: Callable[[], float] = random.random,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
-        self._table = Table(dynamodb, table, _SERVICE, sleep=sleep, rng=rng)
+        self._table = Table(dynamodb, table, LEDGER, sleep=sleep, rng=rng)
         self._budget = BudgetTable(self._table)
         self._now = now
         self._lease_seconds = lease_seconds
@@ -195,6 +204,41 @@ class LedgerTable:
         change = rows.send(claim, endpoint, amount, self._now(), self._lease_seconds)
         return self._apply(claim, change, limit=limit)
 
+    def mark_submitted(
+        self,
+        claim: Claim,
+        batch: str,
+        submission: Submission,
+        endpoint: str,
+        *,
+        reserve: int = 0,
+        limit: int | None = None,
+    ) -> Claim | NotSent:
+        amount = reserve if limit is not None else 0
+        change = batches.submit_row(
+            claim, batch, submission, endpoint=endpoint, reserve=amount, now=self._now()
+        )
+        return self._apply(claim, change, limit=limit)
+
+    def take_back(
+        self,
+        job: str,
+        record: RowRecord,
+        *,
+        cost_micro_usd: int = 0,
+        maybe_charged: bool = False,
+        refund_attempt: bool = False,
+    ) -> Claim | None:
+        change = batches.take_back_row(
+            record,
+            self._now(),
+            cost=cost_micro_usd,
+            maybe_charged=maybe_charged,
+            refund_attempt=refund_attempt,
+        )
+        after = self._apply(Claim(job, "", record), change)
+        return after if isinstance(after, Claim) else None
+
     def mark_failed_call(
         self, claim: Claim, *, cost_micro_usd: int = 0, maybe_charged: bool = False
     ) -> Claim | None:
@@ -270,21 +314,12 @@ class LedgerTable:
             put["Put"]["ExpressionAttributeValues"][":now"] = to_attribute(record.updated_at)
         writes, shard = [put], row_shard(record.key)
         for run, counters in change.counters.items():
-            added = _COUNTERS.to_item(counters)
-            writes.append(table.add(shard_partition(job, shard), _run_item(run), added))
+            writes.append(add_to_run(table, job, run, counters, shard))
         if limit is None or change.budget:  # a call that costs nothing needs no room
             writes += self._budget.writes(job, shard, change, limit)
         if claims and change.counters:  # redriven into a run that may have finished
-            writes.append(self._mark_unfinished(job))
+            writes.append(mark_unfinished(table, job))
         table.write(*writes)
-
-    def _mark_unfinished(self, job: str) -> Any:
-        return self._table.update(
-            _UNFINISHED,
-            f"job#{job}",
-            "ADD marks :one REMOVE finished, expires_at",
-            {":one": to_attribute(1)},
-        )
 
     # -- runs
 
@@ -475,7 +510,7 @@ class LedgerTable:
             self._table.write(
                 self._table.put(run.job, _run_item(run.run), _RUNS.to_item(record), None),
                 self._table.put(run.job, _JOB_ITEM, _JOBS.to_item(job), previous),
-                self._mark_unfinished(run.job),
+                mark_unfinished(self._table, run.job),
             )
         except (ConditionFailed, Conflict) as failed:
             written = self._read_run(run.job, run.run)
@@ -513,6 +548,17 @@ class LedgerTable:
 
     def _retry_run[T](self, attempt: Callable[[], T], failure: str) -> T:
         return self._table.retry(attempt, failure, _MAX_RUN_TRIES)
+
+
+def mark_unfinished(table: Table, job: str) -> Any:
+    """The write that puts the job into the sweep's list."""
+    expression = "ADD marks :one REMOVE finished, expires_at"
+    return table.update(_UNFINISHED, f"job#{job}", expression, {":one": to_attribute(1)})
+
+
+def add_to_run(table: Table, job: str, run: str, counters: Counters, shard: int) -> Any:
+    """The write that adds to the counters of a run, in one of its shards."""
+    return table.add(shard_partition(job, shard), _run_item(run), _COUNTERS.to_item(counters))
 
 
 def _sum(shards: Iterable[Item]) -> Counters:

@@ -116,6 +116,18 @@ class SqsRowQueue:
         raise ServiceUnavailable(f"{_SERVICE} keeps failing entries of a batch")
 
 
+def received_in(record: Mapping[str, Any]) -> Received:
+    """Of an event's record: "Using Lambda with Amazon SQS" in the Lambda developer guide."""
+    attributes = record["attributes"]
+    return Received(
+        message_id=record["messageId"],
+        receipt=record["receiptHandle"],
+        body=record["body"],
+        receive_count=int(attributes["ApproximateReceiveCount"]),
+        sent_at=int(attributes["SentTimestamp"]) / 1000,
+    )
+
+
 def received_message(message: Any) -> Received:
     """A message as boto3 returns it."""
     attributes = message["Attributes"]

@@ -5,6 +5,7 @@ A new column that is also a job option needs an entry in FIELDS and an attribute
 setting that a provider takes as it is needs nothing else but its values in models/catalog.py.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,11 +17,12 @@ from darkroom.csv_input.instructions import InstructionTemplate, parse_template
 from darkroom.csv_input.names import parse_key, parse_output_name
 from darkroom.errors import JobRejected
 from darkroom.formatting import quoted, quoted_list
-from darkroom.jobs import JobOptions
+from darkroom.jobs import BatchFallback, JobOptions
 from darkroom.rows import (
     AspectRatio,
     Background,
     InputFidelity,
+    Mode,
     Moderation,
     Quality,
     Resolution,
@@ -32,9 +34,10 @@ MAX_COLUMN_NAME_CHARS = 100
 _METADATA_OF_TOOLS = frozenset(
     {
         *("mtime", "md5chksum", "s3cmd-attrs", "s3b-last-modified", "goog-reserved-file-mtime"),
-        *("sha256", "uid", "gid", "mode", "atime", "ctime", "content-type"),
+        *("sha256", "uid", "gid", "atime", "ctime", "content-type"),
     }
 )
+_MODE_OF_FILE = re.compile(r"[0-7]{3,7}|[0-9]{3,6}", re.ASCII)  # what s3fs and rclone call "mode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,18 @@ FIELDS = (
         values.parse_switch,
         help="Fall back to another model or a later tier when calls fail (the default), or wait.",
         in_quote=False,
+    ),
+    Field(
+        "mode",
+        values.choice_parser(get_args(Mode)),
+        help="live; flex or batch are half price: minutes per image, or up to 24 hours in all.",
+        metavar="NAME",
+    ),
+    Field(
+        "batch_fallback",
+        values.choice_parser(get_args(BatchFallback)),
+        help="Rows that a batch gave no answer for: live (at the full price) or batch (the next).",
+        metavar="NAME",
     ),
     Field(
         "model",
@@ -327,7 +342,7 @@ def parse_options(metadata: Mapping[str, str]) -> JobOptions:
     parsed: dict[str, Any] = {}
     for written, raw in metadata.items():
         name = written.strip().lower().replace("_", "-")
-        if name in _METADATA_OF_TOOLS:
+        if name in _METADATA_OF_TOOLS or (name == "mode" and _MODE_OF_FILE.fullmatch(raw.strip())):
             continue
         field = OPTION_FIELDS.get(name)
         if field is None:

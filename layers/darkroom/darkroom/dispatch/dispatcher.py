@@ -203,7 +203,8 @@ class TieredDispatcher:
 
     def _candidates(self, attempt: _Attempt, number: int) -> list[Candidate]:
         """Of the tier as the secret is now: a row may have waited while it was changed."""
-        tier = [e for tier in self._tiers() for e in tier if e.tier == number]
+        in_use = [e for tier in self._tiers() for e in tier if e.tier == number]
+        tier = [attempt.context.adapted(endpoint) for endpoint in in_use]
         found = (self._candidate(attempt, e) for e in tier if e.name not in attempt.exhausted)
         return [candidate for candidate in found if candidate is not None]
 

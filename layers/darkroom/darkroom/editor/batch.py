@@ -75,6 +75,14 @@ class ReturnRow:
     alone: bool = False
 
 
+def copy_if_old(received: Received, message: RowMessage, now: float) -> RowMessage | None:
+    """A copy to replace a message that the queue would drop soon."""
+    age = now - received.sent_at if received.sent_at else 0.0
+    if received.receive_count < FRESH_COPY_RECEIVES and age < FRESH_COPY_SECONDS:
+        return None
+    return message.model_copy(update={"queued_at": message.queued_at or received.sent_at})
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """`on_complete` invokes the reporter for a job; a repeat is harmless."""
@@ -429,8 +437,7 @@ class _Invocation:
     def _deliver_again(self, task: _Task, returned: ReturnRow) -> None:
         """Hide the message, or replace it: it is old, or is to precede those not called for."""
         received, message = task.received, task.message
-        age = self.batch.clock.now() - received.sent_at if received.sent_at else 0.0
-        is_old = received.receive_count >= FRESH_COPY_RECEIVES or age >= FRESH_COPY_SECONDS
+        is_old = copy_if_old(received, message, self.batch.clock.now()) is not None
         if not (is_old or (returned.called and not message.retry)):
             self._keep([received], returned.seconds)
             return

@@ -150,6 +150,10 @@ class ImageStorage:
         )
         return replace(result, warnings=(*result.warnings, *warnings))
 
+    def planned_output(self, claim: Claim, request: RowRequest) -> str:
+        """The key of the row's first image, unless another row's image takes its place before."""
+        return ResultPaths(claim.job).image(self._choose_name(claim, request))
+
     def _choose_name(self, claim: Claim, request: RowRequest) -> str:
         name, *others = _names(claim, request)
         if others:

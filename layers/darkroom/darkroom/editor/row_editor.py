@@ -1,9 +1,16 @@
-"""Edits one row: claims it, loads its images, has the call dispatched, stores and settles."""
+"""Works on one row: claims it, loads its images, and has it called for or put into a batch.
+
+RowWorker is what both have in common, with everything that can go wrong; RowEditor has the call
+dispatched, and stores its images.
+"""
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
+from functools import partial
+from typing import Protocol
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, SourceImage
 from darkroom.editor.batch import ReturnRow
@@ -27,7 +34,7 @@ from darkroom.formatting import money
 from darkroom.images.memory import MemoryBudget
 from darkroom.jobs import STOPPED_DETAIL, Run, RunState
 from darkroom.metrics import Metric
-from darkroom.models.planner import model_for, plan_call
+from darkroom.models.planner import check_mode, endpoint_in_mode, model_for, plan_call
 from darkroom.ports import (
     Clock,
     Dispatcher,
@@ -38,7 +45,16 @@ from darkroom.ports import (
     Telemetry,
 )
 from darkroom.retry import backoff, with_jitter
-from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowResult, RowState
+from darkroom.rows import (
+    Claim,
+    Mode,
+    NotClaimed,
+    NotSent,
+    RowMessage,
+    RowResult,
+    RowState,
+    Submission,
+)
 
 _BUDGET_DELAY_SECONDS = 30.0  # about the time of a call
 _MAX_DETAIL_CHARS = 1000  # keeps the row's item near 1 KB, the size of a write unit
@@ -66,7 +82,12 @@ class RowCallContext:
     images: Sequence[SourceImage] = ()
     mask: SourceImage | None = None
     calls: int = 0
+    batch: bool = False  # the request is for a provider's batch, at its price
     tier: int | None = None  # the first that can take the row: endpoints are planned in that order
+
+    @property
+    def mode(self) -> Mode:
+        return "live" if self.message.live else self.run.options.mode
 
     @property
     def is_last_attempt(self) -> bool:
@@ -74,7 +95,8 @@ class RowCallContext:
 
     def plan(self, endpoint: Endpoint) -> CallPlan:
         request, images = self.message.request, tuple(self.images)
-        plan = plan_call(request, images, self.mask, endpoint, self.today)
+        check_mode(endpoint, self.run.options.mode)
+        plan = plan_call(request, images, self.mask, endpoint, self.today, batch=self.batch)
         self.tier = endpoint.tier if self.tier is None else self.tier
         if not self.run.options.fallback and not self._is_first_choice(endpoint):
             raise Ineligible("the job's option fallback is off")
@@ -86,7 +108,22 @@ class RowCallContext:
             return endpoint.tier == self.tier
         return requested in (model_for(requested, endpoint), endpoint.model_is)
 
+    def adapted(self, endpoint: Endpoint) -> Endpoint:
+        return endpoint_in_mode(endpoint, self.run.options.mode)
+
     def before_call(self, endpoint: Endpoint, plan: CallPlan) -> None:
+        self._pay(plan, partial(self.rows.mark_sent, self.claim, endpoint.name))
+        self.calls += 1
+
+    def submit(
+        self, endpoint: Endpoint, plan: CallPlan, batch: str, submission: Submission
+    ) -> None:
+        """The request becomes part of a batch. Raises like `before_call`."""
+        mark = partial(self.rows.mark_submitted, self.claim, batch, submission, endpoint.name)
+        self._pay(plan, mark)
+
+    def _pay(self, plan: CallPlan, mark: "_Mark") -> None:
+        """Have the row marked, with a reservation of what the plan costs at most."""
         self.reject_if_stopped()
         budget, worst = self.run.options.budget_micro_usd, plan.worst_cost_micro_usd
         if budget is not None and worst is None:
@@ -96,7 +133,7 @@ class RowCallContext:
                 "name a model with a known price, or upload without budget-usd",
             )
         limit = None if budget is None else budget - self.run.spent_before
-        sent = self.rows.mark_sent(self.claim, endpoint.name, reserve=worst or 0, limit=limit)
+        sent = mark(reserve=worst or 0, limit=limit)
         if sent is NotSent.LEASE_LOST:
             raise self._lease_lost()
         if sent is NotSent.BUDGET_RESERVED:
@@ -111,7 +148,6 @@ class RowCallContext:
                 f"{money((worst or 0) / 1e6)}): upload again with a larger budget-usd to continue",
             )
         self.claim = sent
-        self.calls += 1
 
     def cancel_call(self) -> None:
         self.record_failed_call(0, maybe_charged=False)
@@ -146,9 +182,16 @@ class RowCallContext:
         return LeaseLost(f"row {self.claim.key} was claimed by another worker")
 
 
-@dataclass(frozen=True, slots=True)
-class RowEditor:
-    """Implements batch.RowHandler. Thread-safe."""
+class _Mark(Protocol):
+    def __call__(self, *, reserve: int, limit: int | None) -> Claim | NotSent: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowWorker(ABC):
+    """Implements batch.RowHandler. Thread-safe.
+
+    What is done with a row whose images are loaded is `process`.
+    """
 
     rows: RowLedger
     runs: CurrentRuns
@@ -156,13 +199,22 @@ class RowEditor:
     images: ImageStorage
     queue: RowQueue
     fetcher: ImageFetcher
-    dispatcher: Dispatcher
     clock: Clock
     telemetry: Telemetry
     memory: MemoryBudget = field(default_factory=MemoryBudget.of_function)
     on_unknown_outcome: str = "retry"
     rng: Callable[[], float] = random.random
     timings: Timings = TIMINGS
+
+    @abstractmethod
+    def process(
+        self, context: RowCallContext, loaded: LoadedImages, deadline: float
+    ) -> RowResult | None:
+        """The row's result; None: it is settled later. Raises as Dispatcher.dispatch does."""
+
+    def context(self, claim: Claim, run: Run, message: RowMessage) -> RowCallContext:
+        today = datetime.fromtimestamp(self.clock.now(), UTC).date()
+        return RowCallContext(claim, run, message, self.rows, self.runs, self.telemetry, today)
 
     def handle(
         self,
@@ -187,10 +239,7 @@ class RowEditor:
             if isinstance(claim, NotClaimed):
                 self.telemetry.metric(Metric.DUPLICATE_SUPPRESSED)
                 return None
-            today = datetime.fromtimestamp(self.clock.now(), UTC).date()
-            context = RowCallContext(
-                claim, run, message, self.rows, self.runs, self.telemetry, today
-            )
+            context = self.context(claim, run, message)
             if claim.after_crash and not leases.alone:
                 self._release(context, refund_attempt=True)
                 return ReturnRow(0.0, alone=True)
@@ -217,11 +266,11 @@ class RowEditor:
         try:
             result = self._edit(context, deadline, given_up)
         except RowRejected as error:
-            result = _failure(RowState.FAILED, error, context.claim)
+            result = failure(RowState.FAILED, error, context)
         except RetryRow as error:
             if given_up is None:
                 return self._retry(context, error)
-            self._dead_letter(context, error)
+            self.dead_letter(context, error)
             return None
         except DeferRow as error:
             return self._wait(context, error)
@@ -235,9 +284,10 @@ class RowEditor:
             self.telemetry.exception("row_crashed")
             detail = f"an unexpected error stopped the work: {type(error).__name__}"
             return self._retry(context, RetryRow(Reason.WORKER_LOST, detail))
-        self._settle(context, result)
-        if result.status is RowState.SUCCEEDED:
-            self._clear_waiting(context.run)
+        if result is not None:
+            self.settle(context, result)
+            if result.status is RowState.SUCCEEDED:
+                self.clear_waiting(context.run)
         return None
 
     def _wait(self, context: RowCallContext, error: DeferRow) -> ReturnRow | None:
@@ -245,7 +295,7 @@ class RowEditor:
         if error.waiting is not None:
             self.telemetry.metric(Metric.ROWS_WAITING)
             if self.waits.record(context.run, error.waiting):
-                self._dead_letter(context, _given_up(error.waiting))
+                self.dead_letter(context, _given_up(error.waiting))
                 return None
         # Also after a call: what failed then was the endpoint's, not the row's.
         return self._defer(context, error.delay_seconds, refund_attempt=True)
@@ -254,7 +304,7 @@ class RowEditor:
         self._release(context, refund_attempt=refund_attempt)
         return ReturnRow(with_jitter(seconds, self.rng), called=context.calls > 0)
 
-    def _clear_waiting(self, run: Run) -> None:
+    def clear_waiting(self, run: Run) -> None:
         try:
             self.waits.clear(run)
         except ServiceUnavailable as error:  # the next row's success clears it
@@ -262,7 +312,7 @@ class RowEditor:
 
     def _edit(
         self, context: RowCallContext, deadline: float, given_up: Waiting | None
-    ) -> RowResult:
+    ) -> RowResult | None:
         claim, message = context.claim, context.message
         if claim.sent_before:
             found = self._resolve_unknown_outcome(context)
@@ -284,23 +334,11 @@ class RowEditor:
                     last_attempt=context.is_last_attempt,
                 )
                 if share.images_loaded(loaded.total_bytes):
-                    return self._call_and_store(context, loaded, deadline)
+                    context.images, context.mask = loaded.images, loaded.mask
+                    return self.process(context, loaded, deadline)
             # Wait for a larger share without holding one, and load the images again.
             image_bytes = max(image_bytes, loaded.total_bytes)
             del loaded
-
-    def _call_and_store(
-        self, context: RowCallContext, loaded: LoadedImages, deadline: float
-    ) -> RowResult:
-        message = context.message
-        context.images, context.mask = loaded.images, loaded.mask
-        dispatched = self.dispatcher.dispatch(context, deadline)
-        claim, images = context.claim, dispatched.result.images
-        result = _success(dispatched, claim, loaded.warnings)
-        result = self.images.put(claim, message.request, images, result, deadline)
-        before = loaded.images[0].data if loaded.images else None
-        warnings = self.images.put_thumbnails(claim, result.outputs[0], before, images[0])
-        return replace(result, warnings=(*result.warnings, *warnings))
 
     def _resolve_unknown_outcome(self, context: RowCallContext) -> RowResult | None:
         """An earlier call was sent, and its worker died before it recorded the outcome."""
@@ -319,7 +357,7 @@ class RowEditor:
 
     def _retry(self, context: RowCallContext, error: RetryRow) -> ReturnRow | None:
         if context.is_last_attempt:
-            self._dead_letter(context, error)
+            self.dead_letter(context, error)
             return None
         self._release(context, refund_attempt=False)
         attempt = context.claim.attempt
@@ -328,7 +366,7 @@ class RowEditor:
         seconds = max(with_jitter(wait, self.rng), error.delay_seconds)
         return ReturnRow(seconds, called=context.calls > 0)
 
-    def _dead_letter(self, context: RowCallContext, error: RetryRow) -> None:
+    def dead_letter(self, context: RowCallContext, error: RetryRow) -> None:
         """Send the dead letter before the row is settled.
 
         A crash in between leads to a second copy, which is harmless: only one of equal copies can
@@ -337,7 +375,11 @@ class RowEditor:
         record, message = context.claim.record, context.message
         endpoint = error.endpoint or record.endpoint
         copy = message.model_copy(
-            update={"run": context.claim.run, "generation": record.generation + 1}
+            update={
+                "run": context.claim.run,
+                "generation": record.generation + 1,
+                "live": False,  # redriven, it goes the way of its job's mode
+            }
         )
         attributes = {
             "reason": error.reason.value,
@@ -348,8 +390,8 @@ class RowEditor:
             "row": message.key,
         }
         self.queue.dead_letter(copy.model_dump_json(), attributes)
-        result = _failure(RowState.DEAD, error, context.claim)
-        self._settle(context, replace(result, provider=error.provider, endpoint=endpoint))
+        result = failure(RowState.DEAD, error, context)
+        self.settle(context, replace(result, provider=error.provider, endpoint=endpoint))
 
     def _return_letter(self, message: RowMessage) -> ReturnRow | None:
         """Keep a dead letter of an earlier upload, whose rows the current one does not edit."""
@@ -365,7 +407,7 @@ class RowEditor:
         self.telemetry.warning("letter_of_an_earlier_upload")
         return None
 
-    def _settle(self, context: RowCallContext, result: RowResult) -> None:
+    def settle(self, context: RowCallContext, result: RowResult) -> None:
         if not self.rows.settle(context.claim, result):
             raise LeaseLost("it was settled by another worker, or is being worked on")
         self.telemetry.metric(_STATUS_METRICS[result.status])
@@ -389,6 +431,39 @@ class RowEditor:
             self.telemetry.warning("release_failed", error=str(error))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowEditor(RowWorker):
+    """Has a row's calls dispatched, and stores its images."""
+
+    dispatcher: Dispatcher
+    batch_queue: RowQueue
+
+    def handle(
+        self,
+        message: RowMessage,
+        run: Run,
+        owner: str,
+        deadline: float,
+        leases: Leases,
+        *,
+        given_up: Waiting | None = None,
+    ) -> ReturnRow | None:
+        """A redriven row of a job with mode=batch returns to the batches."""
+        if run.options.mode == "batch" and not message.live:
+            self.batch_queue.send([message])
+            return None
+        return RowWorker.handle(self, message, run, owner, deadline, leases, given_up=given_up)
+
+    def process(self, context: RowCallContext, loaded: LoadedImages, deadline: float) -> RowResult:
+        dispatched = self.dispatcher.dispatch(context, deadline)
+        claim, images = context.claim, dispatched.result.images
+        result = _success(dispatched, claim, loaded.warnings)
+        result = self.images.put(claim, context.message.request, images, result, deadline)
+        before = loaded.images[0].data if loaded.images else None
+        warnings = self.images.put_thumbnails(claim, result.outputs[0], before, images[0])
+        return replace(result, warnings=(*result.warnings, *warnings))
+
+
 def _success(dispatched: DispatchResult, claim: Claim, warnings: Sequence[str]) -> RowResult:
     """The result of a call that gave images; its cost includes the row's earlier calls."""
     plan, cost = dispatched.plan, dispatched.result.cost_micro_usd
@@ -401,6 +476,7 @@ def _success(dispatched: DispatchResult, claim: Claim, warnings: Sequence[str]) 
         fallback_cause=dispatched.fallback_cause,
         latency_ms=dispatched.latency_ms,
         cost_micro_usd=None if cost is None else claim.record.spent + cost,
+        mode=dispatched.endpoint.service_tier or "live",
         warnings=tuple(dict.fromkeys((*warnings, *plan.warnings, *dispatched.warnings))),
     )
 
@@ -409,7 +485,7 @@ def _given_up(waiting: Waiting) -> RetryRow:
     return RetryRow(waiting.reason, f"the job waited too long: {waiting.detail}")
 
 
-def _failure(status: RowState, error: RowRejected | RetryRow, claim: Claim) -> RowResult:
+def failure(status: RowState, error: RowRejected | RetryRow, context: RowCallContext) -> RowResult:
     detail = error.detail[:_MAX_DETAIL_CHARS]
     return RowResult(
         status,
@@ -418,5 +494,6 @@ def _failure(status: RowState, error: RowRejected | RetryRow, claim: Claim) -> R
         provider=error.provider,
         endpoint=error.endpoint,
         model=error.model,
-        cost_micro_usd=claim.record.spent,
+        cost_micro_usd=context.claim.record.spent,
+        mode=context.mode,
     )

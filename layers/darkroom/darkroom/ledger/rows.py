@@ -19,6 +19,7 @@ LEASE_SECONDS = 90.0  # three heartbeats: a crash is repaired within two minutes
 
 _NO_COUNTERS: Mapping[str, Counters] = MappingProxyType({})
 _ONE_TRANSITION = Counters(transitions=1)
+_MAX_LEFT = 20  # batches: bounds the row's item
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,7 @@ def settle(claim: Claim, result: RowResult, now: float) -> Change:
         lease_until=0.0,
         sent_run=None,
         reserved=0,
+        submission=None,
         possible_duplicate_charges=before.possible_duplicate_charges + int(unknown),
     )
     budget = 0
@@ -112,7 +114,7 @@ def settle(claim: Claim, result: RowResult, now: float) -> Change:
 
 def drop(record: RowRecord, now: float, reason: Reason, detail: str) -> Change:
     """End a row that no worker will end. Its call, if one was sent, may be charged."""
-    sent = record.state is RowState.SENT
+    sent = record.state in (RowState.SENT, RowState.SUBMITTED)
     ended = _next(
         record,
         now,
@@ -127,6 +129,7 @@ def drop(record: RowRecord, now: float, reason: Reason, detail: str) -> Change:
         lease_until=0.0,
         sent_run=None,
         reserved=0,
+        submission=None,
         possible_duplicate_charges=record.possible_duplicate_charges + int(sent),
     )
     counters = {record.run: contribution(ended) + _ONE_TRANSITION}
@@ -225,6 +228,8 @@ class ClaimRequest:
     def _decide_open(self, record: RowRecord) -> Decision:
         if record.lease_until > self.now:
             return Decision(NotClaimed.HELD)
+        if record.state is RowState.SUBMITTED:
+            return self._decide_submitted(record)
         if self._in_current_run(record):
             if self._redrives(record):  # its worker died between the dead letter and the outcome
                 return self._grant(self._with_new_attempts(record))
@@ -232,6 +237,19 @@ class ClaimRequest:
         if self._same_request(record) and not self.message.redo:
             return self._grant(replace(self._transferred(record), attempts=0))
         return self._grant(self._restart(record), reserved=-record.reserved)
+
+    def _decide_submitted(self, record: RowRecord) -> Decision:
+        """Its batch settles the row, also for a later upload that asks for the same.
+
+        A row that is edited anew leaves the batch: what that costs is counted when it has ended.
+        """
+        if self._in_current_run(record):
+            return Decision(NotClaimed.SUBMITTED)
+        if self._same_request(record) and not self.message.redo:
+            transferred = _next(self._transferred(record), record.updated_at)
+            return Decision(NotClaimed.SUBMITTED, Change(transferred))
+        left = (*record.left, record.batch)[-_MAX_LEFT:]
+        return self._grant(replace(self._restart(record), left=left), reserved=-record.reserved)
 
     def _redrive(self, record: RowRecord) -> Decision:
         """A dead row starts again with all its attempts; the counters no longer include it."""
@@ -277,6 +295,7 @@ class ClaimRequest:
             possible_duplicate_charges=(record.possible_duplicate_charges if keep else 0)
             + int(record.state is RowState.SENT),
             spent=record.spent if keep else 0,
+            left=record.left,
             version=record.version,
         )
 
@@ -285,7 +304,7 @@ class ClaimRequest:
 
         Under a key by content, the cells that could name the image otherwise are the same.
         """
-        has_image = record.state in (RowState.SUCCEEDED, RowState.SENT)
+        has_image = record.state in (RowState.SUCCEEDED, RowState.SENT, RowState.SUBMITTED)
         return has_image and is_content_key(record.key)
 
     def _grant(
@@ -306,6 +325,8 @@ class ClaimRequest:
             crashes=record.crashes + int(crashed),
             lease_owner=self.owner,
             lease_until=self.now + self.lease_seconds,
+            batch="",
+            submission=None,
         )
         claim = Claim(self.message.job, self.owner, granted, attempts_spent=spent)
         return Decision(claim, Change(granted, counters, reserved=reserved))

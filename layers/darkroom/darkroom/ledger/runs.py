@@ -287,9 +287,17 @@ class SweepStep(StrEnum):
 
 
 def sweep_step(
-    record: RunRecord, counters: Counters, now: float, *, queue_is_empty: bool
+    record: RunRecord,
+    counters: Counters,
+    now: float,
+    *,
+    queue_is_empty: bool,
+    in_batches: bool = False,
 ) -> SweepStep:
-    """A step too many does no harm: claims, leases and versions decide who does the work."""
+    """A step too many does no harm: claims, leases and versions decide who does the work.
+
+    Rows `in_batches` at a provider have no messages, and take a day.
+    """
     run = record.run
     if run.state is RunState.FAILED:
         return SweepStep.FINISH if record.reported >= 0 else SweepStep.REPORT
@@ -297,6 +305,8 @@ def sweep_step(
         died = record.split_until + SPLITTER_RETRIES_SECONDS < now
         return SweepStep.SPLIT if died else SweepStep.WAIT
     if not all_settled(run, counters):
+        if in_batches and run.state is not RunState.STOPPED:
+            return SweepStep.WAIT
         return _step_for_unsettled(record, counters, now, queue_is_empty=queue_is_empty)
     if not report_due(record, counters):
         return SweepStep.FINISH

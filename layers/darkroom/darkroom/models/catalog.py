@@ -71,6 +71,7 @@ class Model:
     # table: for quotes and budgets, and where a response does not count its tokens.
     image_prices: Mapping[str, int] = field(default_factory=dict)
     service_tiers: Mapping[str, float] = field(default_factory=dict)  # factor of all its prices
+    batch_factor: float | None = None  # of all its prices in a batch; None: it cannot be batched
     retirement: Retirement | None = None
     note: str = ""
     aliases: tuple[str, ...] = ()
@@ -164,6 +165,7 @@ _GEMINI = Model(
     settings={"seed": _SEEDS},
     max_prompt_characters=100_000,
     service_tiers={"flex": 0.5},  # https://ai.google.dev/gemini-api/docs/flex-inference
+    batch_factor=0.5,  # https://ai.google.dev/gemini-api/docs/batch-api
 )
 # On Google's enterprise platform an inline image has at most 7 MB; a flex request at most 20 MB:
 # the pages of its models, and https://docs.cloud.google.com/gemini-enterprise-agent-platform/models/flex-paygo.
@@ -273,6 +275,7 @@ _GPT = Model(
     output_formats=("png", "jpeg", "webp"),
     settings=_RENDERING | {"input_fidelity": ("low", "high")},
     max_n=10,
+    batch_factor=0.5,  # https://developers.openai.com/api/docs/guides/batch
     token_prices=TokenPrices(5, 8, 32, text_out=10, input_image_tokens=1024),
     image_prices=_by_size(low=(9_000, 13_000), medium=(34_000, 50_000), high=(133_200, 200_000)),
 )
@@ -398,14 +401,19 @@ def without_snapshot(name: str) -> str:
     return _SNAPSHOT.sub("", name.removeprefix("models/"))
 
 
-def model_at(endpoint: Endpoint, name: str) -> Model:
-    """The model that the endpoint serves under `name`, with its limits and prices there."""
+def model_at(endpoint: Endpoint, name: str, *, batch: bool = False) -> Model:
+    """The model that the endpoint serves under `name`, with its limits and prices there.
+
+    `batch`: with the prices of the provider's batch interface, which has no service tiers.
+    """
     model = find_model(endpoint.provider, _known_as(endpoint, name))
     if endpoint.location is not None:
         model = _on_enterprise_platform(model, endpoint.service_tier)
     factor = model.service_tiers.get(endpoint.service_tier or "", 1.0)
     if endpoint.prices != Prices():
-        return _with_prices(model, endpoint.prices)
+        model, factor = _with_prices(model, endpoint.prices), 1.0
+    if batch:
+        factor = model.batch_factor or 1.0
     return model if factor == 1 else _with_price_factor(model, factor)
 
 

@@ -25,7 +25,7 @@ from darkroom.models.catalog import (
     worst_cost,
 )
 from darkroom.providers.registry import likely_provider_of
-from darkroom.rows import RowRequest
+from darkroom.rows import Mode, RowRequest
 
 MAX_MASK_BYTES = 4 * codec.MIB - 1
 _SAME_SHAPE = 0.02  # relative difference in aspect ratio that is not visible
@@ -48,21 +48,38 @@ def model_for(requested: str | None, endpoint: Endpoint) -> str:
     return requested
 
 
+def endpoint_in_mode(endpoint: Endpoint, mode: Mode) -> Endpoint:
+    """As the rows of a job with this mode use it: with the flex tier, if its model has that."""
+    asks = mode == "flex" and endpoint.service_tier is None
+    if asks and "flex" in model_at(endpoint, endpoint.model).service_tiers:
+        return endpoint.model_copy(update={"service_tier": "flex"})
+    return endpoint
+
+
+def check_mode(endpoint: Endpoint, mode: Mode) -> None:
+    """Raise Ineligible if an endpoint of `endpoint_in_mode` cannot be used in the mode."""
+    if mode == "flex" and endpoint.service_tier != "flex":
+        raise Ineligible("the job's mode is flex, which its model is not offered with")
+
+
 def plan_call(
     request: RowRequest,
     images: tuple[SourceImage, ...],
     mask: SourceImage | None,
     endpoint: Endpoint,
     today: date,
+    *,
+    batch: bool = False,
 ) -> CallPlan:
     """Fit the row to a model; `images` and `mask` come from codec.open_source and open_mask.
 
     The model is the row's where the endpoint can serve it, else the endpoint's own. Raises
     Ineligible when that model cannot honour the row, though another may, and RowRejected
-    (bad_image) when an image cannot be converted to what the model accepts.
+    (bad_image) when an image cannot be converted to what the model accepts. `batch`: its cost is
+    that of a request in a batch.
     """
     name = model_for(request.model, endpoint)
-    entry = model_at(endpoint, name)
+    entry = model_at(endpoint, name, batch=batch)
     draft = _Draft(request, entry, endpoint)
     draft.warn_about_model(name, today)
     draft.check_eligible(images, mask)

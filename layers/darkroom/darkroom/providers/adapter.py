@@ -20,7 +20,7 @@ from darkroom.calls import (
     ProviderLimits,
 )
 from darkroom.endpoints import Endpoint
-from darkroom.models.catalog import model_advice, row_model_advice
+from darkroom.models.catalog import Model, model_advice, model_at, row_model_advice
 from darkroom.providers.errors import (
     Failure,
     Rule,
@@ -36,7 +36,7 @@ _TRANSPORT_ERRORS = (httpx2.HTTPError, httpx2.InvalidURL)
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class CallOwner:
     """Whose a call is, for the description of its failure."""
 
     endpoint: Endpoint
@@ -65,7 +65,7 @@ class SdkImageEditor[Client](ABC):
         self, plan: CallPlan, endpoint: Endpoint, key: SecretStr, timeout_seconds: float
     ) -> EditResult:
         model = plan.model if plan.model_of_row else None
-        call = _Call(endpoint, key.get_secret_value(), timeout_seconds, model)
+        call = CallOwner(endpoint, key.get_secret_value(), timeout_seconds, model)
         result, limits = self._bounded(
             call, lambda: self._call(plan, endpoint, call.key, timeout_seconds)
         )
@@ -76,18 +76,18 @@ class SdkImageEditor[Client](ABC):
     ) -> AvailableModels:
         """The models that the provider lists for the key. Costs nothing. Raises CallFailed."""
         # A list that is not found says nothing about the endpoint's model.
-        call = _Call(endpoint, key.get_secret_value(), timeout_seconds, model_of_row="")
+        call = CallOwner(endpoint, key.get_secret_value(), timeout_seconds, model_of_row="")
         ends, limits = self._bounded(
             call, lambda: self._list_models(endpoint, call.key, timeout_seconds)
         )
         return AvailableModels(ends, limits)
 
     def _bounded[Result](
-        self, call: _Call, send: Callable[[], Result]
+        self, call: CallOwner, send: Callable[[], Result], *, streamed: bool = False
     ) -> tuple[Result, ProviderLimits]:
         """The result of `send` and the limits that its response states. Raises CallFailed."""
         import_module(self.sdk)  # seconds on a busy machine, which are not the provider's
-        with deadline(call.timeout_seconds) as exchange:
+        with deadline(call.timeout_seconds, streamed=streamed) as exchange:
             try:
                 result = send()
             except CallFailed as failure:
@@ -116,7 +116,7 @@ class SdkImageEditor[Client](ABC):
                 self._clients[address] = self._new_client(*address)
             return self._clients[address]
 
-    def _failed(self, error: Exception, exchange: Exchange, call: _Call) -> CallFailed:
+    def _failed(self, error: Exception, exchange: Exchange, call: CallOwner) -> CallFailed:
         response, endpoint, key = exchange.response, call.endpoint, call.key
         if response is not None and response.status_code != httpx2.codes.OK:
             failure = self._failure(response, endpoint)
@@ -133,13 +133,17 @@ class SdkImageEditor[Client](ABC):
         return malformed_response(error, key) if exchange.sent else not_sent(error, key)
 
     @staticmethod
-    def _explain_model(failed: CallFailed, call: _Call) -> None:
+    def _explain_model(failed: CallFailed, call: CallOwner) -> None:
         """Say which model to name instead. One that the row named is the row's fault."""
         advice, name = model_advice(call.endpoint), call.model_of_row
         if name is not None:
             advice, failed.outcome = row_model_advice(call.endpoint, name), Outcome.BAD_REQUEST
         if advice:
             failed.detail = f"{failed.detail.rstrip('.')}: {advice}"
+
+    def _model(self, endpoint: Endpoint, plan: CallPlan) -> Model:
+        """The plan's model, with the prices of its calls."""
+        return model_at(endpoint, plan.model)
 
     def _limits_in(self, response: httpx2.Response) -> ProviderLimits:  # noqa: ARG002 - an adapter's own
         """The account's limits as the response states them. Must not raise."""

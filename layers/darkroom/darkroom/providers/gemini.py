@@ -17,7 +17,7 @@ from darkroom.csv_input.values import parse_model
 from darkroom.endpoints import Endpoint
 from darkroom.formatting import clean_text
 from darkroom.images import codec
-from darkroom.models.catalog import Model, model_at, token_cost
+from darkroom.models.catalog import Model, token_cost
 from darkroom.providers.adapter import SdkImageEditor
 from darkroom.providers.errors import (
     Failure,
@@ -176,44 +176,22 @@ class GeminiImageEditor(SdkImageEditor["Client"]):
     table = GEMINI_TABLE
 
     def _new_client(self, *address: str | None) -> "Client":
-        from google import genai  # noqa: PLC0415 - see SdkImageEditor
-        from google.genai import types  # noqa: PLC0415
-
         base_url, version, project, location, credentials = address
         account: dict[str, Any] = {"api_key": "given-per-call"}
         if credentials is not None:
             account = {"credentials": google_credentials(credentials)}
         if location is not None and project is not None:  # a key alone belongs to one project
             account |= {"project": project, "location": location}
-        return genai.Client(
-            vertexai=location is not None,
-            **account,
-            http_options=types.HttpOptions(
-                base_url=base_url,
-                api_version=version,
-                httpx_client=self._http,
-                # Never used; without it the SDK builds one with its own TLS context.
-                httpx_async_client=httpx2.AsyncClient(
-                    transport=httpx2.MockTransport(_unsupported), trust_env=False
-                ),
-                retry_options=types.HttpRetryOptions(attempts=1),
-            ),
-        )
+        account["vertexai"] = location is not None
+        return new_genai_client(self._http, account, base_url=base_url, api_version=version)
 
     def _call(
         self, plan: CallPlan, endpoint: Endpoint, key: str, timeout_seconds: float
     ) -> EditResult:
-        from google.genai import types  # noqa: PLC0415 - see SdkImageEditor
-
         # The client must outlive the call: it closes its connections when it is deleted.
         client = self._authenticated(endpoint, key, timeout_seconds)
-        images: Any = (types.Part.from_bytes(data=i.data, mime_type=i.mime) for i in plan.images)
-        response = client.models.generate_content(
-            model=plan.model,
-            contents=[plan.prompt, *images],
-            config=_config(plan, endpoint, key, timeout_seconds),
-        )
-        return _read(response, plan, model_at(endpoint, plan.model), key)
+        response = generate(client, plan, config_of_call(plan, endpoint, key, timeout_seconds))
+        return self._read(response, plan, endpoint, key)
 
     def _list_models(
         self, endpoint: Endpoint, key: str, timeout_seconds: float
@@ -221,7 +199,7 @@ class GeminiImageEditor(SdkImageEditor["Client"]):
         from google.genai import types  # noqa: PLC0415 - see SdkImageEditor
 
         client = self._authenticated(endpoint, key, timeout_seconds)
-        options = _http_options(endpoint, key, timeout_seconds)
+        options = http_options(endpoint, key, timeout_seconds)
         config = types.ListModelsConfig(page_size=_MODELS_OF_A_PAGE, http_options=options)
         return {
             (model.name or "").rpartition("/")[2]: None
@@ -229,8 +207,7 @@ class GeminiImageEditor(SdkImageEditor["Client"]):
         }
 
     def _authenticated(self, endpoint: Endpoint, key: str, timeout_seconds: float) -> "Client":
-        # The SDK warns of values it does not know, with the provider's text.
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"google\.genai")
+        ignore_warnings()
         location = endpoint.location
         credentials = None if endpoint.credentials is None else key
         # Always given: the SDK would read them from the environment.
@@ -245,6 +222,31 @@ class GeminiImageEditor(SdkImageEditor["Client"]):
             with deadline(timeout_seconds):  # of its own, so that it does not count as the call
                 refresh(google_credentials(credentials), self._http)
         return client
+
+    def _read(
+        self,
+        response: "types.GenerateContentResponse",
+        plan: CallPlan,
+        endpoint: Endpoint,
+        key: str,
+        body: Mapping[str, Any] | None = None,
+    ) -> EditResult:
+        """The images outside the thoughts, decoded in full. Raises CallFailed.
+
+        `body` is the response's JSON, by default that of the last HTTP response.
+        """
+        parts = list(_parts(response))
+        blobs = [p.inline_data for p in parts if p.inline_data is not None]
+        images = tuple(b.data for b in blobs if (b.mime_type or "image/").startswith("image/"))
+        model, usage = self._model(endpoint, plan), response.usage_metadata
+        cost = _cost(model, usage, has_images=bool(images))
+        if not images:
+            texts = [p.text for p in parts if p.text] + [_finish_message(body)]
+            raise _no_image_failure(response, clean_text(" ".join(texts), key), cost, key)
+        with unusable_images(cost):
+            for image in images:
+                codec.verify(image or b"")
+        return EditResult(images, _model_name(response.model_version, key) or plan.model, cost)
 
     def _failure(self, response: httpx2.Response, endpoint: Endpoint) -> Failure:
         body = error_body(response) or {}
@@ -264,6 +266,30 @@ class GeminiImageEditor(SdkImageEditor["Client"]):
         )
 
 
+def ignore_warnings() -> None:
+    """The SDK warns of values it does not know, with the provider's text."""
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"google\.genai")
+
+
+def new_genai_client(http: httpx2.Client, account: dict[str, Any], **options: Any) -> "Client":
+    """A client of the SDK over `http`, without retries; `options` are those of HttpOptions."""
+    from google import genai  # noqa: PLC0415 - see SdkImageEditor
+    from google.genai import types  # noqa: PLC0415
+
+    return genai.Client(
+        **account,
+        http_options=types.HttpOptions(
+            httpx_client=http,
+            # Never used; without it the SDK builds one with its own TLS context.
+            httpx_async_client=httpx2.AsyncClient(
+                transport=httpx2.MockTransport(_unsupported), trust_env=False
+            ),
+            retry_options=types.HttpRetryOptions(attempts=1),
+            **options,
+        ),
+    )
+
+
 def _platform_url(location: str) -> str:
     """Of Google's enterprise platform: global, a multi-region or a region."""
     if location == "global":
@@ -277,7 +303,17 @@ def _unsupported(request: httpx2.Request) -> httpx2.Response:
     raise httpx2.UnsupportedProtocol("Darkroom makes no asynchronous calls", request=request)
 
 
-def _config(
+def generate(client: "Client", plan: CallPlan, config: "types.GenerateContentConfig") -> Any:
+    """Sends the plan; the response as the SDK has read it."""
+    from google.genai import types  # noqa: PLC0415 - see SdkImageEditor
+
+    images: Any = (types.Part.from_bytes(data=i.data, mime_type=i.mime) for i in plan.images)
+    return client.models.generate_content(
+        model=plan.model, contents=[plan.prompt, *images], config=config
+    )
+
+
+def config_of_call(
     plan: CallPlan, endpoint: Endpoint, key: str, timeout_seconds: float
 ) -> "types.GenerateContentConfig":
     from google.genai import types  # noqa: PLC0415 - see SdkImageEditor
@@ -296,11 +332,11 @@ def _config(
         service_tier=tier and types.ServiceTier(tier),
         automatic_continuation=False,
         automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
-        http_options=_http_options(endpoint, key, timeout_seconds),
+        http_options=http_options(endpoint, key, timeout_seconds),
     )
 
 
-def _http_options(endpoint: Endpoint, key: str, timeout_seconds: float) -> "types.HttpOptions":
+def http_options(endpoint: Endpoint, key: str, timeout_seconds: float) -> "types.HttpOptions":
     from google.genai import types  # noqa: PLC0415 - see SdkImageEditor
 
     headers = {name: value.get_secret_value() for name, value in endpoint.headers.items()}
@@ -309,21 +345,6 @@ def _http_options(endpoint: Endpoint, key: str, timeout_seconds: float) -> "type
     if endpoint.credentials is None:
         headers["x-goog-api-key"] = key
     return types.HttpOptions(timeout=max(1, int(timeout_seconds * 1000)), headers=headers)
-
-
-def _read(response: Any, plan: CallPlan, model: Model, key: str) -> EditResult:
-    """The images outside the thoughts, decoded in full. Raises CallFailed."""
-    parts = list(_parts(response))
-    blobs = [p.inline_data for p in parts if p.inline_data is not None]
-    images = tuple(b.data for b in blobs if (b.mime_type or "image/").startswith("image/"))
-    cost = _cost(model, response.usage_metadata, has_images=bool(images))
-    if not images:
-        texts = [p.text for p in parts if p.text] + [_finish_message()]
-        raise _no_image_failure(response, clean_text(" ".join(texts), key), cost, key)
-    with unusable_images(cost):
-        for image in images:
-            codec.verify(image or b"")
-    return EditResult(images, _model_name(response.model_version, key) or plan.model, cost)
 
 
 def _model_name(version: str | None, key: str) -> str | None:
@@ -344,10 +365,12 @@ def _parts(response: Any) -> Iterator[Any]:
                 yield part
 
 
-def _finish_message() -> str:
+def _finish_message(body: Mapping[str, Any] | None) -> str:
     """The first candidate's `finishMessage`, which says why. The SDK leaves it out."""
     response = last_response()
-    candidates = ((response and error_body(response)) or {}).get("candidates")
+    if body is None:
+        body = (response and error_body(response)) or {}
+    candidates = body.get("candidates")
     first = candidates[0] if isinstance(candidates, list) and candidates else None
     message = first.get("finishMessage") if isinstance(first, dict) else None
     return message if isinstance(message, str) else ""

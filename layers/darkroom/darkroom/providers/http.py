@@ -6,6 +6,7 @@ left of the deadline. The image fetcher uses the same back end, with a check of 
 
 A response is read completely, up to a limit that counts its bytes after decompression. Responses
 are parsed one at a time: an SDK holds an image as JSON, as text, in base64 and as bytes at once.
+Only inside a `deadline` with `streamed` is the body of a success left to the caller, by pieces.
 """
 
 import socket
@@ -37,6 +38,7 @@ class Exchange:
     end: float  # by time.monotonic()
     sent: bool = False  # a request was handed to the network
     response: httpx2.Response | None = None  # the last one, read completely
+    streamed: bool = False  # the caller reads bodies piece by piece, and bounds them itself
     _parses: bool = False
 
     def begin_parsing(self) -> None:
@@ -58,15 +60,17 @@ type AddressLookup = Callable[[str, int], Sequence[str]]
 
 
 @contextmanager
-def deadline(seconds: float) -> Iterator[Exchange]:
+def deadline(seconds: float, *, streamed: bool = False) -> Iterator[Exchange]:
     """Bounds all requests of this thread inside the block, in seconds from now.
+
+    A body that is `streamed` is read inside blocks of its own.
 
     When the time is up they raise a subclass of httpcore2.TimeoutException or, with `new_client`,
     of httpx2.TimeoutException. Within another deadline, the earlier end counts.
     """
     outer = _exchange.get()
     end = time.monotonic() + seconds
-    exchange = Exchange(end if outer is None else min(end, outer.end))
+    exchange = Exchange(end if outer is None else min(end, outer.end), streamed=streamed)
     token = _exchange.set(exchange)
     try:
         yield exchange
@@ -93,6 +97,11 @@ def last_response() -> httpx2.Response | None:
     """The last response inside the current deadline, as the SDK got it."""
     exchange = _exchange.get()
     return None if exchange is None else exchange.response
+
+
+def _is_streamed() -> bool:
+    exchange = _exchange.get()
+    return exchange is not None and exchange.streamed
 
 
 class HostUnknown(httpcore2.ConnectError):
@@ -153,7 +162,7 @@ class _Stream(httpcore2.NetworkStream):
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         data = self._inner.read(max_bytes, time_left(timeout, httpcore2.ReadTimeout))
         self._received += len(data)
-        if self._received > MAX_RESPONSE_BYTES:
+        if self._received > MAX_RESPONSE_BYTES and not _is_streamed():
             raise httpcore2.ReadError("the response is larger than any image can be")
         return data
 
@@ -228,7 +237,7 @@ class _DeadlineTransport(httpx2.HTTPTransport):
 
 
 class _BoundedTransport(httpx2.BaseTransport):
-    """Reads each response completely, within the size limit, and records it in the exchange."""
+    """Reads responses completely, within the size limit, and records them in the exchange."""
 
     def __init__(self, inner: httpx2.BaseTransport) -> None:
         self._inner = inner
@@ -239,6 +248,8 @@ class _BoundedTransport(httpx2.BaseTransport):
             exchange.end_parsing()
             exchange.sent = True
         received = self._inner.handle_request(request)
+        if received.is_success and _is_streamed():
+            return received
         body = _decoded_body(received)
         if exchange is not None:
             exchange.begin_parsing()

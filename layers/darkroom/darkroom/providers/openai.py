@@ -21,7 +21,7 @@ from darkroom.fetcher import WebImageFetcher
 from darkroom.formatting import clean_text
 from darkroom.images import codec
 from darkroom.images.references import ImageRules
-from darkroom.models.catalog import Model, model_at, planned_image_price, token_cost
+from darkroom.models.catalog import Model, planned_image_price, token_cost
 from darkroom.providers.adapter import SdkImageEditor
 from darkroom.providers.errors import (
     Failure,
@@ -194,9 +194,9 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
         version = endpoint.api_version
         deployment = None if version is None else plan.model
         client = self._client(endpoint.base_url or BASE_URL, version, deployment)
-        model = model_at(endpoint, plan.model)
-        options = _options(plan, model) | {
-            "extra_headers": _headers(endpoint, key),
+        model = self._model(endpoint, plan)
+        options = request_options(plan, model) | {
+            "extra_headers": headers_of_call(endpoint, key),
             "timeout": timeout_seconds,
         }
         response = _send(client, plan, model, options)
@@ -206,7 +206,7 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
         self, endpoint: Endpoint, key: str, timeout_seconds: float
     ) -> Mapping[str, date | None]:
         client = self._client(endpoint.base_url or BASE_URL, endpoint.api_version, None)
-        headers = _headers(endpoint, key)
+        headers = headers_of_call(endpoint, key)
         listed = client.models.list(extra_headers=headers, timeout=timeout_seconds).data
         return {model.id: _date(getattr(model, "shutdown_date", None)) for model in listed}
 
@@ -252,8 +252,9 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
             self._raise_error_of_200(endpoint, key)
         if not isinstance(data, list | None) or not hasattr(response, "data"):
             raise TypeError("no list of images")
-        model = model_at(endpoint, plan.model)
-        cost = _cost(model, plan, getattr(response, "usage", None), len(data or ()))
+        cost = _cost(
+            self._model(endpoint, plan), plan, getattr(response, "usage", None), len(data or ())
+        )
         if not data:
             detail = "a response without an image"
             raise CallFailed(Outcome.NO_IMAGE, detail, cost_micro_usd=cost, retry_once=True)
@@ -301,7 +302,7 @@ def _without_environment() -> dict[str, Any]:
     return {name.strip(): Omit() for name, colon, _ in (x.partition(":") for x in lines) if colon}
 
 
-def _headers(endpoint: Endpoint, key: str) -> dict[str, str]:
+def headers_of_call(endpoint: Endpoint, key: str) -> dict[str, str]:
     """Those of one call: the key, the account, and the endpoint's own."""
     authentication = {"Authorization": f"Bearer {key}"}
     if endpoint.api_version is not None:
@@ -314,7 +315,8 @@ def _headers(endpoint: Endpoint, key: str) -> dict[str, str]:
     }
 
 
-def _options(plan: CallPlan, model: Model) -> dict[str, Any]:
+def request_options(plan: CallPlan, model: Model) -> dict[str, Any]:
+    """The fields of a request beside its images."""
     options: dict[str, Any] = {
         **plan.settings,
         "model": plan.model,

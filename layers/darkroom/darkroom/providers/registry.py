@@ -1,6 +1,6 @@
 """The providers: one entry each, with everything that differs between them.
 
-Adding a provider takes a member and an entry here, an adapter, and its models in
+Adding a provider takes a member and an entry here, its adapters, and its models in
 `models/catalog.py`. Other modules read the entry and never compare with a member.
 """
 
@@ -22,6 +22,7 @@ class ProviderEntry:
     display_name: str
     company: str
     adapter: str  # "module:class" of its ports.ImageEditor, imported when first needed
+    batches: str  # "module:class" of its ports.BatchProvider
     sdk_logger: str  # kept above DEBUG, where SDKs log whole requests
     model: str
     tier: int
@@ -59,6 +60,7 @@ PROVIDERS: dict[Provider, ProviderEntry] = {
         display_name="Gemini",
         company="Google",
         adapter="darkroom.providers.gemini:GeminiImageEditor",
+        batches="darkroom.providers.gemini_batch:GeminiBatches",
         sdk_logger="google_genai",
         model="gemini-3-pro-image",
         tier=1,
@@ -83,6 +85,7 @@ PROVIDERS: dict[Provider, ProviderEntry] = {
         display_name="OpenAI",
         company="OpenAI",
         adapter="darkroom.providers.openai:OpenAIImageEditor",
+        batches="darkroom.providers.openai_batch:OpenAIBatches",
         sdk_logger="openai",
         model="gpt-image-2.6-sunburst",
         tier=2,

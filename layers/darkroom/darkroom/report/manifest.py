@@ -24,6 +24,7 @@ _CELLS: dict[str, Callable[[ReportRow], str]] = {
     "latency_ms": lambda row: str(row.result.latency_ms or ""),
     "cost_usd": lambda row: _usd(row.result.cost_micro_usd),
     "possible_duplicate_charges": lambda row: str(row.possible_duplicate_charges),
+    "mode": lambda row: row.result.mode if row.result.endpoint else "",
 }
 OWN_COLUMNS = tuple(_CELLS)
 INSTRUCTION_SENT = "instruction_sent"
@@ -57,6 +58,11 @@ def unguard(cell: str) -> str:
     if cell.startswith("'") and _FORMULA.match(cell):
         cell = cell[1:]
     return _GUARDED_INNER_FORMULA.sub(r"\1\2", cell)
+
+
+def own_columns(header: Sequence[str]) -> Sequence[str]:
+    """Ours of a manifest, which come last; one of an earlier version has fewer."""
+    return header[header.index(OWN_COLUMNS[0]) :]
 
 
 def header(columns: Sequence[str]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from darkroom.csv_input.reader import JobRows
 from darkroom.errors import DarkroomError, ServiceUnavailable, UploadLost
-from darkroom.jobs import ResultPaths, Run, RunState
+from darkroom.jobs import Counters, ResultPaths, Run, RunState
 from darkroom.ports import Clock, ObjectStore, RowLedger, RunLedger, Telemetry
 from darkroom.report.builder import HTML, JSON, OutOfTime, ReportBuilder
 from darkroom.report.gallery import page_count, rejected_page
@@ -115,7 +115,8 @@ class Reporter:
 
     def _make(self, run: Run, remaining_seconds: Callable[[], float]) -> JobSummary:
         """Raises OutOfTime, Superseded."""
-        changes = self.runs.counters(run.job, run.run).transitions
+        counters = self.runs.counters(run.job, run.run)
+        changes = counters.transitions
         builder = ReportBuilder(
             run=run,
             key=ResultPaths(run.job).report_state(run.run, changes),
@@ -132,7 +133,7 @@ class Reporter:
         try:
             builder.read_rows()
             self._check_current(run)
-            summary = self._publish(builder)
+            summary = self._publish(builder, counters)
         except (Superseded, UploadLost):
             builder.discard()
             raise
@@ -140,7 +141,7 @@ class Reporter:
         self._check_counters(run, builder.state.aggregate)
         return summary
 
-    def _publish(self, builder: ReportBuilder) -> JobSummary:
+    def _publish(self, builder: ReportBuilder, counters: Counters) -> JobSummary:
         """Stage the gallery, then make all of the report visible, job.json last."""
         run, state = builder.run, builder.state
         previous = self._previous_summary(run.job)
@@ -156,6 +157,7 @@ class Reporter:
             previous,
             failed_rows=failed.key if failed and state.aggregate.unsuccessful else None,
             spent_earlier=self.runs.spent_earlier(run),
+            counters=counters,
         )
         earlier, results = previous.results if previous else None, summary.results
         surplus = earlier.pages[len(results.pages) :] if earlier else ()

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from darkroom.errors import remediation
 from darkroom.jobs import Counters, JobOptions, ResultPaths, Run, RunState
 from darkroom.report.rows import ReportRow
-from darkroom.rows import SETTLED_STATUSES, UNSUCCESSFUL_STATUSES, RowState
+from darkroom.rows import SETTLED_STATUSES, UNSUCCESSFUL_STATUSES, Mode, RowState
 
 MAX_BARS = 60
 MAX_WARNINGS = 50  # different texts
@@ -51,6 +51,10 @@ class Cost(_Value):
     )
     total_usd: float = Field(default=0.0, description="everything ever spent on the job")
     unpriced_rows: int = Field(default=0, description="edited by models whose price is not known")
+    unclaimed_usd: float = Field(
+        default=0.0,
+        description="part of `this_run_usd`: answers of batches that no row waited for any more",
+    )
 
 
 class Fallback(_Value):
@@ -73,6 +77,20 @@ class EndpointSummary(_Value):
     cost_usd: float = 0.0
     latency_ms_p50: int | None = Field(default=None, description="within 5 %")
     latency_ms_p95: int | None = Field(default=None, description="within 5 %")
+
+
+class ModeSummary(_Value):
+    """The rows of this upload that providers answered in one mode."""
+
+    mode: Mode
+    succeeded: int = 0
+    failed: int = 0
+    dead: int = 0
+    cost_usd: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        return sum(getattr(self, status) for status in SETTLED_STATUSES)
 
 
 class FailureGroup(_Value):
@@ -174,6 +192,7 @@ class JobSummary(_Value):
         default=0, description="calls that were repeated because a crash lost their result"
     )
     endpoints: tuple[EndpointSummary, ...] = ()
+    modes: tuple[ModeSummary, ...] = ()
     models: dict[str, int] = Field(default_factory=dict, description="rows succeeded, by model")
     errors: tuple[FailureGroup, ...] = ()
     warnings: tuple[WarningSummary, ...] = ()
@@ -184,12 +203,14 @@ class JobSummary(_Value):
         return self.model_dump_json(indent=2).encode()
 
 
-def _cost(this_run: int, spent_earlier: int, unpriced_rows: int) -> Cost:
+def _cost(this_run: int, spent_earlier: int, unpriced_rows: int, unclaimed: int = 0) -> Cost:
+    """`this_run` is of its rows, `unclaimed` of answers without one."""
     return Cost(
-        this_run_usd=this_run / _MILLION,
+        this_run_usd=(this_run + unclaimed) / _MILLION,
         earlier_runs_usd=spent_earlier / _MILLION,
-        total_usd=(this_run + spent_earlier) / _MILLION,
+        total_usd=(this_run + unclaimed + spent_earlier) / _MILLION,
         unpriced_rows=unpriced_rows,
+        unclaimed_usd=unclaimed / _MILLION,
     )
 
 
@@ -377,6 +398,19 @@ class _EndpointAggregate:
 
 
 @dataclass(slots=True)
+class _ModeAggregate:
+    counts: Counter[str] = field(default_factory=Counter)  # by field of ModeSummary
+    cost_micro_usd: int = 0
+
+    def add(self, row: ReportRow) -> None:
+        self.counts[row.status] += 1
+        self.cost_micro_usd += row.result.cost_micro_usd or 0
+
+    def summary(self, mode: Mode) -> ModeSummary:
+        return ModeSummary(mode=mode, **self.counts, cost_usd=self.cost_micro_usd / _MILLION)
+
+
+@dataclass(slots=True)
 class _FailureAggregate:
     status: RowState
     reason: str
@@ -414,6 +448,7 @@ class Aggregate:
     _timeline: Timeline = field(default_factory=Timeline)
     _models: Counter[str] = field(default_factory=Counter)
     _endpoints: dict[str, _EndpointAggregate] = field(default_factory=dict)
+    _modes: dict[Mode, _ModeAggregate] = field(default_factory=dict)
     _reasons: Counter[str] = field(default_factory=Counter)
     _failures: dict[str, _FailureAggregate] = field(default_factory=dict)
     _warnings: Counter[str] = field(default_factory=Counter)
@@ -463,6 +498,8 @@ class Aggregate:
             if endpoint not in self._endpoints:
                 self._endpoints[endpoint] = _EndpointAggregate(result.provider or "")
             self._endpoints[endpoint].add(row)
+            if endpoint:
+                self._modes.setdefault(result.mode, _ModeAggregate()).add(row)
 
     @property
     def unsuccessful(self) -> int:
@@ -478,10 +515,17 @@ class Aggregate:
         failed_rows: str | None = None,
         *,
         spent_earlier: int = 0,
+        counters: Counters | None = None,
     ) -> JobSummary:
-        """`previous` is the job.json written last; `finished_at` in Unix seconds."""
+        """`previous` is the job.json written last; `finished_at` in Unix seconds.
+
+        `counters` are the ledger's, whose cost includes answers that belong to no row.
+        """
         paths = ResultPaths(run.job)
         edited = self._counts["succeeded"] - self._counts["resumed"]
+        unclaimed = 0
+        if counters is not None and run.options.mode == "batch":
+            unclaimed = max(0, counters.cost_micro_usd - self._cost_this_run)
         return _summary(
             replace(run, waiting=None),
             finished_at,
@@ -490,7 +534,7 @@ class Aggregate:
             state="stopped" if run.state is RunState.STOPPED else "done",
             counts=RowCounts(**self._counts),
             by_reason=dict(self._reasons.most_common()),
-            cost=_cost(self._cost_this_run, spent_earlier, self._unpriced),
+            cost=_cost(self._cost_this_run, spent_earlier, self._unpriced, unclaimed),
             fallback=_fallback(self._fallback_rows, edited, self._fallback_causes),
             attempts=self._attempts,
             possible_duplicate_charges=self._possible_duplicate_charges,
@@ -498,6 +542,7 @@ class Aggregate:
                 self._endpoints[name].summary(name)
                 for name in sorted(self._endpoints, key=lambda name: (not name, name))
             ),
+            modes=tuple(self._modes[mode].summary(mode) for mode in sorted(self._modes)),
             models=dict(self._models.most_common()),
             errors=self._failure_groups(),
             warnings=self._warning_summaries(),

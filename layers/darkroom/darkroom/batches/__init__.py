@@ -1,0 +1,1 @@
+"""Jobs with mode=batch: rows sent through the providers' batch interfaces, at half price."""

@@ -1,0 +1,421 @@
+"""The collector: looks at the open batches, and settles their rows when they have ended.
+
+Each answer is stored and settled as that of a call. What was read of the results is saved in the
+batch's item, so that a collection continues in another invocation, and one that dies is repeated:
+rows that are settled already are skipped. Two collectors cannot work on one batch at a time.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from darkroom.batches.endpoints import BatchAccess, BatchEndpoints
+from darkroom.batches.provider_batch import BatchAnswer, BatchStatus, ProviderBatch
+from darkroom.batches.returns import Answerless, RowReturns
+from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
+from darkroom.editor.batch import Completion
+from darkroom.editor.image_storage import ImageStorage
+from darkroom.editor.row_editor import RowCallContext, RowWorker, failure
+from darkroom.editor.waiting import HOUR, CurrentRuns, JobWaits
+from darkroom.errors import (
+    ConfigurationError,
+    LeaseLost,
+    Reason,
+    RowRejected,
+    ServiceUnavailable,
+    Waiting,
+)
+from darkroom.jobs import Run, RunState
+from darkroom.ledger import batches
+from darkroom.ledger.batches import BatchRecord, BatchState, custom_id, is_in
+from darkroom.metrics import Metric
+from darkroom.ports import BatchLedger, Clock, RowLedger, Telemetry
+from darkroom.providers.registry import Provider
+from darkroom.rows import Claim, RowRecord, RowResult, RowState, Submission
+
+LEASE_SECONDS = 915.0  # longer than an invocation can last
+# After the submitter's lease: by then a batch whose submitter died is in its provider's list.
+FIND_AFTER_SECONDS = 600.0
+CREATED_MARGIN_SECONDS = 300.0  # clocks differ
+CALL_SECONDS = 60.0  # of a request about a batch, and of one line of its results
+STOP_BEFORE_SECONDS = 60.0
+SAVE_ANSWERS = 20  # between two saves of the progress
+# Providers end a batch after a day, or two. One that stays open is cancelled, then given up.
+OVERDUE_SECONDS = 72 * HOUR
+GIVE_UP_SECONDS = 96 * HOUR
+
+
+class _OutOfTime(Exception):
+    """The collection continues in another invocation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collector:
+    """`continue_later` invokes the collector again for one batch, given by its name."""
+
+    batches: BatchLedger
+    rows: RowLedger
+    runs: CurrentRuns
+    waits: JobWaits
+    endpoints: BatchEndpoints
+    images: ImageStorage
+    worker: RowWorker
+    returns: RowReturns
+    completion: Completion
+    clock: Clock
+    telemetry: Telemetry
+    continue_later: Callable[[str], None]
+    on_unknown_outcome: str = "retry"
+
+    def collect(
+        self, owner: str, remaining_seconds: Callable[[], float], only: str | None = None
+    ) -> None:
+        """Look at all open batches, or at that one. `owner` names this invocation.
+
+        Raises ServiceUnavailable when the list of batches cannot be read.
+        """
+        found = list(self.batches.open())
+        if found:
+            oldest = min(batch.created_at for batch in found)
+            self.telemetry.metric(Metric.BATCH_AGE, self.clock.now() - oldest)
+        for batch in found:
+            if only is not None and batch.name != only:
+                continue
+            if remaining_seconds() < STOP_BEFORE_SECONDS:
+                self.telemetry.warning("collection_incomplete", next_batch=batch.name)
+                return
+            try:
+                self._collect(batch, owner, remaining_seconds)
+            except ServiceUnavailable as error:
+                self.telemetry.warning("batch_not_collected", batch=batch.name, error=str(error))
+            except Exception:  # noqa: BLE001  # one batch must not keep the others waiting
+                self.telemetry.exception("collection_crashed", batch=batch.name)
+
+    def _collect(
+        self, batch: BatchRecord, owner: str, remaining_seconds: Callable[[], float]
+    ) -> None:
+        now = self.clock.now()
+        preparing = batch.state is BatchState.PREPARING
+        if preparing and now < batch.lease_until + FIND_AFTER_SECONDS:
+            return
+        leased = self.batches.update(
+            batch.name, lambda r: batches.take_lease(r, owner, now, LEASE_SECONDS)
+        )
+        run = self.runs.get(batch.job)
+        if leased is None or run is None:
+            return
+        work = _Collection(self, leased, owner, run, remaining_seconds)
+        with self.telemetry.bound(job=batch.job, batch=batch.name):
+            try:
+                work.run_to_end()
+            except _OutOfTime:
+                work.end_lease()
+                self.continue_later(batch.name)
+            except LeaseLost as lost:
+                self.telemetry.warning("lease_lost", why=str(lost))
+            finally:
+                work.end_lease()
+        if work.changed_rows:
+            self.completion.check(batch.job)
+
+
+@dataclass(slots=True)
+class _Collection:
+    """The work of one invocation on one batch, which it has leased."""
+
+    collector: Collector
+    batch: BatchRecord
+    owner: str
+    run: Run
+    remaining_seconds: Callable[[], float]
+    changed_rows: bool = False  # the job may be complete
+    _provider: str = ""
+    _candidates: dict[str, str] = field(default_factory=dict)  # row keys by custom id
+    _records: dict[str, RowRecord] = field(default_factory=dict)  # by row key
+    _returned: set[str] = field(default_factory=set)  # keys of rows that were queued again
+    _unsaved: int = 0
+
+    def run_to_end(self) -> None:
+        """Raises ServiceUnavailable, LeaseLost, _OutOfTime."""
+        access = self._access()
+        if access is None:
+            return
+        self._provider = access.endpoint.provider
+        try:
+            self._advance(access)
+        except CallFailed as failed:
+            self._request_failed(access, failed)
+
+    def _request_failed(self, access: BatchAccess, failed: CallFailed) -> None:
+        detail = f"{self.batch.endpoint}: {failed.detail}"
+        self.collector.telemetry.warning("batch_request_failed", detail=detail)
+        no_such_batch = failed.outcome is Outcome.BAD_REQUEST
+        if failed.outcome.key_at_fault:
+            self.collector.endpoints.failed(access, failed)
+            self._wait(failed.reason, detail)
+        if self._age() > (HOUR if no_such_batch else GIVE_UP_SECONDS):
+            self._give_up(failed)
+
+    def end_lease(self) -> None:
+        with suppress(ServiceUnavailable, LeaseLost):  # it ends by itself
+            self._update(batches.end_lease)
+
+    # Steps
+
+    def _access(self) -> BatchAccess | None:
+        batch = self.batch
+        try:
+            return self.collector.endpoints.of_batch(batch.endpoint, batch.key_id)
+        except ConfigurationError as error:
+            self._wait(Reason.NO_ENDPOINT, str(error))
+            if self._age() > GIVE_UP_SECONDS:
+                self._give_up(CallFailed(Outcome.UNAVAILABLE, str(error)))
+            return None
+
+    def _advance(self, access: BatchAccess) -> None:
+        """Raises CallFailed of a request about the batch."""
+        if self.batch.state is BatchState.PREPARING and not self._find(access):
+            return
+        found = access.provider.status(self.batch.batch_id, CALL_SECONDS)
+        if self.batch.status != found.status:
+            self._update(batches.changed, status=found.status.value)
+        if not found.status.ended:
+            self._cancel_if_not_wanted(access)
+            return
+        if not self.batch.collected:
+            if found.status is not BatchStatus.FAILED:
+                self._read_results(access, found)
+            self._update(batches.changed, collected=True)
+        self._return_rows(self._why(found))
+        self._delete_files(access, found)
+        self._close()
+
+    def _find(self, access: BatchAccess) -> bool:
+        """The submitter died, or had no answer: the provider has the batch, or its rows return."""
+        batch, now = self.batch, self.collector.clock.now()
+        created_after = batch.created_at - CREATED_MARGIN_SECONDS
+        found = access.provider.find(batch.name, CALL_SECONDS, created_after=created_after)
+        if found is not None:
+            submit = partial(
+                batches.submitted, batch_id=found.id, rows=len(self._rows_in()), now=now
+            )
+            self._update(submit)
+            self.collector.telemetry.warning("batch_found", batch_id=found.id)
+            return True
+        cause = CallFailed(Outcome.UNAVAILABLE, "the batch was not submitted")
+        self._return_rows(Answerless(batch.name, batch.endpoint, cause, refund_attempt=True))
+        self._close()
+        return False
+
+    def _cancel_if_not_wanted(self, access: BatchAccess) -> None:
+        stopped = self.run.state is RunState.STOPPED
+        if (stopped or self._age() > OVERDUE_SECONDS) and not self.batch.cancelled_at:
+            access.provider.cancel(self.batch.batch_id, CALL_SECONDS)
+            self._update(batches.changed, cancelled_at=self.collector.clock.now())
+            self.collector.telemetry.warning("batch_cancelled", stopped=stopped)
+        if self._age() > GIVE_UP_SECONDS:
+            self._give_up(CallFailed(Outcome.UNAVAILABLE, "the provider never ended the batch"))
+
+    def _read_results(self, access: BatchAccess, found: ProviderBatch) -> None:
+        self._load_rows()
+        answers = access.provider.results(
+            found, self._plan_of, CALL_SECONDS, position=self.batch.position
+        )
+        for answer in answers:
+            if self.remaining_seconds() < STOP_BEFORE_SECONDS:
+                self._save()
+                raise _OutOfTime
+            self._process(answer)
+            self.batch = replace(self.batch, position=answer.position)
+            self._unsaved += 1
+            if self._unsaved >= SAVE_ANSWERS:
+                self._save()
+        self._save()
+
+    def _return_rows(self, why: Answerless) -> None:
+        """Rows without an answer, and those that a collector took back before it died."""
+        rows = [row for row in self._fresh_rows() if row.key not in self._returned]
+        self.changed_rows = True
+        self.collector.returns.give_back(self.batch.job, rows, why)
+
+    def _delete_files(self, access: BatchAccess, found: ProviderBatch) -> None:
+        try:
+            access.provider.delete_files(found, CALL_SECONDS)
+        except CallFailed as error:  # they expire at the provider
+            self.collector.telemetry.warning("files_not_deleted", error=error.detail)
+
+    def _close(self) -> None:
+        self._update(batches.closed)
+        cost = self.batch.unclaimed_cost.cost_micro_usd
+        self.collector.telemetry.info("batch_closed", unclaimed_cost_micro_usd=cost)
+
+    def _give_up(self, cause: CallFailed) -> None:
+        """The answers cannot be had, and may have been billed."""
+        lost = CallFailed(cause.outcome, cause.detail, maybe_charged=True)
+        if self.collector.on_unknown_outcome == "fail":
+            for record in self._fresh_rows():
+                if is_in(record, self.batch.name):
+                    self._fail_lost(record, lost)
+        self._return_rows(Answerless(self.batch.name, self.batch.endpoint, lost))
+        self._close()
+
+    def _fail_lost(self, record: RowRecord, cause: CallFailed) -> None:
+        claim = self.collector.rows.take_back(self.batch.job, record, maybe_charged=True)
+        if claim is not None and record.submission is not None:
+            context = self.collector.worker.context(claim, self.run, record.submission.message)
+            detail = f"its batch is lost, and may have been billed: {cause.detail}"
+            rejected = RowRejected(Reason.OUTCOME_UNKNOWN, detail, endpoint=self.batch.endpoint)
+            self.collector.worker.settle(context, failure(RowState.FAILED, rejected, context))
+
+    def _why(self, found: ProviderBatch) -> Answerless:
+        cause = found.failure or CallFailed(
+            Outcome.UNAVAILABLE, f"the batch has {found.status.value}, with no answer for the row"
+        )
+        # Too much in the queue of the account, or its key: nothing that a row is to blame for.
+        refund = cause.outcome is Outcome.RATE_LIMITED or cause.outcome.key_at_fault
+        if found.status is BatchStatus.FAILED and refund:
+            access = self._access()
+            if access is not None:
+                self.collector.endpoints.failed(access, cause)
+        return Answerless(self.batch.name, self.batch.endpoint, cause, refund_attempt=refund)
+
+    # Answers
+
+    def _process(self, answer: BatchAnswer) -> None:
+        """Settle the row of an answer, if it still waits for it. Raises ServiceUnavailable."""
+        key = self._candidates.get(answer.custom_id or "")
+        record = self._records.get(key or "")
+        if key is None or record is None or not is_in(record, self.batch.name):
+            self._count_unclaimed(answer, record)
+            return
+        try:
+            done = self._settle(record, answer.outcome)
+        except LeaseLost as lost:
+            self.collector.telemetry.warning("lease_lost", why=str(lost))
+            done = False
+        fresh = self.collector.rows.get_many(self.batch.job, [key]).get(key)
+        if fresh is not None:
+            self._records[key] = fresh
+        if done:
+            return
+        if is_in(fresh, self.batch.name) and fresh is not None and fresh.version == record.version:
+            raise ServiceUnavailable(f"row {key} could not be settled")
+        self._process(answer)  # a later upload has changed the row
+
+    def _settle(self, record: RowRecord, outcome: EditResult | CallFailed) -> bool:
+        """Raises LeaseLost, ServiceUnavailable."""
+        submission, collector = record.submission, self.collector
+        if submission is None:
+            return True
+        if isinstance(outcome, CallFailed) and not outcome.outcome.row_at_fault:
+            why = Answerless(self.batch.name, self.batch.endpoint, outcome)
+            collector.returns.give_back(self.batch.job, [record], why)
+            self._returned.add(record.key)
+            return True
+        self.changed_rows = True
+        claim = Claim(self.batch.job, f"batch/{self.batch.name}", record)
+        context = collector.worker.context(claim, self.run, submission.message)
+        if isinstance(outcome, CallFailed):
+            result = self._failed(context, submission, outcome)
+        else:
+            result = self._stored(claim, submission, outcome)
+        collector.worker.settle(context, result)
+        if result.status is RowState.SUCCEEDED:
+            collector.worker.clear_waiting(self.run)
+        return True
+
+    def _failed(
+        self, context: RowCallContext, submission: Submission, outcome: CallFailed
+    ) -> RowResult:
+        rejected = RowRejected(
+            outcome.reason,
+            f"{self.batch.endpoint}: {outcome.detail}",
+            endpoint=self.batch.endpoint,
+            model=submission.model,
+        )
+        result = failure(RowState.FAILED, rejected, context)
+        cost = context.claim.record.spent + (outcome.cost_micro_usd or 0)
+        return replace(result, cost_micro_usd=cost, mode="batch")
+
+    def _stored(self, claim: Claim, submission: Submission, outcome: EditResult) -> RowResult:
+        collector, cost = self.collector, outcome.cost_micro_usd
+        result = RowResult(
+            RowState.SUCCEEDED,
+            provider=self._provider,
+            endpoint=self.batch.endpoint,
+            model=outcome.model or submission.model,
+            fallback=submission.fallback,
+            cost_micro_usd=None if cost is None else claim.record.spent + cost,
+            mode="batch",
+            warnings=submission.warnings,
+        )
+        deadline = collector.clock.now() + self.remaining_seconds() - STOP_BEFORE_SECONDS / 2
+        request = submission.message.request
+        result = collector.images.put(claim, request, outcome.images, result, deadline)
+        warnings = collector.images.put_thumbnails(
+            claim, result.outputs[0], None, outcome.images[0]
+        )
+        return replace(result, warnings=(*result.warnings, *warnings))
+
+    def _count_unclaimed(self, answer: BatchAnswer, record: RowRecord | None) -> None:
+        """An answer that no row waits for any more is paid all the same."""
+        cost, name = answer.outcome.cost_micro_usd, answer.custom_id
+        if not cost or name is None or record is None or self.batch.name not in record.left:
+            return  # of a row that is settled already
+        unclaimed = {**self.batch.unclaimed, name: cost}
+        self.batch = replace(self.batch, unclaimed=unclaimed)
+        self.collector.telemetry.warning("answer_unclaimed", custom_id=name)
+
+    # What is known of the batch
+
+    def _load_rows(self) -> None:
+        keys = self.collector.batches.candidates(self.batch.name)
+        self._candidates = {custom_id(n): key for n, key in enumerate(keys)}
+        self._records = dict(self.collector.rows.get_many(self.batch.job, keys))
+
+    def _fresh_rows(self) -> list[RowRecord]:
+        self._load_rows()
+        return list(self._records.values())
+
+    def _rows_in(self) -> list[RowRecord]:
+        return [record for record in self._fresh_rows() if is_in(record, self.batch.name)]
+
+    def _plan_of(self, name: str) -> CallPlan | None:
+        """As much of the row's plan as its price depends on."""
+        record = self._records.get(self._candidates.get(name, ""))
+        submission, provider = record.submission if record else None, Provider(self._provider)
+        if submission is None:  # settled, or edited anew: at least the model is known
+            return CallPlan(provider, self.batch.model, "")
+        return CallPlan(
+            provider,
+            submission.model,
+            submission.message.request.instruction,
+            n=submission.n,
+            size=submission.size,
+            resolution=submission.resolution,
+            quality=submission.quality,
+        )
+
+    def _age(self) -> float:
+        return self.collector.clock.now() - self.batch.created_at
+
+    def _wait(self, reason: Reason, detail: str) -> None:
+        """Show in the job what its rows wait for."""
+        waiting = Waiting(reason, detail, self.collector.clock.now())
+        self.collector.waits.record(self.run, waiting)
+
+    def _save(self) -> None:
+        batch, self._unsaved = self.batch, 0
+        self._update(batches.changed, position=batch.position, unclaimed=dict(batch.unclaimed))
+
+    def _update(self, transition: Callable[..., BatchRecord | None], **changes: Any) -> None:
+        """Raises LeaseLost when another collector has taken the batch."""
+        updated = self.collector.batches.update(
+            self.batch.name, lambda record: transition(record, self.owner, **changes)
+        )
+        if updated is not None:
+            self.batch = updated
+        elif self.batch.state is not BatchState.CLOSED:
+            raise LeaseLost(f"batch {self.batch.name} was taken by another collector")

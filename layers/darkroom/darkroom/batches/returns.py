@@ -1,0 +1,104 @@
+"""Rows that a batch gave no image: queued again for the next batch or a live call, or ended."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from darkroom.calls import CallFailed
+from darkroom.editor.row_editor import RowWorker, failure
+from darkroom.editor.waiting import CurrentRuns
+from darkroom.errors import Reason, RetryRow, RowRejected
+from darkroom.jobs import STOPPED_DETAIL, Run, RunState
+from darkroom.ledger.batches import is_in, is_taken_back
+from darkroom.metrics import Metric
+from darkroom.ports import RowLedger, RowQueue
+from darkroom.rows import Claim, RowMessage, RowRecord, RowState
+
+_QUEUE_DELAY_SECONDS = 60  # so that a batch is not tried again by the same invocation
+
+
+@dataclass(frozen=True, slots=True)
+class Answerless:
+    """Why rows come back from a batch, and what follows.
+
+    `refund_attempt`: the cause is not the rows' own, so they join the next batch at no cost in
+    attempts, whatever the job's batch-fallback says.
+    """
+
+    batch: str
+    endpoint: str
+    cause: CallFailed
+    refund_attempt: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RowReturns:
+    """`live_queue` is the editor's, `batch_queue` the submitter's."""
+
+    rows: RowLedger
+    runs: CurrentRuns
+    worker: RowWorker
+    live_queue: RowQueue
+    batch_queue: RowQueue
+
+    def give_back(self, job: str, records: Iterable[RowRecord], why: Answerless) -> None:
+        """Queue the rows again that are still in the batch, or were taken back from it.
+
+        May be repeated after a crash at any point. Raises ServiceUnavailable.
+        """
+        run = self.runs.get(job)
+        if run is None:
+            return
+        to_batches, to_calls = list[RowMessage](), list[RowMessage]()
+        next_batch = why.refund_attempt or run.options.batch_fallback == "batch"
+        for record in records:
+            message = self._take_back(job, record, run, why)
+            if message is not None:
+                queued = message.model_copy(update={"run": record.run, "live": not next_batch})
+                (to_batches if next_batch else to_calls).append(queued)
+        if to_batches:
+            self.batch_queue.send(to_batches, delay_seconds=_QUEUE_DELAY_SECONDS)
+        if to_calls:
+            self.live_queue.send(to_calls)
+
+    def _take_back(
+        self, job: str, record: RowRecord, run: Run, why: Answerless
+    ) -> RowMessage | None:
+        """The row's message, if it is to be queued again."""
+        if record.submission is None:
+            return None
+        message = record.submission.message
+        if is_taken_back(record, why.batch):
+            return message
+        if not is_in(record, why.batch):
+            return None
+        claim = self.rows.take_back(
+            job,
+            record,
+            cost_micro_usd=why.cause.cost_micro_usd or 0,
+            maybe_charged=why.cause.maybe_charged,
+            refund_attempt=why.refund_attempt,
+        )
+        if claim is None:
+            return None
+        if why.cause.maybe_charged:
+            self.worker.telemetry.metric(Metric.POSSIBLE_DUPLICATE_CHARGES)
+        return None if self._end(claim, run, message, why) else message
+
+    def _end(self, claim: Claim, run: Run, message: RowMessage, why: Answerless) -> bool:
+        """Settle a row of a stopped job, and one that has no attempts left."""
+        context = self.worker.context(claim, run, message)
+        if run.state is RunState.STOPPED and run.run == claim.run:
+            stopped = RowRejected(Reason.STOPPED, STOPPED_DETAIL)
+            self.worker.settle(context, failure(RowState.FAILED, stopped, context))
+            return True
+        if why.refund_attempt or not context.is_last_attempt:
+            return False
+        cause, submission = why.cause, claim.record.submission
+        error = RetryRow(
+            cause.reason,
+            f"{why.endpoint}: {cause.detail}",
+            endpoint=why.endpoint,
+            model=submission.model if submission else None,
+        )
+        self.worker.dead_letter(context, error)
+        return True
