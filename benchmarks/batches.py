@@ -175,7 +175,7 @@ def peak_mb() -> float:
 
 def work(role: str, address: str, url: str, provider: Provider) -> None:
     """The worker process: prints what it took."""
-    services = _Services(address, AUTHENTICATION)
+    services = _Services(f"\0{address}", AUTHENTICATION)
     services.connect()
     worker = _Worker(services, Simulator(url), provider)
     loops = worker.submit_all() if role == "submitter" else worker.collect_all()
@@ -196,7 +196,6 @@ def work(role: str, address: str, url: str, provider: Provider) -> None:
 
 def memory(provider: Provider, rows: int) -> bool:
     with ExitStack() as stack:
-        # The manager removes its socket too, when this process ends.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         process, url = start_providers(folder, Config())
         stack.callback(process.stop)
@@ -204,7 +203,7 @@ def memory(provider: Provider, rows: int) -> bool:
         harness.configure(seconds=0)
         harness.batches = _BatchTable(harness.ledger)
         _upload(harness, rows)
-        address = str(folder / "services")
+        address = f"darkroom-batches-{folder.name}"
         _serve(harness, address)
         found: dict[str, Any] = {"provider": provider.value, "rows": rows}
         for role in ("submitter", "collector"):
@@ -244,10 +243,10 @@ def _upload(harness: BatchHarness, rows: int) -> None:
 
 
 def _serve(harness: BatchHarness, address: str) -> None:
-    """Serve the ports to the workers, on a Unix socket."""
+    """Serve the ports to the workers, on an abstract Unix socket: it leaves no file."""
     for port in PORTS:
         _Services.register(port, callable=partial(getattr, harness, port))
-    server = _Services(address, AUTHENTICATION).get_server()
+    server = _Services(f"\0{address}", AUTHENTICATION).get_server()
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
 

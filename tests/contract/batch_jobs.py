@@ -66,8 +66,7 @@ class JobHarness(BatchHarness):
         return stats
 
     def by_state(self) -> dict[str, int]:
-        states = [record.state.value for record in self.ledger.all(JOB)]
-        return {state: states.count(state) for state in states}
+        return dict(Counter(record.state.value for record in self.ledger.all(JOB)))
 
     def cost(self) -> int:
         return self.ledger.counters(JOB, self.run.run).cost_micro_usd
