@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, BinaryIO, Self, cast
 
 from darkroom.batches.collector import Collector
@@ -327,18 +328,21 @@ class BatchHarness(EditorHarness):
         self.batch_queue.delete([r.receipt for r in batch if r.message_id not in kept])
 
     def edit_live(self) -> list[RowMessage]:
-        """Have the editor call for the rows in its queue; each call gives an image."""
-        done = []
+        """Have the editor handle the rows in its queue. The messages of those that it called for.
+
+        Each call gives an image. Rows of a stopped job end without one.
+        """
+        called = list[RowMessage]()
         while batch := self.queue.receive(10, hide_seconds=90, wait_seconds=0):
             for received in batch:
                 message = RowMessage.model_validate_json(received.body)
+                self.dispatcher.during_call = partial(called.append, message)
                 returned = self.handle(image(2 * PRICE), message=message)
                 if returned is None:
                     self.queue.delete([received.receipt])
-                    done.append(message)
                 else:
                     self.queue.extend([received.receipt], int(returned.seconds))
-        return done
+        return called
 
     def end_batches(self, answer: Callable[[str], Answer] = lambda _: image()) -> None:
         for provider in self.providers.values():

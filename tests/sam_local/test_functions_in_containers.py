@@ -50,7 +50,7 @@ def test_each_function_does_its_part_of_a_job(harness: SamLocalHarness) -> None:
     assert harness.invoke(*editor) == {"batchItemFailures": []}
     bucket = harness.stack.info.outputs["ResultsBucketName"]
     results = Results(harness.stack.s3, bucket, JOB)
-    for name in ("lighthouse.png", "000001.png"):
+    for name in ("lighthouse.png", "photo.png"):
         assert Image.open(io.BytesIO(results.read(f"images/{name}"))).format == "PNG"
     assert harness.stack.simulator.stats()["gemini-main"]["paid_images"] == 2
 

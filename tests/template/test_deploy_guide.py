@@ -88,7 +88,8 @@ def test_every_parameter_that_the_guide_names_exists(template: dict[str, Any]) -
 def test_the_cost_of_waiting_workers_is_named_where_they_are_explained(
     template: dict[str, Any],
 ) -> None:
-    """2 GB at $0.0000166667 per GB-second: https://aws.amazon.com/lambda/pricing/"""
-    cost = f"${2 * 0.0000166667 * 3600:.2f} an hour"
+    """$0.0000166667 per GB-second: https://aws.amazon.com/lambda/pricing/"""
+    gigabytes = template["Resources"]["EditorFunction"]["Properties"]["MemorySize"] / 1024
+    cost = f"${gigabytes * 0.0000166667 * 3600:.2f} an hour"
     assert cost in template["Parameters"]["WorkerProcesses"]["Description"]
     assert cost in GUIDE

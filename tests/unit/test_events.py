@@ -11,12 +11,11 @@ from pydantic import ValidationError
 
 from darkroom.aws.events import MAX_RESTARTS, LostUploads, continuation_event, uploads_in
 from darkroom.errors import ConfigurationError, ServiceUnavailable
-from darkroom.jobs import job_id
-from darkroom.rows import RowMessage, RowRequest
+from darkroom.rows import RowMessage
 from darkroom.settings import Settings
 from darkroom.splitter import CsvUploaded
 from darkroom_local.sam_local import EVENTS, prepared_events
-from tests.fakes.csv_files import rows_of
+from tests.fakes.splitting import SplitterHarness
 
 EXAMPLE = json.loads((EVENTS / "env.json").read_text())["Parameters"]
 
@@ -92,18 +91,10 @@ def test_the_continuation_is_the_event_that_the_splitter_sends_itself() -> None:
 def test_the_batch_contains_the_messages_that_the_splitter_sends_for_the_csv() -> None:
     upload, csv = uploaded(), (EVENTS / "sam-local.csv").read_bytes()
     assert upload.size == len(csv)
-    sent = [
-        RowMessage(
-            job=job_id(upload.key),
-            run=upload.run,
-            row=row.row,
-            key=row.key,
-            base=upload.source.base,
-            request=row.request,
-        )
-        for row in rows_of(csv)
-        if isinstance(row.request, RowRequest)
-    ]
+    harness = SplitterHarness()
+    harness.bucket.versions[upload.source.version_id] = (csv, {})
+    harness.split(upload)
+    sent = [message.model_copy(update={"queued_at": 0.0}) for message in harness.queue.sent]
     records = event("editor-sqs-batch.json")["Records"]
     assert [RowMessage.model_validate_json(r["body"]) for r in records] == sent
 

@@ -155,12 +155,15 @@ def test_stray_429s_leave_most_of_the_rate() -> None:
     assert within(provider.allowed, 60, 1200) >= 0.85 * 60 * 19
 
 
-def test_a_limit_that_is_half_of_what_is_configured_is_found_with_few_refusals() -> None:
-    fleet = Fleet(gemini(requests_per_minute=60, max_retries=2, retry_delay_seconds=5))
-    provider = fleet.provider(latency=5.0, per_minute=30)
-    fleet.run(provider, seconds=1200)
+@pytest.mark.parametrize(("rate", "latency", "minutes"), [(60, 5.0, 20), (10, 20.0, 60)])
+def test_a_limit_that_is_half_of_what_is_configured_is_found_with_few_refusals(
+    rate: int, latency: float, minutes: int
+) -> None:
+    fleet = Fleet(gemini(requests_per_minute=rate, max_retries=2, retry_delay_seconds=5))
+    provider = fleet.provider(latency=latency, per_minute=rate // 2)
+    fleet.run(provider, processes=4, seconds=60 * minutes)
     assert provider.refused <= 0.1 * len(provider.arrivals)
-    assert within(provider.allowed, 300, 1200) >= 0.6 * 30 * 15
+    assert within(provider.allowed, 300, 60 * minutes) >= 0.6 * rate / 2 * (minutes - 5)
 
 
 def test_scattered_503s_send_no_rows_to_the_fallback() -> None:
