@@ -15,7 +15,8 @@ PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 LINT_TRANSFORMED := build/transformed.json
 
 .PHONY: help setup demo test check checkov sam-local test-sam-local test-iam soak fuzz fuzz-answers fuzz-csv fuzz-images \
-	bench bench-limits bench-outage bench-cost bench-noise bench-ledger bench-report bench-memory build deploy attach lock clean
+	bench bench-limits bench-outage bench-cost bench-noise bench-ledger bench-report bench-memory \
+	bench-batches build deploy attach lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -114,6 +115,9 @@ bench-report: .venv/.synced ## the report on a million rows, and on ten million 
 
 bench-memory: .venv/.synced ## the memory of a worker with ten 4K rows, and with images at every limit
 	$(PYTHON) -m benchmarks.memory $(ARGS)
+
+bench-batches: .venv/.synced ## mode=batch with faults and dying processes, and its memory (ARGS="crashes 2000")
+	$(PYTHON) -m benchmarks.batches $(ARGS)
 
 # ---------------------------------------------------------------- AWS
 

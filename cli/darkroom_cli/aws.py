@@ -154,8 +154,8 @@ class AwsStack:
             self._client("sqs"), self.outputs.LostEventsQueueUrl, self._client("lambda"), names
         )
 
-    def queue_state(self) -> str:
-        name = f"{self.outputs.EditorFunctionName}:{_ALIAS}"
+    def queue_state(self, function: str) -> str:
+        name = self._live(function)
         sources = self._client("lambda").list_event_source_mappings(FunctionName=name)
         states = [source["State"] for source in sources["EventSourceMappings"]]
         if states != ["Enabled"]:
@@ -163,14 +163,20 @@ class AwsStack:
             raise CommandFailed(f"The event source of {name} is {found}: no row is taken.")
         return "its event source is enabled"
 
-    def invoke(self, function: str, event: Mapping[str, object]) -> str:
+    def _live(self, function: str) -> str:
+        """The name of a function with its alias."""
         names = {
             "splitter": self.outputs.SplitterFunctionName,
             "editor": self.outputs.EditorFunctionName,
+            "submitter": self.outputs.SubmitterFunctionName,
+            "collector": self.outputs.CollectorFunctionName,
             "reporter": self.outputs.ReporterFunctionName,
         }
+        return f"{names[function]}:{_ALIAS}"
+
+    def invoke(self, function: str, event: Mapping[str, object]) -> str:
         response = self._client("lambda").invoke(
-            FunctionName=f"{names[function]}:{_ALIAS}", Payload=json.dumps(event)
+            FunctionName=self._live(function), Payload=json.dumps(event)
         )
         payload = response["Payload"].read().decode(errors="replace")
         if "FunctionError" in response:

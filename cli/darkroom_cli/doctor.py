@@ -19,10 +19,13 @@ from darkroom_cli.error_messages import CommandFailed, describe_error
 from darkroom_cli.session import Session
 from darkroom_cli.submit import Upload, submit
 
-# Each event makes its function import its code, read its settings and end: nothing is in it.
+# Each event makes its function import its code, read its settings and end: nothing is in it, or it
+# names what does not exist.
 _HARMLESS_EVENTS: dict[str, dict[str, object]] = {
     "splitter": {"Records": []},
     "editor": {"Records": []},
+    "submitter": {"Records": []},
+    "collector": {"batch": "darkroom doctor"},
     "reporter": {"job": "darkroom doctor"},
 }
 _ROW = "image_url,instruction\n,A plain grey square\n"
@@ -54,7 +57,8 @@ def _findings(session: Session) -> Iterator[Finding]:
     yield _checked("secret", lambda: _describe(load_current(session)))
     yield _checked("ledger", lambda: _readable(stack.ledger.current("darkroom doctor")))
     yield _checked("endpoints table", lambda: _readable(stack.endpoint_states.read("doctor")))
-    yield _checked("rows queue", stack.queue_state)
+    yield _checked("rows queue", lambda: stack.queue_state("editor"))
+    yield _checked("batch rows queue", lambda: stack.queue_state("submitter"))
     yield _checked("dead letters", lambda: plural(stack.dead_letters.count(), "message"))
     for name, event in _HARMLESS_EVENTS.items():
         yield _checked(f"{name} function", partial(stack.invoke, name, event))

@@ -26,6 +26,8 @@ class Outputs:
     EndpointsTableName: str
     SplitterFunctionName: str
     EditorFunctionName: str
+    SubmitterFunctionName: str
+    CollectorFunctionName: str
     ReporterFunctionName: str
 
 
@@ -159,11 +161,14 @@ class Stack(Protocol):
     def lost_events(self) -> LostEvents: ...
     @property
     def endpoint_states(self) -> EndpointStates: ...
-    def queue_state(self) -> str:
-        """Of the rows queue and its event source, in words. Raises CommandFailed if disabled."""
+    def queue_state(self, function: str) -> str:
+        """Of the event source of `editor` or `submitter`, in words.
+
+        Raises CommandFailed if it is disabled.
+        """
 
     def invoke(self, function: str, event: Mapping[str, object]) -> str:
-        """Run `splitter`, `editor` or `reporter` with the event; the detail of its success.
+        """Run a function, such as `editor`, with the event; the detail of its success.
 
         Raises CommandFailed with what it failed with.
         """

@@ -318,6 +318,13 @@ class BatchHarness(EditorHarness):
         """Messages of the queue of batches, as the submitter's event source delivers them."""
         return self.batch_queue.receive(limit, hide_seconds=960, wait_seconds=0)
 
+    def receive_many(self, limit: int) -> list[Received]:
+        """As with a batching window: more messages than a request to the queue returns."""
+        received = list[Received]()
+        while len(received) < limit and (more := self.receive(limit - len(received))):
+            received += more
+        return received
+
     def deliver(self) -> None:
         """Have the submitter process the visible messages, to the end."""
         while batch := self.receive():

@@ -169,7 +169,7 @@ class CliHarness:
     lost_events: FakeLostEvents = field(default_factory=FakeLostEvents)
     failing: dict[str, str] = field(
         default_factory=dict
-    )  # error by function, "queue" for its state
+    )  # error by function, or "editor queue" for the state of its queue
     invoked: list[tuple[str, Mapping[str, object]]] = field(default_factory=list)
     opened: list[str] = field(default_factory=list)  # URLs, in the browser
     endpoint_states: InMemoryEndpointStates = field(default_factory=InMemoryEndpointStates)
@@ -184,9 +184,9 @@ class CliHarness:
             raise self.connection_error
         return self
 
-    def queue_state(self) -> str:
-        if "queue" in self.failing:
-            raise CommandFailed(self.failing["queue"])
+    def queue_state(self, function: str) -> str:
+        if f"{function} queue" in self.failing:
+            raise CommandFailed(self.failing[f"{function} queue"])
         return "its event source is enabled"
 
     def invoke(self, function: str, event: Mapping[str, object]) -> str:

@@ -55,7 +55,8 @@ def test_a_healthy_stack_passes_without_changing_anything(cli: CliHarness) -> No
     cli.push_endpoints(GEMINI)
     findings = cli.json("doctor")
     assert all(finding["ok"] for finding in findings), findings
-    assert {name for name, _ in cli.invoked} == {"splitter", "editor", "reporter"}
+    functions = {"splitter", "editor", "submitter", "collector", "reporter"}
+    assert {name for name, _ in cli.invoked} == functions
     assert cli.input_bucket.puts == []
 
 
@@ -73,7 +74,12 @@ def test_a_release_that_cannot_be_imported_is_found(cli: CliHarness) -> None:
     [
         (lambda cli: setattr(cli, "secret", None), "secret", "endpoints push"),
         (lambda cli: setattr(cli, "secret", '{"endpoints": []}'), "secret", "endpoints"),
-        (lambda cli: cli.failing.update(queue="It is Disabled"), "rows queue", "Disabled"),
+        (lambda cli: cli.failing.update({"editor queue": "Disabled"}), "rows queue", "Disabled"),
+        (
+            lambda cli: cli.failing.update({"submitter queue": "Disabled"}),
+            "batch rows queue",
+            "Disabled",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(cli: CliHarness, break_it: Any, check: str, detail: str) -> None:
