@@ -297,6 +297,8 @@ def test_rows_beyond_the_budget_are_not_in_the_batch(harness: BatchHarness) -> N
     (batch,) = harness.provider.batches.values()
     in_batch = [r for r in harness.ledger.all(JOB) if r.state is RowState.SUBMITTED]
     assert 0 < len(batch.lines) == len(in_batch) < 3
+    harness.clock.time += 120
+    assert not harness.receive(), "the budget is reserved for hours"
 
 
 # Twice, late and superseded
