@@ -14,8 +14,8 @@ from darkroom.ledger.batches import BatchState
 from darkroom.metrics import Metric
 from darkroom.rows import RowMessage, RowState
 from tests.fakes.batching import PRICE, BatchHarness, FixedSecret, endpoints_secret, image
-from tests.fakes.editing import JOB
-from tests.fakes.lockstep import Worker
+from tests.fakes.editing import JOB, row_message
+from tests.fakes.lockstep import Fault, Worker
 
 HOUR = 3600.0
 REFUSED = CallFailed(Outcome.REFUSED, "not this")
@@ -297,6 +297,8 @@ def test_rows_beyond_the_budget_are_not_in_the_batch(harness: BatchHarness) -> N
     (batch,) = harness.provider.batches.values()
     in_batch = [r for r in harness.ledger.all(JOB) if r.state is RowState.SUBMITTED]
     assert 0 < len(batch.lines) == len(in_batch) < 3
+    harness.clock.time += 120
+    assert not harness.receive(), "the budget is reserved for hours"
 
 
 # Twice, late and superseded
@@ -519,3 +521,79 @@ def test_job_survives_a_process_killed_at_any_step() -> None:
         run_job_to_its_end(harness, kill_at)
         check_job(harness, 2_000_000)
     assert replace(whole.run).run == "run-1"
+
+
+# A later upload changes rows while their batch is collected
+
+
+@pytest.mark.parametrize("answer", [ERROR, None])
+def test_row_that_a_later_upload_takes_over_while_it_returns_from_its_batch_is_queued_again(
+    harness: BatchHarness, answer: CallFailed | None
+) -> None:
+    harness.upload_rows("red").deliver()
+    harness.end_batches(lambda _: answer)
+    collector = Worker("collector", harness.collect)
+    go_until(collector, lambda: collector.at == "ledger.take_back")
+    harness.upload_rows("red", number=2).deliver()
+    collector.finish()
+    (message,) = harness.edit_live()
+    assert message.run == "run-2"
+    assert harness.ledger.counters(JOB, "run-2").succeeded == 1
+
+
+def test_row_whose_image_a_later_upload_has_replaced_does_not_keep_its_batch_open(
+    harness: BatchHarness,
+) -> None:
+    harness.upload(1, queued=2, mode="batch")
+    named = [
+        row_message("run-1", "000000", output_name="x.png", instruction="red"),
+        row_message("run-1", "000001", instruction="blue"),
+    ]
+    harness.batch_queue.send(named)
+    harness.deliver()
+    harness.upload(2, queued=1, mode="batch")
+    harness.batch_queue.send([row_message("run-2", "000009", output_name="x.png")])
+    harness.deliver()
+    first, second = (batch.name for batch in harness.batches.open())
+    harness.end_batches()
+    harness.collect(only=second)
+    harness.collect(only=first)
+    assert states(harness) == ["failed", "succeeded", "succeeded"]
+    assert reasons(harness) == [Reason.SUPERSEDED, None, None]
+    assert batch_states(harness) == [BatchState.CLOSED] * 2
+    assert harness.ledger.counters(JOB, "run-1").cost_micro_usd == 2 * PRICE
+
+
+def test_row_marked_without_our_knowing_leaves_no_closed_batch(harness: BatchHarness) -> None:
+    harness.upload_rows("red")
+    batch = harness.receive()
+    submitter = Worker("submitter", lambda: harness.submit(batch))
+    go_until(submitter, lambda: submitter.at == "ledger.mark_submitted")
+    submitter.go(Fault.LOST_RESPONSE)
+    submitter.finish()
+    harness.delete(batch, [])
+    harness.clock.time += HOUR
+    harness.collect()
+    harness.deliver()
+    harness.end_batches()
+    harness.collect()
+    assert states(harness) == ["succeeded"]
+    assert harness.provider.billed == {"red": 1}
+
+
+def test_rows_of_a_batch_that_could_not_be_made_are_called_for_if_a_later_upload_is_live(
+    harness: BatchHarness,
+) -> None:
+    harness.provider.failures = [FULL]
+    harness.upload_rows("red")
+    batch = harness.receive()
+    submitter = Worker("submitter", lambda: harness.submit(batch))
+    go_until(submitter, lambda: submitter.at == "provider.create")
+    harness.upload(2, queued=1, mode="live")
+    harness.clock.time += 60
+    harness.queue.send([row_message("run-2", "000000", instruction="red")])
+    harness.edit_live()
+    submitter.finish()
+    (message,) = harness.edit_live()
+    assert message.run == "run-2"
+    assert states(harness) == ["succeeded"]

@@ -11,7 +11,7 @@ from darkroom.rows import Claim, NotSent, RowMessage, RowRecord, RowResult, RowS
 from darkroom.splitter import CsvUploaded
 from darkroom.sweep import Sweep
 from tests.fakes.csv_files import HEADER
-from tests.fakes.services import FakeQueue, fail_once
+from tests.fakes.services import fail_once
 from tests.fakes.splitting import JOB, Crash, SplitterHarness
 
 HOUR, DAY = 3600.0, 86_400.0
@@ -42,7 +42,7 @@ class SweepHarness(SplitterHarness):
             runs=self.ledger,
             rows=self.ledger,
             queue=self,  # type: ignore[arg-type]  # of RowQueue, only the backlog
-            batch_queue=FakeQueue(),
+            batch_queue=self.batch_queue,
             batches=self.batches,
             lost_events=self,
             clock=self.clock,
@@ -101,6 +101,14 @@ def test_rows_whose_messages_are_gone_are_queued_again(harness: SweepHarness) ->
     assert (harness.run.totals, harness.run.split_done) == (totals, True)
     harness.edit()
     assert harness.is_settled()
+
+
+def test_rows_that_wait_for_a_batch_do_not_delay_other_jobs(harness: SweepHarness) -> None:
+    harness.split(harness.upload(csv_of(1)))
+    harness.lose_all()
+    harness.batch_queue.send(harness.queue.sent)
+    harness.sweep(HOUR + SCHEDULE)
+    assert len(harness.queue.sent) == 2
 
 
 def test_rows_in_a_batch_are_neither_queued_again_nor_ended(harness: SweepHarness) -> None:

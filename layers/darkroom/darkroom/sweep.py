@@ -38,15 +38,20 @@ class Sweep:
     def sweep(self, remaining_seconds: Callable[[], float]) -> None:
         """Raises ServiceUnavailable when the list of unfinished jobs cannot be read."""
         self._restart_lost_uploads()
-        queue_is_empty = self._queues_are_empty()
+        live_is_empty = self._is_empty(self.queue)
+        batch_is_empty = self._is_empty(self.batch_queue)
         in_batches = {batch.job for batch in self.batches.open()}
         for unfinished in self.runs.unfinished():
             if remaining_seconds() < _STOP_BEFORE_SECONDS:
                 self.telemetry.warning("sweep_incomplete", next_job=unfinished.job)
                 return
             try:
-                batched = unfinished.job in in_batches
-                self._sweep(unfinished, queue_is_empty=queue_is_empty, in_batches=batched)
+                self._sweep(
+                    unfinished,
+                    live_is_empty=live_is_empty,
+                    batch_is_empty=batch_is_empty,
+                    in_batches=unfinished.job in in_batches,
+                )
             except ServiceUnavailable as error:
                 self.telemetry.warning("job_not_swept", job=unfinished.job, error=str(error))
             except Exception:  # noqa: BLE001  # one job must not keep the others from being swept
@@ -62,14 +67,21 @@ class Sweep:
         if restarted:
             self.telemetry.warning("lost_uploads_restarted", events=restarted)
 
-    def _queues_are_empty(self) -> bool:
+    def _is_empty(self, queue: RowQueue) -> bool:
         try:
-            return self.queue.backlog() == 0 and self.batch_queue.backlog() == 0
+            return queue.backlog() == 0
         except ServiceUnavailable as error:
             self.telemetry.warning("service_unavailable", error=str(error))
             return False
 
-    def _sweep(self, unfinished: UnfinishedJob, *, queue_is_empty: bool, in_batches: bool) -> None:
+    def _sweep(
+        self,
+        unfinished: UnfinishedJob,
+        *,
+        live_is_empty: bool,
+        batch_is_empty: bool,
+        in_batches: bool,
+    ) -> None:
         inspected = self.runs.inspect(unfinished.job)
         if inspected is None:
             return
@@ -79,7 +91,7 @@ class Sweep:
             record,
             counters,
             self.clock.now(),
-            queue_is_empty=queue_is_empty,
+            queue_is_empty=live_is_empty and (batch_is_empty or run.options.mode != "batch"),
             in_batches=in_batches,
         )
         if step is SweepStep.FINISH:

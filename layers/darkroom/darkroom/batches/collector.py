@@ -320,7 +320,11 @@ class _Collection:
         if isinstance(outcome, CallFailed):
             result = self._failed(context, submission, outcome)
         else:
-            result = self._stored(claim, submission, outcome)
+            try:
+                result = self._stored(claim, submission, outcome)
+            except LeaseLost as lost:  # no later call can store it either
+                paid = outcome.cost_micro_usd
+                result = self._ended(context, submission, Reason.SUPERSEDED, str(lost), paid)
         collector.worker.settle(context, result)
         if result.status is RowState.SUCCEEDED:
             collector.worker.clear_waiting(self.run)
@@ -329,15 +333,21 @@ class _Collection:
     def _failed(
         self, context: RowCallContext, submission: Submission, outcome: CallFailed
     ) -> RowResult:
-        rejected = RowRejected(
-            outcome.reason,
-            f"{self.batch.endpoint}: {outcome.detail}",
-            endpoint=self.batch.endpoint,
-            model=submission.model,
-        )
+        detail = f"{self.batch.endpoint}: {outcome.detail}"
+        return self._ended(context, submission, outcome.reason, detail, outcome.cost_micro_usd or 0)
+
+    def _ended(
+        self,
+        context: RowCallContext,
+        submission: Submission,
+        reason: Reason,
+        detail: str,
+        cost: int | None,
+    ) -> RowResult:
+        rejected = RowRejected(reason, detail, endpoint=self.batch.endpoint, model=submission.model)
         result = failure(RowState.FAILED, rejected, context)
-        cost = context.claim.record.spent + (outcome.cost_micro_usd or 0)
-        return replace(result, cost_micro_usd=cost, mode="batch")
+        paid = None if cost is None else context.claim.record.spent + cost
+        return replace(result, cost_micro_usd=paid, mode="batch")
 
     def _stored(self, claim: Claim, submission: Submission, outcome: EditResult) -> RowResult:
         collector, cost = self.collector, outcome.cost_micro_usd

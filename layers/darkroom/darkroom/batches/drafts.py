@@ -167,8 +167,8 @@ class Drafts:
 
     def _create(self, draft: _Draft) -> None:
         name = draft.record.name
-        if not draft.rows:
-            self.close(draft.record)
+        if not draft.rows:  # a row may be marked all the same: the ledger's answer was lost
+            self._fail(draft, CallFailed(Outcome.UNAVAILABLE, "the batch has no requests"))
             return
         seconds = min(CREATE_SECONDS, self._deadline - self.clock.now())
         if seconds < MIN_CREATE_SECONDS:

@@ -49,11 +49,12 @@ class RowReturns:
         if run is None:
             return
         to_batches, to_calls = list[RowMessage](), list[RowMessage]()
-        next_batch = why.refund_attempt or run.options.batch_fallback == "batch"
+        wanted = why.refund_attempt or run.options.batch_fallback == "batch"
+        next_batch = wanted and run.options.mode == "batch"  # a later upload may have another
         for record in records:
             message = self._take_back(job, record, run, why)
             if message is not None:
-                queued = message.model_copy(update={"run": record.run, "live": not next_batch})
+                queued = message.model_copy(update={"live": not next_batch})
                 (to_batches if next_batch else to_calls).append(queued)
         if to_batches:
             self.batch_queue.send(to_batches, delay_seconds=_QUEUE_DELAY_SECONDS)
@@ -61,28 +62,29 @@ class RowReturns:
             self.live_queue.send(to_calls)
 
     def _take_back(
-        self, job: str, record: RowRecord, run: Run, why: Answerless
+        self, job: str, found: RowRecord, run: Run, why: Answerless
     ) -> RowMessage | None:
         """The row's message, if it is to be queued again."""
-        if record.submission is None:
-            return None
-        message = record.submission.message
-        if is_taken_back(record, why.batch):
-            return message
-        if not is_in(record, why.batch):
-            return None
-        claim = self.rows.take_back(
-            job,
-            record,
-            cost_micro_usd=why.cause.cost_micro_usd or 0,
-            maybe_charged=why.cause.maybe_charged,
-            refund_attempt=why.refund_attempt,
-        )
-        if claim is None:
-            return None
+        record: RowRecord | None = found
+        while record is not None and is_in(record, why.batch):
+            claim = self.rows.take_back(
+                job,
+                record,
+                cost_micro_usd=why.cause.cost_micro_usd or 0,
+                maybe_charged=why.cause.maybe_charged,
+                refund_attempt=why.refund_attempt,
+            )
+            if claim is not None:
+                return self._taken_back(claim, run, why)
+            # A later upload has changed the row, which may be in the batch all the same.
+            record = self.rows.get_many(job, [found.key]).get(found.key)
+        return _message_of(record) if is_taken_back(record, why.batch) else None
+
+    def _taken_back(self, claim: Claim, run: Run, why: Answerless) -> RowMessage | None:
         if why.cause.maybe_charged:
             self.worker.telemetry.metric(Metric.POSSIBLE_DUPLICATE_CHARGES)
-        return None if self._end(claim, run, message, why) else message
+        message = _message_of(claim.record)
+        return None if message is None or self._end(claim, run, message, why) else message
 
     def _end(self, claim: Claim, run: Run, message: RowMessage, why: Answerless) -> bool:
         """Settle a row of a stopped job, and one that has no attempts left."""
@@ -102,3 +104,10 @@ class RowReturns:
         )
         self.worker.dead_letter(context, error)
         return True
+
+
+def _message_of(record: RowRecord | None) -> RowMessage | None:
+    """To queue the row again, in the run that it belongs to now."""
+    if record is None or record.submission is None:
+        return None
+    return record.submission.message.model_copy(update={"run": record.run})

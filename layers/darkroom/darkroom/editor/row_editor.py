@@ -57,6 +57,7 @@ from darkroom.rows import (
 )
 
 _BUDGET_DELAY_SECONDS = 30.0  # about the time of a call
+_BATCH_BUDGET_DELAY_SECONDS = 600.0  # a batch keeps its reservations for hours
 _MAX_DETAIL_CHARS = 1000  # keeps the row's item near 1 KB, the size of a write unit
 _STATUS_METRICS = {
     RowState.SUCCEEDED: Metric.ROWS_SUCCEEDED,
@@ -137,9 +138,10 @@ class RowCallContext:
         if sent is NotSent.LEASE_LOST:
             raise self._lease_lost()
         if sent is NotSent.BUDGET_RESERVED:
+            batch = self.run.options.mode == "batch"
             raise DeferRow(
                 "the rest of the job's budget is reserved for calls under way",
-                delay_seconds=_BUDGET_DELAY_SECONDS,
+                delay_seconds=_BATCH_BUDGET_DELAY_SECONDS if batch else _BUDGET_DELAY_SECONDS,
             )
         if sent is NotSent.NO_BUDGET:
             raise RowRejected(
