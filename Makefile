@@ -91,7 +91,7 @@ fuzz-images: .venv/.synced ## mutated images, with the memory and time of each (
 
 # ---------------------------------------------------------------- figures
 
-bench: bench-limits bench-outage bench-noise bench-report bench-memory ## every figure in the docs
+bench: bench-limits bench-outage bench-noise bench-report bench-memory ## most figures in docs/benchmarks.md
 
 bench-limits: setup ## rate limits over all workers, compared with other systems
 	$(PYTHON) -m benchmarks.limits $(ARGS)
