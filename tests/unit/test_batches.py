@@ -597,3 +597,17 @@ def test_rows_of_a_batch_that_could_not_be_made_are_called_for_if_a_later_upload
     (message,) = harness.edit_live()
     assert message.run == "run-2"
     assert states(harness) == ["succeeded"]
+
+
+def test_row_that_another_worker_claims_as_it_returns_does_not_fail_the_invocation(
+    harness: BatchHarness,
+) -> None:
+    harness.provider.failures = [REFUSED]
+    harness.upload_rows("red", max_attempts=1)
+    batch = harness.receive()
+    submitter = Worker("submitter", lambda: harness.submit(batch))
+    go_until(submitter, lambda: submitter.at == "ledger.settle")
+    again = harness.message(instruction="red")
+    harness.ledger.claim(again, harness.run, "other", 90)
+    submitter.finish()
+    assert submitter.result == []

@@ -19,7 +19,15 @@ from darkroom.editor.image_loading import LoadedImages
 from darkroom.editor.leases import Leases, Timings
 from darkroom.editor.row_editor import RowCallContext, RowWorker
 from darkroom.editor.waiting import CurrentRuns, JobWaits
-from darkroom.errors import DeferRow, Ineligible, Reason, RowRejected, ServiceUnavailable, Waiting
+from darkroom.errors import (
+    DeferRow,
+    Ineligible,
+    LeaseLost,
+    Reason,
+    RowRejected,
+    ServiceUnavailable,
+    Waiting,
+)
 from darkroom.formatting import describe_validation
 from darkroom.jobs import Run, RunState
 from darkroom.metrics import Metric
@@ -161,7 +169,7 @@ class _Invocation:
                 rows = submitter.rows.get_many(batch.job, candidates[batch.job])
                 submitter.returns.give_back(batch.job, rows.values(), why)
                 submitter.drafts.close(batch)
-            except ServiceUnavailable as error:
+            except (LeaseLost, ServiceUnavailable) as error:
                 submitter.telemetry.warning("rows_left", batch=batch.name, error=str(error))
 
     def _clear_waiting(self, job: str) -> None:
