@@ -362,7 +362,7 @@ def test_a_redrive_of_all_jobs_asks_unless_nothing_is_dead(
 
 
 def test_help_and_docs_use_plain_words(darkroom: Command) -> None:
-    assert "Estimate a job's cost and duration." in darkroom("--help").text
+    assert "Estimate a job's cost and duration" in darkroom("--help").text
     assert "Polling interval in seconds" in darkroom("submit", "--help").text
     page = (ROOT / "docs/csv.md").read_text()
     assert page.index("## In five minutes") < page.index("## The job")

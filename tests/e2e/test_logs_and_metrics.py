@@ -173,7 +173,7 @@ def _redeliver_first_row(info: stack.StackInfo, version: str | None) -> None:
 
 def _log_lines(info: stack.StackInfo) -> Iterator[str]:
     logs = info.client("logs")
-    for group in ("splitter", "editor", "reporter"):
+    for group in ("splitter", "editor", "submitter", "collector", "reporter"):
         name = f"/aws/lambda/{info.stack}-{group}"
         for page in logs.get_paginator("filter_log_events").paginate(logGroupName=name):
             for event in page["events"]:

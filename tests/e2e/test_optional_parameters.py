@@ -55,17 +55,17 @@ def editor(aws_client: ClientFactory, resources: dict[str, str]) -> Any:
 def test_the_given_key_encrypts_queues_and_logs(
     aws_client: ClientFactory, resources: dict[str, str], key: str
 ) -> None:
-    for queue in ("RowsQueue", "DeadLetterQueue", "AsyncFailuresQueue"):
+    for queue in ("RowsQueue", "BatchRowsQueue", "DeadLetterQueue", "AsyncFailuresQueue"):
         attributes = aws_client("sqs").get_queue_attributes(
             QueueUrl=resources[queue], AttributeNames=["All"]
         )["Attributes"]
         assert attributes["KmsMasterKeyId"] == key
     groups = aws_client("logs").describe_log_groups(logGroupNamePrefix=f"/aws/lambda/{STACK}-")
-    assert len(groups["logGroups"]) == 3
+    assert len(groups["logGroups"]) == 5
     assert {group["retentionInDays"] for group in groups["logGroups"]} == {7}
 
 
-@pytest.mark.parametrize("name", ["Splitter", "Editor", "Reporter"])
+@pytest.mark.parametrize("name", ["Splitter", "Editor", "Submitter", "Collector", "Reporter"])
 def test_roles_may_use_the_key_send_traces_and_read_the_further_images(
     aws_client: ClientFactory, resources: dict[str, str], key: str, name: str
 ) -> None:
@@ -75,7 +75,7 @@ def test_roles_may_use_the_key_send_traces_and_read_the_further_images(
     statements = {s["Sid"]: s for s in document["PolicyDocument"]["Statement"]}
     assert statements["UseKey"]["Resource"] == key
     assert "xray:PutTraceSegments" in statements["Trace"]["Action"]
-    if name == "Editor":
+    if name in ("Editor", "Submitter"):
         assert statements["ReadFurtherImages"]["Resource"] == IMAGES
 
 
