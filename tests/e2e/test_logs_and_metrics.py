@@ -25,6 +25,7 @@ from darkroom_local import stack
 from darkroom_local.processes import wait_until
 from darkroom_local.providers import Config, Fault, FaultKind, SimulatedEndpoint, When
 from tests.e2e.harness import StackHarness
+from tests.fakes.csv_files import rows_of
 from tests.metric_names import NamedMetric, emitted, of_alarms, of_dashboard
 
 pytestmark = pytest.mark.e2e
@@ -156,7 +157,7 @@ def _redeliver_first_row(info: stack.StackInfo, version: str | None) -> None:
         job=JOB,
         run=upload.run,
         row=0,
-        key="000000",
+        key=rows_of(_csv(PROMPTS))[0].key,
         base=upload.source.base,
         request=RowRequest(instruction=PROMPTS[0]),
     )
