@@ -27,6 +27,7 @@ from darkroom_local.providers import Config, Fault, FaultKind, SimulatedEndpoint
 from tests.e2e.harness import StackHarness
 from tests.fakes.csv_files import rows_of
 from tests.metric_names import NamedMetric, emitted, of_alarms, of_dashboard
+from tests.template.functions import NAMES
 
 pytestmark = pytest.mark.e2e
 
@@ -174,7 +175,7 @@ def _redeliver_first_row(info: stack.StackInfo, version: str | None) -> None:
 
 def _log_lines(info: stack.StackInfo) -> Iterator[str]:
     logs = info.client("logs")
-    for group in ("splitter", "editor", "submitter", "collector", "reporter"):
+    for group in NAMES:
         name = f"/aws/lambda/{info.stack}-{group}"
         for page in logs.get_paginator("filter_log_events").paginate(logGroupName=name):
             for event in page["events"]:

@@ -11,15 +11,9 @@ from typing import Any
 import pytest
 
 from darkroom.metrics import NAMESPACE, Metric
+from tests.template.functions import FUNCTIONS
 from tests.template.metric_math import evaluated, metrics_in
 
-FUNCTIONS = (
-    "SplitterFunction",
-    "EditorFunction",
-    "SubmitterFunction",
-    "CollectorFunction",
-    "ReporterFunction",
-)
 WATCHED = {
     "FallbackRateAlarm",
     "DeadLettersAlarm",

@@ -12,9 +12,9 @@ import pytest
 
 from darkroom_local.ministack import REGION
 from tests.template.aws_calls import AwsCall, aws_calls
+from tests.template.functions import NAMES
 from tests.template.test_permissions import as_list
 
-FUNCTIONS = ("splitter", "editor", "submitter", "collector", "reporter")
 type Grant = tuple[str, str]  # action, and logical id of the resource
 
 # Calls whose action has another name than the API operation: AWS's "Service Authorization
@@ -149,12 +149,12 @@ def logical_id(resource: Any) -> str:
     raise AssertionError(f"not understood: {resource}")
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("function", NAMES)
 def test_no_permission_is_missing(resources: dict[str, Any], function: str) -> None:
     assert required(function) - set(granted(resources, function)) == set()
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("function", NAMES)
 def test_no_permission_is_unused(resources: dict[str, Any], function: str) -> None:
     assert set(granted(resources, function)) - required(function) == set()
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from darkroom.settings import Settings
+from tests.template.functions import FUNCTIONS
 
 PARAMETERS = {
     "WorkerProcesses": 4,
@@ -40,13 +41,6 @@ OUTPUTS = {
     "AlarmsTopicArn",
     "DashboardName",
 }
-FUNCTIONS = (
-    "SplitterFunction",
-    "EditorFunction",
-    "SubmitterFunction",
-    "CollectorFunction",
-    "ReporterFunction",
-)
 
 
 def test_parameters_have_the_documented_names_defaults_and_a_description(

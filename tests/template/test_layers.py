@@ -14,8 +14,8 @@ import pytest
 from darkroom_local.processes import ROOT, run
 from darkroom_local.sam import uv
 from tests.template.aws_calls import aws_calls
+from tests.template.functions import NAMES
 
-FUNCTIONS = ("splitter", "editor", "reporter")
 LAYER = ROOT / "layers" / "dependencies"
 REQUIREMENTS = LAYER / "requirements.txt"
 # Packages without dependencies, one built for an old glibc and one for a recent one.
@@ -52,7 +52,7 @@ def test_the_layer_holds_the_packages_of_the_lambda_group_with_the_tested_boto3(
 
 def test_the_layer_keeps_the_aws_services_that_the_functions_use() -> None:
     (line,) = re.findall(r"SERVICES_USED := (.*)", (LAYER / "Makefile").read_text())
-    used = {call.service for name in FUNCTIONS for call in aws_calls(name)}
+    used = {call.service for name in NAMES for call in aws_calls(name)}
     assert set(line.split()) == used | {"sts"}
 
 

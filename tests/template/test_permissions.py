@@ -7,14 +7,8 @@ from typing import Any
 import pytest
 
 from darkroom.jobs import ResultPaths
+from tests.template.functions import FUNCTIONS
 
-FUNCTIONS = (
-    "SplitterFunction",
-    "EditorFunction",
-    "SubmitterFunction",
-    "CollectorFunction",
-    "ReporterFunction",
-)
 # AWS: "Actions, resources, and condition keys for AWS X-Ray": no resource types for these two.
 WITHOUT_RESOURCE_TYPES = {"xray:PutTraceSegments", "xray:PutTelemetryRecords"}
 

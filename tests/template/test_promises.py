@@ -11,15 +11,9 @@ from darkroom.endpoints import EndpointsSecret
 from darkroom_local.deploy import stamped
 from darkroom_local.processes import ROOT
 from tests.tables import KEYS
+from tests.template.functions import FUNCTIONS
 from tests.template.transform import transformed
 
-FUNCTIONS = (
-    "SplitterFunction",
-    "EditorFunction",
-    "SubmitterFunction",
-    "CollectorFunction",
-    "ReporterFunction",
-)
 USER_DATA = ("InputBucket", "ResultsBucket", "LedgerTable")
 QUEUES = ("RowsQueue", "BatchRowsQueue", "DeadLetterQueue", "AsyncFailuresQueue")
 BUCKETS = ("InputBucket", "ResultsBucket", "AccessLogsBucket")
@@ -27,6 +21,7 @@ STORES = (
     *("S3::Bucket", "DynamoDB::Table", "SQS::Queue", "SNS::Topic", "SecretsManager::Secret"),
     *("Logs::LogGroup", "Lambda::Function"),
 )
+
 FOURTEEN_DAYS = 14 * 24 * 3600
 
 
