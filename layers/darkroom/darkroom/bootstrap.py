@@ -35,11 +35,13 @@ if TYPE_CHECKING:
     from darkroom.batches.submitter import RowSubmitter, Submitter
     from darkroom.dispatch.dispatcher import TieredDispatcher
     from darkroom.editor.batch import Completion, EditorBatch
+    from darkroom.editor.image_storage import ImageStorage
     from darkroom.editor.leases import Timings
     from darkroom.editor.row_editor import RowEditor
     from darkroom.editor.waiting import CurrentRuns, JobWaits
     from darkroom.endpoints import Endpoint
     from darkroom.fetcher import SafeImageFetcher
+    from darkroom.images.memory import MemoryBudget
     from darkroom.ports import BatchProvider, ImageEditor, Telemetry
     from darkroom.report.reporter import Reporter
     from darkroom.splitter import CsvUploaded, Splitter
@@ -230,23 +232,20 @@ class Wiring:
 
     @cached_property
     def _row_editor(self) -> "RowEditor":
-        from darkroom.editor.image_storage import ImageStorage
         from darkroom.editor.row_editor import RowEditor
-        from darkroom.images.memory import MemoryBudget
 
-        memory_mb = self._settings.aws_lambda_function_memory_size
         return RowEditor(
             rows=self.ledger,
             runs=self._current_runs,
             waits=self._job_waits,
-            images=ImageStorage(self._results, self.ledger, self._clock, self._telemetry),
+            images=self._images,
             queue=self._queue,
             fetcher=self._fetcher,
             dispatcher=self._dispatcher,
             batch_queue=self._batch_queue,
             clock=self._clock,
             telemetry=self._telemetry,
-            memory=MemoryBudget.of_function(memory_mb),
+            memory=self._memory,
             on_unknown_outcome=self._settings.on_unknown_outcome,
             timings=self._timings,
         )
@@ -255,15 +254,13 @@ class Wiring:
     def _row_submitter(self) -> "RowSubmitter":
         from darkroom.batches.drafts import Drafts
         from darkroom.batches.submitter import RowSubmitter
-        from darkroom.editor.image_storage import ImageStorage
-        from darkroom.images.memory import MemoryBudget
 
         endpoints, clock, telemetry = self._batch_endpoints, self._clock, self._telemetry
         return RowSubmitter(
             rows=self.ledger,
             runs=self._current_runs,
             waits=self._job_waits,
-            images=ImageStorage(self._results, self.ledger, clock, telemetry),
+            images=self._images,
             queue=self._batch_queue,
             fetcher=self._fetcher,
             endpoints=endpoints,
@@ -271,9 +268,21 @@ class Wiring:
             live_queue=self._queue,
             clock=clock,
             telemetry=telemetry,
-            memory=MemoryBudget.of_function(self._settings.aws_lambda_function_memory_size),
+            memory=self._memory,
             on_unknown_outcome=self._settings.on_unknown_outcome,
         )
+
+    @cached_property
+    def _images(self) -> "ImageStorage":
+        from darkroom.editor.image_storage import ImageStorage
+
+        return ImageStorage(self._results, self.ledger, self._clock, self._telemetry)
+
+    @cached_property
+    def _memory(self) -> "MemoryBudget":
+        from darkroom.images.memory import MemoryBudget
+
+        return MemoryBudget.of_function(self._settings.aws_lambda_function_memory_size)
 
     @cached_property
     def _row_returns(self) -> "RowReturns":

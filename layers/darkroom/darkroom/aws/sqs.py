@@ -118,23 +118,21 @@ class SqsRowQueue:
 
 def received_in(record: Mapping[str, Any]) -> Received:
     """Of an event's record: "Using Lambda with Amazon SQS" in the Lambda developer guide."""
-    attributes = record["attributes"]
-    return Received(
-        message_id=record["messageId"],
-        receipt=record["receiptHandle"],
-        body=record["body"],
-        receive_count=int(attributes["ApproximateReceiveCount"]),
-        sent_at=int(attributes["SentTimestamp"]) / 1000,
-    )
+    named = ("messageId", "receiptHandle", "body", "attributes")
+    return _received(*(record[name] for name in named))
 
 
 def received_message(message: Any) -> Received:
     """A message as boto3 returns it."""
-    attributes = message["Attributes"]
+    named = ("MessageId", "ReceiptHandle", "Body", "Attributes")
+    return _received(*(message[name] for name in named))
+
+
+def _received(message_id: str, receipt: str, body: str, attributes: Mapping[str, str]) -> Received:
     return Received(
-        message_id=message["MessageId"],
-        receipt=message["ReceiptHandle"],
-        body=message["Body"],
+        message_id=message_id,
+        receipt=receipt,
+        body=body,
         receive_count=int(attributes["ApproximateReceiveCount"]),
         sent_at=int(attributes["SentTimestamp"]) / 1000,
     )

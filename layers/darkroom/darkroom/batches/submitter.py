@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from darkroom.batches.drafts import Drafts
 from darkroom.batches.endpoints import BatchEndpoints
 from darkroom.batches.returns import RowReturns
-from darkroom.editor.batch import Completion, ReturnRow, copy_if_old
+from darkroom.editor.batch import Completion, ReturnRow, copy_if_old, reject
 from darkroom.editor.image_loading import LoadedImages
 from darkroom.editor.leases import Leases, Timings
 from darkroom.editor.row_editor import RowCallContext, RowWorker
@@ -258,9 +258,7 @@ class _Invocation:
         )
 
     def _reject(self, received: Received, detail: str) -> None:
-        self.submitter.telemetry.error("unparseable", message_id=received.message_id, detail=detail)
-        attributes = {"reason": Reason.UNPARSEABLE.value, "detail": detail}
-        self.submitter.queue.dead_letter(received.body, attributes)
+        reject(received, detail, self.submitter.queue, self.submitter.telemetry)
 
     def _keep(self, received: Received, seconds: float, message: RowMessage | None = None) -> None:
         """The message is delivered again after `seconds`; one that is old is replaced."""

@@ -121,6 +121,12 @@ class RowHandler(Protocol):
         """
 
 
+def reject(received: Received, detail: str, queue: RowQueue, telemetry: Telemetry) -> None:
+    """Keep a message that is not Darkroom's as a dead letter. Raises ServiceUnavailable."""
+    telemetry.error("unparseable", message_id=received.message_id, detail=detail)
+    queue.dead_letter(received.body, {"reason": Reason.UNPARSEABLE.value, "detail": detail})
+
+
 def run_in_threads(works: Sequence[Callable[[], None]]) -> None:
     """Run all of `works` at once, until each has ended."""
     with ThreadPoolExecutor(len(works), "editor") as pool:
@@ -233,9 +239,7 @@ class _Invocation:
         return self.batch.clock.now() - queued_at if queued_at else 0.0
 
     def _reject(self, received: Received, detail: str) -> None:
-        self.batch.telemetry.error("unparseable", message_id=received.message_id, detail=detail)
-        attributes = {"reason": Reason.UNPARSEABLE.value, "detail": detail}
-        self.batch.queue.dead_letter(received.body, attributes)
+        reject(received, detail, self.batch.queue, self.batch.telemetry)
         self.leases.drop([received.receipt])
         self.batch.queue.delete([received.receipt])
 
