@@ -37,11 +37,12 @@ class AwsFault(StrEnum):
 
 @dataclass(slots=True)
 class FaultingProxy:
-    """`rates` by fault; they may be changed while it runs."""
+    """`rates` by fault; they may be changed while it runs. `operations` are of all requests."""
 
     url: str
     rates: dict[AwsFault, float]
     counts: Counter[str] = field(default_factory=Counter)
+    operations: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _rng: random.Random = field(default_factory=lambda: random.Random(0), repr=False)
 
@@ -50,8 +51,9 @@ class FaultingProxy:
         with self._lock:
             return sum(n for name, n in self.counts.items() if name.endswith("requests"))
 
-    def draw(self, service: str) -> AwsFault | None:
+    def draw(self, service: str, operation: str) -> AwsFault | None:
         with self._lock:
+            self.operations[f"{service}: {operation}"] += 1
             self.counts[f"{service}: requests"] += 1
             if service not in _SERVICES:
                 return None
@@ -98,7 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         found = _SCOPE.search(self.headers.get("Authorization", ""))
         service = found[1] if found else "other"
-        fault = self.proxy.draw(service)
+        operation = self.headers.get("X-Amz-Target", "").rpartition(".")[2] or self.command
+        fault = self.proxy.draw(service, operation)
         if fault is AwsFault.DROPPED:
             return self._drop()
         if fault in (AwsFault.THROTTLED, AwsFault.FAILED):

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,14 @@ from pydantic import SecretStr
 from darkroom.calls import CallFailed, EditResult, Outcome
 from darkroom.endpoint_state import SECOND, EndpointState
 from darkroom.endpoints import key_fingerprint
-from darkroom.errors import DeferRow, LeaseLost, Reason, RetryRow, RowRejected
+from darkroom.errors import (
+    DeferRow,
+    LeaseLost,
+    Reason,
+    RetryRow,
+    RowRejected,
+    ServiceUnavailable,
+)
 from darkroom.providers.registry import Provider
 from tests.fakes.dispatching import (
     IMAGE,
@@ -537,6 +545,22 @@ def test_an_unavailable_table_defers_the_row_before_the_call_but_loses_no_image_
     harness.states.unavailable = {"settle"}
     assert harness.dispatch().result.images == (b"png",)
     assert "lease_not_released" in harness.telemetry.logged("warning")
+
+
+def test_readiness_outlasts_a_read_that_fails_but_not_an_outage_of_the_table() -> None:
+    """One failed read must not send a whole batch back to the queue."""
+    harness = two_tiers()
+    ready = harness.first_worker.readiness()
+    harness.states.unavailable = {"read"}
+    harness.clock.time += 25
+    assert harness.first_worker.readiness().start_at - harness.clock.now() <= 0
+    assert harness.first_worker.readiness().free_places == ready.free_places
+    assert harness.states.requests["read"] == 2  # the one that failed is not repeated at once
+    harness.clock.time += 6
+    with pytest.raises(ServiceUnavailable):
+        harness.first_worker.readiness()
+    harness.states.unavailable = set()
+    assert harness.first_worker.readiness() == replace(ready, start_at=harness.clock.now())
 
 
 def test_a_call_whose_slot_passed_while_sent_was_written_is_not_made() -> None:

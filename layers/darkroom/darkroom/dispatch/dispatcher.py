@@ -117,7 +117,7 @@ class TieredDispatcher:
             available: dict[str, Availability] = {}
             for tier in tiers:
                 for endpoint in tier:
-                    self._state_cache.fresh(endpoint.name, READINESS_AGE)
+                    self._state_cache.recent(endpoint.name, READINESS_AGE)
                     limits = rate_limiter.limits_of(endpoint)
                     candidate = Candidate(endpoint, limits, endpoint.timeout_seconds)
                     available[endpoint.name] = self._state_cache.availability(candidate, now)

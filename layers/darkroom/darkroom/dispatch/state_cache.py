@@ -22,6 +22,10 @@ from darkroom.ports import Clock, EndpointStates, Telemetry
 MAX_REORDERING = 5 * SECOND  # a lower revision is an old response; after this, it is a new item
 IN_FLIGHT_POLL = 5 * SECOND  # between reads, per process, for a free place in flight
 OUT_OF_SERVICE_POLL = 3 * SECOND  # between reads of an endpoint that is out of service
+# For what no limit depends on: a state this old will do when the table does not answer, and
+# one thread of a process reads for all, this often.
+MAX_AGE = 30 * SECOND
+READ_INTERVAL = SECOND
 MAX_DURATION = 2 * SECOND  # assumed for one request
 RECENT_REQUESTS = 16
 PREPARATIONS = 3  # requests before a call: the reservation, a read of the state, `sent`
@@ -64,6 +68,7 @@ class StateCache:
         self._clock = clock
         self._telemetry = telemetry
         self._known: dict[str, tuple[EndpointState, int]] = {}  # with the time of the update
+        self._read_at: dict[str, int] = {}  # when `recent` last asked for it
         self._lock = threading.Lock()
         self._durations: deque[int] = deque([0] * RECENT_REQUESTS, RECENT_REQUESTS)
 
@@ -91,6 +96,27 @@ class StateCache:
             return self.state(name)
         return self.update(name, self._states.read(name))
 
+    def recent(self, name: str, max_age: int) -> EndpointState:
+        """As `fresh`, but another thread's request, or one that failed, is not repeated at once.
+
+        Meanwhile the last known state is returned, if it is not older than MAX_AGE.
+        """
+        now = self.now()
+        with self._lock:
+            known, updated_at = self._known.get(name, (EndpointState(), -FAR_FUTURE))
+            usable = now - updated_at <= MAX_AGE
+            asked = now - self._read_at.get(name, -FAR_FUTURE) < READ_INTERVAL
+            if now - updated_at <= max_age or (usable and asked):
+                return known
+            self._read_at[name] = now
+        try:
+            return self.fresh(name, max_age)
+        except StatesUnavailable as error:
+            if not usable:
+                raise
+            self._telemetry.warning("state_not_read", endpoint=name, detail=str(error))
+            return known
+
     def lead(self, requests: int = PREPARATIONS) -> int:
         """How long so many requests of a call's preparation take.
 
@@ -113,7 +139,7 @@ class StateCache:
     def availability(self, candidate: Candidate, now: int) -> Availability:
         availability = self._availability(candidate, now)
         if availability.out_of_service:  # a probe by another process may have succeeded
-            self.fresh(candidate.name, OUT_OF_SERVICE_POLL)
+            self.recent(candidate.name, OUT_OF_SERVICE_POLL)
             availability = self._availability(candidate, now)
         return availability
 
