@@ -32,7 +32,7 @@ from tests.e2e.harness import Results, StackHarness, encoded_image
 NOTE_EVERY_SECONDS = 20.0
 # Six of KINDS count as an endpoint's failures. With a tenth of the calls each, its circuit breaker
 # opens again and again, so there are as many endpoints as keep some of them in service.
-ENDPOINTS = tuple(f"{provider}-{n}" for provider in ("gemini", "openai") for n in range(12))
+ENDPOINTS = tuple(f"{provider}-{n}" for provider in ("gemini", "openai") for n in range(3))
 NO_WAITING = {"max_retries": 0, "retry_delay_seconds": 0, "max_in_flight": 0}
 # What an attempt, an endpoint or a user can cure; each kind fails its share of the calls.
 KINDS = (
@@ -59,7 +59,7 @@ class SoakRates:
     providers: float  # share of the calls at each endpoint
     kill_every_requests: int  # of the functions to AWS: as many kills on a slow machine
     timeout_seconds: float
-    workers: int = 12
+    workers: int = 24
     max_attempts: int = 3
     dead_ends: int = 3  # rows whose input image cannot be loaded while there are faults
 
