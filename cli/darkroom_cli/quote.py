@@ -24,10 +24,10 @@ from darkroom_cli.estimate import (
     Throughput,
     estimate,
 )
+from darkroom_cli.image_upload import ImagePlan, plan_images
 from darkroom_cli.local_files import csv_of_folder, object_name, open_csv
 from darkroom_cli.row_names import describe_row
 from darkroom_cli.session import Session
-from darkroom_cli.submit import ImagePlan, plan_images
 
 _SHOWN_GROUPS = 10
 _SHOWN_IMAGES = 3
