@@ -216,12 +216,8 @@ def _survey(rows: JobRows) -> _Survey:
                 name = describe_row(row.row, row_name(rows.header, row.cells))
                 survey.first_invalid.append(f"{name}: {row.request.detail}")
         else:
-            survey.references.update(dict.fromkeys(_references(row.request)))
+            survey.references.update(dict.fromkeys(row.request.references))
     return survey
-
-
-def _references(request: RowRequest) -> list[str]:
-    return [*request.images, *([request.mask] if request.mask else [])]
 
 
 def _count_rows(rows: JobRows, references: Collection[str]) -> int:
@@ -230,7 +226,7 @@ def _count_rows(rows: JobRows, references: Collection[str]) -> int:
     return sum(
         not row.skipped
         and isinstance(row.request, RowRequest)
-        and not used.isdisjoint(_references(row.request))
+        and not used.isdisjoint(row.request.references)
         for row in rows
     )
 
