@@ -36,6 +36,7 @@ from tests.fakes.ledger import FakeBatchLedger
 from tests.fakes.lockstep import Stepped
 
 PRICE = 20_000  # micro-USD of an image in a batch, below what a plan reserves
+_LOCAL = ("limits", "group", "request_line")  # of BatchProvider: these make no request
 type Answer = EditResult | CallFailed | None
 
 
@@ -217,6 +218,9 @@ class BatchHarness(EditorHarness):
     def provider_of(self, name: str) -> FakeBatchProvider:
         return self.providers.setdefault(name, FakeBatchProvider(self.clock.now))
 
+    def port_of(self, name: str) -> BatchProvider:
+        return self.provider_of(name)
+
     def upload_rows(self, *instructions: str, number: int = 1, **options: Any) -> Self:
         """An upload that is split: its rows' messages are in the queue of batches."""
         self.upload(number, queued=len(instructions), **({"mode": "batch"} | options))
@@ -235,7 +239,7 @@ class BatchHarness(EditorHarness):
             secret_source=self.secret,
             states=StateCache(self.states, self.clock, self.telemetry),
             provider_of=lambda e, _: cast(
-                "BatchProvider", _SteppedProvider(self.provider_of(e.name))
+                "BatchProvider", Stepped(self.port_of(e.name), "provider", local=_LOCAL)
             ),
             clock=self.clock,
             telemetry=self.telemetry,
@@ -369,15 +373,3 @@ class BatchHarness(EditorHarness):
             for batch in provider.batches.values():
                 if not batch.description.status.ended:
                     provider.end(batch.description.id, answer)
-
-
-class _SteppedProvider:
-    """Requests are steps; what makes none is passed on."""
-
-    def __init__(self, provider: FakeBatchProvider) -> None:
-        self._provider = provider
-        self._stepped = Stepped(provider, "provider")
-
-    def __getattr__(self, name: str) -> Any:
-        local = name in ("limits", "group", "request_line")
-        return getattr(self._provider if local else self._stepped, name)

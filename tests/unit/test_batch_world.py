@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -17,7 +16,6 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from darkroom.batches.provider_batch import BatchStatus
@@ -25,6 +23,7 @@ from darkroom.calls import CallFailed, Outcome
 from darkroom.errors import ServiceUnavailable
 from darkroom.ledger.batches import BatchState
 from darkroom.rows import Received, RowState
+from tests.conftest import run_state_machine
 from tests.fakes.batching import PRICE, Answer, BatchHarness, image
 from tests.fakes.editing import JOB
 from tests.fakes.lockstep import Fault, Worker
@@ -271,15 +270,4 @@ class UploadsMachine(BatchMachine):
 
 @pytest.mark.parametrize("machine", [BatchMachine, UploadsMachine])
 def test_every_row_ends_once_and_every_image_is_paid_once(machine: type[BatchMachine]) -> None:
-    fuzzing = settings.get_current_profile_name() == "fuzz"
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=settings().max_examples if fuzzing else 150,
-            stateful_step_count=30,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            derandomize=not fuzzing,
-            report_multiple_bugs=False,
-        ),
-    )
+    run_state_machine(machine, max_examples=150)
