@@ -137,12 +137,15 @@ def test_every_field_is_stored(harness: Harness) -> None:
         cancelled_at=7.25,
         position="0:123",
         collected=True,
-        unclaimed={"row-1": 20_000},
+        answered={"row-1": ("aa", "bb")},
+        unreadable=3,
+        unclaimed_micro_usd=20_000,
     )
     changed = harness.batches.update(batch.name, change)
     assert changed is not None
     assert (changed.batch_id, changed.rows, changed.owner) == ("b1", 2, "collector")
-    assert changed.unclaimed == {"row-1": 20_000}
+    assert (changed.answered, changed.unreadable) == ({"row-1": ("aa", "bb")}, 3)
+    assert changed.unclaimed_micro_usd == 20_000
     assert harness.batches.read(batch.name) == changed
     assert harness.open() == [changed]
 
@@ -151,8 +154,7 @@ def test_unclaimed_answers_are_counted_in_the_run_when_the_batch_is_closed(
     harness: Harness,
 ) -> None:
     run, batch = harness.begin(), harness.create()
-    unclaimed = {"row-0": 20_000, "row-1": 10_000}
-    change = partial(batches.changed, owner="submitter", unclaimed=unclaimed)
+    change = partial(batches.changed, owner="submitter", unclaimed_micro_usd=30_000)
     harness.batches.update(batch.name, change)
     assert harness.runs.counters(run.job, run.run) == Counters()
     for _ in range(2):
