@@ -41,7 +41,7 @@ _GENERATION_FIELDS = {
     *("responseModalities", "imageConfig", "seed", "thinkingConfig", "temperature", "topP", "topK"),
     *("candidateCount", "maxOutputTokens", "stopSequences", "mediaResolution"),
 }
-_SERVICE_TIERS = frozenset({"STANDARD", "FLEX", "PRIORITY"})
+_SERVICE_TIERS = frozenset({"standard", "flex", "priority"})
 _PERIODS = {"minute": ("Minute",), "day": ("Day",), "both": ("Minute", "Day")}
 _ERRORS = {
     FaultKind.QUOTA_SPENT: (
@@ -161,7 +161,8 @@ class GeminiApi(ModelRules[GeminiRules]):
         check_names(generation, _GENERATION_FIELDS)
         check_names(config, {"aspectRatio", "imageSize"})
         _check_thinking(generation.get("thinkingConfig") or {}, rules)
-        if str(body.get("serviceTier", "flex")).upper() not in _SERVICE_TIERS:
+        tier = str(body.get("serviceTier", "standard")).lower()
+        if tier not in _SERVICE_TIERS:
             raise gemini_invalid("Invalid value at 'service_tier'.")
         if "IMAGE" not in generation.get("responseModalities", ["IMAGE"]):
             raise gemini_invalid("The requested response modalities do not include IMAGE.")
@@ -178,6 +179,7 @@ class GeminiApi(ModelRules[GeminiRules]):
             size=_pixels(ratio, resolution) if ratio else None,
             resolution=resolution,
             output_format=rules.output_format,
+            service_tier=tier,
         )
 
     def output_size(self, request: ImageRequest) -> tuple[int, int]:
