@@ -20,7 +20,6 @@ from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowResult, Row
 from tests.fakes.editing import row_message
 from tests.fakes.ledger import FakeBatchLedger, FakeLedger, running
 from tests.fakes.services import FakeClock
-from tests.tables import create_table
 
 LEASE = 90.0
 _jobs = itertools.count()
@@ -86,13 +85,6 @@ class Harness:
         return submitted
 
 
-@pytest.fixture(scope="session")
-def table(aws_client: Callable[[str], Any]) -> str:
-    name = "contract-batches"
-    create_table(aws_client("dynamodb"), "ledger", name)
-    return name
-
-
 @pytest.fixture(params=["memory", "dynamodb"])
 def harness(request: pytest.FixtureRequest) -> Harness:
     clock = FakeClock()
@@ -102,7 +94,7 @@ def harness(request: pytest.FixtureRequest) -> Harness:
             memory, memory, FakeBatchLedger(memory), clock, lambda job: memory.committed.get(job, 0)
         )
     client: Any = request.getfixturevalue("aws_client")("dynamodb")
-    name: str = request.getfixturevalue("table")
+    name: str = request.getfixturevalue("ledger_table")
     ledger = LedgerTable(client, name, now=clock.now, sleep=clock.sleep)
     found = BatchTable(client, name, now=clock.now, sleep=clock.sleep)
     return Harness(ledger, ledger, found, clock, ledger.committed)
