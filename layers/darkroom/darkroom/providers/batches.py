@@ -228,10 +228,10 @@ class SdkBatches[Client](SdkImageEditor[Client]):
             custom_id = self._custom_id(item)
         except Exception as error:  # noqa: BLE001 - whatever the file contains
             return BatchAnswer(None, malformed_response(error, self._key), position)
-        plan = plan_of(custom_id) or CallPlan(
-            self._endpoint.provider, self._endpoint.model, "", n=MAX_IMAGES_OF_A_REQUEST
-        )
         try:
+            plan = plan_of(custom_id) or CallPlan(
+                self._endpoint.provider, self._endpoint.model, "", n=MAX_IMAGES_OF_A_REQUEST
+            )
             return BatchAnswer(custom_id, self._outcome(item, plan), position)
         except CallFailed as failure:
             return BatchAnswer(custom_id, failure, position)
