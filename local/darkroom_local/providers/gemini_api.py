@@ -41,7 +41,7 @@ _GENERATION_FIELDS = {
     *("responseModalities", "imageConfig", "seed", "thinkingConfig", "temperature", "topP", "topK"),
     *("candidateCount", "maxOutputTokens", "stopSequences", "mediaResolution"),
 }
-_SERVICE_TIERS = frozenset({"STANDARD", "FLEX", "PRIORITY"})
+_SERVICE_TIERS = frozenset({"standard", "flex", "priority"})
 _PERIODS = {"minute": ("Minute",), "day": ("Day",), "both": ("Minute", "Day")}
 _ERRORS = {
     FaultKind.QUOTA_SPENT: (
@@ -164,6 +164,7 @@ class GeminiApi(ModelRules[GeminiRules]):
             size=_pixels(ratio, resolution) if ratio else None,
             resolution=resolution,
             output_format=rules.output_format,
+            service_tier=_service_tier(body),
         )
 
     def output_size(self, request: ImageRequest) -> tuple[int, int]:
@@ -306,8 +307,6 @@ def _settings(body: dict[str, Any], rules: GeminiRules) -> tuple[str | None, str
     check_names(generation, _GENERATION_FIELDS)
     check_names(config, {"aspectRatio", "imageSize"})
     _check_thinking(generation.get("thinkingConfig") or {}, rules)
-    if str(body.get("serviceTier", "flex")).upper() not in _SERVICE_TIERS:
-        raise gemini_invalid("Invalid value at 'service_tier'.")
     if "IMAGE" not in generation.get("responseModalities", ["IMAGE"]):
         raise gemini_invalid("The requested response modalities do not include IMAGE.")
     ratio, resolution = config.get("aspectRatio"), config.get("imageSize")
@@ -316,6 +315,13 @@ def _settings(body: dict[str, Any], rules: GeminiRules) -> tuple[str | None, str
     if resolution is not None and resolution not in rules.sizes:
         raise gemini_invalid(f"image_size {resolution} is not supported by this model.")
     return ratio, resolution
+
+
+def _service_tier(body: dict[str, Any]) -> str:
+    tier = str(body.get("serviceTier", "standard")).lower()
+    if tier not in _SERVICE_TIERS:
+        raise gemini_invalid("Invalid value at 'service_tier'.")
+    return tier
 
 
 def _check_thinking(config: dict[str, Any], rules: GeminiRules) -> None:
