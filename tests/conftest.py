@@ -1,4 +1,4 @@
-"""Fixtures that all suites share: MiniStack, without our stack on it."""
+"""What all suites share: Hypothesis's settings, and MiniStack without our stack on it."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -6,18 +6,37 @@ from typing import Any, Protocol
 import pytest
 from botocore.config import Config
 from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from darkroom_local import ministack
 
 # No example fails for the time it takes: the machine may be busy.
 settings.register_profile(
-    "fuzz", max_examples=20_000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "fuzz",
+    max_examples=20_000,
+    derandomize=False,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 # `make test` must not fail by chance, so it tries the same examples in every run; `make fuzz` tries
 # many more at random. A new profile inherits from "default": define it last.
 settings.register_profile(
     "default", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+def run_state_machine(machine: type[RuleBasedStateMachine], max_examples: int) -> None:
+    """Try `max_examples` sequences of up to 30 rules; `make fuzz` tries as many as its profile."""
+    fuzzing = settings.get_current_profile_name() == "fuzz"
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=settings().max_examples if fuzzing else max_examples,
+            stateful_step_count=30,
+            suppress_health_check=list(HealthCheck),
+            report_multiple_bugs=False,
+        ),
+    )
 
 
 class ClientFactory(Protocol):

@@ -66,7 +66,7 @@ def stop(session: Session, job: str) -> None:
     batches = (
         "Its batches are cancelled at their providers within minutes; what they have done by then "
         "is paid for and stored. "
-        if in_batches and in_batches.batches
+        if in_batches and (in_batches.batches or in_batches.earlier_batches)
         else ""
     )
     text = (

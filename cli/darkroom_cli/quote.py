@@ -24,10 +24,10 @@ from darkroom_cli.estimate import (
     Throughput,
     estimate,
 )
+from darkroom_cli.image_upload import ImagePlan, plan_images
 from darkroom_cli.local_files import csv_of_folder, object_name, open_csv
 from darkroom_cli.row_names import describe_row
 from darkroom_cli.session import Session
-from darkroom_cli.submit import ImagePlan, plan_images
 
 _SHOWN_GROUPS = 10
 _SHOWN_IMAGES = 3
@@ -80,11 +80,15 @@ def quote(
     for totals in quotes.of_modes.values():
         totals.kept, totals.kept_failed = survey.kept, survey.kept_failed
         totals.rows += survey.kept + survey.kept_failed
-    totals = quotes.of_modes[mode]
-    absent = [*images.absent.values(), *images.not_images]
     if session.json:
+        absent = [*images.absent.values(), *images.not_images]
         session.print_json(_as_json(quotes) | {"images_missing": absent})
-        return
+    else:
+        _print(session, quotes, survey, images)
+
+
+def _print(session: Session, quotes: "_Quotes", survey: "_Survey", images: ImagePlan) -> None:
+    totals, rows = quotes.totals, survey.rows
     session.print_fields(_fields(quotes, rows.options.budget_micro_usd))
     _print_groups(session, "Rows that will fail", totals.invalid)
     _print_groups(session, "Rows that no endpoint can take", totals.impossible)
@@ -93,9 +97,9 @@ def quote(
     )
     for warning in (
         *rows.columns.warnings,
-        *_warnings(totals, secret, quotes.seconds(mode)),
+        *_warnings(totals, quotes.secret, quotes.seconds(quotes.mode)),
         *_image_warnings(images, survey),
-        *_retirements(totals, secret, session.today),
+        *_retirements(totals, quotes.secret, session.today),
     ):
         session.warn(warning)
 
@@ -129,7 +133,7 @@ class _Survey:
                 yield row
 
     def _note_references(self, request: RowRequest) -> None:
-        named = [*request.images, *([request.mask] if request.mask else [])]
+        named = request.references
         self.references.update(dict.fromkeys(named))
         self.plain_http += any(name.lower().startswith("http://") for name in named)
 

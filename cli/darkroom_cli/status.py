@@ -38,16 +38,24 @@ _START_TIMEOUT_SECONDS = 120.0  # from the upload until its run must exist
 
 @dataclass(frozen=True, slots=True)
 class BatchProgress:
-    """The rows of a job that wait for answers of batches. Times in seconds.
+    """The rows of a run that wait for answers of batches. Times in seconds.
 
-    Answers that are being collected count as submitted until their batch is closed.
+    Answers that are being collected count as submitted until their batch is closed. Batches of
+    earlier runs still cost, and settle those of their rows that this run has unchanged.
     """
 
-    queued: int  # rows that wait for a batch, or are called for instead
+    queued: int  # rows in no batch of this run: they wait for one, or are called for instead
     submitted: int = 0
     batches: int = 0
     oldest_at: float | None = None  # Unix time
     oldest_seconds: float | None = None  # since then
+    earlier_submitted: int = 0
+    earlier_batches: int = 0
+
+    @property
+    def providers_decide(self) -> bool:
+        """All rows that are left may be in batches."""
+        return self.queued <= self.earlier_submitted
 
     @property
     def age(self) -> str:
@@ -63,12 +71,22 @@ def _batch_progress(
     run: Run, batches: Sequence[BatchRecord], left: int, now: float
 ) -> BatchProgress | None:
     submitted = [batch for batch in batches if batch.state is BatchState.SUBMITTED]
-    if not submitted:
-        waits = run.options.mode == "batch" and left and run.state not in ENDED
-        return BatchProgress(queued=left) if waits else None
-    rows = min(sum(batch.rows for batch in submitted), left)
-    oldest = min(batch.submitted_at for batch in submitted)
-    return BatchProgress(left - rows, rows, len(submitted), oldest, max(now - oldest, 0.0))
+    own = [batch for batch in submitted if batch.run == run.run]
+    earlier = [batch for batch in submitted if batch.run != run.run]
+    waits = run.options.mode == "batch" and left and run.state not in ENDED
+    if not submitted and not waits:
+        return None
+    rows = min(sum(batch.rows for batch in own), left)
+    oldest = min((batch.submitted_at for batch in own), default=None)
+    return BatchProgress(
+        left - rows,
+        rows,
+        len(own),
+        oldest,
+        None if oldest is None else max(now - oldest, 0.0),
+        earlier_submitted=sum(batch.rows for batch in earlier),
+        earlier_batches=len(earlier),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,16 +298,27 @@ def _row_fields(p: Progress, now: float) -> Iterator[tuple[str, str]]:
     yield "rows", f"{p.done:,} of {p.rows:,}{'' if p.split_done else ' or more'}{percent}"
     if batches := p.in_batches:
         if batches.queued:
-            yield "queued", f"{plural(batches.queued, 'row')} not in a batch"
+            of_run = " of this upload" if batches.earlier_batches else ""
+            yield "queued", f"{plural(batches.queued, 'row')} not in a batch{of_run}"
         if batches.oldest_at is not None:
             oldest = f"since {_clock_time(batches.oldest_at, now)} ({batches.age})"
             yield "submitted", f"{plural(batches.submitted, 'row')} in {batches.where} {oldest}"
+        if batches.earlier_batches:
+            yield "submitted earlier", _earlier(batches)
     earlier = f" ({p.resumed:,} in an earlier upload)" if p.resumed else ""
     yield "succeeded", f"{p.succeeded:,}{earlier}"
     for status in UNSUCCESSFUL_STATUSES:
         yield status, f"{getattr(p, status):,}"
     if p.skipped:
         yield "skipped", f"{p.skipped:,}"
+
+
+def _earlier(batches: BatchProgress) -> str:
+    rows = plural(batches.earlier_submitted, "row")
+    return (
+        f"{rows} in {plural(batches.earlier_batches, 'batch')} of earlier uploads: paid for, and "
+        "used for the rows that have not changed since"
+    )
 
 
 def _cost(p: Progress) -> str:
@@ -390,8 +419,8 @@ def _poll(session: Session, job: str, every: float) -> Iterator[Progress]:
             yield progress
             if progress.ended:
                 return
-            only_in_batches = progress.in_batches is not None and not progress.in_batches.queued
-            seconds = max(every, _BATCH_POLL_SECONDS) if only_in_batches else every
+            seldom = progress.in_batches is not None and progress.in_batches.providers_decide
+            seconds = max(every, _BATCH_POLL_SECONDS) if seldom else every
         session.clock.sleep(seconds)
 
 
@@ -428,7 +457,7 @@ def _line_printer(clock: Clock) -> Callable[[Progress], None]:
     def show(p: Progress) -> None:
         nonlocal state, waiting, shown, printed_at
         batches, passed = p.in_batches, clock.now() - printed_at
-        submitted = (batches.submitted, batches.batches) if batches else ()
+        submitted = (batches.submitted, batches.batches, batches.earlier_batches) if batches else ()
         counts = (p.done, p.rows, *submitted)
         due = counts != shown and passed >= _LINE_INTERVAL_SECONDS
         due |= batches is not None and passed >= _STILL_INTERVAL_SECONDS
@@ -453,6 +482,8 @@ def _line(p: Progress) -> str:
             parts.append(f"{batches.queued:,} not in a batch")
         if batches.batches:
             parts.append(f"{batches.submitted:,} submitted in {batches.where} {batches.age} ago")
+        if batches.earlier_batches:
+            parts.append(f"{batches.earlier_submitted:,} submitted by earlier uploads")
     if p.rows_per_minute:
         parts.append(f"{p.rows_per_minute:,.0f}/min")
     if p.cost_usd:

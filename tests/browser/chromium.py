@@ -30,6 +30,7 @@ _FLAGS = (
 SHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 DESKTOP = 1360  # CSS pixels
 _TIMEOUT_SECONDS = 60.0
+_WAIT_SECONDS = 30  # for a condition on the page; less than the time-out of a response
 
 
 def installed() -> str | None:
@@ -46,7 +47,7 @@ class Tab:
     console: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     _last: int = 0
-    _loaded: bool = False
+    _loaded: str = ""  # the loader of the last page that was loaded
 
     def call(self, method: str, **params: object) -> Any:
         self._last += 1
@@ -63,8 +64,8 @@ class Tab:
     def _receive(self) -> dict[str, Any]:
         message: dict[str, Any] = json.loads(self.socket.recv(_TIMEOUT_SECONDS))
         method, params = message.get("method"), message.get("params", {})
-        if method == "Page.loadEventFired":
-            self._loaded = True
+        if method == "Page.lifecycleEvent" and params["name"] == "load":
+            self._loaded = params["loaderId"]
         elif method == "Log.entryAdded":
             self.console.append(f"{params['entry']['level']}: {params['entry']['text']}")
         elif method == "Runtime.consoleAPICalled":
@@ -77,13 +78,13 @@ class Tab:
 
     def open(self, url: str) -> None:
         """Load a page and wait for its load event."""
-        self.console.clear()
-        self.requests.clear()
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
-        self._loaded = False
-        self.call("Page.navigate", url=url)
-        while not self._loaded:
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
+        self.console.clear()
+        self.requests.clear()
+        loader = self.call("Page.navigate", url=url)["loaderId"]
+        while self._loaded != loader:  # the load event of the page before may be late
             self._receive()
 
     def emulate(
@@ -123,9 +124,10 @@ class Tab:
     def wait_until(self, expression: str) -> None:
         """Wait until a JavaScript expression is true."""
         self.evaluate(
-            "new Promise((resolve, reject) => { const until = performance.now() + 10000;"
+            "new Promise((resolve, reject) => {"
+            f" const until = performance.now() + {_WAIT_SECONDS * 1000};"
             f" (function poll() {{ if ({expression}) resolve();"
-            " else if (performance.now() > until) reject(new Error('not within 10 s'));"
+            f" else if (performance.now() > until) reject(new Error('not in {_WAIT_SECONDS} s'));"
             " else setTimeout(poll, 20); })() })"
         )
 

@@ -4,13 +4,11 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from pydantic import SecretStr
 
-from darkroom.batches.endpoints import BatchEndpoints
 from darkroom.bootstrap import batch_provider
-from darkroom.dispatch.state_cache import StateCache
 from darkroom.endpoints import Endpoint, EndpointsSecret
 from darkroom.ports import BatchProvider
 from darkroom.providers.registry import Provider
@@ -18,7 +16,7 @@ from darkroom_local.providers import Simulator
 from tests.contract.provider_harness import KEY, NAME
 from tests.fakes.batching import BatchHarness, FixedSecret
 from tests.fakes.editing import JOB
-from tests.fakes.lockstep import Stepped, Worker
+from tests.fakes.lockstep import Worker
 
 HOUR = 3600.0
 TIMEOUT = 30.0
@@ -41,15 +39,8 @@ class JobHarness(BatchHarness):
         self.secret = FixedSecret(EndpointsSecret(endpoints=(endpoint,)))
         self.port = batch_provider(endpoint, SecretStr(KEY))
 
-    def endpoints(self) -> BatchEndpoints:
-        return BatchEndpoints(
-            secret_source=self.secret,
-            states=StateCache(self.states, self.clock, self.telemetry),
-            provider_of=lambda endpoint, key: cast("BatchProvider", _Stepped(self.port)),
-            clock=self.clock,
-            telemetry=self.telemetry,
-            rng=random.Random(1),
-        )
+    def port_of(self, name: str) -> BatchProvider:
+        return self.port
 
     def configure(self, *faults: dict[str, Any], row_faults: Any = (), **batches: Any) -> None:
         settings = {"seconds": 0, "faults": faults, **batches}
@@ -70,18 +61,6 @@ class JobHarness(BatchHarness):
 
     def cost(self) -> int:
         return self.ledger.counters(JOB, self.run.run).cost_micro_usd
-
-
-class _Stepped:
-    """Requests are steps; what makes none is passed on."""
-
-    def __init__(self, provider: BatchProvider) -> None:
-        self._provider = provider
-        self._stepped = Stepped(provider, "provider")
-
-    def __getattr__(self, name: str) -> Any:
-        local = name in ("limits", "group", "request_line")
-        return getattr(self._provider if local else self._stepped, name)
 
 
 def instructions(count: int) -> list[str]:

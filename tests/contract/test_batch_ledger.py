@@ -20,7 +20,6 @@ from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowResult, Row
 from tests.fakes.editing import row_message
 from tests.fakes.ledger import FakeBatchLedger, FakeLedger, running
 from tests.fakes.services import FakeClock
-from tests.tables import create_table
 
 LEASE = 90.0
 _jobs = itertools.count()
@@ -86,13 +85,6 @@ class Harness:
         return submitted
 
 
-@pytest.fixture(scope="session")
-def table(aws_client: Callable[[str], Any]) -> str:
-    name = "contract-batches"
-    create_table(aws_client("dynamodb"), "ledger", name)
-    return name
-
-
 @pytest.fixture(params=["memory", "dynamodb"])
 def harness(request: pytest.FixtureRequest) -> Harness:
     clock = FakeClock()
@@ -102,7 +94,7 @@ def harness(request: pytest.FixtureRequest) -> Harness:
             memory, memory, FakeBatchLedger(memory), clock, lambda job: memory.committed.get(job, 0)
         )
     client: Any = request.getfixturevalue("aws_client")("dynamodb")
-    name: str = request.getfixturevalue("table")
+    name: str = request.getfixturevalue("ledger_table")
     ledger = LedgerTable(client, name, now=clock.now, sleep=clock.sleep)
     found = BatchTable(client, name, now=clock.now, sleep=clock.sleep)
     return Harness(ledger, ledger, found, clock, ledger.committed)
@@ -145,12 +137,17 @@ def test_every_field_is_stored(harness: Harness) -> None:
         cancelled_at=7.25,
         position="0:123",
         collected=True,
-        unclaimed={"row-1": 20_000},
+        answered={"row-1": ("aa", "bb")},
+        unreadable=3,
+        crashes=2,
+        unclaimed_micro_usd=20_000,
     )
     changed = harness.batches.update(batch.name, change)
     assert changed is not None
     assert (changed.batch_id, changed.rows, changed.owner) == ("b1", 2, "collector")
-    assert changed.unclaimed == {"row-1": 20_000}
+    assert (changed.answered, changed.unreadable) == ({"row-1": ("aa", "bb")}, 3)
+    assert changed.crashes == 2
+    assert changed.unclaimed_micro_usd == 20_000
     assert harness.batches.read(batch.name) == changed
     assert harness.open() == [changed]
 
@@ -159,8 +156,7 @@ def test_unclaimed_answers_are_counted_in_the_run_when_the_batch_is_closed(
     harness: Harness,
 ) -> None:
     run, batch = harness.begin(), harness.create()
-    unclaimed = {"row-0": 20_000, "row-1": 10_000}
-    change = partial(batches.changed, owner="submitter", unclaimed=unclaimed)
+    change = partial(batches.changed, owner="submitter", unclaimed_micro_usd=30_000)
     harness.batches.update(batch.name, change)
     assert harness.runs.counters(run.job, run.run) == Counters()
     for _ in range(2):

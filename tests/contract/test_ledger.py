@@ -20,7 +20,6 @@ from tests.conftest import ClientFactory
 from tests.fakes.editing import row_message
 from tests.fakes.ledger import FakeLedger, running
 from tests.fakes.services import FakeClock
-from tests.tables import create_table
 
 LEASE = 90.0
 SUCCESS = RowResult(
@@ -110,13 +109,6 @@ def message(
     return unchanged.model_copy(update=changes)
 
 
-@pytest.fixture(scope="session")
-def table(aws_client: ClientFactory) -> str:
-    name = "contract-ledger"
-    create_table(aws_client("dynamodb"), "ledger", name)
-    return name
-
-
 @pytest.fixture(params=["memory", "dynamodb"])
 def harness(request: pytest.FixtureRequest) -> Harness:
     clock = FakeClock()
@@ -124,7 +116,7 @@ def harness(request: pytest.FixtureRequest) -> Harness:
         memory = FakeLedger(clock)
         return Harness(memory, clock, lambda job: memory.committed.get(job, 0))
     client: Any = request.getfixturevalue("aws_client")("dynamodb")
-    name: str = request.getfixturevalue("table")
+    name: str = request.getfixturevalue("ledger_table")
 
     ledger = LedgerTable(client, name, now=clock.now, sleep=clock.sleep)
     return Harness(ledger, clock, ledger.committed)
@@ -635,7 +627,7 @@ def remove_row(harness: Harness, request: pytest.FixtureRequest) -> Callable[[Cl
         memory = harness.ledger.rows
         return lambda claim: memory.__delitem__((claim.job, claim.key))
     client: Any = request.getfixturevalue("aws_client")("dynamodb")
-    name: str = request.getfixturevalue("table")
+    name: str = request.getfixturevalue("ledger_table")
 
     def remove(claim: Claim) -> None:
         for n in range(64):
@@ -647,7 +639,7 @@ def remove_row(harness: Harness, request: pytest.FixtureRequest) -> Callable[[Cl
 
 @pytest.fixture
 def faulty(
-    aws_client: ClientFactory, table: str, monkeypatch: pytest.MonkeyPatch
+    aws_client: ClientFactory, ledger_table: str, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Callable[..., Any]], Harness]:
     """Builds a harness on DynamoDB whose puts and transactions are made by the given function."""
 
@@ -655,7 +647,7 @@ def faulty(
         clock, client = FakeClock(), aws_client("dynamodb")
         for name in ("put_item", "transact_write_items"):
             monkeypatch.setattr(client, name, partial(write, getattr(client, name)))
-        ledger = LedgerTable(client, table, now=clock.now, sleep=clock.sleep)
+        ledger = LedgerTable(client, ledger_table, now=clock.now, sleep=clock.sleep)
         return Harness(ledger, clock, lambda _: 0)
 
     return build

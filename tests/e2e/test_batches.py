@@ -1,4 +1,4 @@
-"""The demo's job with mode=batch on a deployed stack, against simulated batches."""
+"""The demo's job with mode=batch, and with mode=flex, on a deployed stack."""
 
 import functools
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def harness() -> Iterator[StackHarness]:
     with stack.running(stack="darkroom-batches", config=CONFIG) as info:
         harness = StackHarness(info)
         for photo in (EXAMPLES / "photos").iterdir():
-            for folder in ("live", "batch"):
+            for folder in ("live", "batch", "flex"):
                 harness.put(f"{folder}/photos/{photo.name}", photo.read_bytes())
         yield harness
 
@@ -102,6 +102,26 @@ def test_the_gallery_has_both_images_of_the_rows(live: Results, batch: Results) 
     more = thumbnails(batch) - thumbnails(live)
     assert thumbnails(live) <= thumbnails(batch)
     assert all(name.endswith("-before.webp") for name in more)
+
+
+def test_a_flex_job_is_called_for_in_that_tier_at_half_the_price(
+    harness: StackHarness, csv: bytes, live: Results
+) -> None:
+    flex = harness.run("flex/photos.csv", csv, {"mode": "flex"})
+    pairs = [
+        (one, other)
+        for one, other in zip(live.manifest, flex.manifest, strict=True)
+        if one["status"] == other["status"] == "succeeded" and one["provider"] == "gemini"
+    ]
+    assert len(pairs) > 3
+    assert {other["mode"] for _, other in pairs} == {"flex"}
+    assert {other["provider"] for other in flex.manifest} <= {"gemini", ""}
+    called, at_half = (
+        sum(float(row["cost_usd"]) for row in rows) for rows in zip(*pairs, strict=True)
+    )
+    assert at_half / called == pytest.approx(0.5, abs=0.01)
+    calls = harness.simulator.stats()["gemini-main"]["service_tiers"]
+    assert calls["flex"] >= len(pairs)
 
 
 def thumbnails(results: Results) -> set[str]:

@@ -18,6 +18,7 @@ from darkroom.batches.provider_batch import (
     BatchLimits,
     BatchStatus,
     ProviderBatch,
+    passed_over,
 )
 from darkroom.batches.returns import RowReturns
 from darkroom.batches.submitter import RowSubmitter, Submitter
@@ -36,18 +37,25 @@ from tests.fakes.ledger import FakeBatchLedger
 from tests.fakes.lockstep import Stepped
 
 PRICE = 20_000  # micro-USD of an image in a batch, below what a plan reserves
+_LOCAL = ("limits", "group", "request_line")  # of BatchProvider: these make no request
 type Answer = EditResult | CallFailed | None
 
 
-def image(cost: int | None = PRICE) -> EditResult:
-    return EditResult((png(side=2),), "gpt-image-1.5", cost_micro_usd=cost)
+def image(cost: int | None = PRICE, side: int = 2) -> EditResult:
+    return EditResult((png(side=side),), "gpt-image-1.5", cost_micro_usd=cost)
 
 
 @dataclass
 class _Batch:
     description: ProviderBatch
     lines: list[tuple[str, str]]  # custom id, prompt
-    answers: list[tuple[str, EditResult | CallFailed]] = field(default_factory=list)
+    # By custom id; None: a line that cannot be read.
+    answers: list[tuple[str | None, EditResult | CallFailed]] = field(default_factory=list)
+
+    @property
+    def unanswered(self) -> int:
+        """Requests without a line in the results."""
+        return len(self.lines) - len({name for name, _ in self.answers} - {None})
 
 
 @dataclass
@@ -110,12 +118,19 @@ class FakeBatchProvider:
     ) -> None:
         """The provider ends the batch, with an answer for each prompt; None: it has none."""
         batch = self.batches[batch_id]
-        batch.description = replace(batch.description, status=status, failure=failure)
         for custom_id, prompt in reversed(batch.lines):  # in another order
             found = answer(prompt)
             if found is not None:
                 batch.answers.append((custom_id, found))
                 self.billed[prompt] += isinstance(found, EditResult)
+        batch.description = replace(
+            batch.description,
+            status=status,
+            failure=failure,
+            requests=len(batch.lines),
+            succeeded=sum(isinstance(outcome, EditResult) for _, outcome in batch.answers),
+            result_files=("results",) if batch.answers else (),
+        )
 
     def find(
         self, name: str, timeout_seconds: float, *, created_after: float
@@ -140,12 +155,17 @@ class FakeBatchProvider:
         timeout_seconds: float,
         *,
         position: str = "",
+        pass_over: bool = False,
     ) -> Iterator[BatchAnswer]:
         assert batch.id not in self.deleted
         answers = self.batches[batch.id].answers
         for number in range(int(position or 0), len(answers)):
             custom_id, outcome = answers[number]
-            assert plan_of(custom_id) is not None
+            if pass_over:
+                pass_over = False
+                yield passed_over(str(number + 1))
+                continue
+            assert custom_id is None or plan_of(custom_id) is not None
             yield BatchAnswer(custom_id, outcome, str(number + 1))
 
     def cancel(self, batch_id: str, timeout_seconds: float) -> None:
@@ -204,6 +224,9 @@ class BatchHarness(EditorHarness):
     def provider_of(self, name: str) -> FakeBatchProvider:
         return self.providers.setdefault(name, FakeBatchProvider(self.clock.now))
 
+    def port_of(self, name: str) -> BatchProvider:
+        return self.provider_of(name)
+
     def upload_rows(self, *instructions: str, number: int = 1, **options: Any) -> Self:
         """An upload that is split: its rows' messages are in the queue of batches."""
         self.upload(number, queued=len(instructions), **({"mode": "batch"} | options))
@@ -222,7 +245,7 @@ class BatchHarness(EditorHarness):
             secret_source=self.secret,
             states=StateCache(self.states, self.clock, self.telemetry),
             provider_of=lambda e, _: cast(
-                "BatchProvider", _SteppedProvider(self.provider_of(e.name))
+                "BatchProvider", Stepped(self.port_of(e.name), "provider", local=_LOCAL)
             ),
             clock=self.clock,
             telemetry=self.telemetry,
@@ -356,15 +379,3 @@ class BatchHarness(EditorHarness):
             for batch in provider.batches.values():
                 if not batch.description.status.ended:
                     provider.end(batch.description.id, answer)
-
-
-class _SteppedProvider:
-    """Requests are steps; what makes none is passed on."""
-
-    def __init__(self, provider: FakeBatchProvider) -> None:
-        self._provider = provider
-        self._stepped = Stepped(provider, "provider")
-
-    def __getattr__(self, name: str) -> Any:
-        local = name in ("limits", "group", "request_line")
-        return getattr(self._provider if local else self._stepped, name)

@@ -1,8 +1,9 @@
 """Workers that a test advances one call of an outside service at a time, and kills in between."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import Enum
+from typing import Any
 
 from darkroom.errors import ServiceUnavailable
 
@@ -90,13 +91,16 @@ def step[T](name: str, action: Callable[[], T]) -> T:
 
 
 class Stepped:
-    """A port of which every call is a step."""
+    """A port of which every call is a step, except those in `local`: they make no request."""
 
-    def __init__(self, inner: object, name: str) -> None:
+    def __init__(self, inner: object, name: str, local: Collection[str] = ()) -> None:
         self._inner = inner
         self._name = name
+        self._local = local
 
-    def __getattr__(self, attribute: str) -> Callable[..., object]:
+    def __getattr__(self, attribute: str) -> Any:
         method = getattr(self._inner, attribute)
+        if attribute in self._local:
+            return method
         name = f"{self._name}.{attribute}"
         return lambda *args, **named: step(name, lambda: method(*args, **named))

@@ -211,6 +211,7 @@ class FakeStore:
     objects: dict[str, tuple[bytes, str, dict[str, str]]] = field(default_factory=dict)
     puts: list[str] = field(default_factory=list)  # keys
     failures: list[Exception] = field(default_factory=list)  # of the next puts
+    refused: set[str] = field(default_factory=set)  # keys that cannot be written
 
     uploads: dict[str, FakeUpload] = field(default_factory=dict)  # unfinished, by id
     _numbers: Iterator[int] = field(default_factory=count, repr=False)
@@ -232,6 +233,8 @@ class FakeStore:
         self.puts.append(key)
         if self.failures:
             raise self.failures.pop()
+        if key in self.refused:
+            raise ValueError(f"{key} cannot be written")
         stored = self.metadata(key)
         if only_if_new and stored is not None:
             return False

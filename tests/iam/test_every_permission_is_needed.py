@@ -15,6 +15,7 @@ import pytest
 
 from darkroom_local import stack
 from tests.iam.scenario import EXPECTED, Scenario
+from tests.template.functions import FUNCTIONS
 from tests.template.transform import transformed
 
 pytestmark = pytest.mark.soak
@@ -161,8 +162,8 @@ def _reset_functions(info: stack.StackInfo) -> None:
     for item in database.scan(TableName=table)["Items"]:
         database.delete_item(TableName=table, Key={"endpoint": item["endpoint"]})
     functions = info.client("lambda")
-    for output in ("SplitterFunctionName", "EditorFunctionName", "ReporterFunctionName"):
-        name = info.outputs[output]
+    for function in FUNCTIONS:
+        name = info.outputs[f"{function}Name"]
         functions.update_function_configuration(FunctionName=name, Description=uuid.uuid4().hex)
         version = functions.publish_version(FunctionName=name)["Version"]
         functions.update_alias(FunctionName=name, Name="live", FunctionVersion=version)

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -17,7 +16,6 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from darkroom.batches.provider_batch import BatchStatus
@@ -25,6 +23,7 @@ from darkroom.calls import CallFailed, Outcome
 from darkroom.errors import ServiceUnavailable
 from darkroom.ledger.batches import BatchState
 from darkroom.rows import Received, RowState
+from tests.conftest import run_state_machine
 from tests.fakes.batching import PRICE, Answer, BatchHarness, image
 from tests.fakes.editing import JOB
 from tests.fakes.lockstep import Fault, Worker
@@ -45,16 +44,23 @@ FAILURES = {
 STATUSES = st.sampled_from(
     [BatchStatus.SUCCEEDED, BatchStatus.SUCCEEDED, BatchStatus.EXPIRED, BatchStatus.FAILED]
 )
-ANSWER = st.sampled_from(["image", "image", "image", "refused", "error", "missing"])
+ANSWER = st.sampled_from(["image", "missing", "refused", "error"])
 PICK = st.integers(0, 5)
 STEPS = st.sampled_from(
     [
-        *("the end", "the end", "provider.create", "provider.results", "ledger.mark_submitted"),
+        *["the end"] * 20,  # without it, few batches are ever made
+        *("provider.create", "provider.results", "ledger.mark_submitted"),
         *("ledger.settle", "ledger.take_back", "batches.update", "batches.create", "store.put"),
         *("batch_queue.send", "queue.send", "provider.find", "provider.delete_files"),
     ]
 )
 FAULTS = st.sampled_from([Fault.NONE, Fault.NONE, Fault.LOST_REQUEST, Fault.LOST_RESPONSE])
+
+
+def reserved_for_a_row() -> int:
+    harness = BatchHarness().upload_rows("a", budget_usd=LIMIT / 1e6)
+    harness.deliver()
+    return harness.row.reserved
 
 
 class BatchMachine(RuleBasedStateMachine):
@@ -92,6 +98,10 @@ class BatchMachine(RuleBasedStateMachine):
         batch = list(self.harness.receive(limit))
         if batch:
             self._start(lambda: self.harness.submit(batch), batch, until)
+
+    @rule()
+    def submit_all(self) -> None:
+        self.harness.deliver()
 
     @rule(until=STEPS)
     def collect(self, until: str) -> None:
@@ -142,12 +152,12 @@ class BatchMachine(RuleBasedStateMachine):
         failure = FAILURES["full"] if failed else None
         self.harness.provider.end(batch_id, answer, status, failure)
 
+    @precondition(lambda self: any(b.answers for b in self.harness.provider.batches.values()))
     @rule(pick=PICK)
     def repeat_answers(self, pick: int) -> None:
         ended = [b for b in self.harness.provider.batches.values() if b.answers]
-        if ended:
-            batch = ended[pick % len(ended)]
-            batch.answers.append(batch.answers[0])
+        batch = ended[pick % len(ended)]
+        batch.answers.append(batch.answers[0])
 
     def _running(self) -> list[str]:
         batches = self.harness.provider.batches
@@ -213,11 +223,21 @@ class BatchMachine(RuleBasedStateMachine):
         self.no_image_is_paid_twice()
         self.the_budget_is_kept()
         if self.max_uploads == 1:
-            assert self.harness.ledger.committed.get(JOB, 0) == self.paid()
+            self._check_unknown_charges()
         assert self.harness.ledger.reserved.get(JOB, 0) == 0
         for record in self.harness.ledger.all(JOB):
             if record.state is RowState.SUCCEEDED and record.result is not None:
                 assert all(output in self.harness.store.objects for output in record.result.outputs)
+
+    def _check_unknown_charges(self) -> None:
+        """Exactly the rows without an answer may have been charged: their reservations are kept."""
+        batches = self.harness.provider.batches.values()
+        ended = [b for b in batches if b.description.status is BatchStatus.SUCCEEDED]
+        unknown = sum(batch.unanswered for batch in ended)
+        ledger = self.harness.ledger
+        counters = ledger.counters(JOB, self.harness.run.run)
+        assert counters.possible_duplicate_charges == unknown
+        assert ledger.committed.get(JOB, 0) == self.paid() + unknown * reserved_for_a_row()
 
     def _is_over(self) -> bool:
         harness = self.harness
@@ -250,15 +270,4 @@ class UploadsMachine(BatchMachine):
 
 @pytest.mark.parametrize("machine", [BatchMachine, UploadsMachine])
 def test_every_row_ends_once_and_every_image_is_paid_once(machine: type[BatchMachine]) -> None:
-    fuzzing = settings.get_current_profile_name() == "fuzz"
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=settings().max_examples if fuzzing else 150,
-            stateful_step_count=30,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            derandomize=not fuzzing,
-            report_multiple_bugs=False,
-        ),
-    )
+    run_state_machine(machine, max_examples=150)

@@ -26,7 +26,7 @@ def edit_all(cli: CliHarness, path: Path) -> None:
     run = cli.ledger.start(running(JOB, run="run-1", started_at=cli.clock.now()), 60)
     assert run is not None
     rows: JobRows = open_csv(path, {})
-    names, paths = rows.image_names(), ResultPaths(JOB)
+    (names, _), paths = rows.prepare(0), ResultPaths(JOB)
     for row in rows:
         assert isinstance(row.request, RowRequest)
         name = names.choose(default_names(row.row, row.key, row.request.images), row.request.n)

@@ -13,7 +13,7 @@ from darkroom.ledger.batches import BatchRecord, BatchState
 from darkroom.report.manifest import ManifestFormat
 from darkroom.report.rows import ReportRow
 from darkroom.report.summary import Aggregate
-from darkroom.rows import Claim, RowResult, RowState
+from darkroom.rows import Claim, Mode, RowResult, RowState
 from darkroom_cli.row_names import row_name
 from darkroom_cli.status import RecentRate
 from tests.fakes.command import CliHarness, FakeObject
@@ -373,10 +373,16 @@ def start_batch_job(cli: CliHarness, rows: int) -> Run:
 
 
 def add_batch(
-    cli: CliHarness, name: str, rows: int, state: BatchState = BatchState.SUBMITTED, job: str = JOB
+    cli: CliHarness,
+    name: str,
+    rows: int,
+    state: BatchState = BatchState.SUBMITTED,
+    *,
+    job: str = JOB,
+    run: str = "run-1",
 ) -> None:
     now = cli.clock.now()
-    record = BatchRecord(name, job, "run-1", "g", "key", "model", now, state, rows=rows)
+    record = BatchRecord(name, job, run, "g", "key", "model", now, state, rows=rows)
     cli.batches.create(replace(record, submitted_at=now), [])
 
 
@@ -404,6 +410,8 @@ def test_status_shows_rows_waiting_submitted_and_done(cli: CliHarness) -> None:
         "batches": 3,
         "oldest_at": first,
         "oldest_seconds": 7_800,
+        "earlier_submitted": 0,
+        "earlier_batches": 0,
     }
     assert (answer["mode"], answer["eta_seconds"]) == ("batch", None)
 
@@ -427,13 +435,21 @@ def test_a_live_job_does_not_read_the_batches(cli: CliHarness) -> None:
     assert cli.json("status", JOB)["in_batches"] is None
 
 
-def test_rows_of_an_earlier_uploads_batches_are_shown_in_a_live_upload(cli: CliHarness) -> None:
-    start_batch_job(cli, 2)
-    add_batch(cli, "a", 2)
-    later = running(JOB, run="run-2", sequencer="02")
+@pytest.mark.parametrize("mode", ["live", "batch"])
+def test_batches_of_earlier_uploads_are_shown_apart(cli: CliHarness, mode: Mode) -> None:
+    start_batch_job(cli, 5)
+    add_batch(cli, "a", 5)
+    later = running(JOB, run="run-2", sequencer="02", options=JobOptions(mode=mode))
     assert cli.ledger.start(later, 60)
-    cli.ledger.finish_split(later, Totals(rows=2, queued=2), [])
-    assert cli.json("status", JOB)["in_batches"]["submitted"] == 2
+    cli.ledger.finish_split(later, Totals(rows=3, queued=3), [])
+    cli.clock.time += 3_600
+    add_batch(cli, "b", 2, run="run-2")
+    found = cli.json("status", JOB)["in_batches"]
+    assert (found["queued"], found["submitted"], found["batches"]) == (1, 2, 1)
+    assert (found["oldest_seconds"], found["earlier_submitted"]) == (0, 5)
+    lines = cli.succeed("status", JOB).stdout.splitlines()
+    assert "queued: 1 row not in a batch of this upload" in lines
+    assert any(line.startswith("submitted earlier: 5 rows in 1 batch of earlier") for line in lines)
 
 
 def test_a_watch_of_batches_polls_seldom_and_says_now_and_then_that_it_waits(

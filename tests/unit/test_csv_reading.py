@@ -341,13 +341,19 @@ def test_reading_from_any_row_yields_the_remaining_rows(text: str, data: st.Data
     assert list(map(comparable, rows)) == whole
     start = data.draw(st.integers(1, len(whole)))
     assert list(map(comparable, rows.from_row(start))) == whole[start:]
+    names, before = rows.prepare(start)
+    assert list(map(comparable, rows.from_row(start, before))) == whole[start:]
+    first_names, _ = rows.prepare(0)
+    for row in whole:
+        own = default_names(row.row, row.key, (row.cells[1],))
+        assert names.choose(own, 1) == first_names.choose(own, 1)
 
 
 @given(named_rows())
 def test_no_two_rows_share_a_key_or_an_image(text: str) -> None:
     paths = ResultPaths("j")
     keys, images = list[str](), list[str]()
-    names = job_rows(text).image_names()
+    names, _ = job_rows(text).prepare(0)
     for row in rows_of(text):
         if isinstance(row.request, RowRejected):
             continue
@@ -453,7 +459,7 @@ def test_images_are_named_after_the_first_input_image(rows: str, names: list[str
 
 def chosen_names(text: str) -> list[str]:
     rows = job_rows(text)
-    names = rows.image_names()
+    names, _ = rows.prepare(0)
     return [
         row.request.output_name
         or names.choose(default_names(row.row, row.key, row.request.images), row.request.n)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -21,7 +20,6 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from darkroom.calls import CallFailed, EditResult, Outcome
@@ -34,6 +32,7 @@ from darkroom.ports import CallContext, DispatchResult, RowLedger, RowQueue, Run
 from darkroom.rows import RowMessage, RowState
 from darkroom.splitter import CsvUploaded, Splitter
 from darkroom.sweep import Sweep
+from tests.conftest import run_state_machine
 from tests.fakes.csv_files import rows_of
 from tests.fakes.editing import JOB, EditorHarness, ScriptedDispatcher, png
 from tests.fakes.ledger import FakeBatchLedger
@@ -529,15 +528,4 @@ class FailOnUnknownMachine(LedgerMachine):
 
 @pytest.mark.parametrize("machine", [LedgerMachine, FailOnUnknownMachine])
 def test_every_row_ends_once_and_every_charge_is_counted(machine: type[LedgerMachine]) -> None:
-    fuzzing = settings.get_current_profile_name() == "fuzz"
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=settings().max_examples if fuzzing else 250,
-            stateful_step_count=30,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            derandomize=not fuzzing,
-            report_multiple_bugs=False,
-        ),
-    )
+    run_state_machine(machine, max_examples=250)

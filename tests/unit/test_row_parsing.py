@@ -17,6 +17,7 @@ from darkroom.csv_input.names import (
     OUTPUT_SUFFIXES,
     TooManyNames,
     UsedNames,
+    file_stem,
     image_names,
     parse_key,
     parse_output_name,
@@ -265,6 +266,15 @@ def test_accepted_names_are_in_the_images_folder_with_a_known_extension(
     name.encode()
     images = [JOB.image(copy) for copy in image_names(name, n)]
     assert images == [JOB.image(name, copy) for copy in range(n)]
+
+
+@given(
+    st.from_regex(
+        r"[Hh]ttps?://[a-z0-9.-]{1,5}(/[a-zA-Z0-9._-]{0,6}){1,3}(\.jpe?g)?", fullmatch=True
+    )
+)
+def test_a_plain_url_gives_the_same_name_as_one_that_has_to_be_parsed(url: str) -> None:
+    assert file_stem(url) == file_stem(f"{url}?v=1")
 
 
 @given(st.lists(st.text(max_size=2), max_size=60))

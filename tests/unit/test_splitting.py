@@ -1,18 +1,19 @@
 """The splitter: every row with work is queued, despite repeated or late events and crashes."""
 
+import gc
 import gzip
 import itertools
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darkroom.csv_input.names import is_content_key
+from darkroom.csv_input.names import ImageNames, NameCounts, UsedNames, is_content_key
 from darkroom.errors import Reason, ServiceUnavailable
-from darkroom.jobs import JobOptions, RunState, Totals
+from darkroom.jobs import JobOptions, RunState, Source, Totals
 from darkroom.rows import RowRecord, RowResult, RowState
 from darkroom.splitter import (
     LEASE_SECONDS,
@@ -24,7 +25,14 @@ from darkroom.splitter import (
 )
 from tests.fakes.csv_files import HEADER
 from tests.fakes.ledger import running
-from tests.fakes.splitting import JOB, Crash, FaultInjector, SplitterHarness, failing
+from tests.fakes.splitting import (
+    JOB,
+    Crash,
+    CsvBucket,
+    FaultInjector,
+    SplitterHarness,
+    failing,
+)
 
 
 @pytest.fixture
@@ -213,6 +221,62 @@ def test_a_part_of_the_file_that_takes_too_long_ends_the_job(harness: SplitterHa
     assert [harness.run.checkpoint.row, len(harness.invoked)] == [250, 1]
     harness.split(upload, lambda: 0.0)
     assert harness.run.reason == "The file is too large: row 250 is not reached in time. Split it."
+
+
+@dataclass
+class SlowBucket(CsvBucket):
+    """Reading takes its time, in equal parts for every 1,000 bytes."""
+
+    seconds_per_chunk: float = 0.0
+    seconds: float = 0.0
+
+    def read(self, source: Source, offset: int = 0) -> Iterator[bytes]:
+        for chunk in super().read(source, offset):
+            self.seconds += self.seconds_per_chunk
+            yield chunk
+
+
+@pytest.mark.parametrize("pass_seconds", [100, 180, 300, 420, 600])
+def test_a_file_is_rejected_before_its_first_row_is_queued_or_split_to_its_end(
+    pass_seconds: int,
+) -> None:
+    bucket = SlowBucket()
+    harness = SplitterHarness(bucket=bucket)
+    harness.split(harness.upload(csv_of(3)))
+    good, sent = harness.run.run, len(harness.queue.sent)
+    text = csv_of(12_000)
+    bucket.seconds_per_chunk = pass_seconds / (len(text) / 1_000)
+    pending, invocations = [harness.upload(text)], 0
+
+    def elapsed() -> float:
+        return bucket.seconds + 0.1 * len(harness.queue.sent)
+
+    while pending:
+        start, invocations = elapsed(), invocations + 1
+        harness.split(pending.pop(), lambda start=start: 900 - (elapsed() - start))  # type: ignore[misc]
+        pending, harness.invoked = harness.invoked, []
+    if pass_seconds > 180:
+        (rejected,) = harness.run.rejected_uploads
+        assert "too large to be read in time" in rejected.reason
+        assert (harness.run.run, len(harness.queue.sent)) == (good, sent)
+    else:
+        assert rows_sent(harness)[sent:] == list(range(12_000))
+        assert invocations > 1
+
+
+def test_an_interrupted_split_leaves_no_tables_in_memory(harness: SplitterHarness) -> None:
+    upload = harness.upload(csv_of(500))
+    gc.collect()
+    gc.disable()  # a cycle of large tables may stay for long: few objects, many bytes
+    try:
+        harness.split(upload, lambda: 900.0 if len(harness.queue.sent) < 100 else 0.0)
+        assert len(harness.invoked) == 1
+        harness.split(upload, lambda: 900.0 if len(harness.queue.sent) < 300 else 0.0)
+        assert len(harness.invoked) == 2
+        tables = (ImageNames, NameCounts, UsedNames)
+        assert not [o for o in gc.get_objects() if isinstance(o, tables)]
+    finally:
+        gc.enable()
 
 
 def test_a_broken_upload_leaves_the_run_under_way(harness: SplitterHarness) -> None:

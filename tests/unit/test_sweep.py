@@ -1,5 +1,6 @@
 """The sweep, on virtual time: what stopped is started again, and what goes on is left alone."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -11,6 +12,7 @@ from darkroom.rows import Claim, NotSent, RowMessage, RowRecord, RowResult, RowS
 from darkroom.splitter import CsvUploaded
 from darkroom.sweep import Sweep
 from tests.fakes.csv_files import HEADER
+from tests.fakes.ledger import FakeBatchLedger
 from tests.fakes.services import fail_once
 from tests.fakes.splitting import JOB, Crash, SplitterHarness
 
@@ -348,6 +350,29 @@ def test_an_error_of_one_job_does_not_keep_the_others_from_being_swept(
     harness.sweep(SCHEDULE)
     assert harness.reports == ["jobs/b"]
     assert harness.telemetry.logged("warning")[-2:] == ["job_not_swept", "job_resumed"]
+
+
+@pytest.mark.parametrize(("mode", "queued_again"), [("live", 1), ("batch", 0)])
+def test_batches_that_cannot_be_read_keep_no_job_from_being_swept(
+    harness: SweepHarness, monkeypatch: pytest.MonkeyPatch, mode: str, queued_again: int
+) -> None:
+    """The rows of a job with mode=batch may all be in batches: they wait for the next sweep."""
+
+    def fail(_: object) -> Iterator[BatchRecord]:
+        raise PermissionError("the ledger's key is disabled")
+
+    harness.split(harness.upload(csv_of(1), mode=mode))
+    harness.lose_all()
+    lost = harness.batch_queue.receive(10, hide_seconds=60, wait_seconds=0)
+    harness.batch_queue.delete([message.receipt for message in lost])
+    monkeypatch.setattr(FakeBatchLedger, "open", fail)
+    harness.sweep(HOUR + SCHEDULE)
+    assert harness.telemetry.logged("exception") == ["batches_not_read"]
+    sent = len(harness.queue.sent) + len(harness.batch_queue.sent)
+    assert sent == 1 + queued_again
+    monkeypatch.undo()
+    harness.sweep(HOUR + SCHEDULE)
+    assert len(harness.queue.sent) + len(harness.batch_queue.sent) > 1
 
 
 def test_a_queue_that_does_not_answer_is_not_taken_for_an_empty_one(

@@ -1,7 +1,7 @@
 """How values appear in sentences: quoting, redaction, money, durations, validation errors."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 _SHOWN_CHARS = 80
 _LISTED = 12
+EXAMPLES = 3  # rows or images named in a warning
 _LISTED_PROBLEMS = 5
 _SIGNED = re.compile(r"[?#].*", re.DOTALL)
 # Up to the last @ before the path, or behind it where a password contains a slash.
@@ -99,6 +100,13 @@ def quoted_list(names: Iterable[str]) -> str:
     if len(shown) > _LISTED:
         shown = [*shown[:_LISTED], f"{len(shown) - _LISTED} more"]
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def examples(first: Sequence[str], count: int) -> str:
+    """`one; another; a third; and 7 more`: EXAMPLES of the first ones, of `count` in all."""
+    shown = first[:EXAMPLES]
+    more = count - len(shown)
+    return "; ".join(shown) + (f"; and {more:,} more" if more > 0 else "")
 
 
 def plural(count: int, noun: str) -> str:

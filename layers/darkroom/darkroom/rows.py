@@ -54,6 +54,11 @@ class RowRequest(EditSettings):
     n: int = Field(default=1, ge=1, le=10)
     output_name: str | None = None
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Of the images and of the mask."""
+        return (*self.images, self.mask) if self.mask else self.images
+
     def fingerprint(self) -> str:
         """Hex digest of the request. New settings do not change it unless the row uses them."""
         values = self.model_dump(mode="json", exclude_defaults=True)

@@ -3,10 +3,11 @@
 The file is read three times. First to its end, with the options checked, before the upload takes
 the place of an earlier one: a file that is cut off or not a CSV costs nothing, and a run under way
 goes on. Then for the names that its rows give to images. The last pass sends rows in batches, saves
-a checkpoint, and continues in a new invocation before its time runs out. An event or a batch that
-is repeated after a crash changes nothing, because the ledger records the runs and the rows. So a
-second pass over a run that is split already queues its unsettled rows again, and changes nothing
-else.
+a checkpoint, and continues in a new invocation before its time runs out. That one repeats the
+second pass, and counts the rows before its checkpoint in it: so this pass is limited to half of an
+invocation, and done with all rows before the first one is queued. An event or a batch that is
+repeated after a crash changes nothing, because the ledger records the runs and the rows. So another
+pass over a run that is split already queues its unsettled rows again, and changes nothing else.
 """
 
 import hashlib
@@ -19,8 +20,8 @@ from itertools import batched
 from math import inf
 
 from darkroom.csv_input.fields import parse_options
-from darkroom.csv_input.names import default_names
-from darkroom.csv_input.reader import JobRow, read_job_rows
+from darkroom.csv_input.names import ImageNames, default_names
+from darkroom.csv_input.reader import MAX_ROWS, JobRow, read_job_rows
 from darkroom.errors import JobRejected, Reason
 from darkroom.jobs import JobOptions, Run, RunState, Source, Totals, job_id
 from darkroom.ports import Clock, CsvStore, RowLedger, RowQueue, RunLedger, Telemetry
@@ -33,6 +34,7 @@ RENEW_SECONDS = 15.0
 CHECKPOINT_BATCHES = 10
 STOP_BEFORE_SECONDS = 45.0  # enough for a batch with all its retries, and the checkpoint
 MAX_CONTINUATIONS = 100
+CHECK_SECONDS = 450.0  # of an invocation's 900: the others need as long, and time to send rows
 _MAX_JOB_BYTES = 480  # keys of results are longer, and S3 accepts 1,024
 # The cause of these failures is outside the row, and a new upload is meant to remove it.
 _ALWAYS_RETRIED = (Reason.BUDGET, Reason.STOPPED, Reason.SUPERSEDED)
@@ -131,7 +133,7 @@ class Splitter:
             return
         run = self._new_run(event)
         try:
-            run = self._checked(run, remaining_seconds)
+            run, names = self._checked(run, remaining_seconds)
         except JobRejected as rejected:
             self._reject(run, str(rejected))
             return
@@ -139,7 +141,7 @@ class Splitter:
         if started is None:
             return
         try:
-            _Invocation(self, started, event, remaining_seconds).split()
+            _Invocation(self, started, event, remaining_seconds).split(names)
         except JobRejected as rejected:
             self.runs.fail(started, str(rejected))
             self.telemetry.warning("job_rejected", job=run.job, reason=str(rejected))
@@ -161,25 +163,31 @@ class Splitter:
             etag=event.etag,
         )
 
-    def _checked(self, run: Run, remaining_seconds: Callable[[], float]) -> Run:
+    def _checked(
+        self, run: Run, remaining_seconds: Callable[[], float]
+    ) -> tuple[Run, ImageNames | None]:
         """The run with its options, once its file has been read to its end. Raises JobRejected.
 
         A run that is in the ledger was checked before it got there.
         """
         current = self.runs.current(run.job)
         if current is not None and current.run == run.run:
-            return current
+            return current, None
         if len(run.job.encode()) > _MAX_JOB_BYTES:
             raise JobRejected(f"The CSV's key is longer than {_MAX_JOB_BYTES} bytes: shorten it.")
 
+        end = max(STOP_BEFORE_SECONDS, remaining_seconds() - CHECK_SECONDS)
+
         def check_time() -> None:
-            if remaining_seconds() < STOP_BEFORE_SECONDS:
+            if remaining_seconds() < end:
                 raise JobRejected("The file is too large to be read in time: split it.")
 
         options = parse_options(self.store.metadata(run.source))
         read = partial(self.store.read, run.source)
-        read_job_rows(read, options, check_time).check()
-        return replace(run, options=options, started_at=self.clock.now())
+        rows = read_job_rows(read, options, check_time)
+        rows.check()
+        names, _ = rows.prepare(MAX_ROWS)
+        return replace(run, options=options, started_at=self.clock.now()), names
 
     def _reject(self, run: Run, reason: str) -> None:
         """The job fails, unless an earlier upload is under way: that one goes on."""
@@ -235,11 +243,18 @@ class _Invocation:
         read = partial(self._splitter.store.read, self._run.source)
         self._rows = read_job_rows(read, self._run.options, self._check_time)
 
-    def split(self) -> None:
-        self._names = self._rows.image_names()
-        rows = self._rows.from_row(self._checkpoint.row)
+    def split(self, names: ImageNames | None) -> None:
+        """`names` are those of all rows, if they have been read.
+
+        They are no attribute: this object is part of a cycle with its rows, so they would stay in
+        memory while the next invocation reads its own.
+        """
+        before = None
+        if names is None or self._checkpoint.row:
+            names, before = self._rows.prepare(self._checkpoint.row)
+        rows = self._rows.from_row(self._checkpoint.row, before)
         for number, batch in enumerate(batched(rows, BATCH_ROWS, strict=False), 1):
-            self._send(batch)
+            self._send(batch, names)
             self._check_time()
             if number % CHECKPOINT_BATCHES == 0:
                 self._save(LEASE_SECONDS)
@@ -256,7 +271,7 @@ class _Invocation:
         if self._splitter.clock.now() - self._saved_at >= RENEW_SECONDS:
             self._save(LEASE_SECONDS)
 
-    def _send(self, batch: tuple[JobRow, ...]) -> None:
+    def _send(self, batch: tuple[JobRow, ...], names: ImageNames) -> None:
         selected = [row for row in batch if not row.skipped]
         valid = [(row, row.request) for row in selected if isinstance(row.request, RowRequest)]
         keys = [row.key for row, _ in valid]
@@ -275,7 +290,8 @@ class _Invocation:
             counts[decision] += 1
             if decision in (ResumeDecision.QUEUED, ResumeDecision.EXPIRED):
                 redo = not self._run.options.resume or decision is ResumeDecision.EXPIRED
-                messages.append(self._message(row, request, redo=redo))
+                name = _image_name(row, request, names)
+                messages.append(self._message(row, request, name, redo=redo))
         if messages:
             self._queue.send(messages)
         for decision in _COUNTED_AS_QUEUED:
@@ -288,23 +304,18 @@ class _Invocation:
         batch = self._run.options.mode == "batch"
         return self._splitter.batch_queue if batch else self._splitter.queue
 
-    def _message(self, row: JobRow, request: RowRequest, *, redo: bool) -> RowMessage:
+    def _message(self, row: JobRow, request: RowRequest, name: str, *, redo: bool) -> RowMessage:
         return RowMessage(
             job=self._run.job,
             run=self._run.run,
             row=row.row,
             key=row.key,
-            name=self._image_name(row, request),
+            name=name,
             base=self._run.source.base,
             request=request,
             redo=redo,
             queued_at=self._splitter.clock.now(),
         )
-
-    def _image_name(self, row: JobRow, request: RowRequest) -> str:
-        if request.output_name:
-            return ""
-        return self._names.choose(default_names(row.row, row.key, request.images), request.n)
 
     def _save(self, lease_seconds: float) -> None:
         if not self._splitter.runs.checkpoint(self._run, self._checkpoint, lease_seconds):
@@ -326,3 +337,9 @@ class _Invocation:
         self._save(lease_seconds=0.0)  # the next invocation can start at once
         self._splitter.continue_later(self._event)
         raise _Interrupted(f"continues at row {row} in another invocation")
+
+
+def _image_name(row: JobRow, request: RowRequest, names: ImageNames) -> str:
+    if request.output_name:
+        return ""
+    return names.choose(default_names(row.row, row.key, request.images), request.n)

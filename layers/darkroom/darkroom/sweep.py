@@ -4,7 +4,7 @@ Messages are lost after 14 days, splitters and reporters after three minutes of 
 here decides who does the work: a step too many meets a lease, a claim or a finished report.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 from darkroom.errors import Reason, ServiceUnavailable
@@ -40,7 +40,7 @@ class Sweep:
         self._restart_lost_uploads()
         live_is_empty = self._is_empty(self.queue)
         batch_is_empty = self._is_empty(self.batch_queue)
-        in_batches = {batch.job for batch in self.batches.open()}
+        in_batches = self._jobs_in_batches()
         for unfinished in self.runs.unfinished():
             if remaining_seconds() < _STOP_BEFORE_SECONDS:
                 self.telemetry.warning("sweep_incomplete", next_job=unfinished.job)
@@ -50,7 +50,7 @@ class Sweep:
                     unfinished,
                     live_is_empty=live_is_empty,
                     batch_is_empty=batch_is_empty,
-                    in_batches=unfinished.job in in_batches,
+                    in_batches=in_batches,
                 )
             except ServiceUnavailable as error:
                 self.telemetry.warning("job_not_swept", job=unfinished.job, error=str(error))
@@ -67,6 +67,14 @@ class Sweep:
         if restarted:
             self.telemetry.warning("lost_uploads_restarted", events=restarted)
 
+    def _jobs_in_batches(self) -> Set[str] | None:
+        """Jobs with open batches; None when they cannot be read."""
+        try:
+            return {batch.job for batch in self.batches.open()}
+        except Exception:  # noqa: BLE001  # the jobs are swept all the same
+            self.telemetry.exception("batches_not_read")
+            return None
+
     def _is_empty(self, queue: RowQueue) -> bool:
         try:
             return queue.backlog() == 0
@@ -80,7 +88,7 @@ class Sweep:
         *,
         live_is_empty: bool,
         batch_is_empty: bool,
-        in_batches: bool,
+        in_batches: Set[str] | None,
     ) -> None:
         inspected = self.runs.inspect(unfinished.job)
         if inspected is None:
@@ -92,7 +100,7 @@ class Sweep:
             counters,
             self.clock.now(),
             queue_is_empty=live_is_empty and (batch_is_empty or run.options.mode != "batch"),
-            in_batches=in_batches,
+            in_batches=run.options.mode == "batch" if in_batches is None else run.job in in_batches,
         )
         if step is SweepStep.FINISH:
             if not record.replaces_unfinished or self._settle_dropped(record):

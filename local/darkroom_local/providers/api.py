@@ -56,6 +56,7 @@ class ImageRequest:
     output_format: str = "png"  # png, jpeg, webp
     transparent: bool = False
     as_url: bool = False  # DALL-E, unless base64 is requested
+    service_tier: str = "standard"  # Gemini: or flex, priority
 
     @property
     def markers(self) -> list[str]:

@@ -70,7 +70,6 @@ class BatchFormat(Protocol):
 
     error_file: bool  # failures are in a file of their own
     keeps_order: bool
-    keeps_partial_results: bool  # of a batch that expired or was cancelled
     limits_when_created: bool  # the limit of what is enqueued, else when the file is validated
 
     def validate(self, batch: SimulatedBatch) -> list[dict[str, Any]]:
@@ -81,8 +80,12 @@ class BatchFormat(Protocol):
 
     def answer(self, line: dict[str, Any], response: Response) -> dict[str, Any]: ...
 
-    def unanswered(self, line: dict[str, Any], state: str) -> dict[str, Any]:
-        """The line of a request that an ended batch did not come to."""
+    @property
+    def unanswered(self) -> Callable[[dict[str, Any], str], dict[str, Any]] | None:
+        """The result of a line that a batch in this state, expired or cancelled, did not process.
+
+        None: such a batch has no results at all.
+        """
 
 
 class BatchStore:
@@ -195,7 +198,7 @@ class BatchStore:
             state, done = "cancelled", min(1.0, (time.monotonic() - since) / max(seconds, 1e-6))
         except TimeoutError:
             pass
-        if state == "completed" or api.keeps_partial_results:
+        if state == "completed" or api.unanswered:
             await self._process(batch, api, int(batch.requests * done), state)
         batch.state = state
 
@@ -206,10 +209,10 @@ class BatchStore:
         for number, line in enumerate(_lines(batch.input.path)):
             if number % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)
-            if number < done:
-                written, good = await self._line(batch, api, line)
-            else:
+            if number >= done and api.unanswered:
                 written, good = api.unanswered(line, state), False
+            else:
+                written, good = await self._line(batch, api, line)
             batch.succeeded += good
             batch.failed += not good
             if not self._hits(batch, BatchFaultKind.UNANSWERED):

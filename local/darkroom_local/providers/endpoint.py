@@ -97,7 +97,7 @@ class EndpointStats:
 
     refused: int = 0  # 429 by a limit, not by a configured fault
     paid_images: int = 0  # made, and therefore billed, whether or not they reached the caller
-    half_price_images: int = 0  # of the paid ones: made in a batch
+    half_price_images: int = 0  # of the paid ones: made in a batch, or in the flex tier
     batches: int = 0  # made, whether or not the caller was told
     batch_requests: int = 0
     files: int = 0  # stored now
@@ -105,6 +105,7 @@ class EndpointStats:
     statuses: Counter[int] = field(default_factory=Counter)
     keys: Counter[str] = field(default_factory=Counter)
     models: Counter[str] = field(default_factory=Counter)
+    service_tiers: Counter[str] = field(default_factory=Counter)
     calls_by_marker: Counter[str] = field(default_factory=Counter)
     paid_by_marker: Counter[str] = field(default_factory=Counter)
     arrivals: list[float] = field(default_factory=list)
@@ -173,9 +174,11 @@ class EndpointState:
 
     def record_request(self, request: ImageRequest) -> None:
         self.stats.models[request.model] += 1
+        self.stats.service_tiers[request.service_tier] += 1
         self.stats.calls_by_marker.update(request.markers)
 
     def record_paid_images(self, request: ImageRequest, *, in_batch: bool = False) -> None:
         self.stats.paid_images += request.n
-        self.stats.half_price_images += request.n if in_batch else 0
+        half_price = in_batch or request.service_tier == "flex"
+        self.stats.half_price_images += request.n if half_price else 0
         self.stats.paid_by_marker.update(dict.fromkeys(request.markers, request.n))

@@ -41,7 +41,7 @@ _GENERATION_FIELDS = {
     *("responseModalities", "imageConfig", "seed", "thinkingConfig", "temperature", "topP", "topK"),
     *("candidateCount", "maxOutputTokens", "stopSequences", "mediaResolution"),
 }
-_SERVICE_TIERS = frozenset({"STANDARD", "FLEX", "PRIORITY"})
+_SERVICE_TIERS = frozenset({"standard", "flex", "priority"})
 _PERIODS = {"minute": ("Minute",), "day": ("Day",), "both": ("Minute", "Day")}
 _ERRORS = {
     FaultKind.QUOTA_SPENT: (
@@ -155,21 +155,7 @@ class GeminiApi(ModelRules[GeminiRules]):
         images = tuple(_input_image(part, decode=decode) for part in parts if "text" not in part)
         if len(images) > rules.max_images:
             raise gemini_invalid(f"Too many images in the request: at most {rules.max_images}.")
-        generation = body.get("generationConfig") or {}
-        config = generation.get("imageConfig") or {}
-        check_names(body, _REQUEST_FIELDS)
-        check_names(generation, _GENERATION_FIELDS)
-        check_names(config, {"aspectRatio", "imageSize"})
-        _check_thinking(generation.get("thinkingConfig") or {}, rules)
-        if str(body.get("serviceTier", "flex")).upper() not in _SERVICE_TIERS:
-            raise gemini_invalid("Invalid value at 'service_tier'.")
-        if "IMAGE" not in generation.get("responseModalities", ["IMAGE"]):
-            raise gemini_invalid("The requested response modalities do not include IMAGE.")
-        ratio, resolution = config.get("aspectRatio"), config.get("imageSize")
-        if ratio is not None and ratio not in rules.ratios:
-            raise gemini_invalid(f"aspect_ratio must be one of {sorted(rules.ratios)}")
-        if resolution is not None and resolution not in rules.sizes:
-            raise gemini_invalid(f"image_size {resolution} is not supported by this model.")
+        ratio, resolution = _settings(body, rules)
         return ImageRequest(
             prompt,
             self.key(request),
@@ -178,6 +164,7 @@ class GeminiApi(ModelRules[GeminiRules]):
             size=_pixels(ratio, resolution) if ratio else None,
             resolution=resolution,
             output_format=rules.output_format,
+            service_tier=_service_tier(body),
         )
 
     def output_size(self, request: ImageRequest) -> tuple[int, int]:
@@ -310,6 +297,31 @@ def gemini_error(
     if details:
         body["details"] = details
     return Response.json({"error": body}, status, headers)
+
+
+def _settings(body: dict[str, Any], rules: GeminiRules) -> tuple[str | None, str | None]:
+    """The aspect ratio and the resolution. Raises RequestRejected for what the model refuses."""
+    generation = body.get("generationConfig") or {}
+    config = generation.get("imageConfig") or {}
+    check_names(body, _REQUEST_FIELDS)
+    check_names(generation, _GENERATION_FIELDS)
+    check_names(config, {"aspectRatio", "imageSize"})
+    _check_thinking(generation.get("thinkingConfig") or {}, rules)
+    if "IMAGE" not in generation.get("responseModalities", ["IMAGE"]):
+        raise gemini_invalid("The requested response modalities do not include IMAGE.")
+    ratio, resolution = config.get("aspectRatio"), config.get("imageSize")
+    if ratio is not None and ratio not in rules.ratios:
+        raise gemini_invalid(f"aspect_ratio must be one of {sorted(rules.ratios)}")
+    if resolution is not None and resolution not in rules.sizes:
+        raise gemini_invalid(f"image_size {resolution} is not supported by this model.")
+    return ratio, resolution
+
+
+def _service_tier(body: dict[str, Any]) -> str:
+    tier = str(body.get("serviceTier", "standard")).lower()
+    if tier not in _SERVICE_TIERS:
+        raise gemini_invalid("Invalid value at 'service_tier'.")
+    return tier
 
 
 def _check_thinking(config: dict[str, Any], rules: GeminiRules) -> None:

@@ -41,7 +41,7 @@ _STATES = {
 class GeminiBatchApi:
     error_file = False
     keeps_order = True  # "written in the same order as the input requests" (BatchJobDestination)
-    keeps_partial_results = False
+    unanswered = None  # no results file of a batch that expired or was cancelled
     limits_when_created = True
     api = GeminiApi()
 
@@ -217,9 +217,6 @@ class GeminiBatchApi:
             return {"key": line["key"], "response": body}
         error = {name: body["error"][name] for name in ("code", "message")}
         return {"key": line["key"], "error": error}
-
-    def unanswered(self, line: dict[str, Any], state: str) -> dict[str, Any]:
-        raise NotImplementedError("a batch without partial results")
 
 
 def _count_lines(file: StoredFile) -> int:

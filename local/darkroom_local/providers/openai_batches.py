@@ -29,7 +29,6 @@ _EXPIRY_SECONDS = range(3600, 30 * 86_400 + 1)
 class OpenAIBatchApi:
     error_file = True
     keeps_order = False
-    keeps_partial_results = True
     limits_when_created = False
     api = OpenAIApi()
     # Of a batch, by its requests: https://developers.openai.com/api/docs/guides/batch.

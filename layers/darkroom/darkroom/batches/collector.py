@@ -5,10 +5,11 @@ batch's item, so that a collection continues in another invocation, and one that
 rows that are settled already are skipped. Two collectors cannot work on one batch at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from hashlib import blake2b
 from typing import Any
 
 from darkroom.batches.endpoints import BatchAccess, BatchEndpoints
@@ -21,6 +22,7 @@ from darkroom.editor.row_editor import RowCallContext, RowWorker, failure
 from darkroom.editor.waiting import HOUR, CurrentRuns, JobWaits
 from darkroom.errors import (
     ConfigurationError,
+    DeferRow,
     LeaseLost,
     Reason,
     RowRejected,
@@ -42,6 +44,9 @@ CREATED_MARGIN_SECONDS = 300.0  # clocks differ
 CALL_SECONDS = 60.0  # of a request about a batch, and of one line of its results
 STOP_BEFORE_SECONDS = 60.0
 SAVE_ANSWERS = 20  # between two saves of the progress
+TRIES = 3  # to settle the row of an answer, if an unexpected error stops it or the process dies
+STORE_SECONDS = 120.0  # for the images of one answer, tries included
+_MAX_DIGESTS = 4  # of different answers to one request: bounds the batch's item
 # Providers end a batch after a day, or two. One that stays open is cancelled, then given up.
 OVERDUE_SECONDS = 72 * HOUR
 GIVE_UP_SECONDS = 96 * HOUR
@@ -49,6 +54,10 @@ GIVE_UP_SECONDS = 96 * HOUR
 
 class _OutOfTime(Exception):
     """The collection continues in another invocation."""
+
+
+class _NotStored(Exception):
+    """These images cannot be stored, though others can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +144,7 @@ class _Collection:
     _candidates: dict[str, str] = field(default_factory=dict)  # row keys by custom id
     _records: dict[str, RowRecord] = field(default_factory=dict)  # by row key
     _returned: set[str] = field(default_factory=set)  # keys of rows that were queued again
+    _answered: dict[str, tuple[str, ...]] = field(default_factory=dict)  # as in BatchRecord
     _unsaved: int = 0
 
     def run_to_end(self) -> None:
@@ -205,7 +215,7 @@ class _Collection:
             self.collector.telemetry.warning("batch_found", batch_id=found.id)
             return True
         cause = CallFailed(Outcome.UNAVAILABLE, "the batch was not submitted")
-        self._return_rows(Answerless(batch.name, batch.endpoint, cause, refund_attempt=True))
+        self._return_rows(self._answerless(cause, refund_attempt=True))
         self._close()
         return False
 
@@ -220,24 +230,34 @@ class _Collection:
 
     def _read_results(self, access: BatchAccess, found: ProviderBatch) -> None:
         self._load_rows()
+        self._answered = dict(self.batch.answered)
+        crashes = self.batch.crashes
         answers = access.provider.results(
-            found, self._plan_of, CALL_SECONDS, position=self.batch.position
+            found,
+            self._plan_of,
+            CALL_SECONDS,
+            position=self.batch.position,
+            pass_over=crashes >= TRIES,
         )
+        save_answers = 1 if crashes else SAVE_ANSWERS  # to know which answer it was
         for answer in answers:
             if self.remaining_seconds() < STOP_BEFORE_SECONDS:
                 self._save()
                 raise _OutOfTime
-            self._process(answer)
+            self._take(answer)
             self.batch = replace(self.batch, position=answer.position)
             self._unsaved += 1
-            if self._unsaved >= SAVE_ANSWERS:
+            if self._unsaved >= save_answers:
                 self._save()
         self._save()
 
     def _return_rows(self, why: Answerless) -> None:
         """Rows without an answer, and those that a collector took back before it died."""
-        rows = [row for row in self._fresh_rows() if row.key not in self._returned]
         self.changed_rows = True
+        if why.cause.maybe_charged and self.collector.on_unknown_outcome == "fail":
+            for record in self._rows_in():
+                self._fail_unknown(record, why.cause)
+        rows = [row for row in self._fresh_rows() if row.key not in self._returned]
         self.collector.returns.give_back(self.batch.job, rows, why)
 
     def _delete_files(self, access: BatchAccess, found: ProviderBatch) -> None:
@@ -253,25 +273,24 @@ class _Collection:
 
     def _give_up(self, cause: CallFailed) -> None:
         """The answers cannot be had, and may have been billed."""
-        lost = CallFailed(cause.outcome, cause.detail, maybe_charged=True)
-        if self.collector.on_unknown_outcome == "fail":
-            for record in self._fresh_rows():
-                if is_in(record, self.batch.name):
-                    self._fail_lost(record, lost)
-        self._return_rows(Answerless(self.batch.name, self.batch.endpoint, lost))
+        lost = CallFailed(cause.outcome, f"its batch is lost: {cause.detail}", maybe_charged=True)
+        self._return_rows(self._answerless(lost))
         self._close()
 
-    def _fail_lost(self, record: RowRecord, cause: CallFailed) -> None:
+    def _fail_unknown(self, record: RowRecord, cause: CallFailed) -> None:
         claim = self.collector.rows.take_back(self.batch.job, record, maybe_charged=True)
         if claim is not None and record.submission is not None:
+            self.collector.telemetry.metric(Metric.POSSIBLE_DUPLICATE_CHARGES)
             context = self.collector.worker.context(claim, self.run, record.submission.message)
-            detail = f"its batch is lost, and may have been billed: {cause.detail}"
+            detail = f"it may have been billed: {cause.detail}"
             rejected = RowRejected(Reason.OUTCOME_UNKNOWN, detail, endpoint=self.batch.endpoint)
             self.collector.worker.settle(context, failure(RowState.FAILED, rejected, context))
 
     def _why(self, found: ProviderBatch) -> Answerless:
         cause = found.failure or CallFailed(
-            Outcome.UNAVAILABLE, f"the batch has {found.status.value}, with no answer for the row"
+            Outcome.UNAVAILABLE,
+            f"the batch has {found.status.value}, with no answer for the row",
+            maybe_charged=self._missing_may_be_billed(found),
         )
         # Too much in the queue of the account, or its key: nothing that a row is to blame for.
         refund = cause.outcome is Outcome.RATE_LIMITED or cause.outcome.key_at_fault
@@ -279,30 +298,100 @@ class _Collection:
             access = self._access()
             if access is not None:
                 self.collector.endpoints.failed(access, cause)
-        return Answerless(self.batch.name, self.batch.endpoint, cause, refund_attempt=refund)
+        return self._answerless(cause, refund_attempt=refund)
+
+    def _missing_may_be_billed(self, found: ProviderBatch) -> bool:
+        """The provider may have made an image for a row of which no answer could be read.
+
+        Completed requests are billed, also those of a batch that has expired or was cancelled;
+        the others are not: https://help.openai.com/en/articles/9197833-batch-api-faq and
+        https://community.openai.com/t/1385608. Google documents neither. A batch that has
+        succeeded has processed all its requests.
+        """
+        if len(self.batch.answered) >= (found.requests or self.batch.rows):
+            return False  # the row's request was left out of the file, see docs/batch.md
+        without_file = found.succeeded > 0 and not found.result_files
+        succeeded = found.status is BatchStatus.SUCCEEDED
+        return succeeded or without_file or self.batch.unreadable > 0
+
+    def _answerless(self, cause: CallFailed, *, refund_attempt: bool = False) -> Answerless:
+        name, endpoint = self.batch.name, self.batch.endpoint
+        return Answerless(name, endpoint, cause, refund_attempt=refund_attempt)
 
     # Answers
 
-    def _process(self, answer: BatchAnswer) -> None:
+    def _take(self, answer: BatchAnswer) -> None:
+        """Process one line of the results. Raises ServiceUnavailable, LeaseLost."""
+        name = answer.custom_id
+        key = self._candidates.get(name or "")
+        if name is None:
+            self.batch = replace(self.batch, unreadable=self.batch.unreadable + 1)
+            self.collector.telemetry.warning("answer_unreadable", error=str(answer.outcome))
+        elif key is not None:
+            self._take_of_row(name, key, answer.outcome)
+
+    def _take_of_row(self, name: str, key: str, outcome: EditResult | CallFailed) -> None:
+        digests, digest = self._answered.get(name, ()), _digest(outcome)
+        if not digests:
+            self._settle_in_tries(name, key, outcome)
+        elif digest not in digests:
+            self._count_unclaimed(name, outcome)
+        if digest not in digests:
+            self._answered[name] = (*digests, digest)[:_MAX_DIGESTS]
+
+    def _settle_in_tries(self, name: str, key: str, outcome: EditResult | CallFailed) -> None:
+        """An answer that nothing can be done with must not keep the others from their rows."""
+        error: Exception | None = None
+        for tries in range(1, TRIES + 1):
+            try:
+                self._process(name, key, outcome)
+            except (ServiceUnavailable, LeaseLost):
+                raise
+            except Exception as caught:  # noqa: BLE001  # a bug, or what a library chokes on
+                error = caught
+                self.collector.telemetry.exception("answer_crashed", custom_id=name, tries=tries)
+            else:
+                return
+            if isinstance(error, _NotStored):
+                break
+        cause = CallFailed(
+            Outcome.UNAVAILABLE,
+            f"its answer cannot be processed: {type(error).__name__}",
+            maybe_charged=isinstance(outcome, EditResult) or outcome.maybe_charged,
+            cost_micro_usd=outcome.cost_micro_usd,
+        )
+        record = self._refreshed(key)
+        if record is not None and is_in(record, self.batch.name):
+            self._give_back(record, cause)
+
+    def _process(self, name: str, key: str, outcome: EditResult | CallFailed) -> None:
         """Settle the row of an answer, if it still waits for it. Raises ServiceUnavailable."""
-        key = self._candidates.get(answer.custom_id or "")
-        record = self._records.get(key or "")
-        if key is None or record is None or not is_in(record, self.batch.name):
-            self._count_unclaimed(answer, record)
-            return
+        record = self._records.get(key)
+        if record is None or not is_in(record, self.batch.name):
+            if record is not None and self.batch.name in record.left:
+                self._count_unclaimed(name, outcome)
+            return  # else it is settled already, by this answer
         try:
-            done = self._settle(record, answer.outcome)
+            done = self._settle(record, outcome)
         except LeaseLost as lost:
             self.collector.telemetry.warning("lease_lost", why=str(lost))
             done = False
-        fresh = self.collector.rows.get_many(self.batch.job, [key]).get(key)
-        if fresh is not None:
-            self._records[key] = fresh
+        fresh = self._refreshed(key)
         if done:
             return
         if is_in(fresh, self.batch.name) and fresh is not None and fresh.version == record.version:
             raise ServiceUnavailable(f"row {key} could not be settled")
-        self._process(answer)  # a later upload has changed the row
+        self._process(name, key, outcome)  # a later upload has changed the row
+
+    def _refreshed(self, key: str) -> RowRecord | None:
+        fresh = self.collector.rows.get_many(self.batch.job, [key]).get(key)
+        if fresh is not None:
+            self._records[key] = fresh
+        return fresh
+
+    def _give_back(self, record: RowRecord, cause: CallFailed) -> None:
+        self.collector.returns.give_back(self.batch.job, [record], self._answerless(cause))
+        self._returned.add(record.key)
 
     def _settle(self, record: RowRecord, outcome: EditResult | CallFailed) -> bool:
         """Raises LeaseLost, ServiceUnavailable."""
@@ -310,9 +399,7 @@ class _Collection:
         if submission is None:
             return True
         if isinstance(outcome, CallFailed) and not outcome.outcome.row_at_fault:
-            why = Answerless(self.batch.name, self.batch.endpoint, outcome)
-            collector.returns.give_back(self.batch.job, [record], why)
-            self._returned.add(record.key)
+            self._give_back(record, outcome)
             return True
         self.changed_rows = True
         claim = Claim(self.batch.job, f"batch/{self.batch.name}", record)
@@ -361,21 +448,33 @@ class _Collection:
             mode="batch",
             warnings=submission.warnings,
         )
-        deadline = collector.clock.now() + self.remaining_seconds() - STOP_BEFORE_SECONDS / 2
-        request = submission.message.request
-        result = collector.images.put(claim, request, outcome.images, result, deadline)
+        result = self._put_images(claim, submission, outcome.images, result)
         warnings = collector.images.put_thumbnails(
             claim, result.outputs[0], None, outcome.images[0]
         )
         return replace(result, warnings=(*result.warnings, *warnings))
 
-    def _count_unclaimed(self, answer: BatchAnswer, record: RowRecord | None) -> None:
-        """An answer that no row waits for any more is paid all the same."""
-        cost, name = answer.outcome.cost_micro_usd, answer.custom_id
-        if not cost or name is None or record is None or self.batch.name not in record.left:
-            return  # of a row that is settled already
-        unclaimed = {**self.batch.unclaimed, name: cost}
-        self.batch = replace(self.batch, unclaimed=unclaimed)
+    def _put_images(
+        self, claim: Claim, submission: Submission, images: Sequence[bytes], result: RowResult
+    ) -> RowResult:
+        """Raises LeaseLost, ServiceUnavailable, and _NotStored if S3 accepts other objects."""
+        storage, request = self.collector.images, submission.message.request
+        seconds = min(STORE_SECONDS, self.remaining_seconds() - STOP_BEFORE_SECONDS / 2)
+        try:
+            return storage.put(claim, request, images, result, self.collector.clock.now() + seconds)
+        except ServiceUnavailable as error:
+            try:
+                storage.check_writable(claim.job)
+            except DeferRow as nothing:
+                raise ServiceUnavailable(str(nothing)) from error
+            raise _NotStored(str(error)) from error
+
+    def _count_unclaimed(self, name: str, outcome: EditResult | CallFailed) -> None:
+        """An answer that no row waits for is paid all the same."""
+        if not outcome.cost_micro_usd:
+            return
+        cost = self.batch.unclaimed_micro_usd + outcome.cost_micro_usd
+        self.batch = replace(self.batch, unclaimed_micro_usd=cost)
         self.collector.telemetry.warning("answer_unclaimed", custom_id=name)
 
     # What is known of the batch
@@ -418,7 +517,14 @@ class _Collection:
 
     def _save(self) -> None:
         batch, self._unsaved = self.batch, 0
-        self._update(batches.changed, position=batch.position, unclaimed=dict(batch.unclaimed))
+        self._update(
+            batches.changed,
+            position=batch.position,
+            answered=dict(self._answered),
+            unreadable=batch.unreadable,
+            unclaimed_micro_usd=batch.unclaimed_micro_usd,
+            crashes=0,
+        )
 
     def _update(self, transition: Callable[..., BatchRecord | None], **changes: Any) -> None:
         """Raises LeaseLost when another collector has taken the batch."""
@@ -429,3 +535,12 @@ class _Collection:
             self.batch = updated
         elif self.batch.state is not BatchState.CLOSED:
             raise LeaseLost(f"batch {self.batch.name} was taken by another collector")
+
+
+def _digest(outcome: EditResult | CallFailed) -> str:
+    """Tells an answer that was written twice from one that was made twice."""
+    made = blake2b(digest_size=4)
+    parts = outcome.images if isinstance(outcome, EditResult) else (outcome.detail.encode(),)
+    for part in parts:
+        made.update(part)
+    return made.hexdigest()

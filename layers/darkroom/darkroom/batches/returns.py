@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from darkroom.calls import CallFailed
 from darkroom.editor.row_editor import RowWorker, failure
 from darkroom.editor.waiting import CurrentRuns
-from darkroom.errors import Reason, RetryRow, RowRejected
+from darkroom.errors import LeaseLost, Reason, RetryRow, RowRejected, ServiceUnavailable
 from darkroom.jobs import STOPPED_DETAIL, Run, RunState
 from darkroom.ledger.batches import is_in, is_taken_back
 from darkroom.metrics import Metric
@@ -43,7 +43,8 @@ class RowReturns:
     def give_back(self, job: str, records: Iterable[RowRecord], why: Answerless) -> None:
         """Queue the rows again that are still in the batch, or were taken back from it.
 
-        May be repeated after a crash at any point. Raises ServiceUnavailable.
+        May be repeated after a crash at any point. Raises ServiceUnavailable, and the unexpected
+        error that one of the rows led to when the others are queued.
         """
         run = self.runs.get(job)
         if run is None:
@@ -51,8 +52,15 @@ class RowReturns:
         to_batches, to_calls = list[RowMessage](), list[RowMessage]()
         wanted = why.refund_attempt or run.options.batch_fallback == "batch"
         next_batch = wanted and run.options.mode == "batch"  # a later upload may have another
+        crashed: Exception | None = None
         for record in records:
-            message = self._take_back(job, record, run, why)
+            try:
+                message = self._take_back(job, record, run, why)
+            except (LeaseLost, ServiceUnavailable):
+                raise
+            except Exception as error:  # noqa: BLE001  # one row must not keep the others waiting
+                self.worker.telemetry.exception("return_crashed", row=record.key)
+                crashed, message = error, None
             if message is not None:
                 queued = message.model_copy(update={"live": not next_batch})
                 (to_batches if next_batch else to_calls).append(queued)
@@ -60,6 +68,8 @@ class RowReturns:
             self.batch_queue.send(to_batches, delay_seconds=_QUEUE_DELAY_SECONDS)
         if to_calls:
             self.live_queue.send(to_calls)
+        if crashed is not None:
+            raise crashed
 
     def _take_back(
         self, job: str, found: RowRecord, run: Run, why: Answerless

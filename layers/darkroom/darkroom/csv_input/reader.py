@@ -51,9 +51,11 @@ from darkroom.rows import RowRequest
 
 DELIMITERS = (",", ";", "\t")
 MAX_COLUMNS = 1_000
-MAX_ROWS = 10_000_000  # bounds the time of the check and the memory for names (UsedNames)
+MAX_ROWS = 10_000_000  # bounds the time of a pass and the memory of its tables (names.py)
 _NAMING_FIELDS = tuple(f for f in COLUMN_FIELDS if f.name in ("images", "n", "output_name"))
 _REQUEST_FIELDS = tuple(field for field in COLUMN_FIELDS if field.name in RowRequest.model_fields)
+_DEFAULTS = {name: field.default for name, field in RowRequest.model_fields.items()}
+_to_sorted_json = json.JSONEncoder(sort_keys=True).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,7 @@ class JobRow:
     skipped: bool
 
 
-class _RowsBefore:
+class RowsBefore:
     """What a row's identity depends on: the contents and names of the rows before it."""
 
     def __init__(self, *, named: bool) -> None:
@@ -207,14 +209,17 @@ class JobRows:
     def __iter__(self) -> Iterator[JobRow]:
         return self.from_row(0)
 
-    def from_row(self, row: int) -> Iterator[JobRow]:
+    def from_row(self, row: int, before: RowsBefore | None = None) -> Iterator[JobRow]:
         """Rows from number `row` on. Raises JobRejected where the file cannot be read as CSV.
 
-        The rows before are read too, because equal rows and used names are counted from the first.
+        The rows before are read too, because equal rows and used names are counted from the first;
+        with `before`, as of `prepare(row)`, they are skipped.
         """
-        named = self.columns.has("index") or self.columns.has("output_name")
-        before = _RowsBefore(named=named)
+        first = 0 if before is None else row
+        before = before or self._no_rows_before()
         for number, cells in _numbered(self.csv.records()):
+            if number < first:
+                continue
             key, values = self._identify(number, cells, before)
             if number >= row:
                 yield self._row(number, key, cells, values)
@@ -235,20 +240,33 @@ class JobRows:
                 f"the file's {plural(number + 1, 'row')} (the first row is 0)."
             )
 
-    def image_names(self) -> ImageNames:
-        """The names of all rows, skipped ones included. Raises JobRejected like `from_row`."""
-        names = ImageNames()
-        for number, cells in _numbered(self.csv.records()):
-            with contextlib.suppress(RowRejected):  # without valid cells there is no image
-                names.add(*self._names(number, cells))
-        return names
+    def prepare(self, row: int) -> tuple[ImageNames, RowsBefore]:
+        """The names of all rows' images, skipped rows included, and what is before number `row`.
 
-    def _names(self, number: int, cells: Sequence[str]) -> tuple[Sequence[str], int]:
+        One pass over the file, the slowest for a `row` after its end. Raises JobRejected like
+        `from_row`.
+        """
+        names, before = ImageNames(), self._no_rows_before()
+        for number, cells in _numbered(self.csv.records()):
+            values: dict[str, Any] | RowRejected | None = None
+            if number < row:
+                _, values = self._identify(number, cells, before)
+            with contextlib.suppress(RowRejected):  # without valid cells there is no image
+                names.add(*self._names(number, cells, values))
+        return names, before
+
+    def _no_rows_before(self) -> RowsBefore:
+        return RowsBefore(named=self.columns.has("index") or self.columns.has("output_name"))
+
+    def _names(
+        self, number: int, cells: Sequence[str], values: dict[str, Any] | RowRejected | None
+    ) -> tuple[Sequence[str], int]:
         """The names that a row's image may have, and how many images there are.
 
-        Raises RowRejected where these cells are not valid.
+        Raises RowRejected where these cells are not valid; others need not be.
         """
-        values = _parse_fields(self.columns, cells, _NAMING_FIELDS)
+        if not isinstance(values, dict):
+            values = _parse_fields(self.columns, cells, _NAMING_FIELDS)
         n = values.get("n", 1)
         if name := values.get("output_name"):
             return (name,), n
@@ -256,7 +274,7 @@ class JobRows:
         return default_names(number, index, values.get("images", ())), n
 
     def _identify(
-        self, number: int, cells: Sequence[str], before: _RowsBefore
+        self, number: int, cells: Sequence[str], before: RowsBefore
     ) -> tuple[str, dict[str, Any] | RowRejected]:
         """The row's key, and its own settings or why it is rejected."""
         key, columns = "", self.columns
@@ -369,6 +387,8 @@ def _parse_fields(
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for field in fields:
+        if field.name not in columns.positions and not field.required:
+            continue
         text = columns.cell(cells, field.name)
         if field.name == "instruction" and not text and columns.template is not None:
             values[field.name] = _from_template(columns.template, cells)
@@ -389,11 +409,10 @@ def _content(columns: Columns, cells: Sequence[str], values: dict[str, Any] | Ro
             f.name: cell for f in _REQUEST_FIELDS if (cell := columns.cell(cells, f.name))
         }
     else:
-        fields = RowRequest.model_fields
-        content = {name: value for name, value in values.items() if value != fields[name].default}
+        content = {name: value for name, value in values.items() if value != _DEFAULTS[name]}
     if columns.template is not None and not columns.cell(cells, "instruction"):
         content["instruction"] = columns.template.cells(cells)
-    return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=6).hexdigest()
+    return blake2b(_to_sorted_json(content).encode(), digest_size=6).hexdigest()
 
 
 def _request(values: dict[str, Any], options: JobOptions) -> RowRequest:

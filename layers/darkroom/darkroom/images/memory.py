@@ -75,8 +75,7 @@ class MemoryBudget:
         Also for a call with images of `image_bytes`, where that is known. Raises DeferRow when
         other rows have not left enough room within `wait_seconds`.
         """
-        references = len(request.images) + (request.mask is not None)
-        loaded = min(references * _MAX_IMAGE_BYTES, MAX_ROW_BYTES) * _PER_LOADED_BYTE
+        loaded = min(len(request.references) * _MAX_IMAGE_BYTES, MAX_ROW_BYTES) * _PER_LOADED_BYTE
         answer, parsed = _answer_bytes(request), _answer_bytes(request) * _PER_PARSED_BYTE
         answer_bytes = int(answer * _PER_ANSWER_BYTE + max(0, parsed - _PARSED_BYTES))
         wanted = answer_bytes + int(max(loaded, image_bytes * _PER_SENT_BYTE))

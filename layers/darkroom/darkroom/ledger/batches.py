@@ -42,14 +42,18 @@ class BatchRecord:
     lease_until: float = 0.0
     position: str = ""  # where the results continue
     collected: bool = False  # all results are stored
-    # Micro-USD of answers that no row waited for, by custom id.
-    unclaimed: Mapping[str, int] = field(default_factory=dict)
+    # Of the results up to `position`. By custom id, digests of the different answers: the first one
+    # is the row's, and a provider that repeats a request bills each.
+    answered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unreadable: int = 0  # lines that could not be matched to a row
+    crashes: int = 0  # collectors that died since the position was saved
+    unclaimed_micro_usd: int = 0  # cost of answers that no row waited for
     version: int = 0
 
     @property
     def unclaimed_cost(self) -> Counters:
         """What the batch adds to the counters of its run when it is closed."""
-        cost = sum(self.unclaimed.values())
+        cost = self.unclaimed_micro_usd
         return Counters(cost_micro_usd=cost, transitions=1) if cost else Counters()
 
 
@@ -63,7 +67,10 @@ def take_lease(record: BatchRecord, owner: str, now: float, seconds: float) -> B
     held = record.lease_until > now and record.owner != owner
     if held or record.state is BatchState.CLOSED:
         return None
-    return _next(record, owner=owner, lease_until=now + seconds)
+    # A collector ends its lease, unless it dies. That of a submitter ends with the submission.
+    died = record.state is BatchState.SUBMITTED and record.lease_until > 0
+    crashes = record.crashes + int(died and record.owner != owner)
+    return _next(record, owner=owner, lease_until=now + seconds, crashes=crashes)
 
 
 def end_lease(record: BatchRecord, owner: str, until: float = 0.0) -> BatchRecord | None:
@@ -88,7 +95,7 @@ def submitted(
 
 
 def changed(record: BatchRecord, owner: str, **changes: Any) -> BatchRecord | None:
-    """With other values of `status`, `cancelled_at`, `position`, `collected` or `unclaimed`."""
+    """With other values of its status, `cancelled_at`, or of what was read of the results."""
     return _next(record, **changes) if _owned(record, owner) else None
 
 
@@ -96,7 +103,7 @@ def closed(record: BatchRecord, owner: str) -> BatchRecord | None:
     """All its rows are settled, or queued again."""
     if not _owned(record, owner):
         return None
-    return _next(record, state=BatchState.CLOSED, lease_until=0.0)
+    return _next(record, state=BatchState.CLOSED, lease_until=0.0, answered={})
 
 
 def _owned(record: BatchRecord, owner: str) -> bool:

@@ -160,8 +160,8 @@ FINISH_TABLE: dict[str, Outcome] = {
 }
 
 
-# An answer that another call may not repeat: source B (the fallback guide) has one more try at the
-# same endpoint for these, and none at another.
+# An answer that another call may not repeat: as specified, one more try at the same endpoint, and
+# none at another.
 BY_CHANCE = frozenset({"NO_IMAGE", "IMAGE_OTHER", "OTHER", "MALFORMED_FUNCTION_CALL"})
 
 
