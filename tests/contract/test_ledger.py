@@ -3,12 +3,13 @@
 import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
 import pytest
-from botocore.exceptions import EndpointConnectionError
+from botocore.exceptions import ClientError, EndpointConnectionError
 
 from darkroom.aws.ledger_table import LedgerTable
 from darkroom.errors import Reason, Waiting
@@ -681,6 +682,33 @@ def test_every_write_may_be_repeated_by_the_sdk(faulty: Callable[..., Harness]) 
     harness.report(run, 5.0)
     assert (harness.current.state, harness.current.finished_at) == (RunState.DONE, 5.0)
     assert harness.clock.slept == []
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_rows_write_without_an_answer_is_repeated_and_leaves_no_lease_behind(
+    faulty: Callable[..., Harness],
+    done: bool,
+) -> None:
+    """The next claim would take the lease for a worker's death."""
+    answered = itertools.cycle([False] * 4 + [True])
+
+    def fail(write: Callable[..., Any], **request: Any) -> Any:
+        is_row = request.get("Item", {}).get("item", {}).get("S", "").startswith("row#")
+        if not is_row or next(answered):
+            return write(**request)
+        if done:
+            with suppress(ClientError):  # its condition fails when it was done before
+                write(**request)
+        raise EndpointConnectionError(endpoint_url="https://dynamodb")
+
+    harness = faulty(fail)
+    run = harness.begin()
+    released = harness.send(harness.claim(message(run)))
+    harness.ledger.release(released, refund_attempt=True)
+    harness.clock.time += 2 * LEASE
+    claimed = harness.claim(message(run), "worker-2")
+    assert (claimed.record.crashes, claimed.attempt) == (0, 1)
+    assert 0 < max(harness.clock.slept) <= 8.0
 
 
 def test_a_redriven_row_is_claimed_even_if_its_run_stays_closed(

@@ -645,19 +645,6 @@ def test_an_aws_error_before_the_call_costs_no_attempt(harness: EditorHarness) -
     assert harness.handle(EDITED) is None
 
 
-def test_a_claim_that_cannot_be_released_at_once_is_no_crash(harness: EditorHarness) -> None:
-    """A lease left to end by itself would count as a worker's death."""
-    fail_once(harness.ledger, "release")
-    harness.handle(ServiceUnavailable("throttled"))
-    harness.clock.time += 1000
-    harness.handle(EDITED)
-    assert (harness.row.state, harness.row.attempts, harness.row.crashes) == (
-        RowState.SUCCEEDED,
-        1,
-        0,
-    )
-
-
 def test_a_broken_reference_is_skipped_if_another_loads(harness: EditorHarness) -> None:
     harness.fetcher.files = {"a.png": MISSING, "b.png": png()}
     assert harness.handle(EDITED, message=harness.message(images=("a.png", "b.png"))) is None

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _BATCH_KEYS = 100  # the most that BatchGetItem accepts
 _PAUSE_SECONDS = 0.05
 _PAUSE_CAP_SECONDS = 1.0
+_UNANSWERED_PAUSE_SECONDS = 1.0
+_UNANSWERED_PAUSE_CAP_SECONDS = 8.0
 
 
 class Conflict(Exception):
@@ -187,8 +189,23 @@ class Table:
         }
         return {"Update": update | ({"ConditionExpression": condition} if condition else {})}
 
-    def write(self, *writes: Any) -> None:
-        """Write all or nothing. Raises ConditionFailed, Conflict, ServiceUnavailable."""
+    def write(self, *writes: Any, tries: int = 1) -> None:
+        """Write all or nothing. Raises ConditionFailed, Conflict, ServiceUnavailable.
+
+        `tries`: how often a write without an answer is made. It may have been done, and then the
+        condition of write 0 fails.
+        """
+        for failures in range(1, tries):
+            try:
+                return self._write(writes)
+            except ServiceUnavailable:
+                longest = backoff(
+                    failures, _UNANSWERED_PAUSE_SECONDS, _UNANSWERED_PAUSE_CAP_SECONDS
+                )
+                self._sleep(longest * self._rng())
+        return self._write(writes)
+
+    def _write(self, writes: Sequence[Any]) -> None:
         try:
             with translate_errors(self._service):
                 if len(writes) > 1:

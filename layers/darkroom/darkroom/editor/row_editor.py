@@ -59,8 +59,6 @@ from darkroom.rows import (
 
 _BUDGET_DELAY_SECONDS = 30.0  # about the time of a call
 _BATCH_BUDGET_DELAY_SECONDS = 600.0  # a batch keeps its reservations for hours
-RELEASE_TRIES = 5
-RELEASE_RETRY_SECONDS = 1.0  # doubles with each try
 _MAX_DETAIL_CHARS = 1000  # keeps the row's item near 1 KB, the size of a write unit
 _STATUS_METRICS = {
     RowState.SUCCEEDED: Metric.ROWS_SUCCEEDED,
@@ -430,16 +428,10 @@ class RowWorker(ABC):
         )
 
     def _release(self, context: RowCallContext, *, refund_attempt: bool) -> None:
-        """Errors are retried: the next claim takes a lease that ended by itself for a crash."""
-        for failures in range(1, RELEASE_TRIES + 1):
-            try:
-                self.rows.release(context.claim, refund_attempt=refund_attempt)
-            except ServiceUnavailable as error:
-                self.telemetry.warning("release_failed", error=str(error))
-            else:
-                return
-            if failures < RELEASE_TRIES:
-                self.clock.sleep(with_jitter(backoff(failures, RELEASE_RETRY_SECONDS), self.rng))
+        try:
+            self.rows.release(context.claim, refund_attempt=refund_attempt)
+        except ServiceUnavailable as error:  # the lease ends by itself
+            self.telemetry.warning("release_failed", error=str(error))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
