@@ -139,12 +139,14 @@ def test_every_field_is_stored(harness: Harness) -> None:
         collected=True,
         answered={"row-1": ("aa", "bb")},
         unreadable=3,
+        crashes=2,
         unclaimed_micro_usd=20_000,
     )
     changed = harness.batches.update(batch.name, change)
     assert changed is not None
     assert (changed.batch_id, changed.rows, changed.owner) == ("b1", 2, "collector")
     assert (changed.answered, changed.unreadable) == ({"row-1": ("aa", "bb")}, 3)
+    assert changed.crashes == 2
     assert changed.unclaimed_micro_usd == 20_000
     assert harness.batches.read(batch.name) == changed
     assert harness.open() == [changed]

@@ -98,6 +98,18 @@ def test_results_continue_after_an_answer(account: Account) -> None:
         assert [a.custom_id for a in rest] == [a.custom_id for a in found[number:]]
 
 
+def test_an_answer_can_be_passed_over(account: Account) -> None:
+    batch = account.ended(submitted(account, 4))
+    found = answers(account, batch)
+    port, after = account.port, found[0].position
+    passed, *rest = port.results(batch, account.plan, TIMEOUT, position=after, pass_over=True)
+    assert passed.custom_id is None
+    assert isinstance(passed.outcome, CallFailed)
+    assert passed.outcome.maybe_charged
+    assert passed.position == found[1].position
+    assert [answer.custom_id for answer in rest] == [answer.custom_id for answer in found[2:]]
+
+
 def test_a_batch_has_its_name_and_its_id(account: Account) -> None:
     batch = submitted(account, name="darkroom-7")
     assert batch.name == "darkroom-7"

@@ -18,6 +18,7 @@ from darkroom.batches.provider_batch import (
     BatchLimits,
     BatchStatus,
     ProviderBatch,
+    passed_over,
 )
 from darkroom.batches.returns import RowReturns
 from darkroom.batches.submitter import RowSubmitter, Submitter
@@ -154,11 +155,16 @@ class FakeBatchProvider:
         timeout_seconds: float,
         *,
         position: str = "",
+        pass_over: bool = False,
     ) -> Iterator[BatchAnswer]:
         assert batch.id not in self.deleted
         answers = self.batches[batch.id].answers
         for number in range(int(position or 0), len(answers)):
             custom_id, outcome = answers[number]
+            if pass_over:
+                pass_over = False
+                yield passed_over(str(number + 1))
+                continue
             assert custom_id is None or plan_of(custom_id) is not None
             yield BatchAnswer(custom_id, outcome, str(number + 1))
 

@@ -467,6 +467,36 @@ def test_answers_that_crash_the_collector_spend_the_attempts_of_their_row(
     assert "cannot be processed: IndexError" in harness.result.detail
 
 
+def test_answer_that_kills_its_collector_costs_only_its_own_row(harness: BatchHarness) -> None:
+    harness.upload_rows("red", "blue", "green").deliver()
+    harness.end_batches()
+    poisonous, deaths = f"{JOB}/images/000001.png", 0
+    while list(harness.batches.open()):
+        harness.store.puts.clear()
+        collector = Worker("collector", harness.collect)
+        go_until(collector, lambda: poisonous in harness.store.puts)
+        if not collector.over:
+            collector.kill()
+            deaths += 1
+            assert deaths <= 1 + TRIES, "the first one only shows about where it is"
+        harness.clock.time += HOUR
+    assert deaths == 1 + TRIES
+    assert states(harness) == ["succeeded", "claimed", "succeeded"]
+    assert [r.possible_duplicate_charges for r in harness.ledger.all(JOB)] == [0, 1, 0]
+
+
+def test_collections_that_end_early_are_no_deaths(harness: BatchHarness) -> None:
+    harness.upload_rows("red", "blue").deliver()
+    harness.end_batches()
+    harness.store.fail(OSError("S3 is down"), times=1_000_000)
+    for _ in range(2 * TRIES):
+        harness.collect()
+        harness.clock.time += HOUR
+    harness.store.failures.clear()
+    harness.collect()
+    assert states(harness) == ["succeeded"] * 2
+
+
 def test_image_that_cannot_be_stored_costs_only_its_own_row(harness: BatchHarness) -> None:
     harness.upload_rows("red", "blue").deliver()
     harness.store.refused = {f"{JOB}/images/000001.png"}

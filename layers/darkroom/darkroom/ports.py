@@ -119,12 +119,14 @@ class BatchProvider(Protocol):
         timeout_seconds: float,
         *,
         position: str = "",
+        pass_over: bool = False,
     ) -> Iterator[BatchAnswer]:
         """The answers of an ended batch, streamed in any order, one at a time in memory.
 
         `plan_of` gives the plan of a custom id, of which only model, n, size, resolution and
         quality are read; None for one that no row has. `position`, of an earlier answer, continues
-        after that answer. `timeout_seconds` bounds each line, not the whole.
+        after that answer. `pass_over`: the first line is not parsed, and has no custom id.
+        `timeout_seconds` bounds each line, not the whole.
         """
 
     def cancel(self, batch_id: str, timeout_seconds: float) -> None:

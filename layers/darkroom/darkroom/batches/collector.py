@@ -44,7 +44,7 @@ CREATED_MARGIN_SECONDS = 300.0  # clocks differ
 CALL_SECONDS = 60.0  # of a request about a batch, and of one line of its results
 STOP_BEFORE_SECONDS = 60.0
 SAVE_ANSWERS = 20  # between two saves of the progress
-TRIES = 3  # to settle the row of an answer, if an unexpected error stops it
+TRIES = 3  # to settle the row of an answer, if an unexpected error stops it or the process dies
 STORE_SECONDS = 120.0  # for the images of one answer, tries included
 _MAX_DIGESTS = 4  # of different answers to one request: bounds the batch's item
 # Providers end a batch after a day, or two. One that stays open is cancelled, then given up.
@@ -231,9 +231,15 @@ class _Collection:
     def _read_results(self, access: BatchAccess, found: ProviderBatch) -> None:
         self._load_rows()
         self._answered = dict(self.batch.answered)
+        crashes = self.batch.crashes
         answers = access.provider.results(
-            found, self._plan_of, CALL_SECONDS, position=self.batch.position
+            found,
+            self._plan_of,
+            CALL_SECONDS,
+            position=self.batch.position,
+            pass_over=crashes >= TRIES,
         )
+        save_answers = 1 if crashes else SAVE_ANSWERS  # to know which answer it was
         for answer in answers:
             if self.remaining_seconds() < STOP_BEFORE_SECONDS:
                 self._save()
@@ -241,7 +247,7 @@ class _Collection:
             self._take(answer)
             self.batch = replace(self.batch, position=answer.position)
             self._unsaved += 1
-            if self._unsaved >= SAVE_ANSWERS:
+            if self._unsaved >= save_answers:
                 self._save()
         self._save()
 
@@ -517,6 +523,7 @@ class _Collection:
             answered=dict(self._answered),
             unreadable=batch.unreadable,
             unclaimed_micro_usd=batch.unclaimed_micro_usd,
+            crashes=0,
         )
 
     def _update(self, transition: Callable[..., BatchRecord | None], **changes: Any) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 
-from darkroom.calls import CallFailed, EditResult
+from darkroom.calls import CallFailed, EditResult, Outcome
 
 # A line of answers is held in memory while it is read; the images of a request count too.
 MAX_LINE_BYTES = 128 * 1024 * 1024
@@ -68,3 +68,9 @@ class BatchAnswer:
     custom_id: str | None  # None for a line that cannot be read: it is of an unknown row
     outcome: EditResult | CallFailed = field(repr=False)  # costs are at the price of a batch
     position: str  # where the next line begins, for `BatchProvider.results`
+
+
+def passed_over(position: str) -> BatchAnswer:
+    """In place of a line that was not even parsed, because collectors died of it."""
+    cause = CallFailed(Outcome.UNAVAILABLE, "collectors died of it", maybe_charged=True)
+    return BatchAnswer(None, cause, position)

@@ -46,6 +46,7 @@ class BatchRecord:
     # is the row's, and a provider that repeats a request bills each.
     answered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unreadable: int = 0  # lines that could not be matched to a row
+    crashes: int = 0  # collectors that died since the position was saved
     unclaimed_micro_usd: int = 0  # cost of answers that no row waited for
     version: int = 0
 
@@ -66,7 +67,10 @@ def take_lease(record: BatchRecord, owner: str, now: float, seconds: float) -> B
     held = record.lease_until > now and record.owner != owner
     if held or record.state is BatchState.CLOSED:
         return None
-    return _next(record, owner=owner, lease_until=now + seconds)
+    # A collector ends its lease, unless it dies. That of a submitter ends with the submission.
+    died = record.state is BatchState.SUBMITTED and record.lease_until > 0
+    crashes = record.crashes + int(died and record.owner != owner)
+    return _next(record, owner=owner, lease_until=now + seconds, crashes=crashes)
 
 
 def end_lease(record: BatchRecord, owner: str, until: float = 0.0) -> BatchRecord | None:

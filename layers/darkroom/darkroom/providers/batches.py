@@ -21,6 +21,7 @@ from darkroom.batches.provider_batch import (
     BatchLimits,
     BatchStatus,
     ProviderBatch,
+    passed_over,
 )
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome
 from darkroom.endpoints import Endpoint
@@ -153,12 +154,16 @@ class SdkBatches[Client](SdkImageEditor[Client]):
         timeout_seconds: float,
         *,
         position: str = "",
+        pass_over: bool = False,
     ) -> Iterator[BatchAnswer]:
         matched = _POSITION.fullmatch(position)
         first, start = (int(matched[1]), int(matched[2])) if matched else (0, 0)
         for number, file in enumerate(batch.result_files):
             if number >= first:
                 lines = self._lines(file, start if number == first else 0, timeout_seconds)
+                for _, end in islice(lines, int(pass_over)):
+                    pass_over = False
+                    yield passed_over(f"{number}:{end}")
                 # `map` holds no answer while the caller has it: one at a time in memory.
                 yield from map(partial(self._answer, number, plan_of), lines)
 
