@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from urllib.parse import urlsplit
 
-from darkroom_local.processes import in_event_loop
+from darkroom_local.processes import in_event_loop, listening
 
 CHUNK_BYTES = 64 * 1024
 
@@ -37,13 +37,8 @@ async def _forwarding(url: str, address: str) -> AsyncIterator[int]:
         except asyncio.CancelledError:
             back.transport.abort()
 
-    server = await asyncio.start_server(forward, address, 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        server.abort_clients()
-        await server.wait_closed()
+    async with listening(await asyncio.start_server(forward, address, 0)) as port:
+        yield port
 
 
 async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:

@@ -16,8 +16,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from socketserver import TCPServer
@@ -187,6 +187,17 @@ def in_event_loop[T](manager: AbstractAsyncContextManager[T]) -> Iterator[T]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         runner.close()
+
+
+@asynccontextmanager
+async def listening(server: asyncio.Server) -> AsyncIterator[int]:
+    """The port of a server, which is closed with its connections at the end of the block."""
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        server.abort_clients()
+        await server.wait_closed()
 
 
 def wait_until(ready: Callable[[], bool], seconds: float, pause_seconds: float = 0.05) -> bool:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 
 from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.jobs import Checkpoint, Counters, JobOptions, Run, RunState, Source, Totals
-from darkroom.ledger import batches, rows, runs
+from darkroom.ledger import rows, runs
 from darkroom.ledger.batches import BatchRecord, BatchState
 from darkroom.ledger.rows import LEASE_SECONDS, Change, ClaimRequest
 from darkroom.ledger.runs import JobRecord, RunRecord, UnfinishedJob
+from darkroom.ledger.transitions import RowTransitions
 from darkroom.ports import Clock
 from darkroom.rows import (
     Claim,
@@ -18,13 +19,11 @@ from darkroom.rows import (
     NotSent,
     RowMessage,
     RowRecord,
-    RowResult,
-    Submission,
 )
 
 
 @dataclass
-class FakeLedger:
+class FakeLedger(RowTransitions):
     """RowLedger and RunLedger in one, like the table. `committed` holds the jobs' budgets."""
 
     clock: Clock
@@ -37,6 +36,10 @@ class FakeLedger:
     committed: dict[str, int] = field(default_factory=dict)  # micro-USD
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
+    def __post_init__(self) -> None:
+        self._now = self.clock.now
+        self._lease_seconds = LEASE_SECONDS
+
     # -- rows
 
     def get_many(self, job: str, keys: Sequence[str]) -> Mapping[str, RowRecord]:
@@ -47,11 +50,6 @@ class FakeLedger:
 
     def unsettled(self, job: str) -> Iterator[RowRecord]:
         return (record for record in self.all(job) if not record.state.terminal)
-
-    def drop(self, job: str, record: RowRecord, reason: Reason, detail: str) -> bool:
-        claim = Claim(job, record.lease_owner or "", record)
-        change = rows.drop(record, self.clock.now(), reason, detail)
-        return isinstance(self._apply(claim, change), Claim)
 
     def discard_result(self, job: str, key: str, image: str) -> None:
         with self.lock:
@@ -85,70 +83,7 @@ class FakeLedger:
                 if record and record.lease_owner == claim.owner and not record.state.terminal:
                     self.rows[claim.job, claim.key] = replace(record, lease_until=until)
 
-    def mark_sent(
-        self, claim: Claim, endpoint: str, *, reserve: int = 0, limit: int | None = None
-    ) -> Claim | NotSent:
-        amount = reserve if limit is not None else 0
-        change = rows.send(claim, endpoint, amount, self.clock.now(), LEASE_SECONDS)
-        return self._apply(claim, change, limit)
-
-    def mark_submitted(
-        self,
-        claim: Claim,
-        batch: str,
-        submission: Submission,
-        endpoint: str,
-        *,
-        reserve: int = 0,
-        limit: int | None = None,
-    ) -> Claim | NotSent:
-        amount = reserve if limit is not None else 0
-        change = batches.submit_row(
-            claim, batch, submission, endpoint=endpoint, reserve=amount, now=self.clock.now()
-        )
-        return self._apply(claim, change, limit)
-
-    def take_back(
-        self,
-        job: str,
-        record: RowRecord,
-        *,
-        cost_micro_usd: int = 0,
-        maybe_charged: bool = False,
-        refund_attempt: bool = False,
-    ) -> Claim | None:
-        change = batches.take_back_row(
-            record,
-            self.clock.now(),
-            cost=cost_micro_usd,
-            maybe_charged=maybe_charged,
-            refund_attempt=refund_attempt,
-        )
-        after = self._apply(Claim(job, "", record), change)
-        return after if isinstance(after, Claim) else None
-
-    def mark_failed_call(
-        self, claim: Claim, *, cost_micro_usd: int = 0, maybe_charged: bool = False
-    ) -> Claim | None:
-        change = rows.call_failed(
-            claim,
-            cost_micro_usd,
-            maybe_charged=maybe_charged,
-            now=self.clock.now(),
-            lease_seconds=LEASE_SECONDS,
-        )
-        after = self._apply(claim, change)
-        return after if isinstance(after, Claim) else None
-
-    def release(self, claim: Claim, *, refund_attempt: bool) -> None:
-        now = self.clock.now()
-        self._apply(claim, rows.release(claim, now, refund_attempt=refund_attempt))
-
-    def settle(self, claim: Claim, result: RowResult) -> bool:
-        change = rows.settle(claim, result, self.clock.now())
-        return isinstance(self._apply(claim, change), Claim)
-
-    def _apply(self, claim: Claim, change: Change, limit: int | None = None) -> Claim | NotSent:
+    def _apply(self, claim: Claim, change: Change, *, limit: int | None = None) -> Claim | NotSent:
         """Compare and swap; a repeat of a write whose response was lost succeeds."""
         after = replace(claim, record=change.record)
         with self.lock:

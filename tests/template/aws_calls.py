@@ -1,9 +1,9 @@
 """Every AWS call that a function can make, found by reading the code from its handler on.
 
 A call graph with light type inference: the type of `self.queue` comes from annotations and from
-what `__init__` assigns; a method of a protocol, or of a receiver of unknown type, is taken to be
-that of any class that the function creates. So it finds calls that no run makes, at the price of a
-few that cannot happen.
+what `__init__` assigns; a method of a class may be that of a subclass, and one of a protocol, or of
+a receiver of unknown type, that of any class that the function creates. So it finds calls that no
+run makes, at the price of a few that cannot happen.
 """
 
 import ast
@@ -78,6 +78,10 @@ class _Program:
                 elif isinstance(node, ast.FunctionDef):
                     program.functions.setdefault(node.name, []).append(node)
         return program
+
+    def inherits(self, name: str, ancestor: str) -> bool:
+        bases = self.classes[name].bases if name in self.classes else []
+        return ancestor in bases or any(self.inherits(base, ancestor) for base in bases)
 
     def attribute(self, owner: str, name: str) -> str:
         """The type of an attribute, "" if it is not known."""
@@ -215,6 +219,8 @@ class _Body:
         described = self.walk.program.classes.get(receiver)
         if described is not None and not described.is_protocol:
             self.walk.reach(receiver, attribute)
+            for name in [n for n in self.walk.created if self.walk.program.inherits(n, receiver)]:
+                self.walk.reach(name, attribute)
         elif described is not None or attribute not in _COMMON:
             self.walk.reach_by_name(attribute)
 

@@ -156,8 +156,8 @@ class UploadLost(ServiceUnavailable):
     """An upload in parts is gone, and its parts with it: start from the first part."""
 
 
-class RowRejected(DarkroomError):
-    """No retry can help this row: it ends as `failed` with `reason` and the sentence as detail.
+class RowError(DarkroomError):
+    """The row could not be edited. `detail` is a sentence that says why.
 
     `provider`, `endpoint` and `model` are those of the call that failed, if there was one.
     """
@@ -179,11 +179,12 @@ class RowRejected(DarkroomError):
         self.model = model
 
 
-class RetryRow(DarkroomError):
-    """This attempt failed, another may succeed: costs an attempt; `dead` when they are spent.
+class RowRejected(RowError):
+    """No retry can help this row: it ends as `failed` with `reason` and `detail`."""
 
-    `provider`, `endpoint` and `model` are those of the call that failed, if there was one.
-    """
+
+class RetryRow(RowError):
+    """This attempt failed, another may succeed: costs an attempt; `dead` when they are spent."""
 
     def __init__(
         self,
@@ -195,13 +196,8 @@ class RetryRow(DarkroomError):
         endpoint: str | None = None,
         model: str | None = None,
     ) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
+        super().__init__(reason, detail, provider=provider, endpoint=endpoint, model=model)
         self.delay_seconds = delay_seconds
-        self.provider = provider
-        self.endpoint = endpoint
-        self.model = model
 
 
 class DeferRow(DarkroomError):

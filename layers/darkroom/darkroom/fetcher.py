@@ -16,7 +16,7 @@ import httpcore2
 from botocore.exceptions import BotoCoreError, ClientError
 
 from darkroom.aws.errors import DENIED_CODES, GONE_CODES, error_code
-from darkroom.errors import DarkroomError, Reason, RetryRow, RowRejected
+from darkroom.errors import DarkroomError, Reason, RetryRow, RowError, RowRejected
 from darkroom.formatting import quoted
 from darkroom.images.file_types import describe_unsupported, is_image
 from darkroom.images.references import (
@@ -114,7 +114,7 @@ class WebImageFetcher:
         for _ in range(MAX_REDIRECTS + 1):
             try:
                 found = self._get(image, reference)
-            except (RowRejected, RetryRow):
+            except RowError:
                 raise
             except Exception as error:
                 raise _web_failure(reference, image.host, error) from error
@@ -250,7 +250,7 @@ def _check_status(status: int, headers: Mapping[str, bytes], reference: str) -> 
         raise rejected(reference, problem.format(status=status))
 
 
-def _web_failure(reference: str, host: str, error: Exception) -> RowRejected | RetryRow:
+def _web_failure(reference: str, host: str, error: Exception) -> RowError:
     if isinstance(error, NoPublicAddress):
         return rejected(
             reference, f"is on {host}, which has no public address, so it is not loaded"
@@ -268,7 +268,7 @@ def _web_failure(reference: str, host: str, error: Exception) -> RowRejected | R
     return _unavailable(reference, f"could not be loaded: {host} cannot be reached")
 
 
-def _s3_failure(reference: str, image: StoredImage, error: ClientError) -> RowRejected | RetryRow:
+def _s3_failure(reference: str, image: StoredImage, error: ClientError) -> RowError:
     code = error_code(error)
     missing = f"was not found in bucket {image.bucket} ({quoted(image.key)})"
     if code in GONE_CODES:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from pydantic import ValidationError
 
+from darkroom_local.processes import listening
 from darkroom_local.providers import effects, http
 from darkroom_local.providers.api import ImageRequest, RequestRejected
 from darkroom_local.providers.batches import BatchStore
@@ -49,11 +50,9 @@ class SimulatedProviders:
             serve, "127.0.0.1", port, limit=1024 * 1024, backlog=512
         )
         try:
-            yield server.sockets[0].getsockname()[1]
+            async with listening(server) as found:
+                yield found
         finally:
-            server.close()
-            server.abort_clients()
-            await server.wait_closed()
             for store in self._stores.values():
                 store.close()
 

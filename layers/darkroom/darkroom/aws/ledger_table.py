@@ -38,17 +38,16 @@ from darkroom.aws.items import Item, ItemCodec, to_attribute
 from darkroom.aws.table import ConditionFailed, Conflict, Table, key
 from darkroom.errors import Reason, ServiceUnavailable
 from darkroom.jobs import Checkpoint, Counters, Run, Totals
-from darkroom.ledger import batches, rows, runs
+from darkroom.ledger import rows, runs
 from darkroom.ledger.rows import LEASE_SECONDS, Change, ClaimRequest
 from darkroom.ledger.runs import JobRecord, RunRecord, UnfinishedJob
+from darkroom.ledger.transitions import RowTransitions
 from darkroom.rows import (
     Claim,
     NotClaimed,
     NotSent,
     RowMessage,
     RowRecord,
-    RowResult,
-    Submission,
 )
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ _MAX_ROW_TRIES = 10
 _MAX_RUN_TRIES = 10
 
 
-class LedgerTable:
+class LedgerTable(RowTransitions):
     """RowLedger and RunLedger on one table. Thread-safe.
 
     A call, sent or failed, extends its row's lease to at least `lease_seconds` from then.
@@ -121,11 +120,6 @@ class LedgerTable:
         for n in range(_ROW_PARTITIONS):
             items = self._table.query(f"{job}#rows#{n}", "row#", without="result")
             yield from map(ROWS.from_item, items)
-
-    def drop(self, job: str, record: RowRecord, reason: Reason, detail: str) -> bool:
-        claim = Claim(job, record.lease_owner or "", record)
-        change = rows.drop(record, self._now(), reason, detail)
-        return isinstance(self._apply(claim, change), Claim)
 
     def discard_result(self, job: str, key: str, image: str) -> None:
         def attempt() -> None:
@@ -196,69 +190,6 @@ class LedgerTable:
         failure = f"the lease of row {claim.key} conflicts with other writes"
         with suppress(ConditionFailed):  # a lost lease is not renewed
             self._table.retry(lambda: self._table.write(update), failure, _MAX_ROW_TRIES)
-
-    def mark_sent(
-        self, claim: Claim, endpoint: str, *, reserve: int = 0, limit: int | None = None
-    ) -> Claim | NotSent:
-        amount = reserve if limit is not None else 0
-        change = rows.send(claim, endpoint, amount, self._now(), self._lease_seconds)
-        return self._apply(claim, change, limit=limit)
-
-    def mark_submitted(
-        self,
-        claim: Claim,
-        batch: str,
-        submission: Submission,
-        endpoint: str,
-        *,
-        reserve: int = 0,
-        limit: int | None = None,
-    ) -> Claim | NotSent:
-        amount = reserve if limit is not None else 0
-        change = batches.submit_row(
-            claim, batch, submission, endpoint=endpoint, reserve=amount, now=self._now()
-        )
-        return self._apply(claim, change, limit=limit)
-
-    def take_back(
-        self,
-        job: str,
-        record: RowRecord,
-        *,
-        cost_micro_usd: int = 0,
-        maybe_charged: bool = False,
-        refund_attempt: bool = False,
-    ) -> Claim | None:
-        change = batches.take_back_row(
-            record,
-            self._now(),
-            cost=cost_micro_usd,
-            maybe_charged=maybe_charged,
-            refund_attempt=refund_attempt,
-        )
-        after = self._apply(Claim(job, "", record), change)
-        return after if isinstance(after, Claim) else None
-
-    def mark_failed_call(
-        self, claim: Claim, *, cost_micro_usd: int = 0, maybe_charged: bool = False
-    ) -> Claim | None:
-        change = rows.call_failed(
-            claim,
-            cost_micro_usd,
-            maybe_charged=maybe_charged,
-            now=self._now(),
-            lease_seconds=self._lease_seconds,
-        )
-        after = self._apply(claim, change)
-        return after if isinstance(after, Claim) else None
-
-    def release(self, claim: Claim, *, refund_attempt: bool) -> None:
-        change = rows.release(claim, self._now(), refund_attempt=refund_attempt)
-        self._apply(claim, change)
-
-    def settle(self, claim: Claim, result: RowResult) -> bool:
-        change = rows.settle(claim, result, self._now())
-        return isinstance(self._apply(claim, change), Claim)
 
     def _apply(self, claim: Claim, change: Change, *, limit: int | None = None) -> Claim | NotSent:
         """The claim after the change, or why the change was not made."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from darkroom.calls import SourceImage
-from darkroom.errors import Reason, RetryRow, RowRejected
+from darkroom.errors import Reason, RetryRow, RowError, RowRejected
 from darkroom.formatting import redact_url
 from darkroom.images.codec import open_mask, open_source
 from darkroom.images.memory import MAX_ROW_BYTES
@@ -33,11 +33,11 @@ def load_images(
     """
     images: list[SourceImage] = []
     left = MAX_ROW_BYTES
-    failures: list[tuple[str, RowRejected | RetryRow]] = []
+    failures: list[tuple[str, RowError]] = []
     for reference in request.images:
         try:
             image = open_source(fetcher.fetch(reference, base), redact_url(reference))
-        except (RowRejected, RetryRow) as error:
+        except RowError as error:
             failures.append((redact_url(reference), error))
         else:
             left -= len(image.data)

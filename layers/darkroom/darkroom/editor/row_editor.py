@@ -26,6 +26,7 @@ from darkroom.errors import (
     LeaseLost,
     Reason,
     RetryRow,
+    RowError,
     RowRejected,
     ServiceUnavailable,
     Waiting,
@@ -487,7 +488,7 @@ def _given_up(waiting: Waiting) -> RetryRow:
     return RetryRow(waiting.reason, f"the job waited too long: {waiting.detail}")
 
 
-def failure(status: RowState, error: RowRejected | RetryRow, context: RowCallContext) -> RowResult:
+def failure(status: RowState, error: RowError, context: RowCallContext) -> RowResult:
     detail = error.detail[:_MAX_DETAIL_CHARS]
     return RowResult(
         status,

@@ -16,7 +16,7 @@ import httpx2
 
 from darkroom.calls import CallFailed, CallPlan, EditResult, Outcome, ProviderLimits, SourceImage
 from darkroom.endpoints import Endpoint
-from darkroom.errors import RetryRow, RowRejected
+from darkroom.errors import RowError
 from darkroom.fetcher import WebImageFetcher
 from darkroom.formatting import clean_text
 from darkroom.images import codec
@@ -278,7 +278,7 @@ class OpenAIImageEditor(SdkImageEditor["OpenAI"]):
         elif url:  # some compatible services store the image; the key is not sent there
             try:
                 image = self._web.fetch(url)
-            except (RowRejected, RetryRow) as error:
+            except RowError as error:
                 raise ValueError(f"the {error.detail}") from error
         else:
             raise ValueError("it has neither data nor a URL")
