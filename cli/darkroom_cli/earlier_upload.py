@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import batched
 from typing import Self
 
-from darkroom.csv_input.names import default_names
+from darkroom.csv_input.names import plain_names
 from darkroom.csv_input.reader import JobRow, JobRows
 from darkroom.errors import RowRejected
 from darkroom.jobs import JobOptions, Run, RunState, Source
@@ -91,4 +91,4 @@ class EarlierUpload:
 def _names(row: JobRow, request: RowRequest) -> Sequence[str]:
     if request.output_name:
         return [request.output_name]
-    return default_names(row.row, row.key, request.images)[:-1]
+    return plain_names(row.row, row.key, request.images)

@@ -1,13 +1,15 @@
-"""A run that needs every permission; its visible results are one value to compare."""
+"""Runs that need every permission; the visible results of each are one value to compare."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from darkroom_local.processes import wait_until
+from darkroom_local.providers import Config, Fault, FaultKind, SimulatedEndpoint, When
 from darkroom_local.stack import StackInfo
 from tests.e2e.harness import Results, StackHarness, encoded_image
 
 OPTIONS = {"max-attempts": "2"}
+ONCE = {"max-attempts": "1"}
 HEADER = "image_url,instruction\n"
 FIRST = (
     ",a lighthouse at dawn",
@@ -30,6 +32,38 @@ EXPECTED = {
     "second, resumed": 1,
     "rejected": "failed",
     "notifications": 3,
+}
+# Jobs with mode=batch: the roles of the submitter and the collector.
+BATCH_HEADER = "image_url,instruction,n\n"
+IN_BATCHES = (
+    ",a lighthouse at dawn,",
+    "photo.png,make it brighter,",
+    "gone.png,an image that does not exist,",
+    "https://127.0.0.1:1/never.png,an image that cannot be loaded,",
+    ",first attempt fails,",
+)
+TOO_MANY_IMAGES = (",more images than a request in a batch makes,5",)  # called for instead
+OPENAI_ONLY = {"model": "gpt-image-1.5", "fallback": "false"}
+LAST_ATTEMPT = (",every attempt fails,",)  # with one attempt: the collector ends the row
+BAD_INPUT = ("gone.png,an image that does not exist,",)  # the submitter ends the job's only row
+_FAULTS = tuple(
+    Fault(kind=FaultKind.SERVER_ERROR, when=When(prompt_contains=text, count=count))
+    for text, count in (("first attempt fails", 1), ("every attempt fails", None))
+)
+FAILING = Config(
+    endpoints={name: SimulatedEndpoint(faults=_FAULTS) for name in ("gemini-main", "openai-main")}
+)
+EXPECTED_OF_BATCHES = {
+    "batch": {
+        **{str(row): "succeeded" for row in (0, 1, 4)},
+        "2": "failed: bad_image",
+        "3": "dead",
+    },
+    "batch, modes": {"0": "batch", "1": "batch", "4": "live"},
+    "called instead": {"0": "succeeded"},
+    "last attempt": {"0": "dead"},
+    "bad input": {"0": "failed: bad_image"},
+    "dead letters": 2,
 }
 
 
@@ -76,6 +110,49 @@ class Scenario:
         summary = self._harness.wait(name, version, self._seconds).summary
         self._observed["rejected"] = summary["state"]
 
+    def run_in_batches(self, job: str) -> dict[str, object]:
+        """The same of jobs with mode=batch. No job waits for another one to end."""
+        self._observed = {}
+        self._harness.simulator.configure(FAILING)
+        self._harness.put(f"{job.rpartition('/')[0]}/photo.png", encoded_image())
+        jobs = {
+            "batch": (job, self._put_batch(job, IN_BATCHES, OPTIONS)),
+            "called instead": (
+                name := f"{job}-live",
+                self._put_batch(name, TOO_MANY_IMAGES, OPENAI_ONLY),
+            ),
+            "last attempt": (name := f"{job}-last", self._put_batch(name, LAST_ATTEMPT, ONCE)),
+            "bad input": (name := f"{job}-bad", self._put_batch(name, BAD_INPUT, OPTIONS)),
+        }
+        for step, (name, version) in jobs.items():
+            try:
+                results = self._collect_until_reported(name, version)
+            except AssertionError:
+                return self._observed
+            self._observed[step] = _statuses(results)
+            if step == "batch":
+                made = [row for row in results.manifest if row["status"] == "succeeded"]
+                self._observed["batch, modes"] = {row["row"]: row["mode"] for row in made}
+        self._count_until("dead letters", lambda: self._dead_letters(job, f"{job}-last"), 2)
+        return self._observed
+
+    def _put_batch(self, job: str, rows: tuple[str, ...], options: Mapping[str, str]) -> str | None:
+        csv = (BATCH_HEADER + "\n".join(rows) + "\n").encode()
+        return self._harness.put(f"{job}.csv", csv, {"mode": "batch", **options})
+
+    def _collect_until_reported(self, job: str, version: str | None) -> Results:
+        """The collector looks at the batches every two seconds instead of every five minutes."""
+        info = self._harness.info
+        results = Results(self._harness.s3, info.outputs["ResultsBucketName"], job)
+
+        def is_reported() -> bool:
+            function = info.outputs["CollectorFunctionName"]
+            info.client("lambda").invoke(FunctionName=function, Payload=b"{}")
+            return results.is_for(version)
+
+        assert wait_until(is_reported, self._seconds, 2.0), "not in time"
+        return results
+
     def _upload(self, job: str, rows: tuple[str, ...]) -> Results:
         csv = (HEADER + "\n".join(rows) + "\n").encode()
         version = self._harness.put(f"{job}.csv", csv, OPTIONS)
@@ -95,9 +172,9 @@ class Scenario:
         wait_until(enough, 10, 0.2)
         self._observed[name] = total
 
-    def _dead_letters(self, job: str) -> int:
+    def _dead_letters(self, *jobs: str) -> int:
         bodies = self._receive(self._harness.info.outputs["DeadLetterQueueUrl"])
-        return sum(f'"{job}"' in body for body in bodies)
+        return sum(f'"{job}"' in body for job in jobs for body in bodies)
 
     def _notifications(self, job: str) -> int:
         messages = [json.loads(body)["Message"] for body in self._receive(self._inbox)]

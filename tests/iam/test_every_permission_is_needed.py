@@ -6,7 +6,7 @@ The roles' policies are changed in the deployed stack; MiniStack evaluates them 
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from darkroom_local import stack
-from tests.iam.scenario import EXPECTED, Scenario
+from tests.iam.scenario import EXPECTED, EXPECTED_OF_BATCHES, Scenario
 from tests.template.functions import FUNCTIONS
 from tests.template.transform import transformed
 
@@ -34,15 +34,20 @@ class Permission:
         return "-".join(filter(None, (self.role, self.sid, self.action)))
 
 
-# Of jobs with mode=batch, which the scenario does not have: tests/e2e/test_batches.py runs one with
-# the roles enforced, and tests/template/test_calls_and_grants.py finds grants that nothing needs.
+# Of jobs with mode=batch, which have runs of their own. Only what was revoked in a run so far;
+# tests/template/test_calls_and_grants.py finds grants that nothing needs.
 ROLES_OF_BATCHES = ("SubmitterRole", "CollectorRole")
+REVOKED_IN_BATCHES = (
+    "SubmitterRole-TakeRows",
+    "SubmitterRole-HaveRowsCalledFor",
+    "SubmitterRole-DeadLetterRows",
+)
 
 
 def permissions_of(template: Mapping[str, Any]) -> Iterator[tuple[Permission, list[str]]]:
     """Each statement that a deployment with default parameters has, with its actions."""
     for role, resource in template["Resources"].items():
-        if resource["Type"] != "AWS::IAM::Role" or role in ROLES_OF_BATCHES:
+        if resource["Type"] != "AWS::IAM::Role":
             continue
         for policy in resource["Properties"]["Policies"]:
             for statement in policy["PolicyDocument"]["Statement"]:
@@ -69,6 +74,10 @@ def _actions(statement: Mapping[str, Any]) -> list[str]:
     return [action] if isinstance(action, str) else list(action)
 
 
+def _is_covered(permission: Permission) -> bool:
+    return permission.role not in ROLES_OF_BATCHES or str(permission) in REVOKED_IN_BATCHES
+
+
 STATEMENTS = dict(permissions_of(transformed()))
 ACTIONS = [
     replace(statement, action=action)
@@ -76,6 +85,7 @@ ACTIONS = [
     if len(actions) > 1
     for action in actions
 ]
+COVERED = [permission for permission in [*STATEMENTS, *ACTIONS] if _is_covered(permission)]
 # Statements that MiniStack does not check, so that a run on it cannot fail without them.
 NOT_CHECKED_HERE = {
     "WriteLogs": "MiniStack writes the functions' logs itself",
@@ -102,15 +112,45 @@ def info() -> Iterator[stack.StackInfo]:
         yield started
 
 
+type Run = Callable[[str], dict[str, object]]  # of a job; returns what was observed
+
+
 @pytest.fixture(scope="module")
-def scenario(info: stack.StackInfo) -> Scenario:
+def scenario(info: stack.StackInfo) -> Run:
     inbox = _inbox(info)
-    full = Scenario(info, inbox, seconds=180)
-    assert full.run("warm/up") == EXPECTED
+    return _timed(info, lambda seconds: Scenario(info, inbox, seconds).run, EXPECTED)
+
+
+@pytest.fixture(scope="module")
+def batch_scenario(info: stack.StackInfo) -> Run:
+    _do_not_wait_for_more_rows(info)
+    return _timed(
+        info, lambda seconds: Scenario(info, "", seconds).run_in_batches, EXPECTED_OF_BATCHES
+    )
+
+
+def _timed(
+    info: stack.StackInfo, run_within: Callable[[float], Run], expected: dict[str, object]
+) -> Run:
+    """The run with a little more time than it takes with all permissions."""
+    run = run_within(180)
+    assert run(f"warm/up-{len(expected)}") == expected
     _reset_functions(info)
     started = time.monotonic()
-    assert full.run("iam/whole") == EXPECTED
-    return Scenario(info, inbox, seconds=10 + time.monotonic() - started)
+    assert run(f"iam/whole-{len(expected)}") == expected
+    return run_within(10 + time.monotonic() - started)
+
+
+def _do_not_wait_for_more_rows(info: stack.StackInfo) -> None:
+    """Otherwise each batch would start after a minute."""
+    functions = info.client("lambda")
+    name = info.outputs["SubmitterFunctionName"]
+    for alias in (name, f"{name}:live"):
+        found = functions.list_event_source_mappings(FunctionName=alias)["EventSourceMappings"]
+        for mapping in found:
+            functions.update_event_source_mapping(
+                UUID=mapping["UUID"], BatchSize=10, MaximumBatchingWindowInSeconds=0
+            )
 
 
 def _inbox(info: stack.StackInfo) -> str:
@@ -153,7 +193,8 @@ def revoked(info: stack.StackInfo, permission: Permission) -> Iterator[None]:
         yield
     finally:
         put(document)
-        info.client("sqs").purge_queue(QueueUrl=info.outputs["RowsQueueUrl"])
+        for queue in ("RowsQueueUrl", "BatchRowsQueueUrl"):
+            info.client("sqs").purge_queue(QueueUrl=info.outputs[queue])
 
 
 def _reset_functions(info: stack.StackInfo) -> None:
@@ -169,18 +210,25 @@ def _reset_functions(info: stack.StackInfo) -> None:
         functions.update_alias(FunctionName=name, Name="live", FunctionVersion=version)
 
 
-@pytest.mark.parametrize("permission", [*STATEMENTS, *ACTIONS], ids=str)
+@pytest.mark.parametrize("permission", COVERED, ids=str)
 def test_the_run_fails_without(
-    scenario: Scenario, info: stack.StackInfo, permission: Permission
+    request: pytest.FixtureRequest, info: stack.StackInfo, permission: Permission
 ) -> None:
+    in_batches = permission.role in ROLES_OF_BATCHES
+    chosen = request.getfixturevalue("batch_scenario" if in_batches else "scenario")
     with revoked(info, permission):
-        observed = scenario.run(f"iam/{permission}")
+        observed = chosen(f"iam/{permission}")
+    expected = EXPECTED_OF_BATCHES if in_batches else EXPECTED
     if permission.sid in NOT_CHECKED_HERE or str(permission) in FOR_OTHER_CASES:
-        assert observed == EXPECTED, f"{permission} is checked now: remove it from the list"
+        assert observed == expected, f"{permission} is checked now: remove it from the list"
     else:
-        assert observed != EXPECTED
+        assert observed != expected
 
 
-def test_the_run_still_works_with_all_permissions(scenario: Scenario) -> None:
+def test_the_run_still_works_with_all_permissions(scenario: Run) -> None:
     """Otherwise the failures above would have other causes."""
-    assert scenario.run("iam/whole again") == EXPECTED
+    assert scenario("iam/whole again") == EXPECTED
+
+
+def test_batches_still_work_with_all_permissions(batch_scenario: Run) -> None:
+    assert batch_scenario("iam/whole again in batches") == EXPECTED_OF_BATCHES

@@ -518,11 +518,14 @@ def test_images_wait_in_their_batch_while_nothing_can_be_stored(harness: BatchHa
     assert states(harness) == ["succeeded"]
 
 
+@pytest.mark.parametrize("answer", [None, ERROR])
 def test_row_that_crashes_as_it_returns_keeps_no_other_row(
-    harness: BatchHarness, monkeypatch: pytest.MonkeyPatch
+    harness: BatchHarness, monkeypatch: pytest.MonkeyPatch, answer: CallFailed | None
 ) -> None:
-    harness.upload_rows("red", "blue").deliver()
-    harness.end_batches(lambda _: None)
+    harness.upload_rows("blue", "red")
+    harness.deliver()
+    harness.end_batches(lambda _: answer)
+    harness.provider.batches["batch-0"].answers.reverse()  # that of the first row comes first
     take_back = harness.ledger.take_back
 
     def crashing(job: str, record: RowRecord, **money: Any) -> Claim | None:
@@ -532,7 +535,7 @@ def test_row_that_crashes_as_it_returns_keeps_no_other_row(
 
     monkeypatch.setattr(harness.ledger, "take_back", crashing)
     harness.collect()
-    assert [m.request.instruction for m in harness.edit_live()] == ["blue"]
+    assert [m.request.instruction for m in harness.edit_live()] == ["red"]
     assert states(harness) == ["submitted", "succeeded"]
     monkeypatch.undo()
     harness.collect()

@@ -23,6 +23,7 @@ from darkroom.csv_input.names import (
     default_names,
     is_content_key,
     parse_output_name,
+    plain_names,
 )
 from darkroom.csv_input.reader import CsvInput, JobRow, read_job_rows
 from darkroom.csv_input.text import HEAD_BYTES, Lines, TextFormat, gunzip, read_format, read_text
@@ -476,7 +477,7 @@ def test_the_names_of_copies_are_nobody_elses() -> None:
 def test_names_stay_unique_when_there_are_too_many_to_compare() -> None:
     names = ImageNames(max_slots=1024)
     for number in range(1_000):
-        names.add(default_names(number, f"row-{number:012x}", (f"{number}.jpg",)), 1)
+        names.add(plain_names(number, f"row-{number:012x}", (f"{number}.jpg",)), 1)
     assert names.choose(["5.png", "5-000000000005.png"], 1) == "5-000000000005.png"
 
 

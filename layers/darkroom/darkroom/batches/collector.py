@@ -362,7 +362,12 @@ class _Collection:
         )
         record = self._refreshed(key)
         if record is not None and is_in(record, self.batch.name):
-            self._give_back(record, cause)
+            try:
+                self._give_back(record, cause)
+            except (ServiceUnavailable, LeaseLost):
+                raise
+            except Exception:  # noqa: BLE001  # again with the rows that have no answer
+                self.collector.telemetry.exception("row_not_returned", custom_id=name)
 
     def _process(self, name: str, key: str, outcome: EditResult | CallFailed) -> None:
         """Settle the row of an answer, if it still waits for it. Raises ServiceUnavailable."""

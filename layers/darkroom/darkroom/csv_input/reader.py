@@ -30,9 +30,9 @@ from darkroom.csv_input.names import (
     TooManyNames,
     UsedNames,
     content_key,
-    default_names,
     image_names,
     parse_key,
+    plain_names,
 )
 from darkroom.csv_input.text import (
     HEAD_BYTES,
@@ -271,7 +271,7 @@ class JobRows:
         if name := values.get("output_name"):
             return (name,), n
         index = index_key(self.columns, cells)
-        return default_names(number, index, values.get("images", ())), n
+        return plain_names(number, index, values.get("images", ())), n
 
     def _identify(
         self, number: int, cells: Sequence[str], before: RowsBefore
