@@ -47,6 +47,10 @@ if TYPE_CHECKING:
     from darkroom.splitter import CsvUploaded, Splitter
     from darkroom.sweep import Sweep
 
+# A claim that was written and not answered is a lease that nobody ends, and its row seems to have
+# crashed its worker. The heartbeat, every 30 s, may be kept waiting by a few such requests.
+LEDGER_PATIENCE_SECONDS = 10.0
+
 
 @contextmanager
 def invocation(request_id: str) -> Iterator["Wiring"]:
@@ -228,6 +232,7 @@ class Wiring:
             self._client("dynamodb"),
             self._settings.ledger_table,
             lease_seconds=self._timings.lease_seconds,
+            patience_seconds=LEDGER_PATIENCE_SECONDS,
         )
 
     @cached_property
