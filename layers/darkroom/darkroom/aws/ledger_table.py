@@ -157,15 +157,17 @@ class LedgerTable(RowTransitions):
             try:
                 self._write_change(message.job, decision.change, before=record, claims=True)
             except ConditionFailed as failed:
-                record = ROWS.from_item(failed.item) if failed.item else None
+                record = _stored_row(failed)
+                if not _is_written(decision.change, record):
+                    continue
             except Conflict:
                 self._table.pause(tries)
-            else:
-                if decision.change.counters:  # redriven into a run that may have finished
-                    # The row is claimed already: raising would only cost it an attempt.
-                    with suppress(ServiceUnavailable):
-                        self._update_run(run, partial(runs.reopen, now=self._now()))
-                return decision.verdict
+                continue
+            if decision.change.counters:  # redriven into a run that may have finished
+                # The row is claimed already: raising would only cost it an attempt.
+                with suppress(ServiceUnavailable):
+                    self._update_run(run, partial(runs.reopen, now=self._now()))
+            return decision.verdict
         raise ServiceUnavailable(f"row {message.key} is claimed by too many workers at once")
 
     def renew(self, claims: Sequence[Claim], lease_seconds: float) -> None:
@@ -218,9 +220,8 @@ class LedgerTable(RowTransitions):
         except ConditionFailed as failed:
             if failed.index > 0:
                 return None
-            stored = ROWS.from_item(failed.item) if failed.item else None
-            ours = stored is not None and rows.same_write(stored, change.record)
-            return after if ours else NotSent.LEASE_LOST
+            is_written = _is_written(change, _stored_row(failed))
+            return after if is_written else NotSent.LEASE_LOST
         return after
 
     def _write_change(
@@ -482,6 +483,15 @@ class LedgerTable(RowTransitions):
 
     def _retry_run[T](self, attempt: Callable[[], T], failure: str) -> T:
         return self._table.retry(attempt, failure, _MAX_RUN_TRIES)
+
+
+def _stored_row(failed: ConditionFailed) -> RowRecord | None:
+    return ROWS.from_item(failed.item) if failed.item else None
+
+
+def _is_written(change: Change, stored: RowRecord | None) -> bool:
+    """The write was made before, and only its response was lost."""
+    return stored is not None and rows.same_write(stored, change.record)
 
 
 def mark_unfinished(table: Table, job: str) -> Any:
