@@ -497,6 +497,22 @@ def test_collections_that_end_early_are_no_deaths(harness: BatchHarness) -> None
     assert states(harness) == ["succeeded"] * 2
 
 
+def test_collectors_that_die_while_a_batch_runs_leave_its_answers_alone(
+    harness: BatchHarness,
+) -> None:
+    """No answer was read then, so none can be the cause."""
+    harness.upload_rows("red").deliver()
+    for _ in range(TRIES + 1):
+        collector = Worker("collector", harness.collect)
+        while collector.at != "provider.status":
+            collector.go()
+        collector.kill()
+        harness.clock.time += HOUR
+    harness.end_batches()
+    harness.collect()
+    assert states(harness) == ["succeeded"]
+
+
 def test_image_that_cannot_be_stored_costs_only_its_own_row(harness: BatchHarness) -> None:
     harness.upload_rows("red", "blue").deliver()
     harness.store.refused = {f"{JOB}/images/000001.png"}

@@ -190,7 +190,8 @@ class _Collection:
             return
         found = access.provider.status(self.batch.batch_id, CALL_SECONDS)
         if self.batch.status != found.status:
-            self._update(batches.changed, status=found.status.value)
+            # Collectors that died while the batch was not ended had no answer to die of.
+            self._update(batches.changed, status=found.status.value, crashes=0)
         if not found.status.ended:
             self._cancel_if_not_wanted(access)
             return
