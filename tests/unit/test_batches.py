@@ -513,6 +513,18 @@ def test_collectors_that_die_while_a_batch_runs_leave_its_answers_alone(
     assert states(harness) == ["succeeded"]
 
 
+def test_image_is_not_given_up_because_its_collector_is_out_of_time(harness: BatchHarness) -> None:
+    harness.upload_rows("red", "blue").deliver()
+    harness.store.refused = {f"{JOB}/images/000001.png"}
+    harness.end_batches()
+    harness.collect(lambda: 61.0)
+    assert states(harness) == ["submitted"] * 2
+    (name,) = harness.continued
+    harness.store.refused = set()
+    harness.collect(only=name)
+    assert states(harness) == ["succeeded"] * 2
+
+
 def test_image_that_cannot_be_stored_costs_only_its_own_row(harness: BatchHarness) -> None:
     harness.upload_rows("red", "blue").deliver()
     harness.store.refused = {f"{JOB}/images/000001.png"}

@@ -322,7 +322,7 @@ class _Collection:
     # Answers
 
     def _take(self, answer: BatchAnswer) -> None:
-        """Process one line of the results. Raises ServiceUnavailable, LeaseLost."""
+        """Process one line of the results. Raises ServiceUnavailable, LeaseLost, _OutOfTime."""
         name = answer.custom_id
         key = self._candidates.get(name or "")
         if name is None:
@@ -346,7 +346,7 @@ class _Collection:
         for tries in range(1, TRIES + 1):
             try:
                 self._process(name, key, outcome)
-            except (ServiceUnavailable, LeaseLost):
+            except (ServiceUnavailable, LeaseLost, _OutOfTime):
                 raise
             except Exception as caught:  # noqa: BLE001  # a bug, or what a library chokes on
                 error = caught
@@ -463,10 +463,15 @@ class _Collection:
     def _put_images(
         self, claim: Claim, submission: Submission, images: Sequence[bytes], result: RowResult
     ) -> RowResult:
-        """Raises LeaseLost, ServiceUnavailable, and _NotStored if S3 accepts other objects."""
+        """Raises LeaseLost, ServiceUnavailable, and _NotStored if S3 accepts other objects.
+
+        Raises _OutOfTime where these images had less than STORE_SECONDS.
+        """
         storage, request = self.collector.images, submission.message.request
         seconds = min(STORE_SECONDS, self.remaining_seconds() - STOP_BEFORE_SECONDS / 2)
         try:
+            if seconds < STORE_SECONDS:
+                raise _OutOfTime from error
             return storage.put(claim, request, images, result, self.collector.clock.now() + seconds)
         except ServiceUnavailable as error:
             try:
