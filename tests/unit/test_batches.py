@@ -525,6 +525,22 @@ def test_image_is_not_given_up_because_its_collector_is_out_of_time(harness: Bat
     assert states(harness) == ["succeeded"] * 2
 
 
+def test_row_that_is_to_fail_for_a_possible_charge_is_not_called_for_after_a_crash(
+    harness: BatchHarness,
+) -> None:
+    harness.on_unknown_outcome = "fail"
+    harness.upload_rows("red").deliver()
+    harness.end_batches(lambda _: None)
+    collector = Worker("collector", harness.collect)
+    go_until(collector, lambda: harness.row.state is not RowState.SUBMITTED)
+    collector.kill()
+    harness.clock.time += HOUR
+    harness.collect()
+    assert harness.edit_live() == []
+    assert reasons(harness) == [Reason.OUTCOME_UNKNOWN]
+    assert harness.row.possible_duplicate_charges == 1
+
+
 def test_image_that_cannot_be_stored_costs_only_its_own_row(harness: BatchHarness) -> None:
     harness.upload_rows("red", "blue").deliver()
     harness.store.refused = {f"{JOB}/images/000001.png"}

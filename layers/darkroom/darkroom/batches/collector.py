@@ -279,13 +279,11 @@ class _Collection:
         self._close()
 
     def _fail_unknown(self, record: RowRecord, cause: CallFailed) -> None:
-        claim = self.collector.rows.take_back(self.batch.job, record, maybe_charged=True)
-        if claim is not None and record.submission is not None:
+        """In one write: a row that was taken back would be called for after a crash."""
+        reason, detail = Reason.OUTCOME_UNKNOWN, f"it may have been billed: {cause.detail}"
+        if self.collector.rows.drop(self.batch.job, record, reason, detail):
             self.collector.telemetry.metric(Metric.POSSIBLE_DUPLICATE_CHARGES)
-            context = self.collector.worker.context(claim, self.run, record.submission.message)
-            detail = f"it may have been billed: {cause.detail}"
-            rejected = RowRejected(Reason.OUTCOME_UNKNOWN, detail, endpoint=self.batch.endpoint)
-            self.collector.worker.settle(context, failure(RowState.FAILED, rejected, context))
+            self.collector.telemetry.metric(Metric.ROWS_FAILED)
 
     def _why(self, found: ProviderBatch) -> Answerless:
         cause = found.failure or CallFailed(
@@ -470,10 +468,10 @@ class _Collection:
         storage, request = self.collector.images, submission.message.request
         seconds = min(STORE_SECONDS, self.remaining_seconds() - STOP_BEFORE_SECONDS / 2)
         try:
-            if seconds < STORE_SECONDS:
-                raise _OutOfTime from error
             return storage.put(claim, request, images, result, self.collector.clock.now() + seconds)
         except ServiceUnavailable as error:
+            if seconds < STORE_SECONDS:
+                raise _OutOfTime from error
             try:
                 storage.check_writable(claim.job)
             except DeferRow as nothing:
