@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from darkroom.aws.items import Item, ItemCodec, to_attribute
-from darkroom.aws.ledger_table import LEDGER, add_to_run, mark_unfinished
+from darkroom.aws.ledger_table import LEDGER, UNANSWERED_TRIES, add_to_run, mark_unfinished
 from darkroom.aws.table import ConditionFailed, Conflict, Table
 from darkroom.jobs import Counters
 from darkroom.ledger.batches import BatchRecord, BatchState
@@ -107,7 +107,7 @@ class BatchTable:
             writes.append(add_to_run(table, batch.job, batch.run, counters, 0))
             writes.append(mark_unfinished(table, batch.job))
         try:
-            table.write(*writes)
+            table.write(*writes, tries=UNANSWERED_TRIES)
         except ConditionFailed as failed:
             if failed.item is None or _from_item(failed.item) != batch:
                 raise Conflict from failed

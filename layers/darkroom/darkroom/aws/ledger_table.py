@@ -67,9 +67,9 @@ _UNFINISHED = "unfinished"
 _FINISHED_KEPT_SECONDS = 86_400
 _MAX_ROW_TRIES = 10
 _MAX_RUN_TRIES = 10
-# Of a row's write that is not answered. It may have been done, and then a lease is left that nobody
-# ends: the next claim takes it for a worker's death.
-_UNANSWERED_TRIES = 5
+# Of the write of a row or a batch that is not answered. If it began a lease and was done, or was to
+# end one and was not, nobody ends that lease, and the next worker takes it for a death.
+UNANSWERED_TRIES = 5
 
 
 class LedgerTable(RowTransitions):
@@ -254,7 +254,7 @@ class LedgerTable(RowTransitions):
             writes += self._budget.writes(job, shard, change, limit)
         if claims and change.counters:  # redriven into a run that may have finished
             writes.append(mark_unfinished(table, job))
-        table.write(*writes, tries=_UNANSWERED_TRIES)
+        table.write(*writes, tries=UNANSWERED_TRIES)
 
     # -- runs
 
