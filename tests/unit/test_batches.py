@@ -587,6 +587,19 @@ def test_row_that_crashes_as_it_returns_keeps_no_other_row(
     assert states(harness) == ["succeeded"] * 2
 
 
+def test_charge_of_an_answer_whose_row_could_not_return_is_not_lost(
+    harness: BatchHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.upload_rows("red").deliver()
+    harness.end_batches(lambda _: EditResult((), cost_micro_usd=PRICE))  # cannot be processed
+    with monkeypatch.context() as broken:
+        broken.setattr(harness.ledger, "take_back", lambda *_, **__: {}["missing"])
+        harness.collect()
+    assert states(harness) == ["submitted"]
+    harness.collect()
+    assert (harness.row.spent, harness.row.possible_duplicate_charges) == (0, 1)
+
+
 # Stop
 
 

@@ -331,15 +331,20 @@ class _Collection:
 
     def _take_of_row(self, name: str, key: str, outcome: EditResult | CallFailed) -> None:
         digests, digest = self._answered.get(name, ()), _digest(outcome)
-        if not digests:
-            self._settle_in_tries(name, key, outcome)
-        elif digest not in digests:
+        if digest in digests:
+            return
+        if digests:
             self._count_unclaimed(name, outcome)
-        if digest not in digests:
-            self._answered[name] = (*digests, digest)[:_MAX_DIGESTS]
+        elif not self._settle_in_tries(name, key, outcome):
+            self.batch = replace(self.batch, unreadable=self.batch.unreadable + 1)
+            return
+        self._answered[name] = (*digests, digest)[:_MAX_DIGESTS]
 
-    def _settle_in_tries(self, name: str, key: str, outcome: EditResult | CallFailed) -> None:
-        """An answer that nothing can be done with must not keep the others from their rows."""
+    def _settle_in_tries(self, name: str, key: str, outcome: EditResult | CallFailed) -> bool:
+        """An answer that nothing can be done with must not keep the others from their rows.
+
+        False when even its row could not be returned, and its charge is not counted anywhere.
+        """
         error: Exception | None = None
         for tries in range(1, TRIES + 1):
             try:
@@ -350,9 +355,15 @@ class _Collection:
                 error = caught
                 self.collector.telemetry.exception("answer_crashed", custom_id=name, tries=tries)
             else:
-                return
+                return True
             if isinstance(error, _NotStored):
                 break
+        return self._return_unprocessed(name, key, outcome, error)
+
+    def _return_unprocessed(
+        self, name: str, key: str, outcome: EditResult | CallFailed, error: Exception | None
+    ) -> bool:
+        """False as for `_settle_in_tries`."""
         cause = CallFailed(
             Outcome.UNAVAILABLE,
             f"its answer cannot be processed: {type(error).__name__}",
@@ -367,6 +378,8 @@ class _Collection:
                 raise
             except Exception:  # noqa: BLE001  # again with the rows that have no answer
                 self.collector.telemetry.exception("row_not_returned", custom_id=name)
+                return not cause.maybe_charged
+        return True
 
     def _process(self, name: str, key: str, outcome: EditResult | CallFailed) -> None:
         """Settle the row of an answer, if it still waits for it. Raises ServiceUnavailable."""
