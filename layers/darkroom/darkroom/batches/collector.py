@@ -363,7 +363,7 @@ class _Collection:
     def _return_unprocessed(
         self, name: str, key: str, outcome: EditResult | CallFailed, error: Exception | None
     ) -> bool:
-        """False as for `_settle_in_tries`."""
+        """Queue the row again. False when that fails, so that a charge is not counted anywhere."""
         cause = CallFailed(
             Outcome.UNAVAILABLE,
             f"its answer cannot be processed: {type(error).__name__}",
