@@ -192,8 +192,8 @@ class Table:
     def write(self, *writes: Any, tries: int = 1) -> None:
         """Write all or nothing. Raises ConditionFailed, Conflict, ServiceUnavailable.
 
-        `tries`: how often a write without an answer is made. It may have been done, and then the
-        condition of write 0 fails.
+        A write that is not answered is made up to `tries` times. An earlier try may have been done:
+        then the condition of write 0 fails, and its item is what was to be written.
         """
         for failures in range(1, tries):
             try:
