@@ -592,8 +592,12 @@ def test_charge_of_an_answer_whose_row_could_not_return_is_not_lost(
 ) -> None:
     harness.upload_rows("red").deliver()
     harness.end_batches(lambda _: EditResult((), cost_micro_usd=PRICE))  # cannot be processed
+
+    def crashing(*_: object, **__: object) -> None:
+        raise KeyError
+
     with monkeypatch.context() as broken:
-        broken.setattr(harness.ledger, "take_back", lambda *_, **__: {}["missing"])
+        broken.setattr(harness.ledger, "take_back", crashing)
         harness.collect()
     assert states(harness) == ["submitted"]
     harness.collect()

@@ -144,31 +144,31 @@ class LedgerTable(RowTransitions):
         if message.run != run.run:  # the worker may not know of the message's own, newer run
             run = self.current(message.job) or run
         record: RowRecord | None = None  # most rows are new: assuming so saves a read
-        for tries in range(1, _MAX_ROW_TRIES + 1):
+        failure = f"row {message.key} is claimed by too many workers at once"
+        for _ in range(_MAX_ROW_TRIES):
             request = ClaimRequest(message, run, owner, self._now(), lease_seconds)
             decision = request.decide(record)
-            if decision.change is None:
+            change = decision.change
+            if change is None:
                 if record is not None:
                     return decision.verdict
                 record = self._read_row(message.job, message.key)
                 if record is None:
                     return decision.verdict
                 continue
+            write = partial(self._write_change, message.job, change, before=record, claims=True)
             try:
-                self._write_change(message.job, decision.change, before=record, claims=True)
+                self._table.retry(write, failure, _MAX_ROW_TRIES)
             except ConditionFailed as failed:
                 record = _stored_row(failed)
-                if not _is_written(decision.change, record):
+                if not _is_written(change, record):
                     continue
-            except Conflict:
-                self._table.pause(tries)
-                continue
-            if decision.change.counters:  # redriven into a run that may have finished
+            if change.counters:  # redriven into a run that may have finished
                 # The row is claimed already: raising would only cost it an attempt.
                 with suppress(ServiceUnavailable):
                     self._update_run(run, partial(runs.reopen, now=self._now()))
             return decision.verdict
-        raise ServiceUnavailable(f"row {message.key} is claimed by too many workers at once")
+        raise ServiceUnavailable(failure)
 
     def renew(self, claims: Sequence[Claim], lease_seconds: float) -> None:
         unavailable: ServiceUnavailable | None = None

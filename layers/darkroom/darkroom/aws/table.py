@@ -193,7 +193,7 @@ class Table:
         """Write all or nothing. Raises ConditionFailed, Conflict, ServiceUnavailable.
 
         A write that is not answered is made up to `tries` times. An earlier try may have been done:
-        then the condition of write 0 fails, and its item is what was to be written.
+        then the condition of write 0 fails, on the item that the caller wrote.
         """
         for failures in range(1, tries):
             try:
@@ -229,10 +229,10 @@ class Table:
             try:
                 return attempt()
             except Conflict:
-                self.pause(tries)
+                self._pause(tries)
         raise ServiceUnavailable(failure)
 
-    def pause(self, tries: int) -> None:
+    def _pause(self, tries: int) -> None:
         """Wait before another try, with full jitter: writers that conflicted must not do so again.
 
         Source: "Exponential Backoff And Jitter", AWS Architecture Blog.
