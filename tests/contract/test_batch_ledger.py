@@ -183,7 +183,9 @@ def test_lease_of_a_batch_is_ended_although_writes_are_not_answered(
 ) -> None:
     """One that is left behind counts as a collector's death."""
     clock, client = FakeClock(), aws_client("dynamodb")
-    table = BatchTable(client, ledger_table, now=clock.now, sleep=clock.sleep)
+    table = BatchTable(
+        client, ledger_table, now=clock.now, sleep=clock.sleep, patience_seconds=10.0
+    )
     ledger = LedgerTable(client, ledger_table, now=clock.now, sleep=clock.sleep)
     harness = Harness(ledger, ledger, table, clock, ledger.committed)
     batch, put, failures = harness.create(), client.put_item, [True, False, False, False]

@@ -648,7 +648,9 @@ def faulty(
         clock, client = FakeClock(), aws_client("dynamodb")
         for name in ("put_item", "transact_write_items"):
             monkeypatch.setattr(client, name, partial(write, getattr(client, name)))
-        ledger = LedgerTable(client, ledger_table, now=clock.now, sleep=clock.sleep)
+        ledger = LedgerTable(
+            client, ledger_table, now=clock.now, sleep=clock.sleep, patience_seconds=10.0
+        )
         return Harness(ledger, clock, lambda _: 0)
 
     return build

@@ -147,17 +147,19 @@ def test_a_delayed_message_cannot_be_received_yet(queue: RowQueue) -> None:
 
 
 class ScriptedSqs:
-    """Accepts every third entry of a batch, and fails the others; or raises `error`."""
+    """Accepts every third entry of a batch, and fails the others; or raises `error` at first."""
 
-    def __init__(self, *, sender_fault: bool = False, error: Exception | None = None) -> None:
+    def __init__(
+        self, *, sender_fault: bool = False, error: Exception | None = None, errors: int = 100
+    ) -> None:
         self.accepted: list[str] = []
         self.sender_fault = sender_fault
-        self.error = error
+        self.errors = [error] * errors if error else []
         self.clock = FakeClock()
 
     def send_message_batch(self, QueueUrl: str, Entries: list[Any]) -> Any:  # noqa: N803
-        if self.error is not None:
-            raise self.error
+        if self.errors and (error := self.errors.pop()):
+            raise error
         self.accepted += [entry["MessageBody"] for entry in Entries[::3]]
         failed = {"SenderFault": self.sender_fault, "Code": "X", "Message": "no"}
         return {"Failed": [{"Id": e["Id"], **failed} for n, e in enumerate(Entries) if n % 3]}
@@ -174,6 +176,18 @@ def test_only_entries_that_failed_are_sent_again() -> None:
     rows = [RowMessage.model_validate_json(body).row for body in sqs.accepted]
     assert sorted(rows) == list(range(10))
     assert sqs.clock.slept == sorted(sqs.clock.slept)
+
+
+def test_messages_are_sent_again_when_sqs_does_not_answer() -> None:
+    """A splitter that ended here would begin again, and send a few messages more each time."""
+    sqs = ScriptedSqs(error=client_error("InternalFailure", 500), errors=3)
+    sqs.send(3)
+    rows = {RowMessage.model_validate_json(body).row for body in sqs.accepted}
+    assert rows == {0, 1, 2}
+    unanswered = ScriptedSqs(error=client_error("InternalFailure", 500))
+    with pytest.raises(ServiceUnavailable):
+        unanswered.send(1)
+    assert 0 < sum(unanswered.clock.slept) < 10
 
 
 def test_a_message_that_sqs_rejects_is_an_error_not_a_retry() -> None:

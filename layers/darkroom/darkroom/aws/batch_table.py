@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from darkroom.aws.items import Item, ItemCodec, to_attribute
-from darkroom.aws.ledger_table import LEDGER, UNANSWERED_TRIES, add_to_run, mark_unfinished
+from darkroom.aws.ledger_table import LEDGER, add_to_run, mark_unfinished
 from darkroom.aws.table import ConditionFailed, Conflict, Table
 from darkroom.jobs import Counters
 from darkroom.ledger.batches import BatchRecord, BatchState
@@ -56,8 +56,11 @@ class BatchTable:
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
         rng: Callable[[], float] = random.random,
+        patience_seconds: float = 0.0,
     ) -> None:
-        self._table = Table(dynamodb, table, LEDGER, sleep=sleep, rng=rng)
+        self._table = Table(
+            dynamodb, table, LEDGER, patience_seconds=patience_seconds, sleep=sleep, rng=rng
+        )
         self._now = now
 
     def create(self, batch: BatchRecord, candidates: Sequence[str]) -> None:
@@ -107,7 +110,7 @@ class BatchTable:
             writes.append(add_to_run(table, batch.job, batch.run, counters, 0))
             writes.append(mark_unfinished(table, batch.job))
         try:
-            table.write(*writes, tries=UNANSWERED_TRIES)
+            table.write(*writes)
         except ConditionFailed as failed:
             if failed.item is None or _from_item(failed.item) != batch:
                 raise Conflict from failed

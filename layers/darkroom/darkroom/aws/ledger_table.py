@@ -67,9 +67,6 @@ _UNFINISHED = "unfinished"
 _FINISHED_KEPT_SECONDS = 86_400
 _MAX_ROW_TRIES = 10
 _MAX_RUN_TRIES = 10
-# Of the write of a row or a batch that is not answered. If it began a lease and was done, or was to
-# end one and was not, nobody ends that lease, and the next worker takes it for a death.
-UNANSWERED_TRIES = 5
 
 
 class LedgerTable(RowTransitions):
@@ -87,8 +84,11 @@ class LedgerTable(RowTransitions):
         sleep: Callable[[float], None] = time.sleep,
         rng: Callable[[], float] = random.random,
         lease_seconds: float = LEASE_SECONDS,
+        patience_seconds: float = 0.0,
     ) -> None:
-        self._table = Table(dynamodb, table, LEDGER, sleep=sleep, rng=rng)
+        self._table = Table(
+            dynamodb, table, LEDGER, patience_seconds=patience_seconds, sleep=sleep, rng=rng
+        )
         self._budget = BudgetTable(self._table)
         self._now = now
         self._lease_seconds = lease_seconds
@@ -193,8 +193,12 @@ class LedgerTable(RowTransitions):
             "lease_owner = :owner AND lease_until > :zero",
         )
         failure = f"the lease of row {claim.key} conflicts with other writes"
+
+        def write() -> None:  # the other leases of the heartbeat must not wait
+            self._table.write(update, patient=False)
+
         with suppress(ConditionFailed):  # a lost lease is not renewed
-            self._table.retry(lambda: self._table.write(update), failure, _MAX_ROW_TRIES)
+            self._table.retry(write, failure, _MAX_ROW_TRIES)
 
     def _apply(self, claim: Claim, change: Change, *, limit: int | None = None) -> Claim | NotSent:
         """The claim after the change, or why the change was not made."""
@@ -254,7 +258,7 @@ class LedgerTable(RowTransitions):
             writes += self._budget.writes(job, shard, change, limit)
         if claims and change.counters:  # redriven into a run that may have finished
             writes.append(mark_unfinished(table, job))
-        table.write(*writes, tries=UNANSWERED_TRIES)
+        table.write(*writes)
 
     # -- runs
 

@@ -53,7 +53,7 @@ class SqsRowQueue:
             if delay_seconds:
                 for entry in batch:
                     entry["DelaySeconds"] = min(delay_seconds, _MAX_DELAY_SECONDS)
-            self._request(self._sqs.send_message_batch, batch)
+            self._request(self._sqs.send_message_batch, batch, repeat_unanswered=True)
 
     def receive(self, limit: int, *, hide_seconds: int, wait_seconds: int) -> Sequence[Received]:
         with translate_errors(_SERVICE):
@@ -99,12 +99,27 @@ class SqsRowQueue:
             self._request(self._sqs.change_message_visibility_batch, entries, skip_rejected=True)
 
     def _request(
-        self, request: Callable[..., Any], entries: list[Any], *, skip_rejected: bool = False
+        self,
+        request: Callable[..., Any],
+        entries: list[Any],
+        *,
+        skip_rejected: bool = False,
+        repeat_unanswered: bool = False,
     ) -> None:
-        """Make a batch request, and again with the entries that SQS failed to process."""
+        """Make a batch request, and again with the entries that SQS failed to process.
+
+        `repeat_unanswered`: the SDK's retries are spent soon when every second request fails, and
+        a splitter would start over. A message that was sent twice is edited once.
+        """
         for tries in range(1, _MAX_TRIES + 1):
-            with translate_errors(_SERVICE):
-                failures = request(QueueUrl=self._queue, Entries=entries).get("Failed", [])
+            try:
+                with translate_errors(_SERVICE):
+                    failures = request(QueueUrl=self._queue, Entries=entries).get("Failed", [])
+            except ServiceUnavailable:
+                if not repeat_unanswered or tries == _MAX_TRIES:
+                    raise
+                self._sleep(backoff(tries, _PAUSE_SECONDS, _PAUSE_CAP_SECONDS))
+                continue
             rejected = [failure for failure in failures if failure.get("SenderFault")]
             if rejected and not skip_rejected:
                 raise ValueError(f"SQS rejected a message: {rejected[0].get('Message')}")

@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import batched
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _BATCH_KEYS = 100  # the most that BatchGetItem accepts
 _PAUSE_SECONDS = 0.05
 _PAUSE_CAP_SECONDS = 1.0
+_UNANSWERED_TRIES = 6
 _UNANSWERED_PAUSE_SECONDS = 1.0
 _UNANSWERED_PAUSE_CAP_SECONDS = 8.0
 
@@ -47,7 +49,9 @@ class ConditionFailed(Exception):
 class Table:
     """A table with partition key `job` and sort key `item`. Thread-safe.
 
-    `service` names it in errors. All methods raise ServiceUnavailable for transient errors.
+    `service` names it in errors. All methods raise ServiceUnavailable for transient errors, after
+    `patience_seconds`: the SDK repeats requests too, but its retry quota is spent soon when every
+    second one fails (botocore/retries/quota.py), and then it repeats none.
     """
 
     def __init__(
@@ -56,23 +60,27 @@ class Table:
         name: str,
         service: str,
         *,
+        patience_seconds: float = 0.0,
         sleep: Callable[[float], None] = time.sleep,
         rng: Callable[[], float] = random.random,
     ) -> None:
         self._db = dynamodb
         self._name = name
         self._service = service
+        self._patience_seconds = patience_seconds
         self._sleep = sleep
         self._rng = rng
 
     # -- reads
 
     def get[T](self, codec: ItemCodec[T], partition: str, item: str) -> T | None:
-        with translate_errors(self._service):
-            response = self._db.get_item(
-                TableName=self._name, Key=key(partition, item), ConsistentRead=True
-            )
-        found = response.get("Item")
+        def read() -> Any:
+            with translate_errors(self._service):
+                return self._db.get_item(
+                    TableName=self._name, Key=key(partition, item), ConsistentRead=True
+                )
+
+        found = self._answered(read).get("Item")
         return codec.from_item(found) if found else None
 
     def get_many(self, keys: Iterable[Item], max_tries: int) -> list[Item]:
@@ -93,7 +101,7 @@ class Table:
                     raise Conflict
 
             failure = f"{self._service} left keys unread: too many requests"
-            self.retry(read, failure, max_tries)
+            self.retry(partial(self._answered, read), failure, max_tries)
         return found
 
     def query(
@@ -136,9 +144,13 @@ class Table:
         if without is not None:
             request["FilterExpression"] = "attribute_not_exists(#without)"
             request["ExpressionAttributeNames"]["#without"] = without
-        while True:
+
+        def read() -> Any:
             with translate_errors(self._service):
-                page = self._db.query(**request)
+                return self._db.query(**request)
+
+        while True:
+            page = self._answered(read)
             yield from page["Items"]
             if "LastEvaluatedKey" not in page:
                 return
@@ -189,21 +201,16 @@ class Table:
         }
         return {"Update": update | ({"ConditionExpression": condition} if condition else {})}
 
-    def write(self, *writes: Any, tries: int = 1) -> None:
+    def write(self, *writes: Any, patient: bool = True) -> None:
         """Write all or nothing. Raises ConditionFailed, Conflict, ServiceUnavailable.
 
-        A write that is not answered is made up to `tries` times. An earlier try may have been done:
-        then the condition of write 0 fails, on the item that the caller wrote.
+        An earlier try may have been done and not answered: then the condition of write 0 fails,
+        and the item there is the caller's own.
         """
-        for failures in range(1, tries):
-            try:
-                return self._write(writes)
-            except ServiceUnavailable:
-                longest = backoff(
-                    failures, _UNANSWERED_PAUSE_SECONDS, _UNANSWERED_PAUSE_CAP_SECONDS
-                )
-                self._sleep(longest * self._rng())
-        return self._write(writes)
+        if patient:
+            self._answered(lambda: self._write(writes))
+        else:
+            self._write(writes)
 
     def _write(self, writes: Sequence[Any]) -> None:
         try:
@@ -222,6 +229,22 @@ class Table:
         except ClientError as error:
             _raise_refusal(error)
             raise
+
+    def _answered[T](self, request: Callable[[], T]) -> T:
+        """Make a request again while it is not answered, for up to `patience_seconds`."""
+        give_up_at = time.monotonic() + self._patience_seconds
+        for failures in range(1, _UNANSWERED_TRIES):
+            try:
+                return request()
+            except ServiceUnavailable:
+                longest = backoff(
+                    failures, _UNANSWERED_PAUSE_SECONDS, _UNANSWERED_PAUSE_CAP_SECONDS
+                )
+                pause = longest * self._rng()
+                if time.monotonic() + pause > give_up_at:
+                    raise
+            self._sleep(pause)
+        return request()
 
     def retry[T](self, attempt: Callable[[], T], failure: str, max_tries: int) -> T:
         """Repeat `attempt` after every Conflict. Raises ServiceUnavailable(failure)."""
