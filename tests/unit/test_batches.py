@@ -604,6 +604,24 @@ def test_charge_of_an_answer_whose_row_could_not_return_is_not_lost(
     assert (harness.row.spent, harness.row.possible_duplicate_charges) == (0, 1)
 
 
+def test_charge_of_an_answer_whose_row_left_while_it_crashed_is_not_lost(
+    harness: BatchHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.upload_rows("red").deliver()
+    harness.end_batches(lambda _: EditResult((), cost_micro_usd=PRICE))  # cannot be processed
+    old, warn = harness.run.run, harness.telemetry.exception
+
+    def upload_again(event: str, **fields: Any) -> None:
+        if fields["tries"] == TRIES:
+            harness.upload_rows("blue", number=2).deliver()
+        warn(event, **fields)
+
+    monkeypatch.setattr(harness.telemetry, "exception", upload_again)
+    harness.collect()
+    harness.collect()
+    assert harness.ledger.counters(JOB, old).cost_micro_usd == PRICE
+
+
 # Stop
 
 

@@ -371,14 +371,16 @@ class _Collection:
             cost_micro_usd=outcome.cost_micro_usd,
         )
         record = self._refreshed(key)
-        if record is not None and is_in(record, self.batch.name):
-            try:
-                self._give_back(record, cause)
-            except (ServiceUnavailable, LeaseLost):
-                raise
-            except Exception:  # noqa: BLE001  # again with the rows that have no answer
-                self.collector.telemetry.exception("row_not_returned", custom_id=name)
-                return not cause.maybe_charged
+        if record is None or not is_in(record, self.batch.name):
+            self._process(name, key, outcome)  # a later upload has changed the row
+            return True
+        try:
+            self._give_back(record, cause)
+        except (ServiceUnavailable, LeaseLost):
+            raise
+        except Exception:  # noqa: BLE001  # again with the rows that have no answer
+            self.collector.telemetry.exception("row_not_returned", custom_id=name)
+            return not cause.maybe_charged
         return True
 
     def _process(self, name: str, key: str, outcome: EditResult | CallFailed) -> None:
