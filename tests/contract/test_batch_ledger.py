@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from darkroom.aws.batch_table import BatchTable
 from darkroom.aws.ledger_table import LedgerTable
@@ -17,6 +18,7 @@ from darkroom.ledger import batches
 from darkroom.ledger.batches import BatchRecord, BatchState
 from darkroom.ports import BatchLedger, RowLedger, RunLedger
 from darkroom.rows import Claim, NotClaimed, NotSent, RowMessage, RowResult, RowState, Submission
+from tests.conftest import ClientFactory
 from tests.fakes.editing import row_message
 from tests.fakes.ledger import FakeBatchLedger, FakeLedger, running
 from tests.fakes.services import FakeClock
@@ -174,6 +176,31 @@ def test_one_collector_at_a_time_gets_the_lease(harness: Harness) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(lease, "abcd")) == 1
+
+
+def test_lease_of_a_batch_is_ended_although_writes_are_not_answered(
+    aws_client: ClientFactory, ledger_table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is left behind counts as a collector's death."""
+    clock, client = FakeClock(), aws_client("dynamodb")
+    table = BatchTable(
+        client, ledger_table, now=clock.now, sleep=clock.sleep, patience_seconds=10.0
+    )
+    ledger = LedgerTable(client, ledger_table, now=clock.now, sleep=clock.sleep)
+    harness = Harness(ledger, ledger, table, clock, ledger.committed)
+    batch, put, failures = harness.create(), client.put_item, [True, False, False, False]
+
+    def fail(**request: Any) -> Any:
+        if not failures:
+            return put(**request)
+        if failures.pop():  # done, and not answered
+            put(**request)
+        raise EndpointConnectionError(endpoint_url="https://dynamodb")
+
+    monkeypatch.setattr(client, "put_item", fail)
+    ended = harness.batches.update(batch.name, partial(batches.end_lease, owner="submitter"))
+    assert ended is not None
+    assert (ended.lease_until, harness.batches.read(batch.name)) == (0.0, ended)
 
 
 # Rows

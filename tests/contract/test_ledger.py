@@ -732,6 +732,51 @@ def test_a_redriven_row_is_claimed_even_if_its_run_stays_closed(
     assert harness.current.state is RunState.DONE
 
 
+@pytest.mark.parametrize("conflicts", [0, 1])
+def test_a_redriven_rows_claim_that_is_not_answered_reopens_its_run(
+    faulty: Callable[..., Harness], conflicts: int
+) -> None:
+    failures: list[Exception] = []
+    reasons = {"CancellationReasons": [{"Code": "TransactionConflict"}]}
+    conflict = {"Error": {"Code": "TransactionCanceledException"}} | reasons
+
+    def fail(write: Callable[..., Any], **request: Any) -> Any:
+        if len(failures) == 1 + conflicts:
+            write(**request)
+        if failures:
+            raise failures.pop(0)
+        return write(**request)
+
+    harness = faulty(fail)
+    run = harness.begin(max_attempts=1)
+    harness.settle(message(run), DEATH)
+    harness.report(run, 5.0)
+    failures.append(EndpointConnectionError(endpoint_url="https://dynamodb"))
+    failures += [ClientError(conflict, "TransactWriteItems")] * conflicts  # type: ignore[arg-type]  # a part of a response
+    assert harness.claim(message(run, generation=1)).attempt == 1
+    assert (harness.current.state, harness.current.finished_at) == (RunState.RUNNING, None)
+    assert harness.counters() == Counters(transitions=2)
+
+
+def test_a_claim_answered_after_its_lease_is_no_crash_of_another_worker(
+    faulty: Callable[..., Harness],
+) -> None:
+    unanswered: list[FakeClock] = []
+
+    def fail(write: Callable[..., Any], **request: Any) -> Any:
+        response = write(**request)
+        if unanswered:
+            unanswered.pop().time += LEASE + 1
+            raise EndpointConnectionError(endpoint_url="https://dynamodb")
+        return response
+
+    harness = faulty(fail)
+    run = harness.begin()
+    unanswered.append(harness.clock)
+    claimed = harness.claim(message(run))
+    assert (claimed.record.crashes, claimed.attempt) == (0, 1)
+
+
 def unfinished(harness: Harness) -> list[UnfinishedJob]:
     return [found for found in harness.ledger.unfinished() if found.job == harness.job]
 

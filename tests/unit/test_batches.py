@@ -497,6 +497,50 @@ def test_collections_that_end_early_are_no_deaths(harness: BatchHarness) -> None
     assert states(harness) == ["succeeded"] * 2
 
 
+def test_collectors_that_die_while_a_batch_runs_leave_its_answers_alone(
+    harness: BatchHarness,
+) -> None:
+    """No answer was read then, so none can be the cause."""
+    harness.upload_rows("red").deliver()
+    for _ in range(TRIES + 1):
+        collector = Worker("collector", harness.collect)
+        while collector.at != "provider.status":
+            collector.go()
+        collector.kill()
+        harness.clock.time += HOUR
+    harness.end_batches()
+    harness.collect()
+    assert states(harness) == ["succeeded"]
+
+
+def test_image_is_not_given_up_because_its_collector_is_out_of_time(harness: BatchHarness) -> None:
+    harness.upload_rows("red", "blue").deliver()
+    harness.store.refused = {f"{JOB}/images/000001.png"}
+    harness.end_batches()
+    harness.collect(lambda: 61.0)
+    assert states(harness) == ["submitted"] * 2
+    (name,) = harness.continued
+    harness.store.refused = set()
+    harness.collect(only=name)
+    assert states(harness) == ["succeeded"] * 2
+
+
+def test_row_that_is_to_fail_for_a_possible_charge_is_not_called_for_after_a_crash(
+    harness: BatchHarness,
+) -> None:
+    harness.on_unknown_outcome = "fail"
+    harness.upload_rows("red").deliver()
+    harness.end_batches(lambda _: None)
+    collector = Worker("collector", harness.collect)
+    go_until(collector, lambda: harness.row.state is not RowState.SUBMITTED)
+    collector.kill()
+    harness.clock.time += HOUR
+    harness.collect()
+    assert harness.edit_live() == []
+    assert reasons(harness) == [Reason.OUTCOME_UNKNOWN]
+    assert harness.row.possible_duplicate_charges == 1
+
+
 def test_image_that_cannot_be_stored_costs_only_its_own_row(harness: BatchHarness) -> None:
     harness.upload_rows("red", "blue").deliver()
     harness.store.refused = {f"{JOB}/images/000001.png"}
@@ -541,6 +585,41 @@ def test_row_that_crashes_as_it_returns_keeps_no_other_row(
     harness.collect()
     assert len(harness.edit_live()) == 1
     assert states(harness) == ["succeeded"] * 2
+
+
+def test_charge_of_an_answer_whose_row_could_not_return_is_not_lost(
+    harness: BatchHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.upload_rows("red").deliver()
+    harness.end_batches(lambda _: EditResult((), cost_micro_usd=PRICE))  # cannot be processed
+
+    def crashing(*_: object, **__: object) -> None:
+        raise KeyError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(harness.ledger, "take_back", crashing)
+        harness.collect()
+    assert states(harness) == ["submitted"]
+    harness.collect()
+    assert (harness.row.spent, harness.row.possible_duplicate_charges) == (0, 1)
+
+
+def test_charge_of_an_answer_whose_row_left_while_it_crashed_is_not_lost(
+    harness: BatchHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.upload_rows("red").deliver()
+    harness.end_batches(lambda _: EditResult((), cost_micro_usd=PRICE))  # cannot be processed
+    old, warn = harness.run.run, harness.telemetry.exception
+
+    def upload_again(event: str, **fields: Any) -> None:
+        if fields["tries"] == TRIES:
+            harness.upload_rows("blue", number=2).deliver()
+        warn(event, **fields)
+
+    monkeypatch.setattr(harness.telemetry, "exception", upload_again)
+    harness.collect()
+    harness.collect()
+    assert harness.ledger.counters(JOB, old).cost_micro_usd == PRICE
 
 
 # Stop

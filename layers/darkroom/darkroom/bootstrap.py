@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from darkroom.sweep import Sweep
 
 # A claim that was written and not answered is a lease that nobody ends, and its row seems to have
-# crashed its worker. The heartbeat, every 30 s, may be kept waiting by a few such requests.
+# crashed its worker. So does a batch whose collector could not end its lease. The heartbeat, every
+# 30 s, may be kept waiting by a few such requests.
 LEDGER_PATIENCE_SECONDS = 10.0
 
 
@@ -391,7 +392,11 @@ class Wiring:
     def batches(self) -> "BatchTable":
         from darkroom.aws.batch_table import BatchTable
 
-        return BatchTable(self._client("dynamodb"), self._settings.ledger_table)
+        return BatchTable(
+            self._client("dynamodb"),
+            self._settings.ledger_table,
+            patience_seconds=LEDGER_PATIENCE_SECONDS,
+        )
 
     @cached_property
     def _lost_uploads(self) -> "LostUploads":

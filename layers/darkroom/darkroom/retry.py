@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-JITTER = 0.3  # as specified: up to 30 % shorter or longer
+JITTER = 0.3  # up to 30 % shorter or longer
 BACKOFF_CAP_SECONDS = 60.0
 
 

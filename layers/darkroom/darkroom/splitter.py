@@ -3,11 +3,14 @@
 The file is read three times. First to its end, with the options checked, before the upload takes
 the place of an earlier one: a file that is cut off or not a CSV costs nothing, and a run under way
 goes on. Then for the names that its rows give to images. The last pass sends rows in batches, saves
-a checkpoint, and continues in a new invocation before its time runs out. That one repeats the
-second pass, and counts the rows before its checkpoint in it: so this pass is limited to half of an
-invocation, and done with all rows before the first one is queued. An event or a batch that is
-repeated after a crash changes nothing, because the ledger records the runs and the rows. So another
-pass over a run that is split already queues its unsettled rows again, and changes nothing else.
+a checkpoint, and continues in a new invocation before its time runs out. The new invocation repeats
+the second pass, because keys and names depend on the rows before its checkpoint too. So the first
+two passes together may take half of an invocation, and they precede the first queued row: a file
+for which later invocations had no time to send rows costs nothing either.
+
+An event or a batch that is repeated after a crash changes nothing, because the ledger records the
+runs and the rows. So another pass over a run that is split already queues its unsettled rows again,
+and changes nothing else.
 """
 
 import hashlib
@@ -34,7 +37,8 @@ RENEW_SECONDS = 15.0
 CHECKPOINT_BATCHES = 10
 STOP_BEFORE_SECONDS = 45.0  # enough for a batch with all its retries, and the checkpoint
 MAX_CONTINUATIONS = 100
-CHECK_SECONDS = 450.0  # of an invocation's 900: the others need as long, and time to send rows
+# For the first two passes, of the 900 s of an invocation: a later one repeats them, and sends rows.
+CHECK_SECONDS = 450.0
 _MAX_JOB_BYTES = 480  # keys of results are longer, and S3 accepts 1,024
 # The cause of these failures is outside the row, and a new upload is meant to remove it.
 _ALWAYS_RETRIED = (Reason.BUDGET, Reason.STOPPED, Reason.SUPERSEDED)
@@ -246,8 +250,8 @@ class _Invocation:
     def split(self, names: ImageNames | None) -> None:
         """`names` are those of all rows, if they have been read.
 
-        They are no attribute: this object is part of a cycle with its rows, so they would stay in
-        memory while the next invocation reads its own.
+        They are not an attribute: this object and its rows refer to each other, so its attributes
+        may stay in memory while the next invocation reads names of its own.
         """
         before = None
         if names is None or self._checkpoint.row:

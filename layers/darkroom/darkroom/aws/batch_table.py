@@ -56,8 +56,11 @@ class BatchTable:
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
         rng: Callable[[], float] = random.random,
+        patience_seconds: float = 0.0,
     ) -> None:
-        self._table = Table(dynamodb, table, LEDGER, sleep=sleep, rng=rng)
+        self._table = Table(
+            dynamodb, table, LEDGER, patience_seconds=patience_seconds, sleep=sleep, rng=rng
+        )
         self._now = now
 
     def create(self, batch: BatchRecord, candidates: Sequence[str]) -> None:

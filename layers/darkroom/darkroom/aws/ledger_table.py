@@ -144,29 +144,31 @@ class LedgerTable(RowTransitions):
         if message.run != run.run:  # the worker may not know of the message's own, newer run
             run = self.current(message.job) or run
         record: RowRecord | None = None  # most rows are new: assuming so saves a read
-        for tries in range(1, _MAX_ROW_TRIES + 1):
+        failure = f"row {message.key} is claimed by too many workers at once"
+        for _ in range(_MAX_ROW_TRIES):
             request = ClaimRequest(message, run, owner, self._now(), lease_seconds)
             decision = request.decide(record)
-            if decision.change is None:
+            change = decision.change
+            if change is None:
                 if record is not None:
                     return decision.verdict
                 record = self._read_row(message.job, message.key)
                 if record is None:
                     return decision.verdict
                 continue
+            write = partial(self._write_change, message.job, change, before=record, claims=True)
             try:
-                self._write_change(message.job, decision.change, before=record, claims=True)
+                self._table.retry(write, failure, _MAX_ROW_TRIES)
             except ConditionFailed as failed:
-                record = ROWS.from_item(failed.item) if failed.item else None
-            except Conflict:
-                self._table.pause(tries)
-            else:
-                if decision.change.counters:  # redriven into a run that may have finished
-                    # The row is claimed already: raising would only cost it an attempt.
-                    with suppress(ServiceUnavailable):
-                        self._update_run(run, partial(runs.reopen, now=self._now()))
-                return decision.verdict
-        raise ServiceUnavailable(f"row {message.key} is claimed by too many workers at once")
+                record = _stored_row(failed)
+                if not _is_written(change, record):
+                    continue
+            if change.counters:  # redriven into a run that may have finished
+                # The row is claimed already: raising would only cost it an attempt.
+                with suppress(ServiceUnavailable):
+                    self._update_run(run, partial(runs.reopen, now=self._now()))
+            return decision.verdict
+        raise ServiceUnavailable(failure)
 
     def renew(self, claims: Sequence[Claim], lease_seconds: float) -> None:
         unavailable: ServiceUnavailable | None = None
@@ -222,9 +224,8 @@ class LedgerTable(RowTransitions):
         except ConditionFailed as failed:
             if failed.index > 0:
                 return None
-            stored = ROWS.from_item(failed.item) if failed.item else None
-            ours = stored is not None and rows.same_write(stored, change.record)
-            return after if ours else NotSent.LEASE_LOST
+            is_written = _is_written(change, _stored_row(failed))
+            return after if is_written else NotSent.LEASE_LOST
         return after
 
     def _write_change(
@@ -486,6 +487,15 @@ class LedgerTable(RowTransitions):
 
     def _retry_run[T](self, attempt: Callable[[], T], failure: str) -> T:
         return self._table.retry(attempt, failure, _MAX_RUN_TRIES)
+
+
+def _stored_row(failed: ConditionFailed) -> RowRecord | None:
+    return ROWS.from_item(failed.item) if failed.item else None
+
+
+def _is_written(change: Change, stored: RowRecord | None) -> bool:
+    """The write was made before, and only its response was lost."""
+    return stored is not None and rows.same_write(stored, change.record)
 
 
 def mark_unfinished(table: Table, job: str) -> Any:

@@ -204,7 +204,8 @@ class Table:
     def write(self, *writes: Any, patient: bool = True) -> None:
         """Write all or nothing. Raises ConditionFailed, Conflict, ServiceUnavailable.
 
-        A write that was repeated may have been done before: then the condition of write 0 fails.
+        An earlier try may have been done and not answered: then the condition of write 0 fails,
+        and the item there is the caller's own.
         """
         if patient:
             self._answered(lambda: self._write(writes))
@@ -251,10 +252,10 @@ class Table:
             try:
                 return attempt()
             except Conflict:
-                self.pause(tries)
+                self._pause(tries)
         raise ServiceUnavailable(failure)
 
-    def pause(self, tries: int) -> None:
+    def _pause(self, tries: int) -> None:
         """Wait before another try, with full jitter: writers that conflicted must not do so again.
 
         Source: "Exponential Backoff And Jitter", AWS Architecture Blog.

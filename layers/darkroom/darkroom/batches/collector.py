@@ -190,7 +190,8 @@ class _Collection:
             return
         found = access.provider.status(self.batch.batch_id, CALL_SECONDS)
         if self.batch.status != found.status:
-            self._update(batches.changed, status=found.status.value)
+            # Collectors that died while the batch was not ended had no answer to die of.
+            self._update(batches.changed, status=found.status.value, crashes=0)
         if not found.status.ended:
             self._cancel_if_not_wanted(access)
             return
@@ -278,13 +279,11 @@ class _Collection:
         self._close()
 
     def _fail_unknown(self, record: RowRecord, cause: CallFailed) -> None:
-        claim = self.collector.rows.take_back(self.batch.job, record, maybe_charged=True)
-        if claim is not None and record.submission is not None:
+        """In one write: a row that was taken back would be called for after a crash."""
+        reason, detail = Reason.OUTCOME_UNKNOWN, f"it may have been billed: {cause.detail}"
+        if self.collector.rows.drop(self.batch.job, record, reason, detail):
             self.collector.telemetry.metric(Metric.POSSIBLE_DUPLICATE_CHARGES)
-            context = self.collector.worker.context(claim, self.run, record.submission.message)
-            detail = f"it may have been billed: {cause.detail}"
-            rejected = RowRejected(Reason.OUTCOME_UNKNOWN, detail, endpoint=self.batch.endpoint)
-            self.collector.worker.settle(context, failure(RowState.FAILED, rejected, context))
+            self.collector.telemetry.metric(Metric.ROWS_FAILED)
 
     def _why(self, found: ProviderBatch) -> Answerless:
         cause = found.failure or CallFailed(
@@ -321,7 +320,7 @@ class _Collection:
     # Answers
 
     def _take(self, answer: BatchAnswer) -> None:
-        """Process one line of the results. Raises ServiceUnavailable, LeaseLost."""
+        """Process one line of the results. Raises ServiceUnavailable, LeaseLost, _OutOfTime."""
         name = answer.custom_id
         key = self._candidates.get(name or "")
         if name is None:
@@ -332,28 +331,39 @@ class _Collection:
 
     def _take_of_row(self, name: str, key: str, outcome: EditResult | CallFailed) -> None:
         digests, digest = self._answered.get(name, ()), _digest(outcome)
-        if not digests:
-            self._settle_in_tries(name, key, outcome)
-        elif digest not in digests:
+        if digest in digests:
+            return
+        if digests:
             self._count_unclaimed(name, outcome)
-        if digest not in digests:
-            self._answered[name] = (*digests, digest)[:_MAX_DIGESTS]
+        elif not self._settle_in_tries(name, key, outcome):
+            self.batch = replace(self.batch, unreadable=self.batch.unreadable + 1)
+            return
+        self._answered[name] = (*digests, digest)[:_MAX_DIGESTS]
 
-    def _settle_in_tries(self, name: str, key: str, outcome: EditResult | CallFailed) -> None:
-        """An answer that nothing can be done with must not keep the others from their rows."""
+    def _settle_in_tries(self, name: str, key: str, outcome: EditResult | CallFailed) -> bool:
+        """An answer that nothing can be done with must not keep the others from their rows.
+
+        False when even its row could not be returned, and its charge is not counted anywhere.
+        """
         error: Exception | None = None
         for tries in range(1, TRIES + 1):
             try:
                 self._process(name, key, outcome)
-            except (ServiceUnavailable, LeaseLost):
+            except (ServiceUnavailable, LeaseLost, _OutOfTime):
                 raise
             except Exception as caught:  # noqa: BLE001  # a bug, or what a library chokes on
                 error = caught
                 self.collector.telemetry.exception("answer_crashed", custom_id=name, tries=tries)
             else:
-                return
+                return True
             if isinstance(error, _NotStored):
                 break
+        return self._return_unprocessed(name, key, outcome, error)
+
+    def _return_unprocessed(
+        self, name: str, key: str, outcome: EditResult | CallFailed, error: Exception | None
+    ) -> bool:
+        """Queue the row again. False when that fails, so that a charge is not counted anywhere."""
         cause = CallFailed(
             Outcome.UNAVAILABLE,
             f"its answer cannot be processed: {type(error).__name__}",
@@ -361,13 +371,17 @@ class _Collection:
             cost_micro_usd=outcome.cost_micro_usd,
         )
         record = self._refreshed(key)
-        if record is not None and is_in(record, self.batch.name):
-            try:
-                self._give_back(record, cause)
-            except (ServiceUnavailable, LeaseLost):
-                raise
-            except Exception:  # noqa: BLE001  # again with the rows that have no answer
-                self.collector.telemetry.exception("row_not_returned", custom_id=name)
+        if record is None or not is_in(record, self.batch.name):
+            self._process(name, key, outcome)  # a later upload has changed the row
+            return True
+        try:
+            self._give_back(record, cause)
+        except (ServiceUnavailable, LeaseLost):
+            raise
+        except Exception:  # noqa: BLE001  # again with the rows that have no answer
+            self.collector.telemetry.exception("row_not_returned", custom_id=name)
+            return not cause.maybe_charged
+        return True
 
     def _process(self, name: str, key: str, outcome: EditResult | CallFailed) -> None:
         """Settle the row of an answer, if it still waits for it. Raises ServiceUnavailable."""
@@ -462,12 +476,17 @@ class _Collection:
     def _put_images(
         self, claim: Claim, submission: Submission, images: Sequence[bytes], result: RowResult
     ) -> RowResult:
-        """Raises LeaseLost, ServiceUnavailable, and _NotStored if S3 accepts other objects."""
+        """Raises LeaseLost, ServiceUnavailable, and _NotStored if S3 accepts other objects.
+
+        Raises _OutOfTime where these images had less than STORE_SECONDS.
+        """
         storage, request = self.collector.images, submission.message.request
         seconds = min(STORE_SECONDS, self.remaining_seconds() - STOP_BEFORE_SECONDS / 2)
         try:
             return storage.put(claim, request, images, result, self.collector.clock.now() + seconds)
         except ServiceUnavailable as error:
+            if seconds < STORE_SECONDS:
+                raise _OutOfTime from error
             try:
                 storage.check_writable(claim.job)
             except DeferRow as nothing:

@@ -22,10 +22,9 @@ from darkroom.ports import Clock, EndpointStates, Telemetry
 MAX_REORDERING = 5 * SECOND  # a lower revision is an old response; after this, it is a new item
 IN_FLIGHT_POLL = 5 * SECOND  # between reads, per process, for a free place in flight
 OUT_OF_SERVICE_POLL = 3 * SECOND  # between reads of an endpoint that is out of service
-# For what no limit depends on: a state this old will do when the table does not answer, and
-# one thread of a process reads for all, this often.
-MAX_AGE = 30 * SECOND
-READ_INTERVAL = SECOND
+# Of `recent`, for decisions that no limit depends on: a reservation is checked by the table.
+MAX_AGE = 30 * SECOND  # of a state that is used when the table does not answer
+READ_INTERVAL = SECOND  # between two reads, by all threads of a process together
 MAX_DURATION = 2 * SECOND  # assumed for one request
 RECENT_REQUESTS = 16
 PREPARATIONS = 3  # requests before a call: the reservation, a read of the state, `sent`
@@ -97,9 +96,10 @@ class StateCache:
         return self.update(name, self._states.read(name))
 
     def recent(self, name: str, max_age: int) -> EndpointState:
-        """As `fresh`, but another thread's request, or one that failed, is not repeated at once.
+        """As `fresh`, but with at most one read in READ_INTERVAL for all threads of the process.
 
-        Meanwhile the last known state is returned, if it is not older than MAX_AGE.
+        While another thread reads, and after a read that failed, this is the last known state,
+        unless that is older than MAX_AGE.
         """
         now = self.now()
         with self._lock:

@@ -45,7 +45,7 @@ class BatchRecord:
     # Of the results up to `position`. By custom id, digests of the different answers: the first one
     # is the row's, and a provider that repeats a request bills each.
     answered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    unreadable: int = 0  # lines that could not be matched to a row
+    unreadable: int = 0  # lines that no row got, though each may be a row's
     crashes: int = 0  # collectors that died since the position was saved
     unclaimed_micro_usd: int = 0  # cost of answers that no row waited for
     version: int = 0

@@ -160,8 +160,7 @@ FINISH_TABLE: dict[str, Outcome] = {
 }
 
 
-# An answer that another call may not repeat: as specified, one more try at the same endpoint, and
-# none at another.
+# An answer that another call may not repeat: one more try at the same endpoint, none at another.
 BY_CHANCE = frozenset({"NO_IMAGE", "IMAGE_OTHER", "OTHER", "MALFORMED_FUNCTION_CALL"})
 
 

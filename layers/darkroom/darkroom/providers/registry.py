@@ -54,7 +54,7 @@ def likely_provider_of(model: str) -> Provider:
     return provider_of(model) or next(by_keyword, COMPATIBLE_API)
 
 
-# Time-outs, retries and delays: as specified.
+# Time-outs, retries and delays are defaults: an endpoint's own settings have precedence.
 PROVIDERS: dict[Provider, ProviderEntry] = {
     Provider.GEMINI: ProviderEntry(
         display_name="Gemini",
