@@ -35,7 +35,7 @@ BATCH_ROWS = 100  # the most that one read of the ledger accepts
 LEASE_SECONDS = 50.0
 RENEW_SECONDS = 15.0
 CHECKPOINT_BATCHES = 10
-# Enough for a batch with its retries, and the checkpoint. If AWS does not answer at all, Lambda ends
+# Enough for a batch with its retries, and the checkpoint. If AWS does not answer, Lambda ends
 # the invocation, and the next one begins at the last checkpoint.
 STOP_BEFORE_SECONDS = 45.0
 MAX_CONTINUATIONS = 100
