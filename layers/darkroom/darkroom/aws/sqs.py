@@ -26,6 +26,7 @@ _BACKLOG_ATTRIBUTES: Sequence["QueueAttributeNameType"] = (
     "ApproximateNumberOfMessagesDelayed",
 )
 _MAX_TRIES = 6
+_PATIENCE_SECONDS = 10.0  # the heartbeat's other requests wait meanwhile
 _PAUSE_SECONDS = 0.1
 _PAUSE_CAP_SECONDS = 3.0
 _MAX_GROUP_CHARS = 128
@@ -53,7 +54,7 @@ class SqsRowQueue:
             if delay_seconds:
                 for entry in batch:
                     entry["DelaySeconds"] = min(delay_seconds, _MAX_DELAY_SECONDS)
-            self._request(self._sqs.send_message_batch, batch, repeat_unanswered=True)
+            self._request(self._sqs.send_message_batch, batch)
 
     def receive(self, limit: int, *, hide_seconds: int, wait_seconds: int) -> Sequence[Received]:
         with translate_errors(_SERVICE):
@@ -99,26 +100,25 @@ class SqsRowQueue:
             self._request(self._sqs.change_message_visibility_batch, entries, skip_rejected=True)
 
     def _request(
-        self,
-        request: Callable[..., Any],
-        entries: list[Any],
-        *,
-        skip_rejected: bool = False,
-        repeat_unanswered: bool = False,
+        self, request: Callable[..., Any], entries: list[Any], *, skip_rejected: bool = False
     ) -> None:
         """Make a batch request, and again with the entries that SQS failed to process.
 
-        `repeat_unanswered`: the SDK's retries are spent soon when every second request fails, and
-        a splitter would start over. A message that was sent twice is edited once.
+        One that is not answered is repeated as well, since the SDK's retries are spent soon when
+        every second request fails. Otherwise a splitter would begin again after a few messages,
+        and messages that return would stay hidden for the queue's visibility time-out. A message
+        that was sent twice is edited once.
         """
+        give_up_at = time.monotonic() + _PATIENCE_SECONDS
         for tries in range(1, _MAX_TRIES + 1):
+            pause = backoff(tries, _PAUSE_SECONDS, _PAUSE_CAP_SECONDS)
             try:
                 with translate_errors(_SERVICE):
                     failures = request(QueueUrl=self._queue, Entries=entries).get("Failed", [])
             except ServiceUnavailable:
-                if not repeat_unanswered or tries == _MAX_TRIES:
+                if tries == _MAX_TRIES or time.monotonic() + pause > give_up_at:
                     raise
-                self._sleep(backoff(tries, _PAUSE_SECONDS, _PAUSE_CAP_SECONDS))
+                self._sleep(pause)
                 continue
             rejected = [failure for failure in failures if failure.get("SenderFault")]
             if rejected and not skip_rejected:
@@ -127,7 +127,7 @@ class SqsRowQueue:
             entries = [entry for entry in entries if entry["Id"] in failed]
             if not entries:
                 return
-            self._sleep(backoff(tries, _PAUSE_SECONDS, _PAUSE_CAP_SECONDS))
+            self._sleep(pause)
         raise ServiceUnavailable(f"{_SERVICE} keeps failing entries of a batch")
 
 
