@@ -31,7 +31,7 @@ SOAK = SoakRates(
     rows=int(os.environ.get("SOAK_ROWS", "2000")),
     aws=float(os.environ.get("SOAK_AWS_FAULTS", "0.1")),
     providers=0.1,
-    kill_every_requests=4000,
+    kill_every_requests=int(os.environ.get("SOAK_KILL_EVERY", "4000")),
     timeout_seconds=4 * 3600,
 )
 
