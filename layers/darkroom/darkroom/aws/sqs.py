@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from darkroom.aws.errors import translate_errors
 from darkroom.errors import ServiceUnavailable
-from darkroom.retry import backoff
+from darkroom.retry import backoff, while_unavailable
 from darkroom.rows import Received, RowMessage
 
 if TYPE_CHECKING:
@@ -104,31 +104,31 @@ class SqsRowQueue:
     ) -> None:
         """Make a batch request, and again with the entries that SQS failed to process.
 
-        One that is not answered is repeated as well, since the SDK's retries are spent soon when
-        every second request fails. Otherwise a splitter would begin again after a few messages,
-        and messages that return would stay hidden for the queue's visibility time-out. A message
-        that was sent twice is edited once.
+        One that is not answered is repeated as well. Otherwise a splitter would begin again after
+        a few messages, and messages that return would stay hidden for the queue's visibility
+        time-out. A message that was sent twice is edited once.
         """
-        give_up_at = time.monotonic() + _PATIENCE_SECONDS
-        for tries in range(1, _MAX_TRIES + 1):
-            pause = backoff(tries, _PAUSE_SECONDS, _PAUSE_CAP_SECONDS)
-            try:
-                with translate_errors(_SERVICE):
-                    failures = request(QueueUrl=self._queue, Entries=entries).get("Failed", [])
-            except ServiceUnavailable:
-                if tries == _MAX_TRIES or time.monotonic() + pause > give_up_at:
-                    raise
-                self._sleep(pause)
-                continue
+        remaining = entries
+
+        def attempt() -> None:
+            nonlocal remaining
+            with translate_errors(_SERVICE):
+                failures = request(QueueUrl=self._queue, Entries=remaining).get("Failed", [])
             rejected = [failure for failure in failures if failure.get("SenderFault")]
             if rejected and not skip_rejected:
                 raise ValueError(f"SQS rejected a message: {rejected[0].get('Message')}")
             failed = {failure["Id"] for failure in failures if failure not in rejected}
-            entries = [entry for entry in entries if entry["Id"] in failed]
-            if not entries:
-                return
-            self._sleep(pause)
-        raise ServiceUnavailable(f"{_SERVICE} keeps failing entries of a batch")
+            remaining = [entry for entry in remaining if entry["Id"] in failed]
+            if remaining:
+                raise ServiceUnavailable(f"{_SERVICE} keeps failing entries of a batch")
+
+        while_unavailable(
+            attempt,
+            tries=_MAX_TRIES,
+            patience_seconds=_PATIENCE_SECONDS,
+            pause=lambda tries: backoff(tries, _PAUSE_SECONDS, _PAUSE_CAP_SECONDS),
+            sleep=self._sleep,
+        )
 
 
 def received_in(record: Mapping[str, Any]) -> Received:

@@ -20,7 +20,7 @@ from darkroom.aws.errors import (
 )
 from darkroom.aws.items import Item, ItemCodec, to_attribute
 from darkroom.errors import ServiceUnavailable
-from darkroom.retry import backoff
+from darkroom.retry import backoff, while_unavailable
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -49,9 +49,8 @@ class ConditionFailed(Exception):
 class Table:
     """A table with partition key `job` and sort key `item`. Thread-safe.
 
-    `service` names it in errors. All methods raise ServiceUnavailable for transient errors, after
-    `patience_seconds`: the SDK repeats requests too, but its retry quota is spent soon when every
-    second one fails (botocore/retries/quota.py), and then it repeats none.
+    `service` names it in errors. All methods raise ServiceUnavailable for transient errors that
+    last for longer than `patience_seconds`.
     """
 
     def __init__(
@@ -232,19 +231,17 @@ class Table:
 
     def _answered[T](self, request: Callable[[], T]) -> T:
         """Make a request again while it is not answered, for up to `patience_seconds`."""
-        give_up_at = time.monotonic() + self._patience_seconds
-        for failures in range(1, _UNANSWERED_TRIES):
-            try:
-                return request()
-            except ServiceUnavailable:
-                longest = backoff(
-                    failures, _UNANSWERED_PAUSE_SECONDS, _UNANSWERED_PAUSE_CAP_SECONDS
-                )
-                pause = longest * self._rng()
-                if time.monotonic() + pause > give_up_at:
-                    raise
-            self._sleep(pause)
-        return request()
+        return while_unavailable(
+            request,
+            tries=_UNANSWERED_TRIES,
+            patience_seconds=self._patience_seconds,
+            pause=self._unanswered_pause,
+            sleep=self._sleep,
+        )
+
+    def _unanswered_pause(self, tries: int) -> float:
+        longest = backoff(tries, _UNANSWERED_PAUSE_SECONDS, _UNANSWERED_PAUSE_CAP_SECONDS)
+        return longest * self._rng()
 
     def retry[T](self, attempt: Callable[[], T], failure: str, max_tries: int) -> T:
         """Repeat `attempt` after every Conflict. Raises ServiceUnavailable(failure)."""

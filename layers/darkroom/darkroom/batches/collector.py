@@ -115,17 +115,18 @@ class Collector:
         run = self.runs.get(batch.job)
         if leased is None or run is None:
             return
-        work = _Collection(self, leased, owner, run, remaining_seconds)
+        work, out_of_time = _Collection(self, leased, owner, run, remaining_seconds), False
         with self.telemetry.bound(job=batch.job, batch=batch.name):
             try:
                 work.run_to_end()
             except _OutOfTime:
-                work.end_lease()
-                self.continue_later(batch.name)
+                out_of_time = True
             except LeaseLost as lost:
                 self.telemetry.warning("lease_lost", why=str(lost))
             finally:
                 work.end_lease()
+            if out_of_time:
+                self.continue_later(batch.name)
         if work.changed_rows:
             self.completion.check(batch.job)
 
