@@ -1,18 +1,21 @@
 """CSVs in S3 (on MiniStack); and the results bucket, in memory and in S3 alike."""
 
 import gzip
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from botocore.exceptions import ClientError
 
 from darkroom.aws.s3 import S3CsvStore, S3ObjectStore
-from darkroom.errors import JobRejected, UploadLost
+from darkroom.errors import JobRejected, ServiceUnavailable, UploadLost
 from darkroom.jobs import Source
 from darkroom.ports import MIN_PART_BYTES, ObjectStore
 from tests.conftest import ClientFactory
-from tests.fakes.services import FakeStore
+from tests.fakes.services import FakeClock, FakeStore
 
 
 class S3Harness:
@@ -201,3 +204,57 @@ def test_the_content_type_of_an_upload_is_stored(harness: S3Harness) -> None:
     results.store.complete_upload(KEY, upload, etags, replaces=None)
     head = harness.s3.head_object(Bucket=harness.bucket, Key=KEY)
     assert head["ContentType"] == "text/csv; charset=utf-8"
+
+
+FAILED = ClientError({"Error": {"Code": "SlowDown"}}, "GetObject")
+
+
+def unreliable(
+    harness: S3Harness, monkeypatch: pytest.MonkeyPatch, clock: FakeClock, failures: int
+) -> S3ObjectStore:
+    """The results bucket when that many requests of each operation fail before one is answered."""
+    client = harness.s3
+    for operation in (
+        "put_object",
+        "head_object",
+        "get_object",
+        "create_multipart_upload",
+        "upload_part",
+        "complete_multipart_upload",
+        "abort_multipart_upload",
+    ):
+        answers = chain(repeat(FAILED, failures), repeat(getattr(client, operation)))
+
+        def request(answers: Iterator[Any] = answers, **arguments: Any) -> Any:
+            answer = next(answers)
+            if answer is FAILED:
+                raise FAILED
+            return answer(**arguments)
+
+        monkeypatch.setattr(client, operation, request)
+    return S3ObjectStore(client, harness.bucket, patience_seconds=30.0, sleep=clock.sleep)
+
+
+def test_requests_that_s3_does_not_answer_are_repeated(
+    harness: S3Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report makes thousands of requests and needs the answer to each."""
+    store = unreliable(harness, monkeypatch, FakeClock(), failures=5)
+    assert store.put("a", b"small", "text/plain")
+    assert store.metadata("a") is not None
+    assert store.get("a") == b"small"
+    upload = store.create_upload("b", "text/plain")
+    etag = store.upload_part("b", upload, 1, b"staged")
+    assert store.complete_upload("b", upload, [etag], replaces=None)
+    assert store.get("b") == b"staged"
+    store.abort_upload("c", store.create_upload("c", "text/plain"))
+    assert on_s3(harness).unfinished_uploads() == []
+
+
+def test_s3_that_does_not_answer_for_long_is_unavailable(
+    harness: S3Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock()
+    with pytest.raises(ServiceUnavailable, match=r"the results bucket .S3. is unavailable"):
+        unreliable(harness, monkeypatch, clock, failures=10_000).get("a")
+    assert 20 < sum(clock.slept) < 60

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 # crashed its worker. So does a batch whose collector could not end its lease. The heartbeat, every
 # 30 s, may be kept waiting by a few such requests.
 LEDGER_PATIENCE_SECONDS = 10.0
+RESULTS_PATIENCE_SECONDS = 30.0  # a report has thousands of requests, and begins again after one
 
 
 @contextmanager
@@ -411,7 +412,11 @@ class Wiring:
     def _results(self) -> "S3ObjectStore":
         from darkroom.aws.s3 import S3ObjectStore
 
-        return S3ObjectStore(self._client("s3"), self._settings.results_bucket)
+        return S3ObjectStore(
+            self._client("s3"),
+            self._settings.results_bucket,
+            patience_seconds=RESULTS_PATIENCE_SECONDS,
+        )
 
     @cached_property
     def _csv_store(self) -> "S3CsvStore":

@@ -1,6 +1,7 @@
 """S3: the input bucket's CSVs as streams, and the results bucket's objects and uploads."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, unquote
 
@@ -15,6 +16,7 @@ from darkroom.aws.errors import (
 )
 from darkroom.errors import JobRejected, ServiceUnavailable, UploadLost
 from darkroom.jobs import Source
+from darkroom.retry import backoff, while_unavailable
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 256 * 1024
 _READ_TRIES = 4  # of one read that is cut off; each resumes where the last one stopped
+_MAX_TRIES = 20
+_PAUSE_SECONDS = 0.1
+_PAUSE_CAP_SECONDS = 3.0
 _METADATA_BYTES = 2000  # S3 accepts 2 KB in total, names included
 _SERVICE = "the results bucket (S3)"
 _PAST_END_CODES = frozenset({"InvalidRange", "416"})
@@ -106,11 +111,24 @@ def _csv_error(error: ClientError, source: Source) -> Exception:
 
 
 class S3ObjectStore:
-    """Implements ports.ObjectStore. Metadata that is not printable ASCII is percent-encoded."""
+    """Implements ports.ObjectStore. Metadata that is not printable ASCII is percent-encoded.
 
-    def __init__(self, s3: "S3Client", bucket: str) -> None:
+    All methods raise ServiceUnavailable for transient errors that last for longer than
+    `patience_seconds`: a report of 5,000 rows reads 10,000 thumbnails, and needs all of them.
+    """
+
+    def __init__(
+        self,
+        s3: "S3Client",
+        bucket: str,
+        *,
+        patience_seconds: float = 0.0,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._s3 = s3
         self._bucket = bucket
+        self._patience_seconds = patience_seconds
+        self._sleep = sleep
 
     def put(
         self,
@@ -128,8 +146,8 @@ class S3ObjectStore:
         elif replaces is not None:
             condition["IfMatch"] = replaces
         try:
-            with translate_errors(_SERVICE):
-                self._s3.put_object(
+            self._answered(
+                lambda: self._s3.put_object(
                     Bucket=self._bucket,
                     Key=key,
                     Body=body,
@@ -137,6 +155,7 @@ class S3ObjectStore:
                     Metadata=_encoded(metadata or {}),
                     **condition,
                 )
+            )
         except ClientError as error:
             code = error_code(error)
             if code in _CONDITION_FAILED_CODES or (replaces and code in MISSING_CODES):
@@ -148,8 +167,7 @@ class S3ObjectStore:
 
     def metadata(self, key: str) -> Mapping[str, str] | None:
         try:
-            with translate_errors(_SERVICE):
-                head = self._s3.head_object(Bucket=self._bucket, Key=key)
+            head = self._answered(lambda: self._s3.head_object(Bucket=self._bucket, Key=key))
         except ClientError as error:
             if error_code(error) in MISSING_CODES:
                 return None
@@ -158,9 +176,11 @@ class S3ObjectStore:
         return {**found, "etag": head["ETag"]}
 
     def get(self, key: str) -> bytes | None:
+        def read() -> bytes:
+            return self._s3.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+
         try:
-            with translate_errors(_SERVICE):
-                return self._s3.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+            return self._answered(read)
         except ClientError as error:
             if error_code(error) in MISSING_CODES:
                 return None
@@ -169,21 +189,23 @@ class S3ObjectStore:
     def create_upload(
         self, key: str, content_type: str, metadata: Mapping[str, str] | None = None
     ) -> str:
-        with translate_errors(_SERVICE):
-            response = self._s3.create_multipart_upload(
+        response = self._answered(
+            lambda: self._s3.create_multipart_upload(
                 Bucket=self._bucket,
                 Key=key,
                 ContentType=content_type,
                 Metadata=_encoded(metadata or {}),
             )
+        )
         return response["UploadId"]
 
     def upload_part(self, key: str, upload: str, number: int, body: bytes) -> str:
         try:
-            with translate_errors(_SERVICE):
-                response = self._s3.upload_part(
+            response = self._answered(
+                lambda: self._s3.upload_part(
                     Bucket=self._bucket, Key=key, UploadId=upload, PartNumber=number, Body=body
                 )
+            )
         except ClientError as error:
             if error_code(error) == _UPLOAD_GONE:
                 raise UploadLost(f"the upload of {key} is gone") from error
@@ -198,14 +220,15 @@ class S3ObjectStore:
         condition: dict[str, Any] = {"IfMatch": replaces} if replaces else {"IfNoneMatch": "*"}
         parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
         try:
-            with translate_errors(_SERVICE):
-                self._s3.complete_multipart_upload(
+            self._answered(
+                lambda: self._s3.complete_multipart_upload(
                     Bucket=self._bucket,
                     Key=key,
                     UploadId=upload,
                     MultipartUpload={"Parts": cast("Any", parts)},
                     **condition,
                 )
+            )
         except ClientError as error:
             code = error_code(error)
             if code in _CONDITION_FAILED_CODES | MISSING_CODES | {_UPLOAD_GONE}:
@@ -217,11 +240,29 @@ class S3ObjectStore:
 
     def abort_upload(self, key: str, upload: str) -> None:
         try:
-            with translate_errors(_SERVICE):
-                self._s3.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload)
+            self._answered(
+                lambda: self._s3.abort_multipart_upload(
+                    Bucket=self._bucket, Key=key, UploadId=upload
+                )
+            )
         except ClientError as error:
             if error_code(error) != _UPLOAD_GONE:
                 raise
+
+    def _answered[T](self, request: Callable[[], T]) -> T:
+        """Make a request again while it is not answered, for up to `patience_seconds`."""
+
+        def attempt() -> T:
+            with translate_errors(_SERVICE):
+                return request()
+
+        return while_unavailable(
+            attempt,
+            tries=_MAX_TRIES,
+            patience_seconds=self._patience_seconds,
+            pause=lambda tries: backoff(tries, _PAUSE_SECONDS, _PAUSE_CAP_SECONDS),
+            sleep=self._sleep,
+        )
 
 
 def _encoded(metadata: Mapping[str, str]) -> dict[str, str]:
