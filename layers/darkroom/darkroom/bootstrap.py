@@ -51,7 +51,9 @@ if TYPE_CHECKING:
 # crashed its worker. So does a batch whose collector could not end its lease. The heartbeat, every
 # 30 s, may be kept waiting by a few such requests.
 LEDGER_PATIENCE_SECONDS = 10.0
-RESULTS_PATIENCE_SECONDS = 30.0  # a report has thousands of requests, and begins again after one
+# A report makes thousands of requests to S3, and begins again when one of them fails. An editor has
+# its own rule: it returns the row, or repeats the upload of a paid image until its deadline.
+REPORT_PATIENCE_SECONDS = 30.0
 
 
 @contextmanager
@@ -216,7 +218,7 @@ class Wiring:
         return Reporter(
             runs=self.ledger,
             rows=self.ledger,
-            store=self._results,
+            store=self._results(REPORT_PATIENCE_SECONDS),
             job_rows=lambda run: read_job_rows(partial(csv_store.read, run.source), run.options),
             notify=lambda subject, body: sns.publish(
                 TopicArn=self._settings.jobs_topic_arn, Subject=subject, Message=body
@@ -283,7 +285,7 @@ class Wiring:
     def _images(self) -> "ImageStorage":
         from darkroom.editor.image_storage import ImageStorage
 
-        return ImageStorage(self._results, self.ledger, self._clock, self._telemetry)
+        return ImageStorage(self._results(), self.ledger, self._clock, self._telemetry)
 
     @cached_property
     def _memory(self) -> "MemoryBudget":
@@ -408,14 +410,11 @@ class Wiring:
 
         return LostUploads(self._client("sqs"), self._settings.lost_events_queue_url, start)
 
-    @cached_property
-    def _results(self) -> "S3ObjectStore":
+    def _results(self, patience_seconds: float = 0.0) -> "S3ObjectStore":
         from darkroom.aws.s3 import S3ObjectStore
 
         return S3ObjectStore(
-            self._client("s3"),
-            self._settings.results_bucket,
-            patience_seconds=RESULTS_PATIENCE_SECONDS,
+            self._client("s3"), self._settings.results_bucket, patience_seconds=patience_seconds
         )
 
     @cached_property
