@@ -497,8 +497,11 @@ def test_one_reporter_works_at_a_time_until_its_lease_ends(harness: Harness) -> 
     assert ledger.begin_report(run, 60.0, "invocation-1")  # retried after a crash
     harness.clock.time += 61
     assert ledger.begin_report(run, 60.0, "invocation-3")
+    assert not ledger.begin_report(run, 0.0, "invocation-4")
+    assert ledger.begin_report(run, 0.0, "invocation-3")  # ends its lease
+    assert ledger.begin_report(run, 60.0, "invocation-4")
     assert ledger.finish_report(run, 7.0)
-    assert not ledger.begin_report(run, 60.0, "invocation-4")
+    assert not ledger.begin_report(run, 60.0, "invocation-5")
     assert (harness.current.state, harness.current.finished_at) == (RunState.DONE, 7.0)
 
 

@@ -160,6 +160,19 @@ def test_a_reporter_that_crashed_leaves_no_job_json_and_its_retry_makes_it() -> 
     assert len(harness.notifications) == 1
 
 
+def test_a_report_that_s3_did_not_answer_is_left_to_any_reporter() -> None:
+    """The sweep's begins under another name, and need not wait for a lease of 15 minutes."""
+    harness = complete_job()
+
+    class UnavailableStore(FakeStore):
+        def upload_part(self, key: str, *args: Any) -> str:
+            raise ServiceUnavailable("the results bucket (S3) is unavailable at the moment")
+
+    with pytest.raises(ServiceUnavailable):
+        harness.report(owner="request-1", store=UnavailableStore())
+    assert harness.report(owner="request-2") is ReportOutcome.MADE
+
+
 def redrive_and_succeed(harness: ReportHarness) -> None:
     """Redrives the failed row: its old outcome leaves the counters in one more transition."""
     harness.add_to_counters(failed=-1, transitions=1)

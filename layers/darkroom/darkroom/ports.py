@@ -358,8 +358,9 @@ class RunLedger(Protocol):
     def begin_report(self, run: Run, lease_seconds: float, owner: str = "") -> bool:
         """True for exactly one caller once all rows are settled and the report is not made yet.
 
-        The lease must outlast the caller's own time limit. `owner` names an invocation:
-        retried after a crash under the same name, it gets its own lease again.
+        The lease must outlast the caller's own time limit; one of 0 seconds ends the owner's.
+        `owner` names an invocation: retried after a crash under the same name, it gets its own
+        lease again.
         """
 
     def finish_report(self, run: Run, finished_at: float) -> bool:

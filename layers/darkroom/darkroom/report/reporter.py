@@ -4,6 +4,7 @@ Published in this order, so that a job.json with the run's id means that everyth
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
@@ -81,6 +82,10 @@ class Reporter:
             except Superseded as newer:
                 self.telemetry.info("report_superseded", job=job, run=run.run, why=str(newer))
                 continue
+            except ServiceUnavailable:
+                with suppress(ServiceUnavailable):  # end the lease: any reporter may go on
+                    self.runs.begin_report(run, 0.0, owner)
+                raise
             if self.runs.finish_report(run, self.clock.now()):
                 self._log_and_notify(summary)
                 return ReportOutcome.MADE
