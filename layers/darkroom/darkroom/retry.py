@@ -19,13 +19,18 @@ def with_jitter(seconds: float, random: Callable[[], float]) -> float:
     return seconds * (1 - JITTER + 2 * JITTER * random())
 
 
+def _short_pause(tries: int) -> float:
+    """0.1 s after the first try, doubled after each further one, up to 3 s."""
+    return backoff(tries, 0.1, 3.0)
+
+
 def while_unavailable[T](
     request: Callable[[], T],
     *,
     tries: int,
     patience_seconds: float,
-    pause: Callable[[int], float],
     sleep: Callable[[float], None],
+    pause: Callable[[int], float] = _short_pause,
 ) -> T:
     """Repeat `request` while it raises ServiceUnavailable: `tries` in all, within the patience.
 

@@ -16,7 +16,7 @@ from darkroom.aws.errors import (
 )
 from darkroom.errors import JobRejected, ServiceUnavailable, UploadLost
 from darkroom.jobs import Source
-from darkroom.retry import backoff, while_unavailable
+from darkroom.retry import while_unavailable
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 256 * 1024
 _READ_TRIES = 4  # of one read that is cut off; each resumes where the last one stopped
 _MAX_TRIES = 20
-_PAUSE_SECONDS = 0.1
-_PAUSE_CAP_SECONDS = 3.0
 _METADATA_BYTES = 2000  # S3 accepts 2 KB in total, names included
 _SERVICE = "the results bucket (S3)"
 _PAST_END_CODES = frozenset({"InvalidRange", "416"})
@@ -114,7 +112,7 @@ class S3ObjectStore:
     """Implements ports.ObjectStore. Metadata that is not printable ASCII is percent-encoded.
 
     All methods raise ServiceUnavailable for transient errors that last for longer than
-    `patience_seconds`: a report of 5,000 rows reads 10,000 thumbnails, and needs all of them.
+    `patience_seconds`.
     """
 
     def __init__(
@@ -260,7 +258,6 @@ class S3ObjectStore:
             attempt,
             tries=_MAX_TRIES,
             patience_seconds=self._patience_seconds,
-            pause=lambda tries: backoff(tries, _PAUSE_SECONDS, _PAUSE_CAP_SECONDS),
             sleep=self._sleep,
         )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from darkroom.aws.errors import translate_errors
 from darkroom.errors import ServiceUnavailable
-from darkroom.retry import backoff, while_unavailable
+from darkroom.retry import while_unavailable
 from darkroom.rows import Received, RowMessage
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ _BACKLOG_ATTRIBUTES: Sequence["QueueAttributeNameType"] = (
 )
 _MAX_TRIES = 6
 _PATIENCE_SECONDS = 10.0  # the heartbeat's other requests wait meanwhile
-_PAUSE_SECONDS = 0.1
-_PAUSE_CAP_SECONDS = 3.0
 _MAX_GROUP_CHARS = 128
 _MAX_ATTRIBUTE_CHARS = 1000
 
@@ -126,7 +124,6 @@ class SqsRowQueue:
             attempt,
             tries=_MAX_TRIES,
             patience_seconds=_PATIENCE_SECONDS,
-            pause=lambda tries: backoff(tries, _PAUSE_SECONDS, _PAUSE_CAP_SECONDS),
             sleep=self._sleep,
         )
 
